@@ -1,0 +1,135 @@
+//! The kinds table: one declaration a kind.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::Object;
+use crate::schema::TypeRef;
+use crate::strategy::Strategy;
+use crate::table::Column;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Namespaced,
+    Cluster,
+}
+
+/// Where a kind's objects live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Storage {
+    /// In the store, under `/registry/`.
+    Stored,
+    /// Nowhere: created, answered and forgotten, like `TokenReview`.
+    Virtual,
+}
+
+/// One kind of object in one version, as everything but its own rules needs to know it.
+pub struct Kind {
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+    pub plural: String,
+    pub singular: String,
+    pub short_names: Vec<String>,
+    pub categories: Vec<String>,
+    pub scope: Scope,
+    pub storage: Storage,
+    /// Names of its subresources: `status`, `scale`, `log`, `exec`, …
+    pub subresources: Vec<String>,
+    /// The folder under `/registry/`, as upstream lays it out: `services/specs`, `minions`, `pods`.
+    pub registry_folder: String,
+    pub schema: TypeRef,
+    pub columns: Vec<Column>,
+    /// Fields besides `metadata.name` and `metadata.namespace` that field selectors may use.
+    pub selectable: &'static [&'static str],
+    pub strategy: &'static dyn Strategy,
+}
+
+impl Kind {
+    /// `v1` or `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    pub fn list_kind(&self) -> String {
+        format!("{}List", self.kind)
+    }
+
+    pub fn is_namespaced(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+
+    pub fn has_subresource(&self, name: &str) -> bool {
+        self.subresources.iter().any(|s| s == name)
+    }
+
+    /// The store's key of one object.
+    pub fn key(&self, namespace: &str, name: &str) -> String {
+        if self.is_namespaced() {
+            format!("/registry/{}/{namespace}/{name}", self.registry_folder)
+        } else {
+            format!("/registry/{}/{name}", self.registry_folder)
+        }
+    }
+
+    /// The prefix of the keys of all objects, or of those of one namespace; ends in `/`.
+    pub fn prefix(&self, namespace: Option<&str>) -> String {
+        match namespace {
+            Some(namespace) if self.is_namespaced() => {
+                format!("/registry/{}/{namespace}/", self.registry_folder)
+            }
+            _ => format!("/registry/{}/", self.registry_folder),
+        }
+    }
+
+    /// The value of a selectable field of an object, `""` where it is unset; `None` if the kind does not
+    /// offer the field.
+    pub fn selectable_field(&self, object: &Object, field: &str) -> Option<String> {
+        let offered = matches!(field, "metadata.name" | "metadata.namespace")
+            || self.selectable.contains(&field);
+        offered.then(|| self.strategy.field(object, field))
+    }
+}
+
+/// All kinds that a server knows. Built-in kinds never change; CRDs will make a new table.
+#[derive(Clone, Default)]
+pub struct Kinds {
+    kinds: Vec<Arc<Kind>>,
+    by_resource: HashMap<(String, String, String), usize>,
+    by_kind: HashMap<(String, String, String), usize>,
+}
+
+impl Kinds {
+    /// Every GA built-in kind of v1.36.
+    pub fn builtin() -> Kinds {
+        let mut kinds = Kinds::default();
+        for kind in builtin::declarations() {
+            kinds.insert(kind);
+        }
+        kinds
+    }
+
+    pub fn insert(&mut self, kind: Kind) {
+        let at = self.kinds.len();
+        self.by_resource.insert((kind.group.clone(), kind.version.clone(), kind.plural.clone()), at);
+        self.by_kind.insert((kind.group.clone(), kind.version.clone(), kind.kind.clone()), at);
+        self.kinds.push(Arc::new(kind));
+    }
+
+    /// In the order of declaration, which is the order of discovery.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
+        self.kinds.iter()
+    }
+
+    pub fn by_resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
+        let key = (group.to_owned(), version.to_owned(), plural.to_owned());
+        self.by_resource.get(&key).map(|&at| &self.kinds[at])
+    }
+
+    pub fn by_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<Kind>> {
+        let key = (group.to_owned(), version.to_owned(), kind.to_owned());
+        self.by_kind.get(&key).map(|&at| &self.kinds[at])
+    }
+}
+
+mod builtin;

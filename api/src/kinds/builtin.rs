@@ -1,0 +1,133 @@
+//! The built-in kinds of v1.36, a file a family of groups. The order is that of discovery.
+
+use super::{Kind, Scope, Storage};
+use crate::schema::TypeRef;
+use crate::strategy::{Plain, Strategy};
+use crate::table::Column;
+
+mod apps;
+mod auth;
+mod core;
+mod events;
+mod extension;
+mod network;
+mod node;
+mod pod;
+mod resource;
+mod service;
+mod storage;
+
+pub(super) fn declarations() -> Vec<Kind> {
+    [
+        core::kinds(),
+        extension::registrations(),
+        apps::kinds(),
+        auth::kinds(),
+        network::kinds(),
+        storage::kinds(),
+        resource::kinds(),
+        extension::kinds(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Starts the declaration of a namespaced, stored kind with the columns Name and Age. The type is looked up by
+/// its name in the embedded schema, of which a test makes sure that it has them all.
+fn kind(group: &'static str, version: &'static str, kind: &str, plural: &str) -> Kind {
+    let package = match group {
+        "" => "io.k8s.api.core".to_owned(),
+        "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".into(),
+        "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".into(),
+        "flowcontrol.apiserver.k8s.io" => "io.k8s.api.flowcontrol".into(),
+        group => format!("io.k8s.api.{}", group.split('.').next().unwrap_or(group)),
+    };
+    let type_name = format!("{package}.{version}.{kind}");
+    let schema = TypeRef::builtin(&type_name)
+        .unwrap_or_else(|| unreachable!("the embedded schema has no {type_name}"));
+    Kind {
+        group: group.into(),
+        version: version.into(),
+        kind: kind.into(),
+        plural: plural.into(),
+        singular: kind.to_lowercase(),
+        short_names: Vec::new(),
+        categories: Vec::new(),
+        scope: Scope::Namespaced,
+        storage: Storage::Stored,
+        subresources: Vec::new(),
+        registry_folder: plural.into(),
+        schema,
+        columns: vec![Column::name(), Column::age()],
+        selectable: &[],
+        strategy: &Plain,
+    }
+}
+
+/// The words of a declaration.
+impl Kind {
+    fn cluster(mut self) -> Self {
+        self.scope = Scope::Cluster;
+        self
+    }
+
+    fn unstored(mut self) -> Self {
+        self.storage = Storage::Virtual;
+        self
+    }
+
+    fn short(mut self, names: &[&str]) -> Self {
+        self.short_names = names.iter().map(|n| (*n).to_owned()).collect();
+        self
+    }
+
+    fn category(mut self, category: &str) -> Self {
+        self.categories.push(category.into());
+        self
+    }
+
+    fn subresources(mut self, names: &[&str]) -> Self {
+        self.subresources = names.iter().map(|n| (*n).to_owned()).collect();
+        self
+    }
+
+    fn folder(mut self, folder: &str) -> Self {
+        self.registry_folder = folder.into();
+        self
+    }
+
+    fn columns(mut self, columns: Vec<Column>) -> Self {
+        self.columns = columns;
+        self
+    }
+
+    fn fields(mut self, fields: &'static [&'static str]) -> Self {
+        self.selectable = fields;
+        self
+    }
+
+    fn strategy(mut self, strategy: &'static dyn Strategy) -> Self {
+        self.strategy = strategy;
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use crate::Kinds;
+
+    #[test]
+    fn every_kind_is_found_by_its_resource_and_by_its_kind() {
+        let kinds = Kinds::builtin();
+        let mut folders = HashSet::new();
+        for kind in kinds.iter() {
+            assert!(kinds.by_resource(&kind.group, &kind.version, &kind.plural).is_some(), "{}", kind.plural);
+            assert!(kinds.by_kind(&kind.group, &kind.version, &kind.kind).is_some(), "{}", kind.kind);
+            assert!(folders.insert(kind.registry_folder.clone()), "two kinds in {}", kind.registry_folder);
+        }
+        assert!(folders.len() > 60, "{} kinds", folders.len());
+    }
+}

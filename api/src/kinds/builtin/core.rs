@@ -1,0 +1,301 @@
+//! The core group, without pods, services, nodes and events, which have files of their own.
+
+use serde_json::{Value, json};
+
+use super::{events, kind, node, pod, service};
+use crate::strategy::Strategy;
+use crate::table::Column;
+use crate::table::cell::{
+    self, access_modes, containers, count, int, int_at, items_at, joined, labels, str_at, text, text_or,
+};
+use crate::{Cause, Kind, Object};
+
+pub(super) fn kinds() -> Vec<Kind> {
+    vec![
+        kind("", "v1", "Binding", "bindings").unstored(),
+        kind("", "v1", "ComponentStatus", "componentstatuses").cluster().short(&["cs"]).unstored(),
+        kind("", "v1", "ConfigMap", "configmaps").short(&["cm"]).strategy(&ConfigMaps).columns(vec![
+            Column::name(),
+            Column::new("Data", "string", |o, _| (count(o, "/data") + count(o, "/binaryData")).into()),
+            Column::age(),
+        ]),
+        kind("", "v1", "Endpoints", "endpoints").short(&["ep"]).folder("services/endpoints").columns(vec![
+            Column::name(),
+            Column::new("Endpoints", "string", |o, _| endpoints(o)),
+            Column::age(),
+        ]),
+        events::core(),
+        kind("", "v1", "LimitRange", "limitranges")
+            .short(&["limits"])
+            .columns(vec![Column::name(), Column::created_at()]),
+        kind("", "v1", "Namespace", "namespaces")
+            .cluster()
+            .short(&["ns"])
+            .subresources(&["finalize", "status"])
+            .fields(&["status.phase"])
+            .strategy(&Namespaces)
+            .columns(vec![
+                Column::name(),
+                Column::new("Status", "string", |o, _| text(o, "/status/phase")),
+                Column::age(),
+            ]),
+        node::kind(),
+        kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+            .short(&["pvc"])
+            .subresources(&["status"])
+            .columns(claim_columns()),
+        kind("", "v1", "PersistentVolume", "persistentvolumes")
+            .cluster()
+            .short(&["pv"])
+            .subresources(&["status"])
+            .columns(volume_columns()),
+        pod::kind(),
+        kind("", "v1", "PodTemplate", "podtemplates").columns(vec![
+            Column::name(),
+            Column::new("Containers", "string", |o, _| containers(o, "/template/spec", "name")),
+            Column::new("Images", "string", |o, _| containers(o, "/template/spec", "image")),
+            Column::new("Pod Labels", "string", |o, _| labels(o, "/template/metadata/labels")),
+        ]),
+        replication_controllers(),
+        kind("", "v1", "ResourceQuota", "resourcequotas").short(&["quota"]).subresources(&["status"]).columns(vec![
+            Column::name(),
+            Column::new("Request", "string", |o, _| quota(o, Side::Request)),
+            Column::new("Limit", "string", |o, _| quota(o, Side::Limit)),
+            Column::age(),
+        ]),
+        kind("", "v1", "Secret", "secrets").fields(&["type"]).strategy(&Secrets).columns(vec![
+            Column::name(),
+            Column::new("Type", "string", |o, _| text(o, "/type")),
+            Column::new("Data", "string", |o, _| count(o, "/data").into()),
+            Column::age(),
+        ]),
+        kind("", "v1", "ServiceAccount", "serviceaccounts").short(&["sa"]).subresources(&["token"]).columns(vec![
+            Column::name(),
+            Column::new("Secrets", "string", |o, _| count(o, "/secrets").into()),
+            Column::age(),
+        ]),
+        service::kind(),
+    ]
+}
+
+fn replication_controllers() -> Kind {
+    kind("", "v1", "ReplicationController", "replicationcontrollers")
+        .short(&["rc"])
+        .category("all")
+        .folder("controllers")
+        .subresources(&["scale", "status"])
+        .fields(&["status.replicas"])
+        .strategy(&ReplicationControllers)
+        .columns(vec![
+            Column::name(),
+            Column::new("Desired", "integer", |o, _| int(o, "/spec/replicas")),
+            Column::new("Current", "integer", |o, _| int(o, "/status/replicas")),
+            Column::new("Ready", "integer", |o, _| int(o, "/status/readyReplicas")),
+            Column::age(),
+            Column::new("Containers", "string", |o, _| containers(o, "/spec/template/spec", "name")).wide(),
+            Column::new("Images", "string", |o, _| containers(o, "/spec/template/spec", "image")).wide(),
+            Column::new("Selector", "string", |o, _| labels(o, "/spec/selector")).wide(),
+        ])
+}
+
+/// A phase that gives way to `Terminating`.
+fn phase(object: &Object) -> Value {
+    if object["metadata"]["deletionTimestamp"].is_null() {
+        text(object, "/status/phase")
+    } else {
+        "Terminating".into()
+    }
+}
+
+fn claim_columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        Column::new("Status", "string", |o, _| phase(o)),
+        Column::new("Volume", "string", |o, _| text(o, "/spec/volumeName")),
+        Column::new("Capacity", "string", |o, _| text(o, "/status/capacity/storage")),
+        Column::new("Access Modes", "string", |o, _| access_modes(o, "/status/accessModes")),
+        Column::new("StorageClass", "string", |o, _| text(o, "/spec/storageClassName")),
+        attributes_class(),
+        Column::age(),
+        volume_mode(),
+    ]
+}
+
+fn volume_columns() -> Vec<Column> {
+    vec![
+        Column::name(),
+        Column::new("Capacity", "string", |o, _| text(o, "/spec/capacity/storage")),
+        Column::new("Access Modes", "string", |o, _| access_modes(o, "/spec/accessModes")),
+        Column::new("Reclaim Policy", "string", |o, _| text(o, "/spec/persistentVolumeReclaimPolicy")),
+        Column::new("Status", "string", |o, _| phase(o)),
+        Column::new("Claim", "string", |o, _| match &o["spec"]["claimRef"] {
+            Value::Null => "".into(),
+            claim => format!("{}/{}", str_at(claim, "/namespace"), str_at(claim, "/name")).into(),
+        }),
+        Column::new("StorageClass", "string", |o, _| text(o, "/spec/storageClassName")),
+        attributes_class(),
+        Column::new("Reason", "string", |o, _| text(o, "/status/reason")),
+        Column::age(),
+        volume_mode(),
+    ]
+}
+
+fn attributes_class() -> Column {
+    Column::new("VolumeAttributesClass", "string", |o, _| text_or(o, "/spec/volumeAttributesClassName", cell::UNSET))
+}
+
+fn volume_mode() -> Column {
+    Column::new("VolumeMode", "string", |o, _| text_or(o, "/spec/volumeMode", cell::UNSET)).wide()
+}
+
+/// The first three addresses with their ports, and how many more there are.
+fn endpoints(object: &Object) -> Value {
+    const SHOWN: usize = 3;
+    let mut all = Vec::new();
+    for subset in items_at(object, "/subsets") {
+        let ports = items_at(subset, "/ports");
+        for address in items_at(subset, "/addresses") {
+            let ip = str_at(address, "/ip");
+            if ports.is_empty() {
+                all.push(ip.to_owned());
+            }
+            all.extend(ports.iter().map(|port| format!("{ip}:{}", int_at(port, "/port"))));
+        }
+    }
+    let more = all.len().saturating_sub(SHOWN);
+    all.truncate(SHOWN);
+    let shown = joined(all.iter().map(String::as_str), cell::NONE);
+    if more > 0 { format!("{shown} + {more} more...").into() } else { shown.into() }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Side {
+    Request,
+    Limit,
+}
+
+fn quota(object: &Object, side: Side) -> Value {
+    let hard = object["status"]["hard"].as_object();
+    let parts: Vec<String> = hard
+        .into_iter()
+        .flatten()
+        .filter(|(name, _)| name.starts_with("limits.") == (side == Side::Limit))
+        .map(|(name, hard)| {
+            let used = object["status"]["used"][name].as_str().unwrap_or("0");
+            format!("{name}: {used}/{}", hard.as_str().unwrap_or_default())
+        })
+        .collect();
+    parts.join(", ").into()
+}
+
+/// ConfigMaps: `immutable: true` freezes them.
+struct ConfigMaps;
+
+impl Strategy for ConfigMaps {
+    fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        frozen(new, old, &["data", "binaryData"])
+    }
+}
+
+fn frozen(new: &Object, old: &Object, fields: &[&str]) -> Vec<Cause> {
+    const WHY: &str = "field is immutable when `immutable` is set";
+    if old["immutable"] != true {
+        return Vec::new();
+    }
+    let mut causes = Vec::new();
+    if new["immutable"] != true {
+        causes.push(Cause::forbidden("immutable", WHY));
+    }
+    causes.extend(fields.iter().filter(|f| new[**f] != old[**f]).map(|f| Cause::forbidden(*f, WHY)));
+    causes
+}
+
+struct Secrets;
+
+impl Strategy for Secrets {
+    /// `stringData` is written once, into `data`.
+    fn default(&self, object: &mut Object) {
+        use base64::Engine as _;
+        let Some(Value::Object(strings)) = object.as_object_mut().and_then(|o| o.remove("stringData")) else {
+            return;
+        };
+        for (key, value) in strings {
+            let bytes = value.as_str().unwrap_or_default().as_bytes();
+            object["data"][key] = base64::engine::general_purpose::STANDARD.encode(bytes).into();
+        }
+    }
+
+    fn validate(&self, object: &Object) -> Vec<Cause> {
+        let required: &[&str] = match str_at(object, "/type") {
+            "kubernetes.io/tls" => &["tls.crt", "tls.key"],
+            "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
+            "kubernetes.io/dockercfg" => &[".dockercfg"],
+            "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
+            _ => &[],
+        };
+        let missing = required.iter().filter(|key| object["data"].get(**key).is_none());
+        missing.map(|key| Cause::required(format!("data[{key}]"), "")).collect()
+    }
+
+    fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut causes = frozen(new, old, &["data"]);
+        if new["type"] != old["type"] {
+            causes.push(Cause::invalid("type", &new["type"], "field is immutable"));
+        }
+        causes
+    }
+}
+
+struct Namespaces;
+
+impl Strategy for Namespaces {
+    fn default(&self, object: &mut Object) {
+        let name = str_at(object, "/metadata/name").to_owned();
+        if !name.is_empty() {
+            object["metadata"]["labels"]["kubernetes.io/metadata.name"] = name.into();
+        }
+    }
+
+    fn prepare_create(&self, object: &mut Object) {
+        object["status"] = json!({"phase": "Active"});
+        let finalizers = &mut object["spec"]["finalizers"];
+        if !finalizers.is_array() {
+            *finalizers = json!([]);
+        }
+        if let Value::Array(list) = finalizers
+            && !list.iter().any(|f| f == "kubernetes")
+        {
+            list.push("kubernetes".into());
+        }
+    }
+
+    /// Only the `finalize` subresource takes finalizers away.
+    fn prepare_update(&self, new: &mut Object, old: &Object) {
+        new["spec"]["finalizers"] = old["spec"]["finalizers"].clone();
+    }
+
+    fn counts_generations(&self) -> bool {
+        false
+    }
+}
+
+struct ReplicationControllers;
+
+impl Strategy for ReplicationControllers {
+    fn default(&self, object: &mut Object) {
+        let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+        if labels.as_object().is_some_and(|l| !l.is_empty()) {
+            if !object["spec"]["selector"].is_object() {
+                object["spec"]["selector"] = labels.clone();
+            }
+            if !object["metadata"]["labels"].is_object() {
+                object["metadata"]["labels"] = labels;
+            }
+        }
+        pod::default_template(object, "/spec/template");
+    }
+
+    fn validate(&self, object: &Object) -> Vec<Cause> {
+        pod::validate_template(&object["spec"]["template"], "spec.template")
+    }
+}

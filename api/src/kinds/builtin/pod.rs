@@ -1,0 +1,512 @@
+//! Pods, and what every kind with a pod template shares.
+
+use std::collections::HashSet;
+
+use serde_json::{Value, json};
+
+use super::kind as declare;
+use crate::strategy::Strategy;
+use crate::table::Column;
+use crate::table::cell::{NONE, condition, int_at, items_at, since_text, str_at, text_or};
+use crate::{Cause, Kind, Object, name};
+
+pub(super) fn kind() -> Kind {
+    declare("", "v1", "Pod", "pods")
+        .short(&["po"])
+        .category("all")
+        .subresources(&[
+            "attach",
+            "binding",
+            "ephemeralcontainers",
+            "eviction",
+            "exec",
+            "log",
+            "portforward",
+            "proxy",
+            "resize",
+            "status",
+        ])
+        .fields(&[
+            "spec.nodeName",
+            "spec.restartPolicy",
+            "spec.schedulerName",
+            "spec.serviceAccountName",
+            "spec.hostNetwork",
+            "status.phase",
+            "status.podIP",
+            "status.podIPs",
+            "status.nominatedNodeName",
+        ])
+        .strategy(&Pods)
+        .columns(vec![
+            Column::name(),
+            Column::new("Ready", "string", |o, _| {
+                let summary = Summary::of(o);
+                format!("{}/{}", summary.n_ready, summary.n_containers).into()
+            }),
+            Column::new("Status", "string", |o, _| Summary::of(o).status.into()),
+            Column::new("Restarts", "string", |o, now| Summary::of(o).restarts(now).into()),
+            Column::age(),
+            Column::new("IP", "string", |o, _| {
+                let first = str_at(o, "/status/podIPs/0/ip");
+                if first.is_empty() { text_or(o, "/status/podIP", NONE) } else { first.into() }
+            })
+            .wide(),
+            Column::new("Node", "string", |o, _| text_or(o, "/spec/nodeName", NONE)).wide(),
+            Column::new("Nominated Node", "string", |o, _| text_or(o, "/status/nominatedNodeName", NONE)).wide(),
+            Column::new("Readiness Gates", "string", |o, _| readiness_gates(o)).wide(),
+        ])
+}
+
+fn readiness_gates(pod: &Object) -> Value {
+    let gates = items_at(pod, "/spec/readinessGates");
+    if gates.is_empty() {
+        return NONE.into();
+    }
+    let met = |gate: &&Value| {
+        condition(pod, str_at(gate, "/conditionType")).is_some_and(|c| c["status"] == "True")
+    };
+    format!("{}/{}", gates.iter().filter(met).count(), gates.len()).into()
+}
+
+/// What the columns of a pod say, worked out as upstream's printer does.
+struct Summary {
+    n_ready: usize,
+    n_containers: usize,
+    status: String,
+    n_restarts: i64,
+    /// When the last container that was restarted had ended.
+    last_restart: String,
+}
+
+impl Summary {
+    fn of(pod: &Object) -> Summary {
+        let mut summary = Summary {
+            n_ready: 0,
+            n_containers: items_at(pod, "/spec/containers").len(),
+            status: str_at(pod, "/status/phase").to_owned(),
+            n_restarts: 0,
+            last_restart: String::new(),
+        };
+        let reason = str_at(pod, "/status/reason");
+        if !reason.is_empty() {
+            summary.status = reason.to_owned();
+        }
+        let gated = condition(pod, "PodScheduled").is_some_and(|c| c["reason"] == "SchedulingGated");
+        if gated {
+            summary.status = "SchedulingGated".into();
+        }
+        let initialized = condition(pod, "Initialized").is_some_and(|c| c["status"] == "True");
+        if !summary.init_containers(pod) || initialized {
+            summary.containers(pod);
+        }
+        let ended = matches!(str_at(pod, "/status/phase"), "Succeeded" | "Failed");
+        if !pod["metadata"]["deletionTimestamp"].is_null() {
+            if pod["status"]["reason"] == "NodeLost" {
+                summary.status = "Unknown".into();
+            } else if !ended {
+                summary.status = "Terminating".into();
+            }
+        }
+        summary
+    }
+
+    fn restarts(&self, now_s: i64) -> String {
+        if self.n_restarts == 0 || self.last_restart.is_empty() {
+            return self.n_restarts.to_string();
+        }
+        format!("{} ({} ago)", self.n_restarts, since_text(&self.last_restart, now_s))
+    }
+
+    fn count_restarts(&mut self, container: &Value) {
+        self.n_restarts += int_at(container, "/restartCount");
+        let ended = str_at(container, "/lastState/terminated/finishedAt");
+        // RFC 3339 in UTC compares as text.
+        if ended > self.last_restart.as_str() {
+            self.last_restart = ended.to_owned();
+        }
+    }
+
+    /// Whether an init container still holds the pod up; the status then says which.
+    fn init_containers(&mut self, pod: &Object) -> bool {
+        let specs = items_at(pod, "/spec/initContainers");
+        let is_sidecar = |container: &Value| {
+            specs.iter().any(|s| s["name"] == container["name"] && s["restartPolicy"] == "Always")
+        };
+        self.n_containers += specs.iter().filter(|s| s["restartPolicy"] == "Always").count();
+        for (at, container) in items_at(pod, "/status/initContainerStatuses").iter().enumerate() {
+            self.count_restarts(container);
+            if is_sidecar(container) && container["started"] == true {
+                self.n_ready += usize::from(container["ready"] == true);
+                continue;
+            }
+            let terminated = &container["state"]["terminated"];
+            let waiting = str_at(container, "/state/waiting/reason");
+            if !terminated.is_null() {
+                if int_at(terminated, "/exitCode") == 0 {
+                    continue;
+                }
+                self.status = format!("Init:{}", terminated_reason(terminated));
+            } else if !waiting.is_empty() && waiting != "PodInitializing" {
+                self.status = format!("Init:{waiting}");
+            } else {
+                self.status = format!("Init:{at}/{}", specs.len());
+            }
+            return true;
+        }
+        false
+    }
+
+    fn containers(&mut self, pod: &Object) {
+        let mut running = false;
+        for container in items_at(pod, "/status/containerStatuses").iter().rev() {
+            self.count_restarts(container);
+            let waiting = str_at(container, "/state/waiting/reason");
+            let terminated = &container["state"]["terminated"];
+            if !waiting.is_empty() {
+                self.status = waiting.to_owned();
+            } else if !terminated.is_null() {
+                self.status = terminated_reason(terminated);
+            } else if container["ready"] == true && !container["state"]["running"].is_null() {
+                running = true;
+                self.n_ready += 1;
+            }
+        }
+        // A pod of which one container has completed still runs with the others.
+        if self.status == "Completed" && running {
+            let ready = condition(pod, "Ready").is_some_and(|c| c["status"] == "True");
+            self.status = if ready { "Running".into() } else { "NotReady".into() };
+        }
+    }
+}
+
+fn terminated_reason(terminated: &Value) -> String {
+    match (str_at(terminated, "/reason"), int_at(terminated, "/signal")) {
+        ("", 0) => format!("ExitCode:{}", int_at(terminated, "/exitCode")),
+        ("", signal) => format!("Signal:{signal}"),
+        (reason, _) => reason.to_owned(),
+    }
+}
+
+struct Pods;
+
+impl Strategy for Pods {
+    fn default(&self, object: &mut Object) {
+        default_spec(&mut object["spec"]);
+    }
+
+    fn prepare_create(&self, object: &mut Object) {
+        object["status"] = json!({"phase": "Pending", "qosClass": qos_class(&object["spec"])});
+        if items_at(object, "/spec/schedulingGates").is_empty() {
+            return;
+        }
+        object["status"]["conditions"] = json!([{
+            "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
+            "message": "Scheduling is blocked due to non-empty scheduling gates",
+        }]);
+    }
+
+    fn validate(&self, object: &Object) -> Vec<Cause> {
+        validate_spec(&object["spec"], "spec")
+    }
+
+    fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        // What may change in place is taken over from the new spec; all else must be equal.
+        let mut allowed = old["spec"].clone();
+        for list in ["containers", "initContainers"] {
+            let count = items_at(&new["spec"], &format!("/{list}")).len();
+            if count == items_at(&allowed, &format!("/{list}")).len() {
+                for at in 0..count {
+                    allowed[list][at]["image"] = new["spec"][list][at]["image"].clone();
+                }
+            }
+        }
+        for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"] {
+            match &new["spec"][field] {
+                Value::Null => allowed.as_object_mut().and_then(|a| a.remove(field)),
+                value => allowed.as_object_mut().and_then(|a| a.insert(field.into(), value.clone())),
+            };
+        }
+        if allowed == new["spec"] {
+            return Vec::new();
+        }
+        vec![Cause::forbidden(
+            "spec",
+            "pod updates may not change fields other than `spec.containers[*].image`,\
+             `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to \
+             existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was \
+             previously negative)",
+        )]
+    }
+
+    fn prepare_status_update(&self, new: &mut Object, old: &Object) {
+        if new["status"]["qosClass"].is_null() {
+            new["status"]["qosClass"] = old["status"]["qosClass"].clone();
+        }
+    }
+
+    fn deletion_grace_seconds(&self, object: &Object, requested: Option<i64>) -> Option<i64> {
+        let ended = matches!(str_at(object, "/status/phase"), "Succeeded" | "Failed");
+        if ended || str_at(object, "/spec/nodeName").is_empty() {
+            return Some(0);
+        }
+        let own = object["spec"]["terminationGracePeriodSeconds"].as_i64().unwrap_or(30);
+        // A negative period in a spec means one second.
+        Some(requested.unwrap_or(if own < 0 { 1 } else { own }))
+    }
+
+    fn field(&self, object: &Object, field: &str) -> String {
+        match field {
+            "spec.hostNetwork" => (object["spec"]["hostNetwork"] == true).to_string(),
+            "status.podIPs" => {
+                let ips = items_at(object, "/status/podIPs").iter().map(|ip| str_at(ip, "/ip"));
+                ips.collect::<Vec<_>>().join(",")
+            }
+            other => str_at(object, &format!("/{}", other.replace('.', "/"))).to_owned(),
+        }
+    }
+}
+
+/// Guaranteed, Burstable or BestEffort.
+fn qos_class(spec: &Value) -> &'static str {
+    let containers =
+        || items_at(spec, "/containers").iter().chain(items_at(spec, "/initContainers"));
+    let amount = |c: &Value, side: &str, of: &str| {
+        c["resources"][side][of].as_str().filter(|q| *q != "0").map(str::to_owned)
+    };
+    const COUNTED: [&str; 2] = ["cpu", "memory"];
+    let any = containers().any(|c| {
+        COUNTED.iter().any(|of| amount(c, "requests", of).is_some() || amount(c, "limits", of).is_some())
+    });
+    let all = containers().all(|c| {
+        COUNTED.iter().all(|of| {
+            let limit = amount(c, "limits", of);
+            limit.is_some() && limit == amount(c, "requests", of)
+        })
+    });
+    match (any, all) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+}
+
+/// The defaults of the pod spec in the template at a path.
+pub(super) fn default_template(object: &mut Object, path: &str) {
+    if let Some(spec) = object.pointer_mut(path).and_then(|template| template.get_mut("spec")) {
+        default_spec(spec);
+    }
+}
+
+/// Defaults of a pod spec that depend on its other fields.
+fn default_spec(spec: &mut Value) {
+    let Value::Object(map) = spec else { return };
+    // The old name of the service account and the new one are kept alike.
+    let account = map.get("serviceAccountName").or(map.get("serviceAccount")).cloned();
+    if let Some(account) = account.filter(|a| a != "") {
+        map.insert("serviceAccountName".into(), account.clone());
+        map.insert("serviceAccount".into(), account);
+    }
+    let host_network = map.get("hostNetwork") == Some(&Value::Bool(true));
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        let Some(Value::Array(containers)) = map.get_mut(list) else { continue };
+        for container in containers {
+            default_container(container, host_network, list != "ephemeralContainers");
+        }
+    }
+}
+
+fn default_container(container: &mut Value, host_network: bool, has_resources: bool) {
+    if container["imagePullPolicy"].as_str().is_none_or(str::is_empty) {
+        let policy = if is_latest(str_at(container, "/image")) { "Always" } else { "IfNotPresent" };
+        container["imagePullPolicy"] = policy.into();
+    }
+    if has_resources && container["resources"]["limits"].is_object() {
+        let limits = container["resources"]["limits"].as_object().cloned().unwrap_or_default();
+        for (name, limit) in limits {
+            if container["resources"]["requests"][&name].is_null() {
+                container["resources"]["requests"][&name] = limit;
+            }
+        }
+    }
+    if let Some(Value::Array(ports)) = container.get_mut("ports") {
+        for port in ports {
+            if host_network && port["hostPort"].as_i64().unwrap_or_default() == 0 {
+                port["hostPort"] = port["containerPort"].clone();
+            }
+        }
+    }
+}
+
+/// Whether an image reference names no tag and no digest, or the tag `latest`.
+fn is_latest(image: &str) -> bool {
+    if image.contains('@') {
+        return false;
+    }
+    let last = image.rsplit('/').next().unwrap_or(image);
+    last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
+}
+
+pub(super) fn validate_template(template: &Value, path: &str) -> Vec<Cause> {
+    validate_spec(&template["spec"], &format!("{path}.spec"))
+}
+
+/// The rules that a person's mistakes run into most; each cause is worded as upstream's.
+fn validate_spec(spec: &Value, path: &str) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let volumes = validate_volumes(spec, path, &mut causes);
+    if items_at(spec, "/containers").is_empty() {
+        causes.push(Cause::required(format!("{path}.containers"), ""));
+    }
+    let mut names = HashSet::new();
+    for list in ["initContainers", "containers", "ephemeralContainers"] {
+        for (at, container) in items_at(spec, &format!("/{list}")).iter().enumerate() {
+            let path = format!("{path}.{list}[{at}]");
+            validate_container(container, &path, &volumes, &mut causes);
+            let name = &container["name"];
+            if !name.is_null() && !names.insert(name.to_string()) {
+                causes.push(Cause::duplicate(format!("{path}.name"), name));
+            }
+        }
+    }
+    one_of(spec, "restartPolicy", path, &["Always", "OnFailure", "Never"], &mut causes);
+    one_of(spec, "dnsPolicy", path, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], &mut causes);
+    if let Some(host) = spec["hostname"].as_str()
+        && let Some(fault) = name::dns_label_fault(host)
+    {
+        causes.push(Cause::invalid(format!("{path}.hostname"), &spec["hostname"], &fault));
+    }
+    causes
+}
+
+fn one_of(object: &Value, field: &str, path: &str, allowed: &[&str], causes: &mut Vec<Cause>) {
+    let value = &object[field];
+    if let Some(text) = value.as_str()
+        && !allowed.contains(&text)
+    {
+        causes.push(Cause::not_supported(format!("{path}.{field}"), value, allowed));
+    }
+}
+
+/// Checks the volumes and answers their names.
+fn validate_volumes(spec: &Value, path: &str, causes: &mut Vec<Cause>) -> HashSet<String> {
+    let mut names = HashSet::new();
+    for (at, volume) in items_at(spec, "/volumes").iter().enumerate() {
+        let path = format!("{path}.volumes[{at}]");
+        match str_at(volume, "/name") {
+            "" => causes.push(Cause::required(format!("{path}.name"), "")),
+            text => {
+                if let Some(fault) = name::dns_label_fault(text) {
+                    causes.push(Cause::invalid(format!("{path}.name"), &volume["name"], &fault));
+                }
+                if !names.insert(text.to_owned()) {
+                    causes.push(Cause::duplicate(format!("{path}.name"), &volume["name"]));
+                }
+            }
+        }
+        match volume.as_object().map_or(0, |v| v.len()) {
+            0 | 1 => causes.push(Cause::required(path, "must specify a volume type")),
+            2 => {}
+            _ => causes.push(Cause::forbidden(path, "may not specify more than 1 volume type")),
+        }
+    }
+    names
+}
+
+fn validate_container(container: &Value, path: &str, volumes: &HashSet<String>, causes: &mut Vec<Cause>) {
+    match str_at(container, "/name") {
+        "" => causes.push(Cause::required(format!("{path}.name"), "")),
+        text => {
+            if let Some(fault) = name::dns_label_fault(text) {
+                causes.push(Cause::invalid(format!("{path}.name"), &container["name"], &fault));
+            }
+        }
+    }
+    match str_at(container, "/image") {
+        "" => causes.push(Cause::required(format!("{path}.image"), "")),
+        image if image.trim() != image => {
+            let why = "must not have leading or trailing whitespace";
+            causes.push(Cause::invalid(format!("{path}.image"), &container["image"], why));
+        }
+        _ => {}
+    }
+    one_of(container, "imagePullPolicy", path, &["Always", "IfNotPresent", "Never"], causes);
+    one_of(container, "terminationMessagePolicy", path, &["FallbackToLogsOnError", "File"], causes);
+    for (at, port) in items_at(container, "/ports").iter().enumerate() {
+        validate_port(port, &format!("{path}.ports[{at}]"), causes);
+    }
+    for (at, mount) in items_at(container, "/volumeMounts").iter().enumerate() {
+        let path = format!("{path}.volumeMounts[{at}]");
+        if !volumes.contains(str_at(mount, "/name")) {
+            causes.push(Cause::not_found(format!("{path}.name"), &mount["name"]));
+        }
+        if str_at(mount, "/mountPath").is_empty() {
+            causes.push(Cause::required(format!("{path}.mountPath"), ""));
+        }
+        let escapes = |p: &str| p.starts_with('/') || p.split('/').any(|part| part == "..");
+        if escapes(str_at(mount, "/subPath")) {
+            causes.push(Cause::invalid(format!("{path}.subPath"), &mount["subPath"], "must not contain '..'"));
+        }
+    }
+    validate_resources(&container["resources"], path, causes);
+}
+
+fn validate_port(port: &Value, path: &str, causes: &mut Vec<Cause>) {
+    const RANGE: &str = "must be between 1 and 65535, inclusive";
+    match port["containerPort"].as_i64() {
+        None => causes.push(Cause::required(format!("{path}.containerPort"), "")),
+        Some(1..=65535) => {}
+        Some(_) => causes.push(Cause::invalid(format!("{path}.containerPort"), &port["containerPort"], RANGE)),
+    }
+    if !matches!(port["hostPort"].as_i64(), None | Some(0..=65535)) {
+        causes.push(Cause::invalid(format!("{path}.hostPort"), &port["hostPort"], RANGE));
+    }
+    one_of(port, "protocol", path, &["SCTP", "TCP", "UDP"], causes);
+}
+
+fn validate_resources(resources: &Value, path: &str, causes: &mut Vec<Cause>) {
+    let quantity = |v: &Value| v.as_str().and_then(|q| q.parse::<crate::quantity::Quantity>().ok());
+    for (name, request) in resources["requests"].as_object().into_iter().flatten() {
+        let field = format!("{path}.resources.requests");
+        if quantity(request).is_some_and(|q| q.is_negative()) {
+            let why = "must be greater than or equal to 0";
+            causes.push(Cause::invalid(format!("{field}[{name}]"), request, why));
+        }
+        if let (Some(request_q), Some(limit)) = (quantity(request), quantity(&resources["limits"][name]))
+            && request_q > limit
+        {
+            let limit = resources["limits"][name].as_str().unwrap_or_default();
+            let why = format!("must be less than or equal to {name} limit of {limit}");
+            causes.push(Cause::invalid(field, request, &why));
+        }
+    }
+}
+
+/// A workload's selector must be there, must be unchangeable, and must match its own template.
+pub(super) fn validate_selector(object: &Object) -> Vec<Cause> {
+    let selector = &object["spec"]["selector"];
+    let is_empty = |s: &Value| items_at(s, "/matchExpressions").is_empty() && s["matchLabels"].as_object().is_none_or(|m| m.is_empty());
+    if selector.is_null() {
+        return vec![Cause::required("spec.selector", "")];
+    }
+    if is_empty(selector) {
+        return vec![Cause::invalid("spec.selector", selector, "empty selector is invalid for deployment")];
+    }
+    let labels = &object["spec"]["template"]["metadata"]["labels"];
+    match crate::LabelSelector::from_json(selector) {
+        Ok(parsed) if parsed.matches(|key| labels[key].as_str()) => Vec::new(),
+        Ok(_) => {
+            let why = "`selector` does not match template `labels`";
+            vec![Cause::invalid("spec.template.metadata.labels", labels, why)]
+        }
+        Err(error) => vec![Cause::invalid("spec.selector", selector, &error.message)],
+    }
+}
+
+/// A selector never changes once it has been written.
+pub(super) fn immutable_selector(new: &Object, old: &Object) -> Vec<Cause> {
+    if new["spec"]["selector"] == old["spec"]["selector"] {
+        return Vec::new();
+    }
+    vec![Cause::invalid("spec.selector", &new["spec"]["selector"], "field is immutable")]
+}

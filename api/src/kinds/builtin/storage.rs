@@ -1,0 +1,66 @@
+//! Storage.
+
+use serde_json::Value;
+
+use super::kind;
+use crate::Kind;
+use crate::table::Column;
+use crate::table::cell::{NONE, UNSET, bool_text, count, items_at, joined, str_at, text, text_or};
+
+pub(super) fn kinds() -> Vec<Kind> {
+    let storage = |name: &str, plural: &str| kind("storage.k8s.io", "v1", name, plural);
+    vec![
+        storage("CSIDriver", "csidrivers").cluster().columns(vec![
+            Column::name(),
+            Column::new("AttachRequired", "boolean", |o, _| bool_text(o, "/spec/attachRequired")),
+            Column::new("PodInfoOnMount", "boolean", |o, _| bool_text(o, "/spec/podInfoOnMount")),
+            Column::new("StorageCapacity", "boolean", |o, _| bool_text(o, "/spec/storageCapacity")),
+            Column::new("TokenRequests", "string", |o, _| {
+                joined(items_at(o, "/spec/tokenRequests").iter().map(|t| str_at(t, "/audience")), UNSET).into()
+            }),
+            Column::new("RequiresRepublish", "boolean", |o, _| bool_text(o, "/spec/requiresRepublish")),
+            Column::new("Modes", "string", |o, _| {
+                joined(items_at(o, "/spec/volumeLifecycleModes").iter().filter_map(Value::as_str), NONE).into()
+            }),
+            Column::age(),
+        ]),
+        storage("CSINode", "csinodes").cluster().columns(vec![
+            Column::name(),
+            Column::new("Drivers", "integer", |o, _| count(o, "/spec/drivers").into()),
+            Column::age(),
+        ]),
+        storage("CSIStorageCapacity", "csistoragecapacities").columns(vec![
+            Column::name(),
+            Column::new("StorageClassName", "string", |o, _| text(o, "/storageClassName")),
+            Column::new("Capacity", "string", |o, _| text(o, "/capacity")),
+        ]),
+        storage("StorageClass", "storageclasses").cluster().short(&["sc"]).columns(vec![
+            Column {
+                format: "name",
+                ..Column::new("Name", "string", |o, _| {
+                    let is_default = o["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
+                    let name = str_at(o, "/metadata/name");
+                    if is_default { format!("{name} (default)").into() } else { name.into() }
+                })
+            },
+            Column::new("Provisioner", "string", |o, _| text(o, "/provisioner")),
+            Column::new("ReclaimPolicy", "string", |o, _| text_or(o, "/reclaimPolicy", "Delete")),
+            Column::new("VolumeBindingMode", "string", |o, _| text_or(o, "/volumeBindingMode", "Immediate")),
+            Column::new("AllowVolumeExpansion", "string", |o, _| bool_text(o, "/allowVolumeExpansion")),
+            Column::age(),
+        ]),
+        storage("VolumeAttachment", "volumeattachments").cluster().subresources(&["status"]).columns(vec![
+            Column::name(),
+            Column::new("Attacher", "string", |o, _| text(o, "/spec/attacher")),
+            Column::new("PV", "string", |o, _| text(o, "/spec/source/persistentVolumeName")),
+            Column::new("Node", "string", |o, _| text(o, "/spec/nodeName")),
+            Column::new("Attached", "boolean", |o, _| bool_text(o, "/status/attached")),
+            Column::age(),
+        ]),
+        storage("VolumeAttributesClass", "volumeattributesclasses").cluster().short(&["vac"]).columns(vec![
+            Column::name(),
+            Column::new("DriverName", "string", |o, _| text(o, "/driverName")),
+            Column::age(),
+        ]),
+    ]
+}

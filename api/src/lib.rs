@@ -1,0 +1,31 @@
+//! The object model: every kind, built-in or custom, as data.
+//!
+//! One [`Kind`] is one row of the kinds table ([`kinds`]): its names, scope, subresources, printer
+//! columns, selectable fields and [`Strategy`]. Its shape is a [`schema::TypeRef`] into one compact
+//! [`schema::Schema`]. Decoding, pruning, defaulting, patching, printing and OpenAPI all walk that
+//! schema; nothing here is written once per kind but the strategies' own rules.
+//!
+//! Pure: no IO, no clock of its own, no HTTP.
+
+pub mod schema;
+
+pub mod decode;
+pub mod default;
+pub mod kinds;
+pub mod meta;
+pub mod name;
+pub mod openapi;
+pub mod patch;
+pub mod quantity;
+pub mod selector;
+pub mod status;
+pub mod strategy;
+pub mod table;
+
+pub use kinds::{Kind, Kinds, Scope};
+pub use selector::{FieldSelector, LabelSelector};
+pub use status::{Cause, Status};
+pub use strategy::Strategy;
+
+/// An object of the API: its JSON document. Maps are ordered by key.
+pub type Object = serde_json::Value;

@@ -1,0 +1,221 @@
+//! OpenAPI documents made from the schema.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::{Map, Value, json};
+
+use crate::schema::{Field, ListType, Schema, Shape, TypeId};
+use crate::{Kind, Kinds};
+
+/// Where references to types point.
+#[derive(Clone, Copy)]
+enum Version {
+    V2,
+    V3,
+}
+
+impl Version {
+    fn reference(self, name: &str) -> Value {
+        match self {
+            Version::V2 => json!({"$ref": format!("#/definitions/{name}")}),
+            Version::V3 => json!({"allOf": [{"$ref": format!("#/components/schemas/{name}")}], "default": {}}),
+        }
+    }
+}
+
+/// The OpenAPI v3 document of one group and version (`""` and `v1` for the core group).
+pub fn v3(kinds: &Kinds, group: &str, version: &str) -> Value {
+    let of_group: Vec<&Kind> =
+        kinds.iter().map(|k| &**k).filter(|k| k.group == group && k.version == version).collect();
+    let schemas = definitions(&of_group, Version::V3);
+    let mut paths = Map::new();
+    for kind in &of_group {
+        paths.extend(paths_of(kind));
+    }
+    json!({
+        "openapi": "3.0.0",
+        "info": {"title": "Kubernetes", "version": "v1.36.3"},
+        "paths": paths,
+        "components": {"schemas": schemas},
+    })
+}
+
+/// The OpenAPI v2 document of all kinds.
+pub fn v2(kinds: &Kinds) -> Value {
+    let all: Vec<&Kind> = kinds.iter().map(|k| &**k).collect();
+    json!({
+        "swagger": "2.0",
+        "info": {"title": "Kubernetes", "version": "v1.36.3"},
+        "paths": {},
+        "definitions": definitions(&all, Version::V2),
+    })
+}
+
+/// The paths of a kind, with no more in each operation than what clients look up: which kind it is about and
+/// whether it knows `fieldValidation`.
+fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
+    let root = if kind.group.is_empty() {
+        format!("/api/{}", kind.version)
+    } else {
+        format!("/apis/{}/{}", kind.group, kind.version)
+    };
+    let collection = if kind.is_namespaced() {
+        format!("{root}/namespaces/{{namespace}}/{}", kind.plural)
+    } else {
+        format!("{root}/{}", kind.plural)
+    };
+    let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
+    let query = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+    let operation = |action: &str, parameters: &[&str]| {
+        json!({
+            "x-kubernetes-action": action,
+            "x-kubernetes-group-version-kind": gvk,
+            "parameters": parameters.iter().map(|p| query(p)).collect::<Vec<_>>(),
+            "responses": {"200": {"description": "OK"}},
+        })
+    };
+    let write = ["dryRun", "fieldManager", "fieldValidation"];
+    vec![
+        (
+            collection.clone(),
+            json!({
+                "get": operation("list", &["labelSelector", "fieldSelector", "limit", "continue", "watch"]),
+                "post": operation("post", &write),
+                "delete": operation("deletecollection", &["dryRun"]),
+            }),
+        ),
+        (
+            format!("{collection}/{{name}}"),
+            json!({
+                "get": operation("get", &[]),
+                "put": operation("put", &write),
+                "patch": operation("patch", &write),
+                "delete": operation("delete", &["dryRun", "gracePeriodSeconds", "propagationPolicy"]),
+            }),
+        ),
+    ]
+}
+
+fn definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
+    let mut out = Map::new();
+    let mut gvks: BTreeMap<TypeId, Vec<Value>> = BTreeMap::new();
+    for kind in kinds {
+        gvks.entry(kind.schema.id)
+            .or_default()
+            .push(json!({"group": kind.group, "version": kind.version, "kind": kind.kind}));
+    }
+    let Some(schema) = kinds.first().map(|k| &k.schema.schema) else { return out };
+    let mut todo: Vec<TypeId> = gvks.keys().copied().collect();
+    let list_meta = schema.find("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta");
+    todo.extend(list_meta);
+    let mut seen: BTreeSet<TypeId> = todo.iter().copied().collect();
+    while let Some(id) = todo.pop() {
+        let type_ = schema.get(id);
+        for field in &type_.fields {
+            if let Some(inner) = object_of(&field.shape)
+                && seen.insert(inner)
+            {
+                todo.push(inner);
+            }
+        }
+        out.insert(type_.name.to_string(), definition(schema, id, gvks.get(&id), version));
+    }
+    for kind in kinds {
+        let item = &kind.schema.object_type().name;
+        out.insert(format!("{item}List"), list_definition(kind, item, version));
+    }
+    out
+}
+
+fn object_of(shape: &Shape) -> Option<TypeId> {
+    match shape {
+        Shape::Object(id) => Some(*id),
+        Shape::List(inner) | Shape::Map(inner) => object_of(inner),
+        _ => None,
+    }
+}
+
+fn definition(schema: &Schema, id: TypeId, gvks: Option<&Vec<Value>>, version: Version) -> Value {
+    let type_ = schema.get(id);
+    let properties: Map<String, Value> =
+        type_.fields.iter().map(|f| (f.name.to_string(), property(schema, f, version))).collect();
+    let required: Vec<&str> = type_.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
+    let mut out = json!({"type": "object", "properties": properties});
+    if !required.is_empty() {
+        out["required"] = required.into();
+    }
+    if let Some(gvks) = gvks {
+        out["x-kubernetes-group-version-kind"] = Value::Array(gvks.clone());
+    }
+    out
+}
+
+fn list_definition(kind: &Kind, item: &str, version: Version) -> Value {
+    let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.list_kind()});
+    json!({
+        "type": "object",
+        "required": ["items"],
+        "properties": {
+            "apiVersion": {"type": "string"},
+            "kind": {"type": "string"},
+            "metadata": version.reference("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta"),
+            "items": {"type": "array", "items": version.reference(item)},
+        },
+        "x-kubernetes-group-version-kind": [gvk],
+    })
+}
+
+fn property(schema: &Schema, field: &Field, version: Version) -> Value {
+    let mut out = shape(schema, &field.shape, version);
+    if let Some(default) = &field.default {
+        out["default"] = default.clone();
+    }
+    if matches!(field.shape, Shape::List(_)) {
+        match field.list {
+            ListType::Map => {
+                out["x-kubernetes-list-type"] = "map".into();
+                out["x-kubernetes-list-map-keys"] = field.keys.iter().map(|k| k.to_string()).collect();
+            }
+            ListType::Set => out["x-kubernetes-list-type"] = "set".into(),
+            ListType::Atomic => out["x-kubernetes-list-type"] = "atomic".into(),
+        }
+    }
+    if field.atomic_map {
+        out["x-kubernetes-map-type"] = "atomic".into();
+    }
+    let strategy: Vec<&str> = [(field.patch_merge, "merge"), (field.patch_retain_keys, "retainKeys")]
+        .iter()
+        .filter_map(|(set, name)| set.then_some(*name))
+        .collect();
+    if !strategy.is_empty() {
+        out["x-kubernetes-patch-strategy"] = strategy.join(",").into();
+    }
+    if let Some(key) = &field.merge_key {
+        out["x-kubernetes-patch-merge-key"] = key.to_string().into();
+    }
+    out
+}
+
+fn shape(schema: &Schema, of: &Shape, version: Version) -> Value {
+    match of {
+        Shape::String => json!({"type": "string"}),
+        Shape::Int32 => json!({"type": "integer", "format": "int32"}),
+        Shape::Int64 => json!({"type": "integer", "format": "int64"}),
+        Shape::Bool => json!({"type": "boolean"}),
+        Shape::Double => json!({"type": "number", "format": "double"}),
+        Shape::Bytes => json!({"type": "string", "format": "byte"}),
+        Shape::Quantity => match version {
+            Version::V2 => json!({"type": "string"}),
+            Version::V3 => json!({"oneOf": [{"type": "string"}, {"type": "number"}]}),
+        },
+        Shape::IntOrString => match version {
+            Version::V2 => json!({"type": "string", "format": "int-or-string"}),
+            Version::V3 => json!({"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"}),
+        },
+        Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
+        Shape::Any => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+        Shape::Object(id) => version.reference(&schema.get(*id).name),
+        Shape::List(inner) => json!({"type": "array", "items": shape(schema, inner, version)}),
+        Shape::Map(inner) => json!({"type": "object", "additionalProperties": shape(schema, inner, version)}),
+    }
+}

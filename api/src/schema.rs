@@ -1,0 +1,177 @@
+//! The structural schema: what fields an object has, and what the engine must know of each.
+//!
+//! A [`Schema`] is an arena of object types; a [`TypeRef`] points to one of them. The built-in types come
+//! from `schema/builtin.txt`, which `cargo xtask codegen` writes; a CRD's schema will be read into the same
+//! arena.
+
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock};
+
+use serde_json::Value;
+
+mod defaults;
+mod parse;
+
+pub use parse::ParseError;
+
+/// An arena of object types.
+#[derive(Debug, Default)]
+pub struct Schema {
+    types: Vec<ObjectType>,
+    by_name: HashMap<Box<str>, TypeId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TypeId(u32);
+
+/// An object with named fields.
+#[derive(Debug)]
+pub struct ObjectType {
+    /// `io.k8s.api.apps.v1.DeploymentSpec`.
+    pub name: Box<str>,
+    /// Ordered by name.
+    pub fields: Box<[Field]>,
+}
+
+/// What one value may be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    String,
+    Int32,
+    Int64,
+    Bool,
+    Double,
+    /// Base64 in JSON.
+    Bytes,
+    Quantity,
+    IntOrString,
+    /// RFC 3339, whole seconds.
+    Time,
+    /// RFC 3339, microseconds.
+    MicroTime,
+    /// Any JSON, kept as it is.
+    Any,
+    Object(TypeId),
+    List(Box<Shape>),
+    Map(Box<Shape>),
+}
+
+/// How server-side apply and strategic merge see a list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ListType {
+    #[default]
+    Atomic,
+    Set,
+    Map,
+}
+
+#[derive(Debug)]
+pub struct Field {
+    pub name: Box<str>,
+    pub shape: Shape,
+    pub required: bool,
+    /// Protobuf field numbers: one, or two where the field lies in an inlined message.
+    pub tag: [u16; 2],
+    pub list: ListType,
+    /// The keys of a [`ListType::Map`].
+    pub keys: Box<[Box<str>]>,
+    /// Strategic merge joins this list (by `merge_key`, or as a set) instead of replacing it.
+    pub patch_merge: bool,
+    /// Strategic merge keeps only the keys that the patch names in `$retainKeys`.
+    pub patch_retain_keys: bool,
+    pub merge_key: Option<Box<str>>,
+    /// A map that server-side apply treats as one value.
+    pub atomic_map: bool,
+    pub default: Option<Value>,
+}
+
+/// One object type of a schema.
+#[derive(Clone, Debug)]
+pub struct TypeRef {
+    pub schema: Arc<Schema>,
+    pub id: TypeId,
+}
+
+impl Schema {
+    /// The schema of all built-in types, read once.
+    pub fn builtin() -> &'static Arc<Schema> {
+        static BUILTIN: LazyLock<Arc<Schema>> = LazyLock::new(|| {
+            let mut schema = parse::parse(include_str!("schema/builtin.txt"))
+                .unwrap_or_else(|error| unreachable!("the embedded schema: {error}"));
+            defaults::add(&mut schema);
+            Arc::new(schema)
+        });
+        &BUILTIN
+    }
+
+    pub fn get(&self, id: TypeId) -> &ObjectType {
+        &self.types[id.0 as usize]
+    }
+
+    pub fn find(&self, name: &str) -> Option<TypeId> {
+        self.by_name.get(name).copied()
+    }
+
+    pub fn types(&self) -> impl Iterator<Item = &ObjectType> {
+        self.types.iter()
+    }
+
+    /// Reads a schema in the format of `schema/builtin.txt`.
+    pub fn from_text(text: &str) -> Result<Schema, ParseError> {
+        parse::parse(text)
+    }
+}
+
+impl ObjectType {
+    pub fn field(&self, name: &str) -> Option<&Field> {
+        self.fields.binary_search_by(|f| (*f.name).cmp(name)).ok().map(|at| &self.fields[at])
+    }
+
+    /// `DeploymentSpec`.
+    pub fn short_name(&self) -> &str {
+        self.name.rsplit('.').next().unwrap_or(&self.name)
+    }
+}
+
+impl TypeRef {
+    /// A built-in type by its full name.
+    pub fn builtin(name: &str) -> Option<TypeRef> {
+        let schema = Schema::builtin();
+        Some(TypeRef { schema: schema.clone(), id: schema.find(name)? })
+    }
+
+    pub fn object_type(&self) -> &ObjectType {
+        self.schema.get(self.id)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(type_name: &str, field: &str) -> &'static Field {
+        let schema = Schema::builtin();
+        schema.get(schema.find(type_name).unwrap()).field(field).unwrap()
+    }
+
+    #[test]
+    fn a_list_of_ports_is_a_map_by_port_and_protocol_that_patches_merge_by_port() {
+        let ports = field("io.k8s.api.core.v1.ServiceSpec", "ports");
+        assert_eq!(ports.list, ListType::Map);
+        assert_eq!(ports.keys.iter().map(|k| &**k).collect::<Vec<_>>(), ["port", "protocol"]);
+        assert!(ports.patch_merge);
+        assert_eq!(ports.merge_key.as_deref(), Some("port"));
+    }
+
+    #[test]
+    fn a_field_of_an_inlined_message_has_two_tags() {
+        assert_eq!(field("io.k8s.api.core.v1.Volume", "configMap").tag, [2, 19]);
+        assert_eq!(field("io.k8s.api.core.v1.Container", "name").tag, [1, 0]);
+    }
+
+    #[test]
+    fn defaults_come_from_markers_and_from_the_table() {
+        assert_eq!(field("io.k8s.api.core.v1.ServicePort", "protocol").default, Some("TCP".into()));
+        assert_eq!(field("io.k8s.api.core.v1.PodSpec", "restartPolicy").default, Some("Always".into()));
+    }
+}

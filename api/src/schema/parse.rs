@@ -1,0 +1,141 @@
+//! Reads the text form of a schema.
+//!
+//! A line without indentation opens a type. An indented line is a field: its name, its shape and facts:
+//!
+//! ```text
+//! io.k8s.api.core.v1.Container
+//!  env [].io.k8s.api.core.v1.EnvVar #7 list=map keys=name patch=merge merge-key=name
+//!  name string #1 required
+//! ```
+//!
+//! A shape is a word (`string`, `int32`, `any`, …), `.` and the name of a type, or `[]` (list of) or `{}`
+//! (map of) before a shape. `#` gives the protobuf field number, `#2.19` one in an inlined message.
+
+use std::collections::HashMap;
+
+use super::{Field, ListType, ObjectType, Schema, Shape, TypeId};
+
+#[derive(Debug, thiserror::Error)]
+#[error("schema line {line}: {what}")]
+pub struct ParseError {
+    line: usize,
+    what: String,
+}
+
+pub(super) fn parse(text: &str) -> Result<Schema, ParseError> {
+    let lines = || text.lines().enumerate().filter(|(_, l)| !l.is_empty() && !l.starts_with('#'));
+    let mut by_name = HashMap::new();
+    for (_, line) in lines().filter(|(_, l)| !l.starts_with(' ')) {
+        let id = TypeId(by_name.len() as u32);
+        by_name.insert(Box::from(line), id);
+    }
+    let mut types: Vec<(Box<str>, Vec<Field>)> = Vec::with_capacity(by_name.len());
+    for (number, line) in lines() {
+        let error = |what: String| ParseError { line: number + 1, what };
+        if !line.starts_with(' ') {
+            types.push((line.into(), Vec::new()));
+            continue;
+        }
+        let Some((_, fields)) = types.last_mut() else { return Err(error("a field before any type".into())) };
+        fields.push(field(line, &by_name).map_err(error)?);
+    }
+    let types = types
+        .into_iter()
+        .map(|(name, mut fields)| {
+            fields.sort_by(|a, b| a.name.cmp(&b.name));
+            ObjectType { name, fields: fields.into() }
+        })
+        .collect();
+    Ok(Schema { types, by_name })
+}
+
+fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, String> {
+    let mut words = line.split_whitespace();
+    let name = words.next().ok_or("a field without a name")?;
+    let shape = shape(words.next().ok_or("a field without a shape")?, by_name)?;
+    let mut field = Field {
+        name: name.into(),
+        shape,
+        required: false,
+        tag: [0, 0],
+        list: ListType::Atomic,
+        keys: Box::default(),
+        patch_merge: false,
+        patch_retain_keys: false,
+        merge_key: None,
+        atomic_map: false,
+        default: None,
+    };
+    for word in words {
+        fact(&mut field, word)?;
+    }
+    Ok(field)
+}
+
+fn fact(field: &mut Field, word: &str) -> Result<(), String> {
+    if let Some(tags) = word.strip_prefix('#') {
+        let mut numbers = tags.split('.').map(str::parse::<u16>);
+        // Deeper nesting than two occurs only where messages are not yet transcoded.
+        for at in &mut field.tag {
+            *at = numbers.next().transpose().map_err(|_| format!("a field number in {word:?}"))?.unwrap_or(0);
+        }
+        return Ok(());
+    }
+    match word.split_once('=') {
+        None if word == "required" => field.required = true,
+        Some(("list", kind)) => {
+            field.list = match kind {
+                "map" => ListType::Map,
+                "set" => ListType::Set,
+                "atomic" => ListType::Atomic,
+                _ => return Err(format!("list type {kind:?}")),
+            }
+        }
+        Some(("keys", keys)) => field.keys = keys.split(',').map(Box::from).collect(),
+        Some(("patch", strategies)) => {
+            for strategy in strategies.split(',') {
+                match strategy {
+                    "merge" => field.patch_merge = true,
+                    "retainKeys" => field.patch_retain_keys = true,
+                    "replace" => {}
+                    _ => return Err(format!("patch strategy {strategy:?}")),
+                }
+            }
+        }
+        Some(("merge-key", key)) => field.merge_key = Some(key.into()),
+        Some(("map", kind)) => field.atomic_map = kind == "atomic",
+        Some(("default", value)) => {
+            let value = serde_json::from_str(value).map_err(|e| format!("default {value:?}: {e}"))?;
+            // An empty string is what Go leaves out of its JSON, so it is no default here.
+            field.default = Some(value).filter(|v| v != "");
+        }
+        _ => return Err(format!("fact {word:?}")),
+    }
+    Ok(())
+}
+
+fn shape(text: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Shape, String> {
+    if let Some(inner) = text.strip_prefix("[]") {
+        return Ok(Shape::List(Box::new(shape(inner, by_name)?)));
+    }
+    if let Some(inner) = text.strip_prefix("{}") {
+        return Ok(Shape::Map(Box::new(shape(inner, by_name)?)));
+    }
+    if let Some(name) = text.strip_prefix('.') {
+        return by_name.get(name).map(|id| Shape::Object(*id)).ok_or_else(|| format!("unknown type {name}"));
+    }
+    Ok(match text {
+        "string" => Shape::String,
+        "int32" => Shape::Int32,
+        "int64" => Shape::Int64,
+        "bool" => Shape::Bool,
+        "double" => Shape::Double,
+        "bytes" => Shape::Bytes,
+        "quantity" => Shape::Quantity,
+        "intstr" => Shape::IntOrString,
+        "time" => Shape::Time,
+        "microtime" => Shape::MicroTime,
+        "any" => Shape::Any,
+        _ => return Err(format!("unknown shape {text:?}")),
+    })
+}

@@ -1,0 +1,320 @@
+//! Shared informers: a current copy of every object of a kind, kept by one watch.
+//!
+//! # Guarantees
+//! - Listeners see every object at least once, and for one object never an older version after a newer one.
+//! - A listener runs before the change can be read by nobody but itself: the copy is updated first.
+//! - After a broken watch, objects that are gone are reported as deleted.
+//!
+//! # Caveats
+//! - The copy lags behind the server. Whoever decides from it must bear a conflict.
+
+use std::any::{Any, TypeId};
+use std::collections::{HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use futures::StreamExt as _;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{WatchStreamExt as _, watcher as watch};
+use kube::{Api, Client, Resource};
+use parking_lot::{Mutex, RwLock};
+use serde::de::DeserializeOwned;
+use tokio::sync::watch as signal;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
+
+/// Namespace (`""` for cluster-scoped objects) and name.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ObjectKey {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl ObjectKey {
+    pub fn new(namespace: impl Into<String>, name: impl Into<String>) -> Self {
+        ObjectKey { namespace: namespace.into(), name: name.into() }
+    }
+}
+
+impl std::fmt::Display for ObjectKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+    }
+}
+
+/// The key of an object.
+pub fn key_of<K: Resource>(object: &K) -> ObjectKey {
+    let meta = object.meta();
+    ObjectKey::new(meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+/// What happened to one object. At least one side is there.
+#[derive(Clone, Debug)]
+pub struct Change<K> {
+    pub old: Option<Arc<K>>,
+    pub new: Option<Arc<K>>,
+}
+
+impl<K> Change<K> {
+    /// The newest version known.
+    pub fn object(&self) -> Option<&Arc<K>> {
+        self.new.as_ref().or(self.old.as_ref())
+    }
+}
+
+type Listener<K> = Arc<dyn Fn(&Change<K>) + Send + Sync>;
+
+/// The copy of one kind. Cloning shares it.
+pub struct Informer<K> {
+    inner: Arc<Inner<K>>,
+}
+
+impl<K> Clone for Informer<K> {
+    fn clone(&self) -> Self {
+        Informer { inner: self.inner.clone() }
+    }
+}
+
+struct Inner<K> {
+    objects: RwLock<HashMap<ObjectKey, Arc<K>>>,
+    /// Held while changes are reported, so that a new listener misses none.
+    listeners: Mutex<Vec<Listener<K>>>,
+    synced: signal::Sender<bool>,
+}
+
+impl<K> Informer<K>
+where
+    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    fn new() -> Self {
+        Informer {
+            inner: Arc::new(Inner {
+                objects: RwLock::default(),
+                listeners: Mutex::default(),
+                synced: signal::Sender::new(false),
+            }),
+        }
+    }
+
+    pub fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        self.inner.objects.read().get(key).cloned()
+    }
+
+    /// All objects, in no order.
+    pub fn list(&self) -> Vec<Arc<K>> {
+        self.inner.objects.read().values().cloned().collect()
+    }
+
+    /// All objects of a namespace, in no order.
+    pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.filter(|key, _| key.namespace == namespace)
+    }
+
+    pub fn filter(&self, keep: impl Fn(&ObjectKey, &K) -> bool) -> Vec<Arc<K>> {
+        self.inner.objects.read().iter().filter(|(k, o)| keep(k, o)).map(|(_, o)| o.clone()).collect()
+    }
+
+    /// Calls `listener` on every change from now on, and first for every object that is there already. It must be
+    /// quick and must not block: typically it adds a key to a [`crate::WorkQueue`].
+    pub fn on_change(&self, listener: impl Fn(&Change<K>) + Send + Sync + 'static) {
+        let mut listeners = self.inner.listeners.lock();
+        for object in self.list() {
+            listener(&Change { old: None, new: Some(object) });
+        }
+        listeners.push(Arc::new(listener));
+    }
+
+    /// Returns once the copy has been complete for the first time.
+    pub async fn synced(&self) {
+        // The sender lives as long as `self`, so waiting cannot fail.
+        let _ = self.inner.synced.subscribe().wait_for(|synced| *synced).await;
+    }
+
+    pub fn is_synced(&self) -> bool {
+        *self.inner.synced.borrow()
+    }
+
+    async fn run(self, api: Api<K>, config: watcher::Config, shutdown: CancellationToken) {
+        let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
+        let events = watch(api, config).default_backoff();
+        let mut events = std::pin::pin!(events);
+        // The keys seen in a list that is still coming in.
+        let mut listing: Option<HashSet<ObjectKey>> = None;
+        loop {
+            let event = tokio::select! {
+                // Both only wait: the stream keeps its state between polls.
+                event = events.next() => event,
+                () = shutdown.cancelled() => return,
+            };
+            match event {
+                Some(Ok(event)) => self.handle(event, &mut listing),
+                Some(Err(error)) if is_expired(&error) => debug!(kind, "the watch has expired; listing again"),
+                Some(Err(error)) => warn!(kind, %error, "the watch is interrupted; trying again"),
+                None => return,
+            }
+        }
+    }
+
+    fn handle(&self, event: Event<K>, listing: &mut Option<HashSet<ObjectKey>>) {
+        match event {
+            Event::Init => *listing = Some(HashSet::new()),
+            Event::InitApply(object) => {
+                if let Some(listing) = listing {
+                    listing.insert(key_of(&object));
+                }
+                self.apply(object);
+            }
+            Event::InitDone => {
+                if let Some(listed) = listing.take() {
+                    let gone: Vec<ObjectKey> =
+                        self.inner.objects.read().keys().filter(|k| !listed.contains(k)).cloned().collect();
+                    gone.iter().for_each(|key| self.delete(key, None));
+                }
+                self.inner.synced.send_replace(true);
+            }
+            Event::Apply(object) => self.apply(object),
+            Event::Delete(object) => {
+                let key = key_of(&object);
+                self.delete(&key, Some(object));
+            }
+        }
+    }
+
+    fn apply(&self, object: K) {
+        let new = Arc::new(object);
+        let listeners = self.inner.listeners.lock();
+        let old = self.inner.objects.write().insert(key_of(&*new), new.clone());
+        let same = old.as_ref().is_some_and(|o| {
+            o.meta().resource_version == new.meta().resource_version && new.meta().resource_version.is_some()
+        });
+        if !same {
+            let change = Change { old, new: Some(new) };
+            listeners.iter().for_each(|listener| listener(&change));
+        }
+    }
+
+    /// `last` is the version that was deleted, which may be newer than the copy's.
+    fn delete(&self, key: &ObjectKey, last: Option<K>) {
+        let listeners = self.inner.listeners.lock();
+        let had = self.inner.objects.write().remove(key);
+        if let Some(old) = last.map(Arc::new).or(had) {
+            let change = Change { old: Some(old), new: None };
+            listeners.iter().for_each(|listener| listener(&change));
+        }
+    }
+}
+
+fn is_expired(error: &watcher::Error) -> bool {
+    matches!(error, watcher::Error::WatchError(status) if status.code == 410)
+}
+
+/// All informers of a process: asking for a kind twice gives the same one. Cloning shares them.
+#[derive(Clone)]
+pub struct Informers {
+    client: Client,
+    shutdown: CancellationToken,
+    running: Arc<Mutex<HashMap<(TypeId, String), Box<dyn Any + Send>>>>,
+}
+
+impl Informers {
+    /// Informers run until `shutdown`.
+    pub fn new(client: Client, shutdown: CancellationToken) -> Self {
+        Informers { client, shutdown, running: Arc::default() }
+    }
+
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// The informer of all objects of a kind, started if it is not running.
+    pub fn of<K>(&self) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        self.with_fields("")
+    }
+
+    /// The informer of the objects of a kind that a field selector lets through, `""` for all.
+    pub fn with_fields<K>(&self, field_selector: &str) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        let mut running = self.running.lock();
+        let id = (TypeId::of::<K>(), field_selector.to_owned());
+        if let Some(informer) = running.get(&id).and_then(|i| i.downcast_ref::<Informer<K>>()) {
+            return informer.clone();
+        }
+        let informer = Informer::<K>::new();
+        let mut config = watcher::Config::default().streaming_lists();
+        if !field_selector.is_empty() {
+            config = config.fields(field_selector);
+        }
+        let api = Api::all(self.client.clone());
+        tokio::spawn(informer.clone().run(api, config, self.shutdown.clone()));
+        running.insert(id, Box::new(informer.clone()));
+        informer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    fn config_map(name: &str, version: &str) -> ConfigMap {
+        let mut object = ConfigMap::default();
+        object.metadata.name = Some(name.into());
+        object.metadata.namespace = Some("ns".into());
+        object.metadata.resource_version = Some(version.into());
+        object
+    }
+
+    fn recorded(informer: &Informer<ConfigMap>) -> Arc<Mutex<Vec<String>>> {
+        let log: Arc<Mutex<Vec<String>>> = Arc::default();
+        let sink = log.clone();
+        informer.on_change(move |change| {
+            let name = change.object().and_then(|o| o.metadata.name.clone()).unwrap_or_default();
+            let what = match (&change.old, &change.new) {
+                (None, _) => "added",
+                (_, None) => "deleted",
+                _ => "changed",
+            };
+            sink.lock().push(format!("{what} {name}"));
+        });
+        log
+    }
+
+    #[test]
+    fn a_repeated_list_reports_what_has_gone_and_nothing_that_stayed() {
+        let informer = Informer::new();
+        let mut listing = None;
+        for event in [
+            Event::Init,
+            Event::InitApply(config_map("a", "1")),
+            Event::InitApply(config_map("b", "2")),
+            Event::InitDone,
+        ] {
+            informer.handle(event, &mut listing);
+        }
+        assert!(informer.is_synced());
+        let log = recorded(&informer);
+        log.lock().clear();
+        for event in [Event::Init, Event::InitApply(config_map("b", "2")), Event::InitDone] {
+            informer.handle(event, &mut listing);
+        }
+        assert_eq!(*log.lock(), ["deleted a"]);
+        assert_eq!(informer.list().len(), 1);
+    }
+
+    #[test]
+    fn a_late_listener_hears_of_everything_there_is() {
+        let informer = Informer::new();
+        informer.handle(Event::Apply(config_map("a", "1")), &mut None);
+        let log = recorded(&informer);
+        informer.handle(Event::Apply(config_map("a", "2")), &mut None);
+        informer.handle(Event::Delete(config_map("a", "3")), &mut None);
+        assert_eq!(*log.lock(), ["added a", "changed a", "deleted a"]);
+        assert!(informer.get(&ObjectKey::new("ns", "a")).is_none());
+    }
+}

@@ -1,0 +1,19 @@
+//! The seam between a nodelet and whatever runs its containers: CRI v1.
+//!
+//! [`v1`] holds the messages, made at build time from `proto/cri.proto`. [`Cri`] is what a nodelet
+//! calls: sandboxes, containers and images, one method a CRI call. `skiff-runtime` implements it in
+//! this process; a remote containerd or CRI-O implements it over a socket. [`ContainerRuntime`] is the
+//! smaller seam inside `skiff-runtime`: what one kind of container (runc, wasmtime) must do once a
+//! sandbox stands.
+
+pub mod v1;
+
+mod container;
+mod error;
+mod service;
+mod stream;
+
+pub use container::{ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState, Sandbox, Usage};
+pub use error::{Code, CriError};
+pub use service::{ContainerEvent, Cri};
+pub use stream::{ExecSession, TerminalSize};
