@@ -1,1 +1,26 @@
-//! 
+//! A node's network.
+//!
+//! - [`PodNetwork`]: a bridge, a veth pair and an address for each pod, and the routes that keep the pod and
+//!   service ranges on this machine.
+//! - [`ServiceProxy`]: Services and their endpoints as nftables maps, changed element by element.
+//! - [`ClusterDns`]: the names of Services and pods; everything else is forwarded.
+//!
+//! [`netns`] makes and enters network namespaces. Decisions (which address, which map element, which record) are
+//! pure functions over snapshots; netlink, `nft` and sockets only carry them out.
+
+pub mod netns;
+
+mod dns;
+mod ipam;
+mod nft;
+mod pod;
+mod proxy;
+
+#[cfg(test)]
+mod kernel_tests;
+
+pub use dns::{ClusterDns, DnsConfig};
+pub use ipam::{Ipam, IpamError};
+pub use nft::NftError;
+pub use pod::{HostPort, PodNetwork, PodNetworkConfig, PodNetworkError};
+pub use proxy::{ProxyConfig, ServiceProxy};

@@ -1,1 +1,30 @@
-//! 
+//! The node's container runtime: [`skiff_cri::Cri`] in this process.
+//!
+//! ```text
+//!             NodeRuntime (cri.rs) ── what nodelet calls
+//!       ┌───────────┼──────────────────────┐
+//!  sandbox.rs   records.rs            ContainerRuntime, one a kind
+//!  namespaces,  what was made,        runtime-oci (runc, crun, …)
+//!  cgroup, net  on disk               runtime-wasm (wasmtime)
+//! ```
+//!
+//! A sandbox is made once for a pod, whatever runs in it. Each container then goes to the runtime of what its image
+//! is: a Wasm module to wasmtime, everything else to the Linux runtime that the pod's RuntimeClass names.
+//!
+//! # Guarantees
+//! - What was made is on disk before a call answers, and is found again by a new process over the same directories.
+//! - Stopping and removing may be repeated, and clean up what an interrupted call left behind.
+//!
+//! # Caveats
+//! - A PID namespace shared by a pod's containers is refused.
+
+mod cri;
+mod dispatch;
+mod namespaces;
+mod network;
+mod records;
+mod sandbox;
+
+pub use cri::{NodeRuntime, RuntimeConfig};
+pub use dispatch::RUNTIME_ANNOTATION;
+pub use network::{PortForward, SandboxNetwork};

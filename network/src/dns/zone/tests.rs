@@ -1,0 +1,96 @@
+use serde_json::json;
+
+use super::*;
+
+fn zone() -> Zone {
+    let mut zone = Zone::new("cluster.local");
+    let services = json!([
+        {"metadata": {"name": "web", "namespace": "d"}, "spec": {"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"],
+         "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}},
+        {"metadata": {"name": "db", "namespace": "d"}, "spec": {"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}},
+        {"metadata": {"name": "empty", "namespace": "d"}, "spec": {"clusterIP": "None"}},
+        {"metadata": {"name": "out", "namespace": "d"}, "spec": {"type": "ExternalName", "externalName": "example.com"}},
+    ]);
+    for service in serde_json::from_value::<Vec<Service>>(services).unwrap() {
+        zone.service_changed(&Change { old: None, new: Some(Arc::new(service)) });
+    }
+    zone.slice_changed(&Change { old: None, new: Some(slice()) });
+    zone
+}
+
+fn slice() -> Arc<EndpointSlice> {
+    Arc::new(
+        serde_json::from_value(json!({
+            "metadata": {"name": "db-1", "namespace": "d", "labels": {"kubernetes.io/service-name": "db"}},
+            "addressType": "IPv4", "ports": [{"name": "sql", "port": 5432, "protocol": "TCP"}],
+            "endpoints": [
+                {"addresses": ["10.42.0.7"], "hostname": "db-0", "conditions": {"ready": true}},
+                {"addresses": ["10.42.0.8"], "conditions": {"ready": true}},
+                {"addresses": ["10.42.0.9"], "conditions": {"ready": false}},
+            ],
+        }))
+        .unwrap(),
+    )
+}
+
+#[track_caller]
+fn check(zone: &Zone, name: &str, type_: RecordType, wanted: &[&str]) {
+    let found = match zone.answer(&Name::from_str(name).unwrap(), type_) {
+        Answer::NotOurs => vec!["not ours".to_owned()],
+        Answer::NoSuchName { .. } => vec!["no such name".to_owned()],
+        Answer::Records { answers, .. } => answers.iter().map(|r| r.data.to_string()).collect(),
+    };
+    assert_eq!(found, wanted, "{name} {type_}");
+}
+
+#[test]
+fn services_have_the_names_of_the_specification() {
+    let zone = zone();
+    check(&zone, "web.d.svc.cluster.local.", RecordType::A, &["10.43.0.9"]);
+    check(&zone, "WEB.d.svc.Cluster.Local.", RecordType::A, &["10.43.0.9"]);
+    check(&zone, "web.d.svc.cluster.local.", RecordType::AAAA, &[]);
+    check(&zone, "_http._tcp.web.d.svc.cluster.local.", RecordType::SRV, &["0 100 80 web.d.svc.cluster.local."]);
+    check(&zone, "_http._udp.web.d.svc.cluster.local.", RecordType::SRV, &["no such name"]);
+    check(&zone, "none.d.svc.cluster.local.", RecordType::A, &["no such name"]);
+    check(&zone, "d.svc.cluster.local.", RecordType::A, &[]);
+    check(&zone, "out.d.svc.cluster.local.", RecordType::A, &["example.com."]);
+    check(&zone, "dns-version.cluster.local.", RecordType::TXT, &["1.1.0"]);
+}
+
+#[test]
+fn a_headless_service_is_its_ready_endpoints() {
+    let zone = zone();
+    check(&zone, "db.d.svc.cluster.local.", RecordType::A, &["10.42.0.7", "10.42.0.8"]);
+    check(&zone, "db-0.db.d.svc.cluster.local.", RecordType::A, &["10.42.0.7"]);
+    check(&zone, "10-42-0-8.db.d.svc.cluster.local.", RecordType::A, &["10.42.0.8"]);
+    check(&zone, "10-42-0-9.db.d.svc.cluster.local.", RecordType::A, &["no such name"]);
+    check(&zone, "_sql._tcp.db.d.svc.cluster.local.", RecordType::SRV, &[
+        "0 100 5432 db-0.db.d.svc.cluster.local.",
+        "0 100 5432 10-42-0-8.db.d.svc.cluster.local.",
+    ]);
+    check(&zone, "empty.d.svc.cluster.local.", RecordType::A, &["no such name"]);
+}
+
+#[test]
+fn addresses_lead_back_to_names() {
+    let zone = zone();
+    check(&zone, "9.0.43.10.in-addr.arpa.", RecordType::PTR, &["web.d.svc.cluster.local."]);
+    check(&zone, "7.0.42.10.in-addr.arpa.", RecordType::PTR, &["db-0.db.d.svc.cluster.local."]);
+    check(&zone, "1.1.1.1.in-addr.arpa.", RecordType::PTR, &["not ours"]);
+}
+
+#[test]
+fn pods_are_their_address_and_the_rest_is_not_ours() {
+    let zone = zone();
+    check(&zone, "10-42-0-7.d.pod.cluster.local.", RecordType::A, &["10.42.0.7"]);
+    check(&zone, "nonsense.d.pod.cluster.local.", RecordType::A, &["no such name"]);
+    check(&zone, "example.com.", RecordType::A, &["not ours"]);
+}
+
+#[test]
+fn what_is_deleted_is_forgotten() {
+    let mut zone = zone();
+    zone.slice_changed(&Change { old: Some(slice()), new: None });
+    check(&zone, "db.d.svc.cluster.local.", RecordType::A, &["no such name"]);
+    check(&zone, "7.0.42.10.in-addr.arpa.", RecordType::PTR, &["not ours"]);
+}

@@ -1,0 +1,387 @@
+//! The network of this node's pods.
+//!
+//! ```text
+//!  pod: eth0 10.42.0.7/32 ─ veth ─ bridge skiff0 10.42.0.1 ─ routed ─ other pods, Services, uplink
+//! ```
+//!
+//! A pod's address has a /32 mask and its default route leads to the bridge: even two pods on one bridge talk
+//! through the node's routing, where connection tracking undoes a Service's translation on the way back, without
+//! `br_netfilter`.
+//!
+//! # Guarantees
+//! - `attach` and `detach` may be repeated, and finish what an interrupted call began.
+//! - Nothing addressed to the pod or service range leaves by the uplink: both have an `unreachable` route.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::{Path, PathBuf};
+
+use futures::TryStreamExt as _;
+use netlink_packet_route::route::{RouteScope, RouteType};
+use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
+
+use crate::ipam::Range;
+use crate::netns::{self, NetnsError};
+use crate::nft::{self, NftError};
+use crate::{Ipam, IpamError};
+
+#[derive(Clone, Debug)]
+pub struct PodNetworkConfig {
+    /// The bridge's name, at most 15 characters.
+    pub bridge: String,
+    /// This node's pod range, `10.42.0.0/24`.
+    pub pod_cidr: String,
+    /// The whole cluster's pod range, kept off the uplink.
+    pub cluster_cidr: String,
+    pub service_cidr: String,
+    pub mtu: u32,
+    /// Where address records lie.
+    pub state_directory: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PodNetworkError {
+    #[error("cannot {action}")]
+    Netlink { action: String, source: rtnetlink::Error },
+    #[error("cannot open a netlink socket")]
+    Socket(#[source] std::io::Error),
+    #[error("cannot set {path} to {value}")]
+    Sysctl { path: String, value: &'static str, source: std::io::Error },
+    #[error("the interface {0:?} has vanished")]
+    NoLink(String),
+    #[error("host port {protocol} {port} is taken by another pod of this node")]
+    HostPortTaken { protocol: &'static str, port: u16 },
+    #[error(transparent)]
+    Ipam(#[from] IpamError),
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    #[error(transparent)]
+    Nft(#[from] NftError),
+}
+
+/// A port of the node that leads to a pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostPort {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+/// See the module's documentation.
+pub struct PodNetwork {
+    config: PodNetworkConfig,
+    ipam: Ipam,
+    handle: Handle,
+    bridge_index: u32,
+}
+
+/// The table of the pods' own rules.
+const TABLE: &str = "skiff_pods";
+
+impl PodNetwork {
+    /// Makes the bridge, its routes and the address translation for traffic that leaves the cluster.
+    pub async fn open(config: PodNetworkConfig) -> Result<PodNetwork, PodNetworkError> {
+        let ipam = Ipam::open(Range::parse(&config.pod_cidr)?, &config.state_directory)?;
+        let (connection, handle, _) = rtnetlink::new_connection().map_err(PodNetworkError::Socket)?;
+        tokio::spawn(connection);
+        sysctl("net/ipv4/ip_forward", "1")?;
+        let bridge_index = make_bridge(&handle, &config, ipam.range()).await?;
+        // Pods on one bridge reach each other through the router on purpose.
+        sysctl(&format!("net/ipv4/conf/{}/send_redirects", config.bridge), "0")?;
+        sysctl("net/ipv4/conf/all/send_redirects", "0")?;
+        for cidr in [&config.cluster_cidr, &config.service_cidr] {
+            add_unreachable(&handle, Range::parse(cidr)?).await?;
+        }
+        add_service_route(&handle, &config, bridge_index, ipam.range()).await?;
+        nft::apply(&base_rules(&config)).await?;
+        Ok(PodNetwork { config, ipam, handle, bridge_index })
+    }
+
+    /// Gives a sandbox's namespace an interface and an address, and opens its host ports. Answers the address.
+    pub async fn attach(
+        &self,
+        sandbox_id: &str,
+        netns: &Path,
+        host_ports: &[HostPort],
+    ) -> Result<Ipv4Addr, PodNetworkError> {
+        let address = self.ipam.allocate(sandbox_id)?;
+        self.make_veth(sandbox_id, netns).await?;
+        let (gateway, mtu) = (self.ipam.range().gateway(), self.config.mtu);
+        let inside = in_namespace(netns).await?;
+        configure_inside(&inside, address, gateway, mtu).await?;
+        if !host_ports.is_empty() {
+            nft::apply(&host_port_elements("add", address, host_ports)).await.map_err(|error| match error {
+                NftError::Refused { message, .. } if message.contains("File exists") => {
+                    PodNetworkError::HostPortTaken {
+                        protocol: host_ports[0].protocol,
+                        port: host_ports[0].host_port,
+                    }
+                }
+                error => error.into(),
+            })?;
+        }
+        Ok(address)
+    }
+
+    /// Takes the interface, the host ports and the address away.
+    pub async fn detach(&self, sandbox_id: &str, host_ports: &[HostPort]) -> Result<(), PodNetworkError> {
+        let name = veth_name(sandbox_id);
+        if let Some(index) = link_index(&self.handle, &name).await? {
+            let deleted = self.handle.link().del(index).execute().await;
+            gone_is_fine(deleted).map_err(netlink(|| format!("delete {name}")))?;
+        }
+        if let Some(address) = self.ipam.get(sandbox_id)
+            && !host_ports.is_empty()
+        {
+            // `destroy` needs a newer nft; an element that is not there is no reason to keep the sandbox.
+            if let Err(error) = nft::apply(&host_port_elements("delete", address, host_ports)).await {
+                tracing::debug!(sandbox_id, %error, "host ports were not open");
+            }
+        }
+        Ok(self.ipam.release(sandbox_id)?)
+    }
+
+    pub fn address(&self, sandbox_id: &str) -> Option<IpAddr> {
+        self.ipam.get(sandbox_id).map(IpAddr::V4)
+    }
+
+    /// The bridge's own address, the pods' gateway.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.ipam.range().gateway()
+    }
+
+    /// Sandboxes that hold an address, for a check against those that exist.
+    pub fn sandboxes(&self) -> Vec<String> {
+        self.ipam.sandboxes()
+    }
+
+    /// Removes the bridge, the routes and the rules. For the end of a node, not for a restart.
+    pub async fn close(&self) -> Result<(), PodNetworkError> {
+        nft::apply(&format!("table ip {TABLE}\ndelete table ip {TABLE}\n")).await?;
+        let deleted = self.handle.link().del(self.bridge_index).execute().await;
+        gone_is_fine(deleted).map_err(netlink(|| format!("delete {}", self.config.bridge)))?;
+        for cidr in [&self.config.cluster_cidr, &self.config.service_cidr] {
+            let route = unreachable_route(Range::parse(cidr)?);
+            let deleted = self.handle.route().del(route).execute().await;
+            gone_is_fine(deleted).map_err(netlink(|| format!("delete the route of {cidr}")))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the pair with one end in the pod already, so that the pod's `eth0` never shows up on the node.
+    async fn make_veth(&self, sandbox_id: &str, netns: &Path) -> Result<(), PodNetworkError> {
+        use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute};
+        use std::os::fd::AsRawFd as _;
+        let name = veth_name(sandbox_id);
+        if link_index(&self.handle, &name).await?.is_some() {
+            return Ok(());
+        }
+        let namespace = std::fs::File::open(netns).map_err(|source| NetnsError::Io {
+            action: "open",
+            path: netns.into(),
+            source,
+        })?;
+        let peer = LinkUnspec::new_with_name("eth0")
+            .mtu(self.config.mtu)
+            .append_extra_attribute(LinkAttribute::NetNsFd(namespace.as_raw_fd()))
+            .build();
+        let veth = LinkVeth::new(&name, "eth0")
+            .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+            .mtu(self.config.mtu)
+            .controller(self.bridge_index)
+            .up()
+            .build();
+        let made = self.handle.link().add(veth).execute().await;
+        made.map_err(netlink(|| format!("make the veth pair {name}")))?;
+        // A pod that meets itself behind a Service: where other software has turned on `bridge-nf-call-iptables`, the
+        // translated packet goes back out of the port it came in by.
+        let index = link_index(&self.handle, &name).await?.ok_or_else(|| PodNetworkError::NoLink(name.clone()))?;
+        let port = LinkBridgePort::new(index).hairpin(true).build();
+        let set = self.handle.link().set_port(port).execute().await;
+        set.map_err(netlink(|| format!("turn on hairpin mode of {name}")))
+    }
+}
+
+/// Unique per sandbox and short enough for an interface's name.
+fn veth_name(sandbox_id: &str) -> String {
+    format!("veth{}", sandbox_id.chars().take(11).collect::<String>())
+}
+
+fn netlink(action: impl Fn() -> String) -> impl Fn(rtnetlink::Error) -> PodNetworkError {
+    move |source| PodNetworkError::Netlink { action: action(), source }
+}
+
+fn errno(error: &rtnetlink::Error) -> i32 {
+    match error {
+        rtnetlink::Error::NetlinkError(message) => message.raw_code().abs(),
+        _ => 0,
+    }
+}
+
+fn exists_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(error) if errno(&error) == libc::EEXIST => Ok(()),
+        other => other,
+    }
+}
+
+fn gone_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+    match result {
+        Err(error) if [libc::ENODEV, libc::ESRCH, libc::ENOENT].contains(&errno(&error)) => Ok(()),
+        other => other,
+    }
+}
+
+async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, PodNetworkError> {
+    match handle.link().get().match_name(name).execute().try_next().await {
+        Ok(link) => Ok(link.map(|l| l.header.index)),
+        Err(error) if errno(&error) == libc::ENODEV => Ok(None),
+        Err(source) => Err(PodNetworkError::Netlink { action: format!("look up {name}"), source }),
+    }
+}
+
+async fn make_bridge(handle: &Handle, config: &PodNetworkConfig, range: Range) -> Result<u32, PodNetworkError> {
+    let name = config.bridge.as_str();
+    let bridge = LinkBridge::new(name).mtu(config.mtu).up().build();
+    let made = handle.link().add(bridge).execute().await;
+    exists_is_fine(made).map_err(netlink(|| format!("make the bridge {name}")))?;
+    let index = link_index(handle, name).await?.ok_or_else(|| PodNetworkError::NoLink(name.into()))?;
+    let up = handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await;
+    up.map_err(netlink(|| format!("bring {name} up")))?;
+    let added = handle.address().add(index, range.gateway().into(), range.prefix).execute().await;
+    exists_is_fine(added).map_err(netlink(|| format!("give {name} the address {}", range.gateway())))?;
+    Ok(index)
+}
+
+/// Lower than any route a person would add, so that it only catches what nothing else does.
+const UNREACHABLE_PRIORITY: u32 = 4_294_967;
+
+fn unreachable_route(range: Range) -> netlink_packet_route::route::RouteMessage {
+    RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(range.network, range.prefix)
+        .kind(RouteType::Unreachable)
+        .priority(UNREACHABLE_PRIORITY)
+        .build()
+}
+
+async fn add_unreachable(handle: &Handle, range: Range) -> Result<(), PodNetworkError> {
+    let added = handle.route().add(unreachable_route(range)).execute().await;
+    exists_is_fine(added).map_err(netlink(|| format!("add an unreachable route for {range}")))
+}
+
+/// The node's own connections to Services are routed before they are translated, so the service range needs a route
+/// that leads somewhere; the bridge is somewhere that never leaves the node. The pods' gateway becomes their source,
+/// which every pod can answer.
+async fn add_service_route(
+    handle: &Handle,
+    config: &PodNetworkConfig,
+    bridge_index: u32,
+    pods: Range,
+) -> Result<(), PodNetworkError> {
+    let services = Range::parse(&config.service_cidr)?;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(services.network, services.prefix)
+        .output_interface(bridge_index)
+        .pref_source(pods.gateway())
+        .scope(RouteScope::Link)
+        .build();
+    let added = handle.route().add(route).execute().await;
+    exists_is_fine(added).map_err(netlink(|| format!("add a route for {services}")))
+}
+
+/// A netlink handle whose socket lives in another namespace.
+async fn in_namespace(netns: &Path) -> Result<Handle, PodNetworkError> {
+    let runtime = tokio::runtime::Handle::current();
+    let path = netns.to_owned();
+    let opened = tokio::task::spawn_blocking(move || {
+        netns::within(&path, move || {
+            let _guard = runtime.enter();
+            rtnetlink::new_connection()
+        })
+    })
+    .await
+    .map_err(|_| NetnsError::Thread { path: netns.into() })??;
+    let (connection, handle, _) = opened.map_err(PodNetworkError::Socket)?;
+    tokio::spawn(connection);
+    Ok(handle)
+}
+
+async fn configure_inside(
+    handle: &Handle,
+    address: Ipv4Addr,
+    gateway: Ipv4Addr,
+    mtu: u32,
+) -> Result<(), PodNetworkError> {
+    for name in ["lo", "eth0"] {
+        let index = link_index(handle, name).await?.ok_or_else(|| PodNetworkError::NoLink(name.into()))?;
+        let mut link = LinkUnspec::new_with_index(index).up();
+        if name == "eth0" {
+            link = link.mtu(mtu);
+        }
+        let up = handle.link().set(link.build()).execute().await;
+        up.map_err(netlink(|| format!("bring the pod's {name} up")))?;
+        if name == "eth0" {
+            let added = handle.address().add(index, address.into(), 32).execute().await;
+            exists_is_fine(added).map_err(netlink(|| format!("give the pod the address {address}")))?;
+            let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(gateway, 32)
+                .output_interface(index)
+                .scope(RouteScope::Link)
+                .build();
+            let default =
+                RouteMessageBuilder::<Ipv4Addr>::new().gateway(gateway).output_interface(index).build();
+            for route in [to_gateway, default] {
+                let added = handle.route().add(route).execute().await;
+                exists_is_fine(added).map_err(netlink(|| format!("route the pod through {gateway}")))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn sysctl(name: &str, value: &'static str) -> Result<(), PodNetworkError> {
+    let path = format!("/proc/sys/{name}");
+    let current = std::fs::read_to_string(&path).unwrap_or_default();
+    if current.trim() == value {
+        return Ok(());
+    }
+    std::fs::write(&path, value).map_err(|source| PodNetworkError::Sysctl { path, value, source })
+}
+
+/// Pods leave the cluster with the node's address; host ports lead to pods. Running it again replaces the rules
+/// and keeps the open host ports.
+fn base_rules(config: &PodNetworkConfig) -> String {
+    let PodNetworkConfig { pod_cidr, cluster_cidr, service_cidr, .. } = config;
+    // No Service has claimed the address, or it would have been translated by now. The node's own connections end
+    // on the bridge, where nobody answers.
+    let refuse_unclaimed = format!("ip daddr {service_cidr} reject with icmp host-unreachable");
+    let to_host_port = "fib daddr type local dnat ip to meta l4proto . th dport map @host_ports";
+    format!(
+        "table ip {TABLE} {{
+  map host_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  chain prerouting {{ type nat hook prerouting priority dstnat - 5; }}
+  chain output {{ type nat hook output priority -105; }}
+  chain postrouting {{ type nat hook postrouting priority srcnat; }}
+  chain unclaimed_forward {{ type filter hook forward priority filter + 10; }}
+}}
+flush chain ip {TABLE} unclaimed_forward
+add rule ip {TABLE} unclaimed_forward {refuse_unclaimed}
+flush chain ip {TABLE} prerouting
+flush chain ip {TABLE} output
+flush chain ip {TABLE} postrouting
+add rule ip {TABLE} prerouting {to_host_port}
+add rule ip {TABLE} output ip daddr != 127.0.0.0/8 {to_host_port}
+add rule ip {TABLE} postrouting ip saddr {pod_cidr} ip daddr != {{ {cluster_cidr}, {service_cidr}, 224.0.0.0/4 }} masquerade
+"
+    )
+}
+
+fn host_port_elements(verb: &str, address: Ipv4Addr, ports: &[HostPort]) -> String {
+    let element = |p: &HostPort| match verb {
+        "add" => format!("{} . {} : {address} . {}", p.protocol, p.host_port, p.container_port),
+        _ => format!("{} . {}", p.protocol, p.host_port),
+    };
+    let verb = if verb == "add" { "create" } else { verb };
+    let elements = ports.iter().map(element).collect::<Vec<_>>().join(", ");
+    format!("{verb} element ip {TABLE} host_ports {{ {elements} }}\n")
+}

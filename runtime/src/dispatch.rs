@@ -1,0 +1,67 @@
+//! Which runtime a container goes to, and what the runtimes say about it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use skiff_cri::{Code, ContainerRuntime, CriError, RuntimeContainer};
+use skiff_images::{Image, ImageKind};
+
+/// The annotation of a container's status that names its runtime: `runc`, `wasmtime`.
+pub const RUNTIME_ANNOTATION: &str = "skiff.dev/runtime";
+
+/// The handlers that mean the Wasm runtime, whatever the image is.
+const WASM_HANDLERS: [&str; 2] = ["wasmtime", "wasmtime-dedicated"];
+
+/// All container runtimes of the node.
+pub(crate) struct Dispatch {
+    /// By handler, such as `runc` and `crun`.
+    pub(crate) linux: BTreeMap<String, Arc<dyn ContainerRuntime>>,
+    pub(crate) default_handler: String,
+    pub(crate) wasm: Arc<dyn ContainerRuntime>,
+}
+
+impl Dispatch {
+    /// Handlers that a RuntimeClass may name.
+    pub(crate) fn handlers(&self) -> impl Iterator<Item = &str> {
+        self.linux.keys().map(String::as_str).chain(WASM_HANDLERS)
+    }
+
+    pub(crate) fn check_handler(&self, handler: &str) -> Result<(), CriError> {
+        if handler.is_empty() || self.handlers().any(|h| h == handler) {
+            return Ok(());
+        }
+        Err(CriError::new(Code::Unknown, format!("no runtime for {handler:?} is configured")))
+    }
+
+    /// The image decides; the handler decides among the Linux runtimes, or forces Wasm.
+    pub(crate) fn pick(&self, image: &Image, handler: &str) -> Result<&Arc<dyn ContainerRuntime>, CriError> {
+        let forced = WASM_HANDLERS.contains(&handler);
+        if forced || matches!(image.kind, ImageKind::Wasm { .. }) {
+            return Ok(&self.wasm);
+        }
+        let handler = if handler.is_empty() { &self.default_handler } else { handler };
+        self.linux
+            .get(handler)
+            .ok_or_else(|| CriError::new(Code::Unknown, format!("no runtime for {handler:?} is configured")))
+    }
+
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<dyn ContainerRuntime>> {
+        self.linux.values().chain(std::iter::once(&self.wasm))
+    }
+
+    /// A runtime by the name that a container's record holds.
+    pub(crate) fn named(&self, name: &str) -> Result<&Arc<dyn ContainerRuntime>, CriError> {
+        self.all()
+            .find(|r| r.name() == name)
+            .ok_or_else(|| CriError::unknown(format!("the runtime {name:?} of this container is no longer configured")))
+    }
+
+    /// What every runtime knows, by container ID.
+    pub(crate) async fn states(&self) -> Result<BTreeMap<String, RuntimeContainer>, CriError> {
+        let mut out = BTreeMap::new();
+        for runtime in self.all() {
+            out.extend(runtime.list().await?.into_iter().map(|c| (c.id.clone(), c)));
+        }
+        Ok(out)
+    }
+}

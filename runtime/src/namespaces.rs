@@ -1,0 +1,93 @@
+//! The IPC and UTS namespaces of a sandbox, held by bind mounts like its network namespace.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::unistd::sethostname;
+
+/// Makes both namespaces on a thread of its own, which ends afterwards. Blocks for two mounts.
+pub(crate) fn create(ipc: &Path, uts: &Path, hostname: &str) -> io::Result<()> {
+    let (ipc, uts, hostname) = (ipc.to_owned(), uts.to_owned(), hostname.to_owned());
+    on_own_thread(move || {
+        unshare(CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)?;
+        sethostname(&hostname)?;
+        for (path, name) in [(&ipc, "ipc"), (&uts, "uts")] {
+            File::create(path)?;
+            let source = format!("/proc/thread-self/ns/{name}");
+            mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
+        }
+        Ok(())
+    })
+}
+
+/// Sets kernel parameters as seen from inside a sandbox. Only those that are the namespaces' own come this far.
+pub(crate) fn set_sysctls(namespaces: &[PathBuf], sysctls: Vec<(String, String)>) -> io::Result<()> {
+    let namespaces = namespaces.iter().map(File::open).collect::<io::Result<Vec<_>>>()?;
+    on_own_thread(move || {
+        for namespace in &namespaces {
+            setns(namespace.as_fd(), CloneFlags::empty())?;
+        }
+        for (name, value) in sysctls {
+            let path = Path::new("/proc/sys").join(name.replace('.', "/"));
+            fs::write(&path, value).map_err(|e| io::Error::new(e.kind(), format!("sysctl {name:?}: {e}")))?;
+        }
+        Ok(())
+    })
+}
+
+/// Whether a pod may set a kernel parameter: only what belongs to its own namespaces.
+pub(crate) fn is_namespaced(sysctl: &str, host_network: bool, host_ipc: bool) -> bool {
+    let plain = sysctl.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+        && !sysctl.split('.').any(str::is_empty);
+    let network = sysctl.starts_with("net.") && !host_network;
+    let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."].iter().any(|p| sysctl.starts_with(p)) && !host_ipc;
+    plain && (network || ipc)
+}
+
+/// Unmounts and removes a held namespace. What is gone already is no error.
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
+    unmount(path)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Unmounts a path, if it is a mount.
+pub(crate) fn unmount(path: &Path) -> io::Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        Ok(()) | Err(nix::Error::EINVAL | nix::Error::ENOENT) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// A pod's own `/dev/shm`.
+pub(crate) fn mount_shm(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)?;
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    mount(Some("shm"), path, Some("tmpfs"), flags, Some("mode=1777,size=65536k"))?;
+    Ok(())
+}
+
+fn on_own_thread(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    std::thread::spawn(work).join().map_err(|_| io::Error::other("the thread that entered the namespaces panicked"))?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_sets_only_what_is_its_own() {
+        assert!(is_namespaced("net.ipv4.ip_unprivileged_port_start", false, false));
+        assert!(is_namespaced("kernel.shm_rmid_forced", false, false));
+        for bad in ["kernel.panic", "vm.swappiness", "net.ipv4/../../kernel.panic", "net..x", ""] {
+            assert!(!is_namespaced(bad, false, false), "{bad}");
+        }
+        assert!(!is_namespaced("net.ipv4.ip_forward", true, false), "a pod on the host's network");
+    }
+}

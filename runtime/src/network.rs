@@ -1,0 +1,29 @@
+//! What this crate needs of the node's network.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use async_trait::async_trait;
+use skiff_cri::CriError;
+
+/// A port of the node that leads to a port of the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PortForward {
+    /// `tcp` or `udp`.
+    pub protocol: &'static str,
+    pub host_port: u16,
+    pub container_port: u16,
+}
+
+/// Makes and removes the network namespaces of sandboxes. Every call may be repeated.
+#[async_trait]
+pub trait SandboxNetwork: Send + Sync + 'static {
+    /// Makes the namespace at `netns` if it is not there, and connects it. Answers its addresses.
+    async fn up(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<Vec<IpAddr>, CriError>;
+
+    /// Disconnects and removes the namespace and gives the addresses back.
+    async fn down(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<(), CriError>;
+
+    /// Whether the namespace still stands: after a restart of the machine it does not.
+    fn holds(&self, netns: &Path) -> bool;
+}

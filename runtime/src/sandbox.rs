@@ -1,0 +1,232 @@
+//! Making and removing what all containers of a pod share.
+//!
+//! ```text
+//!  Starting ──► Ready ──► Stopped ──► (removed)
+//!      └───────── a failure ─────────────▲
+//! ```
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use skiff_cgroup::{Cgroups, Limits};
+use skiff_cri::v1::{DnsConfig, LinuxContainerResources, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use skiff_cri::{Code, CriError, Sandbox};
+
+use crate::namespaces;
+use crate::network::{PortForward, SandboxNetwork};
+use crate::records::failed;
+
+/// Makes sandboxes. Knows where everything of one lies; keeps no state of its own.
+pub(crate) struct Sandboxes {
+    /// Files of sandboxes, `<root>/<id>/`.
+    pub(crate) root: PathBuf,
+    /// Held namespaces, `<run>/<id>/{net,ipc,uts}`: on a tmpfs, gone after a restart of the machine.
+    pub(crate) run: PathBuf,
+    pub(crate) cgroups: Cgroups,
+    pub(crate) network: Arc<dyn SandboxNetwork>,
+}
+
+impl Sandboxes {
+    /// The sandbox as container runtimes see it.
+    pub(crate) fn describe(&self, id: &str, config: &PodSandboxConfig) -> Sandbox {
+        let options = namespace_options(config);
+        let held = |name: &str, mode: NamespaceMode| (mode != NamespaceMode::Node).then(|| self.namespace(id, name));
+        let cgroup = config.linux.as_ref().map(|l| l.cgroup_parent.trim_matches('/')).unwrap_or_default();
+        Sandbox {
+            id: id.to_owned(),
+            config: config.clone(),
+            netns: held("net", options.network()),
+            ipcns: held("ipc", options.ipc()),
+            // The host name goes with the network, as everywhere in Kubernetes.
+            utsns: held("uts", options.network()),
+            pause_pid: None,
+            cgroup: if cgroup.is_empty() { format!("skiff/{id}") } else { cgroup.to_owned() },
+            directory: self.root.join(id),
+        }
+    }
+
+    fn namespace(&self, id: &str, name: &str) -> PathBuf {
+        self.run.join(id).join(name)
+    }
+
+    /// Refuses what this node cannot do, before anything is made.
+    pub(crate) fn check(&self, config: &PodSandboxConfig) -> Result<(), CriError> {
+        let options = namespace_options(config);
+        if config.metadata.is_none() {
+            return Err(CriError::invalid("the sandbox config has no metadata"));
+        }
+        if options.pid() == NamespaceMode::Pod {
+            return Err(CriError::new(
+                Code::Unimplemented,
+                "a PID namespace shared by the pod's containers (shareProcessNamespace) is not supported",
+            ));
+        }
+        let (host_network, host_ipc) =
+            (options.network() == NamespaceMode::Node, options.ipc() == NamespaceMode::Node);
+        for name in config.linux.iter().flat_map(|l| l.sysctls.keys()) {
+            if !namespaces::is_namespaced(name, host_network, host_ipc) {
+                return Err(CriError::invalid(format!("sysctl {name:?} is not namespaced, or its namespace is the host's")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes everything of a sandbox and answers its addresses.
+    pub(crate) async fn create(&self, id: &str, config: &PodSandboxConfig) -> Result<Vec<IpAddr>, CriError> {
+        let sandbox = self.describe(id, config);
+        self.make_files(&sandbox)?;
+        self.make_cgroup(&sandbox)?;
+        let mut held = Vec::new();
+        if let (Some(ipc), Some(uts)) = (&sandbox.ipcns, &sandbox.utsns) {
+            namespaces::create(ipc, uts, &hostname(config))
+                .map_err(|e| CriError::unknown(format!("failed to create the sandbox's namespaces: {e}")))?;
+            held.push(ipc.clone());
+        } else if sandbox.ipcns.is_some() != sandbox.utsns.is_some() {
+            return Err(CriError::new(Code::Unimplemented, "a pod must share both or neither of network and IPC with the host"));
+        }
+        let mut ips = Vec::new();
+        if let Some(netns) = &sandbox.netns {
+            ips = self.network.up(id, netns, &port_forwards(config)).await?;
+            held.push(netns.clone());
+        }
+        let sysctls = config.linux.iter().flat_map(|l| l.sysctls.clone()).collect::<Vec<_>>();
+        if !sysctls.is_empty() {
+            namespaces::set_sysctls(&held, sysctls).map_err(|e| CriError::invalid(e.to_string()))?;
+        }
+        Ok(ips)
+    }
+
+    fn make_files(&self, sandbox: &Sandbox) -> Result<(), CriError> {
+        let directory = &sandbox.directory;
+        for path in [directory.clone(), self.run.join(&sandbox.id)] {
+            fs::create_dir_all(&path).map_err(|e| failed("create", &path, &e))?;
+        }
+        if sandbox.ipcns.is_some() {
+            let shm = directory.join("shm");
+            namespaces::mount_shm(&shm).map_err(|e| failed("mount", &shm, &e))?;
+        }
+        let write = |name: &str, text: String| {
+            let path = directory.join(name);
+            fs::write(&path, text).map_err(|e| failed("write", &path, &e))
+        };
+        write("hostname", format!("{}\n", hostname(&sandbox.config)))?;
+        if let Some(dns) = &sandbox.config.dns_config {
+            write("resolv.conf", resolv_conf(dns))?;
+        }
+        Ok(())
+    }
+
+    fn make_cgroup(&self, sandbox: &Sandbox) -> Result<(), CriError> {
+        let resources = sandbox.config.linux.as_ref().and_then(|l| l.resources.as_ref());
+        let limits = resources.map(limits).unwrap_or_default();
+        match self.cgroups.create(&sandbox.cgroup, &limits) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(CriError::unknown(format!("failed to create the pod's cgroup: {error}"))),
+        }
+    }
+
+    /// Takes the network and the namespaces away; files and cgroup stay for a look at what was.
+    pub(crate) async fn stop(&self, id: &str, config: &PodSandboxConfig) -> Result<(), CriError> {
+        let sandbox = self.describe(id, config);
+        if let Some(netns) = &sandbox.netns {
+            self.network.down(id, netns, &port_forwards(config)).await?;
+        }
+        for path in [&sandbox.ipcns, &sandbox.utsns].into_iter().flatten() {
+            namespaces::remove(path).map_err(|e| failed("remove", path, &e))?;
+        }
+        let shm = sandbox.directory.join("shm");
+        namespaces::unmount(&shm).map_err(|e| failed("unmount", &shm, &e))
+    }
+
+    /// Removes what `stop` left. The pod's cgroup goes too, unless another sandbox of the pod still uses it.
+    pub(crate) fn remove(&self, id: &str, config: &PodSandboxConfig, last_of_pod: bool) -> Result<(), CriError> {
+        let sandbox = self.describe(id, config);
+        if last_of_pod {
+            let group = self.cgroups.group(&sandbox.cgroup).map_err(CriError::unknown)?;
+            if group.exists() {
+                group.kill().and_then(|()| group.remove()).map_err(CriError::unknown)?;
+            }
+        }
+        for path in [sandbox.directory, self.run.join(id)] {
+            match fs::remove_dir_all(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove", &path, &error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {
+    let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
+    // CRI's default for PIDs is the container's own namespace; the message's zero value would be the pod's.
+    context
+        .and_then(|c| c.namespace_options.clone())
+        .unwrap_or_else(|| NamespaceOption { pid: NamespaceMode::Container.into(), ..NamespaceOption::default() })
+}
+
+fn hostname(config: &PodSandboxConfig) -> String {
+    if !config.hostname.is_empty() {
+        return config.hostname.clone();
+    }
+    // A pod on the host's network has the host's name.
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
+}
+
+fn port_forwards(config: &PodSandboxConfig) -> Vec<PortForward> {
+    config
+        .port_mappings
+        .iter()
+        .filter_map(|mapping| {
+            let protocol = match mapping.protocol {
+                0 => "tcp",
+                1 => "udp",
+                _ => return None,
+            };
+            let host_port = u16::try_from(mapping.host_port).ok().filter(|p| *p > 0)?;
+            let container_port = u16::try_from(mapping.container_port).ok()?;
+            Some(PortForward { protocol, host_port, container_port })
+        })
+        .collect()
+}
+
+fn resolv_conf(dns: &DnsConfig) -> String {
+    let mut out = String::new();
+    if !dns.searches.is_empty() {
+        out.push_str(&format!("search {}\n", dns.searches.join(" ")));
+    }
+    for server in &dns.servers {
+        out.push_str(&format!("nameserver {server}\n"));
+    }
+    if !dns.options.is_empty() {
+        out.push_str(&format!("options {}\n", dns.options.join(" ")));
+    }
+    out
+}
+
+/// The files that every container of a sandbox finds, unless the pod mounts something else there.
+pub(crate) fn file_mounts(sandbox: &Sandbox, mounts: &[Mount]) -> Vec<Mount> {
+    [("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
+        .iter()
+        .map(|(file, path)| (sandbox.directory.join(file), *path))
+        .filter(|(file, path)| file.exists() && !mounts.iter().any(|m| Path::new(&m.container_path) == Path::new(path)))
+        .map(|(file, path)| Mount {
+            container_path: path.to_owned(),
+            host_path: file.to_string_lossy().into_owned(),
+            ..Mount::default()
+        })
+        .collect()
+}
+
+fn limits(resources: &LinuxContainerResources) -> Limits {
+    let positive = |value: i64| (value > 0).then_some(value);
+    Limits {
+        cpu_shares: positive(resources.cpu_shares).and_then(|v| u64::try_from(v).ok()),
+        cpu_quota_us: positive(resources.cpu_quota),
+        cpu_period_us: positive(resources.cpu_period).and_then(|v| u64::try_from(v).ok()),
+        memory_bytes: positive(resources.memory_limit_in_bytes),
+        pids: None,
+    }
+}
