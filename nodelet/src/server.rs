@@ -1,0 +1,153 @@
+//! The node API: what the API server asks of a node, over mutual TLS.
+//!
+//! Only the API server gets in: the client's certificate must come from the cluster's authority and
+//! name the API server's own identity. There is no other port and no unauthenticated path.
+
+mod exec;
+mod logs;
+mod pages;
+mod tls;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Path;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{any, get};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use k8s_openapi::api::core::v1::Pod;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use crate::config::ServerTls;
+use crate::error::Error;
+use crate::pods::PodIndex;
+use crate::worker::Shared;
+
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// More connections than this wait: the API server shares few.
+const MAX_CONNECTIONS: usize = 1024;
+
+pub(crate) struct Server {
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    port: u16,
+}
+
+/// What the handlers work on.
+#[derive(Clone)]
+pub(crate) struct Api {
+    shared: Arc<Shared>,
+    index: PodIndex,
+}
+
+impl Server {
+    pub(crate) async fn bind(address: SocketAddr, tls: &ServerTls) -> Result<Server, Error> {
+        let config = tls::server_config(tls)?;
+        let listen = |source| Error::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(listen)?;
+        let port = listener.local_addr().map_err(listen)?.port();
+        Ok(Server { listener, acceptor: TlsAcceptor::from(Arc::new(config)), port })
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) async fn serve(self, api: Api) {
+        let router = router(api);
+        let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let Ok(permit) = connections.clone().acquire_owned().await else { return };
+            match self.listener.accept().await {
+                Ok((stream, peer)) => {
+                    let (acceptor, router) = (self.acceptor.clone(), router.clone());
+                    tokio::spawn(async move {
+                        if let Err(error) = connection(acceptor, stream, router).await {
+                            tracing::debug!(%peer, error, "a connection to the node API failed");
+                        }
+                        drop(permit);
+                    });
+                }
+                // Out of descriptors, most likely: accepting again at once would only spin.
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection to the node API");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            }
+        }
+    }
+}
+
+async fn connection(acceptor: TlsAcceptor, stream: TcpStream, router: Router) -> Result<(), String> {
+    let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
+    let stream =
+        handshake.map_err(|_| "the TLS handshake took too long".to_owned())?.map_err(|e| e.to_string())?;
+    let allowed = tls::is_api_server(stream.get_ref().1.peer_certificates());
+    let router = if allowed { router } else { Router::new().fallback(forbidden) };
+    let service = TowerToHyperService::new(router);
+    let builder = auto::Builder::new(TokioExecutor::new());
+    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await.map_err(|e| e.to_string())
+}
+
+async fn forbidden() -> Response {
+    (StatusCode::FORBIDDEN, "Forbidden: only the API server may use the node API\n").into_response()
+}
+
+fn router(api: Api) -> Router {
+    Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/pods", get(pages::pods))
+        .route("/runningpods/", get(pages::running_pods))
+        .route("/metrics", get(pages::metrics))
+        .route("/stats/summary", get(pages::summary))
+        .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
+        .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(refused))
+        .route("/portForward/{namespace}/{pod}", any(refused_port_forward))
+        .with_state(api)
+}
+
+async fn refused(Path((_, _, _)): Path<(String, String, String)>) -> Response {
+    (StatusCode::NOT_IMPLEMENTED, "this node does not offer attach yet\n").into_response()
+}
+
+async fn refused_port_forward(Path((_, _)): Path<(String, String)>) -> Response {
+    (StatusCode::NOT_IMPLEMENTED, "this node does not offer port forwarding yet\n").into_response()
+}
+
+/// A status and what the caller reads.
+type Refusal = (StatusCode, String);
+
+/// A container that a request names.
+struct Found {
+    pod: Arc<Pod>,
+    container: String,
+}
+
+impl Api {
+    pub(crate) fn new(shared: Arc<Shared>, index: PodIndex) -> Api {
+        Api { shared, index }
+    }
+
+    fn find(&self, namespace: &str, pod: &str, container: &str) -> Result<Found, Refusal> {
+        let found = self.index.read().get(&(namespace.to_owned(), pod.to_owned())).cloned();
+        let missing = |text: String| (StatusCode::NOT_FOUND, text);
+        let found =
+            found.ok_or_else(|| missing(format!("pod {pod:?} not found in namespace {namespace:?}\n")))?;
+        match crate::pod::find_container(&found, container) {
+            Some(spec) => Ok(Found { container: spec.name.clone(), pod: found.clone() }),
+            None => Err(missing(format!("container {container:?} not found in pod {pod:?}\n"))),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

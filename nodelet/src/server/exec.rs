@@ -1,0 +1,302 @@
+//! `/exec/{namespace}/{pod}/{container}`: a process in a container, over a WebSocket.
+//!
+//! Every message begins with a byte that names its channel:
+//!
+//! ```text
+//!  0 stdin ▶   1 stdout ◀   2 stderr ◀   3 how it ended (a Status) ◀   4 terminal size ▶
+//!  255 (v5 only) ▶ closes the channel that the next byte names
+//! ```
+
+use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Path, RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::stream::{SplitSink, SplitStream};
+use futures::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::json;
+use skiff_cri::v1::ExecRequest;
+use skiff_cri::{CriError, ExecSession, TerminalSize};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use crate::pod::PodExt;
+use crate::server::{Api, Refusal};
+use crate::snapshot;
+
+const V5: &str = "v5.channel.k8s.io";
+const V4: &str = "v4.channel.k8s.io";
+const STDIN: u8 = 0;
+const STDOUT: u8 = 1;
+const STDERR: u8 = 2;
+const ERROR: u8 = 3;
+const RESIZE: u8 = 4;
+const CLOSE: u8 = 255;
+const BUFFER: usize = 32 * 1024;
+const MAX_MESSAGE: usize = 1024 * 1024;
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct ExecQuery {
+    command: Vec<String>,
+    stdin: bool,
+    stdout: bool,
+    stderr: bool,
+    tty: bool,
+}
+
+/// Both the API's names and those that the API server uses towards nodes.
+fn parse_query(query: &str) -> ExecQuery {
+    let mut parsed = ExecQuery::default();
+    for pair in query.split('&') {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let value = percent_decode(value);
+        let on = matches!(value.as_str(), "1" | "true" | "True");
+        match key {
+            "command" => parsed.command.push(value),
+            "stdin" | "input" => parsed.stdin |= on,
+            "stdout" | "output" => parsed.stdout |= on,
+            "stderr" | "error" => parsed.stderr |= on,
+            "tty" => parsed.tty |= on,
+            _ => {}
+        }
+    }
+    // A terminal has one output stream.
+    parsed.stderr &= !parsed.tty;
+    parsed
+}
+
+fn percent_decode(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
+        match code.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &tail[2..];
+            }
+            None => {
+                bytes.push(if *first == b'+' { b' ' } else { *first });
+                rest = tail;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+pub(super) async fn exec(
+    State(api): State<Api>,
+    Path((namespace, pod, container)): Path<(String, String, String)>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    upgrade: Result<WebSocketUpgrade, axum::extract::ws::rejection::WebSocketUpgradeRejection>,
+) -> Response {
+    let bad = |message: &str| (StatusCode::BAD_REQUEST, message.to_owned()).into_response();
+    let asked = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    if asked.to_ascii_lowercase().starts_with("spdy/") {
+        return bad("this node does not speak SPDY: ask with a WebSocket (v5.channel.k8s.io)\n");
+    }
+    let Ok(upgrade) = upgrade else { return bad("you must ask for an upgrade to a WebSocket\n") };
+    let query = parse_query(&query.unwrap_or_default());
+    if query.command.is_empty() {
+        return bad("you must specify at least 1 command\n");
+    }
+    if !(query.stdin || query.stdout || query.stderr) {
+        return bad("you must specify at least 1 of stdin, stdout, stderr\n");
+    }
+    let session = match open(&api, &namespace, &pod, &container, &query).await {
+        Ok(session) => session,
+        Err(refusal) => return refusal.into_response(),
+    };
+    upgrade.max_message_size(MAX_MESSAGE).protocols([V5, V4]).on_upgrade(async move |socket| {
+        let protocol = socket.protocol().and_then(|p| p.to_str().ok()).map(str::to_owned);
+        Exchange::run(socket, session, protocol.as_deref() == Some(V5)).await;
+    })
+}
+
+async fn open(
+    api: &Api,
+    namespace: &str,
+    pod: &str,
+    container: &str,
+    query: &ExecQuery,
+) -> Result<ExecSession, Refusal> {
+    let found = api.find(namespace, pod, container)?;
+    let failed = |error: CriError| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"));
+    let snapshot = snapshot::read(&*api.shared.cri, "", found.pod.uid()).await.map_err(failed)?;
+    let running = snapshot.running().find(|c| c.name == found.container);
+    let running =
+        running.ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found ({container:?})\n")))?;
+    let request = ExecRequest {
+        container_id: running.id.clone(),
+        cmd: query.command.clone(),
+        tty: query.tty,
+        stdin: query.stdin,
+        stdout: query.stdout,
+        stderr: query.stderr,
+    };
+    api.shared.cri.exec(request).await.map_err(failed)
+}
+
+type Sink = mpsc::Sender<Message>;
+
+struct Exchange;
+
+impl Exchange {
+    async fn run(socket: WebSocket, session: ExecSession, has_close: bool) {
+        let ExecSession { stdin, stdout, stderr, resize, exit } = session;
+        let (sink, stream) = socket.split();
+        let (out, out_rx) = mpsc::channel::<Message>(8);
+        let writer = tokio::spawn(write_messages(sink, out_rx));
+        let input = read_messages(stream, stdin, resize, has_close);
+        let output = async {
+            tokio::join!(copy(stdout, STDOUT, out.clone()), copy(stderr, STDERR, out.clone()));
+            exit.await
+        };
+        // Reading input is dropped where it stands: what is not read by then nobody wants. Dropping the
+        // output's half, when the client leaves, ends the process.
+        let ended = tokio::select! {
+            ended = output => Some(ended),
+            () = input => None,
+        };
+        if let Some(ended) = ended {
+            let status = match ended {
+                Ok(result) => end_status(result),
+                Err(_) => end_status(Err(CriError::unknown("the runtime lost the process"))),
+            };
+            let _ = out.send(framed(ERROR, status.to_string().as_bytes())).await;
+            let _ = out.send(Message::Close(None)).await;
+        }
+        drop(out);
+        let _ = writer.await;
+    }
+}
+
+fn framed(channel: u8, data: &[u8]) -> Message {
+    let mut message = Vec::with_capacity(data.len() + 1);
+    message.push(channel);
+    message.extend_from_slice(data);
+    Message::Binary(Bytes::from(message))
+}
+
+async fn write_messages(mut sink: SplitSink<WebSocket, Message>, mut messages: mpsc::Receiver<Message>) {
+    while let Some(message) = messages.recv().await {
+        if sink.send(message).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn copy(from: Option<Box<dyn AsyncRead + Send + Unpin>>, channel: u8, out: Sink) {
+    let Some(mut from) = from else { return };
+    let mut buffer = vec![0; BUFFER];
+    while let Ok(n_read @ 1..) = from.read(&mut buffer).await {
+        if out.send(framed(channel, &buffer[..n_read])).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Reads until the client leaves.
+async fn read_messages(
+    mut messages: SplitStream<WebSocket>,
+    mut stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
+    resize: mpsc::Sender<TerminalSize>,
+    has_close: bool,
+) {
+    while let Some(Ok(message)) = messages.next().await {
+        let data = match message {
+            Message::Binary(data) => data,
+            Message::Text(text) => Bytes::from(text),
+            Message::Close(_) => return,
+            _ => continue,
+        };
+        match (data.first(), data.get(1..).unwrap_or_default()) {
+            (Some(&STDIN), input) => {
+                if let Some(pipe) = &mut stdin {
+                    // A process that closed its input is no reason to end the exchange.
+                    if pipe.write_all(input).await.is_err() || pipe.flush().await.is_err() {
+                        stdin = None;
+                    }
+                }
+            }
+            (Some(&RESIZE), size) => {
+                if let Some(size) = parse_size(size) {
+                    // A size that the runtime has no room for is followed by a newer one.
+                    let _ = resize.try_send(size);
+                }
+            }
+            (Some(&CLOSE), [STDIN]) if has_close => stdin = None,
+            _ => {}
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Size {
+    width: u16,
+    height: u16,
+}
+
+fn parse_size(json: &[u8]) -> Option<TerminalSize> {
+    serde_json::from_slice::<Size>(json)
+        .ok()
+        .map(|size| TerminalSize { width: size.width, height: size.height })
+}
+
+/// How a process ended, as `kubectl` reads it for its own exit code.
+fn end_status(result: Result<i32, CriError>) -> serde_json::Value {
+    match result {
+        Ok(0) => json!({ "metadata": {}, "status": "Success" }),
+        Ok(code) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("command terminated with non-zero exit code: exit status {code}"),
+            "reason": "NonZeroExitCode",
+            "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
+        }),
+        Err(error) => json!({
+            "metadata": {},
+            "status": "Failure",
+            "message": format!("error executing command in container: {error}"),
+            "reason": "InternalError",
+            "code": 500,
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_spellings_of_a_query_are_understood() {
+        let expected = ExecQuery {
+            command: vec!["sh".into(), "-c".into(), "echo a b".into()],
+            stdin: true,
+            stdout: true,
+            stderr: false,
+            tty: true,
+        };
+        assert_eq!(
+            parse_query(
+                "command=sh&command=-c&command=echo%20a+b&stdin=true&stdout=true&stderr=true&tty=true"
+            ),
+            expected
+        );
+        assert_eq!(
+            parse_query("command=sh&command=-c&command=echo+a%20b&input=1&output=1&error=1&tty=1"),
+            expected
+        );
+    }
+
+    #[test]
+    fn an_exit_code_is_a_cause_of_the_status() {
+        assert_eq!(end_status(Ok(0))["status"], "Success");
+        let status = end_status(Ok(3));
+        assert_eq!(status["reason"], "NonZeroExitCode");
+        assert_eq!(status["details"]["causes"][0], json!({ "reason": "ExitCode", "message": "3" }));
+    }
+}

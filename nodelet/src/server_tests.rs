@@ -1,0 +1,192 @@
+//! The node API over real TLS on loopback.
+
+use std::sync::Arc;
+
+use futures::{SinkExt, StreamExt};
+use http_body_util::{BodyExt, Empty};
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::json;
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::{Message, client::IntoClientRequest};
+
+use crate::ServerTls;
+use crate::testing::{Node, pod};
+
+struct Pki {
+    issuer: Issuer<'static, KeyPair>,
+    ca_pem: String,
+}
+
+impl Pki {
+    fn new() -> Pki {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "test-ca");
+        let key = KeyPair::generate().unwrap();
+        let ca_pem = params.self_signed(&key).unwrap().pem();
+        Pki { issuer: Issuer::new(params, key), ca_pem }
+    }
+
+    fn issue(
+        &self,
+        name: &str,
+        usage: ExtendedKeyUsagePurpose,
+    ) -> (CertificateDer<'static>, String, KeyPair) {
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages.push(usage);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.der().clone(), certificate.pem(), key)
+    }
+
+    fn server(&self) -> ServerTls {
+        let (_, pem, key) = self.issue("n1", ExtendedKeyUsagePurpose::ServerAuth);
+        ServerTls {
+            certificate_pem: pem.into_bytes(),
+            key_pem: key.serialize_pem().into_bytes(),
+            client_ca_pem: self.ca_pem.clone().into_bytes(),
+        }
+    }
+
+    async fn connect(&self, port: u16, client: Option<&str>) -> std::io::Result<TlsStream<TcpStream>> {
+        use rustls_pki_types::pem::PemObject;
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.ca_pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder =
+            ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let builder = builder.with_root_certificates(roots);
+        let config = match client {
+            None => builder.with_no_client_auth(),
+            Some(name) => {
+                let (certificate, _, key) = self.issue(name, ExtendedKeyUsagePurpose::ClientAuth);
+                let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+                builder.with_client_auth_cert(vec![certificate], key).unwrap()
+            }
+        };
+        let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await
+    }
+
+    async fn get(&self, port: u16, client: Option<&str>, path: &str) -> Result<(u16, String), String> {
+        let stream = self.connect(port, client).await.map_err(|e| e.to_string())?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
+        tokio::spawn(connection);
+        let request =
+            http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new()).unwrap();
+        let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
+        let status = response.status().as_u16();
+        let body = response.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
+        Ok((status, String::from_utf8_lossy(&body).into_owned()))
+    }
+}
+
+const API_SERVER: Option<&str> = Some("kube-apiserver-kubelet-client");
+
+async fn node() -> (Node, Pki, u16) {
+    let pki = Pki::new();
+    let mut node = Node::new();
+    node.config.tls = Some(pki.server());
+    node.config.port = 0;
+    node.start().await;
+    let status = node.api.get("/api/v1/nodes/n1").unwrap();
+    let port = status["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64().unwrap();
+    (node, pki, u16::try_from(port).unwrap())
+}
+
+#[tokio::test]
+async fn only_the_api_server_gets_in() {
+    let (_node, pki, port) = node().await;
+    assert_eq!(pki.get(port, API_SERVER, "/healthz").await.unwrap(), (200, "ok".to_owned()));
+    assert_eq!(pki.get(port, Some("system:node:n1"), "/pods").await.unwrap().0, 403);
+    assert!(pki.get(port, None, "/healthz").await.is_err());
+    let stranger = Pki::new();
+    let own = Pki { ca_pem: pki.ca_pem.clone(), issuer: stranger.issuer };
+    assert!(own.get(port, API_SERVER, "/healthz").await.is_err());
+}
+
+#[tokio::test]
+async fn logs_are_those_of_the_container_that_is_named() {
+    let (node, pki, port) = node().await;
+    node.api.put_pod(pod("web", json!({})));
+    let waiting = pki.get(port, API_SERVER, "/containerLogs/default/web/app").await.unwrap();
+    assert!(waiting.0 == 400 || waiting.0 == 404 || waiting.0 == 500, "{waiting:?}");
+    node.phase("web", "Running").await;
+    let dir = node.config.pod_log_dir("default", "web", "uid-web").join("app");
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(
+        dir.join("0.log"),
+        "2026-01-01T00:00:00Z stdout F one\n2026-01-01T00:00:01Z stderr F two\n",
+    )
+    .unwrap();
+    let log = async |query: &str| {
+        pki.get(port, API_SERVER, &format!("/containerLogs/default/web/app{query}")).await.unwrap()
+    };
+    assert_eq!(log("").await, (200, "one\ntwo\n".to_owned()));
+    assert_eq!(log("?tailLines=1&timestamps=true").await.1, "2026-01-01T00:00:01Z two\n");
+    assert_eq!(log("?stream=Stdout").await.1, "one\n");
+    let (code, message) = log("?previous=true").await;
+    assert_eq!(
+        (code, message.as_str()),
+        (400, "previous terminated container \"app\" in pod \"web\" not found")
+    );
+    assert_eq!(pki.get(port, API_SERVER, "/containerLogs/default/web/other").await.unwrap().0, 404);
+    assert_eq!(pki.get(port, API_SERVER, "/containerLogs/default/none/app").await.unwrap().0, 404);
+}
+
+#[tokio::test]
+async fn exec_speaks_the_channel_protocol_and_ends_with_the_exit_code() {
+    let (node, pki, port) = node().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let url = format!(
+        "ws://localhost:{port}/exec/default/web/app?command=echo&command=hi&input=1&output=1&error=1"
+    );
+    let mut request = url.into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse().unwrap());
+    let stream = pki.connect(port, API_SERVER).await.unwrap();
+    let (mut socket, response) = tokio_tungstenite::client_async(request, stream).await.unwrap();
+    assert_eq!(response.headers()["sec-websocket-protocol"], "v5.channel.k8s.io");
+    socket.send(Message::binary(b"\x04{\"Width\":80,\"Height\":24}".to_vec())).await.unwrap();
+    socket.send(Message::binary(b"\x00 there".to_vec())).await.unwrap();
+    socket.send(Message::binary(vec![255, 0])).await.unwrap();
+    let (mut output, mut end) = (Vec::new(), String::new());
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Binary(data) if data[0] == 1 => output.extend_from_slice(&data[1..]),
+            Message::Binary(data) if data[0] == 3 => end = String::from_utf8_lossy(&data[1..]).into_owned(),
+            _ => {}
+        }
+    }
+    assert_eq!(String::from_utf8(output).unwrap(), "echo hi there");
+    let end: serde_json::Value = serde_json::from_str(&end).unwrap();
+    assert_eq!(
+        (&end["reason"], &end["details"]["causes"][0]["message"]),
+        (&json!("NonZeroExitCode"), &json!("7"))
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_offered_is_refused_by_name() {
+    let (node, pki, port) = node().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let (code, message) =
+        pki.get(port, API_SERVER, "/exec/default/web/app?command=ls&output=1").await.unwrap();
+    assert_eq!((code, message.as_str()), (400, "you must ask for an upgrade to a WebSocket\n"));
+    assert_eq!(pki.get(port, API_SERVER, "/attach/default/web/app").await.unwrap().0, 501);
+    assert_eq!(pki.get(port, API_SERVER, "/portForward/default/web").await.unwrap().0, 501);
+    let pods = pki.get(port, API_SERVER, "/pods").await.unwrap().1;
+    assert!(pods.contains("uid-web"));
+    let metrics = pki.get(port, API_SERVER, "/metrics").await.unwrap().1;
+    assert!(metrics.contains("kubelet_running_containers 1"), "{metrics}");
+    let summary = pki.get(port, API_SERVER, "/stats/summary").await.unwrap().1;
+    assert!(summary.contains("\"nodeName\":\"n1\""), "{summary}");
+}

@@ -1,0 +1,406 @@
+//! A runtime in memory. Containers run until they are stopped or told to exit.
+
+use std::collections::{BTreeMap, HashMap};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use skiff_cri::v1::*;
+use skiff_cri::{Code, ContainerEvent, Cri, CriError, ExecSession};
+use tokio::sync::broadcast;
+
+use super::Labels;
+
+#[derive(Default)]
+struct State {
+    clock: i64,
+    next_id: u32,
+    sandboxes: BTreeMap<String, PodSandboxStatus>,
+    containers: BTreeMap<String, (String, ContainerStatus)>,
+    configs: HashMap<String, ContainerConfig>,
+    images: Vec<String>,
+    broken_images: HashMap<String, String>,
+    /// Commands that fail, by container name.
+    failing_execs: HashMap<String, i32>,
+    log: Vec<String>,
+}
+
+pub(crate) struct FakeCri {
+    state: Mutex<State>,
+    events: broadcast::Sender<ContainerEvent>,
+}
+
+impl Default for FakeCri {
+    fn default() -> Self {
+        let state = State { images: vec!["app:1".to_owned(), "app:2".to_owned()], ..State::default() };
+        FakeCri { state: Mutex::new(state), events: broadcast::channel(256).0 }
+    }
+}
+
+impl State {
+    /// The time, never the same twice.
+    fn now(&mut self) -> i64 {
+        let now = i64::try_from(jiff::Timestamp::now().as_nanosecond()).unwrap();
+        self.clock = now.max(self.clock + 1);
+        self.clock
+    }
+
+    fn id(&mut self, what: &str) -> (String, i64) {
+        self.next_id += 1;
+        (format!("{what}-{}", self.next_id), self.now())
+    }
+}
+
+fn selected(labels: &Labels, selector: &Labels) -> bool {
+    selector.iter().all(|(key, value)| labels.get(key) == Some(value))
+}
+
+impl FakeCri {
+    /// What was asked of the runtime, in order.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.state.lock().log.clone()
+    }
+
+    pub(crate) fn break_image(&self, image: &str, message: &str) {
+        self.state.lock().broken_images.insert(image.to_owned(), message.to_owned());
+    }
+
+    pub(crate) fn fail_exec(&self, container: &str, code: i32) {
+        self.state.lock().failing_execs.insert(container.to_owned(), code);
+    }
+
+    /// IDs of containers of that name, the oldest first.
+    pub(crate) fn ids(&self, name: &str) -> Vec<String> {
+        let state = self.state.lock();
+        let mut found: Vec<_> =
+            state.containers.values().filter(|(_, c)| c.metadata.as_ref().unwrap().name == name).collect();
+        found.sort_by_key(|(_, c)| c.created_at);
+        found.iter().map(|(_, c)| c.id.clone()).collect()
+    }
+
+    pub(crate) fn config(&self, id: &str) -> ContainerConfig {
+        self.state.lock().configs[id].clone()
+    }
+
+    pub(crate) fn is_running(&self, id: &str) -> bool {
+        self.state
+            .lock()
+            .containers
+            .get(id)
+            .is_some_and(|(_, c)| c.state == ContainerState::ContainerRunning as i32)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        let state = self.state.lock();
+        state.sandboxes.is_empty() && state.containers.is_empty()
+    }
+
+    /// The newest container of that name ends by itself.
+    pub(crate) fn exit(&self, name: &str, code: i32) {
+        let id = self.ids(name).pop().unwrap();
+        self.end(&id, code);
+    }
+
+    pub(crate) fn lose_sandbox(&self) {
+        let mut ids = Vec::new();
+        for sandbox in self.state.lock().sandboxes.values_mut() {
+            sandbox.state = PodSandboxState::SandboxNotready.into();
+            ids.push(sandbox.id.clone());
+        }
+        ids.into_iter().for_each(|id| self.tell(&id, ""));
+    }
+
+    fn end(&self, id: &str, code: i32) {
+        let mut state = self.state.lock();
+        let now = state.now();
+        let Some((sandbox, container)) = state.containers.get_mut(id) else { return };
+        if container.state != ContainerState::ContainerExited as i32 {
+            container.state = ContainerState::ContainerExited.into();
+            container.finished_at = now;
+            container.exit_code = code;
+            container.reason = if code == 0 { "Completed" } else { "Error" }.to_owned();
+        }
+        let sandbox = sandbox.clone();
+        drop(state);
+        self.tell(&sandbox, id);
+    }
+
+    fn tell(&self, sandbox: &str, container: &str) {
+        let _ = self
+            .events
+            .send(ContainerEvent { sandbox_id: sandbox.to_owned(), container_id: container.to_owned() });
+    }
+
+    /// A pod that is here though the API does not know it.
+    pub(crate) async fn plant(&self, name: &str) {
+        let labels = Labels::from([
+            ("io.kubernetes.pod.name".to_owned(), name.to_owned()),
+            ("io.kubernetes.pod.namespace".to_owned(), "default".to_owned()),
+            ("io.kubernetes.pod.uid".to_owned(), format!("uid-{name}")),
+        ]);
+        let config =
+            PodSandboxConfig { labels, metadata: Some(PodSandboxMetadata::default()), ..Default::default() };
+        self.run_pod_sandbox(RunPodSandboxRequest { config: Some(config), ..Default::default() })
+            .await
+            .unwrap();
+    }
+}
+
+fn unimplemented<T>(what: &str) -> Result<T, CriError> {
+    Err(CriError::new(Code::Unimplemented, format!("the tests' runtime has no {what}")))
+}
+
+#[async_trait]
+impl Cri for FakeCri {
+    async fn version(&self) -> Result<VersionResponse, CriError> {
+        Ok(VersionResponse {
+            runtime_name: "runc".into(),
+            runtime_version: "0.1".into(),
+            ..Default::default()
+        })
+    }
+
+    async fn status(&self, _: StatusRequest) -> Result<StatusResponse, CriError> {
+        let condition =
+            |type_: &str| RuntimeCondition { r#type: type_.into(), status: true, ..Default::default() };
+        let status = RuntimeStatus { conditions: vec![condition("RuntimeReady"), condition("NetworkReady")] };
+        Ok(StatusResponse { status: Some(status), ..Default::default() })
+    }
+
+    async fn run_pod_sandbox(
+        &self,
+        request: RunPodSandboxRequest,
+    ) -> Result<RunPodSandboxResponse, CriError> {
+        let config = request.config.unwrap_or_default();
+        let mut state = self.state.lock();
+        let (id, now) = state.id("sandbox");
+        let options = config.linux.and_then(|l| l.security_context).and_then(|s| s.namespace_options);
+        let ip = format!("10.1.0.{}", state.next_id);
+        let status = PodSandboxStatus {
+            id: id.clone(),
+            metadata: config.metadata,
+            state: PodSandboxState::SandboxReady.into(),
+            created_at: now,
+            network: Some(PodSandboxNetworkStatus { ip, ..Default::default() }),
+            linux: Some(LinuxPodSandboxStatus { namespaces: Some(Namespace { options }) }),
+            labels: config.labels,
+            ..Default::default()
+        };
+        state.log.push("sandbox".to_owned());
+        state.sandboxes.insert(id.clone(), status);
+        Ok(RunPodSandboxResponse { pod_sandbox_id: id })
+    }
+
+    async fn stop_pod_sandbox(&self, request: StopPodSandboxRequest) -> Result<(), CriError> {
+        let inside: Vec<String> = {
+            let mut state = self.state.lock();
+            if let Some(sandbox) = state.sandboxes.get_mut(&request.pod_sandbox_id) {
+                sandbox.state = PodSandboxState::SandboxNotready.into();
+                sandbox.network = None;
+            }
+            let inside =
+                state.containers.iter().filter(|(_, (sandbox, _))| *sandbox == request.pod_sandbox_id);
+            inside.map(|(id, _)| id.clone()).collect()
+        };
+        inside.iter().for_each(|id| self.end(id, 137));
+        Ok(())
+    }
+
+    async fn remove_pod_sandbox(&self, request: RemovePodSandboxRequest) -> Result<(), CriError> {
+        self.state.lock().sandboxes.remove(&request.pod_sandbox_id);
+        Ok(())
+    }
+
+    async fn pod_sandbox_status(
+        &self,
+        request: PodSandboxStatusRequest,
+    ) -> Result<PodSandboxStatusResponse, CriError> {
+        let found = self.state.lock().sandboxes.get(&request.pod_sandbox_id).cloned();
+        let status = found.ok_or_else(|| CriError::not_found("sandbox", &request.pod_sandbox_id))?;
+        Ok(PodSandboxStatusResponse { status: Some(status), ..Default::default() })
+    }
+
+    async fn list_pod_sandbox(
+        &self,
+        request: ListPodSandboxRequest,
+    ) -> Result<ListPodSandboxResponse, CriError> {
+        let selector = request.filter.unwrap_or_default().label_selector;
+        let state = self.state.lock();
+        let items = state.sandboxes.values().filter(|s| selected(&s.labels, &selector)).map(|s| PodSandbox {
+            id: s.id.clone(),
+            state: s.state,
+            labels: s.labels.clone(),
+            ..Default::default()
+        });
+        Ok(ListPodSandboxResponse { items: items.collect() })
+    }
+
+    async fn create_container(
+        &self,
+        request: CreateContainerRequest,
+    ) -> Result<CreateContainerResponse, CriError> {
+        let config = request.config.unwrap_or_default();
+        let mut state = self.state.lock();
+        let (id, now) = state.id("container");
+        let status = ContainerStatus {
+            id: id.clone(),
+            metadata: config.metadata.clone(),
+            state: ContainerState::ContainerCreated.into(),
+            created_at: now,
+            image: config.image.clone(),
+            image_ref: "app@sha256:1".into(),
+            labels: config.labels.clone(),
+            annotations: config.annotations.clone(),
+            mounts: config.mounts.clone(),
+            ..Default::default()
+        };
+        state.log.push(format!("create {}", config.metadata.as_ref().unwrap().name));
+        state.configs.insert(id.clone(), config);
+        state.containers.insert(id.clone(), (request.pod_sandbox_id, status));
+        Ok(CreateContainerResponse { container_id: id })
+    }
+
+    async fn start_container(&self, request: StartContainerRequest) -> Result<(), CriError> {
+        let mut state = self.state.lock();
+        let now = state.now();
+        let found = state.containers.get_mut(&request.container_id);
+        let (_, container) = found.ok_or_else(|| CriError::not_found("container", &request.container_id))?;
+        container.state = ContainerState::ContainerRunning.into();
+        container.started_at = now;
+        Ok(())
+    }
+
+    async fn stop_container(&self, request: StopContainerRequest) -> Result<(), CriError> {
+        let name = {
+            let mut state = self.state.lock();
+            let Some((_, container)) = state.containers.get(&request.container_id) else { return Ok(()) };
+            let name = container.metadata.as_ref().unwrap().name.clone();
+            state.log.push(format!("stop {name}"));
+            name
+        };
+        tracing::debug!(name, "stopped");
+        self.end(&request.container_id, 143);
+        Ok(())
+    }
+
+    async fn remove_container(&self, request: RemoveContainerRequest) -> Result<(), CriError> {
+        self.state.lock().containers.remove(&request.container_id);
+        Ok(())
+    }
+
+    async fn list_containers(
+        &self,
+        request: ListContainersRequest,
+    ) -> Result<ListContainersResponse, CriError> {
+        let selector = request.filter.unwrap_or_default().label_selector;
+        let state = self.state.lock();
+        let found = state.containers.values().filter(|(_, c)| selected(&c.labels, &selector));
+        let containers = found.map(|(sandbox, c)| Container {
+            id: c.id.clone(),
+            pod_sandbox_id: sandbox.clone(),
+            state: c.state,
+            labels: c.labels.clone(),
+            ..Default::default()
+        });
+        Ok(ListContainersResponse { containers: containers.collect() })
+    }
+
+    async fn container_status(
+        &self,
+        request: ContainerStatusRequest,
+    ) -> Result<ContainerStatusResponse, CriError> {
+        let found = self.state.lock().containers.get(&request.container_id).map(|(_, c)| c.clone());
+        let status = found.ok_or_else(|| CriError::not_found("container", &request.container_id))?;
+        Ok(ContainerStatusResponse { status: Some(status), ..Default::default() })
+    }
+
+    async fn update_container_resources(&self, _: UpdateContainerResourcesRequest) -> Result<(), CriError> {
+        unimplemented("resource updates")
+    }
+
+    async fn reopen_container_log(&self, _: ReopenContainerLogRequest) -> Result<(), CriError> {
+        unimplemented("logs")
+    }
+
+    async fn container_stats(&self, _: ContainerStatsRequest) -> Result<ContainerStatsResponse, CriError> {
+        unimplemented("statistics")
+    }
+
+    async fn list_container_stats(
+        &self,
+        _: ListContainerStatsRequest,
+    ) -> Result<ListContainerStatsResponse, CriError> {
+        Ok(ListContainerStatsResponse::default())
+    }
+
+    async fn pod_sandbox_stats(
+        &self,
+        _: PodSandboxStatsRequest,
+    ) -> Result<PodSandboxStatsResponse, CriError> {
+        unimplemented("statistics")
+    }
+
+    async fn exec_sync(&self, request: ExecSyncRequest) -> Result<ExecSyncResponse, CriError> {
+        let state = self.state.lock();
+        let found = state.containers.get(&request.container_id);
+        let (_, container) = found.ok_or_else(|| CriError::not_found("container", &request.container_id))?;
+        let name = &container.metadata.as_ref().unwrap().name;
+        let exit_code = state.failing_execs.get(name).copied().unwrap_or(0);
+        let stdout = format!("exit {exit_code}").into_bytes();
+        Ok(ExecSyncResponse { exit_code, stdout, ..Default::default() })
+    }
+
+    async fn exec(&self, request: ExecRequest) -> Result<ExecSession, CriError> {
+        // `cat`: what comes in goes out; then it ends with 7.
+        let (stdin, mut pipe) = tokio::io::duplex(1024);
+        let (mut output, stdout) = tokio::io::duplex(1024);
+        let (exit_tx, exit) = tokio::sync::oneshot::channel();
+        tokio::spawn(async move {
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut output, request.cmd.join(" ").as_bytes()).await;
+            let _ = tokio::io::copy(&mut pipe, &mut output).await;
+            drop(output);
+            let _ = exit_tx.send(Ok(7));
+        });
+        let resize = tokio::sync::mpsc::channel(1).0;
+        Ok(ExecSession {
+            stdin: Some(Box::new(stdin)),
+            stdout: Some(Box::new(stdout)),
+            stderr: None,
+            resize,
+            exit,
+        })
+    }
+
+    async fn pull_image(&self, request: PullImageRequest) -> Result<PullImageResponse, CriError> {
+        let image = request.image.unwrap_or_default().image;
+        let mut state = self.state.lock();
+        state.log.push(format!("pull {image}"));
+        if let Some(message) = state.broken_images.get(&image) {
+            return Err(CriError::unknown(message));
+        }
+        state.images.push(image.clone());
+        Ok(PullImageResponse { image_ref: image })
+    }
+
+    async fn image_status(&self, request: ImageStatusRequest) -> Result<ImageStatusResponse, CriError> {
+        let image = request.image.unwrap_or_default().image;
+        let found = self.state.lock().images.contains(&image);
+        let image = found.then(|| Image { id: format!("sha256:{image}"), size: 42, ..Default::default() });
+        Ok(ImageStatusResponse { image, ..Default::default() })
+    }
+
+    async fn list_images(&self, _: ListImagesRequest) -> Result<ListImagesResponse, CriError> {
+        Ok(ListImagesResponse::default())
+    }
+
+    async fn remove_image(&self, _: RemoveImageRequest) -> Result<(), CriError> {
+        unimplemented("image removal")
+    }
+
+    async fn image_fs_info(&self) -> Result<ImageFsInfoResponse, CriError> {
+        unimplemented("image statistics")
+    }
+
+    fn events(&self) -> broadcast::Receiver<ContainerEvent> {
+        self.events.subscribe()
+    }
+}

@@ -1,0 +1,381 @@
+//! Stories of pods on a node, against a runtime and an API server in memory.
+
+use serde_json::json;
+
+use crate::testing::{Node, condition, eventually, pod};
+
+#[tokio::test]
+async fn a_bound_pod_runs_and_tells_so() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    let status = node.phase("web", "Running").await;
+    assert_eq!(status["podIP"], "10.1.0.1");
+    assert_eq!(condition(&status, "Ready")["status"], "True");
+    assert_eq!(status["containerStatuses"][0]["containerID"], "runc://container-2");
+    assert_eq!(
+        node.events.messages("Pulled"),
+        ["Container image \"app:1\" already present on machine and can be accessed by the pod"]
+    );
+    assert_eq!(node.events.messages("Created"), ["Container created"]);
+    assert_eq!(node.events.messages("Started"), ["Container started"]);
+    let config = node.cri.config("container-2");
+    assert!(config.mounts.iter().any(|m| m.container_path == "/etc/hosts"));
+    assert_eq!(config.labels["io.kubernetes.pod.uid"], "uid-web");
+}
+
+#[tokio::test]
+async fn the_node_is_ready_at_once() {
+    let node = Node::started().await;
+    let status = node.api.get("/api/v1/nodes/n1").unwrap();
+    let conditions = status["status"]["conditions"].as_array().unwrap();
+    let ready = conditions.iter().find(|c| c["type"] == "Ready").unwrap();
+    assert_eq!(
+        (&ready["status"], &ready["message"]),
+        (&json!("True"), &json!("kubelet is posting ready status"))
+    );
+    assert_eq!(status["metadata"]["labels"]["kubernetes.io/hostname"], "n1");
+    assert_eq!(status["status"]["capacity"]["pods"], "110");
+    assert_eq!(node.events.messages("NodeReady"), ["Node n1 status is now: NodeReady"]);
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n1";
+    eventually("the lease", async || node.api.get(lease)).await;
+}
+
+#[tokio::test]
+async fn a_deleted_pod_leaves_nothing_behind() {
+    let node = Node::started().await;
+    let volumes = json!({ "volumes": [{ "name": "data", "emptyDir": { "medium": "Memory" } }],
+        "containers": [{ "name": "app", "image": "app:1", "volumeMounts": [{ "name": "data", "mountPath": "/data" }] }] });
+    node.api.put_pod(pod("web", volumes));
+    node.phase("web", "Running").await;
+    assert!(node.pod_dir("uid-web").exists());
+    node.api.delete_pod("web", 30);
+    node.pod_gone("web").await;
+    assert!(node.cri.is_empty());
+    assert!(!node.pod_dir("uid-web").exists());
+    assert_eq!(node.events.messages("Killing"), ["Stopping container app"]);
+    let log = node.cri.log();
+    assert_eq!(log.last().unwrap(), "stop app");
+}
+
+#[tokio::test]
+async fn a_pod_forced_out_of_the_api_is_ended_too() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    node.api.remove("/api/v1/namespaces/default/pods/web");
+    eventually("an empty node", async || node.cri.is_empty().then_some(())).await;
+}
+
+#[tokio::test]
+async fn a_container_that_crashes_is_restarted_and_then_backs_off() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    node.cri.exit("app", 1);
+    node.pod_status("web", |s| s["containerStatuses"][0]["restartCount"] == 1).await;
+    node.cri.exit("app", 1);
+    let reason = |s: &serde_json::Value| s["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    let status = node.pod_status("web", |s| reason(s) == "CrashLoopBackOff").await;
+    assert_eq!(
+        status["containerStatuses"][0]["state"]["waiting"]["message"],
+        "back-off 10s restarting failed container=app pod=web_default(uid-web)"
+    );
+    assert_eq!(status["phase"], "Running");
+    assert_eq!(
+        node.events.messages("BackOff"),
+        ["Back-off restarting failed container app in pod web_default(uid-web)"]
+    );
+    // Of the dead ones, the last is kept for its log.
+    assert_eq!(node.cri.ids("app").len(), 1);
+}
+
+#[tokio::test]
+async fn a_pod_that_finishes_succeeds_and_gives_its_sandbox_back() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("job", json!({ "restartPolicy": "Never" })));
+    node.phase("job", "Running").await;
+    node.cri.exit("app", 0);
+    let status = node.phase("job", "Succeeded").await;
+    assert_eq!(status["containerStatuses"][0]["state"]["terminated"]["reason"], "Completed");
+    assert_eq!(status["podIP"], "10.1.0.1");
+    assert_eq!(node.cri.ids("app").len(), 1);
+    node.api.delete_pod("job", 30);
+    node.pod_gone("job").await;
+    assert!(node.cri.is_empty());
+}
+
+#[tokio::test]
+async fn a_restarted_nodelet_takes_over_what_runs() {
+    let mut node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.api.put_pod(pod("doomed", json!({})));
+    node.phase("web", "Running").await;
+    node.phase("doomed", "Running").await;
+    let before = node.cri.ids("app");
+    let log = node.cri.log();
+    node.stop().await;
+    assert!(before.iter().all(|id| node.cri.is_running(id)));
+
+    node.api.delete_pod("doomed", 30);
+    node.cri.plant("orphan").await;
+    node.start().await;
+    node.pod_gone("doomed").await;
+    eventually("the orphan's end", async || {
+        (node.cri.ids("app").len() == 1 && node.cri.log().len() == log.len() + 2).then_some(())
+    })
+    .await;
+    let status = node.phase("web", "Running").await;
+    assert_eq!(status["containerStatuses"][0]["restartCount"], 0);
+    assert!(before.contains(&node.cri.ids("app")[0]));
+}
+
+#[tokio::test]
+async fn a_lost_sandbox_is_made_again() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    node.cri.lose_sandbox();
+    node.pod_status("web", |s| {
+        s["podIP"] == "10.1.0.3" && s["containerStatuses"][0]["state"]["running"].is_object()
+    })
+    .await;
+    assert_eq!(
+        node.events.messages("SandboxChanged"),
+        ["Pod sandbox changed, it will be killed and re-created."]
+    );
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_pulled_says_so() {
+    let node = Node::started().await;
+    node.cri.break_image("gone:1", "manifest unknown");
+    node.api.put_pod(pod("web", json!({ "containers": [{ "name": "app", "image": "gone:1" }] })));
+    let waiting = |s: &serde_json::Value| s["containerStatuses"][0]["state"]["waiting"].clone();
+    let status = node.pod_status("web", |s| waiting(s)["reason"] == "ErrImagePull").await;
+    assert_eq!(condition(&status, "PodReadyToStartContainers")["status"], "True");
+    assert_eq!(waiting(&status)["message"], "manifest unknown");
+    assert_eq!(status["phase"], "Pending");
+    assert_eq!(node.events.messages("Pulling"), ["Pulling image \"gone:1\""]);
+    assert_eq!(
+        node.events.messages("Failed"),
+        ["Failed to pull image \"gone:1\": manifest unknown", "Error: ErrImagePull"]
+    );
+    node.api.delete_pod("web", 30);
+    node.pod_gone("web").await;
+}
+
+#[tokio::test]
+async fn an_image_that_must_not_be_pulled_or_has_no_name_is_refused() {
+    let node = Node::started().await;
+    let never = json!({ "containers": [{ "name": "app", "image": "absent:1", "imagePullPolicy": "Never" }] });
+    node.api.put_pod(pod("never", never));
+    node.api.put_pod(pod("bad", json!({ "containers": [{ "name": "app", "image": "NO SUCH" }] })));
+    let reason = |s: &serde_json::Value| s["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    node.pod_status("never", |s| reason(s) == "ErrImageNeverPull").await;
+    node.pod_status("bad", |s| reason(s) == "InvalidImageName").await;
+}
+
+#[tokio::test]
+async fn a_missing_secret_keeps_the_pod_waiting_until_it_comes() {
+    let node = Node::started().await;
+    let spec = json!({ "containers": [{ "name": "app", "image": "app:1",
+        "env": [{ "name": "X", "valueFrom": { "secretKeyRef": { "name": "s", "key": "k" } } }] }] });
+    node.api.put_pod(pod("web", spec));
+    let waiting = |s: &serde_json::Value| s["containerStatuses"][0]["state"]["waiting"].clone();
+    let status = node.pod_status("web", |s| waiting(s)["reason"] == "CreateContainerConfigError").await;
+    assert_eq!(waiting(&status)["message"], "secret \"s\" not found");
+    node.api.put(
+        "/api/v1/namespaces/default/secrets/s",
+        json!({ "metadata": { "name": "s", "namespace": "default" }, "data": { "k": "dg==" } }),
+    );
+    node.phase("web", "Running").await;
+    let id = node.cri.ids("app").pop().unwrap();
+    assert!(node.cri.config(&id).envs.iter().any(|e| e.key == "X" && e.value == "v"));
+}
+
+#[tokio::test]
+async fn volumes_follow_their_config_map() {
+    let node = Node::started().await;
+    let map = |value: &str| json!({ "metadata": { "name": "m", "namespace": "default" }, "data": { "key": value } });
+    let spec = json!({
+        "volumes": [
+            { "name": "conf", "configMap": { "name": "m" } },
+            { "name": "api", "projected": { "sources": [{ "serviceAccountToken": { "path": "token" } }] } },
+        ],
+        "containers": [{ "name": "app", "image": "app:1", "volumeMounts": [
+            { "name": "conf", "mountPath": "/conf" },
+            { "name": "api", "mountPath": "/var/run/secrets" },
+        ] }],
+    });
+    node.api.put_pod(pod("web", spec));
+    eventually("a FailedMount", async || (!node.events.messages("FailedMount").is_empty()).then_some(()))
+        .await;
+    assert_eq!(
+        node.events.messages("FailedMount")[0],
+        "MountVolume.SetUp failed for volume \"conf\" : configmap \"m\" not found"
+    );
+
+    node.api.put("/api/v1/namespaces/default/configmaps/m", map("one"));
+    node.phase("web", "Running").await;
+    let volumes = node.pod_dir("uid-web").join("volumes");
+    let file = volumes.join("kubernetes.io~configmap/conf/key");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "one");
+    assert_eq!(
+        std::fs::read_to_string(volumes.join("kubernetes.io~projected/api/token")).unwrap(),
+        "the-token"
+    );
+    let config = node.cri.config(&node.cri.ids("app")[0]);
+    assert!(config.mounts.iter().find(|m| m.container_path == "/conf").unwrap().readonly);
+
+    node.api.put("/api/v1/namespaces/default/configmaps/m", map("two"));
+    eventually("the new content", async || (std::fs::read_to_string(&file).ok()? == "two").then_some(()))
+        .await;
+    assert_eq!(node.cri.ids("app").len(), 1);
+    node.api.delete_pod("web", 30);
+    node.pod_gone("web").await;
+    assert!(!node.pod_dir("uid-web").exists());
+}
+
+#[tokio::test]
+async fn volumes_of_other_kinds_are_refused_by_name() {
+    let node = Node::started().await;
+    let volumes = json!({ "volumes": [{ "name": "disk", "persistentVolumeClaim": { "claimName": "c" } }] });
+    node.api.put_pod(pod("web", volumes));
+    eventually("a FailedMount", async || (!node.events.messages("FailedMount").is_empty()).then_some(()))
+        .await;
+    assert_eq!(
+        node.events.messages("FailedMount")[0],
+        "MountVolume.SetUp failed for volume \"disk\" : volume type persistentVolumeClaim is not supported by this node"
+    );
+    node.pod_status("web", |s| {
+        s["containerStatuses"][0]["state"]["waiting"]["reason"] == "ContainerCreating"
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn init_containers_come_first() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({ "initContainers": [{ "name": "init", "image": "app:1" }] })));
+    node.pod_status("web", |s| s["initContainerStatuses"][0]["state"]["running"].is_object()).await;
+    assert!(node.cri.ids("app").is_empty());
+    node.cri.exit("init", 0);
+    node.phase("web", "Running").await;
+    assert_eq!(node.cri.log(), ["sandbox", "create init", "create app"]);
+}
+
+#[tokio::test]
+async fn sidecars_end_after_the_containers_they_serve() {
+    let node = Node::started().await;
+    let spec = json!({ "initContainers": [
+        { "name": "s1", "image": "app:1", "restartPolicy": "Always" },
+        { "name": "s2", "image": "app:1", "restartPolicy": "Always" },
+    ] });
+    node.api.put_pod(pod("web", spec));
+    node.phase("web", "Running").await;
+    node.api.delete_pod("web", 30);
+    node.pod_gone("web").await;
+    let stops: Vec<String> = node.cri.log().into_iter().filter(|l| l.starts_with("stop")).collect();
+    assert_eq!(stops, ["stop app", "stop s2", "stop s1"]);
+}
+
+#[tokio::test]
+async fn a_failing_readiness_probe_keeps_the_pod_out_of_service() {
+    let node = Node::started().await;
+    node.cri.fail_exec("app", 1);
+    let probe = json!({ "exec": { "command": ["check"] }, "periodSeconds": 1, "timeoutSeconds": 1, "failureThreshold": 1, "successThreshold": 1 });
+    node.api.put_pod(pod(
+        "web",
+        json!({ "containers": [{ "name": "app", "image": "app:1", "readinessProbe": probe }] }),
+    ));
+    let status = node.phase("web", "Running").await;
+    assert_eq!(condition(&status, "Ready")["message"], "containers with unready status: [app]");
+    eventually("an Unhealthy", async || (!node.events.messages("Unhealthy").is_empty()).then_some(())).await;
+    assert_eq!(node.events.messages("Unhealthy")[0], "Readiness probe failed: exit 1");
+    node.cri.fail_exec("app", 0);
+    node.pod_status("web", |s| condition(s, "Ready")["status"] == "True").await;
+}
+
+#[tokio::test]
+async fn a_failed_liveness_probe_restarts_the_container() {
+    let node = Node::started().await;
+    let probe = json!({ "exec": { "command": ["check"] }, "periodSeconds": 1, "failureThreshold": 1 });
+    node.api.put_pod(pod(
+        "web",
+        json!({ "containers": [{ "name": "app", "image": "app:1", "livenessProbe": probe }] }),
+    ));
+    node.phase("web", "Running").await;
+    node.cri.fail_exec("app", 1);
+    node.pod_status("web", |s| s["containerStatuses"][0]["restartCount"] == 1).await;
+    assert_eq!(node.events.messages("Killing"), ["Container app failed liveness probe, will be restarted"]);
+}
+
+#[tokio::test]
+async fn a_changed_image_replaces_the_container() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let path = "/api/v1/namespaces/default/pods/web";
+    let mut changed = node.api.get(path).unwrap();
+    changed["spec"]["containers"][0]["image"] = json!("app:2");
+    node.api.put(path, changed);
+    node.pod_status("web", |s| s["containerStatuses"][0]["image"] == "app:2").await;
+    assert_eq!(node.events.messages("Killing"), ["Container app definition changed, will be restarted"]);
+}
+
+#[tokio::test]
+async fn a_pod_past_its_deadline_fails() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({ "activeDeadlineSeconds": 1 })));
+    node.phase("web", "Running").await;
+    let status = node.phase("web", "Failed").await;
+    assert_eq!(status["reason"], "DeadlineExceeded");
+    assert_eq!(node.events.messages("DeadlineExceeded").len(), 1);
+    assert!(!node.cri.is_running(&node.cri.ids("app")[0]));
+}
+
+#[tokio::test]
+async fn a_pod_that_finds_no_room_is_rejected() {
+    let node = Node::started().await;
+    let spec = json!({ "containers": [{ "name": "app", "image": "app:1", "resources": { "requests": { "cpu": "9999" } } }] });
+    node.api.put_pod(pod("big", spec));
+    let status = node.phase("big", "Failed").await;
+    assert_eq!(status["reason"], "OutOfcpu");
+    assert!(
+        status["message"]
+            .as_str()
+            .unwrap()
+            .starts_with("Pod was rejected: Node didn't have enough resource: cpu, requested: 9999000")
+    );
+    assert!(node.cri.is_empty());
+    node.api.delete_pod("big", 30);
+    node.pod_gone("big").await;
+}
+
+#[tokio::test]
+async fn an_idle_pod_asks_nothing_of_the_api() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let settled = async || {
+        let before = node.api.requests().len();
+        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        (node.api.requests().len() == before).then_some(())
+    };
+    eventually("silence", settled).await;
+}
+
+#[tokio::test]
+async fn a_nodelet_that_dies_between_init_and_app_goes_on_where_it_was() {
+    let mut node = Node::started().await;
+    node.api.put_pod(pod(
+        "web",
+        json!({ "restartPolicy": "Never", "initContainers": [{ "name": "init", "image": "app:1" }] }),
+    ));
+    node.pod_status("web", |s| s["initContainerStatuses"][0]["state"]["running"].is_object()).await;
+    node.stop().await;
+    node.cri.exit("init", 0);
+    node.start().await;
+    node.phase("web", "Running").await;
+    assert_eq!(node.cri.log(), ["sandbox", "create init", "create app"]);
+}
