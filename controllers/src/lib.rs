@@ -1,1 +1,68 @@
-//! 
+//! The controllers: each brings one kind of object, and what hangs on it, to what its spec says.
+//!
+//! [`driver`] runs them all alike: keys come from informers, wait in a work queue, and are handed one at a time to
+//! `reconcile`, which re-reads everything. A controller decides with pure functions (`plan.rs`) and carries out.
+//!
+//! | folder | what it does |
+//! |---|---|
+//! | `deployment` | ReplicaSets for the revisions of a Deployment, rolled over as its strategy says |
+//! | `replicaset` | pods for a ReplicaSet |
+//! | `endpoints` | EndpointSlices and Endpoints for a Service |
+//! | `namespace` | empties a namespace that is being deleted |
+//! | `garbage` | deletes what has lost its owner; foreground deletion and orphaning |
+//! | `node` | marks nodes that stopped reporting, taints them, and evicts their pods |
+//! | `account` | the default service account and the CA bundle of each namespace |
+//! | `balancer` | addresses for Services of type LoadBalancer |
+
+use kube::Client;
+use skiff_client::{EventRecorder, Informers};
+use tokio_util::sync::CancellationToken;
+
+mod account;
+mod balancer;
+mod deployment;
+mod driver;
+mod endpoints;
+mod garbage;
+mod namespace;
+mod node;
+mod objects;
+mod replicaset;
+
+/// Which controllers run, and how.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Give Services of type LoadBalancer the addresses of nodes. Off where something else does.
+    pub service_lb: bool,
+}
+
+/// What every controller is made from.
+#[derive(Clone)]
+struct Context {
+    client: Client,
+    informers: Informers,
+}
+
+impl Context {
+    fn events(&self, component: &str) -> EventRecorder {
+        EventRecorder::new(self.client.clone(), component, "")
+    }
+}
+
+/// Runs all controllers until `shutdown`.
+pub async fn run(config: Config, ca_pem: String, client: Client, shutdown: CancellationToken) {
+    let informers = Informers::new(client.clone(), shutdown.clone());
+    let context = Context { client, informers };
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(driver::run(deployment::Deployments::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(replicaset::ReplicaSets::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(endpoints::EndpointSlices::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(namespace::Namespaces::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(account::Accounts::new(&context, ca_pem), shutdown.clone()));
+    tasks.spawn(driver::run(node::Nodes::new(&context), shutdown.clone()));
+    tasks.spawn(garbage::run(context.clone(), shutdown.clone()));
+    if config.service_lb {
+        tasks.spawn(driver::run(balancer::Balancers::new(&context), shutdown.clone()));
+    }
+    while tasks.join_next().await.is_some() {}
+}

@@ -13,7 +13,9 @@ mod error;
 mod service;
 mod stream;
 
-pub use container::{ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState, Sandbox, Usage};
+pub use container::{
+    ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState, Sandbox, Usage,
+};
 pub use error::{Code, CriError};
 pub use service::{ContainerEvent, Cri};
 pub use stream::{ExecSession, TerminalSize};

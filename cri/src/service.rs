@@ -27,7 +27,8 @@ pub trait Cri: Send + Sync + 'static {
     async fn version(&self) -> Result<VersionResponse, CriError>;
     async fn status(&self, request: StatusRequest) -> Result<StatusResponse, CriError>;
 
-    async fn run_pod_sandbox(&self, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, CriError>;
+    async fn run_pod_sandbox(&self, request: RunPodSandboxRequest)
+    -> Result<RunPodSandboxResponse, CriError>;
     async fn stop_pod_sandbox(&self, request: StopPodSandboxRequest) -> Result<(), CriError>;
     async fn remove_pod_sandbox(&self, request: RemovePodSandboxRequest) -> Result<(), CriError>;
     async fn pod_sandbox_status(

@@ -1,1 +1,50 @@
-//! 
+//! Wasm containers: [`WasmRuntime`] implements [`skiff_cri::ContainerRuntime`] over wasmtime.
+//!
+//! ```text
+//!  nodelet                       wasm host (one a namespace, or one a pod)
+//!  ┌─────────────┐ unix socket   ┌──────────────────────────────────────────────┐
+//!  │ WasmRuntime ├──────────────▶│ server ──┬─ container thread: pod's netns,   │
+//!  │  plan, aot, │◀── events ────┤          │   pod's cpu cgroup, own tokio     │
+//!  │  hosts      │               │ ticker   └─ container thread …               │
+//!  └──────┬──────┘               └──────┬───────────────────────────────────────┘
+//!         │ starts                      │ writes
+//!   skiff wasm-compile           <state>/containers/<id>.json
+//!   <state>/aot/<engine>/<digest>.cwasm
+//! ```
+//!
+//! - [`runtime`]: the calls. [`plan`]: from a CRI container and its image to a [`spec::ContainerSpec`].
+//! - [`aot`] and [`compile`]: native code, made in a capped process of its own, once per digest and engine.
+//! - [`hosts`]: starts, finds and ends host processes; [`protocol`]: what is said to them.
+//! - [`record`]: a container's life on disk, written by its host.
+//! - [`host`]: the host process itself.
+//!
+//! # Guarantees
+//! - Containers outlive nodelet: only their host process keeps them, and their records are files.
+//! - Guests of different namespaces never share a process.
+//! - A guest sees its volumes, its arguments and its pod's network, and nothing else of the node.
+//!
+//! # Caveats
+//! - `wasi:sockets/ip-name-lookup` asks the resolver that the node's `/etc/resolv.conf` names, from within
+//!   the pod's network namespace: cluster names resolve only where that resolver knows them.
+//! - `wasi:http/outgoing-handler` speaks plain HTTP; `https` is refused.
+//! - Volumes are directories: a volume mount of a single file is refused.
+//! - The host runs without new privileges, without core dumps and with few capabilities; it has no seccomp
+//!   filter and no read-only root yet.
+
+pub mod compile;
+pub mod host;
+
+mod aot;
+mod engine;
+mod hosts;
+mod plan;
+mod process;
+mod protocol;
+mod record;
+mod runtime;
+mod spec;
+
+pub use aot::AotError;
+pub use hosts::HostError;
+pub use record::RecordError;
+pub use runtime::{OpenError, WasmConfig, WasmRuntime};

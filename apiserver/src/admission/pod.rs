@@ -1,0 +1,114 @@
+//! What every pod gets: tolerations of failing nodes, and a priority.
+
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Object, Status};
+
+use crate::api::Api;
+
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+const TOLERATION_S: i64 = 300;
+
+/// `DefaultTolerationSeconds`: five minutes on a node that is not ready or not reachable, unless the pod says
+/// otherwise.
+pub(super) fn add_default_tolerations(pod: &mut Object) {
+    let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+    for taint in [NOT_READY, UNREACHABLE] {
+        let tolerated = tolerations.iter().any(|t| {
+            let key = t["key"].as_str().unwrap_or_default();
+            let effect = t["effect"].as_str().unwrap_or_default();
+            (key == taint || key.is_empty()) && matches!(effect, "NoExecute" | "")
+        });
+        if !tolerated {
+            tolerations.push(json!({
+                "key": taint, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": TOLERATION_S,
+            }));
+        }
+    }
+    pod["spec"]["tolerations"] = Value::Array(tolerations);
+}
+
+struct Priority {
+    class: String,
+    value: i64,
+    preemption: String,
+}
+
+impl Api {
+    /// `Priority`: the number behind the class, or the default class's, or 0.
+    pub(super) async fn admit_priority(&self, pod: &mut Object) -> Result<(), Status> {
+        let class = pod["spec"]["priorityClassName"].as_str().unwrap_or_default().to_owned();
+        let forbid = |why: &str| Status::forbidden("", "pods", pod.name(), why);
+        let priority = if class.is_empty() {
+            self.default_priority()?
+        } else {
+            let found = self.priority_class(&class).await?;
+            found.ok_or_else(|| forbid(&format!("no PriorityClass with name {class} was found")))?
+        };
+        let spec = &pod["spec"];
+        if spec["priority"].as_i64().is_some_and(|given| given != priority.value) {
+            return Err(forbid(&format!(
+                "the integer value of priority ({}) must not be provided in pod spec; priority admission controller computed {} from the given PriorityClass name",
+                spec["priority"], priority.value
+            )));
+        }
+        if spec["preemptionPolicy"].as_str().is_some_and(|given| given != priority.preemption) {
+            return Err(forbid(&format!(
+                "the string value of PreemptionPolicy ({}) must not be provided in pod spec; priority admission controller computed {} from the given PriorityClass name",
+                spec["preemptionPolicy"].as_str().unwrap_or_default(),
+                priority.preemption
+            )));
+        }
+        if !priority.class.is_empty() {
+            pod["spec"]["priorityClassName"] = priority.class.into();
+        }
+        pod["spec"]["priority"] = priority.value.into();
+        pod["spec"]["preemptionPolicy"] = priority.preemption.into();
+        Ok(())
+    }
+
+    async fn priority_class(&self, name: &str) -> Result<Option<Priority>, Status> {
+        let kind = self.kind("scheduling.k8s.io", "v1", "priorityclasses")?;
+        let cache = self.caches.of(kind)?;
+        let mut entry = cache.get(name);
+        if entry.is_none() {
+            self.caches.wait_for_newest().await?;
+            entry = cache.get(name);
+        }
+        Ok(entry.map(|entry| priority_of(&entry.parse())))
+    }
+
+    /// The class marked `globalDefault`; of several the lowest.
+    fn default_priority(&self) -> Result<Priority, Status> {
+        let kind = self.kind("scheduling.k8s.io", "v1", "priorityclasses")?;
+        let (_, classes) = self.caches.of(kind)?.snapshot();
+        let lowest = classes
+            .values()
+            .map(|entry| entry.parse())
+            .filter(|class| class["globalDefault"] == true)
+            .min_by_key(|class| class["value"].as_i64().unwrap_or(0));
+        Ok(lowest.map_or_else(
+            || Priority { class: String::new(), value: 0, preemption: "PreemptLowerPriority".into() },
+            |class| priority_of(&class),
+        ))
+    }
+}
+
+fn priority_of(class: &Object) -> Priority {
+    Priority {
+        class: class.name().to_owned(),
+        value: class["value"].as_i64().unwrap_or(0),
+        preemption: class["preemptionPolicy"].as_str().unwrap_or("PreemptLowerPriority").to_owned(),
+    }
+}
+
+/// A cause for a pod that cannot be accepted as it is.
+pub(super) fn forbidden(pod: &Object, why: &str, cause: Option<Cause>) -> Status {
+    let name = if pod.name().is_empty() { pod.meta_str("generateName") } else { pod.name() };
+    let mut status = Status::forbidden("", "pods", name, why);
+    if let (Some(details), Some(cause)) = (&mut status.details, cause) {
+        details.causes = vec![cause];
+    }
+    status
+}

@@ -1,0 +1,163 @@
+//! From a certificate or a token to a [`UserInfo`].
+
+use std::sync::Arc;
+
+use http::HeaderMap;
+use rustls_pki_types::CertificateDer;
+use sha2::{Digest, Sha256};
+use skiff_api::meta::Meta;
+use skiff_api::{Kinds, Status};
+
+use super::token::{Claims, ObjectClaim, TokenKeys};
+use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, UserInfo};
+use crate::cache::Caches;
+
+/// The verified client certificate of a connection, as a request extension.
+#[derive(Clone)]
+pub(crate) struct PeerCertificate(pub(crate) CertificateDer<'static>);
+
+pub(crate) struct Authenticator {
+    pub(crate) tokens: Arc<TokenKeys>,
+    pub(crate) caches: Arc<Caches>,
+    pub(crate) kinds: Arc<Kinds>,
+    /// Audiences of the API server itself.
+    pub(crate) audiences: Vec<String>,
+}
+
+impl Authenticator {
+    /// Who sent the request. A token that is not valid is a 401, not an anonymous request.
+    pub(crate) fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        extensions: &http::Extensions,
+    ) -> Result<UserInfo, Status> {
+        if let Some(user) = extensions.get::<UserInfo>() {
+            return Ok(user.clone());
+        }
+        if let Some(PeerCertificate(certificate)) = extensions.get()
+            && let Some(user) = user_of_certificate(certificate)
+        {
+            return Ok(user);
+        }
+        match bearer(headers) {
+            Some(token) => {
+                let (user, _) = self.user_of_token(&token, &self.audiences)?;
+                Ok(user)
+            }
+            None => Ok(UserInfo::anonymous()),
+        }
+    }
+
+    /// The service account of a token that is valid for one of `audiences`, and which of them it names.
+    pub(crate) fn user_of_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(UserInfo, Vec<String>), Status> {
+        let refuse = |why: &dyn std::fmt::Display| {
+            tracing::debug!(%why, "token refused");
+            Status::unauthorized()
+        };
+        let claims = self.tokens.verify(token, audiences).map_err(|e| refuse(&e))?;
+        self.check_bindings(&claims).map_err(|why| refuse(&why))?;
+        let accepted = audiences.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
+        Ok((user_of_claims(&claims), accepted))
+    }
+
+    /// A token dies with its service account, and with its pod or secret.
+    fn check_bindings(&self, claims: &Claims) -> Result<(), String> {
+        let bound = &claims.kubernetes;
+        let expected = format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", bound.namespace, bound.serviceaccount.name);
+        if claims.sub != expected {
+            return Err(format!("subject {} is not {expected}", claims.sub));
+        }
+        self.check_exists("serviceaccounts", &bound.namespace, &bound.serviceaccount)?;
+        if let Some(pod) = &bound.pod {
+            self.check_exists("pods", &bound.namespace, pod)?;
+        }
+        if let Some(secret) = &bound.secret {
+            self.check_exists("secrets", &bound.namespace, secret)?;
+        }
+        if let (Some(node), None) = (&bound.node, &bound.pod) {
+            self.check_exists("nodes", "", node)?;
+        }
+        Ok(())
+    }
+
+    fn check_exists(&self, plural: &str, namespace: &str, bound: &ObjectClaim) -> Result<(), String> {
+        let gone = || format!("{plural} {namespace}/{} is gone", bound.name);
+        let kind = self.kinds.by_resource("", "v1", plural).ok_or_else(gone)?;
+        let cache = self.caches.of(kind).map_err(|_| gone())?;
+        let key =
+            if namespace.is_empty() { bound.name.clone() } else { format!("{namespace}/{}", bound.name) };
+        let entry = cache.get(&key).ok_or_else(gone)?;
+        if entry.parse().uid() == bound.uid { Ok(()) } else { Err(gone()) }
+    }
+}
+
+fn user_of_claims(claims: &Claims) -> UserInfo {
+    let bound = &claims.kubernetes;
+    let mut user = UserInfo {
+        name: claims.sub.clone(),
+        uid: bound.serviceaccount.uid.clone(),
+        groups: vec![
+            "system:serviceaccounts".into(),
+            format!("system:serviceaccounts:{}", bound.namespace),
+            AUTHENTICATED.into(),
+        ],
+        ..UserInfo::default()
+    };
+    let mut extra = |key: &str, value: String| {
+        user.extra.insert(format!("authentication.kubernetes.io/{key}"), vec![value]);
+    };
+    extra("credential-id", format!("JTI={}", claims.jti));
+    if let Some(pod) = &bound.pod {
+        extra("pod-name", pod.name.clone());
+        extra("pod-uid", pod.uid.clone());
+    }
+    if let Some(node) = &bound.node {
+        extra("node-name", node.name.clone());
+        extra("node-uid", node.uid.clone());
+    }
+    user
+}
+
+/// Common name and organisations of a certificate that TLS has verified.
+fn user_of_certificate(certificate: &CertificateDer<'_>) -> Option<UserInfo> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+    let subject = parsed.subject();
+    let name = subject.iter_common_name().next()?.as_str().ok()?;
+    if name.is_empty() {
+        return None;
+    }
+    let groups: Vec<&str> = subject.iter_organization().filter_map(|o| o.as_str().ok()).collect();
+    let mut user = UserInfo::new(name, &groups);
+    user.extra.insert(
+        "authentication.kubernetes.io/credential-id".into(),
+        vec![format!("X509SHA256={}", hex_of(&Sha256::digest(certificate)))],
+    );
+    Some(user)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<String> {
+    if let Some(value) = headers.get(http::header::AUTHORIZATION) {
+        let (scheme, token) = value.to_str().ok()?.trim().split_once(' ')?;
+        return scheme.eq_ignore_ascii_case("bearer").then(|| token.trim().to_owned());
+    }
+    // Browsers cannot set headers on a WebSocket; upstream takes the token as a subprotocol.
+    let protocols = headers.get(http::header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
+    let encoded =
+        protocols.split(',').find_map(|p| p.trim().strip_prefix("base64url.bearer.authorization.k8s.io."))?;
+    let decoded = base64::Engine::decode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, encoded).ok()?;
+    String::from_utf8(decoded).ok()
+}
+
+/// A short name of a public key.
+pub(crate) fn fingerprint(public_pem: &[u8]) -> String {
+    let digest = Sha256::digest(public_pem);
+    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, digest)
+}
+
+pub(crate) fn hex_of(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}

@@ -1,0 +1,61 @@
+//! Who asks, and what they may do.
+
+pub(crate) mod authenticate;
+pub(crate) mod authorize;
+pub(crate) mod rules;
+pub(crate) mod token;
+
+use std::collections::BTreeMap;
+
+pub(crate) const MASTERS: &str = "system:masters";
+pub(crate) const AUTHENTICATED: &str = "system:authenticated";
+pub(crate) const UNAUTHENTICATED: &str = "system:unauthenticated";
+pub(crate) const ANONYMOUS: &str = "system:anonymous";
+pub(crate) const NODES: &str = "system:nodes";
+pub(crate) const NODE_PREFIX: &str = "system:node:";
+pub(crate) const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+
+/// An identity. As a request extension it authenticates an in-process request; nothing that comes over the
+/// network can carry one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserInfo {
+    pub name: String,
+    pub uid: String,
+    pub groups: Vec<String>,
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+impl UserInfo {
+    /// A user of the given groups and of `system:authenticated`.
+    pub fn new(name: impl Into<String>, groups: &[&str]) -> UserInfo {
+        let mut groups: Vec<String> = groups.iter().map(|g| (*g).to_owned()).collect();
+        if !groups.iter().any(|g| g == AUTHENTICATED) {
+            groups.push(AUTHENTICATED.to_owned());
+        }
+        UserInfo { name: name.into(), groups, ..UserInfo::default() }
+    }
+
+    pub(crate) fn anonymous() -> UserInfo {
+        UserInfo { name: ANONYMOUS.into(), groups: vec![UNAUTHENTICATED.into()], ..UserInfo::default() }
+    }
+
+    pub(crate) fn is_in(&self, group: &str) -> bool {
+        self.groups.iter().any(|g| g == group)
+    }
+
+    /// The node that this user is, if it is one.
+    pub(crate) fn node_name(&self) -> Option<&str> {
+        self.name.strip_prefix(NODE_PREFIX).filter(|name| !name.is_empty() && self.is_in(NODES))
+    }
+
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let mut out = serde_json::json!({"username": self.name, "groups": self.groups});
+        if !self.uid.is_empty() {
+            out["uid"] = self.uid.as_str().into();
+        }
+        if !self.extra.is_empty() {
+            out["extra"] = serde_json::json!(self.extra);
+        }
+        out
+    }
+}

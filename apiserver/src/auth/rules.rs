@@ -1,0 +1,214 @@
+//! What the cluster's own components may do, as a table. RBAC will replace it; until then whoever is not in
+//! it, and no administrator, is denied.
+//!
+//! Source: upstream's bootstrap policy for the same components.
+
+pub(super) struct Rule {
+    /// `*` is any.
+    pub(super) groups: &'static [&'static str],
+    /// `pods`, `pods/log`, `*/scale`, `*`. A `*` covers subresources too.
+    pub(super) resources: &'static [&'static str],
+    pub(super) verbs: &'static [&'static str],
+    /// Only in this namespace, if set.
+    pub(super) namespace: Option<&'static str>,
+}
+
+const READ: &[&str] = &["get", "list", "watch"];
+const WRITE: &[&str] = &["create", "update", "patch", "delete"];
+const ALL: &[&str] = &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+const EDIT: &[&str] = &["get", "list", "watch", "update", "patch"];
+
+const fn rule(
+    groups: &'static [&'static str],
+    resources: &'static [&'static str],
+    verbs: &'static [&'static str],
+) -> Rule {
+    Rule { groups, resources, verbs, namespace: None }
+}
+
+const EVENTS: Rule = rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
+const LEASES: Rule =
+    rule(&["coordination.k8s.io"], &["leases"], &["get", "list", "watch", "create", "update", "patch"]);
+const REVIEWS: Rule = rule(
+    &["authentication.k8s.io", "authorization.k8s.io"],
+    &["tokenreviews", "subjectaccessreviews"],
+    &["create"],
+);
+
+/// The controllers. Garbage collection, namespaces and quotas reach every kind: they read and delete all of
+/// them, but create only what is listed.
+const CONTROLLERS: &[Rule] = &[
+    rule(&["*"], &["*"], &["get", "list", "watch", "delete", "deletecollection", "update", "patch"]),
+    rule(
+        &[""],
+        &[
+            "pods",
+            "pods/eviction",
+            "endpoints",
+            "services",
+            "serviceaccounts",
+            "serviceaccounts/token",
+            "configmaps",
+            "secrets",
+            "persistentvolumes",
+            "persistentvolumeclaims",
+            "namespaces",
+            "replicationcontrollers",
+        ],
+        &["create"],
+    ),
+    rule(&["apps"], &["replicasets", "controllerrevisions", "deployments", "statefulsets"], &["create"]),
+    rule(&["batch"], &["jobs"], &["create"]),
+    rule(&["discovery.k8s.io"], &["endpointslices"], &["create"]),
+    rule(&["resource.k8s.io"], &["resourceclaims"], &["create"]),
+    rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create"]),
+    EVENTS,
+    LEASES,
+    REVIEWS,
+];
+
+const SCHEDULER: &[Rule] = &[
+    rule(
+        &[""],
+        &[
+            "nodes",
+            "namespaces",
+            "services",
+            "replicationcontrollers",
+            "persistentvolumes",
+            "persistentvolumeclaims",
+        ],
+        READ,
+    ),
+    rule(&[""], &["pods"], &["get", "list", "watch", "delete"]),
+    rule(&[""], &["bindings", "pods/binding"], &["create"]),
+    rule(&[""], &["pods/status"], &["patch", "update"]),
+    rule(&[""], &["persistentvolumes", "persistentvolumeclaims"], &["update", "patch"]),
+    rule(&["apps"], &["replicasets", "statefulsets", "deployments"], READ),
+    rule(&["policy"], &["poddisruptionbudgets"], READ),
+    rule(
+        &["storage.k8s.io"],
+        &["csinodes", "csidrivers", "csistoragecapacities", "storageclasses", "volumeattachments"],
+        READ,
+    ),
+    rule(
+        &["resource.k8s.io"],
+        &["deviceclasses", "resourceslices", "resourceclaims", "resourceclaims/status"],
+        EDIT,
+    ),
+    rule(&["scheduling.k8s.io"], &["priorityclasses"], READ),
+    EVENTS,
+    LEASES,
+    REVIEWS,
+];
+
+const PROXY: &[Rule] = &[
+    rule(&[""], &["services", "endpoints", "nodes", "pods", "namespaces"], READ),
+    rule(&["discovery.k8s.io"], &["endpointslices"], READ),
+    rule(&["networking.k8s.io"], &["servicecidrs", "networkpolicies", "ingresses", "ingressclasses"], READ),
+    EVENTS,
+];
+
+const DNS: &[Rule] = &[
+    rule(&[""], &["services", "endpoints", "pods", "namespaces", "nodes"], READ),
+    rule(&["discovery.k8s.io"], &["endpointslices"], READ),
+];
+
+/// The server's own identity towards itself; bootstrap and aggregation.
+const SERVER: &[Rule] = &[
+    rule(&["*"], &["*"], READ),
+    rule(&[""], &["namespaces", "services", "endpoints", "configmaps", "nodes/proxy"], WRITE),
+    rule(&["discovery.k8s.io"], &["endpointslices"], WRITE),
+    EVENTS,
+    LEASES,
+];
+
+/// Nodes. Which of these objects a node may touch is narrowed by `authorize` and by admission.
+pub(super) const NODE: &[Rule] = &[
+    rule(
+        &[""],
+        &["nodes", "services", "endpoints", "namespaces", "persistentvolumes", "persistentvolumeclaims"],
+        READ,
+    ),
+    rule(&[""], &["nodes"], &["create", "update", "patch"]),
+    rule(&[""], &["nodes/status"], &["update", "patch"]),
+    rule(&[""], &["pods"], &["get", "list", "watch", "create", "delete"]),
+    rule(&[""], &["pods/status"], &["update", "patch"]),
+    rule(&[""], &["pods/eviction"], &["create"]),
+    rule(&[""], &["secrets", "configmaps", "serviceaccounts"], READ),
+    rule(&[""], &["serviceaccounts/token"], &["create"]),
+    rule(&["discovery.k8s.io"], &["endpointslices"], READ),
+    rule(&["networking.k8s.io"], &["networkpolicies", "servicecidrs"], READ),
+    rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+    rule(&["storage.k8s.io"], &["csidrivers", "csinodes", "volumeattachments"], READ),
+    rule(&["storage.k8s.io"], &["csinodes"], &["create", "update", "patch", "delete"]),
+    rule(&["resource.k8s.io"], &["resourceclaims"], &["get"]),
+    rule(&["resource.k8s.io"], &["resourceslices"], ALL),
+    rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
+    Rule {
+        groups: &["coordination.k8s.io"],
+        resources: &["leases"],
+        verbs: &["get", "create", "update", "patch", "delete"],
+        namespace: Some("kube-node-lease"),
+    },
+    EVENTS,
+    REVIEWS,
+];
+
+pub(super) fn of_component(user: &str) -> Option<&'static [Rule]> {
+    match user {
+        "system:kube-controller-manager" => Some(CONTROLLERS),
+        "system:kube-scheduler" => Some(SCHEDULER),
+        "system:kube-proxy" => Some(PROXY),
+        "system:dns" => Some(DNS),
+        "system:apiserver" => Some(SERVER),
+        _ => None,
+    }
+}
+
+/// What everybody who is authenticated may do: ask about themselves.
+pub(super) const BASIC: &[Rule] = &[
+    rule(&["authentication.k8s.io"], &["selfsubjectreviews"], &["create"]),
+    rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
+];
+
+/// Paths that are no resources, a `*` at the end standing for any rest.
+pub(super) const DISCOVERY_PATHS: &[&str] = &[
+    "/",
+    "/api",
+    "/api/*",
+    "/apis",
+    "/apis/*",
+    "/openapi",
+    "/openapi/*",
+    "/version",
+    "/version/",
+    "/healthz",
+    "/livez",
+    "/readyz",
+];
+
+/// Paths that need no authentication.
+pub(super) const PUBLIC_PATHS: &[&str] =
+    &["/version", "/version/", "/healthz", "/healthz/*", "/livez", "/livez/*", "/readyz", "/readyz/*"];
+
+impl Rule {
+    pub(super) fn covers(
+        &self,
+        group: &str,
+        resource: &str,
+        subresource: &str,
+        verb: &str,
+        namespace: &str,
+    ) -> bool {
+        let any = |list: &[&str], wanted: &str| list.iter().any(|one| *one == "*" || *one == wanted);
+        self.namespace.is_none_or(|only| only == namespace)
+            && any(self.groups, group)
+            && any(self.verbs, verb)
+            && self.resources.iter().any(|pattern| match pattern.split_once('/') {
+                None if *pattern == "*" => true,
+                None => subresource.is_empty() && *pattern == resource,
+                Some((of, sub)) => (of == "*" || of == resource) && sub == subresource,
+            })
+    }
+}

@@ -1,0 +1,147 @@
+//! Objects that every cluster has: namespaces, priority classes, the `kubernetes` Service and its endpoints.
+//! Runs at every start, and changes only what is missing or of an older address.
+
+use std::net::IpAddr;
+
+use axum::body::Body;
+use http::HeaderMap;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use skiff_api::decode::FieldValidation;
+use skiff_api::{Status, decode, default};
+
+use crate::api::{Api, Call};
+use crate::auth::{MASTERS, UserInfo};
+use crate::registry::Part;
+use crate::request::{Query, RequestInfo};
+use crate::respond::Encoding;
+use crate::services::ServiceCidr;
+
+const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
+
+const PRIORITY_CLASSES: &[(&str, i64, &str)] = &[
+    (
+        "system-cluster-critical",
+        2_000_000_000,
+        "Used for system critical pods that must run in the cluster, but can be moved to another node if necessary.",
+    ),
+    (
+        "system-node-critical",
+        2_000_001_000,
+        "Used for system critical pods that must not be moved from their current node.",
+    ),
+];
+
+/// Where the API is reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Advertised {
+    pub(crate) ip: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) cidr: ServiceCidr,
+}
+
+impl Api {
+    pub(crate) async fn bootstrap(&self, advertised: Advertised) -> Result<(), Status> {
+        for name in NAMESPACES {
+            let namespace = json!({"metadata": {"name": name}});
+            self.ensure(("", "v1", "namespaces"), "", name, namespace, Existing::Stays).await?;
+        }
+        for (name, value, description) in PRIORITY_CLASSES {
+            let class = json!({"metadata": {"name": name}, "value": value, "description": description});
+            let of = ("scheduling.k8s.io", "v1", "priorityclasses");
+            self.ensure(of, "", name, class, Existing::Stays).await?;
+        }
+        let labels = json!({"component": "apiserver", "provider": "kubernetes"});
+        let service = json!({
+            "metadata": {"name": "kubernetes", "labels": labels},
+            "spec": {
+                "clusterIP": advertised.cidr.first().to_string(), "type": "ClusterIP", "sessionAffinity": "None",
+                "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertised.port}],
+            },
+        });
+        self.ensure(("", "v1", "services"), "default", "kubernetes", service, Existing::Stays).await?;
+        self.publish_endpoints(advertised).await
+    }
+
+    async fn publish_endpoints(&self, advertised: Advertised) -> Result<(), Status> {
+        let ip = advertised.ip.to_string();
+        let port = json!({"name": "https", "port": advertised.port, "protocol": "TCP"});
+        let endpoints = json!({
+            "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{"addresses": [{"ip": ip}], "ports": [port]}],
+        });
+        let of = ("", "v1", "endpoints");
+        self.ensure(of, "default", "kubernetes", endpoints, Existing::IsReplaced).await?;
+        let address_type = if advertised.ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        let slice = json!({
+            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": address_type,
+            "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
+            "ports": [port],
+        });
+        let of = ("discovery.k8s.io", "v1", "endpointslices");
+        self.ensure(of, "default", "kubernetes", slice, Existing::IsReplaced).await
+    }
+
+    async fn ensure(
+        &self,
+        (group, version, plural): (&str, &str, &str),
+        namespace: &str,
+        name: &str,
+        object: Value,
+        existing: Existing,
+    ) -> Result<(), Status> {
+        let kind = self.kind(group, version, plural)?.clone();
+        let mut object = decode::conform(&kind, with_type(object, &kind), FieldValidation::Strict)?.object;
+        default::apply(&kind, &mut object);
+        let info = RequestInfo {
+            is_resource: true,
+            verb: "create".into(),
+            group: group.into(),
+            version: version.into(),
+            namespace: namespace.into(),
+            resource: plural.into(),
+            name: name.into(),
+            ..RequestInfo::default()
+        };
+        let mut call = Call {
+            user: UserInfo::new("system:apiserver", &[MASTERS]),
+            info,
+            query: Query::default(),
+            headers: HeaderMap::new(),
+            extensions: http::Extensions::new(),
+            body: Mutex::new(Body::empty()),
+            kind,
+            encoding: Encoding::plain(),
+            warnings: Vec::new(),
+        };
+        match self.create_object(&mut call, object.clone(), false).await {
+            Ok(_) => return Ok(()),
+            Err(status) if status.reason == "AlreadyExists" => {}
+            // The Service's address is its own if it exists.
+            Err(status) if status.code == 422 && self.exists(&call)? => {}
+            Err(status) => return Err(status),
+        }
+        if existing == Existing::IsReplaced {
+            object["metadata"]["namespace"] = namespace.into();
+            self.update_object(&call, Part::Main, false, |_| Ok(object.clone())).await?;
+        }
+        Ok(())
+    }
+
+    fn exists(&self, call: &Call) -> Result<bool, Status> {
+        Ok(self.caches.of(&call.kind)?.get(&call.key()).is_some())
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    Stays,
+    IsReplaced,
+}
+
+fn with_type(mut object: Value, kind: &skiff_api::Kind) -> Value {
+    object["apiVersion"] = kind.api_version().into();
+    object["kind"] = kind.kind.clone().into();
+    object
+}

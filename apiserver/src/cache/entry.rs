@@ -1,0 +1,87 @@
+//! One object as the cache holds it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use skiff_api::meta::Meta;
+use skiff_api::{FieldSelector, Kind, LabelSelector, Object};
+
+use crate::store::Revision;
+
+/// An encoded object with what selectors need of it already extracted.
+pub(crate) struct Entry {
+    /// `<namespace>/<name>`, or `<name>` of a cluster-scoped kind.
+    pub(crate) key: Arc<str>,
+    /// The document in its storage version, with `metadata.resourceVersion`.
+    pub(crate) json: Bytes,
+    /// Sorted by key.
+    labels: Box<[(Box<str>, Box<str>)]>,
+    /// The selectable fields of its kind that are set, besides name and namespace.
+    fields: Box<[(&'static str, Box<str>)]>,
+    pub(crate) mod_revision: Revision,
+}
+
+impl Entry {
+    /// Reads a stored value. `None` if it is no JSON object.
+    pub(crate) fn decode(kind: &Kind, key: &str, value: &[u8], mod_revision: Revision) -> Option<Entry> {
+        let object: Object = serde_json::from_slice(value).ok()?;
+        object.is_object().then(|| Entry::encode(kind, key.into(), object, mod_revision))
+    }
+
+    fn encode(kind: &Kind, key: Arc<str>, mut object: Object, mod_revision: Revision) -> Entry {
+        object.set_meta("resourceVersion", mod_revision.to_string());
+        let labels = object.meta()["labels"].as_object().map(|labels| {
+            labels.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect()
+        });
+        let fields = kind
+            .selectable
+            .iter()
+            .map(|field| (*field, kind.strategy.field(&object, field).into_boxed_str()))
+            .filter(|(_, value)| !value.is_empty())
+            .collect();
+        Entry {
+            key,
+            // Writing a `Value` to memory cannot fail.
+            json: serde_json::to_vec(&object).unwrap_or_default().into(),
+            labels: labels.unwrap_or_default(),
+            fields,
+            mod_revision,
+        }
+    }
+
+    /// The same object as of another revision: how a deleted object is sent.
+    pub(crate) fn at_revision(&self, kind: &Kind, mod_revision: Revision) -> Entry {
+        Entry::encode(kind, self.key.clone(), self.parse(), mod_revision)
+    }
+
+    pub(crate) fn parse(&self) -> Object {
+        // Entries are made of valid JSON only.
+        serde_json::from_slice(&self.json).unwrap_or_default()
+    }
+
+    pub(crate) fn namespace(&self) -> &str {
+        self.key.split_once('/').map_or("", |(namespace, _)| namespace)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.key.split_once('/').map_or(&self.key, |(_, name)| name)
+    }
+
+    pub(crate) fn field(&self, field: &str) -> &str {
+        match field {
+            "metadata.name" => self.name(),
+            "metadata.namespace" => self.namespace(),
+            _ => self.fields.iter().find(|(name, _)| *name == field).map_or("", |(_, value)| value),
+        }
+    }
+
+    pub(crate) fn label(&self, key: &str) -> Option<&str> {
+        let at = self.labels.binary_search_by(|(k, _)| (**k).cmp(key)).ok()?;
+        Some(&self.labels[at].1)
+    }
+
+    pub(crate) fn matches(&self, labels: &LabelSelector, fields: &FieldSelector) -> bool {
+        (labels.is_empty() || labels.matches(|key| self.label(key)))
+            && (fields.is_empty() || fields.matches(|field| self.field(field).to_owned()))
+    }
+}

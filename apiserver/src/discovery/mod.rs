@@ -1,0 +1,317 @@
+//! What the server offers: groups, versions, resources; plain and aggregated; OpenAPI.
+
+mod openapi;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+use skiff_api::kinds::Storage;
+use skiff_api::{Kind, Kinds};
+
+use crate::auth::authenticate::hex_of;
+use crate::respond::{self, Encoding, Response};
+use openapi::OpenApi;
+
+pub(crate) const GIT_VERSION: &str = "v1.36.3+skiff";
+
+const AGGREGATED: &[(&str, &str, &str)] = &[
+    ("v2", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", "apidiscovery.k8s.io/v2"),
+    (
+        "v2beta1",
+        "application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList",
+        "apidiscovery.k8s.io/v2beta1",
+    ),
+];
+
+/// A group and its versions, in the order of declaration.
+struct Group {
+    name: String,
+    versions: Vec<(String, Vec<Arc<Kind>>)>,
+}
+
+pub(crate) struct Discovery {
+    groups: Vec<Group>,
+    server_address: String,
+    pub(crate) openapi: OpenApi,
+}
+
+/// One resource or subresource as discovery tells it.
+struct Offer {
+    /// `pods`, `pods/log`.
+    path: String,
+    group: String,
+    version: String,
+    kind: String,
+    verbs: &'static [&'static str],
+}
+
+const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+const NAMESPACE_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
+const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
+const PART_VERBS: &[&str] = &["get", "patch", "update"];
+
+impl Discovery {
+    pub(crate) fn new(kinds: Arc<Kinds>, advertise: IpAddr, port: u16) -> Discovery {
+        let mut groups: Vec<Group> = Vec::new();
+        for kind in kinds.iter() {
+            let at = groups.iter().position(|g| g.name == kind.group).unwrap_or_else(|| {
+                groups.push(Group { name: kind.group.clone(), versions: Vec::new() });
+                groups.len() - 1
+            });
+            let versions = &mut groups[at].versions;
+            let at = versions.iter().position(|(v, _)| *v == kind.version).unwrap_or_else(|| {
+                versions.push((kind.version.clone(), Vec::new()));
+                versions.len() - 1
+            });
+            versions[at].1.push(kind.clone());
+        }
+        Discovery { groups, server_address: format!("{advertise}:{port}"), openapi: OpenApi::new(kinds) }
+    }
+
+    /// The answer to a path below `/api` or `/apis` that is no resource.
+    pub(crate) fn answer(&self, path: &str, headers: &HeaderMap, encoding: &Encoding) -> Option<Response> {
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let root = matches!(parts.as_slice(), ["api"] | ["apis"]);
+        if root && let Some((media_type, version)) = wants_aggregated(headers) {
+            let document = self.aggregated(parts[0] == "api", version);
+            return Some(tagged(headers, media_type, &document));
+        }
+        let document = match parts.as_slice() {
+            ["api"] => json!({
+                "kind": "APIVersions", "versions": ["v1"],
+                "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": self.server_address}],
+            }),
+            ["apis"] => {
+                let groups: Vec<Value> = self.named_groups().map(group_document).collect();
+                json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
+            }
+            ["apis", group] => {
+                let mut document = group_document(self.named_groups().find(|g| g.name == *group)?);
+                document["kind"] = "APIGroup".into();
+                document["apiVersion"] = "v1".into();
+                document
+            }
+            ["api", version] => self.resource_list("", version)?,
+            ["apis", group, version] => self.resource_list(group, version)?,
+            _ => return None,
+        };
+        Some(respond::document_response(encoding, &[], 200, &document))
+    }
+
+    /// All paths, as `/` lists them.
+    pub(crate) fn paths(&self) -> Value {
+        let mut paths: Vec<String> = vec!["/api".into(), "/api/v1".into(), "/apis".into()];
+        for group in self.named_groups() {
+            paths.push(format!("/apis/{}", group.name));
+            paths.extend(group.versions.iter().map(|(version, _)| format!("/apis/{}/{version}", group.name)));
+        }
+        for path in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
+            paths.push(path.into());
+        }
+        json!({"paths": paths})
+    }
+
+    fn named_groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.iter().filter(|group| !group.name.is_empty())
+    }
+
+    fn resource_list(&self, group: &str, version: &str) -> Option<Value> {
+        let found = self.groups.iter().find(|g| g.name == group)?;
+        let (_, kinds) = found.versions.iter().find(|(v, _)| v == version)?;
+        let mut resources = Vec::new();
+        for kind in kinds {
+            for (at, offer) in offers(kind).iter().enumerate() {
+                resources.push(plain_resource(kind, offer, at == 0));
+            }
+        }
+        let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
+        let mut document =
+            json!({"kind": "APIResourceList", "groupVersion": group_version, "resources": resources});
+        if !group.is_empty() {
+            document["apiVersion"] = "v1".into();
+        }
+        Some(document)
+    }
+
+    fn aggregated(&self, core: bool, api_version: &str) -> Value {
+        let groups = self.groups.iter().filter(|group| group.name.is_empty() == core);
+        let items: Vec<Value> = groups
+            .map(|group| {
+                let versions: Vec<Value> = group
+                    .versions
+                    .iter()
+                    .map(|(version, kinds)| {
+                        let resources: Vec<Value> =
+                            kinds.iter().map(|kind| aggregated_resource(kind)).collect();
+                        json!({"version": version, "resources": resources, "freshness": "Current"})
+                    })
+                    .collect();
+                let metadata = if core {
+                    json!({"creationTimestamp": null})
+                } else {
+                    json!({"name": group.name, "creationTimestamp": null})
+                };
+                json!({"metadata": metadata, "versions": versions})
+            })
+            .collect();
+        json!({"kind": "APIGroupDiscoveryList", "apiVersion": api_version, "metadata": {}, "items": items})
+    }
+}
+
+/// The media type of aggregated discovery that the client prefers, if any.
+fn wants_aggregated(headers: &HeaderMap) -> Option<(&'static str, &'static str)> {
+    let accept = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    for clause in accept.flat_map(|line| line.split(',')) {
+        let has = |parameter: &str| clause.split(';').any(|p| p.trim() == parameter);
+        if !has("as=APIGroupDiscoveryList") || !has("g=apidiscovery.k8s.io") || !has("application/json") {
+            continue;
+        }
+        for (version, media_type, api_version) in AGGREGATED {
+            if has(&format!("v={version}")) {
+                return Some((media_type, api_version));
+            }
+        }
+    }
+    None
+}
+
+/// A document with an `ETag`, so that clients need not read it again.
+fn tagged(headers: &HeaderMap, media_type: &'static str, document: &Value) -> Response {
+    let bytes = Bytes::from(serde_json::to_vec(document).unwrap_or_default());
+    let tag = format!("\"{}\"", hex_of(&Sha256::digest(&bytes)).to_uppercase());
+    let unchanged = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
+    let mut response = Response::new(if unchanged { Body::empty() } else { Body::from(bytes) });
+    if unchanged {
+        *response.status_mut() = StatusCode::NOT_MODIFIED;
+    }
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(VARY, HeaderValue::from_static("Accept"));
+    if let Ok(tag) = HeaderValue::from_str(&tag) {
+        headers.insert(ETAG, tag);
+    }
+    response
+}
+
+fn group_document(group: &Group) -> Value {
+    let version =
+        |version: &String| json!({"groupVersion": format!("{}/{version}", group.name), "version": version});
+    let versions: Vec<Value> = group.versions.iter().map(|(v, _)| version(v)).collect();
+    json!({"name": group.name, "preferredVersion": versions.first(), "versions": versions})
+}
+
+fn plain_resource(kind: &Kind, offer: &Offer, is_main: bool) -> Value {
+    let mut resource = json!({
+        "name": offer.path, "singularName": if is_main { kind.singular.as_str() } else { "" },
+        "namespaced": kind.is_namespaced(), "kind": offer.kind, "verbs": offer.verbs,
+    });
+    if offer.group != kind.group || offer.version != kind.version {
+        resource["group"] = offer.group.as_str().into();
+        resource["version"] = offer.version.as_str().into();
+    }
+    if is_main {
+        if !kind.short_names.is_empty() {
+            resource["shortNames"] = json!(kind.short_names);
+        }
+        if !kind.categories.is_empty() {
+            resource["categories"] = json!(kind.categories);
+        }
+    }
+    resource
+}
+
+fn aggregated_resource(kind: &Kind) -> Value {
+    let response_kind =
+        |offer: &Offer| json!({"group": offer.group, "version": offer.version, "kind": offer.kind});
+    let offers = offers(kind);
+    let mut resource = json!({
+        "resource": kind.plural, "responseKind": response_kind(&offers[0]),
+        "scope": if kind.is_namespaced() { "Namespaced" } else { "Cluster" },
+        "singularResource": kind.singular, "verbs": offers[0].verbs,
+    });
+    if !kind.short_names.is_empty() {
+        resource["shortNames"] = json!(kind.short_names);
+    }
+    if !kind.categories.is_empty() {
+        resource["categories"] = json!(kind.categories);
+    }
+    let subresources: Vec<Value> = offers[1..]
+        .iter()
+        .map(|offer| {
+            let name = offer.path.split_once('/').map_or("", |(_, name)| name);
+            json!({"subresource": name, "responseKind": response_kind(offer), "verbs": offer.verbs})
+        })
+        .collect();
+    if !subresources.is_empty() {
+        resource["subresources"] = Value::Array(subresources);
+    }
+    resource
+}
+
+/// The kind itself, then its subresources in alphabetical order.
+fn offers(kind: &Kind) -> Vec<Offer> {
+    let offer = |path: String, (group, version, name): (&str, &str, &str), verbs| Offer {
+        path,
+        group: group.to_owned(),
+        version: version.to_owned(),
+        kind: name.to_owned(),
+        verbs,
+    };
+    let own = (kind.group.as_str(), kind.version.as_str(), kind.kind.as_str());
+    let mut offers = vec![offer(kind.plural.clone(), own, verbs_of(kind))];
+    let mut names: Vec<&str> = kind.subresources.iter().map(String::as_str).collect();
+    names.sort_unstable();
+    for name in names {
+        let options = format!("{}ProxyOptions", kind.kind);
+        let (of, verbs): (_, &'static [&'static str]) = match name {
+            "scale" => (("autoscaling", "v1", "Scale"), PART_VERBS),
+            "binding" => (("", "v1", "Binding"), &["create"]),
+            "eviction" => (("policy", "v1", "Eviction"), &["create"]),
+            "token" => (("authentication.k8s.io", "v1", "TokenRequest"), &["create"]),
+            "log" => (own, &["get"]),
+            "exec" => (("", "v1", "PodExecOptions"), &["create", "get"]),
+            "attach" => (("", "v1", "PodAttachOptions"), &["create", "get"]),
+            "portforward" => (("", "v1", "PodPortForwardOptions"), &["create", "get"]),
+            "proxy" => (("", "v1", options.as_str()), PROXY_VERBS),
+            "finalize" => (own, &["update"]),
+            _ => (own, PART_VERBS),
+        };
+        offers.push(offer(format!("{}/{name}", kind.plural), of, verbs));
+    }
+    offers
+}
+
+pub(crate) fn verbs_of(kind: &Kind) -> &'static [&'static str] {
+    match (kind.storage, kind.kind.as_str()) {
+        (Storage::Virtual, "ComponentStatus") => &["get", "list"],
+        (Storage::Virtual, _) => &["create"],
+        (Storage::Stored, "Namespace") if kind.group.is_empty() => NAMESPACE_VERBS,
+        (Storage::Stored, _) => ALL_VERBS,
+    }
+}
+
+/// `/version`.
+pub(crate) fn version() -> Value {
+    json!({
+        "major": "1", "minor": "36",
+        "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "", "compiler": "rustc", "platform": platform(),
+    })
+}
+
+/// The platform as Go names it.
+fn platform() -> String {
+    let arch = match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    };
+    format!("{}/{arch}", std::env::consts::OS)
+}

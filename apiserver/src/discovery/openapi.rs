@@ -1,0 +1,120 @@
+//! `/openapi/v2` and `/openapi/v3`: made from the schema when first asked for, kept compressed.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::sync::{Arc, OnceLock};
+
+use axum::body::Body;
+use bytes::Bytes;
+use flate2::read::GzDecoder;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha512};
+use skiff_api::{Kinds, Status, openapi};
+
+use crate::auth::authenticate::hex_of;
+use crate::request::Query;
+use crate::respond::{self, Encoding, Response};
+
+pub(crate) struct OpenApi {
+    kinds: Arc<Kinds>,
+    v2: OnceLock<Document>,
+    /// By path: `api/v1`, `apis/apps/v1`.
+    v3: OnceLock<BTreeMap<String, Document>>,
+}
+
+struct Document {
+    gzip: Bytes,
+    hash: String,
+}
+
+impl Document {
+    fn new(value: &Value) -> Document {
+        let json = serde_json::to_vec(value).unwrap_or_default();
+        let hash = hex_of(&Sha512::digest(&json)).to_uppercase();
+        Document { gzip: respond::gzip(&json).unwrap_or_default(), hash }
+    }
+
+    fn answer(&self, headers: &HeaderMap, gzip: bool) -> Result<Response, Status> {
+        let tag = format!("\"{}\"", self.hash);
+        let unchanged = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
+        let mut response = Response::new(if unchanged {
+            Body::empty()
+        } else if gzip {
+            Body::from(self.gzip.clone())
+        } else {
+            let mut json = Vec::new();
+            GzDecoder::new(&*self.gzip).read_to_end(&mut json).map_err(Status::internal)?;
+            Body::from(json)
+        });
+        if unchanged {
+            *response.status_mut() = StatusCode::NOT_MODIFIED;
+        }
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        if gzip && !unchanged {
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        headers.insert(ETAG, HeaderValue::from_str(&tag).map_err(Status::internal)?);
+        Ok(response)
+    }
+}
+
+impl OpenApi {
+    pub(super) fn new(kinds: Arc<Kinds>) -> OpenApi {
+        OpenApi { kinds, v2: OnceLock::new(), v3: OnceLock::new() }
+    }
+
+    pub(crate) fn answer(
+        &self,
+        path: &str,
+        query: &Query,
+        headers: &HeaderMap,
+        encoding: &Encoding,
+    ) -> Option<Result<Response, Status>> {
+        let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
+        match rest.split_once('/') {
+            None if rest == "v2" => {
+                let document = self.v2.get_or_init(|| Document::new(&openapi::v2(&self.kinds)));
+                Some(document.answer(headers, encoding.gzip))
+            }
+            None if rest == "v3" => {
+                let paths: serde_json::Map<String, Value> = self
+                    .documents()
+                    .iter()
+                    .map(|(path, document)| {
+                        let url = format!("/openapi/v3/{path}?hash={}", document.hash);
+                        (path.clone(), json!({"serverRelativeURL": url}))
+                    })
+                    .collect();
+                Some(Ok(respond::document_response(encoding, &[], 200, &json!({"paths": paths}))))
+            }
+            Some(("v3", path)) => {
+                let document = self.documents().get(path)?;
+                // Another hash is of another version of the document; the newest is sent all the same.
+                let known = query.get("hash").is_none_or(|hash| hash == document.hash);
+                tracing::trace!(path, known, "openapi document");
+                Some(document.answer(headers, encoding.gzip))
+            }
+            _ => None,
+        }
+    }
+
+    fn documents(&self) -> &BTreeMap<String, Document> {
+        self.v3.get_or_init(|| {
+            let mut documents = BTreeMap::new();
+            for kind in self.kinds.iter() {
+                let path = if kind.group.is_empty() {
+                    format!("api/{}", kind.version)
+                } else {
+                    format!("apis/{}/{}", kind.group, kind.version)
+                };
+                documents
+                    .entry(path)
+                    .or_insert_with(|| Document::new(&openapi::v3(&self.kinds, &kind.group, &kind.version)));
+            }
+            documents
+        })
+    }
+}

@@ -1,0 +1,276 @@
+//! The pipeline of one request: who asks, is there room, may they, and then what it is about.
+//!
+//! ```text
+//! parse ─ authenticate ─ in-flight limit ─ authorize ─┬─ resource ─ registry or subresource
+//!                                                     └─ discovery, health, metrics, openapi, version
+//! ```
+
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::FutureExt;
+use http::header::CONTENT_TYPE;
+use http::{HeaderValue, Request};
+use http_body::Frame;
+use parking_lot::Mutex;
+use serde_json::json;
+use skiff_api::kinds::Storage;
+use skiff_api::{Kind, Status};
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::api::{Api, Call};
+use crate::auth::UserInfo;
+use crate::auth::authorize::Attributes;
+use crate::discovery;
+use crate::limits::REQUEST_TIMEOUT;
+use crate::metrics::Measured;
+use crate::registry::store_failure;
+use crate::request::{Query, RequestInfo};
+use crate::respond::{self, Encoding, Response};
+
+/// The place of a request among those in flight, held for as long as anything of it goes on.
+#[derive(Clone)]
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+impl Api {
+    /// Answers one request. Never fails: every error is a `Status`.
+    pub(crate) async fn serve(&self, request: Request<Body>) -> Response {
+        let started = Instant::now();
+        let _in_flight = self.metrics.begin();
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query().unwrap_or_default());
+        let info = RequestInfo::parse(parts.method.as_str(), parts.uri.path(), &query);
+        let measured = self.measured(&info, &query);
+        let long_running = measured.long_running;
+        let handled = AssertUnwindSafe(self.pass(parts, body, query, info));
+        let handled = async {
+            match handled.catch_unwind().await {
+                Ok(response) => response,
+                // The panic's own message is in the log already.
+                Err(_) => {
+                    respond::failure(&Encoding::plain(), &Status::internal("the request handler panicked"))
+                }
+            }
+        };
+        let response = if long_running {
+            handled.await
+        } else {
+            tokio::time::timeout(REQUEST_TIMEOUT, handled).await.unwrap_or_else(|_| {
+                let why = "Timeout: request did not complete within the allotted timeout";
+                respond::failure(&Encoding::plain(), &Status::timeout(why))
+            })
+        };
+        self.metrics.observe(measured, response.status().as_u16(), started.elapsed());
+        response
+    }
+
+    async fn pass(
+        &self,
+        parts: http::request::Parts,
+        body: Body,
+        query: Query,
+        info: RequestInfo,
+    ) -> Response {
+        let http::request::Parts { headers, extensions, .. } = parts;
+        let streams =
+            matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
+        let encoding = match Encoding::negotiate(&headers, &query) {
+            Ok(encoding) => encoding,
+            Err(_) if !info.is_resource || streams => Encoding::plain(),
+            Err(status) => return respond::failure(&Encoding::plain(), &status),
+        };
+        let checked = self.admit(&headers, &extensions, &query, &info);
+        let (user, permit) = match checked {
+            Ok(checked) => checked,
+            Err(status) => return respond::failure(&encoding, &status),
+        };
+        let place = Place(Arc::new(permit));
+        let long_running = info.is_long_running(&query);
+        let result = if info.is_resource {
+            let mut extensions = extensions;
+            extensions.insert(place.clone());
+            self.resource(user, info, query, headers, extensions, body, encoding).await
+        } else {
+            self.path(&info, &query, &headers, &encoding).await
+        };
+        match result {
+            // A watch keeps its place until its last byte.
+            Ok(response) if long_running => response.map(|body| Body::new(Held { body, _place: place })),
+            Ok(response) => response,
+            Err(status) => {
+                let shape = Encoding { shape: respond::Shape::Object, ..encoding };
+                respond::failure(&shape, &status)
+            }
+        }
+    }
+
+    /// Who asks, whether there is room, and whether they may.
+    fn admit(
+        &self,
+        headers: &http::HeaderMap,
+        extensions: &http::Extensions,
+        query: &Query,
+        info: &RequestInfo,
+    ) -> Result<(UserInfo, OwnedSemaphorePermit), Status> {
+        let user = self.authenticator.authenticate(headers, extensions)?;
+        let permit = self.limits.admit(&info.verb, info.is_long_running(query))?;
+        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
+            return Err(Status::not_implemented("impersonation is not supported by this server yet"));
+        }
+        let attributes = Attributes::of(&user, info);
+        let decision = self.authorizer.authorize(&attributes);
+        if !decision.allowed {
+            return Err(attributes.forbidden(&decision.reason));
+        }
+        Ok((user, permit))
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "they become one Call")]
+    async fn resource(
+        &self,
+        user: UserInfo,
+        info: RequestInfo,
+        query: Query,
+        headers: http::HeaderMap,
+        extensions: http::Extensions,
+        body: Body,
+        encoding: Encoding,
+    ) -> Result<Response, Status> {
+        let kind = self.kind(&info.group, &info.version, &info.resource)?.clone();
+        check_scope(&kind, &info)?;
+        let warnings = Vec::new();
+        let call =
+            Call { user, info, query, headers, extensions, body: Mutex::new(body), kind, encoding, warnings };
+        if !call.info.subresource.is_empty() {
+            if !call.kind.has_subresource(&call.info.subresource) {
+                return Err(Status::no_such_path());
+            }
+            return self.handle_subresource(call).await;
+        }
+        if call.kind.kind == "ComponentStatus" && matches!(call.info.verb.as_str(), "get" | "list") {
+            return self.answer_component_statuses(&call).await;
+        }
+        let offered = discovery::verbs_of(&call.kind).contains(&call.info.verb.as_str());
+        if !offered || (call.kind.storage == Storage::Virtual && call.info.verb != "create") {
+            return Err(method_not_allowed());
+        }
+        self.handle_resource(call).await
+    }
+
+    async fn answer_component_statuses(&self, call: &Call) -> Result<Response, Status> {
+        let items = self.component_statuses().await;
+        if call.info.verb == "get" {
+            let found = items.into_iter().find(|item| item["metadata"]["name"] == call.info.name.as_str());
+            return call.object(200, found.ok_or_else(|| call.not_found())?);
+        }
+        let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": items});
+        Ok(respond::document_response(&call.encoding, &[], 200, &list))
+    }
+
+    /// What is no resource.
+    async fn path(
+        &self,
+        info: &RequestInfo,
+        query: &Query,
+        headers: &http::HeaderMap,
+        encoding: &Encoding,
+    ) -> Result<Response, Status> {
+        if !matches!(info.verb.as_str(), "get" | "head") {
+            return Err(method_not_allowed());
+        }
+        let path = info.path.as_str();
+        if let Some(response) = self.health(path, query).await {
+            return Ok(response);
+        }
+        if let Some(answer) = self.discovery.openapi.answer(path, query, headers, encoding) {
+            return answer;
+        }
+        if let Some(response) = self.discovery.answer(path, headers, encoding) {
+            return Ok(response);
+        }
+        match path {
+            "/" => Ok(respond::document_response(encoding, &[], 200, &self.discovery.paths())),
+            "/version" | "/version/" => {
+                Ok(respond::document_response(encoding, &[], 200, &discovery::version()))
+            }
+            "/metrics" => {
+                let bytes = self.store.size_bytes().await.map_err(|e| store_failure(&e))?;
+                let revision = self.store.revision().await.map_err(|e| store_failure(&e))?;
+                let mut response = respond::text(200, self.metrics.render(bytes, revision));
+                let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(text));
+                Ok(response)
+            }
+            _ => Err(Status::no_such_path()),
+        }
+    }
+
+    /// The labels of a request's metrics; what the server does not know is not named.
+    fn measured(&self, info: &RequestInfo, query: &Query) -> Measured {
+        const VERBS: &[&str] =
+            &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+        let verb = VERBS.iter().find(|verb| **verb == info.verb).copied().unwrap_or("other");
+        let kind = self.kinds.by_resource(&info.group, &info.version, &info.resource);
+        let known = kind.filter(|k| info.subresource.is_empty() || k.has_subresource(&info.subresource));
+        let of = |text: &str| if known.is_some() { text.to_owned() } else { String::new() };
+        Measured {
+            verb,
+            group: of(&info.group),
+            version: of(&info.version),
+            resource: of(&info.resource),
+            subresource: of(&info.subresource),
+            long_running: info.is_long_running(query),
+        }
+    }
+}
+
+fn method_not_allowed() -> Status {
+    Status::new(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+}
+
+/// Paths that name an object where there can be none: the wrong scope.
+fn check_scope(kind: &Kind, info: &RequestInfo) -> Result<(), Status> {
+    let is_namespace = kind.group.is_empty() && kind.kind == "Namespace";
+    if !kind.is_namespaced() && !info.namespace.is_empty() && !is_namespace {
+        return Err(Status::no_such_path());
+    }
+    if kind.is_namespaced() && info.namespace.is_empty() {
+        return match info.verb.as_str() {
+            "list" | "watch" => Ok(()),
+            "create" | "deletecollection" => Err(method_not_allowed()),
+            _ => Err(Status::no_such_path()),
+        };
+    }
+    Ok(())
+}
+
+/// A body that keeps its request's place.
+struct Held {
+    body: Body,
+    _place: Place,
+}
+
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,50 @@
+//! The API server: the one component that touches the store, and the API that all others are clients of.
+//!
+//! ```text
+//! TLS ─ authenticate ─ limits ─ authorize ─┬─ registry (verbs) ─ admission ─ store
+//!                                          ├─ subresources ─ proxy to the node
+//!                                          └─ discovery, OpenAPI, health, metrics
+//!                      store ─ watch ─ cache ─ readers and watchers
+//! ```
+//!
+//! Entry points: [`ApiServer::start`] with a [`Config`], then [`ApiServer::serve`] for the network and
+//! [`ApiServer::service_for`] in process. Long-lived tasks: the store's writer thread and its maintenance,
+//! the cache's dispatcher, one task a connection.
+
+pub mod store;
+
+mod cache;
+
+mod request;
+mod respond;
+
+mod auth;
+mod limits;
+
+mod api;
+mod handle;
+
+mod admission;
+mod registry;
+mod services;
+mod subresource;
+
+mod review;
+
+mod proxy;
+
+mod discovery;
+mod health;
+mod metrics;
+
+mod bootstrap;
+mod server;
+mod tls;
+
+pub use auth::UserInfo;
+pub use auth::authorize::{Attributes, Authorizer, Decision};
+pub use auth::token::TokenKeyError;
+pub use proxy::KubeletConfig;
+pub use server::{ApiServer, ApiService, Config, Error, ServiceAccountConfig};
+pub use services::{ServiceCidr, ServiceCidrError};
+pub use tls::{TlsConfig, TlsError};

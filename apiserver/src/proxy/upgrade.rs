@@ -1,0 +1,166 @@
+//! Streams that take over a connection: WebSocket and SPDY, passed through byte by byte.
+//!
+//! # Guarantees
+//! The backend's connection becomes the client's only after the backend answered 101; otherwise it is closed
+//! with its answer (CVE-2018-1002105).
+
+use std::time::Duration;
+
+use axum::body::Body;
+use http::header::{CONNECTION, HeaderName, UPGRADE};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use hyper::upgrade::OnUpgrade;
+use hyper_util::rt::TokioIo;
+use skiff_api::Status;
+use tokio_util::sync::CancellationToken;
+
+use super::pod::kubelet_error;
+use super::{Kubelet, NodeAddress};
+use crate::api::Call;
+use crate::handle::Place;
+use crate::respond::Response;
+
+const BUFFER_BYTES: usize = 16 << 10;
+/// Upstream's `--streaming-connection-idle-timeout`, here for the whole stream.
+const MAX_STREAM: Duration = Duration::from_secs(4 * 3600);
+
+/// Headers of the handshake that are passed on, either way; nothing else is, no credentials in particular.
+const HANDSHAKE: &[&str] = &[
+    "sec-websocket-key",
+    "sec-websocket-version",
+    "sec-websocket-protocol",
+    "sec-websocket-extensions",
+    "sec-websocket-accept",
+    "x-stream-protocol-version",
+];
+
+pub(super) async fn pass_through(
+    kubelet: &Kubelet,
+    to: NodeAddress,
+    path: &str,
+    call: &mut Call,
+    shutdown: CancellationToken,
+) -> Result<Response, Status> {
+    let protocol = requested(&call.headers)
+        .ok_or_else(|| Status::bad_request("unable to upgrade: missing upgrade headers in request"))?;
+    let Some(client) = call.extensions.remove::<OnUpgrade>() else {
+        return Err(Status::bad_request(
+            "unable to upgrade: this connection cannot be upgraded, use HTTP/1.1",
+        ));
+    };
+    // A WebSocket handshake is a GET; SPDY clients use either.
+    let method = if protocol == "websocket" { "GET" } else { "POST" };
+    let mut request =
+        http::Request::builder().method(method).uri(path).body(Body::empty()).map_err(Status::internal)?;
+    copy_handshake(&call.headers, request.headers_mut());
+    let headers = request.headers_mut();
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+
+    let mut answer = kubelet.send(to, request).await?;
+    if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return Err(kubelet_error(answer).await);
+    }
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    copy_handshake(answer.headers(), response.headers_mut());
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
+    let backend = hyper::upgrade::on(&mut answer);
+    let place = call.extensions.get::<Place>().cloned();
+    tokio::spawn(async move {
+        copy(client, backend, shutdown).await;
+        drop(place);
+    });
+    Ok(response)
+}
+
+async fn copy(client: OnUpgrade, backend: OnUpgrade, shutdown: CancellationToken) {
+    let copied = async {
+        let (client, backend) = tokio::try_join!(client, backend).map_err(std::io::Error::other)?;
+        let (mut client, mut backend) = (TokioIo::new(client), TokioIo::new(backend));
+        tokio::io::copy_bidirectional_with_sizes(&mut client, &mut backend, BUFFER_BYTES, BUFFER_BYTES).await
+    };
+    // Whichever ends first, both connections close by being dropped.
+    tokio::select! {
+        () = shutdown.cancelled() => {}
+        () = tokio::time::sleep(MAX_STREAM) => {}
+        result = copied => {
+            if let Err(error) = result {
+                tracing::debug!(%error, "stream to a kubelet");
+            }
+        }
+    }
+}
+
+/// The protocol that a client asks to switch to, if it is one that is passed through.
+fn requested(headers: &HeaderMap) -> Option<&'static str> {
+    let connection = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
+    let upgrades = connection.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("upgrade"));
+    let protocol = headers.get(UPGRADE)?.to_str().ok()?;
+    ["websocket", "SPDY/3.1"].into_iter().find(|known| upgrades && protocol.eq_ignore_ascii_case(known))
+}
+
+fn copy_handshake(from: &HeaderMap, to: &mut HeaderMap) {
+    for name in HANDSHAKE {
+        let name = HeaderName::from_static(name);
+        for value in from.get_all(&name) {
+            // A token may travel as a subprotocol; it is for this server only.
+            let carries_token = value.to_str().is_ok_and(|v| v.contains("base64url.bearer."));
+            if carries_token {
+                if let Some(rest) = without_token(value) {
+                    to.append(name.clone(), rest);
+                }
+            } else {
+                to.append(name.clone(), value.clone());
+            }
+        }
+    }
+}
+
+fn without_token(value: &HeaderValue) -> Option<HeaderValue> {
+    let rest: Vec<&str> = value
+        .to_str()
+        .ok()?
+        .split(',')
+        .map(str::trim)
+        .filter(|protocol| !protocol.starts_with("base64url.bearer."))
+        .collect();
+    if rest.is_empty() { None } else { HeaderValue::from_str(&rest.join(", ")).ok() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(k, v)| (HeaderName::from_static(k), HeaderValue::from_static(v))).collect()
+    }
+
+    #[test]
+    fn only_websocket_and_spdy_are_passed_through() {
+        assert_eq!(
+            requested(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket")])),
+            Some("websocket")
+        );
+        assert_eq!(
+            requested(&headers(&[("connection", "Upgrade"), ("upgrade", "SPDY/3.1")])),
+            Some("SPDY/3.1")
+        );
+        assert_eq!(requested(&headers(&[("connection", "Upgrade"), ("upgrade", "h2c")])), None);
+        assert_eq!(requested(&headers(&[("upgrade", "websocket")])), None);
+    }
+
+    #[test]
+    fn no_credentials_reach_the_node() {
+        let from = headers(&[
+            ("authorization", "Bearer x"),
+            ("cookie", "y"),
+            ("sec-websocket-protocol", "v5.channel.k8s.io, base64url.bearer.authorization.k8s.io.eA"),
+        ]);
+        let mut to = HeaderMap::new();
+        copy_handshake(&from, &mut to);
+        assert_eq!(to.len(), 1);
+        assert_eq!(to["sec-websocket-protocol"], "v5.channel.k8s.io");
+    }
+}

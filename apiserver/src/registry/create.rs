@@ -1,0 +1,102 @@
+//! Create.
+
+use skiff_api::decode::FieldValidation;
+use skiff_api::kinds::Storage;
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Kind, Object, Status, decode, default};
+
+use super::metadata;
+use super::options::{WriteOptions, body_format};
+use crate::api::{Api, Call};
+use crate::limits::read_body;
+use crate::respond::Response;
+
+/// How often a generated name that is taken is generated again, as upstream.
+const GENERATE_ATTEMPTS: usize = 8;
+
+impl Api {
+    pub(super) async fn create(&self, mut call: Call) -> Result<Response, Status> {
+        let options = WriteOptions::parse(&call)?;
+        let object = read_object(&mut call, options.validation).await?;
+        if call.kind.storage == Storage::Virtual {
+            let answer = self.review(&call, object).await?;
+            return call.object(201, answer);
+        }
+        let created = self.create_object(&mut call, object, options.dry_run).await?;
+        call.object(201, created)
+    }
+
+    /// Creates a decoded object: names it, admits it, checks it, writes it.
+    pub(crate) async fn create_object(
+        &self,
+        call: &mut Call,
+        mut object: Object,
+        dry_run: bool,
+    ) -> Result<Object, Status> {
+        let kind = call.kind.clone();
+        metadata::match_namespace(call, &mut object)?;
+        if !object.resource_version().is_empty() && object.resource_version() != "0" {
+            return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
+        }
+        object.meta_mut().remove("resourceVersion");
+        self.check_namespace(call, &object).await?;
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let mut object = object.clone();
+            let generated = metadata::generate_name(&mut object);
+            self.admit_create(call, &mut object).await?;
+            prepare(&kind, &mut object);
+            check(&kind, &object)?;
+            let name = object.name().to_owned();
+            let mut allocation = self.services.allocate(&kind, &mut object, None)?;
+            if let Some(created) = self.insert(&kind, object, dry_run).await? {
+                if !dry_run {
+                    allocation.keep();
+                }
+                return Ok(created);
+            }
+            if !generated || attempt == GENERATE_ATTEMPTS {
+                return Err(Status::already_exists(&kind.group, &kind.plural, &name));
+            }
+        }
+    }
+}
+
+/// Reads and decodes the body as an object of the call's kind, defaults filled in.
+pub(super) async fn read_object(call: &mut Call, validation: FieldValidation) -> Result<Object, Status> {
+    let format = body_format(call)?;
+    let bytes = read_body(call.take_body()).await?;
+    let decoded = decode::decode(&call.kind, &bytes, format, validation)?;
+    call.warnings.extend(decoded.warnings);
+    let mut object = decoded.object;
+    default::apply(&call.kind, &mut object);
+    Ok(object)
+}
+
+/// Clears and sets what is the server's.
+fn prepare(kind: &Kind, object: &mut Object) {
+    if kind.has_subresource("status")
+        && keeps_no_status(kind)
+        && let Some(root) = object.as_object_mut()
+    {
+        root.remove("status");
+    }
+    metadata::prepare_create(kind, object);
+    kind.strategy.prepare_create(object);
+}
+
+/// A node registers with its status; everybody else's is dropped.
+fn keeps_no_status(kind: &Kind) -> bool {
+    !crate::api::is_core(kind, "Node")
+}
+
+fn check(kind: &Kind, object: &Object) -> Result<(), Status> {
+    let mut causes = metadata::validate(kind, object);
+    causes.extend(kind.strategy.validate(object));
+    refuse(kind, object.name(), causes)
+}
+
+pub(super) fn refuse(kind: &Kind, name: &str, causes: Vec<Cause>) -> Result<(), Status> {
+    if causes.is_empty() { Ok(()) } else { Err(Status::invalid(&kind.group, &kind.kind, name, causes)) }
+}

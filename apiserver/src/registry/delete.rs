@@ -1,0 +1,255 @@
+//! Delete: at once, gracefully, or once finalizers are gone; of one object or a collection.
+//!
+//! Source: upstream's generic registry store (`Delete`, `BeforeDelete`, `DeleteCollection`).
+
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Kind, Object, Status};
+
+use super::modify::{Current, Next, Outcome};
+use super::options::{DeleteOptions, ListOptions, Propagation};
+use super::{now, timestamp};
+use crate::api::{Api, Call, is_core};
+use crate::limits::read_body;
+use crate::respond::{self, Response};
+
+const ORPHAN: &str = "orphan";
+const FOREGROUND: &str = "foregroundDeletion";
+
+impl Api {
+    pub(super) async fn delete(&self, call: Call) -> Result<Response, Status> {
+        let body = read_body(call.take_body()).await?;
+        let options = DeleteOptions::parse(&call, &body)?;
+        let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
+        let outcome = self.delete_object(&call, &namespace, &name, &options).await?;
+        // The old way of asking for a cascade is told that it goes on.
+        let code = if !outcome.deleted && options.orphan_dependents == Some(false) { 202 } else { 200 };
+        if outcome.deleted && !returns_deleted(&call.kind) {
+            let details = json!({
+                "name": name, "group": call.kind.group, "kind": call.kind.plural, "uid": outcome.object.uid(),
+            });
+            return Ok(respond::document_response(
+                &call.encoding,
+                &call.warnings,
+                code,
+                &respond::success(without_empty(details)),
+            ));
+        }
+        call.object(code, outcome.object)
+    }
+
+    /// Deletes one object as far as can be done now.
+    pub(crate) async fn delete_object(
+        &self,
+        call: &Call,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Outcome, Status> {
+        let kind = &call.kind;
+        self.check_deletable(kind, name)?;
+        let outcome = self
+            .modify(kind, namespace, name, options.dry_run, |current| {
+                check_preconditions(kind, current, options)?;
+                self.admit_delete(call, &current.object)?;
+                Ok(plan(kind, &current.object, options, Timestamp::now()))
+            })
+            .await?;
+        if outcome.deleted && !options.dry_run {
+            self.services.release(kind, &outcome.object);
+        }
+        Ok(outcome)
+    }
+
+    pub(super) async fn delete_collection(&self, call: Call) -> Result<Response, Status> {
+        let list = ListOptions::parse(&call)?;
+        let body = read_body(call.take_body()).await?;
+        let options = DeleteOptions::parse(&call, &body)?;
+        let revision = self.caches.wait_for_newest().await?;
+        let (_, snapshot) = self.caches.of(&call.kind)?.snapshot();
+        let mut items = Vec::new();
+        for entry in snapshot.values().filter(|entry| list.filter.matches(entry)) {
+            match self.delete_object(&call, entry.namespace(), entry.name(), &options).await {
+                Ok(outcome) => items.push(outcome.object),
+                // Someone else was faster.
+                Err(status) if status.code == 404 => {}
+                Err(status) => return Err(status),
+            }
+        }
+        let kind = &call.kind;
+        let document = json!({
+            "kind": kind.list_kind(), "apiVersion": kind.api_version(),
+            "metadata": {"resourceVersion": revision.to_string()}, "items": items,
+        });
+        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &document))
+    }
+
+    fn check_deletable(&self, kind: &Kind, name: &str) -> Result<(), Status> {
+        if is_core(kind, "Namespace") && matches!(name, "default" | "kube-system" | "kube-public") {
+            return Err(Status::forbidden("", "namespaces", name, "this namespace may not be deleted"));
+        }
+        Ok(())
+    }
+}
+
+fn without_empty(mut details: Value) -> Value {
+    if let Some(map) = details.as_object_mut() {
+        map.retain(|_, value| value != "");
+    }
+    details
+}
+
+/// Kinds whose deletion answers with the object instead of a `Status`.
+fn returns_deleted(kind: &Kind) -> bool {
+    matches!(
+        (kind.group.as_str(), kind.plural.as_str()),
+        (
+            "",
+            "pods"
+                | "podtemplates"
+                | "persistentvolumeclaims"
+                | "persistentvolumes"
+                | "resourcequotas"
+                | "serviceaccounts"
+                | "services"
+        ) | ("storage.k8s.io", "storageclasses" | "csidrivers" | "csinodes" | "volumeattachments")
+    )
+}
+
+fn check_preconditions(kind: &Kind, current: &Current, options: &DeleteOptions) -> Result<(), Status> {
+    let conflict =
+        |why: String| Err(Status::conflict(&kind.group, &kind.plural, current.object.name(), &why));
+    let uid = current.object.uid();
+    if let Some(wanted) = options.uid.as_deref().filter(|wanted| *wanted != uid) {
+        return conflict(format!(
+            "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
+        ));
+    }
+    let version = current.revision.to_string();
+    if let Some(wanted) = options.resource_version.as_ref().filter(|wanted| **wanted != version) {
+        return conflict(format!(
+            "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({version}). The object might have been modified"
+        ));
+    }
+    Ok(())
+}
+
+/// What deleting `object` now comes to.
+fn plan(kind: &Kind, object: &Object, options: &DeleteOptions, at: Timestamp) -> Next {
+    if is_core(kind, "Namespace") {
+        return plan_namespace(kind, object, options, at);
+    }
+    if object.is_being_deleted() {
+        return plan_again(object, options);
+    }
+    let grace_s = kind.strategy.deletion_grace_seconds(object, options.grace_s);
+    let mut object = object.clone();
+    set_finalizers(kind, &mut object, options);
+    match grace_s {
+        Some(grace_s) if grace_s > 0 => {
+            mark(&mut object, at, grace_s);
+            Next::Put(object)
+        }
+        _ if !object.finalizers().is_empty() => {
+            mark(&mut object, at, 0);
+            Next::Put(object)
+        }
+        _ => Next::Delete(object),
+    }
+}
+
+/// A deletion that is under way can only be made shorter.
+fn plan_again(object: &Object, options: &DeleteOptions) -> Next {
+    let pending_s = object.meta()["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
+    let mut object = object.clone();
+    let waits = !object.finalizers().is_empty();
+    match options.grace_s.map(|grace_s| grace_s.max(0)) {
+        Some(grace_s) if grace_s < pending_s => {
+            let since: Option<Timestamp> = object.meta_str("deletionTimestamp").parse().ok();
+            if grace_s == 0 && !waits {
+                return Next::Delete(object);
+            }
+            if let Some(since) = since {
+                let earlier = since.saturating_sub(SignedDuration::from_secs(pending_s - grace_s));
+                if let Ok(earlier) = earlier {
+                    object.set_meta("deletionTimestamp", timestamp(earlier));
+                }
+            }
+            object.set_meta("deletionGracePeriodSeconds", grace_s);
+            Next::Put(object)
+        }
+        // Nothing holds it any more: what an interrupted deletion left.
+        _ if pending_s == 0 && !waits => Next::Delete(object),
+        _ => Next::Put(object),
+    }
+}
+
+/// A namespace goes when its `spec.finalizers` are gone; the first deletion only marks it.
+fn plan_namespace(kind: &Kind, object: &Object, options: &DeleteOptions, at: Timestamp) -> Next {
+    let holds = |object: &Object| {
+        !object.finalizers().is_empty()
+            || object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())
+    };
+    let mut object = object.clone();
+    if object.is_being_deleted() {
+        return if holds(&object) { Next::Put(object) } else { Next::Delete(object) };
+    }
+    set_finalizers(kind, &mut object, options);
+    object.set_meta("deletionTimestamp", timestamp(at));
+    object["status"]["phase"] = "Terminating".into();
+    if holds(&object) { Next::Put(object) } else { Next::Delete(object) }
+}
+
+fn mark(object: &mut Object, at: Timestamp, grace_s: i64) {
+    let due =
+        at.saturating_add(SignedDuration::from_secs(grace_s)).map_or_else(|_| now(), |t| timestamp(t).into());
+    object.set_meta("deletionTimestamp", due);
+    object.set_meta("deletionGracePeriodSeconds", grace_s);
+    if let Some(generation) = object.meta()["generation"].as_i64().filter(|g| *g > 0) {
+        object.set_meta("generation", generation + 1);
+    }
+}
+
+/// The garbage collector's finalizers, as the propagation policy asks.
+fn set_finalizers(kind: &Kind, object: &mut Object, options: &DeleteOptions) {
+    let before: Vec<String> = object.finalizers().into_iter().map(str::to_owned).collect();
+    let wanted = match options.propagation {
+        Some(Propagation::Orphan) => Some(ORPHAN),
+        Some(Propagation::Foreground) => Some(FOREGROUND),
+        Some(Propagation::Background) => None,
+        None if before.iter().any(|f| f == ORPHAN || f == FOREGROUND) => return,
+        None => orphans_by_default(kind).then_some(ORPHAN),
+    };
+    let mut after: Vec<String> = before.into_iter().filter(|f| f != ORPHAN && f != FOREGROUND).collect();
+    after.extend(wanted.map(str::to_owned));
+    if after.is_empty() {
+        object.meta_mut().remove("finalizers");
+    } else {
+        object.set_meta("finalizers", after);
+    }
+}
+
+/// Jobs and replication controllers leave their pods behind unless asked otherwise.
+fn orphans_by_default(kind: &Kind) -> bool {
+    matches!((kind.group.as_str(), kind.plural.as_str()), ("batch", "jobs") | ("", "replicationcontrollers"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deletion_under_way_only_gets_shorter() {
+        let pod = json!({"metadata": {
+            "deletionTimestamp": "2026-01-01T00:00:30Z", "deletionGracePeriodSeconds": 30,
+        }});
+        let again = |grace_s| plan_again(&pod, &DeleteOptions { grace_s, ..Default::default() });
+        assert!(matches!(again(None), Next::Put(same) if same == pod));
+        assert!(matches!(again(Some(60)), Next::Put(same) if same == pod));
+        assert!(matches!(again(Some(0)), Next::Delete(_)));
+        let Next::Put(shorter) = again(Some(10)) else { panic!("still graceful") };
+        assert_eq!(shorter["metadata"]["deletionTimestamp"], "2026-01-01T00:00:10Z");
+        assert_eq!(shorter["metadata"]["deletionGracePeriodSeconds"], 10);
+    }
+}

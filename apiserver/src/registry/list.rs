@@ -1,0 +1,343 @@
+//! Lists: at which revision, which part, in which shape.
+
+use std::ops::Bound;
+use std::sync::Arc;
+
+use axum::body::Body;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::{BufMut, Bytes, BytesMut};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::HeaderValue;
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use skiff_api::{Status, table};
+use std::io::Write;
+
+use super::options::{ListOptions, VersionMatch, revision};
+use super::{is_stored_as, store_failure};
+use crate::api::{Api, Call};
+use crate::cache::{Entry, Snapshot};
+use crate::respond::{self, GZIP_FROM_BYTES, Response, Shape, Syntax};
+use crate::store::{Range, Revision, StoreError};
+
+const TOKEN_VERSION: &str = "meta.k8s.io/v1";
+/// A list is sent in pieces of about this size.
+const CHUNK_BYTES: usize = 64 << 10;
+const STORE_PAGE: usize = 500;
+
+/// A `continue` token, as upstream encodes it. Revision -1 goes on with whatever stands now.
+#[derive(Serialize, Deserialize)]
+struct ContinueToken {
+    v: String,
+    rv: i64,
+    start: String,
+}
+
+impl ContinueToken {
+    fn encode(rv: i64, start: &str) -> String {
+        let token = ContinueToken { v: TOKEN_VERSION.into(), rv, start: start.into() };
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
+    }
+
+    fn decode(text: &str) -> Result<ContinueToken, Status> {
+        let invalid = |why: &str| Status::bad_request(format!("continue key is not valid: {why}"));
+        let bytes =
+            URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| invalid("illegal base64 data"))?;
+        let token: ContinueToken = serde_json::from_slice(&bytes).map_err(|_| invalid("illegal document"))?;
+        if token.v != TOKEN_VERSION {
+            return Err(invalid("server does not recognize this encoded version"));
+        }
+        if token.rv == 0 || token.rv < -1 {
+            return Err(invalid("incorrect encoded start resourceVersion (version meta.k8s.io/v1)"));
+        }
+        Ok(token)
+    }
+}
+
+/// What a list answers, before it is encoded.
+struct Page {
+    revision: Revision,
+    entries: Vec<Arc<Entry>>,
+    next: Option<String>,
+    remaining: Option<usize>,
+}
+
+/// The state that a list reads.
+struct Source {
+    revision: Revision,
+    snapshot: Snapshot,
+    /// Only keys from here on.
+    start: Option<String>,
+}
+
+impl Api {
+    pub(super) async fn list(&self, call: Call) -> Result<Response, Status> {
+        let options = ListOptions::parse(&call)?;
+        let source = match self.source(&call, &options).await {
+            Ok(source) => source,
+            Err(refusal) => {
+                let document = refusal.document();
+                return Ok(respond::failure_document(&call.encoding, &refusal.status, &document));
+            }
+        };
+        let (revision, snapshot) = (source.revision, source.snapshot.clone());
+        let page = select(source, &options);
+        if page.next.is_some() {
+            self.caches.of(&call.kind)?.keep_snapshot(revision, snapshot);
+        }
+        self.encode_list(&call, page)
+    }
+
+    async fn source(&self, call: &Call, options: &ListOptions) -> Result<Source, Refusal> {
+        let cache = self.caches.of(&call.kind)?;
+        if !options.continue_token.is_empty() {
+            return self.continued(call, &options.continue_token).await;
+        }
+        let version = options.resource_version.as_str();
+        let exact = options.version_match == VersionMatch::Exact
+            || (options.version_match == VersionMatch::Unset
+                && options.limit.is_some()
+                && !matches!(version, "" | "0"));
+        if exact {
+            let revision = revision(version)?;
+            return Ok(Source { revision, snapshot: self.snapshot_at(call, revision).await?, start: None });
+        }
+        let reached = match version {
+            "" => self.caches.wait_for_newest().await?,
+            "0" => self.caches.applied(),
+            version => {
+                self.caches.wait_for(revision(version)?).await?;
+                self.caches.applied()
+            }
+        };
+        let (changed, snapshot) = cache.snapshot();
+        Ok(Source { revision: reached.max(changed), snapshot, start: None })
+    }
+
+    async fn continued(&self, call: &Call, text: &str) -> Result<Source, Refusal> {
+        let token = ContinueToken::decode(text)?;
+        let Ok(revision) = Revision::try_from(token.rv) else {
+            let reached = self.caches.wait_for_newest().await?;
+            let (changed, snapshot) = self.caches.of(&call.kind)?.snapshot();
+            return Ok(Source { revision: reached.max(changed), snapshot, start: Some(token.start) });
+        };
+        match self.snapshot_at(call, revision).await {
+            Ok(snapshot) => Ok(Source { revision, snapshot, start: Some(token.start) }),
+            Err(status) if status.code == 410 => Err(Refusal::expired(&token.start)),
+            Err(status) => Err(status.into()),
+        }
+    }
+
+    /// The objects as of a revision: kept from an earlier page, or read back from the store.
+    async fn snapshot_at(&self, call: &Call, revision: Revision) -> Result<Snapshot, Status> {
+        let cache = self.caches.of(&call.kind)?;
+        if let Some(snapshot) = cache.kept_snapshot(revision) {
+            return Ok(snapshot);
+        }
+        self.caches.wait_for(revision).await?;
+        let prefix = cache.kind().prefix(None);
+        let mut snapshot = Snapshot::new();
+        let mut start = None;
+        loop {
+            let range = Range {
+                prefix: prefix.clone(),
+                start: start.take(),
+                revision: Some(revision),
+                limit: Some(STORE_PAGE),
+            };
+            let page = self.store.range(range).await.map_err(|e| match e {
+                StoreError::Future { .. } => Status::internal(e),
+                e => store_failure(&e),
+            })?;
+            start = page.items.last().map(|kv| format!("{}\0", kv.key));
+            for kv in page.items {
+                let key = kv.key.strip_prefix(prefix.as_str()).unwrap_or(&kv.key);
+                if let Some(entry) = cache.decode(key, &kv.value, kv.mod_revision) {
+                    snapshot.insert(entry.key.clone(), Arc::new(entry));
+                }
+            }
+            if !page.more {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    fn encode_list(&self, call: &Call, page: Page) -> Result<Response, Status> {
+        let mut metadata = json!({"resourceVersion": page.revision.to_string()});
+        if let Some(next) = &page.next {
+            metadata["continue"] = ContinueToken::encode(page.revision as i64, next).into();
+        }
+        if let Some(remaining) = page.remaining {
+            metadata["remainingItemCount"] = remaining.into();
+        }
+        let kind = &call.kind;
+        let plain = call.encoding.shape == Shape::Object && call.encoding.syntax == Syntax::Json;
+        if plain && is_stored_as(self, kind)? {
+            let head =
+                json!({"kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata});
+            return Ok(streamed(call, &head, page.entries));
+        }
+        let objects =
+            page.entries.iter().map(|entry| self.parsed(kind, entry)).collect::<Result<Vec<_>, _>>()?;
+        let document = match call.encoding.shape {
+            Shape::Object => json!({
+                "kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata, "items": objects,
+            }),
+            Shape::Metadata => {
+                let items: Vec<Value> = objects.iter().map(respond::metadata_only).collect();
+                json!({
+                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                    "items": items,
+                })
+            }
+            Shape::Table => {
+                let now_s = respond::now_s();
+                let row = |object| table::row(kind, object, call.encoding.include, now_s);
+                respond::table_of(Some(kind), objects.iter().map(row).collect(), metadata)
+            }
+        };
+        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &document))
+    }
+}
+
+/// The part of the snapshot that a list answers with.
+fn select(source: Source, options: &ListOptions) -> Page {
+    let filter = &options.filter;
+    let namespace = filter.namespace.as_ref().map(|namespace| format!("{namespace}/"));
+    let first = match (&source.start, &namespace) {
+        (Some(start), Some(namespace)) => start.as_str().max(namespace),
+        (Some(start), None) => start,
+        (None, Some(namespace)) => namespace,
+        (None, None) => "",
+    };
+    let within = |key: &str| namespace.as_deref().is_none_or(|namespace| key.starts_with(namespace));
+    let mut matching = source
+        .snapshot
+        .range::<_, str>((Bound::Included(first), Bound::Unbounded))
+        .take_while(|(key, _)| within(key))
+        .filter(|(_, entry)| filter.matches(entry))
+        .map(|(_, entry)| entry);
+    let limit = options.limit.unwrap_or(usize::MAX);
+    let entries: Vec<Arc<Entry>> = matching.by_ref().take(limit).cloned().collect();
+    let remaining = matching.count();
+    let next = (remaining > 0).then(|| entries.last().map(|last| format!("{}\0", last.key))).flatten();
+    Page {
+        revision: source.revision,
+        remaining: (next.is_some() && !filter.has_selectors()).then_some(remaining),
+        entries,
+        next,
+    }
+}
+
+/// A list out of encoded objects: at once if it is small, item by item if not.
+fn streamed(call: &Call, head: &Value, entries: Vec<Arc<Entry>>) -> Response {
+    let size_bytes: usize = entries.iter().map(|entry| entry.json.len() + 1).sum();
+    let gzip = call.encoding.gzip && size_bytes >= GZIP_FROM_BYTES;
+    let mut head = serde_json::to_vec(head).unwrap_or_default();
+    head.pop();
+    head.extend_from_slice(b",\"items\":[");
+    let mut chunks =
+        Chunks { head: Some(head), entries: entries.into_iter(), first: true, gzip: None, done: false };
+    if gzip {
+        chunks.gzip = Some(GzEncoder::new(Vec::new(), Compression::fast()));
+    }
+    let body = if size_bytes <= CHUNK_BYTES {
+        let mut whole = BytesMut::with_capacity(size_bytes + 256);
+        chunks.for_each(|chunk| whole.extend_from_slice(&chunk));
+        Body::from(whole.freeze())
+    } else {
+        Body::from_stream(futures::stream::iter(chunks.map(Ok::<Bytes, std::convert::Infallible>)))
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if gzip {
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    respond::add_warnings(headers, &call.warnings);
+    response
+}
+
+struct Chunks {
+    head: Option<Vec<u8>>,
+    entries: std::vec::IntoIter<Arc<Entry>>,
+    first: bool,
+    gzip: Option<GzEncoder<Vec<u8>>>,
+    done: bool,
+}
+
+impl Iterator for Chunks {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        while !self.done {
+            let plain = self.plain_chunk();
+            let Some(encoder) = &mut self.gzip else { return Some(plain) };
+            // Writing to memory cannot fail; if it did, the cut stream would tell the client.
+            if encoder.write_all(&plain).is_err() {
+                return None;
+            }
+            let chunk =
+                if self.done { self.gzip.take()?.finish().ok()? } else { std::mem::take(encoder.get_mut()) };
+            if !chunk.is_empty() {
+                return Some(chunk.into());
+            }
+        }
+        None
+    }
+}
+
+impl Chunks {
+    fn plain_chunk(&mut self) -> Bytes {
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+        if let Some(head) = self.head.take() {
+            chunk.put_slice(&head);
+        }
+        while chunk.len() < CHUNK_BYTES {
+            let Some(entry) = self.entries.next() else {
+                chunk.put_slice(b"]}\n");
+                self.done = true;
+                break;
+            };
+            if !std::mem::take(&mut self.first) {
+                chunk.put_u8(b',');
+            }
+            chunk.put_slice(&entry.json);
+        }
+        chunk.freeze()
+    }
+}
+
+/// A refused list; one that cannot be continued says how to go on regardless.
+struct Refusal {
+    status: Status,
+    continue_token: Option<String>,
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        Refusal { status, continue_token: None }
+    }
+}
+
+impl Refusal {
+    fn expired(start: &str) -> Refusal {
+        let message = "The provided continue parameter is too old to display a consistent list result. You can \
+                       start a new list without the continue parameter, or use the continue token in this \
+                       response to retrieve the remainder of the results. Continuing with the provided token \
+                       results in an inconsistent list - objects that were created, modified, or deleted between \
+                       the time the first chunk was returned and now may show up in the list.";
+        Refusal { status: Status::expired(message), continue_token: Some(ContinueToken::encode(-1, start)) }
+    }
+
+    fn document(&self) -> Value {
+        let mut document = self.status.to_json();
+        if let Some(token) = &self.continue_token {
+            document["metadata"]["continue"] = token.as_str().into();
+        }
+        document
+    }
+}

@@ -1,0 +1,243 @@
+//! The rules of `metadata`, the same for all kinds.
+//!
+//! Source: apimachinery's `ValidateObjectMeta` and `ValidateObjectMetaUpdate`.
+
+use rand::Rng;
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Kind, Object, Status, name};
+
+use super::now;
+use crate::api::Call;
+
+const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;
+
+/// Puts the request's namespace in, or refuses an object of another.
+pub(crate) fn match_namespace(call: &Call, object: &mut Object) -> Result<(), Status> {
+    if !call.kind.is_namespaced() {
+        if !object.namespace().is_empty() {
+            // Namespaces of cluster-scoped objects are dropped, as upstream does since 1.20.
+            object.meta_mut().remove("namespace");
+        }
+        return Ok(());
+    }
+    let requested = call.info.namespace.as_str();
+    if requested.is_empty() {
+        return Err(Status::bad_request("an empty namespace may not be set during creation"));
+    }
+    match object.namespace() {
+        "" => object.set_meta("namespace", requested),
+        namespace if namespace == requested => {}
+        _ => {
+            let why = "the namespace of the provided object does not match the namespace sent on the request";
+            return Err(Status::bad_request(why));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses an object of another name than the path's; takes the path's where it has none.
+pub(crate) fn match_name(call: &Call, object: &mut Object) -> Result<(), Status> {
+    let requested = call.info.name.as_str();
+    match object.name() {
+        "" => object.set_meta("name", requested),
+        name if name == requested => {}
+        name => {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name}) does not match the name on the URL ({requested})"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// A generated name, if one is asked for.
+pub(crate) fn generate_name(object: &mut Object) -> bool {
+    let prefix = object.meta_str("generateName").to_owned();
+    if !object.name().is_empty() || prefix.is_empty() {
+        return false;
+    }
+    let mut random = rand::rng();
+    object.set_meta("name", name::generate(&prefix, || random.random()));
+    true
+}
+
+/// What the server alone decides about a new object.
+pub(crate) fn prepare_create(kind: &Kind, object: &mut Object) {
+    let counts = kind.strategy.counts_generations() && !object["spec"].is_null();
+    let meta = object.meta_mut();
+    for field in
+        ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "generation"]
+    {
+        meta.remove(field);
+    }
+    meta.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
+    meta.insert("creationTimestamp".into(), now());
+    if counts {
+        meta.insert("generation".into(), 1.into());
+    }
+    prune(meta);
+}
+
+/// Empty maps and lists say the same as none.
+fn prune(meta: &mut serde_json::Map<String, Value>) {
+    meta.retain(|_, value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(list) => !list.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        _ => true,
+    });
+}
+
+/// Carries over what an update may leave out, or may not change.
+pub(crate) fn prepare_update(new: &mut Object, old: &Object) {
+    let old_meta = old.meta();
+    let meta = new.meta_mut();
+    for field in ["selfLink", "managedFields"] {
+        meta.remove(field);
+    }
+    for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
+    {
+        let keep = matches!(field, "deletionTimestamp" | "deletionGracePeriodSeconds" | "generation");
+        if keep || meta.get(field).is_none_or(|v| v.is_null() || v == "") {
+            match old_meta.get(field) {
+                Some(value) => meta.insert(field.into(), value.clone()),
+                None => meta.remove(field),
+            };
+        }
+    }
+    if let Some(generated) = old_meta.get("generateName") {
+        meta.insert("generateName".into(), generated.clone());
+    }
+    prune(meta);
+}
+
+pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
+    let generation = old.meta()["generation"].as_i64().unwrap_or(0);
+    if generation > 0 && kind.strategy.counts_generations() && new["spec"] != old["spec"] {
+        new.set_meta("generation", generation + 1);
+    }
+}
+
+pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let meta = object.meta();
+    let name = object.name();
+    if name.is_empty() {
+        causes.push(Cause::required("metadata.name", "name or generateName is required"));
+    } else if let Some(fault) = name_fault(kind, name) {
+        causes.push(Cause::invalid("metadata.name", &json!(name), &fault));
+    }
+    if kind.is_namespaced()
+        && let Some(fault) = name::dns_label_fault(object.namespace())
+    {
+        causes.push(Cause::invalid("metadata.namespace", &json!(object.namespace()), &fault));
+    }
+    validate_labels(&meta["labels"], &mut causes);
+    validate_annotations(&meta["annotations"], &mut causes);
+    validate_owners(&meta["ownerReferences"], &mut causes);
+    for (at, finalizer) in object.finalizers().iter().enumerate() {
+        let field = format!("metadata.finalizers[{at}]");
+        if let Some(fault) = name::qualified_name_fault(finalizer) {
+            causes.push(Cause::invalid(field, &json!(finalizer), &fault));
+        } else if !finalizer.contains('/') && !is_standard_finalizer(finalizer) {
+            let fault = "name is neither a standard finalizer name nor is it fully qualified";
+            causes.push(Cause::invalid(field, &json!(finalizer), fault));
+        }
+    }
+    causes
+}
+
+fn is_standard_finalizer(finalizer: &str) -> bool {
+    matches!(finalizer, "kubernetes" | "orphan" | "foregroundDeletion")
+}
+
+/// The shape of names: subdomains, but for some kinds.
+fn name_fault(kind: &Kind, text: &str) -> Option<String> {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Service") => name::dns1035_label_fault(text),
+        ("", "Namespace") => name::dns_label_fault(text),
+        ("rbac.authorization.k8s.io", _) => name::path_segment_fault(text),
+        ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
+        _ => name::dns_subdomain_fault(text),
+    }
+}
+
+fn validate_labels(labels: &Value, causes: &mut Vec<Cause>) {
+    for (key, value) in labels.as_object().into_iter().flatten() {
+        if let Some(fault) = name::qualified_name_fault(key) {
+            causes.push(Cause::invalid("metadata.labels", &json!(key), &fault));
+        }
+        let value = value.as_str().unwrap_or_default();
+        if let Some(fault) = name::label_value_fault(value) {
+            causes.push(Cause::invalid("metadata.labels", &json!(value), &fault));
+        }
+    }
+}
+
+fn validate_annotations(annotations: &Value, causes: &mut Vec<Cause>) {
+    let mut bytes = 0;
+    for (key, value) in annotations.as_object().into_iter().flatten() {
+        if let Some(fault) = name::qualified_name_fault(&key.to_lowercase()) {
+            causes.push(Cause::invalid("metadata.annotations", &json!(key), &fault));
+        }
+        bytes += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if bytes > MAX_ANNOTATIONS_BYTES {
+        causes.push(Cause::too_long("metadata.annotations", MAX_ANNOTATIONS_BYTES));
+    }
+}
+
+fn validate_owners(owners: &Value, causes: &mut Vec<Cause>) {
+    let mut controller: Option<&str> = None;
+    for (at, owner) in owners.as_array().into_iter().flatten().enumerate() {
+        let field = |name: &str| format!("metadata.ownerReferences[{at}].{name}");
+        if owner["apiVersion"].as_str().is_none_or(str::is_empty) {
+            causes.push(Cause::invalid(field("apiVersion"), &json!(""), "version must not be empty"));
+        }
+        for (name, why) in [("kind", "kind"), ("name", "name"), ("uid", "uid")] {
+            if owner[name].as_str().is_none_or(str::is_empty) {
+                causes.push(Cause::invalid(field(name), &json!(""), &format!("{why} must not be empty")));
+            }
+        }
+        if owner["controller"] == true {
+            let name = owner["name"].as_str().unwrap_or_default();
+            if let Some(first) = controller {
+                let why = format!(
+                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
+                );
+                causes.push(Cause::invalid("metadata.ownerReferences", owners, &why));
+            }
+            controller = Some(name);
+        }
+    }
+}
+
+pub(crate) fn validate_update(new: &Object, old: &Object) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    for field in
+        ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds"]
+    {
+        if new.meta()[field] != old.meta()[field] {
+            causes.push(Cause::invalid(
+                format!("metadata.{field}"),
+                &new.meta()[field],
+                "field is immutable",
+            ));
+        }
+    }
+    if old.is_being_deleted() {
+        let before = old.finalizers();
+        let added: Vec<String> =
+            new.finalizers().iter().filter(|f| !before.contains(f)).map(|f| format!("{f:?}")).collect();
+        if !added.is_empty() {
+            let why = format!(
+                "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",
+                added.join(", ")
+            );
+            causes.push(Cause::forbidden("metadata.finalizers", &why));
+        }
+    }
+    causes
+}

@@ -1,0 +1,120 @@
+//! The verbs, each written once for all kinds.
+
+mod convert;
+mod create;
+mod delete;
+mod list;
+pub(crate) mod metadata;
+mod modify;
+mod options;
+mod patch;
+mod update;
+mod watch;
+
+use serde_json::Value;
+use skiff_api::meta::Meta;
+use skiff_api::{Kind, Object, Status};
+
+use crate::api::{Api, Call};
+use crate::cache::Entry;
+use crate::respond::{self, Response, Shape, Syntax};
+use crate::store::{KeyValue, StoreError};
+
+pub(crate) use convert::convert;
+pub(crate) use modify::Next;
+pub(crate) use options::{DeleteOptions, WriteOptions, body_format};
+pub(crate) use patch::Patch;
+pub(crate) use update::Part;
+
+impl Api {
+    /// One request for a resource itself; subresources are elsewhere.
+    pub(crate) async fn handle_resource(&self, call: Call) -> Result<Response, Status> {
+        let unsupported =
+            |verb: &str| Err(Status::method_not_allowed(&call.kind.group, &call.kind.plural, verb));
+        match call.info.verb.as_str() {
+            "get" => self.get(&call).await,
+            "list" => self.list(call).await,
+            "watch" => self.watch(call).await,
+            "create" if call.info.name.is_empty() => self.create(call).await,
+            "update" if !call.info.name.is_empty() => self.update(call).await,
+            "patch" if !call.info.name.is_empty() => self.patch(call).await,
+            "delete" => self.delete(call).await,
+            "deletecollection" => self.delete_collection(call).await,
+            "" => unsupported("the method"),
+            verb => unsupported(verb),
+        }
+    }
+
+    async fn get(&self, call: &Call) -> Result<Response, Status> {
+        match call.query.non_empty("resourceVersion") {
+            None => {
+                self.caches.wait_for_newest().await?;
+            }
+            Some("0") => {}
+            Some(version) => self.caches.wait_for(options::revision(version)?).await?,
+        }
+        let entry = self.caches.of(&call.kind)?.get(&call.key()).ok_or_else(|| call.not_found())?;
+        let plain = call.encoding.shape == Shape::Object && call.encoding.syntax == Syntax::Json;
+        if plain && is_stored_as(self, &call.kind)? {
+            return Ok(respond::json_bytes(call, 200, entry.json.clone()));
+        }
+        call.object(200, self.parsed(&call.kind, &entry)?)
+    }
+
+    /// An entry as an object of `kind`, which may be another version than the stored one.
+    pub(crate) fn parsed(&self, kind: &Kind, entry: &Entry) -> Result<Object, Status> {
+        let stored = self.caches.of(kind)?.kind();
+        Ok(convert(stored, kind, entry.parse()))
+    }
+
+    fn parsed_stored(&self, kind: &Kind, kv: &KeyValue) -> Result<Object, Status> {
+        let stored = self.caches.of(kind)?.kind();
+        let mut object: Object = serde_json::from_slice(&kv.value)
+            .map_err(|e| Status::internal(format!("stored value of {} is no JSON: {e}", kv.key)))?;
+        object.set_meta("resourceVersion", kv.mod_revision.to_string());
+        Ok(convert(stored, kind, object))
+    }
+
+    /// The bytes to store for an object of `kind`: in the storage version, without `resourceVersion`.
+    pub(crate) fn encode_stored(&self, kind: &Kind, object: &Object) -> Result<Vec<u8>, Status> {
+        let stored = self.caches.of(kind)?.kind();
+        let mut object = convert(kind, stored, object.clone());
+        object.meta_mut().remove("resourceVersion");
+        serde_json::to_vec(&object).map_err(Status::internal)
+    }
+}
+
+/// Whether what the cache holds can be sent as it is.
+fn is_stored_as(api: &Api, kind: &Kind) -> Result<bool, Status> {
+    let stored = api.caches.of(kind)?.kind();
+    Ok(stored.group == kind.group && stored.version == kind.version)
+}
+
+/// A failure of the store as the client is told it.
+pub(crate) fn store_failure(error: &StoreError) -> Status {
+    match error {
+        StoreError::Compacted { .. } => {
+            Status::expired("The resourceVersion for the provided list is too old.")
+        }
+        StoreError::Overloaded => {
+            Status::too_many_requests("the store is overloaded, please try again later", 1)
+        }
+        StoreError::TooLarge { .. } => {
+            Status::too_large(format!("Request entity too large: limit is {}", crate::store::MAX_VALUE_BYTES))
+        }
+        StoreError::Closed => Status::unavailable("the server is shutting down"),
+        other => {
+            tracing::error!(error = other as &dyn std::error::Error, "the store failed");
+            Status::internal(other)
+        }
+    }
+}
+
+/// Seconds of time as the API writes them.
+pub(crate) fn timestamp(at: jiff::Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
+}
+
+pub(crate) fn now() -> Value {
+    timestamp(jiff::Timestamp::now()).into()
+}

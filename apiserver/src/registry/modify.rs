@@ -1,0 +1,120 @@
+//! Read, decide, compare and swap, again on conflict: the one way in which stored objects change.
+
+use skiff_api::meta::Meta;
+use skiff_api::{Kind, Object, Status};
+
+use super::store_failure;
+use crate::api::{Api, key_of};
+use crate::store::{Expect, Op, Revision, Write, Written};
+
+/// How often a writer may lose before it gives up: others made progress each time.
+const MAX_ATTEMPTS: usize = 32;
+/// Events vanish after an hour, as upstream.
+const EVENT_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
+
+/// An object as it stands, in the version of the request.
+pub(crate) struct Current {
+    pub(crate) object: Object,
+    pub(crate) revision: Revision,
+}
+
+/// What is to become of it.
+#[derive(Debug)]
+pub(crate) enum Next {
+    Put(Object),
+    /// Remove it; the object is what is answered.
+    Delete(Object),
+}
+
+/// What became of it.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    /// With its new `resourceVersion`; of a deleted object the last state.
+    pub(crate) object: Object,
+    pub(crate) deleted: bool,
+}
+
+impl Api {
+    /// Changes a stored object. `decide` may run several times, each time on a newer state, and must not keep
+    /// anything of an earlier run.
+    pub(crate) async fn modify(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        dry_run: bool,
+        mut decide: impl FnMut(&Current) -> Result<Next, Status>,
+    ) -> Result<Outcome, Status> {
+        let gone = || Status::not_found(&kind.group, &kind.plural, name);
+        self.caches.wait_for_newest().await?;
+        let entry = self.caches.of(kind)?.get(&key_of(kind, namespace, name)).ok_or_else(gone)?;
+        let mut current = Current { object: self.parsed(kind, &entry)?, revision: entry.mod_revision };
+        drop(entry);
+        for _ in 0..MAX_ATTEMPTS {
+            let next = decide(&current)?;
+            let (object, deleted) = match next {
+                Next::Put(object) => (object, false),
+                Next::Delete(object) => (object, true),
+            };
+            if dry_run || (!deleted && same_but_for_version(&object, &current.object)) {
+                return Ok(Outcome { object: with_revision(object, current.revision), deleted });
+            }
+            let op = if deleted {
+                Op::Delete
+            } else {
+                Op::Put { value: self.encode_stored(kind, &object)?.into(), ttl: ttl_of(kind) }
+            };
+            let write =
+                Write { key: kind.key(namespace, name), expect: Expect::ModRevision(current.revision), op };
+            match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+                Written::Done { revision } => {
+                    return Ok(Outcome { object: with_revision(object, revision), deleted });
+                }
+                Written::Mismatch { current: None } => return Err(gone()),
+                Written::Mismatch { current: Some(kv) } => {
+                    current = Current { object: self.parsed_stored(kind, &kv)?, revision: kv.mod_revision };
+                }
+            }
+        }
+        Err(Status::modified(&kind.group, &kind.plural, name))
+    }
+
+    /// Writes a new object; `None` if one of its name exists.
+    pub(crate) async fn insert(
+        &self,
+        kind: &Kind,
+        object: Object,
+        dry_run: bool,
+    ) -> Result<Option<Object>, Status> {
+        let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
+        if dry_run {
+            let exists = self.caches.of(kind)?.get(&key_of(kind, &namespace, &name)).is_some();
+            return Ok((!exists).then_some(object));
+        }
+        let value = self.encode_stored(kind, &object)?.into();
+        let op = Op::Put { value, ttl: ttl_of(kind) };
+        let write = Write { key: kind.key(&namespace, &name), expect: Expect::Absent, op };
+        match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+            Written::Done { revision } => Ok(Some(with_revision(object, revision))),
+            Written::Mismatch { .. } => Ok(None),
+        }
+    }
+}
+
+fn ttl_of(kind: &Kind) -> Option<std::time::Duration> {
+    (kind.registry_folder == "events").then_some(EVENT_TTL)
+}
+
+fn with_revision(mut object: Object, revision: Revision) -> Object {
+    object.set_meta("resourceVersion", revision.to_string());
+    object
+}
+
+fn same_but_for_version(a: &Object, b: &Object) -> bool {
+    let strip = |object: &Object| {
+        let mut object = object.clone();
+        object.meta_mut().remove("resourceVersion");
+        object
+    };
+    strip(a) == strip(b)
+}

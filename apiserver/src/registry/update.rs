@@ -1,0 +1,236 @@
+//! Update, of an object and of its status.
+
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Kind, Object, Status};
+
+use super::create::{read_object, refuse};
+use super::metadata;
+use super::modify::{Current, Next, Outcome};
+use super::options::WriteOptions;
+use crate::api::{Api, Call, is_core, key_of};
+use crate::respond::Response;
+use crate::services;
+
+/// Which part of an object an update is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    Main,
+    Status,
+    /// `spec.finalizers` of a namespace.
+    Finalize,
+    /// The conditions that approve or deny a signing request.
+    Approval,
+}
+
+impl Part {
+    fn of(subresource: &str) -> Part {
+        match subresource {
+            "" => Part::Main,
+            "status" => Part::Status,
+            "finalize" => Part::Finalize,
+            _ => Part::Approval,
+        }
+    }
+}
+
+impl Api {
+    /// PUT of an object, its `status` or its `finalize`.
+    pub(crate) async fn update(&self, mut call: Call) -> Result<Response, Status> {
+        let options = WriteOptions::parse(&call)?;
+        let mut new = read_object(&mut call, options.validation).await?;
+        metadata::match_namespace(&call, &mut new)?;
+        metadata::match_name(&call, &mut new)?;
+        let part = Part::of(&call.info.subresource);
+        let kind = call.kind.clone();
+        if part == Part::Main && creates_on_update(&kind) {
+            self.caches.wait_for_newest().await?;
+            let exists = self.caches.of(&kind)?.get(&key_of(&kind, new.namespace(), new.name())).is_some();
+            if !exists {
+                let created = self.create_object(&mut call, new, options.dry_run).await?;
+                return call.object(201, created);
+            }
+        }
+        let outcome = self.update_object(&call, part, options.dry_run, |_| Ok(new.clone())).await?;
+        call.object(200, outcome.object)
+    }
+
+    /// Replaces a part of a stored object with what `make` makes of the current one.
+    pub(crate) async fn update_object(
+        &self,
+        call: &Call,
+        part: Part,
+        dry_run: bool,
+        mut make: impl FnMut(&Object) -> Result<Object, Status>,
+    ) -> Result<Outcome, Status> {
+        let kind = &call.kind;
+        let mut allocation = None;
+        let outcome = self
+            .modify(kind, &call.info.namespace, &call.info.name, dry_run, |current| {
+                let mut new = make(&current.object)?;
+                check_version(kind, &new, current)?;
+                check_uid(kind, &new, current)?;
+                prepare(kind, part, &mut new, &current.object);
+                self.admit_update(call, &mut new, &current.object)?;
+                check(kind, part, &new, &current.object)?;
+                if part == Part::Main {
+                    allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object))?);
+                }
+                Ok(if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) })
+            })
+            .await?;
+        if let Some(mut allocation) = allocation
+            && !dry_run
+        {
+            allocation.keep();
+        }
+        Ok(outcome)
+    }
+}
+
+/// Kinds that a PUT creates where they are absent, as upstream's strategies have it.
+fn creates_on_update(kind: &Kind) -> bool {
+    matches!(
+        (kind.group.as_str(), kind.plural.as_str()),
+        ("", "endpoints" | "events" | "limitranges" | "services" | "podtemplates")
+            | ("events.k8s.io", "events")
+            | ("coordination.k8s.io", "leases")
+            | ("rbac.authorization.k8s.io", _)
+    )
+}
+
+/// Kinds of which an update must say which version it is of.
+fn needs_version(kind: &Kind) -> bool {
+    matches!(
+        (kind.group.as_str(), kind.plural.as_str()),
+        ("coordination.k8s.io", "leases")
+            | ("policy", "poddisruptionbudgets")
+            | ("apiextensions.k8s.io" | "apiregistration.k8s.io" | "admissionregistration.k8s.io", _)
+            | ("storage.k8s.io", "volumeattachments" | "csidrivers" | "csinodes")
+            | ("node.k8s.io", "runtimeclasses")
+    )
+}
+
+fn check_version(kind: &Kind, new: &Object, current: &Current) -> Result<(), Status> {
+    match new.resource_version() {
+        "" | "0" if needs_version(kind) => {
+            let cause =
+                Cause::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
+            refuse(kind, new.name(), vec![cause])
+        }
+        "" | "0" => Ok(()),
+        version if version.parse() == Ok(current.revision) => Ok(()),
+        version => match version.parse::<u64>() {
+            Ok(_) => Err(Status::modified(&kind.group, &kind.plural, new.name())),
+            Err(_) => Err(Status::bad_request(format!("invalid resourceVersion {version:?}"))),
+        },
+    }
+}
+
+fn check_uid(kind: &Kind, new: &Object, current: &Current) -> Result<(), Status> {
+    let (wanted, found) = (new.uid(), current.object.uid());
+    if wanted.is_empty() || wanted == found {
+        return Ok(());
+    }
+    let key = kind.key(current.object.namespace(), current.object.name());
+    let why = format!(
+        "StorageError: invalid object, Code: 4, Key: {key}, ResourceVersion: 0, AdditionalErrorMsg: \
+         Precondition failed: UID in precondition: {wanted}, UID in object meta: {found}"
+    );
+    Err(Status::conflict(&kind.group, &kind.plural, new.name(), &why))
+}
+
+/// Puts back what this part of the object may not change.
+fn prepare(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
+    match part {
+        Part::Main => {
+            if kind.has_subresource("status") {
+                restore(new, old, "status");
+            }
+            if is_core(kind, "Namespace") {
+                new["spec"]["finalizers"] = old["spec"]["finalizers"].clone();
+            }
+            metadata::prepare_update(new, old);
+            if is_core(kind, "Service") {
+                services::carry_over(new, old);
+            }
+            kind.strategy.prepare_update(new, old);
+            metadata::raise_generation(kind, new, old);
+        }
+        Part::Status => {
+            let status = new.get("status").cloned();
+            let owners = old.meta().get("ownerReferences").cloned();
+            let meta = new["metadata"].take();
+            *new = old.clone();
+            new["metadata"] = meta;
+            match owners {
+                Some(owners) => new.set_meta("ownerReferences", owners),
+                None => _ = new.meta_mut().remove("ownerReferences"),
+            }
+            if let (Some(status), Some(root)) = (status, new.as_object_mut()) {
+                root.insert("status".into(), status);
+            }
+            metadata::prepare_update(new, old);
+            kind.strategy.prepare_status_update(new, old);
+        }
+        Part::Finalize => {
+            let finalizers = new["spec"]["finalizers"].take();
+            *new = old.clone();
+            if let Some(spec) = new["spec"].as_object_mut() {
+                spec.insert("finalizers".into(), finalizers);
+            } else {
+                new["spec"] = json!({"finalizers": finalizers});
+            }
+            if new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty)
+                && let Some(spec) = new["spec"].as_object_mut()
+            {
+                spec.remove("finalizers");
+            }
+        }
+        Part::Approval => {
+            let conditions = new["status"]["conditions"].take();
+            let meta = new["metadata"].take();
+            *new = old.clone();
+            new["metadata"] = meta;
+            if !conditions.is_null() {
+                new["status"]["conditions"] = conditions;
+            }
+            metadata::prepare_update(new, old);
+        }
+    }
+}
+
+fn restore(new: &mut Object, old: &Object, field: &str) {
+    if let Some(root) = new.as_object_mut() {
+        match old.get(field) {
+            Some(value) => root.insert(field.into(), value.clone()),
+            None => root.remove(field),
+        };
+    }
+}
+
+fn check(kind: &Kind, part: Part, new: &Object, old: &Object) -> Result<(), Status> {
+    let mut causes = metadata::validate_update(new, old);
+    causes.extend(metadata::validate(kind, new));
+    match part {
+        Part::Main => {
+            causes.extend(kind.strategy.validate(new));
+            causes.extend(kind.strategy.validate_update(new, old));
+        }
+        Part::Status => causes.extend(kind.strategy.validate_status_update(new, old)),
+        Part::Finalize | Part::Approval => {}
+    }
+    refuse(kind, new.name(), causes)
+}
+
+/// Whether an update took away the last thing that an object's deletion was waiting for.
+fn is_finished(kind: &Kind, new: &Object, old: &Object) -> bool {
+    if !old.is_being_deleted() || !new.finalizers().is_empty() {
+        return false;
+    }
+    if is_core(kind, "Namespace") {
+        return new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
+    }
+    matches!(old.meta()["deletionGracePeriodSeconds"], Value::Null)
+        || old.meta()["deletionGracePeriodSeconds"] == 0
+}

@@ -1,0 +1,227 @@
+//! Watches: the initial state if asked for, then every change, then bookmarks.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use futures::Stream;
+use http::HeaderValue;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use rand::Rng;
+use serde_json::{Value, json};
+use skiff_api::table::{self, IncludeObject};
+use skiff_api::{Kind, Status};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::options::{ListOptions, revision};
+use super::{convert, is_stored_as};
+use crate::api::{Api, Call};
+use crate::cache::{Caches, Change, Entry, Watcher};
+use crate::respond::{self, Response, Shape};
+use crate::store::Revision;
+
+/// Upstream's `--min-request-timeout`: a watch without `timeoutSeconds` ends between this and twice this.
+const MIN_TIMEOUT_S: u64 = 1800;
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+impl Api {
+    pub(super) async fn watch(&self, call: Call) -> Result<Response, Status> {
+        let options = ListOptions::parse(&call)?;
+        let (watcher, initial_end) = self.start_watch(&call, &options).await?;
+        let cache = self.caches.of(&call.kind)?;
+        let timeout_s = match options.timeout_s {
+            Some(seconds) if seconds > 0 => seconds,
+            _ => MIN_TIMEOUT_S + rand::rng().random_range(0..MIN_TIMEOUT_S),
+        };
+        let encoder = EventEncoder {
+            kind: call.kind.clone(),
+            stored: cache.kind().clone(),
+            shape: call.encoding.shape,
+            include: call.encoding.include,
+            as_stored: is_stored_as(self, &call.kind)?,
+            sent_columns: false,
+        };
+        let now = Instant::now();
+        let stream = WatchStream {
+            backlog: watcher.backlog.into(),
+            changes: watcher.changes,
+            initial_end: initial_end.filter(|_| options.bookmarks),
+            bookmark_at: options.bookmarks.then(|| now + BOOKMARK_INTERVAL),
+            ends_at: now + Duration::from_secs(timeout_s),
+            caches: self.caches.clone(),
+            shutdown: self.shutdown.clone(),
+            pending_bookmark: None,
+            encoder,
+        };
+        let mut response = Response::new(Body::from_stream(stream.into_stream()));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        Ok(response)
+    }
+
+    /// Registers the watch. The second value is the revision of the bookmark that ends the initial events.
+    async fn start_watch(
+        &self,
+        call: &Call,
+        options: &ListOptions,
+    ) -> Result<(Watcher, Option<Revision>), Status> {
+        let cache = self.caches.of(&call.kind)?;
+        let version = options.resource_version.as_str();
+        let filter = options.filter.clone();
+        match options.send_initial_events {
+            Some(true) => {
+                let reached = match version {
+                    "" => self.caches.wait_for_newest().await?,
+                    "0" => self.caches.applied(),
+                    version => {
+                        let revision = revision(version)?;
+                        self.caches.wait_for(revision).await?;
+                        revision
+                    }
+                };
+                let watcher = cache.watch(filter, None)?;
+                let end = reached.max(watcher.revision);
+                Ok((watcher, Some(end)))
+            }
+            // Without initial events and a version it starts at what is newest.
+            Some(false) if matches!(version, "" | "0") => {
+                let newest = self.caches.wait_for_newest().await?;
+                Ok((cache.watch(filter, Some(newest))?, None))
+            }
+            _ => match version {
+                "" => {
+                    self.caches.wait_for_newest().await?;
+                    Ok((cache.watch(filter, None)?, None))
+                }
+                "0" => Ok((cache.watch(filter, None)?, None)),
+                version => Ok((cache.watch(filter, Some(revision(version)?))?, None)),
+            },
+        }
+    }
+}
+
+struct WatchStream {
+    backlog: VecDeque<Change>,
+    changes: tokio::sync::mpsc::Receiver<Change>,
+    initial_end: Option<Revision>,
+    bookmark_at: Option<Instant>,
+    /// A bookmark that is due once everything received before it is sent.
+    pending_bookmark: Option<Revision>,
+    ends_at: Instant,
+    caches: Arc<Caches>,
+    shutdown: CancellationToken,
+    encoder: EventEncoder,
+}
+
+impl WatchStream {
+    fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
+        futures::stream::unfold(self, |mut stream| async move {
+            let frame = stream.next().await?;
+            Some((Ok(frame), stream))
+        })
+    }
+
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(change) = self.backlog.pop_front() {
+            return Some(self.encoder.change(&change));
+        }
+        if let Some(revision) = self.initial_end.take() {
+            return Some(self.encoder.bookmark(revision, true));
+        }
+        if let Some(revision) = self.pending_bookmark {
+            return match self.changes.try_recv() {
+                Ok(change) => Some(self.encoder.change(&change)),
+                Err(_) => {
+                    self.pending_bookmark = None;
+                    Some(self.encoder.bookmark(revision, false))
+                }
+            };
+        }
+        let far = self.ends_at;
+        // Each arm only waits: a change that is received is sent.
+        tokio::select! {
+            () = self.shutdown.cancelled() => None,
+            () = tokio::time::sleep_until(self.ends_at) => None,
+            () = tokio::time::sleep_until(self.bookmark_at.unwrap_or(far)), if self.bookmark_at.is_some() => {
+                self.bookmark_at = Some(Instant::now() + BOOKMARK_INTERVAL);
+                // Whatever happened up to here is in the channel already: it goes first.
+                let applied = self.caches.applied();
+                match self.changes.try_recv() {
+                    Ok(change) => {
+                        self.pending_bookmark = Some(applied);
+                        Some(self.encoder.change(&change))
+                    }
+                    Err(_) => Some(self.encoder.bookmark(applied, false)),
+                }
+            }
+            // `None`: too slow, and dropped by the cache.
+            change = self.changes.recv() => change.map(|change| self.encoder.change(&change)),
+        }
+    }
+}
+
+/// Writes events in the shape that the client asked for.
+struct EventEncoder {
+    kind: Arc<Kind>,
+    stored: Arc<Kind>,
+    shape: Shape,
+    include: IncludeObject,
+    as_stored: bool,
+    sent_columns: bool,
+}
+
+impl EventEncoder {
+    fn change(&mut self, change: &Change) -> Bytes {
+        if self.shape == Shape::Object && self.as_stored {
+            return change.frame();
+        }
+        let object = self.shaped(&change.entry);
+        event(change.kind.as_str(), &object)
+    }
+
+    fn shaped(&mut self, entry: &Entry) -> Value {
+        let object = convert(&self.stored, &self.kind, entry.parse());
+        match self.shape {
+            Shape::Object => object,
+            Shape::Metadata => respond::metadata_only(&object),
+            Shape::Table => {
+                let row = table::row(&self.kind, &object, self.include, respond::now_s());
+                self.table(vec![row], entry.mod_revision)
+            }
+        }
+    }
+
+    /// Only the first event of a watch carries the columns.
+    fn table(&mut self, rows: Vec<Value>, revision: Revision) -> Value {
+        let columns = (!std::mem::replace(&mut self.sent_columns, true)).then_some(&*self.kind);
+        respond::table_of(columns, rows, json!({"resourceVersion": revision.to_string()}))
+    }
+
+    fn bookmark(&mut self, revision: Revision, ends_initial_events: bool) -> Bytes {
+        let mut metadata = json!({"resourceVersion": revision.to_string(), "creationTimestamp": null});
+        if ends_initial_events {
+            metadata["annotations"] = json!({INITIAL_EVENTS_END: "true"});
+        }
+        let document =
+            |kind: &str, version: &str| json!({"kind": kind, "apiVersion": version, "metadata": metadata});
+        let object = match self.shape {
+            Shape::Object => document(&self.kind.kind, &self.kind.api_version()),
+            Shape::Metadata => document("PartialObjectMetadata", "meta.k8s.io/v1"),
+            Shape::Table => {
+                let mut table = self.table(Vec::new(), revision);
+                table["metadata"] = metadata;
+                table
+            }
+        };
+        event("BOOKMARK", &object)
+    }
+}
+
+fn event(kind: &str, object: &Value) -> Bytes {
+    crate::cache::frame(kind, &serde_json::to_vec(object).unwrap_or_default())
+}

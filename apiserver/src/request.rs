@@ -1,0 +1,291 @@
+//! What a request is about: [`RequestInfo`], read from its method, path and query alone.
+//!
+//! Source: the API's URL layout as kube-apiserver's request info resolver has it, with the legacy
+//! `/api/v1/watch/…` paths.
+
+/// The query's parameters, decoded, in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Query(Vec<(String, String)>);
+
+impl Query {
+    pub(crate) fn parse(query: &str) -> Query {
+        let pairs = query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            (decode(key, Plus::IsSpace), decode(value, Plus::IsSpace))
+        });
+        Query(pairs.collect())
+    }
+
+    /// The first value of a parameter; `None` if it is absent.
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// The same, with an empty value as good as none.
+    pub(crate) fn non_empty(&self, key: &str) -> Option<&str> {
+        self.get(key).filter(|value| !value.is_empty())
+    }
+
+    pub(crate) fn all<'a>(&'a self, key: &'a str) -> impl Iterator<Item = &'a str> {
+        self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
+    }
+
+    /// A flag as Kubernetes reads them: present and neither `false` nor `0`.
+    pub(crate) fn flag(&self, key: &str) -> bool {
+        self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plus {
+    IsSpace,
+    IsPlus,
+}
+
+fn decode(text: &str, plus: Plus) -> String {
+    let bytes = text.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let hex = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
+        let escape = (bytes[at] == b'%')
+            .then(|| Some(hex(*bytes.get(at + 1)?)? << 4 | hex(*bytes.get(at + 2)?)?))
+            .flatten();
+        match (escape, bytes[at]) {
+            (Some(byte), _) => {
+                out.push(byte);
+                at += 3;
+                continue;
+            }
+            (None, b'+') if plus == Plus::IsSpace => out.push(b' '),
+            (None, byte) => out.push(byte),
+        }
+        at += 1;
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+/// Percent-encodes everything but what is safe in any part of a URL.
+pub(crate) fn encode(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    out
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RequestInfo {
+    /// Whether the path names a resource; otherwise only `path` and `verb` mean anything.
+    pub(crate) is_resource: bool,
+    pub(crate) path: String,
+    /// `get`, `list`, `watch`, `create`, `update`, `patch`, `delete`, `deletecollection`; of a path that is no
+    /// resource the method in lower case.
+    pub(crate) verb: String,
+    pub(crate) group: String,
+    pub(crate) version: String,
+    pub(crate) namespace: String,
+    pub(crate) resource: String,
+    pub(crate) subresource: String,
+    pub(crate) name: String,
+    /// What follows the subresource, such as the path of a proxy request.
+    pub(crate) rest: Vec<String>,
+}
+
+impl RequestInfo {
+    pub(crate) fn parse(method: &str, path: &str, query: &Query) -> RequestInfo {
+        let mut info = RequestInfo {
+            path: path.to_owned(),
+            verb: method.to_ascii_lowercase(),
+            ..RequestInfo::default()
+        };
+        let parts: Vec<String> =
+            path.trim_matches('/').split('/').map(|part| decode(part, Plus::IsPlus)).collect();
+        let mut parts = parts.as_slice();
+        match parts {
+            [api, version, _, ..] if api == "api" => {
+                info.version.clone_from(version);
+                parts = &parts[2..];
+            }
+            [apis, group, version, _, ..] if apis == "apis" => {
+                info.group.clone_from(group);
+                info.version.clone_from(version);
+                parts = &parts[3..];
+            }
+            _ => return info,
+        }
+        info.is_resource = true;
+        info.verb = match method {
+            "GET" | "HEAD" => "get",
+            "POST" => "create",
+            "PUT" => "update",
+            "PATCH" => "patch",
+            "DELETE" => "delete",
+            _ => "",
+        }
+        .to_owned();
+        if parts[0] == "watch" && parts.len() > 1 {
+            info.verb = "watch".to_owned();
+            parts = &parts[1..];
+        }
+        info.locate(parts);
+        info.refine_verb(query);
+        info
+    }
+
+    /// Reads `namespaces/<ns>/<resource>/<name>/<subresource>/…` and its shorter forms.
+    fn locate(&mut self, mut parts: &[String]) {
+        if let [namespaces, namespace, rest @ ..] = parts
+            && namespaces == "namespaces"
+        {
+            self.namespace.clone_from(namespace);
+            // These two belong to the namespace itself; anything else is a resource within it.
+            if rest.first().is_some_and(|next| next != "status" && next != "finalize") {
+                parts = rest;
+            }
+        }
+        let mut parts = parts.iter().cloned();
+        self.resource = parts.next().unwrap_or_default();
+        self.name = parts.next().unwrap_or_default();
+        self.subresource = parts.next().unwrap_or_default();
+        self.rest = parts.collect();
+    }
+
+    fn refine_verb(&mut self, query: &Query) {
+        match self.verb.as_str() {
+            "get" if self.name.is_empty() => {
+                self.verb = if query.flag("watch") { "watch" } else { "list" }.to_owned();
+            }
+            "delete" if self.name.is_empty() => self.verb = "deletecollection".to_owned(),
+            _ => {}
+        }
+        if self.name.is_empty() && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") {
+            self.name = name_of_selector(query.get("fieldSelector").unwrap_or_default());
+        }
+    }
+
+    /// Whether the request goes on for as long as the client likes.
+    pub(crate) fn is_long_running(&self, query: &Query) -> bool {
+        self.verb == "watch"
+            || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy")
+            || (self.subresource == "log" && query.flag("follow"))
+    }
+}
+
+/// The name that a field selector asks for; authorization may depend on it.
+fn name_of_selector(selector: &str) -> String {
+    skiff_api::FieldSelector::parse(selector)
+        .ok()
+        .and_then(|s| s.required("metadata.name").map(str::to_owned))
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect, expect};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn check(request: &str, expected: Expect) {
+        let (method, url) = request.split_once(' ').expect("a method and a URL");
+        let (path, query) = url.split_once('?').unwrap_or((url, ""));
+        let i = RequestInfo::parse(method, path, &Query::parse(query));
+        let shown = if i.is_resource {
+            format!(
+                "{} group={} version={} ns={} {} name={} rest={:?}",
+                i.verb,
+                i.group,
+                i.version,
+                i.namespace,
+                if i.subresource.is_empty() {
+                    i.resource.clone()
+                } else {
+                    format!("{}/{}", i.resource, i.subresource)
+                },
+                i.name,
+                i.rest
+            )
+        } else {
+            format!("{} {}", i.verb, i.path)
+        };
+        expected.assert_eq(&shown);
+    }
+
+    #[test]
+    fn paths_of_resources() {
+        check("GET /api/v1/pods", expect!["list group= version=v1 ns= pods name= rest=[]"]);
+        check("GET /api/v1/pods?watch=true", expect!["watch group= version=v1 ns= pods name= rest=[]"]);
+        check("GET /api/v1/pods?watch=0", expect!["list group= version=v1 ns= pods name= rest=[]"]);
+        check("GET /api/v1/namespaces", expect!["list group= version=v1 ns= namespaces name= rest=[]"]);
+        check("GET /api/v1/namespaces/a", expect!["get group= version=v1 ns=a namespaces name=a rest=[]"]);
+        check(
+            "PUT /api/v1/namespaces/a/finalize",
+            expect!["update group= version=v1 ns=a namespaces/finalize name=a rest=[]"],
+        );
+        check("POST /api/v1/namespaces/a/pods", expect!["create group= version=v1 ns=a pods name= rest=[]"]);
+        check(
+            "GET /apis/apps/v1/namespaces/a/deployments/b/scale",
+            expect!["get group=apps version=v1 ns=a deployments/scale name=b rest=[]"],
+        );
+        check(
+            "DELETE /apis/apps/v1/namespaces/a/deployments",
+            expect!["deletecollection group=apps version=v1 ns=a deployments name= rest=[]"],
+        );
+        check(
+            "GET /api/v1/namespaces/a/services/b:80/proxy/x/y%2Fz",
+            expect![[r#"get group= version=v1 ns=a services/proxy name=b:80 rest=["x", "y/z"]"#]],
+        );
+    }
+
+    #[test]
+    fn legacy_watch_paths() {
+        check("GET /api/v1/watch/pods", expect!["watch group= version=v1 ns= pods name= rest=[]"]);
+        check(
+            "GET /api/v1/watch/namespaces/a/pods/b",
+            expect!["watch group= version=v1 ns=a pods name=b rest=[]"],
+        );
+    }
+
+    #[test]
+    fn a_field_selector_on_the_name_names_the_object() {
+        check(
+            "GET /api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Db&watch=1",
+            expect!["watch group= version=v1 ns=a pods name=b rest=[]"],
+        );
+    }
+
+    #[test]
+    fn other_paths() {
+        check("GET /healthz", expect!["get /healthz"]);
+        check("GET /api", expect!["get /api"]);
+        check("GET /api/v1", expect!["get /api/v1"]);
+        check("GET /apis/apps/v1/", expect!["get /apis/apps/v1/"]);
+        check("GET /", expect!["get /"]);
+    }
+
+    #[test]
+    fn queries_decode() {
+        let query = Query::parse("a=1&b=x%20y+z&c&a=2&bad=%zz");
+        assert_eq!(query.get("b"), Some("x y z"));
+        assert_eq!(query.all("a").collect::<Vec<_>>(), ["1", "2"]);
+        assert!(query.flag("c"));
+        assert_eq!(query.get("bad"), Some("%zz"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_request_panics(method in "[A-Z]{0,7}", path in "/?(api|apis|watch|namespaces|[a-z%/]{0,8}|/){0,9}", query in ".{0,40}") {
+            RequestInfo::parse(&method, &path, &Query::parse(&query));
+        }
+
+        #[test]
+        fn what_is_encoded_decodes_again(text in ".{0,60}") {
+            prop_assert_eq!(decode(&encode(&text), Plus::IsPlus), text);
+        }
+    }
+}

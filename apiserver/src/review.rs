@@ -1,0 +1,132 @@
+//! Kinds that are answered rather than stored: reviews of tokens and of access.
+
+use serde_json::{Value, json};
+use skiff_api::{Cause, Object, Status};
+
+use crate::api::{Api, Call};
+use crate::auth::UserInfo;
+use crate::auth::authorize::Attributes;
+use crate::registry::{WriteOptions, now};
+
+impl Api {
+    /// Answers an object of a virtual kind.
+    pub(crate) async fn review(&self, call: &Call, mut object: Object) -> Result<Object, Status> {
+        let status = match call.kind.kind.as_str() {
+            "TokenReview" => {
+                self.caches.wait_for_newest().await?;
+                self.review_token(&object["spec"])?
+            }
+            "SelfSubjectReview" => json!({"userInfo": call.user.to_json()}),
+            "SubjectAccessReview" => {
+                self.review_access(call, &user_of(&object["spec"]), &object["spec"], None)?
+            }
+            "LocalSubjectAccessReview" => {
+                let namespace = Some(call.info.namespace.as_str());
+                self.review_access(call, &user_of(&object["spec"]), &object["spec"], namespace)?
+            }
+            "SelfSubjectAccessReview" => self.review_access(call, &call.user, &object["spec"], None)?,
+            "SelfSubjectRulesReview" => {
+                let namespace = object["spec"]["namespace"].as_str().unwrap_or_default();
+                if namespace.is_empty() {
+                    return Err(Status::bad_request("no namespace on request"));
+                }
+                self.authorizer.rules_of(&call.user, namespace)
+            }
+            "Binding" => {
+                let options = WriteOptions::parse(call)?;
+                self.bind(call, &object, options.dry_run).await?;
+                return Ok(json!({
+                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
+                }));
+            }
+            other => {
+                return Err(Status::not_implemented(format!("{other} is not answered by this server yet")));
+            }
+        };
+        if object["metadata"]["creationTimestamp"].is_null() && call.kind.kind == "SelfSubjectReview" {
+            object["metadata"]["creationTimestamp"] = now();
+        }
+        object["status"] = status;
+        Ok(object)
+    }
+
+    fn review_token(&self, spec: &Value) -> Result<Value, Status> {
+        let token = spec["token"].as_str().unwrap_or_default();
+        if token.is_empty() {
+            return Err(Status::bad_request("token is required for TokenReview in authentication"));
+        }
+        let asked: Vec<String> = spec["audiences"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|a| a.as_str().map(str::to_owned))
+            .collect();
+        let audiences = if asked.is_empty() { self.authenticator.audiences.clone() } else { asked };
+        Ok(match self.authenticator.user_of_token(token, &audiences) {
+            Ok((user, accepted)) => {
+                json!({"authenticated": true, "user": user.to_json(), "audiences": accepted})
+            }
+            Err(_) => json!({"error": "invalid bearer token"}),
+        })
+    }
+
+    fn review_access(
+        &self,
+        call: &Call,
+        user: &UserInfo,
+        spec: &Value,
+        namespace: Option<&str>,
+    ) -> Result<Value, Status> {
+        let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
+        if resource.is_null() == path.is_null() {
+            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
+            let cause = Cause::invalid("spec.resourceAttributes", resource, why);
+            return Err(Status::invalid("authorization.k8s.io", &call.kind.kind, "", vec![cause]));
+        }
+        if let Some(namespace) = namespace
+            && resource["namespace"] != namespace
+        {
+            let why = "spec.resourceAttributes.namespace must match namespace";
+            return Err(Status::bad_request(format!("{why}: {namespace}")));
+        }
+        fn text<'v>(value: &'v Value, field: &str) -> &'v str {
+            value[field].as_str().unwrap_or_default()
+        }
+        let of = if resource.is_null() { path } else { resource };
+        let attributes = Attributes {
+            user,
+            verb: text(of, "verb"),
+            is_resource: path.is_null(),
+            group: text(of, "group"),
+            version: text(of, "version"),
+            resource: text(of, "resource"),
+            subresource: text(of, "subresource"),
+            namespace: text(of, "namespace"),
+            name: text(of, "name"),
+            path: text(of, "path"),
+        };
+        let decision = self.authorizer.authorize(&attributes);
+        let mut status = json!({"allowed": decision.allowed});
+        if !decision.reason.is_empty() {
+            status["reason"] = decision.reason.into();
+        }
+        Ok(status)
+    }
+}
+
+fn user_of(spec: &Value) -> UserInfo {
+    let strings = |value: &Value| -> Vec<String> {
+        value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
+    };
+    UserInfo {
+        name: spec["user"].as_str().unwrap_or_default().to_owned(),
+        uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
+        groups: strings(&spec["groups"]),
+        extra: spec["extra"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(k, v)| (k.clone(), strings(v)))
+            .collect(),
+    }
+}

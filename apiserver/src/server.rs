@@ -1,0 +1,294 @@
+//! The server: started from a [`Config`], served on a listener or called in process.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::body::Body;
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use skiff_api::{Kinds, Status};
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::api::Api;
+use crate::auth::UserInfo;
+use crate::auth::authenticate::{Authenticator, PeerCertificate};
+use crate::auth::authorize::ComponentAuthorizer;
+use crate::auth::token::{TokenKeyError, TokenKeys};
+use crate::bootstrap::Advertised;
+use crate::cache::Caches;
+use crate::discovery::Discovery;
+use crate::limits::Limits;
+use crate::metrics::Metrics;
+use crate::proxy::{Kubelet, KubeletConfig};
+use crate::services::{ServiceAllocator, ServiceCidr};
+use crate::store::{Store, StoreError};
+use crate::tls::{self, TlsConfig, TlsError};
+
+const MAX_CONNECTIONS: usize = 4096;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long requests may take to end once the server is told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Upstream's `--http2-max-streams-per-connection`.
+const MAX_STREAMS: u32 = 250;
+const MAX_HEADER_BYTES: u32 = 64 << 10;
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+pub struct Config {
+    pub store: Arc<dyn Store>,
+    /// Without it the server only answers in process.
+    pub tls: Option<TlsConfig>,
+    /// The address and port that endpoints of the `kubernetes` Service show.
+    pub advertise: IpAddr,
+    pub port: u16,
+    pub service_cidr: ServiceCidr,
+    /// `cluster.local`
+    pub cluster_domain: String,
+    pub service_account: ServiceAccountConfig,
+    pub kubelet: KubeletConfig,
+}
+
+/// The key pair of service-account tokens.
+pub struct ServiceAccountConfig {
+    /// EC P-256 or RSA, PKCS#8, PEM.
+    pub private_key_pem: Vec<u8>,
+    pub public_key_pem: Vec<u8>,
+    /// `https://kubernetes.default.svc.<cluster domain>` if unset.
+    pub issuer: Option<String>,
+}
+
+#[derive(Debug, Error)]
+pub enum Error {
+    #[error("cannot read the store")]
+    Store(#[from] StoreError),
+    #[error("cannot use the TLS files")]
+    Tls(#[from] TlsError),
+    #[error("cannot use the service-account keys")]
+    TokenKeys(#[from] TokenKeyError),
+    #[error("cannot create the cluster's first objects")]
+    Bootstrap(#[source] Status),
+    #[error("the server was configured without TLS and cannot listen")]
+    NoTls,
+}
+
+/// A running API server. Cloning shares it.
+#[derive(Clone)]
+pub struct ApiServer {
+    api: Arc<Api>,
+    tls: Option<TlsAcceptor>,
+    /// Ends the dispatcher of the caches.
+    closed: CancellationToken,
+}
+
+impl ApiServer {
+    /// Fills the caches and makes sure that the cluster's first objects exist. Answers in-process calls from
+    /// then on; see [`ApiServer::serve`] for the network.
+    pub async fn start(config: Config) -> Result<ApiServer, Error> {
+        let closed = CancellationToken::new();
+        let tls = config.tls.as_ref().map(tls::server).transpose()?;
+        let kubelet_tls = tls::kubelet_client(&config.kubelet)?;
+        let default_issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
+        let account = &config.service_account;
+        let issuer = account.issuer.clone().unwrap_or(default_issuer);
+        let tokens = Arc::new(TokenKeys::new(&issuer, &account.private_key_pem, &account.public_key_pem)?);
+
+        let kinds = Arc::new(Kinds::builtin());
+        let caches = Caches::start(&kinds, config.store.clone(), closed.clone()).await?;
+        let authenticator = Authenticator {
+            tokens: tokens.clone(),
+            caches: caches.clone(),
+            kinds: kinds.clone(),
+            audiences: vec![issuer],
+        };
+        let stored_services = stored_services(&kinds, &caches).map_err(Error::Bootstrap)?;
+        let api = Arc::new(Api {
+            authenticator,
+            authorizer: Arc::new(ComponentAuthorizer { caches: caches.clone(), kinds: kinds.clone() }),
+            tokens,
+            services: ServiceAllocator::new(config.service_cidr, stored_services.into_iter()),
+            discovery: Discovery::new(kinds.clone(), config.advertise, config.port),
+            kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
+            limits: Limits::default(),
+            metrics: Metrics::default(),
+            shutdown: CancellationToken::new(),
+            store: config.store,
+            kinds,
+            caches,
+        });
+        let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
+        api.bootstrap(advertised).await.map_err(Error::Bootstrap)?;
+        Ok(ApiServer { api, tls, closed })
+    }
+
+    /// Serves HTTPS until `shutdown`, then lets requests end and watches be closed.
+    pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
+        let acceptor = self.tls.clone().ok_or(Error::NoTls)?;
+        let connections = TaskTracker::new();
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            // Waiting for a place before accepting leaves the rest in the kernel's queue.
+            let place = tokio::select! {
+                () = shutdown.cancelled() => break,
+                place = places.clone().acquire_owned() => place,
+            };
+            let Ok(place) = place else { break };
+            let accepted = tokio::select! {
+                () = shutdown.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    let connection = Connection {
+                        api: self.api.clone(),
+                        acceptor: acceptor.clone(),
+                        shutdown: shutdown.clone(),
+                    };
+                    connections.spawn(async move {
+                        connection.run(stream).await;
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    // Out of descriptors, or a connection that went away: others may still come.
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_BACKOFF).await;
+                }
+            }
+        }
+        self.api.shutdown.cancel();
+        connections.close();
+        if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
+            tracing::warn!("requests were still running when the server stopped");
+        }
+        Ok(())
+    }
+
+    /// The same API in process, as `user`.
+    pub fn service_for(&self, user: UserInfo) -> ApiService {
+        ApiService { api: self.api.clone(), user }
+    }
+
+    /// Ends all watches, the caches and the store. Calls made later fail.
+    pub async fn close(&self) {
+        self.api.shutdown.cancel();
+        self.closed.cancel();
+        self.api.store.close().await;
+    }
+}
+
+fn stored_services(kinds: &Kinds, caches: &Caches) -> Result<Vec<skiff_api::Object>, Status> {
+    let Some(kind) = kinds.by_resource("", "v1", "services") else { return Ok(Vec::new()) };
+    let (_, services) = caches.of(kind)?.snapshot();
+    Ok(services.values().map(|entry| entry.parse()).collect())
+}
+
+/// One accepted connection.
+struct Connection {
+    api: Arc<Api>,
+    acceptor: TlsAcceptor,
+    shutdown: CancellationToken,
+}
+
+impl Connection {
+    async fn run(self, stream: TcpStream) {
+        if let Err(error) = stream.set_nodelay(true) {
+            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        }
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
+        let stream = match handshake.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
+            Err(_) => return tracing::debug!("TLS handshake timed out"),
+        };
+        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+        let peer = certificate.map(|certificate| PeerCertificate(certificate.clone().into_owned()));
+        let api = self.api.clone();
+        let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
+            let (api, peer) = (api.clone(), peer.clone());
+            async move {
+                let mut request = request.map(Body::new);
+                // Nothing that comes from outside names itself.
+                request.extensions_mut().remove::<UserInfo>();
+                if let Some(peer) = peer {
+                    request.extensions_mut().insert(peer);
+                }
+                Ok::<_, Infallible>(Box::pin(api.serve(request)).await)
+            }
+        });
+        let builder = http_builder();
+        let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            tracing::debug!(error = error.to_string(), "connection ended");
+        }
+    }
+}
+
+fn http_builder() -> auto::Builder<TokioExecutor> {
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_HEADER_BYTES as usize);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_header_list_size(MAX_HEADER_BYTES)
+        // Streams that a client resets at once still cost; past this many the connection is closed
+        // (CVE-2023-44487).
+        .max_pending_accept_reset_streams(20)
+        .max_local_error_reset_streams(256)
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
+    builder
+}
+
+/// The API in process, for one user: a `tower` service, as kube's client takes it.
+#[derive(Clone)]
+pub struct ApiService {
+    api: Arc<Api>,
+    user: UserInfo,
+}
+
+impl<B> tower::Service<Request<B>> for ApiService
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<tower::BoxError>,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let api = self.api.clone();
+        let mut request = request.map(Body::new);
+        request.extensions_mut().insert(self.user.clone());
+        Box::pin(async move { Ok(Box::pin(api.serve(request)).await) })
+    }
+}

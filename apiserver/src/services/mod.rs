@@ -1,0 +1,445 @@
+//! Addresses and ports of Services: given out here, one at a time, remembered by the Services themselves.
+//!
+//! # Guarantees
+//! Nothing is given out twice: all allocation is under one lock, and what is in use is read back from the
+//! stored Services at start and whenever one changes.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use rand::Rng;
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Kind, Object, Status};
+
+use crate::api::is_core;
+
+/// Upstream's default `--service-node-port-range`.
+const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
+
+/// An IPv4 range of addresses, such as `10.96.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceCidr {
+    network: u32,
+    prefix: u8,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("service range {text:?} is not an IPv4 network of /8 to /28, such as 10.96.0.0/16")]
+pub struct ServiceCidrError {
+    text: String,
+}
+
+impl std::str::FromStr for ServiceCidr {
+    type Err = ServiceCidrError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let refuse = || ServiceCidrError { text: text.to_owned() };
+        let (address, prefix) = text.split_once('/').ok_or_else(refuse)?;
+        let address: Ipv4Addr = address.parse().map_err(|_| refuse())?;
+        let prefix: u8 = prefix.parse().map_err(|_| refuse())?;
+        if !(8..=28).contains(&prefix) {
+            return Err(refuse());
+        }
+        let network = u32::from(address) & (u32::MAX << (32 - prefix));
+        Ok(ServiceCidr { network, prefix })
+    }
+}
+
+impl std::fmt::Display for ServiceCidr {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", Ipv4Addr::from(self.network), self.prefix)
+    }
+}
+
+impl ServiceCidr {
+    /// The address of the `kubernetes` Service.
+    pub fn first(&self) -> Ipv4Addr {
+        Ipv4Addr::from(self.network + 1)
+    }
+
+    /// How many addresses can be given out: all but network and broadcast.
+    fn size(&self) -> u32 {
+        (1 << (32 - self.prefix)) - 2
+    }
+
+    pub fn contains(&self, address: Ipv4Addr) -> bool {
+        let offset = u32::from(address).wrapping_sub(self.network);
+        (1..=self.size()).contains(&offset)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+enum Held {
+    Ip(Ipv4Addr),
+    Port(u16, Protocol),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+enum Protocol {
+    Tcp,
+    Udp,
+    Sctp,
+}
+
+impl Protocol {
+    fn of(port: &Value) -> Protocol {
+        match port["protocol"].as_str() {
+            Some("UDP") => Protocol::Udp,
+            Some("SCTP") => Protocol::Sctp,
+            _ => Protocol::Tcp,
+        }
+    }
+}
+
+pub(crate) struct ServiceAllocator {
+    cidr: ServiceCidr,
+    held: Arc<Mutex<HashMap<Held, String>>>,
+}
+
+/// What one request took. Dropping it gives that back, unless it is kept.
+pub(crate) struct Allocation {
+    held: Arc<Mutex<HashMap<Held, String>>>,
+    taken: Vec<Held>,
+    /// Given back when the allocation is kept: what the Service no longer has.
+    dropped: Vec<Held>,
+}
+
+impl Allocation {
+    pub(crate) fn keep(&mut self) {
+        self.taken.clear();
+        let mut held = self.held.lock();
+        for one in self.dropped.drain(..) {
+            held.remove(&one);
+        }
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        let mut held = self.held.lock();
+        for one in self.taken.drain(..) {
+            held.remove(&one);
+        }
+    }
+}
+
+impl ServiceAllocator {
+    /// Takes what the stored Services hold.
+    pub(crate) fn new(cidr: ServiceCidr, stored: impl Iterator<Item = Object>) -> ServiceAllocator {
+        let mut held = HashMap::new();
+        for service in stored {
+            for one in held_by(&service) {
+                let owner = format!("{}/{}", service.namespace(), service.name());
+                if let Some(other) = held.insert(one, owner.clone()) {
+                    tracing::error!(?one, owner, other, "two Services hold the same address or port");
+                }
+            }
+        }
+        ServiceAllocator { cidr, held: Arc::new(Mutex::new(held)) }
+    }
+
+    /// Completes a Service with addresses and ports; of other kinds nothing is done.
+    pub(crate) fn allocate(
+        &self,
+        kind: &Kind,
+        service: &mut Object,
+        old: Option<&Object>,
+    ) -> Result<Allocation, Status> {
+        let mut allocation = Allocation { held: self.held.clone(), taken: Vec::new(), dropped: Vec::new() };
+        if !is_core(kind, "Service") {
+            return Ok(allocation);
+        }
+        let name = service.name().to_owned();
+        let refuse = |causes| Err(Status::invalid("", "Service", &name, causes));
+        let before: Vec<Held> = old.map(held_by).unwrap_or_default();
+        let mut causes = Vec::new();
+        self.cluster_ip(service, &before, &mut allocation, &mut causes);
+        self.node_ports(service, &before, &mut allocation, &mut causes);
+        self.health_check_port(service, &before, &mut allocation, &mut causes);
+        if !causes.is_empty() {
+            return refuse(causes);
+        }
+        let after = held_by(service);
+        allocation.dropped = before.into_iter().filter(|one| !after.contains(one)).collect();
+        Ok(allocation)
+    }
+
+    /// Gives back what a deleted Service held.
+    pub(crate) fn release(&self, kind: &Kind, service: &Object) {
+        if is_core(kind, "Service") {
+            let mut held = self.held.lock();
+            for one in held_by(service) {
+                held.remove(&one);
+            }
+        }
+    }
+
+    fn take(&self, one: Held, service: &Object, before: &[Held], allocation: &mut Allocation) -> bool {
+        if before.contains(&one) {
+            return true;
+        }
+        let mut held = self.held.lock();
+        if held.contains_key(&one) {
+            return false;
+        }
+        held.insert(one, format!("{}/{}", service.namespace(), service.name()));
+        allocation.taken.push(one);
+        true
+    }
+
+    fn cluster_ip(
+        &self,
+        service: &mut Object,
+        before: &[Held],
+        allocation: &mut Allocation,
+        causes: &mut Vec<Cause>,
+    ) {
+        if service["spec"]["type"] == "ExternalName" {
+            if let Some(spec) = service["spec"].as_object_mut() {
+                for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+                    spec.remove(field);
+                }
+            }
+            return;
+        }
+        if service["spec"]["ipFamilies"].as_array().is_none_or(Vec::is_empty) {
+            service["spec"]["ipFamilies"] = json!(["IPv4"]);
+        }
+        if service["spec"]["ipFamilyPolicy"].as_str().is_none_or(str::is_empty) {
+            service["spec"]["ipFamilyPolicy"] = "SingleStack".into();
+        }
+        let families = &service["spec"]["ipFamilies"];
+        if *families != json!(["IPv4"]) {
+            let why = "not configured on this cluster";
+            causes.push(Cause::invalid("spec.ipFamilies[0]", families, why));
+            return;
+        }
+        if service["spec"]["ipFamilyPolicy"] == "RequireDualStack" {
+            let why = "this cluster is not configured for dual-stack services";
+            causes.push(Cause::invalid("spec.ipFamilyPolicy", &service["spec"]["ipFamilyPolicy"], why));
+            return;
+        }
+        let first = service["spec"]["clusterIPs"][0].as_str();
+        let wanted = service["spec"]["clusterIP"].as_str().filter(|ip| !ip.is_empty()).or(first);
+        let wanted = wanted.unwrap_or_default().to_owned();
+        if wanted == "None" {
+            service["spec"]["clusterIP"] = "None".into();
+            service["spec"]["clusterIPs"] = json!(["None"]);
+            return;
+        }
+        match self.pick_ip(&wanted, service, before, allocation) {
+            Ok(ip) => {
+                service["spec"]["clusterIP"] = ip.to_string().into();
+                service["spec"]["clusterIPs"] = json!([ip.to_string()]);
+            }
+            Err(why) => {
+                let value = if wanted.is_empty() { Value::Null } else { json!([wanted]) };
+                causes.push(Cause::invalid("spec.clusterIPs", &value, &why));
+            }
+        }
+    }
+
+    fn pick_ip(
+        &self,
+        wanted: &str,
+        service: &Object,
+        before: &[Held],
+        allocation: &mut Allocation,
+    ) -> Result<Ipv4Addr, String> {
+        if !wanted.is_empty() {
+            let ip = match wanted.parse() {
+                Ok(IpAddr::V4(ip)) => ip,
+                _ => return Err("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()),
+            };
+            if !self.cidr.contains(ip) && !before.contains(&Held::Ip(ip)) {
+                return Err(format!(
+                    "failed to allocate IP {ip}: the provided IP ({ip}) is not in the valid range. The range of valid IPs is {}",
+                    self.cidr
+                ));
+            }
+            if self.take(Held::Ip(ip), service, before, allocation) {
+                return Ok(ip);
+            }
+            return Err(format!("failed to allocate IP {ip}: provided IP is already allocated"));
+        }
+        let size = self.cidr.size();
+        // The lower part of the range is for addresses that users choose, as upstream reserves it.
+        let reserved = (size / 16).clamp(0, 256).min(size / 2);
+        let start = rand::rng().random_range(reserved..size);
+        let offsets = (start..size).chain(reserved..start).chain(0..reserved);
+        for offset in offsets {
+            let ip = Ipv4Addr::from(self.cidr.network + 1 + offset);
+            if self.take(Held::Ip(ip), service, before, allocation) {
+                return Ok(ip);
+            }
+        }
+        Err("failed to allocate a serviceIP: range is full".into())
+    }
+
+    fn node_ports(
+        &self,
+        service: &mut Object,
+        before: &[Held],
+        allocation: &mut Allocation,
+        causes: &mut Vec<Cause>,
+    ) {
+        let wants = needs_node_ports(service);
+        let owner = service.clone();
+        let mut mine: BTreeSet<(u16, Protocol)> = BTreeSet::new();
+        for (at, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
+            let protocol = Protocol::of(port);
+            let field = format!("spec.ports[{at}].nodePort");
+            let given = port["nodePort"].as_u64().and_then(|p| u16::try_from(p).ok()).unwrap_or(0);
+            if given == 0 && !wants {
+                continue;
+            }
+            let taken = if given != 0 {
+                if !NODE_PORTS.contains(&given) {
+                    let why = format!(
+                        "provided port is not in the valid range. The range of valid ports is {}-{}",
+                        NODE_PORTS.start(),
+                        NODE_PORTS.end()
+                    );
+                    causes.push(Cause::invalid(field, &json!(given), &why));
+                    continue;
+                }
+                let free = mine.contains(&(given, protocol))
+                    || self.take(Held::Port(given, protocol), &owner, before, allocation);
+                free.then_some(given)
+            } else {
+                self.pick_port(&owner, protocol, before, allocation)
+            };
+            match taken {
+                Some(number) => {
+                    mine.insert((number, protocol));
+                    port["nodePort"] = number.into();
+                }
+                None => {
+                    causes.push(Cause::invalid(field, &json!(given), "provided port is already allocated"))
+                }
+            }
+        }
+    }
+
+    fn pick_port(
+        &self,
+        owner: &Object,
+        protocol: Protocol,
+        before: &[Held],
+        allocation: &mut Allocation,
+    ) -> Option<u16> {
+        let start = rand::rng().random_range(NODE_PORTS);
+        (start..=*NODE_PORTS.end())
+            .chain(*NODE_PORTS.start()..start)
+            .filter(|port| !before.contains(&Held::Port(*port, protocol)))
+            .find(|port| self.take(Held::Port(*port, protocol), owner, &[], allocation))
+    }
+
+    /// A load balancer with local traffic policy answers health checks on a port of its own.
+    fn health_check_port(
+        &self,
+        service: &mut Object,
+        before: &[Held],
+        allocation: &mut Allocation,
+        causes: &mut Vec<Cause>,
+    ) {
+        let spec = &service["spec"];
+        let wants = spec["type"] == "LoadBalancer" && spec["externalTrafficPolicy"] == "Local";
+        let given = spec["healthCheckNodePort"].as_u64().and_then(|p| u16::try_from(p).ok()).unwrap_or(0);
+        if !wants {
+            if let Some(spec) = service["spec"].as_object_mut() {
+                spec.remove("healthCheckNodePort");
+            }
+            return;
+        }
+        let owner = service.clone();
+        let taken = if given == 0 {
+            self.pick_port(&owner, Protocol::Tcp, before, allocation)
+        } else {
+            self.take(Held::Port(given, Protocol::Tcp), &owner, before, allocation).then_some(given)
+        };
+        match taken {
+            Some(port) => service["spec"]["healthCheckNodePort"] = port.into(),
+            None => causes.push(Cause::invalid(
+                "spec.healthCheckNodePort",
+                &json!(given),
+                "provided port is already allocated",
+            )),
+        }
+    }
+}
+
+fn needs_node_ports(service: &Object) -> bool {
+    let spec = &service["spec"];
+    spec["type"] == "NodePort"
+        || (spec["type"] == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"] != false)
+}
+
+/// An update that leaves out what was allocated keeps it, as long as the type still has it.
+pub(crate) fn carry_over(service: &mut Object, old: &Object) {
+    if service["spec"]["type"] == "ExternalName" {
+        return;
+    }
+    if old["spec"]["type"] != "ExternalName" {
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+            let unset = match &service["spec"][field] {
+                Value::Null => true,
+                Value::String(text) => text.is_empty(),
+                Value::Array(list) => list.is_empty(),
+                _ => false,
+            };
+            if unset && !old["spec"][field].is_null() {
+                service["spec"][field] = old["spec"][field].clone();
+            }
+        }
+    }
+    if !needs_node_ports(service) {
+        // Ports that were given out for the old type go with it; those that the user repeats as well.
+        if needs_node_ports(old) && service["spec"]["type"] == "ClusterIP" {
+            for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+                if let Some(port) = port.as_object_mut() {
+                    port.remove("nodePort");
+                }
+            }
+        }
+        return;
+    }
+    let ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let mut used: Vec<Value> = Vec::new();
+    for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        if port["nodePort"].as_u64().is_some_and(|p| p > 0) {
+            continue;
+        }
+        let same = ports.iter().find(|p| p["port"] == port["port"] && Protocol::of(p) == Protocol::of(port));
+        if let Some(number) =
+            same.map(|p| p["nodePort"].clone()).filter(|n| !n.is_null() && !used.contains(n))
+        {
+            used.push(number.clone());
+            port["nodePort"] = number;
+        }
+    }
+    if service["spec"]["healthCheckNodePort"].is_null() && !old["spec"]["healthCheckNodePort"].is_null() {
+        service["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();
+    }
+}
+
+fn held_by(service: &Object) -> Vec<Held> {
+    let spec = &service["spec"];
+    let mut held = Vec::new();
+    if let Some(ip) = spec["clusterIP"].as_str().and_then(|ip| ip.parse().ok()) {
+        held.push(Held::Ip(ip));
+    }
+    let number = |value: &Value| value.as_u64().and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
+    for port in spec["ports"].as_array().into_iter().flatten() {
+        let one = number(&port["nodePort"]).map(|number| Held::Port(number, Protocol::of(port)));
+        held.extend(one.filter(|one| !held.contains(one)));
+    }
+    held.extend(number(&spec["healthCheckNodePort"]).map(|port| Held::Port(port, Protocol::Tcp)));
+    held
+}
+
+#[cfg(test)]
+mod tests;

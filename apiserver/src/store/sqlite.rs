@@ -1,0 +1,345 @@
+//! The default store: one SQLite file.
+//!
+//! ```text
+//!  write() ──bounded queue──▶ writer thread ──one transaction, one fsync──▶ WAL
+//!                                  │ after the commit
+//!                                  ├──▶ answers every caller of the batch
+//!                                  └──▶ broadcast ──▶ watches (which read the log when they lag)
+//!  get(), range() ─────────▶ read connections (WAL readers never wait for the writer)
+//! ```
+//!
+//! The table is a log: one row a change. Group commit: all writes that queued up while the previous commit
+//! was being synced go into the next transaction, each compare evaluated in order inside it.
+
+use std::collections::VecDeque;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    Batch, KeyValue, MAX_VALUE_BYTES, Op, Range, Ranged, Revision, Store, StoreError, Watch, Write, Written,
+};
+
+mod log;
+mod read;
+mod writer;
+
+use read::Readers;
+use writer::{Job, Writer};
+
+/// How many writes may wait for the writer.
+const QUEUE_WRITES: usize = 1024;
+/// How long a write waits for a place in the queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Committed batches kept for watches; a watch further behind reads the log.
+const LIVE_BATCHES: usize = 256;
+const WATCH_BATCHES: usize = 16;
+/// How many changes a lagging watch reads at once.
+const CATCH_UP_EVENTS: usize = 500;
+
+#[derive(Clone, Debug)]
+pub struct SqliteOptions {
+    pub path: PathBuf,
+    /// History older than this is compacted; upstream's default.
+    pub keep_history: Duration,
+    /// History longer than this many changes is compacted, however young.
+    pub keep_revisions: u64,
+    /// How often expired keys are looked for.
+    pub expiry_interval: Duration,
+}
+
+impl SqliteOptions {
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        SqliteOptions {
+            path: path.into(),
+            keep_history: Duration::from_secs(5 * 60),
+            keep_revisions: 200_000,
+            expiry_interval: Duration::from_secs(10),
+        }
+    }
+}
+
+pub struct SqliteStore {
+    path: PathBuf,
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    readers: Arc<Readers>,
+    /// The newest committed revision.
+    published: Arc<AtomicU64>,
+    live: broadcast::Sender<Arc<Batch>>,
+    closed: CancellationToken,
+    thread: Mutex<Option<std::thread::JoinHandle<()>>>,
+    /// Held for as long as the store is open: two writers would give out the same revisions.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens or creates the database and starts its writer. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`StoreError::Corrupt`] if the file is not a sound database, [`StoreError::InUse`] if another process
+    /// has it open.
+    pub fn open(options: SqliteOptions) -> Result<SqliteStore, StoreError> {
+        let path = options.path.clone();
+        let lock = lock_file(&path)?;
+        let connection = log::open_writer(&path)?;
+        let revision =
+            log::newest(&connection).map_err(|e| log::classify(&path, "read the newest revision", e))?;
+
+        let published = Arc::new(AtomicU64::new(revision));
+        let readers = Arc::new(Readers::open(&path)?);
+        let (live, _) = broadcast::channel(LIVE_BATCHES);
+        let (jobs, queue) = mpsc::channel(QUEUE_WRITES);
+        let writer = Writer::new(connection, path.clone(), revision, queue, live.clone(), published.clone());
+        let thread = std::thread::Builder::new()
+            .name("skiff-store".into())
+            .spawn(move || writer.run())
+            .map_err(|e| StoreError::Directory { path: path.clone(), source: Arc::new(e) })?;
+
+        let closed = CancellationToken::new();
+        tokio::spawn(maintain(options, jobs.clone(), published.clone(), closed.clone()));
+        Ok(SqliteStore {
+            path,
+            jobs: Mutex::new(Some(jobs)),
+            readers,
+            published,
+            live,
+            closed,
+            thread: Mutex::new(Some(thread)),
+            _lock: lock,
+        })
+    }
+
+    async fn submit<T>(
+        &self,
+        make: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,
+    ) -> Result<T, StoreError> {
+        let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
+        let (answer, answered) = oneshot::channel();
+        jobs.send_timeout(make(answer), QUEUE_TIMEOUT).await.map_err(|e| match e {
+            mpsc::error::SendTimeoutError::Timeout(_) => StoreError::Overloaded,
+            mpsc::error::SendTimeoutError::Closed(_) => StoreError::Closed,
+        })?;
+        drop(jobs);
+        answered.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        // The writer ends when the last sender of its queue is gone.
+        self.closed.cancel();
+        self.jobs.lock().take();
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(self.published.load(Ordering::Acquire))
+    }
+
+    async fn compacted(&self) -> Result<Revision, StoreError> {
+        self.readers.run("read the compacted revision", log::compacted).await
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        let key = key.to_owned();
+        self.readers.run("read a key", move |connection| log::get(connection, &key)).await
+    }
+
+    async fn range(&self, range: Range) -> Result<Ranged, StoreError> {
+        self.readers.run_checked("read a range", move |connection| log::range(connection, &range)).await
+    }
+
+    async fn write(&self, write: Write) -> Result<Written, StoreError> {
+        if let Op::Put { value, .. } = &write.op
+            && value.len() > MAX_VALUE_BYTES
+        {
+            return Err(StoreError::TooLarge { bytes: value.len(), key: write.key });
+        }
+        self.submit(|answer| Job::Write(write, answer)).await
+    }
+
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<Watch, StoreError> {
+        // Subscribed before the log is read: nothing falls between the two.
+        let live = self.live.subscribe();
+        let compacted = self.compacted().await?;
+        if after < compacted {
+            return Err(StoreError::Compacted { requested: after, compacted });
+        }
+        let (out, batches) = mpsc::channel(WATCH_BATCHES);
+        let follower = Follower { prefix: prefix.to_owned(), after, readers: self.readers.clone(), out };
+        tokio::spawn(follower.run(live, self.closed.clone()));
+        Ok(Watch { batches })
+    }
+
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        loop {
+            // One bounded step at a time, so that writes get in between.
+            if self.submit(|answer| Job::Compact(revision, answer)).await? {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn size_bytes(&self) -> Result<u64, StoreError> {
+        Ok(std::fs::metadata(&self.path).map(|m| m.len()).unwrap_or(0))
+    }
+
+    async fn close(&self) {
+        self.closed.cancel();
+        self.jobs.lock().take();
+        let thread = self.thread.lock().take();
+        if let Some(thread) = thread {
+            // A panic of the writer was already answered to its callers as `Closed`.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+}
+
+/// Feeds one watch: first from the log, then from the live batches, and from the log again when it lags.
+struct Follower {
+    prefix: String,
+    after: Revision,
+    readers: Arc<Readers>,
+    out: mpsc::Sender<Result<Batch, StoreError>>,
+}
+
+impl Follower {
+    async fn run(mut self, mut live: broadcast::Receiver<Arc<Batch>>, closed: CancellationToken) {
+        if self.catch_up().await.is_err() {
+            return;
+        }
+        loop {
+            // All three only wait: a batch is taken whole or not at all.
+            let received = tokio::select! {
+                () = closed.cancelled() => return,
+                () = self.out.closed() => return,
+                received = live.recv() => received,
+            };
+            let went = match received {
+                Ok(batch) if batch.revision <= self.after => Ok(()),
+                Ok(batch) => self.pass_on(&batch).await,
+                Err(broadcast::error::RecvError::Lagged(_)) => self.catch_up().await,
+                Err(broadcast::error::RecvError::Closed) => return,
+            };
+            if went.is_err() {
+                return;
+            }
+        }
+    }
+
+    async fn pass_on(&mut self, batch: &Batch) -> Result<(), ()> {
+        let events = batch
+            .events
+            .iter()
+            .filter(|e| e.mod_revision > self.after && e.key.starts_with(&self.prefix))
+            .cloned()
+            .collect();
+        self.after = batch.revision;
+        self.out.send(Ok(Batch { revision: batch.revision, events })).await.map_err(|_| ())
+    }
+
+    async fn catch_up(&mut self) -> Result<(), ()> {
+        loop {
+            let (prefix, after) = (self.prefix.clone(), self.after);
+            let read = self
+                .readers
+                .run_checked("read the log for a watch", move |connection| {
+                    log::events(connection, &prefix, after, CATCH_UP_EVENTS)
+                })
+                .await;
+            match read {
+                Ok(batch) => {
+                    let done = batch.events.len() < CATCH_UP_EVENTS;
+                    self.after = batch.revision;
+                    self.out.send(Ok(batch)).await.map_err(|_| ())?;
+                    if done {
+                        return Ok(());
+                    }
+                }
+                Err(error) => {
+                    let _ = self.out.send(Err(error)).await;
+                    return Err(());
+                }
+            }
+        }
+    }
+}
+
+/// Asks the writer, now and then, to delete what has expired and to compact old history.
+async fn maintain(
+    options: SqliteOptions,
+    jobs: mpsc::Sender<Job>,
+    published: Arc<AtomicU64>,
+    closed: CancellationToken,
+) {
+    // Upgraded only while it sends, so that dropping the store ends the writer.
+    let weak = jobs.downgrade();
+    drop(jobs);
+    let mut history: VecDeque<(Instant, Revision)> = VecDeque::new();
+    let mut ticks = tokio::time::interval(options.expiry_interval);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = closed.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        let Some(jobs) = weak.upgrade() else { return };
+        let (answer, _) = oneshot::channel();
+        // A full queue means that writes are being made; expiry can wait for the next tick.
+        let _ = jobs.try_send(Job::Expire(answer));
+
+        let newest = published.load(Ordering::Acquire);
+        let now = Instant::now();
+        history.push_back((now, newest));
+        let mut target = newest.saturating_sub(options.keep_revisions);
+        while let Some(&(at, revision)) = history.front()
+            && now.duration_since(at) >= options.keep_history
+        {
+            target = target.max(revision);
+            history.pop_front();
+        }
+        compact_in_steps(&jobs, target).await;
+    }
+}
+
+async fn compact_in_steps(jobs: &mpsc::Sender<Job>, target: Revision) {
+    if target == 0 {
+        return;
+    }
+    loop {
+        let (answer, answered) = oneshot::channel();
+        if jobs.send(Job::Compact(target, answer)).await.is_err() {
+            return;
+        }
+        match answered.await {
+            Ok(Ok(false)) => {}
+            Ok(Err(error)) => return tracing::warn!(%error, target, "compaction failed"),
+            Ok(Ok(true)) | Err(_) => return,
+        }
+    }
+}
+
+fn lock_file(database: &Path) -> Result<File, StoreError> {
+    let fail =
+        |path: &Path, e: std::io::Error| StoreError::Directory { path: path.into(), source: Arc::new(e) };
+    if let Some(folder) = database.parent() {
+        std::fs::create_dir_all(folder).map_err(|e| fail(folder, e))?;
+    }
+    let path = database.with_extension("lock");
+    let file =
+        File::options().create(true).truncate(false).write(true).open(&path).map_err(|e| fail(&path, e))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: database.into() }),
+        Err(TryLockError::Error(e)) => Err(fail(&path, e)),
+    }
+}

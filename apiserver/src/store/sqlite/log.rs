@@ -1,0 +1,323 @@
+//! The table and its statements: everything here runs on one connection and blocks.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
+
+use crate::store::{Batch, Event, KeyValue, Range, Ranged, Revision, StoreError};
+
+const SCHEMA_VERSION: i64 = 1;
+/// Files up to this size are checked whole when they are opened; it takes some 20 ms.
+const CHECK_BELOW_BYTES: u64 = 16 << 20;
+
+/// `prev_revision` is the change that a row supersedes, 0 for none: compaction follows it. `expires_ms` is
+/// milliseconds since the epoch.
+const SCHEMA: &str = "
+CREATE TABLE IF NOT EXISTS kv (
+    revision        INTEGER PRIMARY KEY,
+    key             TEXT    NOT NULL,
+    deleted         INTEGER NOT NULL,
+    create_revision INTEGER NOT NULL,
+    prev_revision   INTEGER NOT NULL,
+    expires_ms      INTEGER,
+    value           BLOB    NOT NULL
+);
+CREATE INDEX IF NOT EXISTS kv_key ON kv (key, revision);
+CREATE INDEX IF NOT EXISTS kv_expires ON kv (expires_ms) WHERE expires_ms IS NOT NULL;
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT OR IGNORE INTO meta (name, value) VALUES ('compacted', 1);
+";
+
+/// What a read inside a checked transaction may answer besides a failure of SQLite.
+pub(super) enum ReadError {
+    Sqlite(rusqlite::Error),
+    Refused(StoreError),
+}
+
+impl From<rusqlite::Error> for ReadError {
+    fn from(error: rusqlite::Error) -> Self {
+        ReadError::Sqlite(error)
+    }
+}
+
+/// Tells a corrupt file from other failures.
+pub(super) fn classify(path: &Path, operation: &'static str, error: rusqlite::Error) -> StoreError {
+    let source = Arc::new(error);
+    match source.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
+            StoreError::Corrupt { path: path.into(), source }
+        }
+        _ => StoreError::Failed { operation, source },
+    }
+}
+
+pub(super) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
+    let size_bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
+    let opened =
+        Connection::open(path).map_err(|e| StoreError::Open { path: path.into(), source: Arc::new(e) })?;
+    let sql = |e| classify(path, "prepare the database", e);
+    // Only an empty file takes the vacuum mode; it must come before the first table and before WAL.
+    opened.pragma_update(None, "auto_vacuum", "INCREMENTAL").map_err(sql)?;
+    opened.pragma_update(None, "journal_mode", "WAL").map_err(sql)?;
+    opened.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
+    opened.pragma_update(None, "journal_size_limit", 16 << 20).map_err(sql)?;
+    opened.pragma_update(None, "cache_size", -2048).map_err(sql)?;
+    opened.pragma_update(None, "temp_store", "MEMORY").map_err(sql)?;
+    opened.busy_timeout(std::time::Duration::from_secs(5)).map_err(sql)?;
+
+    let version: i64 = opened.pragma_query_value(None, "user_version", |r| r.get(0)).map_err(sql)?;
+    if version > SCHEMA_VERSION {
+        return Err(StoreError::Newer { path: path.into(), found: version, known: SCHEMA_VERSION });
+    }
+    if size_bytes > 0 && size_bytes <= CHECK_BELOW_BYTES {
+        check_soundness(path, &opened)?;
+    }
+    opened.execute_batch(SCHEMA).map_err(sql)?;
+    opened.pragma_update(None, "user_version", SCHEMA_VERSION).map_err(sql)?;
+    Ok(opened)
+}
+
+fn check_soundness(path: &Path, connection: &Connection) -> Result<(), StoreError> {
+    let verdict: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |r| r.get(0))
+        .map_err(|e| classify(path, "check the database", e))?;
+    if verdict == "ok" {
+        return Ok(());
+    }
+    let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+    let source = Arc::new(rusqlite::Error::SqliteFailure(code, Some(verdict)));
+    Err(StoreError::Corrupt { path: path.into(), source })
+}
+
+pub(super) fn open_reader(path: &Path) -> Result<Connection, StoreError> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let opened = Connection::open_with_flags(path, flags)
+        .map_err(|e| StoreError::Open { path: path.into(), source: Arc::new(e) })?;
+    let sql = |e| classify(path, "prepare a reader", e);
+    opened.pragma_update(None, "cache_size", -512).map_err(sql)?;
+    opened.busy_timeout(std::time::Duration::from_secs(5)).map_err(sql)?;
+    Ok(opened)
+}
+
+pub(super) fn compacted(connection: &Connection) -> rusqlite::Result<Revision> {
+    connection
+        .prepare_cached("SELECT value FROM meta WHERE name = 'compacted'")?
+        .query_row([], |r| r.get::<_, Revision>(0))
+}
+
+/// The newest revision. A compacted tombstone may have been the last row, so the mark counts too.
+pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Revision> {
+    connection
+        .prepare_cached(
+            "SELECT max(coalesce((SELECT max(revision) FROM kv), 1),
+                        (SELECT value FROM meta WHERE name = 'compacted'))",
+        )?
+        .query_row([], |r| r.get::<_, Revision>(0))
+}
+
+fn key_value(row: &Row<'_>) -> rusqlite::Result<KeyValue> {
+    Ok(KeyValue {
+        key: row.get::<_, String>(0)?.into(),
+        value: Bytes::from(row.get::<_, Vec<u8>>(1)?),
+        create_revision: row.get(2)?,
+        mod_revision: row.get(3)?,
+    })
+}
+
+pub(super) fn get(connection: &Connection, key: &str) -> rusqlite::Result<Option<KeyValue>> {
+    let found = connection
+        .prepare_cached(
+            "SELECT key, value, create_revision, revision, deleted FROM kv
+             WHERE key = ?1 ORDER BY revision DESC LIMIT 1",
+        )?
+        .query_row([key], |row| Ok((key_value(row)?, row.get::<_, bool>(4)?)))
+        .optional()?;
+    Ok(found.filter(|(_, deleted)| !deleted).map(|(kv, _)| kv))
+}
+
+/// The first key after all that start with `prefix`.
+fn end_of(prefix: &str) -> Option<String> {
+    let mut chars: Vec<char> = prefix.chars().collect();
+    while let Some(last) = chars.pop() {
+        let next = (u32::from(last) + 1..=u32::from(char::MAX)).find_map(char::from_u32);
+        if let Some(next) = next {
+            chars.push(next);
+            return Some(chars.into_iter().collect());
+        }
+    }
+    None
+}
+
+pub(super) fn range(connection: &Connection, range: &Range) -> Result<Ranged, ReadError> {
+    let newest = newest(connection)?;
+    let compacted = compacted(connection)?;
+    let revision = range.revision.unwrap_or(newest);
+    if revision < compacted {
+        return Err(ReadError::Refused(StoreError::Compacted { requested: revision, compacted }));
+    }
+    if revision > newest {
+        return Err(ReadError::Refused(StoreError::Future { requested: revision, current: newest }));
+    }
+    let start = match &range.start {
+        Some(start) if *start > range.prefix => start,
+        _ => &range.prefix,
+    };
+    // Past every key where the prefix is empty.
+    let end = end_of(&range.prefix).unwrap_or_else(|| char::MAX.to_string());
+    let limit = range.limit.unwrap_or(usize::MAX - 1).min(i64::MAX as usize - 1);
+    let mut statement = connection.prepare_cached(
+        "SELECT kv.key, kv.value, kv.create_revision, kv.revision
+         FROM (SELECT max(revision) AS newest FROM kv INDEXED BY kv_key
+               WHERE key >= ?1 AND key < ?2 AND revision <= ?3 GROUP BY key)
+         JOIN kv ON kv.revision = newest
+         WHERE kv.deleted = 0 ORDER BY kv.key LIMIT ?4",
+    )?;
+    let rows = statement.query_map(params![start, end, revision, limit as i64 + 1], key_value)?;
+    let mut items = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    let more = items.len() > limit;
+    items.truncate(limit);
+    Ok(Ranged { revision, items, more })
+}
+
+/// The changes after `after`, at most `limit`. The batch reaches to the newest revision, or to its last event
+/// if there is more.
+pub(super) fn events(
+    connection: &Connection,
+    prefix: &str,
+    after: Revision,
+    limit: usize,
+) -> Result<Batch, ReadError> {
+    let compacted = compacted(connection)?;
+    if after < compacted {
+        return Err(ReadError::Refused(StoreError::Compacted { requested: after, compacted }));
+    }
+    let newest = newest(connection)?;
+    let mut statement = connection.prepare_cached(
+        "SELECT key, value, create_revision, revision, deleted FROM kv
+         WHERE revision > ?1 AND substr(key, 1, ?2) = ?3 ORDER BY revision LIMIT ?4",
+    )?;
+    let prefix_chars = prefix.chars().count() as i64;
+    let rows = statement.query_map(params![after, prefix_chars, prefix, limit as i64], |row| {
+        let kv = key_value(row)?;
+        let deleted: bool = row.get(4)?;
+        Ok(Event {
+            key: kv.key,
+            value: (!deleted).then_some(kv.value),
+            mod_revision: kv.mod_revision,
+            create_revision: kv.create_revision,
+        })
+    })?;
+    let events = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    let revision = match events.last() {
+        Some(last) if events.len() == limit => last.mod_revision,
+        _ => newest.max(after),
+    };
+    Ok(Batch { revision, events })
+}
+
+/// The newest row of a key, deleted or not.
+pub(super) struct Head {
+    pub(super) revision: Revision,
+    pub(super) create_revision: Revision,
+    pub(super) deleted: bool,
+}
+
+pub(super) fn head(connection: &Connection, key: &str) -> rusqlite::Result<Option<Head>> {
+    connection
+        .prepare_cached(
+            "SELECT revision, create_revision, deleted FROM kv
+             WHERE key = ?1 ORDER BY revision DESC LIMIT 1",
+        )?
+        .query_row([key], |row| {
+            Ok(Head { revision: row.get(0)?, create_revision: row.get(1)?, deleted: row.get(2)? })
+        })
+        .optional()
+}
+
+pub(super) struct NewRow<'a> {
+    pub(super) revision: Revision,
+    pub(super) key: &'a str,
+    pub(super) deleted: bool,
+    pub(super) create_revision: Revision,
+    pub(super) prev_revision: Revision,
+    pub(super) expires_ms: Option<i64>,
+    pub(super) value: &'a [u8],
+}
+
+pub(super) fn append(connection: &Connection, row: &NewRow<'_>) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "INSERT INTO kv (revision, key, deleted, create_revision, prev_revision, expires_ms, value)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute(params![
+            row.revision,
+            row.key,
+            row.deleted,
+            row.create_revision,
+            row.prev_revision,
+            row.expires_ms,
+            row.value
+        ])?;
+    Ok(())
+}
+
+/// Keys whose newest row has expired, with that row's revision.
+pub(super) fn expired(
+    connection: &Connection,
+    now_ms: i64,
+    limit: usize,
+) -> rusqlite::Result<Vec<(String, Revision)>> {
+    connection
+        .prepare_cached(
+            "SELECT key, revision FROM kv
+             WHERE expires_ms IS NOT NULL AND expires_ms <= ?1
+               AND NOT EXISTS (SELECT 1 FROM kv AS newer
+                               WHERE newer.key = kv.key AND newer.revision > kv.revision)
+             ORDER BY expires_ms LIMIT ?2",
+        )?
+        .query_map(params![now_ms, limit as i64], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect()
+}
+
+/// Deletes what the changes in `(from, to]` superseded, and their tombstones; marks `to` as compacted.
+pub(super) fn compact_step(connection: &Connection, from: Revision, to: Revision) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached(
+            "DELETE FROM kv WHERE revision IN
+                 (SELECT prev_revision FROM kv WHERE revision > ?1 AND revision <= ?2 AND prev_revision > 0)",
+        )?
+        .execute(params![from, to])?;
+    connection
+        .prepare_cached("DELETE FROM kv WHERE revision > ?1 AND revision <= ?2 AND deleted = 1")?
+        .execute(params![from, to])?;
+    connection.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'compacted'")?.execute(params![to])?;
+    Ok(())
+}
+
+/// Gives freed pages back to the file system, a bounded number at a time. Returns whether any are left.
+pub(super) fn release_pages(connection: &Connection, pages: u32) -> rusqlite::Result<bool> {
+    let mut statement = connection.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+    let mut rows = statement.query([])?;
+    // The pragma frees one page a step.
+    while rows.next()?.is_some() {}
+    drop(rows);
+    drop(statement);
+    let free: i64 = connection.pragma_query_value(None, "freelist_count", |r| r.get(0))?;
+    Ok(free > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::end_of;
+
+    #[test]
+    fn the_end_of_a_prefix_is_past_all_its_keys() {
+        assert_eq!(end_of("/registry/pods/").as_deref(), Some("/registry/pods0"));
+        assert_eq!(end_of(""), None);
+        let end = end_of("a\u{d7ff}").expect("has an end");
+        assert!(end.as_str() > "a\u{d7ff}z" && end.as_str() <= "a\u{e000}");
+    }
+}

@@ -1,0 +1,223 @@
+//! The writer thread: takes all that waits, commits it in one transaction, then answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{broadcast, mpsc, oneshot};
+
+use super::log::{self, NewRow};
+use crate::store::{Batch, Event, Expect, Op, Revision, StoreError, Write, Written};
+
+/// How many writes share one transaction at most.
+const MAX_BATCH: usize = 512;
+/// How many revisions one step of compaction covers: a few milliseconds.
+const COMPACT_REVISIONS: u64 = 1000;
+const VACUUM_PAGES: u32 = 256;
+const EXPIRE_KEYS: usize = 256;
+
+type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+pub(super) enum Job {
+    Write(Write, Answer<Written>),
+    /// One step towards compacting to a revision; answers whether it is done.
+    Compact(Revision, Answer<bool>),
+    /// Deletes expired keys; answers how many.
+    Expire(Answer<usize>),
+}
+
+pub(super) struct Writer {
+    connection: Connection,
+    path: PathBuf,
+    revision: Revision,
+    queue: mpsc::Receiver<Job>,
+    live: broadcast::Sender<Arc<Batch>>,
+    published: Arc<AtomicU64>,
+}
+
+impl Writer {
+    pub(super) fn new(
+        connection: Connection,
+        path: PathBuf,
+        revision: Revision,
+        queue: mpsc::Receiver<Job>,
+        live: broadcast::Sender<Arc<Batch>>,
+        published: Arc<AtomicU64>,
+    ) -> Writer {
+        connection.set_prepared_statement_cache_capacity(32);
+        Writer { connection, path, revision, queue, live, published }
+    }
+
+    /// Runs until every sender of the queue is gone and the queue is empty.
+    pub(super) fn run(mut self) {
+        let mut writes = Vec::new();
+        while let Some(first) = self.queue.blocking_recv() {
+            let mut next = Some(first);
+            let mut other = None;
+            while let Some(job) = next {
+                match job {
+                    Job::Write(write, answer) => writes.push((write, answer)),
+                    job => other = Some(job),
+                }
+                let full = writes.len() == MAX_BATCH || other.is_some();
+                next = if full { None } else { self.queue.try_recv().ok() };
+            }
+            if !writes.is_empty() {
+                self.commit(std::mem::take(&mut writes));
+            }
+            match other {
+                Some(Job::Compact(target, answer)) => {
+                    let _ = answer.send(self.compact(target));
+                }
+                Some(Job::Expire(answer)) => {
+                    let _ = answer.send(self.expire());
+                }
+                Some(Job::Write(..)) | None => {}
+            }
+        }
+        // A clean end leaves one file; after a kill the WAL is replayed instead.
+        if let Err(error) = self.connection.pragma_update(None, "wal_checkpoint", "TRUNCATE") {
+            tracing::debug!(%error, "last checkpoint of the store");
+        }
+    }
+
+    fn commit(&mut self, writes: Vec<(Write, Answer<Written>)>) {
+        let (writes, answers): (Vec<_>, Vec<_>) = writes.into_iter().unzip();
+        match self.transact(&writes) {
+            Ok(results) => {
+                for (answer, result) in answers.into_iter().zip(results) {
+                    // The caller may have gone; its write stands.
+                    let _ = answer.send(Ok(result));
+                }
+            }
+            Err(error) => {
+                for answer in answers {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Applies all writes in one transaction, makes it durable and publishes it. All or none.
+    fn transact(&mut self, writes: &[Write]) -> Result<Vec<Written>, StoreError> {
+        let mut revision = self.revision;
+        let mut events = Vec::with_capacity(writes.len());
+        let outcome = (|| {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let now_ms = now_ms();
+            let results = writes
+                .iter()
+                .map(|write| apply(&transaction, write, &mut revision, now_ms, &mut events))
+                .collect::<rusqlite::Result<Vec<_>>>()?;
+            transaction.commit()?;
+            Ok(results)
+        })();
+        match outcome {
+            Ok(results) => {
+                self.revision = revision;
+                self.publish(events);
+                Ok(results)
+            }
+            Err(error) => {
+                // A commit that failed may still stand: never give its revisions out again.
+                if let Ok(newest) = log::newest(&self.connection) {
+                    self.revision = self.revision.max(newest);
+                }
+                Err(log::classify(&self.path, "commit", error))
+            }
+        }
+    }
+
+    fn publish(&self, events: Vec<Event>) {
+        if events.is_empty() {
+            return;
+        }
+        self.published.store(self.revision, Ordering::Release);
+        // No receiver is no watch.
+        let _ = self.live.send(Arc::new(Batch { revision: self.revision, events }));
+    }
+
+    fn compact(&mut self, target: Revision) -> Result<bool, StoreError> {
+        let failed = |path: &PathBuf, e| log::classify(path, "compact", e);
+        let target = target.min(self.revision);
+        let from = log::compacted(&self.connection).map_err(|e| failed(&self.path, e))?;
+        if from >= target {
+            return log::release_pages(&self.connection, VACUUM_PAGES)
+                .map(|left| !left)
+                .map_err(|e| failed(&self.path, e));
+        }
+        let to = target.min(from + COMPACT_REVISIONS);
+        let step = (|| {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            log::compact_step(&transaction, from, to)?;
+            transaction.commit()
+        })();
+        step.map_err(|e| failed(&self.path, e))?;
+        Ok(false)
+    }
+
+    fn expire(&mut self) -> Result<usize, StoreError> {
+        let expired = log::expired(&self.connection, now_ms(), EXPIRE_KEYS)
+            .map_err(|e| log::classify(&self.path, "look for expired keys", e))?;
+        if expired.is_empty() {
+            return Ok(0);
+        }
+        let writes: Vec<Write> = expired
+            .into_iter()
+            .map(|(key, revision)| Write::delete(key, Expect::ModRevision(revision)))
+            .collect();
+        self.transact(&writes).map(|results| results.len())
+    }
+}
+
+fn apply(
+    connection: &Connection,
+    write: &Write,
+    revision: &mut Revision,
+    now_ms: i64,
+    events: &mut Vec<Event>,
+) -> rusqlite::Result<Written> {
+    let head = log::head(connection, &write.key)?;
+    let live = head.as_ref().filter(|h| !h.deleted);
+    let holds = match write.expect {
+        Expect::Any => true,
+        Expect::Absent => live.is_none(),
+        Expect::ModRevision(expected) => live.is_some_and(|h| h.revision == expected),
+    };
+    if !holds {
+        let current = if live.is_some() { log::get(connection, &write.key)? } else { None };
+        return Ok(Written::Mismatch { current });
+    }
+    let (value, ttl) = match &write.op {
+        Op::Put { value, ttl } => (Some(value), *ttl),
+        Op::Delete if live.is_none() => return Ok(Written::Done { revision: *revision }),
+        Op::Delete => (None, None),
+    };
+    *revision += 1;
+    let create_revision = live.map_or(*revision, |h| h.create_revision);
+    let row = NewRow {
+        revision: *revision,
+        key: &write.key,
+        deleted: value.is_none(),
+        create_revision,
+        // A tombstone is swept by itself, but a row that follows one must not keep it either.
+        prev_revision: head.as_ref().map_or(0, |h| h.revision),
+        expires_ms: ttl.map(|ttl| now_ms.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX))),
+        value: value.map_or(&[], |v| v),
+    };
+    log::append(connection, &row)?;
+    events.push(Event {
+        key: write.key.as_str().into(),
+        value: value.cloned(),
+        mod_revision: *revision,
+        create_revision,
+    });
+    Ok(Written::Done { revision: *revision })
+}
+
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}

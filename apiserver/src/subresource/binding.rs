@@ -1,0 +1,88 @@
+//! `pods/binding`, and `bindings`, the same with the pod's name in the body.
+
+use serde_json::json;
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Object, Status};
+
+use super::read_document;
+use crate::api::{Api, Call};
+use crate::registry::{Next, WriteOptions, now};
+use crate::respond::{self, Response};
+
+impl Api {
+    /// Binds a pod to a node, once.
+    pub(super) async fn bind_pod(&self, mut call: Call) -> Result<Response, Status> {
+        let options = WriteOptions::parse(&call)?;
+        let binding = read_document(&mut call, "Binding").await?;
+        self.bind(&call, &binding, options.dry_run).await
+    }
+
+    pub(crate) async fn bind(
+        &self,
+        call: &Call,
+        binding: &Object,
+        dry_run: bool,
+    ) -> Result<Response, Status> {
+        let target = &binding["target"];
+        let node = target["name"].as_str().unwrap_or_default();
+        let mut causes = Vec::new();
+        if !matches!(target["kind"].as_str(), None | Some("" | "Node")) {
+            causes.push(Cause::not_supported("target.kind", &target["kind"], &["Node", "<empty>"]));
+        }
+        if node.is_empty() {
+            causes.push(Cause::required("target.name", ""));
+        }
+        let name = if call.info.name.is_empty() { binding.name() } else { &call.info.name };
+        if !causes.is_empty() {
+            return Err(Status::invalid("", "Binding", name, causes));
+        }
+        let pods = self.kind("", "v1", "pods")?.clone();
+        let conflict = |why: String| Status::conflict("", "pods/binding", name, &why);
+        self.modify(&pods, &call.info.namespace, name, dry_run, |current| {
+            let pod = &current.object;
+            let uid = binding.uid();
+            if !uid.is_empty() && uid != pod.uid() {
+                return Err(conflict(format!(
+                    "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
+                    pod.uid()
+                )));
+            }
+            let version = binding.resource_version();
+            if !version.is_empty() && version != pod.resource_version() {
+                return Err(Status::modified("", "pods", name));
+            }
+            if pod.is_being_deleted() {
+                return Err(conflict(format!("pod {name} is being deleted, cannot be assigned to a host")));
+            }
+            if let Some(bound) = pod["spec"]["nodeName"].as_str().filter(|bound| !bound.is_empty()) {
+                return Err(conflict(format!("pod {name} is already assigned to node {bound:?}")));
+            }
+            if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
+                return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
+            }
+            Ok(Next::Put(bound(pod, node, binding)))
+        })
+        .await?;
+        let status =
+            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
+        Ok(respond::document_response(&call.encoding, &call.warnings, 201, &status))
+    }
+}
+
+/// The pod on its node: with the binding's annotations and the condition that it is scheduled.
+fn bound(pod: &Object, node: &str, binding: &Object) -> Object {
+    let mut pod = pod.clone();
+    pod["spec"]["nodeName"] = node.into();
+    for (key, value) in binding.meta()["annotations"].as_object().into_iter().flatten() {
+        pod["metadata"]["annotations"][key] = value.clone();
+    }
+    let condition = json!({
+        "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now(),
+        "observedGeneration": pod["metadata"]["generation"],
+    });
+    let mut conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+    conditions.retain(|c| c["type"] != "PodScheduled");
+    conditions.push(condition);
+    pod["status"]["conditions"] = conditions.into();
+    pod
+}

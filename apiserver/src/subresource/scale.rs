@@ -1,0 +1,165 @@
+//! `scale`: the number of replicas of whatever has one, as `autoscaling/v1`.
+
+use serde_json::{Value, json};
+use skiff_api::decode::FieldValidation;
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Kind, LabelSelector, Object, Status, decode};
+
+use super::read_document;
+use crate::api::{Api, Call};
+use crate::registry::{Part, Patch, WriteOptions};
+use crate::respond::{self, Response};
+
+impl Api {
+    pub(super) async fn scale(&self, mut call: Call) -> Result<Response, Status> {
+        if call.info.verb == "get" {
+            self.caches.wait_for_newest().await?;
+            let scale = scale_of(&self.object_of(&call)?);
+            return Ok(respond::document_response(&call.encoding, &[], 200, &scale));
+        }
+        let options = WriteOptions::parse(&call)?;
+        let change = if call.info.verb == "patch" {
+            Change::Patch(Patch::read(&mut call).await?)
+        } else {
+            Change::Replace(read_document(&mut call, "Scale").await?)
+        };
+        let scale_kind = self.kinds.by_kind("autoscaling", "v1", "Scale").cloned();
+        let outcome = self
+            .update_object(&call, Part::Main, options.dry_run, |current| {
+                let wanted = change.wanted(scale_kind.as_deref(), current)?;
+                scaled(&call.kind, current, &wanted)
+            })
+            .await?;
+        Ok(respond::document_response(&call.encoding, &[], 200, &scale_of(&outcome.object)))
+    }
+}
+
+enum Change {
+    Patch(Patch),
+    Replace(Value),
+}
+
+impl Change {
+    fn wanted(&self, kind: Option<&Kind>, current: &Object) -> Result<Value, Status> {
+        let wanted = match (self, kind) {
+            (Change::Replace(scale), _) => scale.clone(),
+            (Change::Patch(Patch::Json(patch)), _) => {
+                let mut scale = scale_of(current);
+                skiff_api::patch::json(&mut scale, patch)?;
+                scale
+            }
+            // A scale has no lists: both merges are the same.
+            (Change::Patch(Patch::Merge(patch) | Patch::Strategic(patch)), _) => {
+                let mut scale = scale_of(current);
+                skiff_api::patch::merge(&mut scale, patch);
+                scale
+            }
+        };
+        match kind {
+            Some(kind) => Ok(decode::conform(kind, wanted, FieldValidation::Ignore)?.object),
+            None => Ok(wanted),
+        }
+    }
+}
+
+/// The object with the replicas of `scale`.
+fn scaled(kind: &Kind, current: &Object, scale: &Value) -> Result<Object, Status> {
+    let replicas = match &scale["spec"]["replicas"] {
+        Value::Null => 0,
+        value => value.as_i64().ok_or_else(|| Status::bad_request("spec.replicas is not a number"))?,
+    };
+    let name = current.name();
+    if replicas < 0 {
+        let why = "must be greater than or equal to 0";
+        let cause = Cause::invalid("spec.replicas", &json!(replicas), why);
+        return Err(Status::invalid("autoscaling", "Scale", name, vec![cause]));
+    }
+    let version = scale.resource_version();
+    if !version.is_empty() && version != current.resource_version() {
+        return Err(Status::modified(&kind.group, &kind.plural, name));
+    }
+    let uid = scale.uid();
+    if !uid.is_empty() && uid != current.uid() {
+        let why =
+            format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {}", current.uid());
+        return Err(Status::conflict(&kind.group, &kind.plural, name, &why));
+    }
+    let mut object = current.clone();
+    object["spec"]["replicas"] = replicas.into();
+    Ok(object)
+}
+
+fn scale_of(object: &Object) -> Value {
+    let meta = object.meta();
+    let selector = &object["spec"]["selector"];
+    // A replication controller's selector is plain labels.
+    let selector = if selector["matchLabels"].is_null() && selector["matchExpressions"].is_null() {
+        plain_selector(selector)
+    } else {
+        LabelSelector::from_json(selector).map(|_| selector_text(selector)).unwrap_or_default()
+    };
+    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
+    if !selector.is_empty() {
+        status["selector"] = selector.into();
+    }
+    let mut metadata = serde_json::Map::new();
+    for field in ["name", "namespace", "uid", "resourceVersion", "creationTimestamp"] {
+        if let Some(value) = meta.get(field) {
+            metadata.insert(field.into(), value.clone());
+        }
+    }
+    json!({
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
+        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)}, "status": status,
+    })
+}
+
+fn plain_selector(labels: &Value) -> String {
+    let pair = |(key, value): (&String, &Value)| format!("{key}={}", value.as_str().unwrap_or_default());
+    labels.as_object().into_iter().flatten().map(pair).collect::<Vec<_>>().join(",")
+}
+
+/// The selector in its query form, requirements sorted by key as upstream.
+fn selector_text(selector: &Value) -> String {
+    let mut terms: Vec<(String, String)> = Vec::new();
+    for (key, value) in selector["matchLabels"].as_object().into_iter().flatten() {
+        terms.push((key.clone(), format!("{key}={}", value.as_str().unwrap_or_default())));
+    }
+    for requirement in selector["matchExpressions"].as_array().into_iter().flatten() {
+        let key = requirement["key"].as_str().unwrap_or_default();
+        let mut values: Vec<&str> =
+            requirement["values"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        let term = match requirement["operator"].as_str() {
+            Some("In") => format!("{key} in ({values})"),
+            Some("NotIn") => format!("{key} notin ({values})"),
+            Some("DoesNotExist") => format!("!{key}"),
+            _ => key.to_owned(),
+        };
+        terms.push((key.to_owned(), term));
+    }
+    terms.sort();
+    terms.into_iter().map(|(_, term)| term).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_tells_replicas_and_selector() {
+        let deployment = json!({
+            "metadata": {"name": "web", "namespace": "a", "labels": {"x": "y"}},
+            "spec": {"replicas": 3, "selector": {
+                "matchLabels": {"app": "web"},
+                "matchExpressions": [{"key": "a", "operator": "In", "values": ["2", "1"]}],
+            }},
+            "status": {"replicas": 2},
+        });
+        let scale = scale_of(&deployment);
+        assert_eq!(scale["spec"], json!({"replicas": 3}));
+        assert_eq!(scale["status"], json!({"replicas": 2, "selector": "a in (1,2),app=web"}));
+        assert_eq!(scale["metadata"], json!({"name": "web", "namespace": "a"}));
+    }
+}

@@ -1,0 +1,169 @@
+//! `serviceaccounts/token`: a new token, bound to what the request says.
+
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Cause, Object, Status};
+
+use super::read_document;
+use crate::api::{Api, Call};
+use crate::auth::SERVICE_ACCOUNT_PREFIX;
+use crate::auth::token::{Claims, KubernetesClaims, ObjectClaim, now_s};
+use crate::registry::timestamp;
+use crate::respond::{self, Response};
+
+const MIN_EXPIRATION_S: i64 = 600;
+const MAX_EXPIRATION_S: i64 = 1 << 32;
+const DEFAULT_EXPIRATION_S: i64 = 3600;
+/// The pod's mounted token: lives for a year, but counts as stale after the time asked for, as upstream.
+const WARN_ONLY_BOUND_S: i64 = 3607;
+const EXTENDED_S: i64 = 365 * 24 * 3600;
+
+/// What a token is bound to besides its service account.
+#[derive(Default)]
+struct Bound {
+    pod: Option<ObjectClaim>,
+    node: Option<ObjectClaim>,
+    secret: Option<ObjectClaim>,
+}
+
+impl Api {
+    pub(super) async fn create_token(&self, mut call: Call) -> Result<Response, Status> {
+        let mut request = read_document(&mut call, "TokenRequest").await?;
+        self.caches.wait_for_newest().await?;
+        let account = self.object_of(&call)?;
+        let spec = &request["spec"];
+        let seconds = check_expiration(&call, spec)?;
+        let mut audiences: Vec<String> = spec["audiences"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|a| a.as_str().map(str::to_owned))
+            .collect();
+        if audiences.is_empty() {
+            audiences.clone_from(&self.authenticator.audiences);
+        }
+        let bound = self.bound(&call, &account, &spec["boundObjectRef"])?;
+        self.check_node_requester(&call, &bound)?;
+
+        let now = now_s();
+        // A pod's own token is extended so that clients that never reload it go on; it still dies with the pod.
+        let extended = seconds == WARN_ONLY_BOUND_S
+            && bound.pod.is_some()
+            && audiences.iter().all(|a| self.authenticator.audiences.contains(a));
+        let lives_s = if extended { EXTENDED_S } else { seconds };
+        let claims = Claims {
+            aud: audiences.clone(),
+            exp: now + u64::try_from(lives_s).unwrap_or(0),
+            iat: now,
+            nbf: now,
+            iss: self.tokens.issuer().to_owned(),
+            jti: uuid::Uuid::new_v4().to_string(),
+            sub: format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", account.namespace(), account.name()),
+            kubernetes: KubernetesClaims {
+                namespace: account.namespace().to_owned(),
+                node: bound.node,
+                pod: bound.pod,
+                secret: bound.secret,
+                serviceaccount: claim(&account),
+                warnafter: extended.then(|| now + u64::try_from(seconds).unwrap_or(0)),
+            },
+        };
+        let token = self.tokens.sign(&claims).map_err(Status::internal)?;
+        let expires = i64::try_from(now).unwrap_or(0) + seconds;
+        let expires = Timestamp::from_second(expires).map_err(Status::internal)?;
+        request["kind"] = "TokenRequest".into();
+        request["apiVersion"] = "authentication.k8s.io/v1".into();
+        request["metadata"] = json!({
+            "name": account.name(), "namespace": account.namespace(), "creationTimestamp": timestamp(Timestamp::now()),
+        });
+        request["spec"]["audiences"] = audiences.into();
+        request["spec"]["expirationSeconds"] = seconds.into();
+        request["spec"]["boundObjectRef"] = request["spec"]["boundObjectRef"].take();
+        request["status"] = json!({"token": token, "expirationTimestamp": timestamp(expires)});
+        Ok(respond::document_response(&call.encoding, &call.warnings, 201, &request))
+    }
+
+    fn bound(&self, call: &Call, account: &Object, reference: &Value) -> Result<Bound, Status> {
+        if reference.is_null() {
+            return Ok(Bound::default());
+        }
+        let name = reference["name"].as_str().unwrap_or_default();
+        let kind = reference["kind"].as_str().unwrap_or_default();
+        let api_version = reference["apiVersion"].as_str().unwrap_or("v1");
+        let plural = match (api_version, kind) {
+            ("v1", "Pod") => "pods",
+            ("v1", "Secret") => "secrets",
+            ("v1", "Node") => "nodes",
+            _ => {
+                return Err(Status::bad_request(format!(
+                    "cannot bind token for serviceaccount {:?} to object reference with kind {kind:?}",
+                    account.name()
+                )));
+            }
+        };
+        let namespaced = plural != "nodes";
+        let key = if namespaced { format!("{}/{name}", call.info.namespace) } else { name.to_owned() };
+        let found = self.cached(plural, &key)?.ok_or_else(|| Status::not_found("", plural, name))?.parse();
+        if let Some(uid) = reference["uid"].as_str().filter(|uid| !uid.is_empty() && *uid != found.uid()) {
+            let why = format!(
+                "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
+            );
+            return Err(Status::conflict("", plural, name, &why));
+        }
+        let mut bound = Bound::default();
+        match plural {
+            "pods" => {
+                if found["spec"]["serviceAccountName"] != account.name() {
+                    return Err(Status::bad_request(format!(
+                        "cannot bind token for serviceaccount {:?} to pod running with different serviceaccount name.",
+                        account.name()
+                    )));
+                }
+                if let Some(node) = found["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
+                    let uid = self.cached("nodes", node)?.map(|n| n.parse().uid().to_owned());
+                    bound.node = Some(ObjectClaim { name: node.to_owned(), uid: uid.unwrap_or_default() });
+                }
+                bound.pod = Some(claim(&found));
+            }
+            "secrets" => bound.secret = Some(claim(&found)),
+            _ => bound.node = Some(claim(&found)),
+        }
+        Ok(bound)
+    }
+
+    /// A node gets tokens only for pods that are bound to it.
+    fn check_node_requester(&self, call: &Call, bound: &Bound) -> Result<(), Status> {
+        let Some(node) = call.user.node_name() else { return Ok(()) };
+        let on_node = bound.pod.is_some() && bound.node.as_ref().is_some_and(|n| n.name == node);
+        if on_node {
+            return Ok(());
+        }
+        let why = format!("node {node:?} can only request a token bound to a pod that runs on it");
+        Err(Status::forbidden("", "serviceaccounts/token", &call.info.name, &why))
+    }
+}
+
+fn check_expiration(call: &Call, spec: &Value) -> Result<i64, Status> {
+    let invalid = |value: &Value, why: &str| {
+        let cause = Cause::invalid("spec.expirationSeconds", value, why);
+        Err(Status::invalid("authentication.k8s.io", "TokenRequest", &call.info.name, vec![cause]))
+    };
+    match &spec["expirationSeconds"] {
+        Value::Null => Ok(DEFAULT_EXPIRATION_S),
+        value => match value.as_i64() {
+            Some(seconds) if seconds < MIN_EXPIRATION_S => {
+                invalid(value, "may not specify a duration less than 10 minutes")
+            }
+            Some(seconds) if seconds > MAX_EXPIRATION_S => {
+                invalid(value, "may not specify a duration larger than 2^32 seconds")
+            }
+            Some(seconds) => Ok(seconds),
+            None => invalid(value, "must be a number"),
+        },
+    }
+}
+
+fn claim(object: &Object) -> ObjectClaim {
+    ObjectClaim { name: object.name().to_owned(), uid: object.uid().to_owned() }
+}

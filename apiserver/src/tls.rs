@@ -1,0 +1,88 @@
+//! TLS, on both sides: rustls with aws-lc-rs, the provider given explicitly.
+
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+use rustls::server::WebPkiClientVerifier;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use thiserror::Error;
+use tokio_rustls::TlsAcceptor;
+
+use crate::proxy::KubeletConfig;
+
+/// The server's certificate, and who vouches for clients. All PEM.
+pub struct TlsConfig {
+    pub certificate_chain_pem: Vec<u8>,
+    pub key_pem: Vec<u8>,
+    /// Client certificates signed by it are identities.
+    pub client_ca_pem: Vec<u8>,
+}
+
+#[derive(Debug, Error)]
+pub enum TlsError {
+    #[error("{what} is not PEM")]
+    Pem { what: &'static str, source: rustls_pki_types::pem::Error },
+    #[error("{what} holds no certificate")]
+    Empty { what: &'static str },
+    #[error("{what} cannot be used")]
+    Unusable { what: &'static str, source: rustls::Error },
+    #[error("client CA cannot be used")]
+    ClientCa(#[source] rustls::server::VerifierBuilderError),
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+fn certificates(what: &'static str, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates = CertificateDer::pem_slice_iter(pem)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|source| TlsError::Pem { what, source })?;
+    if certificates.is_empty() { Err(TlsError::Empty { what }) } else { Ok(certificates) }
+}
+
+fn key(what: &'static str, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsError> {
+    PrivateKeyDer::from_pem_slice(pem).map_err(|source| TlsError::Pem { what, source })
+}
+
+fn roots(what: &'static str, pem: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(what, pem)? {
+        roots.add(certificate).map_err(|source| TlsError::Unusable { what, source })?;
+    }
+    Ok(roots)
+}
+
+/// Accepts TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, with or without a client certificate.
+pub(crate) fn server(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
+    let unusable = |source| TlsError::Unusable { what: "server certificate", source };
+    let client_ca = Arc::new(roots("client CA", &config.client_ca_pem)?);
+    let verifier = WebPkiClientVerifier::builder_with_provider(client_ca, provider())
+        .allow_unauthenticated()
+        .build()
+        .map_err(TlsError::ClientCa)?;
+    let chain = certificates("server certificate", &config.certificate_chain_pem)?;
+    let mut server = ServerConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key("server key", &config.key_pem)?)
+        .map_err(unusable)?;
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(TlsAcceptor::from(Arc::new(server)))
+}
+
+/// Towards kubelets: HTTP/1.1 only, for the sake of upgrades.
+pub(crate) fn kubelet_client(config: &KubeletConfig) -> Result<Arc<ClientConfig>, TlsError> {
+    let unusable = |source| TlsError::Unusable { what: "kubelet client certificate", source };
+    let chain = certificates("kubelet client certificate", &config.certificate_pem)?;
+    let client = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?
+        .with_root_certificates(roots("kubelet CA", &config.ca_pem)?)
+        .with_client_auth_cert(chain, key("kubelet client key", &config.key_pem)?)
+        .map_err(unusable)?;
+    Ok(Arc::new(client))
+}

@@ -1,0 +1,22 @@
+//! The API as a client sees it: a real server over a real store, called in process.
+
+#[path = "api/fixture.rs"]
+mod fixture;
+
+#[path = "api/objects.rs"]
+mod objects;
+
+#[path = "api/lists.rs"]
+mod lists;
+
+#[path = "api/access.rs"]
+mod access;
+
+#[path = "api/pods.rs"]
+mod pods;
+
+#[path = "api/node.rs"]
+mod node;
+
+#[path = "api/network.rs"]
+mod network;

@@ -1,0 +1,232 @@
+//! Who may do what, discovery, health.
+
+use serde_json::{Value, json};
+
+use crate::fixture::{Cluster, config_map, pod};
+
+#[tokio::test]
+async fn whoever_is_not_known_is_denied() {
+    let cluster = Cluster::start().await;
+    cluster.namespace("a").await;
+    let nobody = cluster.client("jane", &[]);
+    let message = nobody.get("/api/v1/namespaces/default/pods").await.refused(403, "Forbidden");
+    assert_eq!(
+        message,
+        "pods is forbidden: User \"jane\" cannot list resource \"pods\" in API group \"\" in the namespace \"default\""
+    );
+    let message = nobody.get("/apis/apps/v1/deployments").await.refused(403, "Forbidden");
+    assert_eq!(
+        message,
+        "deployments.apps is forbidden: User \"jane\" cannot list resource \"deployments\" in API group \"apps\" at the cluster scope"
+    );
+    let message = nobody.get("/api/v1/namespaces/a/pods/p/log").await.refused(403, "Forbidden");
+    assert_eq!(
+        message,
+        "pods \"p\" is forbidden: User \"jane\" cannot get resource \"pods/log\" in API group \"\" in the namespace \"a\""
+    );
+    nobody.get("/metrics").await.refused(403, "Forbidden");
+    nobody.get("/api").await.ok();
+    nobody.get("/version").await.ok();
+    let review = nobody.post("/apis/authentication.k8s.io/v1/selfsubjectreviews", json!({})).await.created();
+    assert_eq!(review["status"]["userInfo"]["username"], "jane");
+
+    let anonymous = cluster.anonymous();
+    let message = anonymous.get("/api").await.refused(403, "Forbidden");
+    assert_eq!(message, "forbidden: User \"system:anonymous\" cannot get path \"/api\"");
+    anonymous.get("/version").await.ok();
+    assert_eq!(anonymous.get("/readyz").await.bytes.as_ref(), b"ok");
+}
+
+#[tokio::test]
+async fn components_get_what_they_need_and_no_more() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let scheduler = cluster.client("system:kube-scheduler", &[]);
+    scheduler.get("/api/v1/pods").await.ok();
+    scheduler.get("/api/v1/secrets").await.refused(403, "Forbidden");
+    let controllers = cluster.client("system:kube-controller-manager", &[]);
+    controllers.post("/api/v1/namespaces/a/pods", pod("p")).await.created();
+    controllers
+        .post("/apis/rbac.authorization.k8s.io/v1/clusterroles", json!({"metadata": {"name": "x"}}))
+        .await
+        .refused(403, "Forbidden");
+    let proxy = cluster.client("system:kube-proxy", &[]);
+    proxy.get("/apis/discovery.k8s.io/v1/endpointslices").await.ok();
+    proxy.post("/api/v1/namespaces/a/configmaps", config_map("x", "1")).await.refused(403, "Forbidden");
+    let impersonating =
+        admin.send(http::Method::GET, "/api/v1/pods", &[("impersonate-user", "jane")], "").await;
+    impersonating.refused(501, "NotImplemented");
+}
+
+#[tokio::test]
+async fn access_reviews_tell_what_would_happen() {
+    let cluster = Cluster::start().await;
+    let nobody = cluster.client("jane", &[]);
+    let url = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let ask = json!({"spec": {"resourceAttributes": {"verb": "list", "resource": "pods", "namespace": "a"}}});
+    assert_eq!(nobody.post(url, ask.clone()).await.created()["status"]["allowed"], false);
+    assert_eq!(cluster.admin().post(url, ask).await.created()["status"]["allowed"], true);
+    let url = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
+    let ask = json!({"spec": {"user": "system:kube-scheduler", "resourceAttributes": {"verb": "list", "resource": "pods"}}});
+    assert_eq!(cluster.admin().post(url, ask.clone()).await.created()["status"]["allowed"], true);
+    nobody.post(url, ask).await.refused(403, "Forbidden");
+}
+
+#[tokio::test]
+async fn a_token_is_an_identity_for_as_long_as_what_it_is_bound_to() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let created = admin.post("/api/v1/namespaces/a/pods", pod("p")).await.created();
+    let bound = json!({"kind": "Pod", "apiVersion": "v1", "name": "p", "uid": created["metadata"]["uid"]});
+    let request = json!({"spec": {"expirationSeconds": 3600, "boundObjectRef": bound}});
+    let url = "/api/v1/namespaces/a/serviceaccounts/default/token";
+    let answer = admin.post(url, request).await.created();
+    let token = answer["status"]["token"].as_str().expect("a token").to_owned();
+    let review = |audiences: Value| {
+        let (admin, token) = (admin.clone(), token.clone());
+        async move {
+            let spec = json!({"token": token, "audiences": audiences});
+            admin.post("/apis/authentication.k8s.io/v1/tokenreviews", json!({"spec": spec})).await.created()
+        }
+    };
+    let valid = review(json!([])).await;
+    assert_eq!(valid["status"]["authenticated"], true, "{valid}");
+    let user = &valid["status"]["user"];
+    assert_eq!(user["username"], "system:serviceaccount:a:default");
+    assert_eq!(user["extra"]["authentication.kubernetes.io/pod-name"], json!(["p"]));
+    assert!(review(json!(["other"])).await["status"]["authenticated"].is_null());
+    let short = admin.post(url, json!({"spec": {"expirationSeconds": 1}})).await.refused(422, "Invalid");
+    assert!(short.contains("may not specify a duration less than 10 minutes"), "{short}");
+    admin.delete("/api/v1/namespaces/a/pods/p?gracePeriodSeconds=0").await.ok();
+    assert!(review(json!([])).await["status"]["authenticated"].is_null(), "the token died with its pod");
+}
+
+#[tokio::test]
+async fn a_node_touches_itself_and_its_pods_only() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let one = cluster.client("system:node:one", &["system:nodes"]);
+    let node = |name: &str| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}});
+    one.post("/api/v1/nodes", node("one")).await.created();
+    one.post("/api/v1/nodes", node("two")).await.refused(403, "Forbidden");
+    let label = json!({"metadata": {"labels": {"node-restriction.kubernetes.io/x": "y"}}});
+    one.patch("/api/v1/nodes/one", "merge", label).await.refused(403, "Forbidden");
+    for (name, on) in [("mine", "one"), ("other", "two")] {
+        let mut bound = pod(name);
+        bound["spec"]["nodeName"] = on.into();
+        bound["spec"]["volumes"] = json!([{"name": "v", "secret": {"secretName": format!("of-{on}")}}]);
+        admin.post("/api/v1/namespaces/a/pods", bound).await.created();
+        let secret = json!({"metadata": {"name": format!("of-{on}")}});
+        admin.post("/api/v1/namespaces/a/secrets", secret).await.created();
+    }
+    let running = json!({"status": {"phase": "Running"}});
+    one.patch("/api/v1/namespaces/a/pods/mine/status", "merge", running.clone()).await.ok();
+    one.patch("/api/v1/namespaces/a/pods/other/status", "merge", running).await.refused(403, "Forbidden");
+    one.get("/api/v1/namespaces/a/secrets/of-one").await.ok();
+    one.get("/api/v1/namespaces/a/secrets/of-two").await.refused(403, "Forbidden");
+    one.get("/api/v1/namespaces/a/secrets").await.refused(403, "Forbidden");
+    one.post("/api/v1/namespaces/a/pods", pod("new")).await.refused(403, "Forbidden");
+}
+
+#[tokio::test]
+async fn discovery_tells_the_same_plain_and_aggregated() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    assert_eq!(admin.get("/api").await.ok()["versions"], json!(["v1"]));
+    let apps = admin.get("/apis/apps/v1").await.ok();
+    let resources = apps["resources"].as_array().expect("resources");
+    let deployment = resources.iter().find(|r| r["name"] == "deployments").expect("deployments");
+    assert_eq!(deployment["shortNames"], json!(["deploy"]));
+    assert_eq!(deployment["singularName"], "deployment");
+    assert_eq!(deployment["categories"], json!(["all"]));
+    assert_eq!(
+        deployment["verbs"],
+        json!(["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"])
+    );
+    let scale = resources.iter().find(|r| r["name"] == "deployments/scale").expect("its scale");
+    assert_eq!((&scale["kind"], &scale["group"]), (&json!("Scale"), &json!("autoscaling")));
+    let groups = admin.get("/apis").await.ok();
+    assert!(groups["groups"].as_array().is_some_and(|g| g.iter().any(|g| g["name"] == "apps")));
+    assert_eq!(admin.get("/apis/apps").await.ok()["preferredVersion"]["groupVersion"], "apps/v1");
+    admin.get("/apis/none/v1").await.refused(404, "NotFound");
+    admin.get("/apis/none/v1/things").await.refused(404, "NotFound");
+
+    let accept = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
+    let answer = admin.get_as("/apis", accept).await;
+    assert_eq!(
+        answer.headers["content-type"],
+        "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList"
+    );
+    let document = answer.ok();
+    let apps = document["items"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|g| g["metadata"]["name"] == "apps")
+        .expect("apps");
+    let found = apps["versions"][0]["resources"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|r| r["resource"] == "deployments");
+    assert_eq!(found.expect("deployments")["responseKind"]["kind"], "Deployment");
+    let tag = answer.headers["etag"].to_str().expect("a tag").to_owned();
+    let again =
+        admin.send(http::Method::GET, "/apis", &[("accept", accept), ("if-none-match", &tag)], "").await;
+    assert_eq!((again.code, again.bytes.len()), (304, 0));
+    let core = admin.get_as("/api", accept).await.ok();
+    assert!(core["items"][0]["versions"][0]["resources"].as_array().is_some_and(|r| r.len() > 10));
+}
+
+#[tokio::test]
+async fn openapi_version_and_health_are_served() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    assert_eq!(admin.get("/version").await.ok()["gitVersion"], "v1.36.3+skiff");
+    let index = admin.get("/openapi/v3").await.ok();
+    let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().expect("a URL").to_owned();
+    assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="), "{url}");
+    let document = admin.get(&url).await.ok();
+    assert!(document["components"]["schemas"]["io.k8s.api.apps.v1.Deployment"].is_object());
+    admin.get("/openapi/v2").await.ok();
+    let verbose = admin.get("/readyz?verbose").await;
+    let text = String::from_utf8_lossy(&verbose.bytes).into_owned();
+    assert!(text.contains("[+]etcd ok\n") && text.ends_with("readyz check passed\n"), "{text}");
+    assert_eq!(admin.get("/livez/ping").await.bytes.as_ref(), b"ok");
+    let metrics = admin.get("/metrics").await;
+    assert!(String::from_utf8_lossy(&metrics.bytes).contains("apiserver_request_total"));
+}
+
+#[tokio::test]
+async fn the_clusters_first_objects_are_there_and_stay_over_a_restart() {
+    let cluster = Cluster::start().await;
+    let before = cluster.store.revision().await.expect("a revision");
+    let cluster = cluster.restart().await;
+    assert_eq!(cluster.store.revision().await.expect("a revision"), before, "nothing is written again");
+    let admin = cluster.admin();
+    for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+        admin.get(&format!("/api/v1/namespaces/{name}")).await.ok();
+    }
+    let service = admin.get("/api/v1/namespaces/default/services/kubernetes").await.ok();
+    assert_eq!(service["spec"]["clusterIP"], "10.96.0.1");
+    let slice =
+        admin.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await.ok();
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.1"]));
+    let class = admin.get("/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical").await.ok();
+    assert_eq!(class["value"], 2_000_001_000);
+}
+
+#[tokio::test]
+async fn an_approval_changes_nothing_but_conditions() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let url = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
+    let spec = json!({"request": "LS0t", "signerName": "example.com/signer", "usages": ["client auth"]});
+    admin.post(url, json!({"metadata": {"name": "r"}, "spec": spec})).await.created();
+    let condition = json!({"type": "Approved", "status": "True", "reason": "Test", "message": "m"});
+    let patch = json!({"spec": {"signerName": "example.com/other"}, "status": {"conditions": [condition], "certificate": "eA=="}});
+    let approved = admin.patch(&format!("{url}/r/approval"), "merge", patch).await.ok();
+    assert_eq!(approved["spec"]["signerName"], "example.com/signer");
+    assert_eq!(approved["status"]["conditions"][0]["type"], "Approved");
+    assert!(approved["status"]["certificate"].is_null());
+}

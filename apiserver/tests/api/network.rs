@@ -1,0 +1,129 @@
+//! The server on the network: TLS, client certificates, tokens, both HTTP versions.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::body::Body;
+use http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use serde_json::{Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+
+use crate::fixture::{Cluster, Pair};
+
+pub(crate) async fn listen(
+    cluster: &Cluster,
+) -> (SocketAddr, CancellationToken, tokio::task::JoinHandle<()>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let shutdown = CancellationToken::new();
+    let (server, stop) = (cluster.server.clone(), shutdown.clone());
+    let task = tokio::spawn(async move { server.serve(listener, stop).await.expect("serves") });
+    (address, shutdown, task)
+}
+
+pub(crate) fn client_tls(
+    cluster: &Cluster,
+    identity: Option<&Pair>,
+    alpn: &str,
+) -> Arc<rustls::ClientConfig> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(cluster.pki.ca_pem().as_bytes()).expect("PEM")).expect("a root");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let builder = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_root_certificates(roots);
+    let mut config = match identity {
+        Some(pair) => {
+            let chain = vec![CertificateDer::from_pem_slice(pair.certificate_pem.as_bytes()).expect("PEM")];
+            let key = PrivateKeyDer::from_pem_slice(pair.key_pem.as_bytes()).expect("PEM");
+            builder.with_client_auth_cert(chain, key).expect("an identity")
+        }
+        None => builder.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![alpn.as_bytes().to_vec()];
+    Arc::new(config)
+}
+
+async fn get(
+    cluster: &Cluster,
+    to: SocketAddr,
+    identity: Option<&Pair>,
+    alpn: &str,
+    url: &str,
+    token: Option<&str>,
+) -> (StatusCode, Value) {
+    let connector = tokio_rustls::TlsConnector::from(client_tls(cluster, identity, alpn));
+    let tcp = TcpStream::connect(to).await.expect("connects");
+    let tls = connector.connect(ServerName::IpAddress(to.ip().into()), tcp).await.expect("TLS");
+    let mut request = Request::builder().uri(format!("https://{to}{url}")).header("host", to.to_string());
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request.body(Body::empty()).expect("a request");
+    let response = if alpn == "h2" {
+        let (mut sender, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.expect("h2");
+        tokio::spawn(connection);
+        sender.send_request(request).await.expect("an answer")
+    } else {
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.expect("http/1.1");
+        tokio::spawn(connection);
+        sender.send_request(request).await.expect("an answer")
+    };
+    let status = response.status();
+    let bytes = response.into_body().collect().await.expect("a body").to_bytes();
+    (status, serde_json::from_slice(&bytes).unwrap_or_default())
+}
+
+#[tokio::test]
+async fn a_client_certificate_is_an_identity_over_both_http_versions() {
+    let cluster = Cluster::start().await;
+    let (address, shutdown, task) = listen(&cluster).await;
+    let admin = cluster.pki.issue("admin", &["system:masters"]);
+    for alpn in ["h2", "http/1.1"] {
+        let (status, list) = get(&cluster, address, Some(&admin), alpn, "/api/v1/namespaces", None).await;
+        assert_eq!((status.as_u16(), &list["kind"]), (200, &json!("NamespaceList")));
+        let (status, refusal) = get(&cluster, address, None, alpn, "/api/v1/namespaces", None).await;
+        assert_eq!(status.as_u16(), 403);
+        assert!(
+            refusal["message"].as_str().is_some_and(|m| m.contains("User \"system:anonymous\" cannot list"))
+        );
+    }
+    let (status, _) = get(&cluster, address, None, "h2", "/api/v1/namespaces", Some("not.a.token")).await;
+    assert_eq!(status.as_u16(), 401);
+
+    let token = {
+        let client = cluster.namespace("a").await;
+        let answer = client
+            .post("/api/v1/namespaces/a/serviceaccounts/default/token", json!({"spec": {}}))
+            .await
+            .created();
+        answer["status"]["token"].as_str().expect("a token").to_owned()
+    };
+    let (status, refusal) = get(&cluster, address, None, "h2", "/api/v1/namespaces", Some(&token)).await;
+    assert_eq!(status.as_u16(), 403);
+    assert!(
+        refusal["message"].as_str().is_some_and(|m| m.contains("system:serviceaccount:a:default")),
+        "{refusal}"
+    );
+    shutdown.cancel();
+    task.await.expect("ends");
+}
+
+#[tokio::test]
+async fn a_stopped_server_ends_its_watches() {
+    let cluster = Cluster::start().await;
+    let (_, shutdown, task) = listen(&cluster).await;
+    let mut events = cluster.admin().watch("/api/v1/configmaps?watch=true").await;
+    shutdown.cancel();
+    task.await.expect("ends");
+    assert!(events.next().await.is_none());
+    assert_eq!(cluster.admin().get("/readyz").await.code, 500);
+}

@@ -1,0 +1,297 @@
+//! Create, update, patch, delete.
+
+use serde_json::json;
+
+use crate::fixture::{Cluster, config_map};
+
+const MAPS: &str = "/api/v1/namespaces/a/configmaps";
+
+#[tokio::test]
+async fn an_object_lives_from_create_to_delete() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let created = admin.post(MAPS, config_map("x", "1")).await.created();
+    let meta = &created["metadata"];
+    assert_eq!(meta["namespace"], "a");
+    assert!(
+        meta["uid"].is_string()
+            && meta["creationTimestamp"].is_string()
+            && meta["resourceVersion"].is_string()
+    );
+    let url = format!("{MAPS}/x");
+    assert_eq!(admin.get(&url).await.ok(), created);
+
+    let mut changed = created.clone();
+    changed["data"]["k"] = "2".into();
+    let updated = admin.put(&url, changed.clone()).await.ok();
+    assert_ne!(updated["metadata"]["resourceVersion"], created["metadata"]["resourceVersion"]);
+    let message = admin.put(&url, changed).await.refused(409, "Conflict");
+    assert_eq!(
+        message,
+        "Operation cannot be fulfilled on configmaps \"x\": the object has been modified; please apply your changes to the latest version and try again"
+    );
+    let again = admin.put(&url, updated.clone()).await.ok();
+    assert_eq!(again, updated, "an update that changes nothing writes nothing");
+
+    let deleted = admin.delete(&url).await.ok();
+    assert_eq!(deleted["status"], "Success");
+    assert_eq!(
+        deleted["details"],
+        json!({"name": "x", "kind": "configmaps", "uid": created["metadata"]["uid"]})
+    );
+    let message = admin.get(&url).await.refused(404, "NotFound");
+    assert_eq!(message, "configmaps \"x\" not found");
+}
+
+#[tokio::test]
+async fn names_and_namespaces_are_checked() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    admin.post(MAPS, config_map("x", "1")).await.created();
+    let message = admin.post(MAPS, config_map("x", "1")).await.refused(409, "AlreadyExists");
+    assert_eq!(message, "configmaps \"x\" already exists");
+    let message = admin.post(MAPS, config_map("Not_Valid", "1")).await.refused(422, "Invalid");
+    assert!(message.starts_with("ConfigMap \"Not_Valid\" is invalid: metadata.name: Invalid value: \"Not_Valid\": a lowercase RFC 1123 subdomain"), "{message}");
+    let message = admin.post(MAPS, json!({"metadata": {}})).await.refused(422, "Invalid");
+    assert!(message.contains("name or generateName is required"), "{message}");
+    let message = admin
+        .post("/api/v1/namespaces/missing/configmaps", config_map("x", "1"))
+        .await
+        .refused(404, "NotFound");
+    assert_eq!(message, "namespaces \"missing\" not found");
+    let mut foreign = config_map("y", "1");
+    foreign["metadata"]["namespace"] = "b".into();
+    admin.post(MAPS, foreign).await.refused(400, "BadRequest");
+    admin.put(&format!("{MAPS}/z"), config_map("x", "1")).await.refused(400, "BadRequest");
+    let generated = admin.post(MAPS, json!({"metadata": {"generateName": "web-"}})).await.created();
+    let name = generated["metadata"]["name"].as_str().expect("a name");
+    assert!(name.starts_with("web-") && name.len() == 9, "{name}");
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let before = cluster.store.revision().await.expect("a revision");
+    let created = admin.post(&format!("{MAPS}?dryRun=All"), config_map("x", "1")).await.created();
+    assert!(created["metadata"]["uid"].is_string());
+    let service = json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}});
+    admin.post("/api/v1/namespaces/a/services?dryRun=All", service).await.created();
+    assert_eq!(cluster.store.revision().await.expect("a revision"), before);
+    admin.post(&format!("{MAPS}?dryRun=Some"), config_map("x", "1")).await.refused(422, "Invalid");
+    admin.post(MAPS, config_map("x", "1")).await.created();
+    admin.delete(&format!("{MAPS}/x?dryRun=All")).await.ok();
+    admin.get(&format!("{MAPS}/x")).await.ok();
+}
+
+#[tokio::test]
+async fn every_kind_of_patch_is_applied() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    admin.post(MAPS, config_map("x", "1")).await.created();
+    let url = format!("{MAPS}/x");
+    let patched =
+        admin.patch(&url, "json", json!([{"op": "add", "path": "/data/j", "value": "j"}])).await.ok();
+    assert_eq!(patched["data"], json!({"j": "j", "k": "1"}));
+    let patched = admin.patch(&url, "merge", json!({"data": {"k": null}})).await.ok();
+    assert_eq!(patched["data"], json!({"j": "j"}));
+    let patched =
+        admin.patch(&url, "strategic-merge", json!({"metadata": {"labels": {"l": "1"}}})).await.ok();
+    assert_eq!(patched["metadata"]["labels"], json!({"l": "1"}));
+    let stale = json!({"metadata": {"resourceVersion": "1"}, "data": {"k": "9"}});
+    admin.patch(&url, "merge", stale).await.refused(409, "Conflict");
+    admin.patch(&format!("{MAPS}/none"), "merge", json!({})).await.refused(404, "NotFound");
+    let apply = admin
+        .send(http::Method::PATCH, &url, &[("content-type", "application/apply-patch+yaml")], "{}")
+        .await;
+    apply.refused(415, "UnsupportedMediaType");
+}
+
+#[tokio::test]
+async fn concurrent_patches_all_land() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    admin.post(MAPS, config_map("x", "1")).await.created();
+    let patches = (0..20).map(|n| {
+        let admin = admin.clone();
+        tokio::spawn(async move {
+            admin.patch(&format!("{MAPS}/x"), "merge", json!({"data": {format!("n{n}"): "1"}})).await.ok();
+        })
+    });
+    for patch in patches.collect::<Vec<_>>() {
+        patch.await.expect("patches");
+    }
+    let all = admin.get(&format!("{MAPS}/x")).await.ok();
+    assert_eq!(all["data"].as_object().map(serde_json::Map::len), Some(21));
+}
+
+#[tokio::test]
+async fn preconditions_guard_a_deletion() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let created = admin.post(MAPS, config_map("x", "1")).await.created();
+    let delete = |body: serde_json::Value| {
+        let admin = admin.clone();
+        async move { admin.send(http::Method::DELETE, &format!("{MAPS}/x"), &[], body.to_string()).await }
+    };
+    let message = delete(json!({"preconditions": {"uid": "other"}})).await.refused(409, "Conflict");
+    assert!(
+        message.contains("the UID in the precondition (other) does not match the UID in record"),
+        "{message}"
+    );
+    let message = delete(json!({"preconditions": {"resourceVersion": "1"}})).await.refused(409, "Conflict");
+    assert!(message.contains("the ResourceVersion in the precondition (1) does not match"), "{message}");
+    delete(json!({"preconditions": {"uid": created["metadata"]["uid"]}})).await.ok();
+}
+
+#[tokio::test]
+async fn finalizers_hold_an_object_until_they_are_gone() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let mut map = config_map("x", "1");
+    map["metadata"]["finalizers"] = json!(["example.com/hold"]);
+    admin.post(MAPS, map).await.created();
+    let url = format!("{MAPS}/x");
+    let held = admin.delete(&url).await.ok();
+    assert!(held["metadata"]["deletionTimestamp"].is_string());
+    let more = json!({"metadata": {"finalizers": ["example.com/hold", "example.com/more"]}});
+    let message = admin.patch(&url, "merge", more).await.refused(422, "Invalid");
+    assert!(message.contains("no new finalizers can be added if the object is being deleted"), "{message}");
+    admin.patch(&url, "merge", json!({"metadata": {"finalizers": null}})).await.ok();
+    admin.get(&url).await.refused(404, "NotFound");
+}
+
+#[tokio::test]
+async fn propagation_sets_the_collectors_finalizers() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    for (policy, finalizer) in [("Foreground", "foregroundDeletion"), ("Orphan", "orphan")] {
+        admin.post(MAPS, config_map("x", "1")).await.created();
+        let url = format!("{MAPS}/x");
+        let held = admin.delete(&format!("{url}?propagationPolicy={policy}")).await.ok();
+        assert_eq!(held["metadata"]["finalizers"], json!([finalizer]));
+        admin.patch(&url, "merge", json!({"metadata": {"finalizers": null}})).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_namespace_terminates_once_it_is_finalized() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a";
+    assert_eq!(admin.get(url).await.ok()["status"]["phase"], "Active");
+    let mut going = admin.delete(url).await.ok();
+    assert_eq!(going["status"]["phase"], "Terminating");
+    let refused = admin.post(MAPS, config_map("x", "1")).await;
+    let message = refused.refused(403, "Forbidden");
+    assert_eq!(
+        message,
+        "configmaps \"x\" is forbidden: unable to create new content in namespace a because it is being terminated"
+    );
+    assert_eq!(refused.json()["details"]["causes"][0]["reason"], "NamespaceTerminating");
+    going["spec"]["finalizers"] = json!([]);
+    admin.put(&format!("{url}/finalize"), going).await.ok();
+    admin.get(url).await.refused(404, "NotFound");
+    admin.delete("/api/v1/namespaces/kube-system").await.refused(403, "Forbidden");
+}
+
+#[tokio::test]
+async fn status_and_spec_are_written_apart() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/apis/apps/v1/namespaces/a/deployments";
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": {"containers": [{"name": "c", "image": "nginx"}]}});
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "web"}}, "template": template},
+        "status": {"replicas": 7},
+    });
+    let created = admin.post(url, deployment).await.created();
+    assert_ne!(created["status"]["replicas"], 7, "a client cannot create a status");
+    assert_eq!(created["metadata"]["generation"], 1);
+    let url = format!("{url}/web");
+    let patch =
+        json!({"spec": {"replicas": 9}, "status": {"replicas": 2}, "metadata": {"annotations": {"a": "b"}}});
+    let patched = admin.patch(&format!("{url}/status"), "merge", patch).await.ok();
+    assert_eq!((&patched["spec"]["replicas"], &patched["status"]["replicas"]), (&json!(2), &json!(2)));
+    assert_eq!(patched["metadata"]["annotations"]["a"], "b");
+    let patched = admin
+        .patch(&url, "strategic-merge", json!({"spec": {"replicas": 3}, "status": {"replicas": 1}}))
+        .await
+        .ok();
+    assert_eq!((&patched["metadata"]["generation"], &patched["status"]["replicas"]), (&json!(2), &json!(2)));
+
+    let scale = admin.get(&format!("{url}/scale")).await.ok();
+    assert_eq!(
+        (&scale["kind"], &scale["spec"]["replicas"], &scale["status"]["selector"]),
+        (&json!("Scale"), &json!(3), &json!("app=web"))
+    );
+    admin.patch(&format!("{url}/scale"), "merge", json!({"spec": {"replicas": 5}})).await.ok();
+    assert_eq!(admin.get(&url).await.ok()["spec"]["replicas"], 5);
+    admin
+        .patch(&format!("{url}/scale"), "merge", json!({"spec": {"replicas": -1}}))
+        .await
+        .refused(422, "Invalid");
+}
+
+#[tokio::test]
+async fn bodies_are_checked_for_type_size_and_unknown_fields() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let post = |content_type: &'static str, url: String, body: String| {
+        let admin = admin.clone();
+        async move { admin.send(http::Method::POST, &url, &[("content-type", content_type)], body).await }
+    };
+    let yaml = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: from-yaml}\ndata: {k: v}\n";
+    post("application/yaml", MAPS.into(), yaml.into()).await.created();
+    post("application/vnd.kubernetes.protobuf", MAPS.into(), "k8s\0".into())
+        .await
+        .refused(415, "UnsupportedMediaType");
+    let large = config_map("large", &"x".repeat(3 << 20)).to_string();
+    post("application/json", MAPS.into(), large).await.refused(413, "RequestEntityTooLarge");
+    post("application/json", MAPS.into(), "{not json".into()).await.refused(400, "BadRequest");
+
+    let mut unknown = config_map("u", "1");
+    unknown["spec"] = json!({"foo": 1});
+    let strict =
+        post("application/json", format!("{MAPS}?fieldValidation=Strict"), unknown.to_string()).await;
+    let message = strict.refused(400, "BadRequest");
+    assert!(message.contains("strict decoding error: unknown field \"spec\""), "{message}");
+    let warned = post("application/json", MAPS.into(), unknown.to_string()).await;
+    warned.created();
+    assert_eq!(warned.headers["warning"], r#"299 - "unknown field \"spec\"""#);
+}
+
+#[tokio::test]
+async fn a_collection_is_deleted_by_selector() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    for n in 0..4 {
+        let mut map = config_map(&format!("m{n}"), "1");
+        map["metadata"]["labels"] = json!({"even": (n % 2 == 0).to_string()});
+        admin.post(MAPS, map).await.created();
+    }
+    let deleted = admin.delete(&format!("{MAPS}?labelSelector=even%3Dtrue")).await.ok();
+    assert_eq!(
+        (&deleted["kind"], deleted["items"].as_array().map(Vec::len)),
+        (&json!("ConfigMapList"), Some(2))
+    );
+    let left = admin.get(MAPS).await.ok();
+    assert_eq!(left["items"].as_array().map(Vec::len), Some(2));
+    admin.delete("/api/v1/namespaces").await.refused(405, "MethodNotAllowed");
+}
+
+#[tokio::test]
+async fn a_lease_is_created_by_an_update() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/apis/coordination.k8s.io/v1/namespaces/a/leases/l";
+    let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "l"}, "spec": {}});
+    admin.put(url, lease.clone()).await.created();
+    let message = admin.put(url, lease).await.refused(422, "Invalid");
+    assert!(
+        message.ends_with("metadata.resourceVersion: Invalid value: 0: must be specified for an update"),
+        "{message}"
+    );
+    admin.put(&format!("{MAPS}/none"), config_map("none", "1")).await.refused(404, "NotFound");
+}

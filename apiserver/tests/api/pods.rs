@@ -1,0 +1,123 @@
+//! Pods: admission, binding, graceful deletion, eviction; Services and their addresses; Events.
+
+use serde_json::json;
+
+use crate::fixture::{Cluster, pod};
+
+const PODS: &str = "/api/v1/namespaces/a/pods";
+
+#[tokio::test]
+async fn a_pod_is_completed_as_upstream_does() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let created = admin.post(PODS, pod("p")).await.created();
+    let spec = &created["spec"];
+    assert_eq!(
+        (&spec["serviceAccountName"], &spec["serviceAccount"]),
+        (&json!("default"), &json!("default"))
+    );
+    assert_eq!((&spec["priority"], &spec["preemptionPolicy"]), (&json!(0), &json!("PreemptLowerPriority")));
+    let tolerations = spec["tolerations"].as_array().expect("tolerations");
+    assert_eq!(tolerations.len(), 2);
+    assert_eq!(tolerations[0]["tolerationSeconds"], 300);
+    let volume = &spec["volumes"][0];
+    assert!(volume["name"].as_str().is_some_and(|name| name.starts_with("kube-api-access-")));
+    assert_eq!(volume["projected"]["sources"][0]["serviceAccountToken"]["expirationSeconds"], 3607);
+    let mount = &spec["containers"][0]["volumeMounts"][0];
+    assert_eq!(mount["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!(created["status"]["phase"], "Pending");
+    assert_eq!(created["status"]["qosClass"], "BestEffort");
+
+    let mut other = pod("q");
+    other["spec"]["serviceAccountName"] = "missing".into();
+    let message = admin.post(PODS, other).await.refused(403, "Forbidden");
+    assert_eq!(
+        message,
+        "pods \"q\" is forbidden: error looking up service account a/missing: serviceaccount \"missing\" not found"
+    );
+    let mut critical = pod("r");
+    critical["spec"]["priorityClassName"] = "system-node-critical".into();
+    assert_eq!(admin.post(PODS, critical).await.created()["spec"]["priority"], 2_000_001_000);
+    let mut unknown = pod("s");
+    unknown["spec"]["priorityClassName"] = "none".into();
+    let message = admin.post(PODS, unknown).await.refused(403, "Forbidden");
+    assert_eq!(message, "pods \"s\" is forbidden: no PriorityClass with name none was found");
+}
+
+#[tokio::test]
+async fn a_pod_is_bound_once_and_deleted_gracefully() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    admin.post(PODS, pod("p")).await.created();
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "one"}});
+    admin.post(&format!("{PODS}/p/binding"), binding.clone()).await.created();
+    let bound = admin.get(&format!("{PODS}/p")).await.ok();
+    assert_eq!(bound["spec"]["nodeName"], "one");
+    let conditions = bound["status"]["conditions"].as_array().expect("conditions");
+    assert!(conditions.iter().any(|c| c["type"] == "PodScheduled" && c["status"] == "True"));
+    let message = admin.post(&format!("{PODS}/p/binding"), binding).await.refused(409, "Conflict");
+    assert!(message.ends_with("pod p is already assigned to node \"one\""), "{message}");
+
+    let going = admin.delete(&format!("{PODS}/p")).await.ok();
+    assert_eq!(going["metadata"]["deletionGracePeriodSeconds"], 30);
+    assert_eq!(admin.delete(&format!("{PODS}/p")).await.ok(), going, "a second deletion changes nothing");
+    let gone = admin.delete(&format!("{PODS}/p?gracePeriodSeconds=0")).await.ok();
+    assert_eq!(gone["kind"], "Pod");
+    admin.get(&format!("{PODS}/p")).await.refused(404, "NotFound");
+
+    admin.post(PODS, pod("q")).await.created();
+    admin.delete(&format!("{PODS}/q")).await.ok();
+    admin.get(&format!("{PODS}/q")).await.refused(404, "NotFound");
+}
+
+#[tokio::test]
+async fn an_eviction_asks_the_budget() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let mut labelled = pod("p");
+    labelled["metadata"]["labels"] = json!({"app": "web"});
+    admin.post(PODS, labelled).await.created();
+    admin.patch(&format!("{PODS}/p/status"), "merge", json!({"status": {"phase": "Running"}})).await.ok();
+    let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
+    let url = "/apis/policy/v1/namespaces/a/poddisruptionbudgets";
+    admin.post(url, budget).await.created();
+    let status = json!({"status": {"observedGeneration": 1, "disruptionsAllowed": 0, "desiredHealthy": 1, "currentHealthy": 1, "expectedPods": 1}});
+    admin.patch(&format!("{url}/b/status"), "merge", status).await.ok();
+    let eviction = json!({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "p"}});
+    let message =
+        admin.post(&format!("{PODS}/p/eviction"), eviction.clone()).await.refused(429, "TooManyRequests");
+    assert_eq!(message, "Cannot evict pod as it would violate the pod's disruption budget.");
+    admin.patch(&format!("{url}/b/status"), "merge", json!({"status": {"disruptionsAllowed": 1}})).await.ok();
+    admin.post(&format!("{PODS}/p/eviction"), eviction).await.created();
+}
+
+#[tokio::test]
+async fn a_service_gets_an_address_and_gives_it_back() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/services";
+    let service = |ip: Option<&str>| {
+        let mut service =
+            json!({"metadata": {"name": "s"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}});
+        if let Some(ip) = ip {
+            service["spec"]["clusterIP"] = ip.into();
+        }
+        service
+    };
+    let created = admin.post(url, service(None)).await.created();
+    let ip = created["spec"]["clusterIP"].as_str().expect("an address").to_owned();
+    assert!(created["spec"]["ports"][0]["nodePort"].as_u64().is_some_and(|port| port >= 30000));
+    let without =
+        json!({"metadata": {"name": "s"}, "spec": {"type": "LoadBalancer", "ports": [{"port": 80}]}});
+    let updated = admin.put(&format!("{url}/s"), without).await.ok();
+    assert_eq!(updated["spec"], created["spec"], "an update that leaves out what was allocated keeps it");
+    let mut other = service(Some(&ip));
+    other["metadata"]["name"] = "t".into();
+    let message = admin.post(url, other.clone()).await.refused(422, "Invalid");
+    assert!(message.contains("provided IP is already allocated"), "{message}");
+    admin.delete(&format!("{url}/s")).await.ok();
+    admin.post(url, other).await.created();
+    let mut external = service(None);
+    external["spec"]["externalIPs"] = json!(["203.0.113.7"]);
+    admin.post(url, external).await.refused(403, "Forbidden");
+}

@@ -1,0 +1,42 @@
+use std::io;
+use std::path::PathBuf;
+
+/// A failed operation on a control group, with the file or group that it failed on.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error("cgroup path {path:?} is not a relative path of plain names")]
+    InvalidPath { path: String },
+    #[error("no control groups at {root}: mount cgroup2 there, or the cgroup v1 controllers below it")]
+    NotMounted { root: PathBuf },
+    #[error("cgroup v1 controllers missing below {root}: {missing}; enable them on the kernel command line")]
+    MissingControllers { root: PathBuf, missing: String },
+    #[error("create cgroup {path}")]
+    Create { path: PathBuf, source: io::Error },
+    #[error("write {value:?} to {file}")]
+    Write { file: PathBuf, value: String, source: io::Error },
+    #[error("read {file}")]
+    Read { file: PathBuf, source: io::Error },
+    #[error("{file} does not hold {wanted}")]
+    Parse { file: PathBuf, wanted: &'static str },
+    #[error("remove cgroup {path}")]
+    Remove { path: PathBuf, source: io::Error },
+    #[error("cgroup {path} still has processes after SIGKILL: {pids:?}")]
+    StillAlive { path: String, pids: Vec<u32> },
+}
+
+impl Error {
+    /// Whether the group, or the process that was to be added, is not there.
+    pub fn is_not_found(&self) -> bool {
+        let (Error::Create { source, .. }
+        | Error::Write { source, .. }
+        | Error::Read { source, .. }
+        | Error::Remove { source, .. }) = self
+        else {
+            return false;
+        };
+        // ENODEV is what reads of a file answer whose group has been removed since it was opened; ESRCH is
+        // what a write of a dead process's ID to `cgroup.procs` answers.
+        source.kind() == io::ErrorKind::NotFound || matches!(source.raw_os_error(), Some(19 | 3))
+    }
+}

@@ -1,0 +1,128 @@
+//! The unified hierarchy, over a tree of plain files.
+
+#![allow(clippy::unwrap_used)] // a helper of a test may panic as a test may
+
+use std::fs;
+use std::path::Path;
+
+use skiff_cgroup::{Cgroups, Freeze, Limits, Usage, Version};
+
+const PATH: &str = "skiff/kubepods/podx";
+
+/// The files that the kernel would put into each group.
+fn fake(root: &Path, group: &str) {
+    let directory = root.join(group);
+    fs::create_dir_all(&directory).unwrap();
+    for (file, text) in [
+        ("cgroup.controllers", "cpuset cpu io memory pids rdma\n"),
+        ("cgroup.subtree_control", ""),
+        ("cgroup.procs", ""),
+        ("cgroup.threads", ""),
+        ("cgroup.type", "domain\n"),
+        ("cgroup.freeze", "0\n"),
+        ("cpu.weight", "100\n"),
+        ("cpu.max", "max 100000\n"),
+        ("memory.max", "max\n"),
+        ("pids.max", "max\n"),
+    ] {
+        fs::write(directory.join(file), text).unwrap();
+    }
+}
+
+fn tree() -> (tempfile::TempDir, Cgroups) {
+    let root = tempfile::tempdir().unwrap();
+    for group in ["", "skiff", "skiff/kubepods", PATH] {
+        fake(root.path(), group);
+    }
+    let cgroups = Cgroups::at(root.path()).unwrap();
+    assert_eq!(cgroups.version(), Version::V2);
+    (root, cgroups)
+}
+
+fn read(root: &Path, file: &str) -> String {
+    fs::read_to_string(root.join(PATH).join(file)).unwrap()
+}
+
+#[test]
+fn limits_are_written_as_v2_spells_them() {
+    let (root, cgroups) = tree();
+    let limits = Limits {
+        cpu_shares: Some(1024),
+        cpu_quota_us: Some(50_000),
+        cpu_period_us: None,
+        memory_bytes: Some(1 << 20),
+        pids: Some(-1),
+    };
+    cgroups.create(PATH, &limits).unwrap();
+    assert!(read(root.path(), "cpu.weight").starts_with("100"));
+    assert_eq!(read(root.path(), "cpu.max"), "50000 100000");
+    assert!(read(root.path(), "memory.max").starts_with("1048576"));
+    assert!(read(root.path(), "pids.max").starts_with("max"));
+}
+
+#[test]
+fn controllers_are_handed_down_from_the_root_to_the_parent() {
+    let (root, cgroups) = tree();
+    cgroups.create(PATH, &Limits::default()).unwrap();
+    for group in ["", "skiff", "skiff/kubepods"] {
+        let handed = fs::read_to_string(root.path().join(group).join("cgroup.subtree_control")).unwrap();
+        assert_eq!(handed, "+cpuset +cpu +io +memory +pids", "{group:?}");
+    }
+    assert_eq!(read(root.path(), "cgroup.subtree_control"), "");
+}
+
+#[test]
+fn a_threaded_group_gets_only_controllers_that_threads_can_have() {
+    let (root, cgroups) = tree();
+    fake(root.path(), "skiff/kubepods/podx/c1");
+    let group = cgroups.group(PATH).unwrap().create_threaded("c1").unwrap();
+    group.add_thread(42).unwrap();
+    assert_eq!(read(root.path(), "cgroup.subtree_control"), "+cpuset +cpu +pids");
+    assert!(read(root.path(), "c1/cgroup.type").starts_with("threaded"));
+    assert_eq!(read(root.path(), "c1/cgroup.threads"), "42");
+}
+
+#[test]
+fn usage_is_read_and_the_inactive_file_cache_is_not_working_set() {
+    let (root, cgroups) = tree();
+    for (file, text) in [
+        ("cpu.stat", "usage_usec 7\nuser_usec 5\n"),
+        ("memory.current", "1000\n"),
+        ("memory.peak", "2000\n"),
+        ("memory.stat", "anon 300\nfile 600\ninactive_file 400\npgfault 9\npgmajfault 2\n"),
+        ("memory.events", "low 0\noom 4\noom_kill 3\noom_group_kill 0\n"),
+        ("pids.current", "5\n"),
+    ] {
+        fs::write(root.path().join(PATH).join(file), text).unwrap();
+    }
+    let usage = cgroups.group(PATH).unwrap().usage().unwrap();
+    let expected = Usage {
+        cpu_ns: 7000,
+        memory_bytes: 1000,
+        working_set_bytes: 600,
+        memory_peak_bytes: 2000,
+        rss_bytes: 300,
+        page_faults: 9,
+        major_page_faults: 2,
+        n_pids: 5,
+        n_oom_kills: 3,
+    };
+    assert_eq!(usage, expected);
+}
+
+#[test]
+fn freezing_and_pids_go_through_the_group_files() {
+    let (root, cgroups) = tree();
+    let group = cgroups.group(PATH).unwrap();
+    group.freeze(Freeze::Frozen).unwrap();
+    assert!(read(root.path(), "cgroup.freeze").starts_with('1'));
+    fs::write(root.path().join(PATH).join("cgroup.procs"), "3\n2\n3\n").unwrap();
+    assert_eq!(group.pids().unwrap(), [2, 3]);
+}
+
+#[test]
+fn a_directory_without_hierarchies_is_refused() {
+    let root = tempfile::tempdir().unwrap();
+    assert!(Cgroups::at(root.path()).is_err());
+    assert!(Cgroups::at(&root.path().join("none")).is_err());
+}

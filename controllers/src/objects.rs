@@ -1,0 +1,80 @@
+//! What several controllers ask of objects.
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use kube::Resource;
+use skiff_client::ObjectKey;
+
+/// A reference that makes `owner` the one controller of what carries it.
+pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name: owner.meta().name.clone().unwrap_or_default(),
+        uid: owner.meta().uid.clone().unwrap_or_default(),
+        controller: Some(true),
+        block_owner_deletion: Some(true),
+    }
+}
+
+pub(crate) fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
+    meta.owner_references.iter().flatten().find(|r| r.controller == Some(true))
+}
+
+/// The key of the controller of a kind that an object has, if it has one.
+pub(crate) fn controller_key(meta: &ObjectMeta, kind: &str) -> Option<ObjectKey> {
+    let owner = controller_of(meta).filter(|r| r.kind == kind)?;
+    Some(ObjectKey::new(meta.namespace.clone().unwrap_or_default(), &owner.name))
+}
+
+pub(crate) fn is_controlled_by(meta: &ObjectMeta, uid: &str) -> bool {
+    controller_of(meta).is_some_and(|r| r.uid == uid)
+}
+
+pub(crate) fn uid(meta: &ObjectMeta) -> &str {
+    meta.uid.as_deref().unwrap_or_default()
+}
+
+/// Whether labels satisfy a selector. An empty selector, which validation refuses, selects nothing here.
+pub(crate) fn selects(selector: &LabelSelector, meta: &ObjectMeta) -> bool {
+    let Ok(json) = serde_json::to_value(selector) else { return false };
+    let Ok(parsed) = skiff_api::LabelSelector::from_json(&json) else { return false };
+    let labels = meta.labels.as_ref();
+    !parsed.is_empty() && parsed.matches(|key| labels.and_then(|l| l.get(key)).map(String::as_str))
+}
+
+pub(crate) fn pod_condition<'p>(pod: &'p Pod, type_: &str) -> Option<&'p PodCondition> {
+    pod.status.as_ref()?.conditions.as_ref()?.iter().find(|c| c.type_ == type_)
+}
+
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    pod_condition(pod, "Ready").is_some_and(|c| c.status == "True")
+}
+
+/// Ready for at least so many seconds; if not yet, when it will be.
+pub(crate) fn available_in_s(pod: &Pod, min_ready_s: i64, now: Timestamp) -> Option<i64> {
+    let ready = pod_condition(pod, "Ready").filter(|c| c.status == "True")?;
+    if min_ready_s == 0 {
+        return Some(0);
+    }
+    let since = ready.last_transition_time.as_ref().map_or(now, |t| t.0);
+    Some((since.as_second() + min_ready_s - now.as_second()).max(0))
+}
+
+/// Neither ended nor on its way out.
+pub(crate) fn is_active(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !has_ended(pod)
+}
+
+pub(crate) fn has_ended(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|s| s.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// Seven to ten characters that stand for a pod template: upstream's alphabet, so that names look as everywhere.
+pub(crate) fn template_hash(template: &serde_json::Value, n_collisions: i32) -> String {
+    use sha2::{Digest as _, Sha256};
+    const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
+    let digest = Sha256::digest(format!("{template}{n_collisions}"));
+    digest.iter().take(10).map(|byte| char::from(ALPHABET[usize::from(*byte) % ALPHABET.len()])).collect()
+}

@@ -1,0 +1,170 @@
+//! Which pods go first, and what the status says. Pure.
+
+use std::cmp::Reverse;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::Value;
+
+use crate::objects::{available_in_s, is_active, is_ready};
+
+const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
+
+/// The pods that are missed least: not on a node, not running, not ready, cheap to delete, youngest, most restarted.
+///
+/// Source: upstream's `ActivePodsWithRanks`.
+pub(super) fn to_delete<'p>(pods: &[&'p Arc<Pod>], count: usize) -> Vec<&'p Arc<Pod>> {
+    let rank = |pod: &Pod| {
+        let assigned = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty());
+        let phase = match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
+            Some("Running") => 2,
+            Some("Unknown") => 1,
+            _ => 0,
+        };
+        let annotations = pod.metadata.annotations.as_ref();
+        let cost: i32 = annotations.and_then(|a| a.get(DELETION_COST)).and_then(|c| c.parse().ok()).unwrap_or(0);
+        let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+        let restarts = statuses.map(|s| s.restart_count).max().unwrap_or(0);
+        let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+        (assigned, phase, is_ready(pod), cost, Reverse(restarts), Reverse(created))
+    };
+    let mut sorted = pods.to_vec();
+    sorted.sort_by_key(|pod| rank(pod));
+    sorted.truncate(count);
+    sorted
+}
+
+pub(super) struct Counted {
+    pub(super) status: ReplicaSetStatus,
+    /// When the next ready pod will have been ready for long enough.
+    pub(super) next_available_s: Option<u64>,
+}
+
+pub(super) fn status(
+    set: &ReplicaSet,
+    pods: &[Arc<Pod>],
+    failure: Option<&kube::Error>,
+    now: Timestamp,
+) -> Counted {
+    let spec = set.spec.clone().unwrap_or_default();
+    let min_ready_s = i64::from(spec.min_ready_seconds.unwrap_or(0));
+    let labels = spec.template.and_then(|t| t.metadata).and_then(|m| m.labels).unwrap_or_default();
+    let (mut total, mut labelled, mut ready, mut available) = (0, 0, 0, 0);
+    let mut next_available_s = None;
+    for pod in pods.iter().filter(|p| is_active(p)) {
+        total += 1;
+        let of_pod = pod.metadata.labels.as_ref();
+        labelled += i32::from(labels.iter().all(|(k, v)| of_pod.and_then(|l| l.get(k)) == Some(v)));
+        ready += i32::from(is_ready(pod));
+        match available_in_s(pod, min_ready_s, now) {
+            Some(0) => available += 1,
+            Some(seconds) => {
+                let seconds = u64::try_from(seconds).unwrap_or(0);
+                next_available_s = Some(next_available_s.map_or(seconds, |n: u64| n.min(seconds)));
+            }
+            None => {}
+        }
+    }
+    let old = set.status.clone().unwrap_or_default();
+    let positive = |count: i32| (count > 0).then_some(count);
+    let status = ReplicaSetStatus {
+        replicas: total,
+        fully_labeled_replicas: positive(labelled),
+        ready_replicas: positive(ready),
+        available_replicas: positive(available),
+        observed_generation: set.metadata.generation,
+        conditions: conditions(&old, failure, now),
+        terminating_replicas: old.terminating_replicas,
+    };
+    Counted { status, next_available_s }
+}
+
+fn conditions(
+    old: &ReplicaSetStatus,
+    failure: Option<&kube::Error>,
+    now: Timestamp,
+) -> Option<Vec<ReplicaSetCondition>> {
+    let mut conditions = old.conditions.clone().unwrap_or_default();
+    match failure {
+        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
+        Some(_) if conditions.iter().any(|c| c.type_ == "ReplicaFailure") => {}
+        Some(error) => conditions.push(ReplicaSetCondition {
+            type_: "ReplicaFailure".into(),
+            status: "True".into(),
+            reason: Some("FailedCreate".into()),
+            message: Some(text(error)),
+            last_transition_time: Some(Time(now)),
+        }),
+    }
+    Some(conditions).filter(|c| !c.is_empty())
+}
+
+/// What the API server said, without the client's wrapping.
+pub(super) fn text(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
+}
+
+/// Adds `null` for every field of the status that there was and is no more.
+pub(super) fn with_nulls(mut patch: Value, old: Option<&ReplicaSetStatus>) -> Value {
+    let old = old.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
+    for field in old.as_object().into_iter().flatten().map(|(name, _)| name) {
+        if patch["status"][field].is_null() {
+            patch["status"][field] = Value::Null;
+        }
+    }
+    patch
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn pod(name: &str, node: &str, phase: &str, ready: bool, created_s: i64) -> Arc<Pod> {
+        let created = Timestamp::from_second(created_s).unwrap();
+        Arc::new(
+            serde_json::from_value(json!({
+                "metadata": {"name": name, "creationTimestamp": created.to_string()},
+                "spec": {"nodeName": node, "containers": []},
+                "status": {"phase": phase, "conditions": [{"type": "Ready", "status": if ready { "True" } else { "False" },
+                    "lastTransitionTime": created.to_string()}]},
+            }))
+            .unwrap(),
+        )
+    }
+
+    #[test]
+    fn the_pod_that_is_missed_least_goes_first() {
+        let pods = [
+            pod("old", "n", "Running", true, 100),
+            pod("young", "n", "Running", true, 200),
+            pod("unready", "n", "Running", false, 100),
+            pod("pending", "n", "Pending", false, 100),
+            pod("unbound", "", "Pending", false, 100),
+        ];
+        let pods: Vec<&Arc<Pod>> = pods.iter().collect();
+        let order: Vec<&str> =
+            to_delete(&pods, 5).iter().map(|p| p.metadata.name.as_deref().unwrap()).collect();
+        assert_eq!(order, ["unbound", "pending", "unready", "young", "old"]);
+    }
+
+    #[test]
+    fn a_pod_is_available_once_it_has_been_ready_for_long_enough() {
+        let set: ReplicaSet = serde_json::from_value(json!({"metadata": {"generation": 3},
+            "spec": {"minReadySeconds": 10, "selector": {}}}))
+        .unwrap();
+        let pods = [pod("a", "n", "Running", true, 100), pod("b", "n", "Running", true, 95)];
+        let counted = status(&set, &pods, None, Timestamp::from_second(105).unwrap());
+        assert_eq!(counted.status.ready_replicas, Some(2));
+        assert_eq!(counted.status.available_replicas, Some(1));
+        assert_eq!(counted.next_available_s, Some(5));
+        assert_eq!(counted.status.observed_generation, Some(3));
+    }
+}

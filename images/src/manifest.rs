@@ -1,0 +1,312 @@
+//! What manifests, indexes and configs say, and the choice of platform and runtime.
+//!
+//! OCI image spec 1.1 and Docker's schema 2, read leniently: registries are full of images whose optional
+//! fields are `null`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use crate::PullCause;
+use crate::name::Digest;
+
+pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
+pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
+pub(crate) const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
+pub(crate) const WASM_LAYER: &str = "application/wasm";
+/// What `wasm-to-oci` and early runtimes pushed.
+pub(crate) const OLD_WASM_LAYER: &str = "application/vnd.wasm.content.layer.v1+wasm";
+
+/// Kubernetes' architecture names for this machine.
+pub(crate) const HOST_ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
+    "amd64"
+} else if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    std::env::consts::ARCH
+};
+
+/// Which runtime an image is for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ImageKind {
+    /// A root filesystem of Linux programs.
+    Linux,
+    /// A WebAssembly module or component.
+    Wasm { module: WasmModule },
+}
+
+/// Where a Wasm image keeps its module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum WasmModule {
+    /// A blob of its own: Wasm OCI artifacts.
+    Blob { digest: Digest },
+    /// A file of the layers, named by the entrypoint: images built for the `wasi/wasm` platform.
+    File { path: String },
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Descriptor {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) media_type: String,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) platform: Option<Platform>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Platform {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) architecture: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) os: String,
+}
+
+impl Platform {
+    fn is_host(&self) -> bool {
+        self.os == "linux" && self.architecture == HOST_ARCHITECTURE
+    }
+
+    fn is_wasm(&self) -> bool {
+        matches!(self.architecture.as_str(), "wasm" | "wasm32")
+            || matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2")
+    }
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Manifest {
+    pub(crate) schema_version: u32,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) media_type: String,
+    pub(crate) config: Descriptor,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) layers: Vec<Descriptor>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct Index {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) manifests: Vec<Descriptor>,
+}
+
+/// What a digest's JSON turned out to be.
+pub(crate) enum Document {
+    Index(Index),
+    Manifest(Manifest),
+}
+
+/// Reads an index or a manifest; its own `mediaType` is optional in OCI, its fields tell.
+pub(crate) fn parse(bytes: &[u8], digest: &Digest) -> Result<Document, PullCause> {
+    #[derive(Deserialize)]
+    struct Shape {
+        #[serde(default)]
+        manifests: Option<serde::de::IgnoredAny>,
+        #[serde(default)]
+        config: Option<serde::de::IgnoredAny>,
+    }
+    let invalid =
+        |detail: String| PullCause::Invalid { what: "manifest", digest: digest.to_string(), detail };
+    let shape: Shape = serde_json::from_slice(bytes).map_err(|err| invalid(err.to_string()))?;
+    match shape {
+        Shape { manifests: Some(_), config: Some(_) } => {
+            // The confusion attack of CVE-2021-41190.
+            Err(invalid("is both an index and a manifest".to_owned()))
+        }
+        Shape { manifests: Some(_), .. } => {
+            serde_json::from_slice(bytes).map(Document::Index).map_err(|err| invalid(err.to_string()))
+        }
+        Shape { config: Some(_), .. } => {
+            serde_json::from_slice(bytes).map(Document::Manifest).map_err(|err| invalid(err.to_string()))
+        }
+        _ => Err(invalid("schema 1 manifests and artifacts without a config are not supported".to_owned())),
+    }
+}
+
+impl Index {
+    /// This machine's Linux image if there is one, else a Wasm one.
+    pub(crate) fn choose(&self, digest: &Digest) -> Result<&Descriptor, PullCause> {
+        let by = |matches: fn(&Platform) -> bool| {
+            self.manifests.iter().find(|entry| entry.platform.as_ref().is_some_and(matches))
+        };
+        let only_one = || match self.manifests.as_slice() {
+            [only] if only.platform.is_none() => Some(only),
+            _ => None,
+        };
+        by(Platform::is_host)
+            .or_else(|| by(Platform::is_wasm))
+            .or_else(only_one)
+            .ok_or_else(|| PullCause::NoPlatform { digest: digest.to_string() })
+    }
+}
+
+/// An image's config: what its author says about running it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ImageConfig {
+    #[serde(default, deserialize_with = "or_default")]
+    pub architecture: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub os: String,
+    #[serde(default, deserialize_with = "or_default")]
+    pub created: Option<String>,
+    #[serde(default, deserialize_with = "or_default")]
+    pub config: RunConfig,
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) rootfs: RootFs,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct RootFs {
+    #[serde(default, deserialize_with = "or_default")]
+    pub(crate) diff_ids: Vec<Digest>,
+}
+
+/// The defaults for a container of the image.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct RunConfig {
+    #[serde(deserialize_with = "or_default")]
+    pub user: String,
+    #[serde(deserialize_with = "or_default")]
+    pub exposed_ports: BTreeMap<String, serde_json::Value>,
+    /// `KEY=value`.
+    #[serde(deserialize_with = "or_default")]
+    pub env: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub entrypoint: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub cmd: Vec<String>,
+    #[serde(deserialize_with = "or_default")]
+    pub volumes: BTreeMap<String, serde_json::Value>,
+    #[serde(deserialize_with = "or_default")]
+    pub working_dir: String,
+    #[serde(deserialize_with = "or_default")]
+    pub labels: BTreeMap<String, String>,
+    /// `SIGTERM`, `TERM` or a number; empty for the default.
+    #[serde(deserialize_with = "or_default")]
+    pub stop_signal: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthcheck: Option<Healthcheck>,
+}
+
+/// Docker's health check; Kubernetes does not run it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct Healthcheck {
+    #[serde(deserialize_with = "or_default")]
+    pub test: Vec<String>,
+}
+
+/// Decides the runtime from the manifest and, where that leaves it open, the config's platform.
+pub(crate) fn kind(
+    manifest: &Manifest,
+    config: &ImageConfig,
+    digest: &Digest,
+) -> Result<ImageKind, PullCause> {
+    let is_module = |layer: &&Descriptor| matches!(layer.media_type.as_str(), WASM_LAYER | OLD_WASM_LAYER);
+    if let Some(layer) = manifest.layers.iter().find(is_module) {
+        return Ok(ImageKind::Wasm { module: WasmModule::Blob { digest: layer.digest.clone() } });
+    }
+    if manifest.config.media_type == WASM_CONFIG {
+        let detail = format!("a Wasm artifact without a layer of type {WASM_LAYER}");
+        return Err(PullCause::Invalid { what: "manifest", digest: digest.to_string(), detail });
+    }
+    let platform = Platform { architecture: config.architecture.clone(), os: config.os.clone() };
+    if platform.is_wasm() {
+        let run = &config.config;
+        let path = run.entrypoint.first().or(run.cmd.first()).cloned().unwrap_or_default();
+        return Ok(ImageKind::Wasm { module: WasmModule::File { path } });
+    }
+    let unknown = platform.os.is_empty() && platform.architecture.is_empty();
+    if platform.is_host() || unknown {
+        return Ok(ImageKind::Linux);
+    }
+    Err(PullCause::NoPlatform { digest: digest.to_string() })
+}
+
+/// `null` where the format has an empty list, map or string.
+fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest() -> Digest {
+        Digest::of(b"x")
+    }
+
+    fn index(platforms: &[(&str, &str)]) -> Index {
+        let manifests = platforms.iter().map(|(os, architecture)| Descriptor {
+            media_type: OCI_MANIFEST.to_owned(),
+            digest: Digest::of(os.as_bytes()),
+            size: 1,
+            platform: Some(Platform { os: (*os).to_owned(), architecture: (*architecture).to_owned() }),
+            annotations: BTreeMap::new(),
+        });
+        Index { manifests: manifests.collect() }
+    }
+
+    #[test]
+    fn linux_of_this_machine_comes_before_wasm_and_wasm_before_nothing() {
+        let both = index(&[("wasi", "wasm"), ("unknown", "unknown"), ("linux", HOST_ARCHITECTURE)]);
+        assert_eq!(both.choose(&digest()).unwrap().digest, Digest::of(b"linux"));
+        let wasm = index(&[("linux", "s390x"), ("wasip1", "wasm")]);
+        assert_eq!(wasm.choose(&digest()).unwrap().digest, Digest::of(b"wasip1"));
+        assert!(index(&[("linux", "s390x"), ("unknown", "unknown")]).choose(&digest()).is_err());
+        assert!(index(&[]).choose(&digest()).is_err());
+    }
+
+    fn kind_of(manifest: serde_json::Value, config: serde_json::Value) -> Result<ImageKind, PullCause> {
+        let bytes = serde_json::to_vec(&manifest).unwrap();
+        let Document::Manifest(manifest) = parse(&bytes, &digest())? else { panic!("an index") };
+        kind(&manifest, &serde_json::from_value(config).unwrap(), &digest())
+    }
+
+    fn manifest(config_type: &str, layer_type: &str) -> serde_json::Value {
+        serde_json::json!({
+            "schemaVersion": 2,
+            "config": {"mediaType": config_type, "digest": digest(), "size": 2},
+            "layers": [{"mediaType": layer_type, "digest": Digest::of(b"layer"), "size": 3, "annotations": null}],
+        })
+    }
+
+    #[test]
+    fn every_form_of_wasm_image_is_recognised() {
+        let blob = ImageKind::Wasm { module: WasmModule::Blob { digest: Digest::of(b"layer") } };
+        let none = serde_json::json!({});
+        assert_eq!(kind_of(manifest(WASM_CONFIG, WASM_LAYER), none.clone()).unwrap(), blob);
+        let old = manifest("application/vnd.wasm.config.v1+json", OLD_WASM_LAYER);
+        assert_eq!(kind_of(old, none.clone()).unwrap(), blob);
+        let platform =
+            serde_json::json!({"os": "wasi", "architecture": "wasm", "config": {"Entrypoint": ["/a.wasm"]}});
+        let file = ImageKind::Wasm { module: WasmModule::File { path: "/a.wasm".to_owned() } };
+        assert_eq!(kind_of(manifest(OCI_CONFIG, OCI_LAYER), platform).unwrap(), file);
+        assert!(kind_of(manifest(WASM_CONFIG, OCI_LAYER), none).is_err());
+    }
+
+    #[test]
+    fn an_image_for_another_machine_is_refused() {
+        let other = serde_json::json!({"os": "linux", "architecture": "s390x", "config": null});
+        assert!(matches!(kind_of(manifest(OCI_CONFIG, OCI_LAYER), other), Err(PullCause::NoPlatform { .. })));
+    }
+
+    #[test]
+    fn a_document_that_is_index_and_manifest_at_once_is_refused() {
+        let mut both = manifest(OCI_CONFIG, OCI_LAYER);
+        both["manifests"] = serde_json::json!([]);
+        assert!(parse(&serde_json::to_vec(&both).unwrap(), &digest()).is_err());
+        assert!(parse(b"{}", &digest()).is_err());
+        assert!(parse(b"not json", &digest()).is_err());
+    }
+}

@@ -1,0 +1,120 @@
+//! The store over real files: import, names, garbage, and a crash in the middle.
+#![allow(clippy::unwrap_used)] // a helper of a test may panic as a test may
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+use skiff_images::{Error, ImageKind, Images, Registries, fixture};
+
+fn open(root: &Path) -> Arc<Images> {
+    Images::open(&root.join("store"), Registries::default()).unwrap()
+}
+
+async fn import(images: &Arc<Images>, root: &Path, name: &str, layer: &[u8]) -> Arc<skiff_images::Image> {
+    let archive = root.join("image.tar");
+    fixture::image_archive(&archive, name, &json!({"Env": ["A=b"]}), &[layer.to_vec()]).unwrap();
+    images.import(&archive, None).await.unwrap().remove(0)
+}
+
+fn layer(content: &str) -> Vec<u8> {
+    fixture::Layer::default().file("f", 0o644, content.as_bytes()).unwrap().finish().unwrap()
+}
+
+#[tokio::test]
+async fn an_imported_image_is_found_by_name_id_and_digest_also_after_a_restart() {
+    let root = tempfile::tempdir().unwrap();
+    let image = import(&open(root.path()), root.path(), "app:1", &layer("one")).await;
+    let images = open(root.path());
+    let digest_name = image.digests.first().unwrap().clone();
+    for reference in
+        ["app:1", "docker.io/library/app:1", &image.id, &image.id[7..], &image.manifest, &digest_name]
+    {
+        assert_eq!(images.resolve(reference).unwrap(), image, "{reference}");
+    }
+    assert_eq!(images.resolve("app:2"), None);
+    assert_eq!(images.resolve("Not a name"), None);
+    assert_eq!(image.kind, ImageKind::Linux);
+    assert_eq!(image.config.config.env, ["A=b"]);
+    let layers = images.rootfs_layers(&image);
+    assert_eq!(std::fs::read_to_string(layers[0].join("f")).unwrap(), "one");
+    assert!(images.usage().used_bytes > 0);
+}
+
+#[tokio::test]
+async fn a_name_moves_to_the_image_that_got_it_last() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let old = import(&images, root.path(), "app:1", &layer("one")).await;
+    let new = import(&images, root.path(), "app:1", &layer("two")).await;
+    assert_eq!(images.resolve("app:1").unwrap().id, new.id);
+    assert!(images.resolve(&old.id).unwrap().names.is_empty());
+}
+
+#[tokio::test]
+async fn a_removed_image_keeps_its_layers_while_a_container_uses_it() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let image = import(&images, root.path(), "app:1", &layer("one")).await;
+    let other = import(&images, root.path(), "app:2", &layer("two")).await;
+    images.remove("app:1").unwrap();
+    images.remove("app:1").unwrap();
+    assert_eq!(images.resolve(&image.id), None);
+    assert_eq!(images.list().len(), 1);
+
+    let in_use = HashSet::from([image.id.clone()]);
+    let lower = images.rootfs_layers(&image);
+    images.collect_garbage(&in_use).unwrap();
+    assert!(lower[0].join("f").exists());
+    let images = open(root.path());
+    let collected = images.collect_garbage(&HashSet::new()).unwrap();
+    assert_eq!((collected.n_images, collected.n_layers), (1, 1));
+    assert!(!lower[0].exists());
+    assert!(images.rootfs_layers(&other)[0].join("f").exists());
+}
+
+#[tokio::test]
+async fn what_a_crash_left_half_done_is_gone_at_the_next_start() {
+    let root = tempfile::tempdir().unwrap();
+    let store = root.path().join("store");
+    drop(open(root.path()));
+    std::fs::create_dir_all(store.join("ingest/half/layer")).unwrap();
+    std::fs::write(store.join("images/broken.json"), "{").unwrap();
+    let images = open(root.path());
+    assert!(images.list().is_empty());
+    assert_eq!(std::fs::read_dir(store.join("ingest")).unwrap().count(), 0);
+    assert!(!store.join("images/broken.json").exists());
+}
+
+#[tokio::test]
+async fn a_wasm_artifact_gives_its_module_and_a_linux_image_none() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let archive = root.path().join("wasm.tar");
+    fixture::wasm_archive(&archive, "ghcr.io/a/hello:1", b"\0asm....").unwrap();
+    let wasm = images.import(&archive, None).await.unwrap().remove(0);
+    assert!(matches!(wasm.kind, ImageKind::Wasm { .. }));
+    assert_eq!(std::fs::read(images.wasm_module(&wasm).unwrap()).unwrap(), b"\0asm....");
+    let linux = import(&images, root.path(), "app:1", &layer("one")).await;
+    assert!(matches!(images.wasm_module(&linux), Err(Error::NotWasm { .. })));
+    assert!(images.file(&linux, "/f").unwrap().ends_with("f"));
+    for missing in ["/none", "../f", "", "/f/x"] {
+        assert!(images.file(&linux, missing).is_err(), "{missing}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_archive_is_refused_and_leaves_nothing() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let path = root.path().join("bad.tar");
+    for bytes in [&b"not a tar"[..], &[], &[0; 1024]] {
+        std::fs::write(&path, bytes).unwrap();
+        let err = images.import(&path, None).await.unwrap_err().to_string();
+        assert!(err.contains("import image archive"), "{err}");
+    }
+    assert!(images.import(&root.path().join("none.tar"), None).await.is_err());
+    images.collect_garbage(&HashSet::new()).unwrap();
+    assert_eq!(images.usage().used_bytes, 0);
+}

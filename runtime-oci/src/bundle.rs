@@ -1,0 +1,260 @@
+//! A container's directory: the overlay that is its root, and the OCI runtime's `config.json`.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use nix::mount::{MntFlags, MsFlags};
+use oci_spec::runtime::{LinuxSeccomp, Spec};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
+use skiff_cri::v1::ContainerConfig;
+
+use crate::Error;
+use crate::spec::{Accounts, HostDevice};
+
+/// What `mount` takes in one page, less some room.
+const MAX_OPTIONS_BYTES: usize = 4000;
+/// `/etc/passwd`, `/etc/group`, a seccomp profile.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+/// How deep a directory of devices is searched.
+const MAX_DEVICE_DEPTH: usize = 4;
+/// Entries of a writable layer that are counted; more take too long to look at.
+const MAX_COUNTED_FILES: usize = 200_000;
+
+/// The files of one container.
+#[derive(Clone, Debug)]
+pub(crate) struct Bundle {
+    pub(crate) directory: PathBuf,
+}
+
+impl Bundle {
+    pub(crate) fn path(&self) -> PathBuf {
+        self.directory.join("bundle")
+    }
+
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.directory.join("bundle/rootfs")
+    }
+
+    fn upper(&self) -> PathBuf {
+        self.directory.join("upper")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.directory.join("bundle/config.json")
+    }
+
+    /// Makes the directories and mounts the root filesystem of `layers`, the lowest first.
+    pub(crate) fn create(&self, layers: &[PathBuf]) -> Result<(), Error> {
+        for directory in [self.rootfs(), self.upper(), self.directory.join("work")] {
+            fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+        }
+        // The container's `/` shows the upper directory's mode.
+        let open = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.upper(), open).map_err(Error::io("set mode of", &self.upper()))?;
+        self.mount(layers)
+    }
+
+    /// Mounts the root filesystem unless it is: after a reboot it is not.
+    pub(crate) fn mount(&self, layers: &[PathBuf]) -> Result<(), Error> {
+        let rootfs = self.rootfs();
+        if is_overlay(&rootfs) {
+            return Ok(());
+        }
+        let mount = || -> io::Result<()> {
+            let (options, _held) = self.options(layers)?;
+            let overlay = Some("overlay");
+            Ok(nix::mount::mount(overlay, &rootfs, overlay, MsFlags::empty(), Some(options.as_str()))?)
+        };
+        mount().map_err(Error::io("mount the layers at", &rootfs))
+    }
+
+    /// Options by path, or, if those are too long or hold a separator, by open descriptors.
+    fn options(&self, layers: &[PathBuf]) -> io::Result<(String, Vec<OwnedFd>)> {
+        let own = [self.upper(), self.directory.join("work")];
+        let joined = |lower: &[String], own: &[String]| {
+            format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), own[0], own[1])
+        };
+        let text = |paths: &mut dyn Iterator<Item = &PathBuf>| -> Vec<String> {
+            paths.map(|path| path.to_string_lossy().into_owned()).collect()
+        };
+        let (lower, upper) = (text(&mut layers.iter().rev()), text(&mut own.iter()));
+        let plain = lower.iter().chain(&upper).all(|path| !path.contains([':', ',', '\\', '\u{fffd}']));
+        let options = joined(&lower, &upper);
+        if plain && options.len() < MAX_OPTIONS_BYTES {
+            return Ok((options, Vec::new()));
+        }
+        let mut held = Vec::new();
+        let mut by_descriptor = |path: &PathBuf| -> io::Result<String> {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let descriptor = rustix::fs::open(path, flags, Mode::empty())?;
+            let name = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+            held.push(descriptor);
+            Ok(name)
+        };
+        let lower = layers.iter().rev().map(&mut by_descriptor).collect::<io::Result<Vec<_>>>()?;
+        let own = own.iter().map(&mut by_descriptor).collect::<io::Result<Vec<_>>>()?;
+        Ok((joined(&lower, &own), held))
+    }
+
+    pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), Error> {
+        let path = self.config();
+        let bytes = serde_json::to_vec(spec).map_err(|err| Error::io("write", &path)(err.into()))?;
+        fs::write(&path, bytes).map_err(Error::io("write", &path))
+    }
+
+    /// The process of the written spec.
+    pub(crate) fn process(&self) -> Result<oci_spec::runtime::Process, Error> {
+        #[derive(serde::Deserialize)]
+        struct Config {
+            process: oci_spec::runtime::Process,
+        }
+        let path = self.config();
+        let bytes = fs::read(&path).map_err(Error::io("read", &path))?;
+        let config: Config =
+            serde_json::from_slice(&bytes).map_err(|err| Error::io("read", &path)(err.into()))?;
+        Ok(config.process)
+    }
+
+    /// The image's users and groups. A link of the image leads nowhere outside it.
+    pub(crate) fn accounts(&self) -> Result<Accounts, Error> {
+        let rootfs = self.rootfs();
+        let read = |path: &str| -> io::Result<String> {
+            let root = File::open(&rootfs)?;
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let file = match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+                Ok(file) => File::from(file),
+                Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
+                Err(err) => return Err(err.into()),
+            };
+            if !file.metadata()?.is_file() {
+                return Ok(String::new());
+            }
+            let mut bytes = Vec::new();
+            file.take(MAX_FILE_BYTES).read_to_end(&mut bytes)?;
+            Ok(String::from_utf8_lossy(&bytes).into_owned())
+        };
+        let text = |path: &str| read(path).map_err(Error::io("read", &rootfs.join(path)));
+        Ok(Accounts::parse(&text("etc/passwd")?, &text("etc/group")?))
+    }
+
+    /// Unmounts and removes everything; what is gone already is fine.
+    pub(crate) fn remove(&self) -> Result<(), Error> {
+        let rootfs = self.rootfs();
+        while is_overlay(&rootfs) {
+            nix::mount::umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+                .map_err(|err| Error::io("unmount", &rootfs)(err.into()))?;
+        }
+        match fs::remove_dir_all(&self.directory) {
+            Err(err) if err.kind() != io::ErrorKind::NotFound => {
+                Err(Error::io("remove", &self.directory)(err))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes that the container has written to its root filesystem.
+    pub(crate) fn writable_bytes(&self) -> u64 {
+        let mut waiting = vec![self.upper()];
+        let (mut n_bytes, mut n_files) = (0, 0);
+        while let Some(directory) = waiting.pop() {
+            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
+                let Ok(metadata) = entry.metadata() else { continue };
+                n_bytes += metadata.blocks() * 512;
+                n_files += 1;
+                if n_files > MAX_COUNTED_FILES {
+                    return n_bytes;
+                }
+                if metadata.is_dir() {
+                    waiting.push(entry.path());
+                }
+            }
+        }
+        n_bytes
+    }
+}
+
+fn is_overlay(path: &Path) -> bool {
+    // OVERLAYFS_SUPER_MAGIC, in whatever integer type this platform's C library has for it.
+    rustix::fs::statfs(path).is_ok_and(|stat| stat.f_type == 0x794c_7630)
+}
+
+/// A `Localhost` seccomp profile, in OCI's form.
+pub(crate) fn read_seccomp(path: &Path) -> Result<LinuxSeccomp, String> {
+    let failed = |err: &dyn std::fmt::Display| format!("cannot load seccomp profile {path:?}: {err}");
+    let file = File::open(path).map_err(|err| failed(&err))?;
+    serde_json::from_reader(file.take(MAX_FILE_BYTES)).map_err(|err| failed(&err))
+}
+
+/// Sources of mounts must be there: runc's own message would not say whose they are.
+pub(crate) fn check_mounts(config: &ContainerConfig) -> Result<(), String> {
+    for mount in config.mounts.iter().filter(|mount| mount.image.is_none()) {
+        fs::metadata(&mount.host_path).map_err(|err| {
+            format!("failed to stat {:?} to be mounted at {:?}: {err}", mount.host_path, mount.container_path)
+        })?;
+    }
+    Ok(())
+}
+
+/// The devices that the container asks for; all of the host's for a privileged one.
+pub(crate) fn devices(config: &ContainerConfig) -> Result<Vec<HostDevice>, String> {
+    let mut devices = Vec::new();
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
+    if security.is_some_and(|security| security.privileged) {
+        collect(Path::new("/dev"), Path::new("/dev"), "rwm", 0, &mut devices);
+        return Ok(devices);
+    }
+    for device in &config.devices {
+        let host = Path::new(&device.host_path);
+        let metadata = fs::metadata(host).map_err(|err| format!("device {:?}: {err}", device.host_path))?;
+        let path = if device.container_path.is_empty() { host } else { Path::new(&device.container_path) };
+        let permissions = if device.permissions.is_empty() { "rwm" } else { &device.permissions };
+        if metadata.is_dir() {
+            collect(host, path, permissions, 0, &mut devices);
+        } else {
+            let found = host_device(path, &metadata, permissions);
+            devices.push(found.ok_or_else(|| format!("{:?} is not a device", device.host_path))?);
+        }
+    }
+    Ok(devices)
+}
+
+fn collect(from: &Path, to: &Path, permissions: &str, depth: usize, devices: &mut Vec<HostDevice>) {
+    // Every container has these of its own.
+    const OWN: [&str; 7] = ["pts", "shm", "fd", "mqueue", "console", "ptmx", ".lxc"];
+    if depth > MAX_DEVICE_DEPTH {
+        return;
+    }
+    for entry in fs::read_dir(from).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Ok(metadata) = entry.metadata() else { continue };
+        if depth == 0 && OWN.iter().any(|own| *own == name) {
+            continue;
+        }
+        if metadata.is_dir() {
+            collect(&entry.path(), &to.join(&name), permissions, depth + 1, devices);
+        } else {
+            devices.extend(host_device(&to.join(&name), &metadata, permissions));
+        }
+    }
+}
+
+fn host_device(path: &Path, metadata: &fs::Metadata, permissions: &str) -> Option<HostDevice> {
+    let kind = metadata.file_type();
+    if !kind.is_block_device() && !kind.is_char_device() {
+        return None;
+    }
+    Some(HostDevice {
+        path: path.to_owned(),
+        is_block: kind.is_block_device(),
+        major: rustix::fs::major(metadata.rdev()),
+        minor: rustix::fs::minor(metadata.rdev()),
+        mode: metadata.mode() & 0o7777,
+        uid: metadata.uid(),
+        gid: metadata.gid(),
+        permissions: permissions.to_owned(),
+    })
+}

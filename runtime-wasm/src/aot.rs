@@ -1,0 +1,153 @@
+//! The AOT cache: `<state>/aot/<engine>/<digest>.cwasm`, filled by processes of their own.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
+use tokio::io::AsyncReadExt;
+use tokio::process::Command;
+
+use crate::compile;
+
+/// How long a module may take to compile.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// Of what the compiler says, as much goes into an event.
+const MAX_MESSAGE_BYTES: u64 = 2048;
+/// A larger Wasm file is refused before anything reads it.
+const MAX_MODULE_BYTES: u64 = 256 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum AotError {
+    #[error("invalid Wasm module: {0}")]
+    Invalid(String),
+    #[error("the image holds native code ({0}); only Wasm is run")]
+    Native(&'static str),
+    #[error("the Wasm module has {bytes} bytes; at most {MAX_MODULE_BYTES} are compiled")]
+    TooLarge { bytes: u64 },
+    #[error("compile the Wasm module: {0}")]
+    Compile(String),
+    #[error("compile the Wasm module: not done after {} s", PATIENCE.as_secs())]
+    Timeout,
+    #[error("AOT cache: {operation} {path}: {source}")]
+    Io { operation: &'static str, path: PathBuf, source: io::Error },
+}
+
+/// Where the native code of `digest` lies, for engines that are `compatibility`.
+pub(crate) fn cached(state_dir: &Path, compatibility: &str, digest: &str) -> PathBuf {
+    state_dir.join("aot").join(compatibility).join(format!("{digest}.cwasm"))
+}
+
+pub(crate) struct AotCache {
+    state_dir: PathBuf,
+    compatibility: String,
+    command: Vec<OsString>,
+    /// One lock a digest that is being compiled.
+    in_work: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+impl AotCache {
+    pub(crate) fn open(
+        state_dir: &Path,
+        compatibility: String,
+        command: Vec<OsString>,
+    ) -> Result<AotCache, AotError> {
+        let directory = state_dir.join("aot").join(&compatibility);
+        fs::create_dir_all(&directory).map_err(|source| AotError::Io {
+            operation: "make",
+            path: directory.clone(),
+            source,
+        })?;
+        Ok(AotCache { state_dir: state_dir.to_owned(), compatibility, command, in_work: Mutex::default() })
+    }
+
+    /// Sees to it that the native code of the Wasm file `module` is in the cache. Dropping the future ends
+    /// the compiler.
+    pub(crate) async fn ensure(&self, module: &Path, digest: &str) -> Result<(), AotError> {
+        let target = cached(&self.state_dir, &self.compatibility, digest);
+        if target.exists() {
+            return Ok(());
+        }
+        check(module)?;
+        let lock = self.in_work.lock().entry(digest.to_owned()).or_default().clone();
+        let result = {
+            let _turn = lock.lock().await;
+            if target.exists() { Ok(()) } else { self.compile(module, &target).await }
+        };
+        let mut in_work = self.in_work.lock();
+        // Two: the map's and this one.
+        if Arc::strong_count(&lock) <= 2 {
+            in_work.remove(digest);
+        }
+        result
+    }
+
+    async fn compile(&self, module: &Path, target: &Path) -> Result<(), AotError> {
+        let Some((program, args)) = self.command.split_first() else {
+            return Err(AotError::Compile("no compile command is configured".to_owned()));
+        };
+        let mut compiler = Command::new(program)
+            .args(args)
+            .arg("--input")
+            .arg(module)
+            .arg("--output")
+            .arg(target)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(|err| AotError::Compile(format!("start {program:?}: {err}")))?;
+        let stderr = compiler.stderr.take();
+        let run = async {
+            let mut said = Vec::new();
+            if let Some(stderr) = stderr {
+                stderr.take(MAX_MESSAGE_BYTES).read_to_end(&mut said).await?;
+            }
+            Ok::<_, io::Error>((compiler.wait().await?, String::from_utf8_lossy(&said).trim().to_owned()))
+        };
+        let (status, said) = match tokio::time::timeout(PATIENCE, run).await {
+            Err(_) => return Err(AotError::Timeout),
+            Ok(ended) => ended.map_err(|err| AotError::Compile(format!("wait for the compiler: {err}")))?,
+        };
+        match status.code() {
+            Some(0) => Ok(()),
+            Some(compile::EXIT_INVALID) => Err(AotError::Invalid(said)),
+            Some(_) => Err(AotError::Compile(said)),
+            None => Err(AotError::Compile(format!(
+                "the compiler was ended by a signal ({status}), as when it needs more than its {} MiB of memory {said}",
+                compile::MAX_MEMORY_BYTES >> 20,
+            ))),
+        }
+    }
+}
+
+/// Refuses what is not Wasm without asking a compiler.
+fn check(module: &Path) -> Result<(), AotError> {
+    let io = |operation, source| AotError::Io { operation, path: module.to_owned(), source };
+    let mut file = fs::File::open(module).map_err(|err| io("open", err))?;
+    let bytes = file.metadata().map_err(|err| io("look at", err))?.len();
+    if bytes > MAX_MODULE_BYTES {
+        return Err(AotError::TooLarge { bytes });
+    }
+    let mut magic = Vec::new();
+    file.by_ref().take(4).read_to_end(&mut magic).map_err(|err| io("read", err))?;
+    match magic.as_slice() {
+        b"\0asm" => Ok(()),
+        b"\x7fELF" => Err(AotError::Native("ELF or .cwasm")),
+        _ => Err(AotError::Invalid("the file does not start with the magic number \"\\0asm\"".to_owned())),
+    }
+}
+
+/// The SHA-256 of a file, in hex. Blocks.
+pub(crate) fn digest(path: &Path) -> io::Result<String> {
+    let mut hasher = Sha256::new();
+    io::copy(&mut fs::File::open(path)?.take(MAX_MODULE_BYTES + 1), &mut hasher)?;
+    Ok(hex::encode(hasher.finalize()))
+}

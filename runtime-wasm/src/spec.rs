@@ -1,0 +1,64 @@
+//! [`ContainerSpec`]: all that a host needs to know about a container.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+/// Past this a container without a memory limit of its own is ended.
+pub(crate) const DEFAULT_MEMORY_BYTES: u64 = 1 << 30;
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ContainerSpec {
+    pub(crate) id: String,
+    pub(crate) sandbox_id: String,
+    /// The SHA-256 of the Wasm file, in hex: the name of its native code in the AOT cache.
+    pub(crate) module: String,
+    pub(crate) args: Vec<String>,
+    pub(crate) envs: Vec<(String, String)>,
+    pub(crate) preopens: Vec<Preopen>,
+    /// `None` for a pod on the host's network.
+    pub(crate) netns: Option<PathBuf>,
+    /// The pod's cgroup, relative to the hierarchies' roots.
+    pub(crate) pod_cgroup: String,
+    pub(crate) resources: Resources,
+    pub(crate) log_path: Option<PathBuf>,
+    /// Where a `wasi:http` component is served.
+    pub(crate) http_port: u16,
+}
+
+/// A directory that the guest may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Preopen {
+    pub(crate) host_path: PathBuf,
+    pub(crate) guest_path: String,
+    pub(crate) access: Access,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Access {
+    ReadOnly,
+    ReadWrite,
+}
+
+/// `None` leaves a limit as it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Resources {
+    pub(crate) cpu_shares: Option<u64>,
+    pub(crate) cpu_quota_us: Option<i64>,
+    pub(crate) cpu_period_us: Option<u64>,
+    /// Bytes of linear memory and tables over all of the container's instances.
+    pub(crate) memory_bytes: Option<u64>,
+}
+
+impl Resources {
+    /// What the container's CPU group gets. Memory is not the cgroup's business: all containers of a host
+    /// share its address space.
+    pub(crate) fn limits(&self) -> skiff_cgroup::Limits {
+        skiff_cgroup::Limits {
+            cpu_shares: self.cpu_shares,
+            cpu_quota_us: self.cpu_quota_us,
+            cpu_period_us: self.cpu_period_us,
+            ..Default::default()
+        }
+    }
+}

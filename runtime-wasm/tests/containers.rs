@@ -1,0 +1,292 @@
+//! Wasm containers end to end: a real host process, real network namespaces and control groups.
+//!
+//! This program is its own Wasm host and compiler, and therefore brings its own `main`: called with
+//! `wasm-host` or `wasm-compile` it becomes that, otherwise it runs the tests whose names contain the first
+//! argument. Needs root.
+
+#![allow(clippy::unwrap_used, unreachable_pub)]
+
+mod guests;
+mod node;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use node::{Node, Options};
+use skiff_cri::{Code, ContainerRuntime, ExecProcess, RuntimeState};
+
+const SHORT: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_secs(30);
+
+fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    match args.next().as_ref().and_then(|arg| arg.to_str()) {
+        Some("wasm-host") => skiff_runtime_wasm::host::main(args),
+        Some("wasm-compile") => skiff_runtime_wasm::compile::main(args),
+        _ => run_tests(),
+    }
+}
+
+macro_rules! tests {
+    ($($name:ident),* $(,)?) => { [$((stringify!($name), || run($name()))),*] };
+}
+
+fn run(test: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    runtime.unwrap().block_on(async { tokio::time::timeout(Duration::from_secs(120), test).await.unwrap() });
+}
+
+fn run_tests() -> ExitCode {
+    let tests: [(&str, fn()); 12] = tests![
+        a_commands_exit_code_output_arguments_and_environment_are_kept,
+        a_runaway_guest_is_stopped_within_its_grace,
+        a_guest_past_its_memory_limit_is_oom_killed,
+        a_trap_is_an_error_that_names_the_trap,
+        a_file_that_is_not_wasm_is_refused,
+        native_code_is_refused,
+        an_import_that_is_not_offered_is_named,
+        containers_survive_the_runtime_and_are_found_again,
+        a_host_that_dies_takes_its_containers_with_it_and_says_so,
+        a_guest_sees_its_volumes_and_nothing_else,
+        a_component_answers_in_its_pods_network_namespace,
+        exec_is_refused_and_unknown_containers_are_not_found,
+    ];
+    if std::env::args().any(|arg| arg == "--list") {
+        tests.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    let filter = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
+    let mut failed = Vec::new();
+    for (name, test) in tests.into_iter().filter(|(name, _)| name.contains(&filter)) {
+        let began = Instant::now();
+        let ok = std::panic::catch_unwind(test).is_ok();
+        println!("test {name} ... {} ({:?})", if ok { "ok" } else { "FAILED" }, began.elapsed());
+        if !ok {
+            failed.push(name);
+        }
+    }
+    println!("failed: {failed:?}");
+    if failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+async fn a_commands_exit_code_output_arguments_and_environment_are_kept() {
+    let node = Node::new().await;
+    // A core module with WASI 0.1, and the same program as a component with WASI 0.2.
+    for (id, target, exit_code) in [("module", "wasm32-wasip1", 3), ("component", "wasm32-wasip2", 1)] {
+        let options =
+            Options { args: &["one", "--exit", "3"], env: &[("GREETING", "hi")], ..Options::default() };
+        let module = guests::sample("command", target, "wasm-command.wasm");
+        node.create(id, &module, options).await.unwrap();
+        assert_eq!(node.runtime.status(id).await.unwrap().state, RuntimeState::Created);
+        node.runtime.start(id).await.unwrap();
+        let ended = node.wait_exit(id).await;
+        // WASI 0.2's `exit` says success or failure and no more.
+        assert_eq!((ended.exit_code, ended.reason.as_str()), (exit_code, "Error"), "{id}");
+        assert!(ended.created_at_ns <= ended.started_at_ns && ended.started_at_ns <= ended.finished_at_ns);
+        assert_eq!(node.log(id), ["stdout F args: one --exit 3", "stdout F GREETING: hi"]);
+    }
+
+    node.run("zero", &guests::exit(0), Options::default()).await;
+    let ended = node.wait_exit("zero").await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (0, "Completed"));
+    node.end().await;
+}
+
+async fn a_runaway_guest_is_stopped_within_its_grace() {
+    let node = Node::new().await;
+    for (id, grace, exit_code) in [("term", LONG, 143), ("kill", Duration::ZERO, 137)] {
+        node.run(id, &guests::endless_loop(), Options::default()).await;
+        let usage = node.runtime.usage(id).await.unwrap();
+        assert!(usage.memory_usage_bytes >= 64 << 10, "{usage:?}");
+        let began = Instant::now();
+        node.runtime.stop(id, grace).await.unwrap();
+        assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+        let ended = node.runtime.status(id).await.unwrap();
+        assert_eq!((ended.state, ended.exit_code), (RuntimeState::Exited, exit_code));
+        node.runtime.stop(id, grace).await.unwrap();
+        node.runtime.remove(id).await.unwrap();
+        node.runtime.remove(id).await.unwrap();
+        assert_eq!(node.runtime.status(id).await.unwrap_err().code, Code::NotFound);
+    }
+    node.end().await;
+}
+
+async fn a_guest_past_its_memory_limit_is_oom_killed() {
+    let node = Node::new().await;
+    node.run("c", &guests::grow_forever(), Options { memory: 4 << 20, ..Options::default() }).await;
+    let ended = node.wait_exit("c").await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
+    node.end().await;
+}
+
+async fn a_trap_is_an_error_that_names_the_trap() {
+    let node = Node::new().await;
+    node.run("c", &guests::unreachable(), Options::default()).await;
+    let ended = node.wait_exit("c").await;
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (1, "Error"));
+    assert_eq!(ended.message, "wasm trap: wasm `unreachable` instruction executed");
+    assert_eq!(node.log("c"), [format!("stderr F {}", ended.message)]);
+    node.end().await;
+}
+
+async fn a_file_that_is_not_wasm_is_refused() {
+    let node = Node::new().await;
+    for module in [&b"#!/bin/sh"[..], b"\0asm\x01\0\0\0\xff\xff\xff", b""] {
+        let err = node.create("c", module, Options::default()).await.unwrap_err();
+        assert!(err.message.starts_with("invalid Wasm module: "), "{err}");
+        assert_eq!(err.code, Code::InvalidArgument);
+    }
+    assert_eq!(node.runtime.list().await.unwrap(), []);
+    node.end().await;
+}
+
+async fn native_code_is_refused() {
+    let node = Node::new().await;
+    let err = node.create("c", b"\x7fELF\x02\x01\x01", Options::default()).await.unwrap_err();
+    assert_eq!(err.message, "the image holds native code (ELF or .cwasm); only Wasm is run");
+    node.end().await;
+}
+
+async fn an_import_that_is_not_offered_is_named() {
+    let node = Node::new().await;
+    let err = node.create("c", &guests::unknown_import(), Options::default()).await.unwrap_err();
+    assert_eq!(err.message, "the module imports \"env\" \"launch_missiles\", which is not offered");
+    node.end().await;
+}
+
+async fn containers_survive_the_runtime_and_are_found_again() {
+    let mut node = Node::new().await;
+    node.run("loop", &guests::endless_loop(), Options::default()).await;
+    node.run("done", &guests::exit(7), Options::default()).await;
+    node.wait_exit("done").await;
+    let hosts = node.hosts();
+    assert_eq!(hosts.len(), 1);
+
+    node.reopen().await;
+    let mut listed = node.runtime.list().await.unwrap();
+    listed.sort_by(|a, b| a.id.cmp(&b.id));
+    let states: Vec<_> =
+        listed.iter().map(|found| (found.id.as_str(), found.state, found.exit_code)).collect();
+    assert_eq!(states, [("done", RuntimeState::Exited, 7), ("loop", RuntimeState::Running, 0)]);
+    assert_eq!(node.hosts(), hosts);
+
+    // The new runtime hears of what happens in the host that it did not start.
+    let mut events = node.runtime.events();
+    node.runtime.stop("loop", SHORT).await.unwrap();
+    assert_eq!(events.recv().await.unwrap().container_id, "loop");
+    node.end().await;
+}
+
+async fn a_host_that_dies_takes_its_containers_with_it_and_says_so() {
+    let node = Node::new().await;
+    node.run("c", &guests::endless_loop(), Options::default()).await;
+    let [host] = node.hosts().try_into().unwrap();
+    let mut events = node.runtime.events();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(host), nix::sys::signal::Signal::SIGKILL).unwrap();
+    assert_eq!(events.recv().await.unwrap().container_id, "c");
+    let ended = node.runtime.status("c").await.unwrap();
+    assert_eq!((ended.state, ended.exit_code, ended.reason.as_str()), (RuntimeState::Exited, 137, "Error"));
+    assert!(
+        ended.message.contains("Wasm host process") && ended.message.ends_with("died"),
+        "{}",
+        ended.message
+    );
+    node.runtime.stop("c", SHORT).await.unwrap();
+    node.runtime.remove("c").await.unwrap();
+    // The next container gets a new host.
+    node.run("d", &guests::exit(0), Options::default()).await;
+    node.wait_exit("d").await;
+    node.end().await;
+}
+
+async fn a_guest_sees_its_volumes_and_nothing_else() {
+    let node = Node::new().await;
+    let volume = tempfile::tempdir().unwrap();
+    let path = volume.path().to_str().unwrap().to_owned();
+    // The guest makes the file `made` in its first preopened directory and exits with what that returned.
+    for (id, mounts, exit_code) in [
+        ("write", vec![(path.as_str(), "/data", false)], 0),
+        // WASI's `badf`: there is no such directory.
+        ("none", vec![], 8),
+        // WASI's `rofs`, `perm` or `notcapable`, whichever the implementation deems right.
+        ("readonly", vec![(path.as_str(), "/data", true)], -1),
+    ] {
+        _ = std::fs::remove_file(volume.path().join("made"));
+        node.run(id, &guests::make_file(), Options { mounts: &mounts, ..Options::default() }).await;
+        let ended = node.wait_exit(id).await;
+        let made = volume.path().join("made").exists();
+        assert_eq!(made, exit_code == 0, "{id}: {ended:?}");
+        match exit_code {
+            -1 => assert_ne!(ended.exit_code, 0, "{id}"),
+            _ => assert_eq!(ended.exit_code, exit_code, "{id}"),
+        }
+    }
+    node.end().await;
+}
+
+async fn a_component_answers_in_its_pods_network_namespace() {
+    let node = Node::new().await;
+    let netns = node::Netns::new();
+    let module = guests::sample("http", "wasm32-wasip2", "wasm_http.wasm");
+    let options = Options { netns: Some(netns.path.clone()), env: &[("PORT", "80")], ..Options::default() };
+    node.create("c", &module, options.clone()).await.unwrap();
+    let began = Instant::now();
+    node.runtime.start("c").await.unwrap();
+    let get = || {
+        netns.inside(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", 80)).unwrap();
+            stream.write_all(b"GET /x HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        })
+    };
+    let answer = get();
+    println!("start to first answer: {:?}", began.elapsed());
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("hello from wasm"), "{answer}");
+    assert!(TcpStream::connect(("127.0.0.1", 80)).is_err(), "it listens on the node, too");
+    assert_eq!(node.log("c"), ["stdout F Method::Get /x"]);
+    let usage = node.runtime.usage("c").await.unwrap();
+    assert!(usage.cpu_usage_ns > 0, "{usage:?}");
+    assert!(usage.memory_usage_bytes < 1 << 20, "an idle server holds no instance: {usage:?}");
+
+    // A second container on the same port cannot start, and its error says why.
+    node.create("d", &module, options.clone()).await.unwrap();
+    let err = node.runtime.start("d").await.unwrap_err();
+    assert!(err.message.contains("listen on port 80 in the pod"), "{err}");
+    let ended = node.runtime.status("d").await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (128, "StartError"));
+
+    // A server without open connections drains at once.
+    node.runtime.stop("c", LONG).await.unwrap();
+    let ended = node.runtime.status("c").await.unwrap();
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (0, "Completed"));
+
+    // Once more with all caches warm: from create to the first answer.
+    let began = Instant::now();
+    node.create("e", &module, options).await.unwrap();
+    node.runtime.start("e").await.unwrap();
+    get();
+    println!("create to first answer, warm: {:?}", began.elapsed());
+    node.end().await;
+}
+
+async fn exec_is_refused_and_unknown_containers_are_not_found() {
+    let node = Node::new().await;
+    node.run("c", &guests::endless_loop(), Options::default()).await;
+    let exec = |id: &'static str| {
+        let command = vec!["sh".to_owned()];
+        let exec = ExecProcess { command, tty: false, stdin: false, stdout: true, stderr: true };
+        let runtime = node.runtime.clone();
+        async move { runtime.exec(id, exec).await.err().unwrap().code }
+    };
+    assert_eq!(exec("c").await, Code::Unimplemented);
+    assert_eq!(exec("x").await, Code::NotFound);
+    assert_eq!(node.runtime.start("x").await.unwrap_err().code, Code::NotFound);
+    assert_eq!(node.runtime.start("c").await.unwrap_err().code, Code::FailedPrecondition);
+    node.runtime.stop("x", SHORT).await.unwrap();
+    node.runtime.remove("x").await.unwrap();
+    node.end().await;
+}

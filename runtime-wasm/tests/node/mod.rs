@@ -1,0 +1,227 @@
+//! A node's surroundings of a runtime: directories, images, a pod, and that nothing of it is left.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use skiff_cri::v1::{
+    ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
+    PodSandboxConfig, PodSandboxMetadata,
+};
+use skiff_cri::{
+    ContainerRuntime, CreateContainer, CriError, ImageRef, RuntimeContainer, RuntimeState, Sandbox,
+};
+use skiff_images::{Images, Registries, fixture};
+use skiff_runtime_wasm::{WasmConfig, WasmRuntime};
+
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+pub struct Node {
+    pub runtime: Arc<WasmRuntime>,
+    directory: tempfile::TempDir,
+    images: Arc<Images>,
+    cgroup: String,
+}
+
+#[derive(Clone, Default)]
+pub struct Options<'a> {
+    pub args: &'a [&'a str],
+    pub env: &'a [(&'a str, &'a str)],
+    /// Host path, guest path, read-only.
+    pub mounts: &'a [(&'a str, &'a str, bool)],
+    pub memory: i64,
+    pub netns: Option<PathBuf>,
+}
+
+impl Node {
+    pub async fn new() -> Node {
+        // Below /tmp, whatever TMPDIR says: a socket's path must be short.
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        let images = Images::open(&directory.path().join("images"), Registries::default()).unwrap();
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let cgroup = format!("skiff-wasm-test-{}-{n}", std::process::id());
+        let runtime = open(&directory, &images, &cgroup).await;
+        Node { runtime, directory, images, cgroup }
+    }
+
+    /// As if nodelet had been restarted.
+    pub async fn reopen(&mut self) {
+        self.runtime = open(&self.directory, &self.images, &self.cgroup).await;
+    }
+
+    pub async fn create(&self, id: &str, module: &[u8], options: Options<'_>) -> Result<(), CriError> {
+        let archive = self.directory.path().join(format!("{id}.tar"));
+        let name = format!("docker.io/skiff/{id}:v1");
+        fixture::wasm_archive(&archive, &name, module).unwrap();
+        let images = self.images.import(&archive, None).await.unwrap();
+        let image = &images[0];
+        let sandbox = Sandbox {
+            id: format!("sandbox-{id}"),
+            config: PodSandboxConfig {
+                metadata: Some(PodSandboxMetadata { namespace: "default".to_owned(), ..Default::default() }),
+                ..Default::default()
+            },
+            netns: options.netns,
+            ipcns: None,
+            utsns: None,
+            pause_pid: None,
+            cgroup: format!("{}/pod", self.cgroup),
+            directory: self.directory.path().join("sandbox"),
+        };
+        let key_value =
+            |(key, value): &(&str, &str)| KeyValue { key: (*key).to_owned(), value: (*value).to_owned() };
+        let volume = |(host_path, container_path, readonly): &(&str, &str, bool)| Mount {
+            host_path: (*host_path).to_owned(),
+            container_path: (*container_path).to_owned(),
+            readonly: *readonly,
+            ..Default::default()
+        };
+        let resources = LinuxContainerResources {
+            cpu_shares: 512,
+            memory_limit_in_bytes: options.memory,
+            ..Default::default()
+        };
+        let config = ContainerConfig {
+            metadata: Some(ContainerMetadata { name: id.to_owned(), attempt: 0 }),
+            args: options.args.iter().map(|arg| (*arg).to_owned()).collect(),
+            envs: options.env.iter().map(key_value).collect(),
+            mounts: options.mounts.iter().map(volume).collect(),
+            linux: Some(LinuxContainerConfig { resources: Some(resources), ..Default::default() }),
+            ..Default::default()
+        };
+        self.runtime
+            .create(CreateContainer {
+                id: id.to_owned(),
+                sandbox: Arc::new(sandbox),
+                config,
+                image: ImageRef { id: image.id.clone(), manifest: image.manifest.clone(), name },
+                handler: String::new(),
+                log_path: Some(self.log_path(id)),
+            })
+            .await
+    }
+
+    pub async fn run(&self, id: &str, module: &[u8], options: Options<'_>) {
+        self.create(id, module, options).await.unwrap();
+        self.runtime.start(id).await.unwrap();
+    }
+
+    pub async fn wait_exit(&self, id: &str) -> RuntimeContainer {
+        let mut events = self.runtime.events();
+        loop {
+            let status = self.runtime.status(id).await.unwrap();
+            if status.state == RuntimeState::Exited {
+                return status;
+            }
+            events.recv().await.unwrap();
+        }
+    }
+
+    fn log_path(&self, id: &str) -> PathBuf {
+        self.directory.path().join(format!("{id}.log"))
+    }
+
+    /// The lines without their times.
+    pub fn log(&self, id: &str) -> Vec<String> {
+        let text = std::fs::read_to_string(self.log_path(id)).unwrap();
+        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+    }
+
+    /// PIDs of processes that were started as hosts of this node.
+    pub fn hosts(&self) -> Vec<i32> {
+        let run_dir = self.directory.path().join("run").to_str().unwrap().to_owned();
+        let is_host = |pid: &i32| {
+            std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|line| String::from_utf8_lossy(&line).contains(&run_dir))
+        };
+        let processes = std::fs::read_dir("/proc").unwrap();
+        let pids = processes.filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        pids.filter(is_host).collect()
+    }
+
+    /// Ends everything; fails if a process or a group is left.
+    pub async fn end(self) {
+        for container in self.runtime.list().await.unwrap() {
+            self.runtime.remove(&container.id).await.unwrap();
+        }
+        self.runtime.shutdown_hosts().await.unwrap();
+        assert_eq!(self.hosts(), Vec::<i32>::new());
+        assert_eq!(std::fs::read_dir(self.directory.path().join("run")).unwrap().count(), 0);
+        let cgroups = skiff_cgroup::Cgroups::detect().unwrap();
+        assert!(!cgroups.group(&format!("{}/wasm", self.cgroup)).unwrap().exists());
+        cgroups.group(&self.cgroup).unwrap().remove().unwrap();
+    }
+}
+
+/// After a failed test: what [`Node::end`] did not come to.
+impl Drop for Node {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for pid in self.hosts() {
+                _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
+            let group = skiff_cgroup::Cgroups::detect().and_then(|cgroups| cgroups.group(&self.cgroup));
+            _ = group.and_then(|group| group.remove());
+        }
+    }
+}
+
+async fn open(directory: &tempfile::TempDir, images: &Arc<Images>, cgroup: &str) -> Arc<WasmRuntime> {
+    let this = std::env::current_exe().unwrap();
+    let command = |role: &str| vec![this.clone().into_os_string(), role.into()];
+    let config = WasmConfig {
+        state_dir: directory.path().join("state"),
+        run_dir: directory.path().join("run"),
+        images: images.clone(),
+        host_command: command("wasm-host"),
+        compile_command: command("wasm-compile"),
+        cgroup_root: cgroup.to_owned(),
+    };
+    WasmRuntime::open(config).await.unwrap()
+}
+
+/// A network namespace with its loopback up, held by a bind mount as a sandbox's is.
+pub struct Netns {
+    pub path: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl Netns {
+    pub fn new() -> Netns {
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        let path = directory.path().join("netns");
+        std::fs::write(&path, "").unwrap();
+        let target = path.clone();
+        let make = move || {
+            unshare(CloneFlags::CLONE_NEWNET).unwrap();
+            let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status();
+            assert!(up.unwrap().success());
+            let none = None::<&str>;
+            mount(Some("/proc/thread-self/ns/net"), &target, none, MsFlags::MS_BIND, none).unwrap();
+        };
+        std::thread::spawn(make).join().unwrap();
+        Netns { path, _directory: directory }
+    }
+
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        let netns = std::fs::File::open(&self.path).unwrap();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&netns, CloneFlags::CLONE_NEWNET).unwrap();
+                work()
+            });
+            thread.join().unwrap()
+        })
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        umount2(&self.path, MntFlags::MNT_DETACH).unwrap();
+    }
+}

@@ -1,0 +1,65 @@
+//! Adapters: what one crate asks for in its own small trait, done by another.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use async_trait::async_trait;
+use k8s_openapi::api::core::v1::ObjectReference;
+use skiff_client::EventRecorder;
+use skiff_cri::CriError;
+use skiff_network::{HostPort, PodNetwork, netns};
+use skiff_runtime::{PortForward, SandboxNetwork};
+
+/// The pod network, as the runtime asks for it.
+pub(crate) struct Network(pub(crate) PodNetwork);
+
+fn host_ports(ports: &[PortForward]) -> Vec<HostPort> {
+    ports
+        .iter()
+        .map(|p| HostPort { protocol: p.protocol, host_port: p.host_port, container_port: p.container_port })
+        .collect()
+}
+
+fn failed(what: &str, error: &dyn std::error::Error) -> CriError {
+    let mut message = format!("failed to {what}: {error}");
+    let mut source = error.source();
+    while let Some(cause) = source {
+        message.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    CriError::unknown(message)
+}
+
+#[async_trait]
+impl SandboxNetwork for Network {
+    async fn up(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<Vec<IpAddr>, CriError> {
+        if !netns::exists(netns) {
+            netns::create(netns).map_err(|e| failed("create the pod's network namespace", &e))?;
+        }
+        let attached = self.0.attach(sandbox_id, netns, &host_ports(ports)).await;
+        attached.map(|ip| vec![ip.into()]).map_err(|e| failed("set up the pod's network", &e))
+    }
+
+    async fn down(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<(), CriError> {
+        let detached = self.0.detach(sandbox_id, &host_ports(ports)).await;
+        detached.map_err(|e| failed("take down the pod's network", &e))?;
+        netns::remove(netns).map_err(|e| failed("remove the pod's network namespace", &e))
+    }
+
+    fn holds(&self, netns: &Path) -> bool {
+        netns::exists(netns)
+    }
+}
+
+/// The event recorder, as nodelet asks for it.
+pub(crate) struct Events(pub(crate) EventRecorder);
+
+impl skiff_nodelet::EventSink for Events {
+    fn event(&self, object: &ObjectReference, type_: skiff_nodelet::EventType, reason: &str, message: &str) {
+        let type_ = match type_ {
+            skiff_nodelet::EventType::Normal => skiff_client::EventType::Normal,
+            skiff_nodelet::EventType::Warning => skiff_client::EventType::Warning,
+        };
+        self.0.event_about(object.clone(), type_, reason, message);
+    }
+}

@@ -1,0 +1,163 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context as _, Result, anyhow};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::cluster::{self, Cluster};
+use crate::image::{self, ImageCommand};
+use crate::layout::Layout;
+use crate::server::{self, ServerArgs};
+use crate::services::{self, ServiceCommand};
+use crate::{check, forward};
+
+/// A Kubernetes-compatible cluster in one binary, for Linux containers and WebAssembly
+#[derive(Parser, Debug)]
+#[command(name = "skiff", version, propagate_version = true)]
+struct Cli {
+    /// What to log, such as `debug` or `skiff_nodelet=debug`
+    #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the control plane and a node on this machine
+    Server(Box<ServerArgs>),
+    /// Start a throw-away cluster in a network namespace of its own
+    Up {
+        /// The cluster's name
+        #[arg(long, default_value = "skiff")]
+        name: String,
+        /// Mirrors and credentials of registries, in k3s's format
+        #[arg(long, default_value = "/etc/skiff/registries.yaml", env = "SKIFF_REGISTRIES")]
+        registries: PathBuf,
+    },
+    /// Remove a throw-away cluster and every trace of it
+    Down {
+        #[arg(long, default_value = "skiff")]
+        name: String,
+    },
+    /// Print a cluster's kubeconfig
+    Kubeconfig {
+        /// A throw-away cluster [default: the server on this machine]
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// Show where Services are published
+    Service {
+        /// A throw-away cluster [default: the server on this machine]
+        #[arg(long, global = true)]
+        name: Option<String>,
+        #[command(subcommand)]
+        command: ServiceCommand,
+    },
+    /// Look at and change the images of this node
+    Image {
+        /// A throw-away cluster [default: the server on this machine]
+        #[arg(long, global = true)]
+        cluster: Option<String>,
+        #[command(flatten)]
+        layout: Layout,
+        #[command(subcommand)]
+        command: ImageCommand,
+    },
+    /// Say what this host lacks, and what to do about it
+    Check,
+    /// Print a completion script
+    Completion { shell: clap_complete::Shell },
+    #[command(hide = true)]
+    Forward {
+        #[arg(long)]
+        name: String,
+    },
+    #[command(hide = true)]
+    Teardown(Box<ServerArgs>),
+}
+
+pub(crate) fn run() -> ExitCode {
+    let cli = Cli::parse();
+    match prepare(&cli).and_then(|()| execute(cli.command)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("skiff: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn prepare(cli: &Cli) -> Result<()> {
+    let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?}", cli.log))?;
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    rustls::crypto::aws_lc_rs::default_provider()
+        .install_default()
+        .map_err(|_| anyhow!("a TLS provider was installed before Skiff's own"))
+}
+
+fn execute(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Check => return Ok(if check::run() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "skiff", &mut std::io::stdout());
+            return Ok(ExitCode::SUCCESS);
+        }
+        Command::Kubeconfig { name } => {
+            let path = kubeconfig(name.as_deref())?;
+            let text = std::fs::read_to_string(&path).with_context(|| {
+                format!("reading {}; is the server running? for a throw-away cluster give --name", path.display())
+            })?;
+            print!("{text}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    // Two threads: a small machine's cores belong to its pods.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the async runtime")?;
+    runtime.block_on(serve(command))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn serve(command: Command) -> Result<()> {
+    match command {
+        Command::Server(args) => server::run(*args).await,
+        Command::Teardown(args) => server::tear_down(&args).await,
+        Command::Up { name, registries } => Box::pin(cluster::up(&name, &registries)).await,
+        Command::Down { name } => cluster::down(&name).await,
+        Command::Forward { name } => forward::run(&name).await,
+        Command::Service { name, command } => services::run(command, &kubeconfig(name.as_deref())?).await,
+        Command::Image { cluster, layout, command } => {
+            let layout = match cluster {
+                Some(name) => Cluster::open(&name)?.layout(),
+                None => layout,
+            };
+            image::run(command, &layout).await
+        }
+        Command::Check | Command::Completion { .. } | Command::Kubeconfig { .. } => Ok(()),
+    }
+}
+
+fn kubeconfig(name: Option<&str>) -> Result<PathBuf> {
+    match name {
+        Some(name) => Ok(Cluster::open(name)?.kubeconfig()),
+        None => Ok(PathBuf::from("/etc/skiff/skiff.yaml")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,225 @@
+//! The cluster's keys: made once, kept in files of mode 0600.
+//!
+//! One authority signs everything. Certificates of servers are made anew at each start, so that a changed address is
+//! in them; only the authority, the key of service-account tokens and the administrator's certificate are kept.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::IpAddr;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use base64::Engine as _;
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, SanType,
+};
+
+const YEAR_DAYS: i64 = 365;
+const CA_YEARS: i64 = 10;
+
+/// The authority and the keys that are kept.
+pub(crate) struct Pki {
+    pub(crate) ca_pem: String,
+    issuer: Issuer<'static, KeyPair>,
+    pub(crate) service_account_private_pem: String,
+    pub(crate) service_account_public_pem: String,
+    pub(crate) admin: Pair,
+}
+
+/// A certificate and its key, in PEM.
+pub(crate) struct Pair {
+    pub(crate) certificate_pem: String,
+    pub(crate) key_pem: String,
+}
+
+/// What a certificate is good for.
+#[derive(Clone, Copy)]
+enum Usage {
+    Client,
+    Server,
+}
+
+impl Pki {
+    /// Reads the keys in a directory; makes those that are missing.
+    pub(crate) fn open(directory: &Path) -> Result<Pki> {
+        fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
+        let ca_key = key(&directory.join("ca.key"))?;
+        let ca_pem = kept(&directory.join("ca.crt"), || {
+            let mut params = CertificateParams::default();
+            params.distinguished_name = name("skiff-ca", &[]);
+            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            params.key_usages =
+                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            set_validity(&mut params, CA_YEARS * YEAR_DAYS);
+            Ok(params.self_signed(&ca_key)?.pem())
+        })?;
+        let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).context("reading ca.crt")?;
+        let account_key = key(&directory.join("sa.key"))?;
+        let admin_key = key(&directory.join("admin.key"))?;
+        let admin_pem = kept(&directory.join("admin.crt"), || {
+            sign(&issuer, &admin_key, "kubernetes-admin", &["system:masters"], Usage::Client, Vec::new())
+        })?;
+        Ok(Pki {
+            service_account_private_pem: account_key.serialize_pem(),
+            service_account_public_pem: account_key.public_key_pem(),
+            admin: Pair { certificate_pem: admin_pem, key_pem: admin_key.serialize_pem() },
+            ca_pem,
+            issuer,
+        })
+    }
+
+    pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Result<Pair> {
+        self.issue(user, groups, Usage::Client, Vec::new())
+    }
+
+    pub(crate) fn server(&self, user: &str, groups: &[&str], names: &[&str], ips: &[IpAddr]) -> Result<Pair> {
+        let mut sans: Vec<SanType> = ips.iter().copied().map(SanType::IpAddress).collect();
+        for name in names {
+            sans.push(SanType::DnsName((*name).try_into().with_context(|| format!("{name:?} is no DNS name"))?));
+        }
+        self.issue(user, groups, Usage::Server, sans)
+    }
+
+    fn issue(&self, user: &str, groups: &[&str], usage: Usage, sans: Vec<SanType>) -> Result<Pair> {
+        let key = KeyPair::generate().context("making a key")?;
+        let certificate_pem = sign(&self.issuer, &key, user, groups, usage, sans)?;
+        Ok(Pair { certificate_pem, key_pem: key.serialize_pem() })
+    }
+
+    /// The administrator's kubeconfig for an API server at `server`.
+    pub(crate) fn kubeconfig(&self, cluster: &str, server: &str) -> String {
+        let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
+        format!(
+            "apiVersion: v1
+kind: Config
+clusters:
+- name: {cluster}
+  cluster:
+    server: {server}
+    certificate-authority-data: {}
+users:
+- name: {cluster}
+  user:
+    client-certificate-data: {}
+    client-key-data: {}
+contexts:
+- name: {cluster}
+  context:
+    cluster: {cluster}
+    user: {cluster}
+current-context: {cluster}
+",
+            encode(&self.ca_pem),
+            encode(&self.admin.certificate_pem),
+            encode(&self.admin.key_pem),
+        )
+    }
+}
+
+fn sign(
+    issuer: &Issuer<'_, KeyPair>,
+    key: &KeyPair,
+    user: &str,
+    groups: &[&str],
+    usage: Usage,
+    sans: Vec<SanType>,
+) -> Result<String> {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name(user, groups);
+    params.subject_alt_names = sans;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = vec![match usage {
+        Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
+        Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
+    }];
+    set_validity(&mut params, YEAR_DAYS);
+    let certificate = params.signed_by(key, issuer).with_context(|| format!("signing the certificate of {user}"))?;
+    Ok(certificate.pem())
+}
+
+/// Kubernetes reads the user from the common name and the groups from the organizations.
+fn name(user: &str, groups: &[&str]) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::CommonName, user);
+    for group in groups {
+        name.push(DnType::OrganizationName, *group);
+    }
+    name
+}
+
+/// From a little before now, for clocks that are not quite equal.
+fn set_validity(params: &mut CertificateParams, days: i64) {
+    let now = jiff::Timestamp::now().as_second();
+    let (from, to) = (now - 3600, now + days * 86_400);
+    let at = |second: i64| {
+        let date = jiff::Timestamp::from_second(second).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
+        let date = date.to_zoned(jiff::tz::TimeZone::UTC).date();
+        rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+    };
+    params.not_before = at(from);
+    params.not_after = at(to);
+}
+
+fn key(path: &Path) -> Result<KeyPair> {
+    let pem = kept(path, || Ok(KeyPair::generate().context("making a key")?.serialize_pem()))?;
+    KeyPair::from_pem(&pem).with_context(|| format!("reading {}", path.display()))
+}
+
+/// The content of a file; made and written if it is missing.
+fn kept(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
+    match fs::read_to_string(path) {
+        Ok(text) => Ok(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let text = make()?;
+            write_private(path, &text)?;
+            Ok(text)
+        }
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
+/// Writes a file that only its owner may read, whole or not at all.
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
+    let partial = PathBuf::from(format!("{}.partial", path.display()));
+    let write = || -> std::io::Result<()> {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn keys_are_kept_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let first = Pki::open(directory.path()).unwrap();
+        let again = Pki::open(directory.path()).unwrap();
+        assert_eq!(first.ca_pem, again.ca_pem);
+        assert_eq!(first.service_account_private_pem, again.service_account_private_pem);
+        for file in fs::read_dir(directory.path()).unwrap() {
+            let mode = file.unwrap().metadata().unwrap().permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600);
+        }
+    }
+
+    #[test]
+    fn a_certificate_carries_user_groups_and_addresses() {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = Pki::open(directory.path()).unwrap();
+        let pair = pki.server("system:node:a", &["system:nodes"], &["a"], &["192.0.2.1".parse().unwrap()]).unwrap();
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pair.certificate_pem.as_bytes()).unwrap();
+        let certificate = pem.parse_x509().unwrap();
+        assert_eq!(certificate.subject().to_string(), "CN=system:node:a, O=system:nodes");
+        let sans = certificate.subject_alternative_name().unwrap().unwrap().value;
+        assert_eq!(sans.general_names.len(), 2);
+    }
+}
