@@ -19,7 +19,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, metadata_watcher};
+use kube::runtime::{WatchStreamExt as _, watcher as watch_all};
 use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
 use serde_json::json;
@@ -43,7 +43,7 @@ const IGNORED: [&str; 1] = ["events"];
 type Meta = PartialObjectMeta<DynamicObject>;
 
 /// One object, as far as ownership goes.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Entry {
     kind: Arc<Kind>,
     namespace: Option<String>,
@@ -122,8 +122,8 @@ pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
 }
 
 async fn watch(collector: Arc<Collector>, kind: Arc<Kind>, shutdown: CancellationToken) {
-    let api: Api<DynamicObject> = Api::all_with(collector.client.clone(), &resource(&kind));
-    let events = metadata_watcher(api, watcher::Config::default()).default_backoff();
+    let api: Api<Meta> = Api::all_with(collector.client.clone(), &resource(&kind));
+    let events = watch_all(api, watcher::Config::default()).default_backoff();
     let mut events = std::pin::pin!(events);
     let mut listed: Option<HashSet<String>> = None;
     loop {

@@ -63,8 +63,9 @@ impl Namespaces {
         }
         let name = namespace.metadata.name.clone().unwrap_or_default();
         let api: Api<Namespace> = Api::all(self.client.clone());
-        let body = serde_json::to_vec(&done).map_err(kube::Error::SerdeError)?;
-        gone_is_fine(api.replace_subresource("finalize", &name, &PostParams::default(), body).await)
+        let finalized: Result<Namespace, _> =
+            api.replace_subresource("finalize", &name, &PostParams::default(), &done).await;
+        gone_is_fine(finalized)
     }
 }
 

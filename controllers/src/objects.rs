@@ -28,10 +28,6 @@ pub(crate) fn controller_key(meta: &ObjectMeta, kind: &str) -> Option<ObjectKey>
     Some(ObjectKey::new(meta.namespace.clone().unwrap_or_default(), &owner.name))
 }
 
-pub(crate) fn is_controlled_by(meta: &ObjectMeta, uid: &str) -> bool {
-    controller_of(meta).is_some_and(|r| r.uid == uid)
-}
-
 pub(crate) fn uid(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }

@@ -160,7 +160,7 @@ impl ReplicaSets {
         for pod in plan::to_delete(&active, surplus) {
             let name = pod.metadata.name.clone().unwrap_or_default();
             let uid = uid(&pod.metadata).to_owned();
-            self.pending.of_set(key, |e| drop(e.deleted.insert(uid.clone())));
+            self.pending.of_set(key, |e| { e.deleted.insert(uid.clone()); });
             let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
             match api.delete(&name, &params).await {
@@ -169,7 +169,7 @@ impl ReplicaSets {
                     self.events.event(set, EventType::Normal, "SuccessfulDelete", &message);
                 }
                 Err(error) => {
-                    self.pending.of_set(key, |e| drop(e.deleted.remove(&uid)));
+                    self.pending.of_set(key, |e| { e.deleted.remove(&uid); });
                     self.pending.seen(key, &Change { old: Some(pod.clone()), new: None });
                     gone_is_fine::<()>(Err(error))?;
                 }
@@ -196,7 +196,7 @@ impl ReplicaSets {
                     Ok(pod) => {
                         let pod_key = key_of(&pod);
                         if self.pods.get(&pod_key).is_none() {
-                            self.pending.of_set(key, |e| drop(e.made.insert(pod_key.clone())));
+                            self.pending.of_set(key, |e| { e.made.insert(pod_key.clone()); });
                         }
                         let message = format!("Created pod: {}", pod_key.name);
                         self.events.event(set, EventType::Normal, "SuccessfulCreate", &message);

@@ -1,6 +1,6 @@
 //! The AOT cache: `<state>/aot/<engine>/<digest>.cwasm`, filled by processes of their own.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
@@ -67,6 +67,28 @@ impl AotCache {
         Ok(AotCache { state_dir: state_dir.to_owned(), compatibility, command, in_work: Mutex::default() })
     }
 
+    /// Removes the code of other engines, and of modules that are not in `digests`. What a host has loaded
+    /// stays mapped. Blocks.
+    pub(crate) fn retain(&self, digests: &HashSet<String>) -> Result<(), AotError> {
+        let root = self.state_dir.join("aot");
+        let fail = |path: &Path, source| AotError::Io { operation: "clean", path: path.to_owned(), source };
+        for entry in fs::read_dir(&root).map_err(|err| fail(&root, err))? {
+            let path = entry.map_err(|err| fail(&root, err))?.path();
+            if path.file_name().and_then(|name| name.to_str()) != Some(&self.compatibility) {
+                fs::remove_dir_all(&path).map_err(|err| fail(&path, err))?;
+            }
+        }
+        let ours = root.join(&self.compatibility);
+        for entry in fs::read_dir(&ours).map_err(|err| fail(&ours, err))? {
+            let path = entry.map_err(|err| fail(&ours, err))?.path();
+            let digest = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".cwasm"));
+            if !digest.is_some_and(|digest| digests.contains(digest)) {
+                fs::remove_file(&path).map_err(|err| fail(&path, err))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Sees to it that the native code of the Wasm file `module` is in the cache. Dropping the future ends
     /// the compiler.
     pub(crate) async fn ensure(&self, module: &Path, digest: &str) -> Result<(), AotError> {
@@ -118,7 +140,7 @@ impl AotCache {
         };
         match status.code() {
             Some(0) => Ok(()),
-            Some(compile::EXIT_INVALID) => Err(AotError::Invalid(said)),
+            Some(code) if code == i32::from(compile::EXIT_INVALID) => Err(AotError::Invalid(said)),
             Some(_) => Err(AotError::Compile(said)),
             None => Err(AotError::Compile(format!(
                 "the compiler was ended by a signal ({status}), as when it needs more than its {} MiB of memory {said}",

@@ -12,7 +12,7 @@ use crate::engine;
 use crate::record::{Sync, write_atomically};
 
 /// The module is at fault, not the machine.
-pub(crate) const EXIT_INVALID: i32 = 2;
+pub(crate) const EXIT_INVALID: u8 = 2;
 /// Address space of the whole process.
 pub(crate) const MAX_MEMORY_BYTES: u64 = 4 << 30;
 const MAX_CPU_SECONDS: u64 = 600;
@@ -42,7 +42,7 @@ pub fn main(args: impl Iterator<Item = OsString>) -> ExitCode {
         Err(err) => {
             eprintln!("{err}");
             match err {
-                CompileError::Invalid(_) => ExitCode::from(2),
+                CompileError::Invalid(_) => ExitCode::from(EXIT_INVALID),
                 _ => ExitCode::FAILURE,
             }
         }

@@ -367,7 +367,11 @@ async fn listen(hosts: Weak<Hosts>, name: String, mut stream: UnixStream) {
 
 impl Hosts {
     fn look_again(&self, name: &str) -> Result<(), HostError> {
-        for host in self.found()?.into_iter().filter(|host| host.name == name && !host.process.is_alive()) {
+        for host in self.found()?.into_iter().filter(|host| host.name == name) {
+            // One that lives and was only too busy to answer is found again when it is next needed.
+            if self.is_watched(name) || host.process.wait(KILL_PATIENCE).is_err() {
+                continue;
+            }
             self.bury(&host)?;
         }
         for record in self.records.all()?.into_iter().filter(|record| record.host == name) {

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -31,24 +32,39 @@ impl ProcessId {
 
     /// Kills the process and waits for its end. Succeeds if it is gone already. Blocks.
     pub(crate) fn kill(&self, patience: Duration) -> io::Result<()> {
-        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(()) };
-        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-            Err(rustix::io::Errno::SRCH) => return Ok(()),
-            other => other?,
-        };
-        // Asked after the pidfd was opened: it refers to the process whose start time this is.
-        if !self.is_alive() {
-            return Ok(());
-        }
+        let Some(pidfd) = self.open()? else { return Ok(()) };
         match pidfd_send_signal(&pidfd, Signal::KILL) {
             Err(rustix::io::Errno::SRCH) => return Ok(()),
             other => other?,
         }
-        let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
-        match poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&timeout))? {
-            0 => Err(io::ErrorKind::TimedOut.into()),
-            _ => Ok(()),
+        await_end(&pidfd, patience)
+    }
+
+    /// Waits for the process's end: a process closes its sockets a moment before it is gone. Blocks.
+    pub(crate) fn wait(&self, patience: Duration) -> io::Result<()> {
+        match self.open()? {
+            Some(pidfd) => await_end(&pidfd, patience),
+            None => Ok(()),
         }
+    }
+
+    /// `None` if the process is gone.
+    fn open(&self) -> io::Result<Option<OwnedFd>> {
+        let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) else { return Ok(None) };
+        let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            other => other?,
+        };
+        // Asked after the pidfd was opened: it refers to the process whose start time this is.
+        Ok(self.is_alive().then_some(pidfd))
+    }
+}
+
+fn await_end(pidfd: &OwnedFd, patience: Duration) -> io::Result<()> {
+    let timeout = Timespec::try_from(patience).map_err(io::Error::other)?;
+    match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&timeout))? {
+        0 => Err(io::ErrorKind::TimedOut.into()),
+        _ => Ok(()),
     }
 }
 

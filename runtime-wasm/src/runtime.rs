@@ -107,7 +107,7 @@ impl WasmRuntime {
             events: events.clone(),
         })
         .await?;
-        Ok(Arc::new(WasmRuntime {
+        let runtime = WasmRuntime {
             images: config.images,
             aot: AotCache::open(&config.state_dir, compatibility.clone(), config.compile_command)?,
             compatibility,
@@ -116,7 +116,11 @@ impl WasmRuntime {
             cgroups,
             events,
             digests: Mutex::default(),
-        }))
+        };
+        let images = runtime.images.list();
+        let digests = images.iter().filter_map(|image| Some(runtime.module(image).ok()?.1)).collect();
+        runtime.aot.retain(&digests)?;
+        Ok(Arc::new(runtime))
     }
 
     /// Ends all host processes and with them all containers, whose records stay.

@@ -39,7 +39,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 12] = tests![
+    let tests: [(&str, fn()); 13] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
         a_runaway_guest_is_stopped_within_its_grace,
         a_guest_past_its_memory_limit_is_oom_killed,
@@ -51,6 +51,7 @@ fn run_tests() -> ExitCode {
         a_host_that_dies_takes_its_containers_with_it_and_says_so,
         a_guest_sees_its_volumes_and_nothing_else,
         a_component_answers_in_its_pods_network_namespace,
+        idle_servers_share_one_host_and_cost_little,
         exec_is_refused_and_unknown_containers_are_not_found,
     ];
     if std::env::args().any(|arg| arg == "--list") {
@@ -270,6 +271,26 @@ async fn a_component_answers_in_its_pods_network_namespace() {
     node.runtime.start("e").await.unwrap();
     get();
     println!("create to first answer, warm: {:?}", began.elapsed());
+    node.end().await;
+}
+
+async fn idle_servers_share_one_host_and_cost_little() {
+    const N_SERVERS: usize = 20;
+    let node = Node::new().await;
+    let netns = node::Netns::new();
+    let module = guests::sample("http", "wasm32-wasip2", "wasm_http.wasm");
+    let mut costs = Vec::new();
+    for n in 0..=N_SERVERS {
+        let (id, port) = (format!("c{n}"), (8000 + n).to_string());
+        let env = [("PORT", port.as_str())];
+        node.run(&id, &module, Options { netns: Some(netns.path.clone()), env: &env, ..Options::default() })
+            .await;
+        let [host] = node.hosts().try_into().unwrap();
+        costs.push(node::private_kib(host));
+    }
+    let each = (costs[N_SERVERS] - costs[0]) / N_SERVERS;
+    println!("a host with one server: {} KiB private, each further one: {each} KiB", costs[0]);
+    assert!(costs[0] < 16 << 10 && each < 256, "{costs:?}");
     node.end().await;
 }
 

@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -19,7 +20,7 @@ use crate::{check, forward};
 #[command(name = "skiff", version, propagate_version = true)]
 struct Cli {
     /// What to log, such as `debug` or `skiff_nodelet=debug`
-    #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info")]
+    #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info,kube_client=off")]
     log: String,
     #[command(subcommand)]
     command: Command,
@@ -93,7 +94,7 @@ pub(crate) fn run() -> ExitCode {
 
 fn prepare(cli: &Cli) -> Result<()> {
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?}", cli.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow!("a TLS provider was installed before Skiff's own"))

@@ -278,7 +278,7 @@ impl Publisher {
             }
             return Ok(());
         };
-        let assigned = service.as_deref().and_then(assigned);
+        let assigned = service.as_deref().and_then(assigned_of);
         let address = self.address_for(key, assigned)?;
         let entry = self.published.entry(key.clone()).or_insert_with(|| Published {
             address,
@@ -324,7 +324,7 @@ impl Publisher {
         }
         let mut taken: BTreeSet<Ipv4Addr> = self.published.values().map(|p| p.address).collect();
         let others = self.services.filter(|other, _| other != key);
-        taken.extend(others.iter().filter_map(|s| assigned(s)));
+        taken.extend(others.iter().filter_map(|s| assigned_of(s)));
         let ours = |ip: &Ipv4Addr| ip.octets()[..2] == self.cluster.loopback(0, 0).octets()[..2];
         if let Some(assigned) = assigned.filter(|ip| ours(ip) && !taken.contains(ip)) {
             return Ok(assigned);
@@ -337,7 +337,7 @@ impl Publisher {
     }
 }
 
-fn assigned(service: &Service) -> Option<Ipv4Addr> {
+fn assigned_of(service: &Service) -> Option<Ipv4Addr> {
     let ingress = service.status.as_ref()?.load_balancer.as_ref()?.ingress.as_ref()?;
     ingress.first()?.ip.as_ref()?.parse().ok()
 }

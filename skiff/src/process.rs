@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -23,14 +22,6 @@ impl Started {
         let pid = i32::try_from(pid).context("a pid out of range")?;
         let start_ticks = start_ticks(pid).with_context(|| format!("process {pid} has already ended"))?;
         Ok(Started { pid, start_ticks })
-    }
-
-    pub(crate) fn read(path: &Path) -> Option<Started> {
-        serde_json::from_slice(&fs::read(path).ok()?).ok()
-    }
-
-    pub(crate) fn write(&self, path: &Path) -> Result<()> {
-        fs::write(path, serde_json::to_vec(self)?).with_context(|| format!("writing {}", path.display()))
     }
 
     pub(crate) fn runs(&self) -> bool {

@@ -271,7 +271,6 @@ async fn start_node(
     config.max_pods = args.max_pods;
     config.pod_cidr = Some(args.pod_cidr.clone());
     config.resolv_conf = args.resolv_conf.clone();
-    config.labels.insert("node-role.kubernetes.io/control-plane".into(), "true".into());
     config.tls = Some(ServerTls {
         certificate_pem: serving.certificate_pem.into(),
         key_pem: serving.key_pem.into(),
@@ -281,12 +280,23 @@ async fn start_node(
     let nodelet = Nodelet::start(config, node_client, runtime, Arc::new(Events(events)))
         .await
         .context("starting the nodelet")?;
+    label_control_plane(api, &node.name).await?;
     let stop = shutdown.clone();
     tasks.spawn(async move {
         nodelet.run(stop).await.context("running the nodelet")?;
         Ok("nodelet")
     });
     start_services(args, node, api, shutdown, tasks).await
+}
+
+/// A node may not give itself a role; the server, whose node this is, may.
+async fn label_control_plane(api: &ApiServer, node: &str) -> Result<()> {
+    use kube::api::{Patch, PatchParams};
+    let nodes: kube::Api<k8s_openapi::api::core::v1::Node> =
+        kube::Api::all(client(api, "system:apiserver", &["system:masters"]));
+    let patch = serde_json::json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
+    nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.context("labelling the node")?;
+    Ok(())
 }
 
 /// The service proxy and the cluster's DNS.
@@ -376,11 +386,14 @@ pub(crate) async fn open_runtime(args: &ServerArgs) -> Result<NodeParts> {
     .context("setting up the pod network")?;
     let network = Arc::new(Network(network));
     let oci = OciRuntime::open(OciConfig {
-        root: layout.oci(),
-        state_dir: layout.runc_root(),
+        name: "runc",
         runc: args.runc.clone(),
+        root: layout.runc_root(),
+        state_dir: layout.oci(),
         shim_command: Role::Shim.command()?,
         images: images.clone(),
+        cgroups: skiff_cgroup::Cgroups::detect()?,
+        pids_limit: None,
     })
     .await
     .context("opening the Linux runtime")?;

@@ -162,9 +162,9 @@ fn backends(
             let Some(ip) = endpoint.addresses.first().and_then(|a| a.parse().ok()) else { continue };
             let backend = Backend { ip, port: number };
             match usable(endpoint) {
-                Usable::Ready => drop(ready.insert(backend)),
-                Usable::Ending => drop(ending.insert(backend)),
-                Usable::No if publish_all => drop(ready.insert(backend)),
+                Usable::Ready => { ready.insert(backend); }
+                Usable::Ending => { ending.insert(backend); }
+                Usable::No if publish_all => { ready.insert(backend); }
                 Usable::No => {}
             }
         }

@@ -124,8 +124,8 @@ impl Elements {
             self.hairpin.insert(format!("{} . {}", backend.ip, backend.ip));
         }
         match (service.backends.len(), service.affinity_s) {
-            (0, _) if service.drop_if_empty => drop(self.local_only.insert(key)),
-            (0, _) => drop(self.no_endpoints.insert(key)),
+            (0, _) if service.drop_if_empty => { self.local_only.insert(key); }
+            (0, _) => { self.no_endpoints.insert(key); }
             (_, Some(timeout_s)) => {
                 let chain =
                     Chain::Affine { frontend: *frontend, backends: service.backends.clone(), timeout_s };

@@ -203,9 +203,8 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
         Arc::new(host).serve(listener, IDLE).await;
         Ok::<(), HostStartError>(())
     })?;
-    for file in [&args.files.socket, &args.files.record] {
-        _ = fs::remove_file(file);
-    }
+    // Nodelet removes the rest when it sees that this process is gone.
+    _ = fs::remove_file(&args.files.socket);
     Ok(())
 }
 

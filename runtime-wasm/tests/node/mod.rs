@@ -185,6 +185,13 @@ async fn open(directory: &tempfile::TempDir, images: &Arc<Images>, cgroup: &str)
     WasmRuntime::open(config).await.unwrap()
 }
 
+/// Memory that a process shares with no other.
+pub fn private_kib(pid: i32) -> usize {
+    let rollup = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let of = |line: &str| line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap();
+    rollup.lines().filter(|line| line.starts_with("Private_")).map(of).sum()
+}
+
 /// A network namespace with its loopback up, held by a bind mount as a sandbox's is.
 pub struct Netns {
     pub path: PathBuf,
