@@ -24,10 +24,11 @@ pub(crate) struct LayerSize {
 
 impl Blobs {
     /// Makes the directories and throws away what a crash left half done.
-    pub(crate) fn open(root: &Path) -> Result<Blobs, Error> {
+    /// `clean` removes what a crash left half done; only for who has the store to itself.
+    pub(crate) fn open(root: &Path, clean: bool) -> Result<Blobs, Error> {
         let blobs = Blobs { root: root.to_owned() };
         let ingest = blobs.ingest();
-        if ingest.exists() {
+        if clean && ingest.exists() {
             fs::remove_dir_all(&ingest).map_err(Error::io("clear", &ingest))?;
         }
         for directory in [root.join("blobs/sha256"), root.join("layers"), ingest, blobs.empty_layer()] {

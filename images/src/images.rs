@@ -1,11 +1,13 @@
 //! [`Images`], the store as its users see it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs::{self, File};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::Blobs;
@@ -70,6 +72,17 @@ pub struct Images {
     pub(crate) in_work: KeyedLock,
     /// Digests that a pull or import in progress relies on: safe from garbage collection.
     pins: Mutex<HashMap<Digest, usize>>,
+    /// Held shared for as long as the store is open: who finds nobody else may clean up.
+    _lock: File,
+}
+
+/// The store's lock, and whether nobody else has the store open.
+fn lock(root: &Path) -> Result<(File, bool), Error> {
+    fs::create_dir_all(root).map_err(Error::io("create", root))?;
+    let path = root.join("lock");
+    let lock = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
+    let alone = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
+    Ok((lock, alone))
 }
 
 impl Images {
@@ -80,10 +93,13 @@ impl Images {
 
     /// [`Images::open`] with other limits than the usual.
     pub fn with_caps(root: &Path, registries: Registries, caps: Caps) -> Result<Arc<Images>, Error> {
-        let blobs = Blobs::open(root)?;
-        let records = Records::open(root)?;
+        let (lock, alone) = lock(root)?;
+        let blobs = Blobs::open(root, alone)?;
+        let records = Records::open(root, alone)?;
+        rustix::fs::flock(&lock, FlockOperation::LockShared).map_err(|e| Error::io("lock", root)(e.into()))?;
         let (in_work, pins) = (KeyedLock::default(), Mutex::default());
-        Ok(Arc::new(Images { root: root.to_owned(), registries, caps, blobs, records, in_work, pins }))
+        let root = root.to_owned();
+        Ok(Arc::new(Images { root, registries, caps, blobs, records, in_work, pins, _lock: lock }))
     }
 
     /// Where the store lies.

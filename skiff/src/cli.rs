@@ -53,8 +53,8 @@ enum Command {
     /// Show where Services are published
     Service {
         /// A throw-away cluster [default: the server on this machine]
-        #[arg(long, global = true)]
-        name: Option<String>,
+        #[arg(long = "name", global = true)]
+        cluster: Option<String>,
         #[command(subcommand)]
         command: ServiceCommand,
     },
@@ -134,7 +134,7 @@ async fn serve(command: Command) -> Result<()> {
         Command::Up { name, registries } => Box::pin(cluster::up(&name, &registries)).await,
         Command::Down { name } => cluster::down(&name).await,
         Command::Forward { name } => forward::run(&name).await,
-        Command::Service { name, command } => services::run(command, &kubeconfig(name.as_deref())?).await,
+        Command::Service { cluster, command } => services::run(command, &kubeconfig(cluster.as_deref())?).await,
         Command::Image { cluster, layout, command } => {
             let layout = match cluster {
                 Some(name) => Cluster::open(&name)?.layout(),

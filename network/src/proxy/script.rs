@@ -17,7 +17,7 @@ delete table {TABLE}
 table {TABLE} {{
   map frontends {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
   map endpoints {{
-    typeof ip daddr . meta l4proto . th dport . numgen random mod 2 : ip daddr . th dport
+    typeof ip daddr . meta l4proto . tcp dport . numgen random mod 2 : ip daddr . tcp dport
   }}
   map only_endpoint {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   set no_endpoints {{ type ipv4_addr . inet_proto . inet_service; }}

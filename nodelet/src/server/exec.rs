@@ -7,7 +7,7 @@
 //!  255 (v5 only) ▶ closes the channel that the next byte names
 //! ```
 
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Path, RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -166,7 +166,9 @@ impl Exchange {
                 Err(_) => end_status(Err(CriError::unknown("the runtime lost the process"))),
             };
             let _ = out.send(framed(ERROR, status.to_string().as_bytes())).await;
-            let _ = out.send(Message::Close(None)).await;
+            // kubectl takes any other ending for a broken stream.
+            let normal = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
+            let _ = out.send(Message::Close(Some(normal))).await;
         }
         drop(out);
         let _ = writer.await;

@@ -263,6 +263,12 @@ impl Worker {
                 ));
             }
         };
+        // The runtime opens the log, but the directory is the kubelet's to make.
+        let log_dir = Path::new(&target.config.log_directory).join(&container.name);
+        if let Err(error) = std::fs::create_dir_all(&log_dir) {
+            let message = format!("create container log directory for container {}: {error}", container.name);
+            return Err(fail(format!("Error: {message}"), StartFailure::new("CreateContainerError", message)));
+        }
         let create = CreateContainerRequest {
             pod_sandbox_id: target.id.clone(),
             config: Some(config),
