@@ -76,7 +76,10 @@ fn finish(
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
     let Value::Object(map) = &mut object else {
-        return Err(cannot_be_handled(kind, "json: cannot unmarshal into Go value: the body is not an object"));
+        return Err(cannot_be_handled(
+            kind,
+            "json: cannot unmarshal into Go value: the body is not an object",
+        ));
     };
     for (field, wanted) in [("apiVersion", kind.api_version()), ("kind", kind.kind.clone())] {
         match map.get(field).and_then(Value::as_str) {
@@ -269,16 +272,18 @@ impl Walk<'_> {
             None if self.path.is_empty() => {
                 format!("json: cannot unmarshal {found} into Go value of type {owner}")
             }
-            None => format!("json: cannot unmarshal {found} into Go struct field {} of type {owner}", self.path),
+            None => {
+                format!("json: cannot unmarshal {found} into Go struct field {} of type {owner}", self.path)
+            }
         }
     }
 }
 
 /// RFC 3339 in UTC: whole seconds for `Time`, always six decimals for `MicroTime`.
 fn time(text: &str, micro: bool) -> Result<String, String> {
-    let at: jiff::Timestamp = text
-        .parse()
-        .map_err(|_| format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}"))?;
+    let at: jiff::Timestamp = text.parse().map_err(|_| {
+        format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}")
+    })?;
     let format = if micro { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
     Ok(at.strftime(format).to_string())
 }

@@ -85,8 +85,8 @@ impl Kind {
     /// The value of a selectable field of an object, `""` where it is unset; `None` if the kind does not
     /// offer the field.
     pub fn selectable_field(&self, object: &Object, field: &str) -> Option<String> {
-        let offered = matches!(field, "metadata.name" | "metadata.namespace")
-            || self.selectable.contains(&field);
+        let offered =
+            matches!(field, "metadata.name" | "metadata.namespace") || self.selectable.contains(&field);
         offered.then(|| self.strategy.field(object, field))
     }
 }

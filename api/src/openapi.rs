@@ -18,7 +18,9 @@ impl Version {
     fn reference(self, name: &str) -> Value {
         match self {
             Version::V2 => json!({"$ref": format!("#/definitions/{name}")}),
-            Version::V3 => json!({"allOf": [{"$ref": format!("#/components/schemas/{name}")}], "default": {}}),
+            Version::V3 => {
+                json!({"allOf": [{"$ref": format!("#/components/schemas/{name}")}], "default": {}})
+            }
         }
     }
 }
@@ -65,7 +67,8 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
         format!("{root}/{}", kind.plural)
     };
     let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
-    let query = |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
+    let query =
+        |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
     let operation = |action: &str, parameters: &[&str]| {
         json!({
             "x-kubernetes-action": action,
@@ -210,7 +213,9 @@ fn shape(schema: &Schema, of: &Shape, version: Version) -> Value {
         },
         Shape::IntOrString => match version {
             Version::V2 => json!({"type": "string", "format": "int-or-string"}),
-            Version::V3 => json!({"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"}),
+            Version::V3 => {
+                json!({"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"})
+            }
         },
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
         Shape::Any => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),

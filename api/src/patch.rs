@@ -23,7 +23,11 @@ pub fn json(object: &mut Object, patch: &Value) -> Result<(), Status> {
         )));
     }
     json_patch::patch(object, &patch).map_err(|e| {
-        Status::new(422, "Invalid", format!("the server rejected our request due to an error in our request: {e}"))
+        Status::new(
+            422,
+            "Invalid",
+            format!("the server rejected our request due to an error in our request: {e}"),
+        )
     })
 }
 

@@ -71,7 +71,9 @@ impl LabelSelector {
                 "Exists" => Operator::Exists,
                 "DoesNotExist" => Operator::DoesNotExist,
                 other => {
-                    return Err(Status::bad_request(format!("{other:?} is not a valid label selector operator")));
+                    return Err(Status::bad_request(format!(
+                        "{other:?} is not a valid label selector operator"
+                    )));
                 }
             };
             requirements.push(Requirement { key, operator });
@@ -151,7 +153,8 @@ impl<'t> Lexer<'t> {
 
     fn operator(&mut self, symbol: &str) -> Result<Operator, String> {
         let number = |text: &str| {
-            text.parse::<i64>().map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: {text:?}"))
+            text.parse::<i64>()
+                .map_err(|_| format!("for 'Gt', 'Lt' operators, the value must be an integer: {text:?}"))
         };
         Ok(match symbol {
             "=" | "==" => Operator::In(vec![self.value()?]),
@@ -170,7 +173,8 @@ impl<'t> Lexer<'t> {
 
     fn key(&mut self) -> Result<String, String> {
         let key = self.next();
-        name::qualified_name_fault(key).map_or(Ok(key.to_owned()), |why| Err(format!("<nil>: Invalid value: {key:?}: {why}")))
+        name::qualified_name_fault(key)
+            .map_or(Ok(key.to_owned()), |why| Err(format!("<nil>: Invalid value: {key:?}: {why}")))
     }
 
     /// One value; nothing, before a `,` or the end, is the empty string.
@@ -179,7 +183,8 @@ impl<'t> Lexer<'t> {
             return Ok(String::new());
         }
         let value = self.next();
-        name::label_value_fault(value).map_or(Ok(value.to_owned()), |why| Err(format!("values[0]: Invalid value: {value:?}: {why}")))
+        name::label_value_fault(value)
+            .map_or(Ok(value.to_owned()), |why| Err(format!("values[0]: Invalid value: {value:?}: {why}")))
     }
 
     fn values(&mut self) -> Result<Vec<String>, String> {

@@ -124,7 +124,8 @@ impl Status {
     }
 
     pub fn method_not_allowed(group: &str, resource: &str, verb: &str) -> Self {
-        let message = format!("{verb} is not supported on resources of kind {:?}", qualified(group, resource));
+        let message =
+            format!("{verb} is not supported on resources of kind {:?}", qualified(group, resource));
         Status::new(405, "MethodNotAllowed", message).about(group, resource, "")
     }
 
@@ -146,7 +147,8 @@ impl Status {
 
     /// The conflict of a writer that read an older version.
     pub fn modified(group: &str, resource: &str, name: &str) -> Self {
-        let why = "the object has been modified; please apply your changes to the latest version and try again";
+        let why =
+            "the object has been modified; please apply your changes to the latest version and try again";
         Status::conflict(group, resource, name, why)
     }
 

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::collections::VecDeque;
 
-
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
@@ -64,13 +63,20 @@ impl EventRecorder {
             component: Some(component.into()),
             host: Some(host.to_owned()).filter(|h| !h.is_empty()),
         };
-        let writer = Writer { client, source, known: HashMap::new(), order: VecDeque::new(), budgets: HashMap::new() };
+        let writer =
+            Writer { client, source, known: HashMap::new(), order: VecDeque::new(), budgets: HashMap::new() };
         tokio::spawn(writer.run(occurrences));
         EventRecorder { queue }
     }
 
     /// Reports an event about an object.
-    pub fn event<K: Resource<DynamicType = ()>>(&self, object: &K, type_: EventType, reason: &str, message: &str) {
+    pub fn event<K: Resource<DynamicType = ()>>(
+        &self,
+        object: &K,
+        type_: EventType,
+        reason: &str,
+        message: &str,
+    ) {
         self.event_about(reference(object), type_, reason, message);
     }
 
@@ -205,7 +211,8 @@ impl Writer {
     fn event(&self, occurrence: &Occurrence) -> Event {
         let object = &occurrence.object;
         // Events about cluster-scoped objects live in `default`.
-        let namespace = object.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
+        let namespace =
+            object.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
         let name = format!("{}.{:x}", object.name.clone().unwrap_or_default(), occurrence.at.as_nanosecond());
         Event {
             metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..ObjectMeta::default() },
@@ -236,4 +243,3 @@ fn identity(occurrence: &Occurrence) -> Identity {
         message: occurrence.message.clone(),
     }
 }
-

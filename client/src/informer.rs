@@ -38,7 +38,11 @@ impl ObjectKey {
 
 impl std::fmt::Display for ObjectKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.namespace.is_empty() { f.write_str(&self.name) } else { write!(f, "{}/{}", self.namespace, self.name) }
+        if self.namespace.is_empty() {
+            f.write_str(&self.name)
+        } else {
+            write!(f, "{}/{}", self.namespace, self.name)
+        }
     }
 }
 
@@ -148,7 +152,9 @@ where
             };
             match event {
                 Some(Ok(event)) => self.handle(event, &mut listing),
-                Some(Err(error)) if is_expired(&error) => debug!(kind, "the watch has expired; listing again"),
+                Some(Err(error)) if is_expired(&error) => {
+                    debug!(kind, "the watch has expired; listing again")
+                }
                 Some(Err(error)) => warn!(kind, %error, "the watch is interrupted; trying again"),
                 None => return,
             }
@@ -213,8 +219,11 @@ fn is_expired(error: &watcher::Error) -> bool {
 pub struct Informers {
     client: Client,
     shutdown: CancellationToken,
-    running: Arc<Mutex<HashMap<(TypeId, String), Box<dyn Any + Send>>>>,
+    running: Arc<Mutex<Running>>,
 }
+
+/// By type and field selector: an `Informer` of the type.
+type Running = HashMap<(TypeId, String), Box<dyn Any + Send>>;
 
 impl Informers {
     /// Informers run until `shutdown`.

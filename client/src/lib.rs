@@ -12,5 +12,5 @@ mod informer;
 mod queue;
 
 pub use events::{EventRecorder, EventType, reference};
-pub use informer::{Change, Informer, Informers, key_of, ObjectKey};
+pub use informer::{Change, Informer, Informers, ObjectKey, key_of};
 pub use queue::{Backoff, WorkQueue};

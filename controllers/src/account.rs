@@ -67,7 +67,8 @@ impl Accounts {
                 let note = "Contains a CA bundle that can be used to verify the kube-apiserver when using internal \
                             endpoints such as the internal service IP or kubernetes.default.svc. No other usage is \
                             guaranteed across distributions of Kubernetes clusters.";
-                metadata.annotations = Some(BTreeMap::from([("kubernetes.io/description".into(), note.into())]));
+                metadata.annotations =
+                    Some(BTreeMap::from([("kubernetes.io/description".into(), note.into())]));
                 let map = ConfigMap { metadata, data: Some(data), ..ConfigMap::default() };
                 exists_is_fine(api.create(&PostParams::default(), &map).await)
             }

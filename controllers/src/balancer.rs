@@ -57,7 +57,8 @@ fn is_ours(service: &Service) -> bool {
 }
 
 fn assigned(service: &Service) -> BTreeSet<String> {
-    let ingress = service.status.iter().flat_map(|s| s.load_balancer.iter().flat_map(|l| l.ingress.iter().flatten()));
+    let ingress =
+        service.status.iter().flat_map(|s| s.load_balancer.iter().flat_map(|l| l.ingress.iter().flatten()));
     ingress.filter_map(|i| i.ip.clone()).collect()
 }
 
@@ -75,8 +76,11 @@ impl Controller for Balancers {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
         let Some(service) = self.services.get(key) else { return Ok(Outcome::Done) };
-        let wanted: BTreeSet<String> =
-            if is_ours(&service) { self.nodes.list().iter().filter_map(address).collect() } else { BTreeSet::new() };
+        let wanted: BTreeSet<String> = if is_ours(&service) {
+            self.nodes.list().iter().filter_map(address).collect()
+        } else {
+            BTreeSet::new()
+        };
         // What somebody else's load balancer wrote is left alone.
         let class = service.spec.as_ref().and_then(|s| s.load_balancer_class.as_ref());
         if class.is_some() || assigned(&service) == wanted {

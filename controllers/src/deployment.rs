@@ -62,7 +62,8 @@ impl Deployments {
         // `Recreate` waits for the last old pod to be gone.
         let (wake, owners) = (queue.clone(), sets.clone());
         pods.on_change(move |change| {
-            let Some(old) = change.old.as_ref().filter(|_| change.new.as_ref().is_none_or(|p| has_ended(p))) else {
+            let Some(old) = change.old.as_ref().filter(|_| change.new.as_ref().is_none_or(|p| has_ended(p)))
+            else {
                 return;
             };
             let set = controller_key(&old.metadata, "ReplicaSet").and_then(|key| owners.get(&key));
@@ -79,7 +80,11 @@ impl Deployments {
     }
 
     /// The Deployment's ReplicaSets, orphans that it selects adopted.
-    async fn claim(&self, key: &ObjectKey, deployment: &Deployment) -> Result<Vec<Arc<ReplicaSet>>, kube::Error> {
+    async fn claim(
+        &self,
+        key: &ObjectKey,
+        deployment: &Deployment,
+    ) -> Result<Vec<Arc<ReplicaSet>>, kube::Error> {
         let mut owned = Vec::new();
         for set in self.sets.list_in(&key.namespace) {
             match controller_of(&set.metadata) {
@@ -90,7 +95,8 @@ impl Deployments {
                     let name = set.metadata.name.clone().unwrap_or_default();
                     let adopt = json!({"metadata": {"uid": set.metadata.uid,
                         "ownerReferences": [controller_reference(deployment)]}});
-                    let adopted = self.api(key).patch(&name, &PatchParams::default(), &Patch::Strategic(adopt)).await;
+                    let adopted =
+                        self.api(key).patch(&name, &PatchParams::default(), &Patch::Strategic(adopt)).await;
                     gone_is_fine(adopted)?;
                     owned.push(set);
                 }
@@ -115,7 +121,8 @@ impl Deployments {
             Err(error) if is_conflict(&error) => {
                 let name = new.metadata.name.clone().unwrap_or_default();
                 let there = self.api(key).get(&name).await?;
-                let is_ours = controller_of(&there.metadata).is_some_and(|r| r.uid == uid(&deployment.metadata));
+                let is_ours =
+                    controller_of(&there.metadata).is_some_and(|r| r.uid == uid(&deployment.metadata));
                 if is_ours && plan::same_template(deployment, &there) {
                     return Ok(Arc::new(there));
                 }
@@ -164,7 +171,12 @@ impl Deployments {
         Ok(())
     }
 
-    async fn write_revision(&self, key: &ObjectKey, deployment: &Deployment, revision: i64) -> Result<(), kube::Error> {
+    async fn write_revision(
+        &self,
+        key: &ObjectKey,
+        deployment: &Deployment,
+        revision: i64,
+    ) -> Result<(), kube::Error> {
         let known = deployment.metadata.annotations.as_ref().and_then(|a| a.get(REVISION));
         if known.is_some_and(|r| *r == revision.to_string()) {
             return Ok(());
@@ -197,7 +209,12 @@ impl Deployments {
         Ok(next.look_again_s.map_or(Outcome::Done, |s| Outcome::After(Duration::from_secs(s.max(1)))))
     }
 
-    async fn clean_up(&self, key: &ObjectKey, deployment: &Deployment, old: &[Arc<ReplicaSet>]) -> Result<(), kube::Error> {
+    async fn clean_up(
+        &self,
+        key: &ObjectKey,
+        deployment: &Deployment,
+        old: &[Arc<ReplicaSet>],
+    ) -> Result<(), kube::Error> {
         for set in plan::beyond_history(deployment, old) {
             let name = set.metadata.name.clone().unwrap_or_default();
             gone_is_fine(self.api(key).delete(&name, &DeleteParams::default()).await)?;
@@ -232,7 +249,11 @@ impl Controller for Deployments {
         let Some(deployment) = self.deployments.get(key) else { return Ok(Outcome::Done) };
         let sets = self.claim(key, &deployment).await?;
         let new = plan::new_set(&deployment, &sets);
-        let old: Vec<_> = sets.iter().filter(|s| new.as_ref().is_none_or(|n| uid(&n.metadata) != uid(&s.metadata))).cloned().collect();
+        let old: Vec<_> = sets
+            .iter()
+            .filter(|s| new.as_ref().is_none_or(|n| uid(&n.metadata) != uid(&s.metadata)))
+            .cloned()
+            .collect();
         if deployment.metadata.deletion_timestamp.is_some() {
             return self.write_status(key, &deployment, &sets, new.as_ref(), false).await;
         }
@@ -241,7 +262,11 @@ impl Controller for Deployments {
         let new = match new {
             Some(new) => Some(new),
             None if plan::is_paused(&deployment) => None,
-            None if plan::is_recreate(&deployment) && (self.old_pods_run(key, &old) || old.iter().any(|s| plan::replicas(s) > 0)) => None,
+            None if plan::is_recreate(&deployment)
+                && (self.old_pods_run(key, &old) || old.iter().any(|s| plan::replicas(s) > 0)) =>
+            {
+                None
+            }
             None => {
                 made = true;
                 Some(self.create(key, &deployment, plan::make(&deployment, &old, revision)).await?)
@@ -271,8 +296,13 @@ impl Controller for Deployments {
 
 /// Annotations of the Deployment that its ReplicaSets carry too.
 fn inherited(deployment: &Deployment) -> BTreeMap<String, String> {
-    const OWN: [&str; 5] =
-        ["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAX, "deployment.kubernetes.io/revision-history"];
+    const OWN: [&str; 5] = [
+        "kubectl.kubernetes.io/last-applied-configuration",
+        REVISION,
+        DESIRED,
+        MAX,
+        "deployment.kubernetes.io/revision-history",
+    ];
     let all = deployment.metadata.annotations.clone().unwrap_or_default();
     all.into_iter().filter(|(name, _)| !OWN.contains(&name.as_str())).collect()
 }

@@ -58,11 +58,18 @@ impl EndpointSlices {
         EndpointSlices { client: context.client.clone(), services, pods, slices, endpoints, queue }
     }
 
-    async fn write_slices(&self, key: &ObjectKey, service: &Service, pods: &[Arc<Pod>]) -> Result<(), kube::Error> {
+    async fn write_slices(
+        &self,
+        key: &ObjectKey,
+        service: &Service,
+        pods: &[Arc<Pod>],
+    ) -> Result<(), kube::Error> {
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
         let mut have: BTreeMap<String, Arc<EndpointSlice>> = self
             .slices
-            .filter(|k, s| k.namespace == key.namespace && plan::is_ours(s) && plan::service_of(s) == key.name)
+            .filter(|k, s| {
+                k.namespace == key.namespace && plan::is_ours(s) && plan::service_of(s) == key.name
+            })
             .into_iter()
             .map(|s| (s.metadata.name.clone().unwrap_or_default(), s))
             .collect();
@@ -83,12 +90,19 @@ impl EndpointSlices {
         Ok(())
     }
 
-    async fn write_endpoints(&self, key: &ObjectKey, service: &Service, pods: &[Arc<Pod>]) -> Result<(), kube::Error> {
+    async fn write_endpoints(
+        &self,
+        key: &ObjectKey,
+        service: &Service,
+        pods: &[Arc<Pod>],
+    ) -> Result<(), kube::Error> {
         let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
         let mut wanted = plan::endpoints(service, pods);
         match self.endpoints.get(key) {
             None => api.create(&PostParams::default(), &wanted).await.map(drop),
-            Some(old) if old.subsets == wanted.subsets && old.metadata.labels == wanted.metadata.labels => Ok(()),
+            Some(old) if old.subsets == wanted.subsets && old.metadata.labels == wanted.metadata.labels => {
+                Ok(())
+            }
             Some(old) => {
                 wanted.metadata.resource_version = old.metadata.resource_version.clone();
                 api.replace(&key.name, &PostParams::default(), &wanted).await.map(drop)
@@ -103,7 +117,11 @@ impl EndpointSlices {
             k.namespace == key.namespace && plan::is_ours(s) && plan::service_of(s) == key.name
         });
         for slice in left {
-            gone_is_fine(slices.delete(slice.metadata.name.as_deref().unwrap_or_default(), &DeleteParams::default()).await)?;
+            gone_is_fine(
+                slices
+                    .delete(slice.metadata.name.as_deref().unwrap_or_default(), &DeleteParams::default())
+                    .await,
+            )?;
         }
         if self.endpoints.get(key).is_none() {
             return Ok(());

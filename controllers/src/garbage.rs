@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy};
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
+};
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_all};
@@ -194,7 +196,8 @@ impl Collector {
         let mut graph = self.graph.lock();
         graph.put(uid.clone(), entry);
         // An owner that waits in the foreground may be waiting for this one.
-        let waiting: Vec<String> = owners.into_iter().filter(|o| graph.entries.get(o).is_some_and(|e| e.deleting)).collect();
+        let waiting: Vec<String> =
+            owners.into_iter().filter(|o| graph.entries.get(o).is_some_and(|e| e.deleting)).collect();
         drop(graph);
         if owned || waits {
             self.queue.add(uid);
@@ -204,11 +207,15 @@ impl Collector {
 
     fn gone(&self, uid: &str) {
         let mut graph = self.graph.lock();
-        let owners: Vec<String> =
-            graph.entries.get(uid).map(|e| e.owners.iter().map(|o| o.uid.clone()).collect()).unwrap_or_default();
+        let owners: Vec<String> = graph
+            .entries
+            .get(uid)
+            .map(|e| e.owners.iter().map(|o| o.uid.clone()).collect())
+            .unwrap_or_default();
         graph.remove(uid);
         let dependents: Vec<String> = graph.dependents.get(uid).into_iter().flatten().cloned().collect();
-        let waiting: Vec<String> = owners.into_iter().filter(|o| graph.entries.get(o).is_some_and(|e| e.deleting)).collect();
+        let waiting: Vec<String> =
+            owners.into_iter().filter(|o| graph.entries.get(o).is_some_and(|e| e.deleting)).collect();
         drop(graph);
         dependents.into_iter().chain(waiting).for_each(|uid| self.queue.add(uid));
     }
@@ -295,7 +302,11 @@ impl Collector {
         let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
         // A kind that is not known here may be another server's: its owner counts as there.
         let Some(kind) = self.kinds.by_kind(group, version, &owner.kind) else { return Ok(Owner::Solid) };
-        let asked = Entry { kind: kind.clone(), namespace: entry.namespace.clone().filter(|_| kind.is_namespaced()), ..entry.clone() };
+        let asked = Entry {
+            kind: kind.clone(),
+            namespace: entry.namespace.clone().filter(|_| kind.is_namespaced()),
+            ..entry.clone()
+        };
         match self.api(&asked).get_metadata(&owner.name).await {
             Ok(found) if found.metadata.uid.as_deref() == Some(&owner.uid) => Ok(Owner::Solid),
             Ok(_) => Ok(Owner::Gone),
@@ -316,7 +327,8 @@ impl Collector {
     /// Dependents that block go first, in the foreground themselves.
     async fn foreground(&self, uid: &str, entry: &Entry) -> Result<(), kube::Error> {
         let dependents = self.graph.lock().dependents_of(uid);
-        let blocks = |e: &Entry| e.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true));
+        let blocks =
+            |e: &Entry| e.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true));
         if !dependents.iter().any(|(_, e)| blocks(e)) {
             return self.remove_finalizer(uid, entry, FOREGROUND).await;
         }

@@ -36,8 +36,11 @@ impl Namespaces {
             }
         });
         let kinds = Kinds::builtin();
-        let resources =
-            kinds.iter().filter(|k| k.is_namespaced() && k.storage == Storage::Stored).map(|k| resource(k)).collect();
+        let resources = kinds
+            .iter()
+            .filter(|k| k.is_namespaced() && k.storage == Storage::Stored)
+            .map(|k| resource(k))
+            .collect();
         Namespaces { client: context.client.clone(), namespaces, resources, queue }
     }
 

@@ -52,7 +52,10 @@ impl Nodes {
         });
         let (wake, times) = (queue.clone(), seen.clone());
         leases.on_change(move |change| {
-            let Some(lease) = change.object().filter(|l| l.metadata.namespace.as_deref() == Some(LEASES)) else { return };
+            let Some(lease) = change.object().filter(|l| l.metadata.namespace.as_deref() == Some(LEASES))
+            else {
+                return;
+            };
             let name = lease.metadata.name.clone().unwrap_or_default();
             let first = times.lock().insert(name.clone(), Instant::now()).is_none();
             // Renewals come every ten seconds and change nothing; one that was late does.
@@ -86,7 +89,9 @@ impl Nodes {
             .status
             .iter()
             .flat_map(|s| s.conditions.iter().flatten())
-            .filter(|c| matches!(c.type_.as_str(), "Ready" | "MemoryPressure" | "DiskPressure" | "PIDPressure"))
+            .filter(|c| {
+                matches!(c.type_.as_str(), "Ready" | "MemoryPressure" | "DiskPressure" | "PIDPressure")
+            })
             .filter(|c| c.status != "Unknown")
             .map(|c| {
                 json!({"type": c.type_, "status": "Unknown", "reason": "NodeStatusUnknown",
@@ -116,7 +121,9 @@ impl Nodes {
                 {"type": "Ready", "status": "False", "lastTransitionTime": now}]}});
             let key = key_of(&*pod);
             let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-            gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await)?;
+            gone_is_fine(
+                api.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await,
+            )?;
         }
         Ok(())
     }
@@ -178,12 +185,13 @@ fn wanted_taints(node: &Node, have: &[Taint], now: Timestamp) -> Vec<Taint> {
         _ => Some(UNREACHABLE),
     };
     let ours = |taint: &Taint| taint.key == NOT_READY || taint.key == UNREACHABLE;
-    let mut wanted: Vec<Taint> = have.iter().filter(|t| !ours(t) || Some(t.key.as_str()) == key).cloned().collect();
+    let mut wanted: Vec<Taint> =
+        have.iter().filter(|t| !ours(t) || Some(t.key.as_str()) == key).cloned().collect();
     for effect in ["NoSchedule", "NoExecute"] {
         let Some(key) = key else { break };
         if !wanted.iter().any(|t| t.key == key && t.effect == effect) {
-            let time_added = (effect == "NoExecute")
-                .then_some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
+            let time_added =
+                (effect == "NoExecute").then_some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(now));
             wanted.push(Taint { key: key.into(), effect: effect.into(), value: None, time_added });
         }
     }
@@ -207,7 +215,9 @@ fn bears_for(pod: &Pod, taints: &[Taint], now: Timestamp) -> Bears {
             .filter(|t| t.key.as_deref().is_none_or(|k| k.is_empty() || k == taint.key))
             .filter(|t| {
                 t.operator.as_deref() == Some("Exists")
-                    || (t.key.is_some() && t.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default())
+                    || (t.key.is_some()
+                        && t.value.as_deref().unwrap_or_default()
+                            == taint.value.as_deref().unwrap_or_default())
             })
             .collect();
         if bearing.is_empty() {
@@ -271,9 +281,12 @@ mod tests {
     fn taints_follow_the_ready_condition_and_leave_others_alone() {
         let own = Taint { key: "k".into(), effect: "NoSchedule".into(), ..Taint::default() };
         let keys = |ready: &str, have: &[Taint]| {
-            wanted_taints(&node(ready), have, at(0)).iter().map(|t| format!("{}:{}", t.key, t.effect)).collect::<Vec<_>>()
+            wanted_taints(&node(ready), have, at(0))
+                .iter()
+                .map(|t| format!("{}:{}", t.key, t.effect))
+                .collect::<Vec<_>>()
         };
-        assert_eq!(keys("True", &[own.clone()]), ["k:NoSchedule"]);
+        assert_eq!(keys("True", std::slice::from_ref(&own)), ["k:NoSchedule"]);
         let unreachable = wanted_taints(&node("Unknown"), &[own], at(0));
         assert_eq!(unreachable.len(), 3);
         assert_eq!(keys("Unknown", &unreachable).len(), 3, "a second pass changes nothing");
@@ -284,10 +297,16 @@ mod tests {
     fn a_pod_bears_a_taint_for_as_long_as_it_tolerates_it() {
         let taints = wanted_taints(&node("Unknown"), &[], at(100));
         let pod = |toleration: serde_json::Value| -> Pod {
-            serde_json::from_value(json!({"metadata": {}, "spec": {"containers": [], "tolerations": [toleration]}})).unwrap()
+            serde_json::from_value(
+                json!({"metadata": {}, "spec": {"containers": [], "tolerations": [toleration]}}),
+            )
+            .unwrap()
         };
         let five_minutes = json!({"key": UNREACHABLE, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
-        assert_eq!(bears_for(&pod(five_minutes.clone()), &taints, at(150)), Bears::For(Duration::from_secs(250)));
+        assert_eq!(
+            bears_for(&pod(five_minutes.clone()), &taints, at(150)),
+            Bears::For(Duration::from_secs(250))
+        );
         assert_eq!(bears_for(&pod(five_minutes), &taints, at(500)), Bears::For(Duration::ZERO));
         assert_eq!(bears_for(&pod(json!({"operator": "Exists"})), &taints, at(500)), Bears::Forever);
         assert_eq!(bears_for(&pod(json!({"key": "other"})), &taints, at(100)), Bears::For(Duration::ZERO));

@@ -101,7 +101,8 @@ impl ReplicaSets {
                     // An orphan may be for any set that selects it.
                     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
                     let candidates = all.filter(|key, set| {
-                        key.namespace == namespace && set.spec.as_ref().is_some_and(|s| selects(&s.selector, &pod.metadata))
+                        key.namespace == namespace
+                            && set.spec.as_ref().is_some_and(|s| selects(&s.selector, &pod.metadata))
                     });
                     candidates.iter().for_each(|set| wake.add(key_of(&**set)));
                 }
@@ -134,7 +135,9 @@ impl ReplicaSets {
                     }
                     let release = json!({"metadata": {"uid": pod.metadata.uid,
                         "ownerReferences": [{"$patch": "delete", "uid": owner.uid}]}});
-                    gone_is_fine(api.patch(&name, &PatchParams::default(), &Patch::Strategic(release)).await)?;
+                    gone_is_fine(
+                        api.patch(&name, &PatchParams::default(), &Patch::Strategic(release)).await,
+                    )?;
                 }
                 None if matches && is_active(&pod) && set.metadata.deletion_timestamp.is_none() => {
                     let adopt = json!({"metadata": {"uid": pod.metadata.uid,
@@ -149,7 +152,12 @@ impl ReplicaSets {
     }
 
     /// Makes or deletes pods. Answers the error of the first one that could not be made.
-    async fn manage(&self, key: &ObjectKey, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Result<Option<kube::Error>, kube::Error> {
+    async fn manage(
+        &self,
+        key: &ObjectKey,
+        set: &ReplicaSet,
+        pods: &[Arc<Pod>],
+    ) -> Result<Option<kube::Error>, kube::Error> {
         let wanted = usize::try_from(replicas(set)).unwrap_or(0);
         let active: Vec<&Arc<Pod>> = pods.iter().filter(|p| is_active(p)).collect();
         if active.len() < wanted {
@@ -160,7 +168,9 @@ impl ReplicaSets {
         for pod in plan::to_delete(&active, surplus) {
             let name = pod.metadata.name.clone().unwrap_or_default();
             let uid = uid(&pod.metadata).to_owned();
-            self.pending.of_set(key, |e| { e.deleted.insert(uid.clone()); });
+            self.pending.of_set(key, |e| {
+                e.deleted.insert(uid.clone());
+            });
             let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
             let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
             match api.delete(&name, &params).await {
@@ -169,7 +179,9 @@ impl ReplicaSets {
                     self.events.event(set, EventType::Normal, "SuccessfulDelete", &message);
                 }
                 Err(error) => {
-                    self.pending.of_set(key, |e| { e.deleted.remove(&uid); });
+                    self.pending.of_set(key, |e| {
+                        e.deleted.remove(&uid);
+                    });
                     self.pending.seen(key, &Change { old: Some(pod.clone()), new: None });
                     gone_is_fine::<()>(Err(error))?;
                 }
@@ -196,7 +208,9 @@ impl ReplicaSets {
                     Ok(pod) => {
                         let pod_key = key_of(&pod);
                         if self.pods.get(&pod_key).is_none() {
-                            self.pending.of_set(key, |e| { e.made.insert(pod_key.clone()); });
+                            self.pending.of_set(key, |e| {
+                                e.made.insert(pod_key.clone());
+                            });
                         }
                         let message = format!("Created pod: {}", pod_key.name);
                         self.events.event(set, EventType::Normal, "SuccessfulCreate", &message);
@@ -295,4 +309,3 @@ fn new_pod(set: &ReplicaSet) -> Pod {
         status: None,
     }
 }
-

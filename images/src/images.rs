@@ -96,7 +96,8 @@ impl Images {
         let (lock, alone) = lock(root)?;
         let blobs = Blobs::open(root, alone)?;
         let records = Records::open(root, alone)?;
-        rustix::fs::flock(&lock, FlockOperation::LockShared).map_err(|e| Error::io("lock", root)(e.into()))?;
+        rustix::fs::flock(&lock, FlockOperation::LockShared)
+            .map_err(|e| Error::io("lock", root)(e.into()))?;
         let (in_work, pins) = (KeyedLock::default(), Mutex::default());
         let root = root.to_owned();
         Ok(Arc::new(Images { root, registries, caps, blobs, records, in_work, pins, _lock: lock }))

@@ -175,7 +175,11 @@ mod tests {
         let (_directory, ipam) = ipam("10.42.0.0/29");
         let given: Vec<String> = ["a", "b", "c"].map(|s| ipam.allocate(s).unwrap().to_string()).into();
         assert_eq!(given, ["10.42.0.2", "10.42.0.3", "10.42.0.4"]);
-        assert_eq!(ipam.allocate("a").unwrap().to_string(), "10.42.0.2", "the same sandbox keeps its address");
+        assert_eq!(
+            ipam.allocate("a").unwrap().to_string(),
+            "10.42.0.2",
+            "the same sandbox keeps its address"
+        );
         ipam.release("b").unwrap();
         assert_eq!(ipam.allocate("d").unwrap().to_string(), "10.42.0.5");
         assert_eq!(ipam.allocate("e").unwrap().to_string(), "10.42.0.6");

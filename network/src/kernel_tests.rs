@@ -115,7 +115,11 @@ fn a_service_leads_pods_and_the_node_to_its_endpoints_and_back() {
         for (pod, name) in pods.iter().zip(["a", "b"]) {
             ips.push(network.attach(name, pod, &[]).await.unwrap());
         }
-        assert_eq!(network.attach("a", &pods[0], &[]).await.unwrap(), ips[0], "attaching again changes nothing");
+        assert_eq!(
+            network.attach("a", &pods[0], &[]).await.unwrap(),
+            ips[0],
+            "attaching again changes nothing"
+        );
         serve(&pods[0], 8080, "a");
         serve(&pods[1], 8080, "b");
         let spec = || json!({"clusterIP": "10.43.0.9", "ports": [{"port": 80}]});

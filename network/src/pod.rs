@@ -110,15 +110,17 @@ impl PodNetwork {
         let inside = in_namespace(netns).await?;
         configure_inside(&inside, address, gateway, mtu).await?;
         if !host_ports.is_empty() {
-            nft::apply(&host_port_elements("add", address, host_ports)).await.map_err(|error| match error {
-                NftError::Refused { message, .. } if message.contains("File exists") => {
-                    PodNetworkError::HostPortTaken {
-                        protocol: host_ports[0].protocol,
-                        port: host_ports[0].host_port,
+            nft::apply(&host_port_elements("add", address, host_ports)).await.map_err(
+                |error| match error {
+                    NftError::Refused { message, .. } if message.contains("File exists") => {
+                        PodNetworkError::HostPortTaken {
+                            protocol: host_ports[0].protocol,
+                            port: host_ports[0].host_port,
+                        }
                     }
-                }
-                error => error.into(),
-            })?;
+                    error => error.into(),
+                },
+            )?;
         }
         Ok(address)
     }
@@ -195,7 +197,8 @@ impl PodNetwork {
         made.map_err(netlink(|| format!("make the veth pair {name}")))?;
         // A pod that meets itself behind a Service: where other software has turned on `bridge-nf-call-iptables`, the
         // translated packet goes back out of the port it came in by.
-        let index = link_index(&self.handle, &name).await?.ok_or_else(|| PodNetworkError::NoLink(name.clone()))?;
+        let index =
+            link_index(&self.handle, &name).await?.ok_or_else(|| PodNetworkError::NoLink(name.clone()))?;
         let port = LinkBridgePort::new(index).hairpin(true).build();
         let set = self.handle.link().set_port(port).execute().await;
         set.map_err(netlink(|| format!("turn on hairpin mode of {name}")))
@@ -240,7 +243,11 @@ async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, PodNetwo
     }
 }
 
-async fn make_bridge(handle: &Handle, config: &PodNetworkConfig, range: Range) -> Result<u32, PodNetworkError> {
+async fn make_bridge(
+    handle: &Handle,
+    config: &PodNetworkConfig,
+    range: Range,
+) -> Result<u32, PodNetworkError> {
     let name = config.bridge.as_str();
     let bridge = LinkBridge::new(name).mtu(config.mtu).up().build();
     let made = handle.link().add(bridge).execute().await;

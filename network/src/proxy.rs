@@ -108,7 +108,11 @@ impl ServiceProxy {
             Some(before) => script::difference(before, wanted),
             None => script::whole(&self.config, wanted),
         };
-        debug!(n_frontends = wanted.frontends.len(), n_lines = script.lines().count(), "applying service rules");
+        debug!(
+            n_frontends = wanted.frontends.len(),
+            n_lines = script.lines().count(),
+            "applying service rules"
+        );
         nft::apply(&script).await?;
         let stale: BTreeSet<plan::Frontend> =
             before.map(|before| plan::stale_udp(before, wanted)).unwrap_or_default();

@@ -11,8 +11,8 @@ use parking_lot::RwLock;
 use skiff_cgroup::Cgroups;
 use skiff_cri::v1::*;
 use skiff_cri::{
-    Code, ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession, ImageRef,
-    RuntimeContainer, RuntimeState,
+    Code, ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
+    ImageRef, RuntimeContainer, RuntimeState,
 };
 use skiff_images::{Auth, Image as StoredImage, Images};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -71,7 +71,11 @@ impl NodeRuntime {
         let cgroups = Cgroups::detect().map_err(CriError::unknown)?;
         let runtime = NodeRuntime {
             images: config.images,
-            dispatch: Dispatch { linux: config.linux, default_handler: config.default_handler, wasm: config.wasm },
+            dispatch: Dispatch {
+                linux: config.linux,
+                default_handler: config.default_handler,
+                wasm: config.wasm,
+            },
             sandboxes: Sandboxes {
                 root: config.root.join("sandboxes"),
                 run: config.run,
@@ -288,7 +292,11 @@ impl Cri for NodeRuntime {
     }
 
     async fn status(&self, _request: StatusRequest) -> Result<StatusResponse, CriError> {
-        let ready = |name: &str| RuntimeCondition { r#type: name.into(), status: true, ..RuntimeCondition::default() };
+        let ready = |name: &str| RuntimeCondition {
+            r#type: name.into(),
+            status: true,
+            ..RuntimeCondition::default()
+        };
         let handlers = self.dispatch.handlers().chain(std::iter::once(""));
         Ok(StatusResponse {
             status: Some(RuntimeStatus { conditions: vec![ready("RuntimeReady"), ready("NetworkReady")] }),
@@ -299,7 +307,10 @@ impl Cri for NodeRuntime {
         })
     }
 
-    async fn run_pod_sandbox(&self, request: RunPodSandboxRequest) -> Result<RunPodSandboxResponse, CriError> {
+    async fn run_pod_sandbox(
+        &self,
+        request: RunPodSandboxRequest,
+    ) -> Result<RunPodSandboxResponse, CriError> {
         let config = request.config.ok_or_else(|| CriError::invalid("the request has no sandbox config"))?;
         let handler = request.runtime_handler;
         self.dispatch.check_handler(&handler)?;
@@ -351,8 +362,12 @@ impl Cri for NodeRuntime {
         }
         let _changing = self.changing.lock().await;
         let parent = |r: &SandboxRecord| r.config.linux.as_ref().map(|l| l.cgroup_parent.clone());
-        let last_of_pod =
-            !self.state.read().sandboxes.values().any(|other| other.id != id && parent(other) == parent(&record));
+        let last_of_pod = !self
+            .state
+            .read()
+            .sandboxes
+            .values()
+            .any(|other| other.id != id && parent(other) == parent(&record));
         self.sandboxes.remove(&id, &record.config, last_of_pod)?;
         self.sandbox_records.remove(&id)?;
         self.state.write().sandboxes.remove(&id);
@@ -385,7 +400,10 @@ impl Cri for NodeRuntime {
         Ok(PodSandboxStatusResponse { status: Some(status), timestamp: now_ns(), ..Default::default() })
     }
 
-    async fn list_pod_sandbox(&self, request: ListPodSandboxRequest) -> Result<ListPodSandboxResponse, CriError> {
+    async fn list_pod_sandbox(
+        &self,
+        request: ListPodSandboxRequest,
+    ) -> Result<ListPodSandboxResponse, CriError> {
         let filter = request.filter.unwrap_or_default();
         let wanted = |record: &SandboxRecord| {
             (filter.id.is_empty() || filter.id == record.id)
@@ -417,9 +435,13 @@ impl Cri for NodeRuntime {
     ) -> Result<CreateContainerResponse, CriError> {
         let sandbox = self.sandbox(&request.pod_sandbox_id)?;
         if sandbox.state != SandboxState::Ready {
-            return Err(CriError::new(Code::FailedPrecondition, format!("sandbox {:?} is not ready", sandbox.id)));
+            return Err(CriError::new(
+                Code::FailedPrecondition,
+                format!("sandbox {:?} is not ready", sandbox.id),
+            ));
         }
-        let mut config = request.config.ok_or_else(|| CriError::invalid("the request has no container config"))?;
+        let mut config =
+            request.config.ok_or_else(|| CriError::invalid("the request has no container config"))?;
         let image = self.resolve(config.image.as_ref())?;
         let runtime = self.dispatch.pick(&image, &sandbox.handler)?;
         let described = self.sandboxes.describe(&sandbox.id, &sandbox.config);
@@ -568,7 +590,10 @@ impl Cri for NodeRuntime {
         runtime.reopen_log(&record.id).await
     }
 
-    async fn container_stats(&self, request: ContainerStatsRequest) -> Result<ContainerStatsResponse, CriError> {
+    async fn container_stats(
+        &self,
+        request: ContainerStatsRequest,
+    ) -> Result<ContainerStatsResponse, CriError> {
         let (record, runtime) = self.runtime_of(&request.container_id)?;
         let usage = runtime.usage(&record.id).await?;
         Ok(ContainerStatsResponse { stats: Some(self.stats_of(&record, usage)) })
@@ -602,7 +627,8 @@ impl Cri for NodeRuntime {
     ) -> Result<PodSandboxStatsResponse, CriError> {
         let record = self.sandbox(&request.pod_sandbox_id)?;
         let filter = ContainerStatsFilter { pod_sandbox_id: record.id.clone(), ..Default::default() };
-        let containers = self.list_container_stats(ListContainerStatsRequest { filter: Some(filter) }).await?.stats;
+        let containers =
+            self.list_container_stats(ListContainerStatsRequest { filter: Some(filter) }).await?.stats;
         let linux = LinuxPodSandboxStats { containers, ..LinuxPodSandboxStats::default() };
         let attributes = PodSandboxAttributes {
             id: record.id.clone(),
@@ -621,19 +647,22 @@ impl Cri for NodeRuntime {
             ExecProcess { command: command.clone(), tty: false, stdin: false, stdout: true, stderr: true };
         let session = runtime.exec(&record.id, process).await?;
         let run = async move {
-            let (stdout, stderr, exit) = tokio::join!(collect(session.stdout), collect(session.stderr), session.exit);
+            let (stdout, stderr, exit) =
+                tokio::join!(collect(session.stdout), collect(session.stderr), session.exit);
             let exit_code = exit.map_err(|_| CriError::unknown("the process's end was lost"))??;
             Ok(ExecSyncResponse { stdout, stderr, exit_code })
         };
         match u64::try_from(request.timeout).ok().filter(|s| *s > 0) {
             None => run.await,
             // Dropping the session ends the process.
-            Some(seconds) => tokio::time::timeout(Duration::from_secs(seconds), run).await.unwrap_or_else(|_| {
-                Err(CriError::new(
-                    Code::DeadlineExceeded,
-                    format!("command {:?} timed out after {seconds}s", command.join(" ")),
-                ))
-            }),
+            Some(seconds) => {
+                tokio::time::timeout(Duration::from_secs(seconds), run).await.unwrap_or_else(|_| {
+                    Err(CriError::new(
+                        Code::DeadlineExceeded,
+                        format!("command {:?} timed out after {seconds}s", command.join(" ")),
+                    ))
+                })
+            }
         }
     }
 
@@ -687,11 +716,16 @@ impl Cri for NodeRuntime {
             .map_err(|e| CriError::unknown(format!("measuring the image store: {e}")))?;
         let filesystem = FilesystemUsage {
             timestamp: now_ns(),
-            fs_id: Some(FilesystemIdentifier { mountpoint: self.images.root().to_string_lossy().into_owned() }),
+            fs_id: Some(FilesystemIdentifier {
+                mountpoint: self.images.root().to_string_lossy().into_owned(),
+            }),
             used_bytes: Some(UInt64Value { value: usage.used_bytes }),
             inodes_used: Some(UInt64Value { value: usage.inodes_used }),
         };
-        Ok(ImageFsInfoResponse { image_filesystems: vec![filesystem.clone()], container_filesystems: vec![filesystem] })
+        Ok(ImageFsInfoResponse {
+            image_filesystems: vec![filesystem.clone()],
+            container_filesystems: vec![filesystem],
+        })
     }
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {

@@ -51,9 +51,9 @@ impl Dispatch {
 
     /// A runtime by the name that a container's record holds.
     pub(crate) fn named(&self, name: &str) -> Result<&Arc<dyn ContainerRuntime>, CriError> {
-        self.all()
-            .find(|r| r.name() == name)
-            .ok_or_else(|| CriError::unknown(format!("the runtime {name:?} of this container is no longer configured")))
+        self.all().find(|r| r.name() == name).ok_or_else(|| {
+            CriError::unknown(format!("the runtime {name:?} of this container is no longer configured"))
+        })
     }
 
     /// What every runtime knows, by container ID.

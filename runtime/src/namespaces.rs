@@ -44,7 +44,8 @@ pub(crate) fn is_namespaced(sysctl: &str, host_network: bool, host_ipc: bool) ->
     let plain = sysctl.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
         && !sysctl.split('.').any(str::is_empty);
     let network = sysctl.starts_with("net.") && !host_network;
-    let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."].iter().any(|p| sysctl.starts_with(p)) && !host_ipc;
+    let ipc = ["kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."].iter().any(|p| sysctl.starts_with(p))
+        && !host_ipc;
     plain && (network || ipc)
 }
 
@@ -74,7 +75,9 @@ pub(crate) fn mount_shm(path: &Path) -> io::Result<()> {
 }
 
 fn on_own_thread(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
-    std::thread::spawn(work).join().map_err(|_| io::Error::other("the thread that entered the namespaces panicked"))?
+    std::thread::spawn(work)
+        .join()
+        .map_err(|_| io::Error::other("the thread that entered the namespaces panicked"))?
 }
 
 #[cfg(test)]

@@ -19,7 +19,12 @@ pub struct PortForward {
 #[async_trait]
 pub trait SandboxNetwork: Send + Sync + 'static {
     /// Makes the namespace at `netns` if it is not there, and connects it. Answers its addresses.
-    async fn up(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<Vec<IpAddr>, CriError>;
+    async fn up(
+        &self,
+        sandbox_id: &str,
+        netns: &Path,
+        ports: &[PortForward],
+    ) -> Result<Vec<IpAddr>, CriError>;
 
     /// Disconnects and removes the namespace and gives the addresses back.
     async fn down(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<(), CriError>;

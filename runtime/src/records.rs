@@ -63,7 +63,9 @@ impl Records {
             let record = fs::read(&path).map_err(|e| e.to_string());
             match record.and_then(|r| serde_json::from_slice(&r).map_err(|e| e.to_string())) {
                 Ok(record) => out.push(record),
-                Err(error) => tracing::warn!(path = %path.display(), error, "a record cannot be read and is passed over"),
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), error, "a record cannot be read and is passed over")
+                }
             }
         }
         Ok(out)

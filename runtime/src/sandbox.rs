@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use skiff_cgroup::{Cgroups, Limits};
-use skiff_cri::v1::{DnsConfig, LinuxContainerResources, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig};
+use skiff_cri::v1::{
+    DnsConfig, LinuxContainerResources, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+};
 use skiff_cri::{Code, CriError, Sandbox};
 
 use crate::namespaces;
@@ -32,7 +34,8 @@ impl Sandboxes {
     /// The sandbox as container runtimes see it.
     pub(crate) fn describe(&self, id: &str, config: &PodSandboxConfig) -> Sandbox {
         let options = namespace_options(config);
-        let held = |name: &str, mode: NamespaceMode| (mode != NamespaceMode::Node).then(|| self.namespace(id, name));
+        let held =
+            |name: &str, mode: NamespaceMode| (mode != NamespaceMode::Node).then(|| self.namespace(id, name));
         let cgroup = config.linux.as_ref().map(|l| l.cgroup_parent.trim_matches('/')).unwrap_or_default();
         Sandbox {
             id: id.to_owned(),
@@ -67,7 +70,9 @@ impl Sandboxes {
             (options.network() == NamespaceMode::Node, options.ipc() == NamespaceMode::Node);
         for name in config.linux.iter().flat_map(|l| l.sysctls.keys()) {
             if !namespaces::is_namespaced(name, host_network, host_ipc) {
-                return Err(CriError::invalid(format!("sysctl {name:?} is not namespaced, or its namespace is the host's")));
+                return Err(CriError::invalid(format!(
+                    "sysctl {name:?} is not namespaced, or its namespace is the host's"
+                )));
             }
         }
         Ok(())
@@ -84,7 +89,10 @@ impl Sandboxes {
                 .map_err(|e| CriError::unknown(format!("failed to create the sandbox's namespaces: {e}")))?;
             held.push(ipc.clone());
         } else if sandbox.ipcns.is_some() != sandbox.utsns.is_some() {
-            return Err(CriError::new(Code::Unimplemented, "a pod must share both or neither of network and IPC with the host"));
+            return Err(CriError::new(
+                Code::Unimplemented,
+                "a pod must share both or neither of network and IPC with the host",
+            ));
         }
         let mut ips = Vec::new();
         if let Some(netns) = &sandbox.netns {
@@ -141,7 +149,12 @@ impl Sandboxes {
     }
 
     /// Removes what `stop` left. The pod's cgroup goes too, unless another sandbox of the pod still uses it.
-    pub(crate) fn remove(&self, id: &str, config: &PodSandboxConfig, last_of_pod: bool) -> Result<(), CriError> {
+    pub(crate) fn remove(
+        &self,
+        id: &str,
+        config: &PodSandboxConfig,
+        last_of_pod: bool,
+    ) -> Result<(), CriError> {
         let sandbox = self.describe(id, config);
         if last_of_pod {
             let group = self.cgroups.group(&sandbox.cgroup).map_err(CriError::unknown)?;
@@ -151,7 +164,9 @@ impl Sandboxes {
         }
         for path in [sandbox.directory, self.run.join(id)] {
             match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed("remove", &path, &error)),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(failed("remove", &path, &error));
+                }
                 _ => {}
             }
         }
@@ -162,9 +177,10 @@ impl Sandboxes {
 pub(crate) fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {
     let context = config.linux.as_ref().and_then(|l| l.security_context.as_ref());
     // CRI's default for PIDs is the container's own namespace; the message's zero value would be the pod's.
-    context
-        .and_then(|c| c.namespace_options.clone())
-        .unwrap_or_else(|| NamespaceOption { pid: NamespaceMode::Container.into(), ..NamespaceOption::default() })
+    context.and_then(|c| c.namespace_options.clone()).unwrap_or_else(|| NamespaceOption {
+        pid: NamespaceMode::Container.into(),
+        ..NamespaceOption::default()
+    })
 }
 
 fn hostname(config: &PodSandboxConfig) -> String {
@@ -211,7 +227,9 @@ pub(crate) fn file_mounts(sandbox: &Sandbox, mounts: &[Mount]) -> Vec<Mount> {
     [("hostname", "/etc/hostname"), ("resolv.conf", "/etc/resolv.conf")]
         .iter()
         .map(|(file, path)| (sandbox.directory.join(file), *path))
-        .filter(|(file, path)| file.exists() && !mounts.iter().any(|m| Path::new(&m.container_path) == Path::new(path)))
+        .filter(|(file, path)| {
+            file.exists() && !mounts.iter().any(|m| Path::new(&m.container_path) == Path::new(path))
+        })
         .map(|(file, path)| Mount {
             container_path: path.to_owned(),
             host_path: file.to_string_lossy().into_owned(),

@@ -32,11 +32,15 @@ pub(crate) fn unsupported(pod: &Pod) -> Option<String> {
         .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
         .is_some_and(|terms| !terms.is_empty());
     if required || required_anti {
-        return Some("required pod affinity and anti-affinity are not supported by this scheduler yet".into());
+        return Some(
+            "required pod affinity and anti-affinity are not supported by this scheduler yet".into(),
+        );
     }
     let hard_spread =
         spec.topology_spread_constraints.iter().flatten().any(|c| c.when_unsatisfiable == "DoNotSchedule");
-    hard_spread.then(|| "topologySpreadConstraints with DoNotSchedule are not supported by this scheduler yet".into())
+    hard_spread.then(|| {
+        "topologySpreadConstraints with DoNotSchedule are not supported by this scheduler yet".into()
+    })
 }
 
 fn tolerations(pod: &Pod) -> &[Toleration] {
@@ -57,7 +61,8 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
         // An empty key with `Equal` matches no taint.
         "Equal" => {
             !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default() == taint.value.as_deref().unwrap_or_default()
+                && toleration.value.as_deref().unwrap_or_default()
+                    == taint.value.as_deref().unwrap_or_default()
         }
         _ => false,
     }
@@ -128,8 +133,10 @@ fn label<'n>(node: &'n NodeInfo, key: &str) -> Option<&'n String> {
 }
 
 fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
-    let (expressions, fields) =
-        (term.match_expressions.as_deref().unwrap_or_default(), term.match_fields.as_deref().unwrap_or_default());
+    let (expressions, fields) = (
+        term.match_expressions.as_deref().unwrap_or_default(),
+        term.match_fields.as_deref().unwrap_or_default(),
+    );
     // An empty term matches nothing.
     if expressions.is_empty() && fields.is_empty() {
         return false;
@@ -159,9 +166,7 @@ fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>)
 fn node_ports(pod: &Pod, node: &NodeInfo) -> Result<(), String> {
     let any = |ip: &str| ip == "0.0.0.0";
     let taken = host_ports(pod).any(|(ip, protocol, port)| {
-        node.ports
-            .iter()
-            .any(|(i, p, n)| *n == port && *p == protocol && (*i == ip || any(i) || any(&ip)))
+        node.ports.iter().any(|(i, p, n)| *n == port && *p == protocol && (*i == ip || any(i) || any(&ip)))
     });
     if taken { Err("node(s) didn't have free ports for the requested pod ports".into()) } else { Ok(()) }
 }
@@ -214,10 +219,8 @@ fn image_locality(pod: &Pod, node: &NodeInfo) -> i64 {
     for image in containers.filter_map(|c| c.image.as_deref()) {
         n_containers += 1;
         let named = |name: &String| name == image || name.ends_with(&format!("/{image}"));
-        bytes += images()
-            .find(|i| i.names.iter().flatten().any(named))
-            .and_then(|i| i.size_bytes)
-            .unwrap_or(0);
+        bytes +=
+            images().find(|i| i.names.iter().flatten().any(named)).and_then(|i| i.size_bytes).unwrap_or(0);
     }
     let max = MAX_BYTES_A_CONTAINER * n_containers.max(1);
     100 * (bytes.clamp(MIN_BYTES, max) - MIN_BYTES) / (max - MIN_BYTES)

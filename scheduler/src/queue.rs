@@ -81,7 +81,8 @@ impl Queue {
 
     /// Takes out the next pod, or says when to ask again.
     pub(crate) fn pop(&mut self, now: Instant) -> Result<ObjectKey, Option<Instant>> {
-        let due: Vec<ObjectKey> = self.waiting.iter().filter(|(_, at)| **at <= now).map(|(k, _)| k.clone()).collect();
+        let due: Vec<ObjectKey> =
+            self.waiting.iter().filter(|(_, at)| **at <= now).map(|(k, _)| k.clone()).collect();
         for key in due {
             self.waiting.remove(&key);
             self.activate(key);

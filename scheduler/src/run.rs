@@ -141,7 +141,11 @@ impl Scheduler {
                 uid: pod.metadata.uid.clone(),
                 ..ObjectMeta::default()
             },
-            target: ObjectReference { kind: Some("Node".into()), name: Some(node.clone()), ..ObjectReference::default() },
+            target: ObjectReference {
+                kind: Some("Node".into()),
+                name: Some(node.clone()),
+                ..ObjectReference::default()
+            },
         };
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         let bound: Result<serde_json::Value, _> =
@@ -167,7 +171,9 @@ impl Scheduler {
         self.events.event(pod, EventType::Warning, "FailedScheduling", &why.message);
         let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
         let known = conditions.into_iter().any(|c| {
-            c.type_ == "PodScheduled" && c.status == "False" && c.message.as_deref() == Some(why.message.as_str())
+            c.type_ == "PodScheduled"
+                && c.status == "False"
+                && c.message.as_deref() == Some(why.message.as_str())
         });
         if known {
             return;
@@ -179,7 +185,9 @@ impl Scheduler {
         });
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        if let Err(error) = pods.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+        if let Err(error) =
+            pods.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await
+        {
             warn!(pod = %key, %error, "cannot write why a pod is not scheduled");
         }
     }

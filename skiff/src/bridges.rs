@@ -32,7 +32,12 @@ fn failed(what: &str, error: &dyn std::error::Error) -> CriError {
 
 #[async_trait]
 impl SandboxNetwork for Network {
-    async fn up(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<Vec<IpAddr>, CriError> {
+    async fn up(
+        &self,
+        sandbox_id: &str,
+        netns: &Path,
+        ports: &[PortForward],
+    ) -> Result<Vec<IpAddr>, CriError> {
         if !netns::exists(netns) {
             netns::create(netns).map_err(|e| failed("create the pod's network namespace", &e))?;
         }

@@ -35,7 +35,10 @@ fn needs() -> Vec<Need> {
         Need { required: false, ..need("runc version", recent_runc(), "install runc 1.2.8, 1.3.3 or newer") },
         need("nft", version("nft", &["--version"]), "apt-get install nftables"),
         need("ip", version("ip", &["-Version"]), "apt-get install iproute2"),
-        Need { required: false, ..need("conntrack", version("conntrack", &["--version"]), "apt-get install conntrack") },
+        Need {
+            required: false,
+            ..need("conntrack", version("conntrack", &["--version"]), "apt-get install conntrack")
+        },
         need("overlayfs", filesystem("overlay"), "load the kernel module: modprobe overlay"),
         need("cgroups", cgroups(), "mount the cgroup hierarchies; systemd does it at boot"),
         need("cgroup: memory", controller("memory"), "boot with cgroup_enable=memory"),
@@ -49,7 +52,8 @@ fn root() -> Result<String, String> {
 }
 
 fn version(program: &str, args: &[&str]) -> Result<String, String> {
-    let output = Command::new(program).args(args).output().map_err(|e| format!("cannot run {program}: {e}"))?;
+    let output =
+        Command::new(program).args(args).output().map_err(|e| format!("cannot run {program}: {e}"))?;
     let text = if output.stdout.is_empty() { output.stderr } else { output.stdout };
     Ok(String::from_utf8_lossy(&text).lines().next().unwrap_or_default().to_owned())
 }
@@ -85,5 +89,9 @@ fn cgroups() -> Result<String, String> {
 fn controller(name: &str) -> Result<String, String> {
     let v1 = Path::new("/sys/fs/cgroup").join(name).is_dir();
     let v2 = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
-    if v1 || v2.split_whitespace().any(|c| c == name) { Ok("yes".into()) } else { Err("not available".into()) }
+    if v1 || v2.split_whitespace().any(|c| c == name) {
+        Ok("yes".into())
+    } else {
+        Err("not available".into())
+    }
 }

@@ -94,7 +94,11 @@ pub(crate) fn run() -> ExitCode {
 
 fn prepare(cli: &Cli) -> Result<()> {
     let filter = EnvFilter::try_new(&cli.log).with_context(|| format!("--log {:?}", cli.log))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr)
+        .init();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()
         .map_err(|_| anyhow!("a TLS provider was installed before Skiff's own"))
@@ -110,7 +114,10 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Kubeconfig { name } => {
             let path = kubeconfig(name.as_deref())?;
             let text = std::fs::read_to_string(&path).with_context(|| {
-                format!("reading {}; is the server running? for a throw-away cluster give --name", path.display())
+                format!(
+                    "reading {}; is the server running? for a throw-away cluster give --name",
+                    path.display()
+                )
             })?;
             print!("{text}");
             return Ok(ExitCode::SUCCESS);
@@ -134,7 +141,9 @@ async fn serve(command: Command) -> Result<()> {
         Command::Up { name, registries } => Box::pin(cluster::up(&name, &registries)).await,
         Command::Down { name } => cluster::down(&name).await,
         Command::Forward { name } => forward::run(&name).await,
-        Command::Service { cluster, command } => services::run(command, &kubeconfig(cluster.as_deref())?).await,
+        Command::Service { cluster, command } => {
+            services::run(command, &kubeconfig(cluster.as_deref())?).await
+        }
         Command::Image { cluster, layout, command } => {
             let layout = match cluster {
                 Some(name) => Cluster::open(&name)?.layout(),

@@ -184,9 +184,9 @@ pub(crate) async fn up(name: &str, registries: &Path) -> Result<()> {
 
 fn create(name: &str, registries: &Path) -> Result<Cluster> {
     let taken: Vec<u8> = Cluster::all().iter().map(|c| c.index).collect();
-    let index = (0..MAX_CLUSTERS)
-        .find(|i| !taken.contains(i))
-        .ok_or_else(|| anyhow!("{MAX_CLUSTERS} clusters run already; remove one with: skiff down --name NAME"))?;
+    let index = (0..MAX_CLUSTERS).find(|i| !taken.contains(i)).ok_or_else(|| {
+        anyhow!("{MAX_CLUSTERS} clusters run already; remove one with: skiff down --name NAME")
+    })?;
     let registries = registries.to_owned();
     let cluster = Cluster { name: name.into(), index, registries, server: None, forwarder: None };
     let layout = cluster.layout();
@@ -220,7 +220,10 @@ fn make_network(path: &Path) -> Result<()> {
         commands.iter().map(|c| c.iter().map(|w| (*w).to_owned()).collect()).collect();
     netns::within(path, move || -> Result<()> {
         for args in commands {
-            let output = Command::new("ip").args(&args).output().context("running ip; install the package iproute2")?;
+            let output = Command::new("ip")
+                .args(&args)
+                .output()
+                .context("running ip; install the package iproute2")?;
             let error = String::from_utf8_lossy(&output.stderr);
             ensure!(
                 output.status.success() || error.contains("File exists"),
@@ -250,7 +253,12 @@ async fn wait_ready(cluster: &Cluster) -> Result<()> {
         }
         if Instant::now() > deadline {
             let log = cluster.log("server");
-            bail!("the node is not ready after {} s; see {}:\n{}", START_TIMEOUT.as_secs(), log.display(), tail(&log));
+            bail!(
+                "the node is not ready after {} s; see {}:\n{}",
+                START_TIMEOUT.as_secs(),
+                log.display(),
+                tail(&log)
+            );
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -273,9 +281,10 @@ pub(crate) async fn client(kubeconfig: &Path) -> Result<Client> {
     let text = fs::read_to_string(kubeconfig).with_context(|| format!("reading {}", kubeconfig.display()))?;
     let parsed = kube::config::Kubeconfig::from_yaml(&text)
         .with_context(|| format!("{} is no kubeconfig", kubeconfig.display()))?;
-    let mut config = kube::Config::from_custom_kubeconfig(parsed, &kube::config::KubeConfigOptions::default())
-        .await
-        .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
+    let mut config =
+        kube::Config::from_custom_kubeconfig(parsed, &kube::config::KubeConfigOptions::default())
+            .await
+            .with_context(|| format!("{} cannot be used", kubeconfig.display()))?;
     // A cluster on this machine is never behind a proxy.
     config.proxy_url = None;
     Ok(Client::try_from(config)?)
@@ -334,8 +343,11 @@ fn run_inside(cluster: &Cluster, args: &[String]) -> Result<()> {
 /// Takes away what is still mounted below a directory that is about to be removed, the deepest first.
 fn unmount_below(directory: &Path) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
-    let mut below: Vec<&str> =
-        mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|m| Path::new(m).starts_with(directory)).collect();
+    let mut below: Vec<&str> = mounts
+        .lines()
+        .filter_map(|l| l.split(' ').nth(4))
+        .filter(|m| Path::new(m).starts_with(directory))
+        .collect();
     below.sort_unstable();
     for mount in below.into_iter().rev() {
         match nix::mount::umount2(mount, nix::mount::MntFlags::MNT_DETACH) {

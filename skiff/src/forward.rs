@@ -187,7 +187,10 @@ async fn read_head(stream: &mut TcpStream) -> io::Result<Vec<u8>> {
     while !head.windows(4).any(|w| w == b"\r\n\r\n") {
         let length = stream.read(&mut buffer).await?;
         if length == 0 || head.len() + length > MAX_HEAD_BYTES {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "no request, or one with a head that is too long"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "no request, or one with a head that is too long",
+            ));
         }
         head.extend_from_slice(&buffer[..length]);
     }
@@ -311,7 +314,8 @@ impl Publisher {
         }
         if assigned != Some(address) {
             let services: Api<Service> = Api::namespaced(self.informers.client().clone(), &key.namespace);
-            let status = json!({"status": {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "Proxy"}]}}});
+            let status =
+                json!({"status": {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "Proxy"}]}}});
             services.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(status)).await?;
         }
         Ok(())

@@ -101,6 +101,7 @@ async fn pull(images: &std::sync::Arc<Images>, name: &str) -> Result<()> {
 }
 
 fn describe(name: &str, progress: &Progress) -> String {
-    let (done, total) = progress.layers.iter().fold((0, 0), |(d, t), l| (d + l.done_bytes, t + l.total_bytes));
+    let (done, total) =
+        progress.layers.iter().fold((0, 0), |(d, t), l| (d + l.done_bytes, t + l.total_bytes));
     format!("pulling {name}: {} of {}", size(done), size(total))
 }

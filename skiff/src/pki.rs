@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose, SanType,
 };
 
 const YEAR_DAYS: i64 = 365;
@@ -50,8 +50,11 @@ impl Pki {
             let mut params = CertificateParams::default();
             params.distinguished_name = name("skiff-ca", &[]);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages =
-                vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+            params.key_usages = vec![
+                KeyUsagePurpose::KeyCertSign,
+                KeyUsagePurpose::CrlSign,
+                KeyUsagePurpose::DigitalSignature,
+            ];
             set_validity(&mut params, CA_YEARS * YEAR_DAYS);
             Ok(params.self_signed(&ca_key)?.pem())
         })?;
@@ -77,7 +80,9 @@ impl Pki {
     pub(crate) fn server(&self, user: &str, groups: &[&str], names: &[&str], ips: &[IpAddr]) -> Result<Pair> {
         let mut sans: Vec<SanType> = ips.iter().copied().map(SanType::IpAddress).collect();
         for name in names {
-            sans.push(SanType::DnsName((*name).try_into().with_context(|| format!("{name:?} is no DNS name"))?));
+            sans.push(SanType::DnsName(
+                (*name).try_into().with_context(|| format!("{name:?} is no DNS name"))?,
+            ));
         }
         self.issue(user, groups, Usage::Server, sans)
     }
@@ -135,7 +140,8 @@ fn sign(
         Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
     }];
     set_validity(&mut params, YEAR_DAYS);
-    let certificate = params.signed_by(key, issuer).with_context(|| format!("signing the certificate of {user}"))?;
+    let certificate =
+        params.signed_by(key, issuer).with_context(|| format!("signing the certificate of {user}"))?;
     Ok(certificate.pem())
 }
 
@@ -184,7 +190,8 @@ fn kept(path: &Path, make: impl FnOnce() -> Result<String>) -> Result<String> {
 pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
     let partial = PathBuf::from(format!("{}.partial", path.display()));
     let write = || -> std::io::Result<()> {
-        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
+        let mut file =
+            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&partial, path)
@@ -215,7 +222,8 @@ mod tests {
     fn a_certificate_carries_user_groups_and_addresses() {
         let directory = tempfile::tempdir().unwrap();
         let pki = Pki::open(directory.path()).unwrap();
-        let pair = pki.server("system:node:a", &["system:nodes"], &["a"], &["192.0.2.1".parse().unwrap()]).unwrap();
+        let pair =
+            pki.server("system:node:a", &["system:nodes"], &["a"], &["192.0.2.1".parse().unwrap()]).unwrap();
         let (_, pem) = x509_parser::pem::parse_x509_pem(pair.certificate_pem.as_bytes()).unwrap();
         let certificate = pem.parse_x509().unwrap();
         assert_eq!(certificate.subject().to_string(), "CN=system:node:a, O=system:nodes");

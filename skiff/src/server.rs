@@ -115,9 +115,9 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     }
     let pki = Pki::open(&args.layout.pki())?;
     let api = start_api(&args, &node, &pki).await?;
-    let listener = TcpListener::bind((args.bind, args.port))
-        .await
-        .with_context(|| format!("listening on {}:{}; is another server running? choose another --port", args.bind, args.port))?;
+    let listener = TcpListener::bind((args.bind, args.port)).await.with_context(|| {
+        format!("listening on {}:{}; is another server running? choose another --port", args.bind, args.port)
+    })?;
     write_kubeconfig(&args, &node, &pki)?;
     info!(address = %listener.local_addr()?, "the API answers");
 
@@ -145,7 +145,8 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     };
     info!("stopping; containers go on");
     shutdown.cancel();
-    let ended = tokio::time::timeout(STOP_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
+    let ended =
+        tokio::time::timeout(STOP_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
     if ended.is_err() {
         tracing::warn!("some parts did not end in time");
     }
@@ -155,7 +156,8 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
 
 async fn stop_signal() {
     use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
     else {
         return;
     };
@@ -166,7 +168,8 @@ async fn stop_signal() {
 }
 
 async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServer> {
-    let store = SqliteStore::open(SqliteOptions::new(args.layout.database())).context("opening the cluster's database")?;
+    let store = SqliteStore::open(SqliteOptions::new(args.layout.database()))
+        .context("opening the cluster's database")?;
     let service_cidr: ServiceCidr = args.service_cidr.parse().context("--service-cidr")?;
     let mut names = vec![
         "kubernetes".to_owned(),
@@ -307,7 +310,8 @@ async fn start_services(
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<Result<&'static str>>,
 ) -> Result<()> {
-    let informers = Informers::new(client(api, "system:kube-proxy", &["system:node-proxier"]), shutdown.clone());
+    let informers =
+        Informers::new(client(api, "system:kube-proxy", &["system:node-proxier"]), shutdown.clone());
     let config = ProxyConfig {
         node_name: node.name.clone(),
         node_ips: vec![node.ip],
@@ -429,7 +433,11 @@ pub(crate) async fn tear_down(args: &ServerArgs) -> Result<()> {
     let sandboxes = parts.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.items;
     for sandbox in sandboxes {
         let request = RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
-        parts.runtime.remove_pod_sandbox(request).await.with_context(|| format!("removing sandbox {}", sandbox.id))?;
+        parts
+            .runtime
+            .remove_pod_sandbox(request)
+            .await
+            .with_context(|| format!("removing sandbox {}", sandbox.id))?;
     }
     parts.wasm.shutdown_hosts().await.map_err(|e| anyhow!(e).context("ending the Wasm hosts"))?;
     ServiceProxy::remove_rules().await.context("removing the service rules")?;

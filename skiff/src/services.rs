@@ -46,7 +46,9 @@ pub(crate) async fn run(command: ServiceCommand, kubeconfig: &Path) -> Result<()
             let services: Api<Service> = Api::namespaced(kube, &namespace);
             let service = services.get(&name).await.with_context(|| format!("service {namespace}/{name}"))?;
             let Some((address, port)) = published(&service).into_iter().next() else {
-                bail!("service {namespace}/{name} has no address yet; only Services of type LoadBalancer get one");
+                bail!(
+                    "service {namespace}/{name} has no address yet; only Services of type LoadBalancer get one"
+                );
             };
             println!("{}", url(&address, port));
         }
@@ -55,8 +57,10 @@ pub(crate) async fn run(command: ServiceCommand, kubeconfig: &Path) -> Result<()
 }
 
 fn published(service: &Service) -> Vec<(String, i32)> {
-    let ingress = service.status.iter().flat_map(|s| s.load_balancer.iter().flat_map(|l| l.ingress.iter().flatten()));
-    let ports: Vec<i32> = service.spec.iter().flat_map(|s| s.ports.iter().flatten()).map(|p| p.port).collect();
+    let ingress =
+        service.status.iter().flat_map(|s| s.load_balancer.iter().flat_map(|l| l.ingress.iter().flatten()));
+    let ports: Vec<i32> =
+        service.spec.iter().flat_map(|s| s.ports.iter().flatten()).map(|p| p.port).collect();
     ingress
         .filter_map(|i| i.ip.clone().or_else(|| i.hostname.clone()))
         .flat_map(|address| ports.iter().map(move |port| (address.clone(), *port)))

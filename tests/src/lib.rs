@@ -1,1 +1,203 @@
-//! 
+//! A real cluster for a test: `skiff up` in namespaces of its own, driven with stock kubectl.
+//!
+//! A test reads as a story: [`TestCluster::start`], [`TestCluster::kubectl`], [`TestCluster::wait_for`],
+//! [`TestCluster::http_get`]; dropping or [`TestCluster::stop`]ping the cluster runs the whole-cluster checker, which
+//! fails the test if anything is left on the machine.
+//!
+//! `cargo xtask test` names the program and the registry in `SKIFF_BIN` and `SKIFF_TEST_REGISTRIES`.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::Value;
+
+mod leaks;
+
+/// One throw-away cluster.
+pub struct TestCluster {
+    name: String,
+    program: PathBuf,
+    registries: PathBuf,
+    stopped: bool,
+}
+
+/// How long a story waits for anything.
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+impl TestCluster {
+    /// Starts a cluster; `None` where no program was named, as in a plain `cargo test`.
+    pub fn start(name: &str) -> Result<Option<TestCluster>> {
+        let (Ok(program), Ok(registries)) = (std::env::var("SKIFF_BIN"), std::env::var("SKIFF_TEST_REGISTRIES")) else {
+            eprintln!("SKIFF_BIN and SKIFF_TEST_REGISTRIES are not set: `cargo xtask test` runs the stories");
+            return Ok(None);
+        };
+        let cluster = TestCluster {
+            name: name.into(),
+            program: program.into(),
+            registries: registries.into(),
+            stopped: false,
+        };
+        // What an earlier run that was killed has left, by its own record.
+        let _ = cluster.skiff(&["down", "--name", name]);
+        cluster.up()?;
+        Ok(Some(cluster))
+    }
+
+    /// Starts what of the cluster does not run.
+    pub fn up(&self) -> Result<()> {
+        let registries = self.registries.to_string_lossy().into_owned();
+        self.skiff(&["up", "--name", &self.name, "--registries", &registries]).map(drop)
+    }
+
+    /// Runs the program; answers what it printed.
+    pub fn skiff(&self, args: &[&str]) -> Result<String> {
+        printed(Command::new(&self.program).args(args).output().context("running skiff")?, "skiff", args)
+    }
+
+    pub fn kubeconfig(&self) -> PathBuf {
+        PathBuf::from("/var/lib/skiff/clusters").join(&self.name).join("kubeconfig")
+    }
+
+    /// A kubectl that is about to run against this cluster.
+    pub fn kubectl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new("kubectl");
+        command.args(args).env("KUBECONFIG", self.kubeconfig()).env_remove("HTTPS_PROXY").env_remove("https_proxy");
+        command
+    }
+
+    /// Runs kubectl; answers what it printed.
+    pub fn kubectl(&self, args: &[&str]) -> Result<String> {
+        printed(self.kubectl_command(args).output().context("running kubectl")?, "kubectl", args)
+    }
+
+    /// Runs a kubectl that must fail; answers its error.
+    pub fn kubectl_fails(&self, args: &[&str]) -> Result<String> {
+        let output = self.kubectl_command(args).output().context("running kubectl")?;
+        ensure!(!output.status.success(), "kubectl {} succeeded", args.join(" "));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    pub fn get(&self, args: &[&str]) -> Result<Value> {
+        let mut all = vec!["get", "-o", "json"];
+        all.extend(args);
+        Ok(serde_json::from_str(&self.kubectl(&all)?)?)
+    }
+
+    /// Looks until `look` finds what it is looking for.
+    pub fn wait_for<T>(&self, what: &str, mut look: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let last = look();
+            if let Ok(Some(found)) = last {
+                return Ok(found);
+            }
+            if Instant::now() > deadline {
+                let pods = self.kubectl(&["get", "pods", "-A", "-o", "wide"]).unwrap_or_default();
+                let events = self.kubectl(&["get", "events", "-A"]).unwrap_or_default();
+                let why = last.err().map(|e| format!(" ({e:#})")).unwrap_or_default();
+                bail!("{what} has not come true{why}\n{pods}\n{events}");
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+    }
+
+    /// The names, IPs and container IDs of the pods that a selector finds, by name.
+    pub fn pods(&self, selector: &str) -> Result<Vec<PodSummary>> {
+        let list = self.get(&["pods", "-l", selector])?;
+        let mut pods: Vec<PodSummary> = list["items"].as_array().into_iter().flatten().map(PodSummary::of).collect();
+        pods.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(pods)
+    }
+
+    /// The published address of a Service.
+    pub fn address(&self, service: &str) -> Result<String> {
+        self.wait_for(&format!("an address of {service}"), || {
+            let service = self.get(&["service", service])?;
+            Ok(service["status"]["loadBalancer"]["ingress"][0]["ip"].as_str().map(str::to_owned))
+        })
+    }
+
+    /// The pid of the cluster's server.
+    pub fn server_pid(&self) -> Result<i32> {
+        let record = std::fs::read(PathBuf::from("/run/skiff/clusters").join(&self.name).join("cluster.json"))?;
+        let record: Value = serde_json::from_slice(&record)?;
+        let pid = record["server"]["pid"].as_i64().context("the cluster has no server")?;
+        Ok(i32::try_from(pid)?)
+    }
+
+    /// Kills the server at once and starts it again.
+    pub fn kill_server(&self) -> Result<()> {
+        use rustix::process::{Pid, Signal, kill_process};
+        let pid = Pid::from_raw(self.server_pid()?).context("no pid")?;
+        kill_process(pid, Signal::KILL)?;
+        let gone = || Ok((!PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())).exists()).then_some(()));
+        self.wait_for("the server's end", gone)?;
+        self.up()
+    }
+
+    /// Ends the cluster and fails if anything of it is left.
+    pub fn stop(mut self) -> Result<()> {
+        self.stopped = true;
+        self.skiff(&["down", "--name", &self.name])?;
+        leaks::check(&self.name)
+    }
+}
+
+impl Drop for TestCluster {
+    fn drop(&mut self) {
+        // A story that failed half-way: clean up, and leave its own error to speak.
+        if !self.stopped {
+            let log = format!("/var/lib/skiff/clusters/{}/server.log", self.name);
+            let log = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- server log\n{}", lines[lines.len().saturating_sub(40)..].join("\n"));
+            let _ = self.skiff(&["down", "--name", &self.name]);
+        }
+    }
+}
+
+/// What of a pod must stay the same while it is not concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSummary {
+    pub name: String,
+    pub ip: String,
+    pub container_ids: Vec<String>,
+    pub ready: bool,
+}
+
+impl PodSummary {
+    fn of(pod: &Value) -> PodSummary {
+        let statuses = pod["status"]["containerStatuses"].as_array().cloned().unwrap_or_default();
+        let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+        PodSummary {
+            name: pod["metadata"]["name"].as_str().unwrap_or_default().into(),
+            ip: pod["status"]["podIP"].as_str().unwrap_or_default().into(),
+            container_ids: statuses.iter().filter_map(|s| s["containerID"].as_str().map(str::to_owned)).collect(),
+            ready: conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),
+        }
+    }
+}
+
+fn printed(output: Output, program: &str, args: &[&str]) -> Result<String> {
+    let (out, error) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{program} {} failed: {}{}", args.join(" "), out, error);
+    Ok(out.into_owned())
+}
+
+/// The body of a page on loopback.
+pub fn http_get(host: &str, port: u16) -> Result<String> {
+    let address: SocketAddr = format!("{host}:{port}").parse()?;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(2))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(format!("GET / HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "{}", head.lines().next().unwrap_or_default());
+    Ok(body.to_owned())
+}

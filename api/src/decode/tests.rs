@@ -43,7 +43,10 @@ fn quantities_and_times_become_canonical_and_nulls_go() {
     let text = r#"{"metadata": {"name": "p", "creationTimestamp": null}, "spec": {"containers": [{"name": "c",
         "resources": {"limits": {"cpu": 0.5, "memory": "1024Ki"}}}]}}"#;
     let object = decode_as("Pod", text, FieldValidation::Strict).unwrap().object;
-    assert_eq!(object["spec"]["containers"][0]["resources"]["limits"], json!({"cpu": "500m", "memory": "1Mi"}));
+    assert_eq!(
+        object["spec"]["containers"][0]["resources"]["limits"],
+        json!({"cpu": "500m", "memory": "1Mi"})
+    );
     assert!(object["metadata"].get("creationTimestamp").is_none());
     assert_eq!(object["kind"], "Pod");
 }

@@ -172,7 +172,9 @@ fn merge_list(
             }
             continue;
         }
-        let id = fields.get(key).ok_or_else(|| format!("map: {item} does not contain declared merge key: {key}"))?;
+        let id = fields
+            .get(key)
+            .ok_or_else(|| format!("map: {item} does not contain declared merge key: {key}"))?;
         if fields.get(PATCH).and_then(Value::as_str) == Some("delete") {
             current.retain(|have| have.get(key) != Some(id));
             continue;
@@ -244,5 +246,9 @@ fn delete_primitives(target: &mut Map<String, Value>, list: &str, values: &Value
 }
 
 fn without_directives(patch: &Map<String, Value>) -> Map<String, Value> {
-    patch.iter().filter(|(name, value)| !name.starts_with('$') && !value.is_null()).map(|(n, v)| (n.clone(), v.clone())).collect()
+    patch
+        .iter()
+        .filter(|(name, value)| !name.starts_with('$') && !value.is_null())
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect()
 }

@@ -74,12 +74,17 @@ fn lists_without_a_merge_key_are_replaced_and_sets_are_joined() {
     assert_eq!(meta, json!({"finalizers": ["a", "b", "c"]}));
     strategic(&schema, &mut meta, &json!({"$deleteFromPrimitiveList/finalizers": ["a"]})).unwrap();
     assert_eq!(meta, json!({"finalizers": ["b", "c"]}));
-    check(json!({"containers": [{"name": "a", "args": ["1", "2"]}]}), json!({"containers": [{"name": "a", "args": ["3"]}]}), json!({"containers": [{"name": "a", "args": ["3"]}]}));
+    check(
+        json!({"containers": [{"name": "a", "args": ["1", "2"]}]}),
+        json!({"containers": [{"name": "a", "args": ["3"]}]}),
+        json!({"containers": [{"name": "a", "args": ["3"]}]}),
+    );
 }
 
 #[test]
 fn an_item_without_its_merge_key_is_a_bad_request() {
-    let error = strategic(&pod_spec(), &mut json!({"containers": []}), &json!({"containers": [{"image": "x"}]}));
+    let error =
+        strategic(&pod_spec(), &mut json!({"containers": []}), &json!({"containers": [{"image": "x"}]}));
     assert_eq!(error.unwrap_err().code, 400);
 }
 

@@ -72,7 +72,11 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("batch.v1.CronJobSpec", "successfulJobsHistoryLimit", "3"),
     ("batch.v1.CronJobSpec", "failedJobsHistoryLimit", "1"),
     ("autoscaling.v2.HorizontalPodAutoscalerSpec", "minReplicas", "1"),
-    ("certificates.v1.CertificateSigningRequestSpec", "usages", r#"["digital signature","key encipherment"]"#),
+    (
+        "certificates.v1.CertificateSigningRequestSpec",
+        "usages",
+        r#"["digital signature","key encipherment"]"#,
+    ),
     ("scheduling.v1.PriorityClass", "preemptionPolicy", r#""PreemptLowerPriority""#),
     ("storage.v1.StorageClass", "reclaimPolicy", r#""Delete""#),
     ("storage.v1.StorageClass", "volumeBindingMode", r#""Immediate""#),
@@ -107,9 +111,8 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
 pub(super) fn add(schema: &mut Schema) {
     for (type_name, field, default) in DEFAULTS {
         let id = schema.by_name.get(&*format!("io.k8s.api.{type_name}")).copied();
-        let field = id.and_then(|id| {
-            schema.types[id.0 as usize].fields.iter_mut().find(|f| *f.name == **field)
-        });
+        let field =
+            id.and_then(|id| schema.types[id.0 as usize].fields.iter_mut().find(|f| *f.name == **field));
         debug_assert!(field.is_some(), "no field for the default of {type_name}");
         if let Some(field) = field {
             field.default = serde_json::from_str(default).ok();

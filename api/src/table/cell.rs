@@ -104,11 +104,8 @@ pub(crate) fn duration(seconds: i64) -> String {
 /// `a=b,c=d` of the map at a path, or `<none>`.
 pub(crate) fn labels(object: &Object, path: &str) -> Value {
     let map = object.pointer(path).and_then(Value::as_object);
-    let pairs: Vec<String> = map
-        .into_iter()
-        .flatten()
-        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
-        .collect();
+    let pairs: Vec<String> =
+        map.into_iter().flatten().map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default())).collect();
     if pairs.is_empty() { NONE.into() } else { pairs.join(",").into() }
 }
 
@@ -123,7 +120,8 @@ pub(crate) fn selector(object: &Object, path: &str) -> Value {
         .collect();
     for expression in items_at(selector, "/matchExpressions") {
         let key = str_at(expression, "/key");
-        let values = items_at(expression, "/values").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
+        let values =
+            items_at(expression, "/values").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
         terms.push(match str_at(expression, "/operator") {
             "In" => format!("{key} in ({values})"),
             "NotIn" => format!("{key} notin ({values})"),

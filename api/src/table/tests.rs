@@ -38,7 +38,11 @@ fn a_running_pod_prints_as_upstream_prints_it() {
              "lastState": {"terminated": {"finishedAt": "2026-01-01T00:09:00Z"}}},
         ],
     });
-    check("Pod", pod(status), &["web", "2/2", "Running", "2 (60s ago)", "10m", "10.42.0.7", "n1", "<none>", "<none>"]);
+    check(
+        "Pod",
+        pod(status),
+        &["web", "2/2", "Running", "2 (60s ago)", "10m", "10.42.0.7", "n1", "<none>", "<none>"],
+    );
 }
 
 #[test]
@@ -50,7 +54,11 @@ fn a_pod_that_crashes_shows_the_container_s_reason() {
             {"name": "b", "ready": false, "restartCount": 1, "state": {"waiting": {"reason": "CrashLoopBackOff"}}},
         ],
     });
-    check("Pod", pod(status), &["web", "1/2", "CrashLoopBackOff", "1", "10m", "<none>", "n1", "<none>", "<none>"]);
+    check(
+        "Pod",
+        pod(status),
+        &["web", "1/2", "CrashLoopBackOff", "1", "10m", "<none>", "n1", "<none>", "<none>"],
+    );
 }
 
 #[test]
@@ -91,7 +99,18 @@ fn a_deployment_a_service_and_a_node_print_as_upstream_prints_them() {
             "status": {"conditions": [{"type": "Ready", "status": "True"}], "nodeInfo": {"kubeletVersion": "v1"},
                        "addresses": [{"type": "InternalIP", "address": "10.0.0.1"}]},
         }),
-        &["n", "Ready,SchedulingDisabled", "control-plane", "4h", "v1", "10.0.0.1", "<none>", "<unknown>", "<unknown>", "<unknown>"],
+        &[
+            "n",
+            "Ready,SchedulingDisabled",
+            "control-plane",
+            "4h",
+            "v1",
+            "10.0.0.1",
+            "<none>",
+            "<unknown>",
+            "<unknown>",
+            "<unknown>",
+        ],
     );
 }
 

@@ -31,7 +31,12 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 impl Api {
     pub(super) async fn watch(&self, call: Call) -> Result<Response, Status> {
         let options = ListOptions::parse(&call)?;
-        let (watcher, initial_end) = self.start_watch(&call, &options).await?;
+        let (watcher, initial_end) = match self.start_watch(&call, &options).await {
+            Ok(started) => started,
+            // As upstream: clients take a version that is too old from the stream, and list again.
+            Err(status) if status.code == 410 => return Ok(expired(&status)),
+            Err(status) => return Err(status),
+        };
         let cache = self.caches.of(&call.kind)?;
         let timeout_s = match options.timeout_s {
             Some(seconds) if seconds > 0 => seconds,
@@ -57,11 +62,7 @@ impl Api {
             pending_bookmark: None,
             encoder,
         };
-        let mut response = Response::new(Body::from_stream(stream.into_stream()));
-        let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
-        Ok(response)
+        Ok(streamed(Body::from_stream(stream.into_stream())))
     }
 
     /// Registers the watch. The second value is the revision of the bookmark that ends the initial events.
@@ -103,6 +104,19 @@ impl Api {
             },
         }
     }
+}
+
+fn streamed(body: Body) -> Response {
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+/// A watch whose one event says that it cannot go on from its version.
+fn expired(status: &Status) -> Response {
+    streamed(Body::from(event("ERROR", &status.to_json())))
 }
 
 struct WatchStream {

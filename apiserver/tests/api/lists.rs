@@ -106,9 +106,15 @@ async fn a_watch_follows_from_its_version() {
     let mut from_start = admin.watch(&format!("{MAPS}?watch=true")).await;
     assert_eq!(from_start.named().await, ("ADDED".to_owned(), "m0".to_owned()));
     let restarted = cluster.restart().await.admin();
-    let refused = restarted.get(&format!("{MAPS}?watch=true&resourceVersion=1")).await;
-    let message = refused.refused(410, "Expired");
+    // As upstream, the refusal is an event of the watch, which informers take as the word to list again.
+    let mut refused = restarted.watch(&format!("{MAPS}?watch=true&resourceVersion=1")).await;
+    assert_eq!(refused.code, 200);
+    let event = refused.next().await.expect("an event");
+    assert_eq!(event["type"], "ERROR");
+    assert_eq!((&event["object"]["code"], &event["object"]["reason"]), (&json!(410), &json!("Expired")));
+    let message = event["object"]["message"].as_str().expect("a message");
     assert!(message.starts_with("too old resource version: 1 ("), "{message}");
+    assert!(refused.next().await.is_none(), "the watch goes on after its refusal");
     let mut short =
         admin.watch(&format!("{MAPS}?watch=true&resourceVersion={version}&timeoutSeconds=1")).await;
     while short.next().await.is_some() {}

@@ -187,7 +187,8 @@ pub(super) fn scale(
         return proportional(deployment, new, old, &active);
     }
     if is_recreate(deployment) {
-        let downs: Vec<SetChange> = old.iter().filter(|s| replicas(s) > 0).map(|s| to(deployment, s, 0)).collect();
+        let downs: Vec<SetChange> =
+            old.iter().filter(|s| replicas(s) > 0).map(|s| to(deployment, s, 0)).collect();
         return if downs.is_empty() { up_to(deployment, new, desired(deployment)) } else { downs };
     }
     let Some(new) = new else { return Vec::new() };
@@ -214,7 +215,8 @@ fn to(deployment: &Deployment, set: &Arc<ReplicaSet>, replicas: i32) -> SetChang
 
 /// Whether the Deployment's replicas were changed since the set was last scaled.
 fn scale_changed(deployment: &Deployment, set: &ReplicaSet) -> bool {
-    let noted = set.metadata.annotations.as_ref().and_then(|a| a.get(DESIRED)).and_then(|d| d.parse::<i32>().ok());
+    let noted =
+        set.metadata.annotations.as_ref().and_then(|a| a.get(DESIRED)).and_then(|d| d.parse::<i32>().ok());
     noted.is_some_and(|noted| noted != desired(deployment))
 }
 
@@ -236,7 +238,9 @@ fn proportional(
     let mut left = allowed - total;
     let mut sorted = active.to_vec();
     // Scaling up favours the newest and scaling down the oldest among sets of one size.
-    sorted.sort_by_key(|s| (std::cmp::Reverse(replicas(s)), s.metadata.creation_timestamp.as_ref().map(|t| t.0)));
+    sorted.sort_by_key(|s| {
+        (std::cmp::Reverse(replicas(s)), s.metadata.creation_timestamp.as_ref().map(|t| t.0))
+    });
     let mut changes: Vec<SetChange> = Vec::new();
     for set in &sorted {
         let share = fraction(deployment, set, allowed - total);
@@ -257,7 +261,8 @@ fn fraction(deployment: &Deployment, set: &ReplicaSet, to_add: i32) -> i32 {
     if to_add == 0 {
         return 0;
     }
-    let noted = set.metadata.annotations.as_ref().and_then(|a| a.get(MAX)).and_then(|m| m.parse::<i32>().ok());
+    let noted =
+        set.metadata.annotations.as_ref().and_then(|a| a.get(MAX)).and_then(|m| m.parse::<i32>().ok());
     let was_max = f64::from(noted.filter(|m| *m > 0).unwrap_or_else(|| desired(deployment).max(1)));
     let now_max = f64::from(desired(deployment) + max_surge(deployment));
     let size = f64::from(replicas(set));
@@ -295,7 +300,10 @@ fn roll_down(deployment: &Deployment, new: &Arc<ReplicaSet>, old: &[Arc<ReplicaS
 }
 
 /// The oldest empty sets, as far as there are more than the history keeps.
-pub(super) fn beyond_history<'s>(deployment: &Deployment, old: &'s [Arc<ReplicaSet>]) -> Vec<&'s Arc<ReplicaSet>> {
+pub(super) fn beyond_history<'s>(
+    deployment: &Deployment,
+    old: &'s [Arc<ReplicaSet>],
+) -> Vec<&'s Arc<ReplicaSet>> {
     let keep = usize::try_from(spec(deployment).revision_history_limit.unwrap_or(10)).unwrap_or(0);
     let mut alive: Vec<_> = old.iter().filter(|s| s.metadata.deletion_timestamp.is_none()).collect();
     alive.sort_by_key(|set| revision_of(set));

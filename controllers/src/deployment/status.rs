@@ -32,7 +32,11 @@ fn totals(sets: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSet>>) -> Totals {
 }
 
 /// Everything wanted runs, is new, and nothing else does.
-pub(super) fn is_complete(deployment: &Deployment, sets: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSet>>) -> bool {
+pub(super) fn is_complete(
+    deployment: &Deployment,
+    sets: &[Arc<ReplicaSet>],
+    new: Option<&Arc<ReplicaSet>>,
+) -> bool {
     let totals = totals(sets, new);
     let wanted = desired(deployment);
     totals.updated == wanted && totals.replicas == wanted && totals.available == wanted
@@ -120,7 +124,8 @@ fn progress(
     made: bool,
 ) -> Option<u64> {
     const PROGRESSING: &str = "Progressing";
-    let deadline_s = i64::from(deployment.spec.as_ref().and_then(|s| s.progress_deadline_seconds).unwrap_or(600));
+    let deadline_s =
+        i64::from(deployment.spec.as_ref().and_then(|s| s.progress_deadline_seconds).unwrap_or(600));
     let subject = match new {
         Some(set) => format!("ReplicaSet {:?}", set.metadata.name.as_deref().unwrap_or_default()),
         None => format!("Deployment {:?}", deployment.metadata.name.as_deref().unwrap_or_default()),
@@ -150,9 +155,15 @@ fn progress(
     }
     let is_new_rollout = deployment.metadata.generation != old.observed_generation;
     if made {
-        let message = format!("Created new replica set {:?}", new.and_then(|s| s.metadata.name.clone()).unwrap_or_default());
+        let message = format!(
+            "Created new replica set {:?}",
+            new.and_then(|s| s.metadata.name.clone()).unwrap_or_default()
+        );
         conditions.set(PROGRESSING, "True", "NewReplicaSetCreated", message, true);
-    } else if moved || conditions.get(PROGRESSING).is_none() || (is_new_rollout && !reason_was(conditions, "NewReplicaSetCreated")) {
+    } else if moved
+        || conditions.get(PROGRESSING).is_none()
+        || (is_new_rollout && !reason_was(conditions, "NewReplicaSetCreated"))
+    {
         let message = format!("{subject} is progressing.");
         conditions.set(PROGRESSING, "True", "ReplicaSetUpdated", message, true);
     } else {
@@ -160,7 +171,8 @@ fn progress(
         if reason_was(conditions, "NewReplicaSetAvailable") {
             return None;
         }
-        let since = conditions.get(PROGRESSING).and_then(|c| c.last_update_time.as_ref()).map(|t| t.0.as_second());
+        let since =
+            conditions.get(PROGRESSING).and_then(|c| c.last_update_time.as_ref()).map(|t| t.0.as_second());
         let overdue = since.is_some_and(|at| conditions.now.as_second() >= at + deadline_s);
         if overdue {
             let message = format!("{subject} has timed out progressing.");
@@ -168,7 +180,8 @@ fn progress(
             return None;
         }
     }
-    let since = conditions.get(PROGRESSING).and_then(|c| c.last_update_time.as_ref()).map(|t| t.0.as_second());
+    let since =
+        conditions.get(PROGRESSING).and_then(|c| c.last_update_time.as_ref()).map(|t| t.0.as_second());
     since.and_then(|at| u64::try_from(at + deadline_s - conditions.now.as_second() + 1).ok())
 }
 
@@ -180,7 +193,8 @@ fn replica_failure(conditions: &mut Conditions, sets: &[Arc<ReplicaSet>]) {
         .find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
     match failure {
         Some(c) => {
-            let (reason, message) = (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default());
+            let (reason, message) =
+                (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default());
             conditions.set("ReplicaFailure", "True", &reason, message, false);
         }
         None => conditions.list.retain(|c| c.type_ != "ReplicaFailure"),
@@ -233,7 +247,13 @@ mod tests {
     #[test]
     fn a_rollout_that_stalls_times_out() {
         let set = set(0);
-        let first = status(&deployment(json!({"observedGeneration": 1})), std::slice::from_ref(&set), Some(&set), true, at(100));
+        let first = status(
+            &deployment(json!({"observedGeneration": 1})),
+            std::slice::from_ref(&set),
+            Some(&set),
+            true,
+            at(100),
+        );
         assert_eq!(reasons(&first), ["MinimumReplicasUnavailable", "NewReplicaSetCreated"]);
         assert_eq!(first.look_again_s, Some(61));
         let stalled = deployment(serde_json::to_value(&first.status).unwrap());

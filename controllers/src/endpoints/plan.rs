@@ -32,7 +32,9 @@ pub(super) fn service_of(slice: &EndpointSlice) -> String {
 
 pub(super) fn has_selector(service: &Service) -> bool {
     let spec = service.spec.as_ref();
-    spec.is_some_and(|s| s.selector.as_ref().is_some_and(|s| !s.is_empty()) && s.type_.as_deref() != Some("ExternalName"))
+    spec.is_some_and(|s| {
+        s.selector.as_ref().is_some_and(|s| !s.is_empty()) && s.type_.as_deref() != Some("ExternalName")
+    })
 }
 
 pub(super) fn selects(service: &Service, pod: &Pod) -> bool {
@@ -71,7 +73,11 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
         Some(IntOrString::Int(number)) if *number > 0 => Some(*number),
         Some(IntOrString::String(name)) => {
             let spec = pod.spec.as_ref()?;
-            let sidecars = spec.init_containers.iter().flatten().filter(|c| c.restart_policy.as_deref() == Some("Always"));
+            let sidecars = spec
+                .init_containers
+                .iter()
+                .flatten()
+                .filter(|c| c.restart_policy.as_deref() == Some("Always"));
             let ports = spec.containers.iter().chain(sidecars).flat_map(|c| c.ports.iter().flatten());
             let protocol = port.protocol.as_deref().unwrap_or("TCP");
             ports
@@ -91,7 +97,12 @@ fn ports_of(service: &Service, pod: &Pod) -> Ports {
     ports
         .filter_map(|port| {
             let protocol = port.protocol.clone().unwrap_or_else(|| "TCP".into());
-            Some((port.name.clone().unwrap_or_default(), target_port(port, pod)?, protocol, port.app_protocol.clone()))
+            Some((
+                port.name.clone().unwrap_or_default(),
+                target_port(port, pod)?,
+                protocol,
+                port.app_protocol.clone(),
+            ))
         })
         .collect()
 }
@@ -121,7 +132,7 @@ fn endpoint(service: &Service, pod: &Pod, ip: &str) -> Endpoint {
     let serving = is_ready(pod) || publishes_all(service);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     Endpoint {
-        addresses: vec![ip.to_owned()].into(),
+        addresses: vec![ip.to_owned()],
         conditions: Some(EndpointConditions {
             ready: Some(serving && (!terminating || publishes_all(service))),
             serving: Some(is_ready(pod)),
@@ -167,12 +178,13 @@ fn slice(service: &Service, ports: &Ports, at: usize, endpoints: &[Endpoint]) ->
     if headless {
         labels.insert(HEADLESS.into(), String::new());
     }
-    let port = |(name, number, protocol, app): &(String, i32, String, Option<String>)| discovery::EndpointPort {
-        name: Some(name.clone()),
-        port: Some(*number),
-        protocol: Some(protocol.clone()),
-        app_protocol: app.clone(),
-    };
+    let port =
+        |(name, number, protocol, app): &(String, i32, String, Option<String>)| discovery::EndpointPort {
+            name: Some(name.clone()),
+            port: Some(*number),
+            protocol: Some(protocol.clone()),
+            app_protocol: app.clone(),
+        };
     EndpointSlice {
         metadata: ObjectMeta {
             name: Some(format!("{}-{suffix}", name.chars().take(57).collect::<String>())),
@@ -266,27 +278,39 @@ mod tests {
     #[test]
     fn pods_that_name_a_port_differently_get_slices_of_their_own() {
         let service = service(json!([{"port": 80, "targetPort": "http"}]));
-        let pods = [pod("a", "10.0.0.1", true, 8080), pod("b", "10.0.0.2", true, 9090), pod("c", "10.0.0.3", false, 8080)];
+        let pods = [
+            pod("a", "10.0.0.1", true, 8080),
+            pod("b", "10.0.0.2", true, 9090),
+            pod("c", "10.0.0.3", false, 8080),
+        ];
         let slices = slices(&service, &pods);
         let shape: Vec<(i32, usize)> = slices
             .iter()
             .map(|s| (s.ports.as_ref().unwrap()[0].port.unwrap(), s.endpoints.as_ref().unwrap().len()))
             .collect();
         assert_eq!(shape, [(8080, 2), (9090, 1)]);
-        let ready: Vec<bool> = slices[0].endpoints.iter().flatten().map(|e| e.conditions.as_ref().unwrap().ready.unwrap()).collect();
+        let ready: Vec<bool> = slices[0]
+            .endpoints
+            .iter()
+            .flatten()
+            .map(|e| e.conditions.as_ref().unwrap().ready.unwrap())
+            .collect();
         assert_eq!(ready, [true, false]);
     }
 
     #[test]
     fn names_are_the_same_in_every_pass() {
         let service = service(json!([{"port": 80}]));
-        let names = |pods: &[Arc<Pod>]| slices(&service, pods).iter().map(|s| s.metadata.name.clone()).collect::<Vec<_>>();
+        let names = |pods: &[Arc<Pod>]| {
+            slices(&service, pods).iter().map(|s| s.metadata.name.clone()).collect::<Vec<_>>()
+        };
         assert_eq!(names(&[pod("a", "10.0.0.1", true, 1)]), names(&[pod("b", "10.0.0.2", true, 1)]));
     }
 
     #[test]
     fn more_than_a_hundred_endpoints_fill_several_slices() {
-        let pods: Vec<_> = (0..150).map(|n| pod(&format!("p{n}"), &format!("10.0.1.{n}"), true, 80)).collect();
+        let pods: Vec<_> =
+            (0..150).map(|n| pod(&format!("p{n}"), &format!("10.0.1.{n}"), true, 80)).collect();
         let sizes: Vec<usize> = slices(&service(json!([{"port": 80}])), &pods)
             .iter()
             .map(|s| s.endpoints.as_ref().unwrap().len())

@@ -25,7 +25,8 @@ pub(super) fn to_delete<'p>(pods: &[&'p Arc<Pod>], count: usize) -> Vec<&'p Arc<
             _ => 0,
         };
         let annotations = pod.metadata.annotations.as_ref();
-        let cost: i32 = annotations.and_then(|a| a.get(DELETION_COST)).and_then(|c| c.parse().ok()).unwrap_or(0);
+        let cost: i32 =
+            annotations.and_then(|a| a.get(DELETION_COST)).and_then(|c| c.parse().ok()).unwrap_or(0);
         let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
         let restarts = statuses.map(|s| s.restart_count).max().unwrap_or(0);
         let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);

@@ -59,7 +59,8 @@ enum Asked<'n> {
 
 impl Zone {
     pub(super) fn new(domain: &str) -> Zone {
-        let origin = Name::from_str(&format!("{}.", domain.trim_end_matches('.'))).unwrap_or_else(|_| Name::root());
+        let origin =
+            Name::from_str(&format!("{}.", domain.trim_end_matches('.'))).unwrap_or_else(|_| Name::root());
         Zone {
             domain: domain.trim_matches('.').rsplit('.').map(str::to_lowercase).collect(),
             origin,
@@ -259,7 +260,8 @@ impl Records<'_> {
         let Some(service) = self.zone.services.get(key) else { return false };
         let spec = service.spec.as_ref();
         if let Some(external) = spec.filter(|s| s.type_.as_deref() == Some("ExternalName")) {
-            let target = external.external_name.as_deref().and_then(|n| Name::from_str(&format!("{n}.")).ok());
+            let target =
+                external.external_name.as_deref().and_then(|n| Name::from_str(&format!("{n}.")).ok());
             if let Some(target) = target {
                 // A CNAME answers whatever type was asked for.
                 self.answers.push(Record::from_rdata(self.name.clone(), TTL_S, RData::CNAME(CNAME(target))));
@@ -388,7 +390,14 @@ fn service_of(slice: &EndpointSlice) -> Option<ObjectKey> {
 }
 
 fn addresses(slice: &EndpointSlice) -> impl Iterator<Item = IpAddr> {
-    slice.endpoints.iter().flatten().flat_map(|e| &e.addresses).filter_map(|a| a.parse().ok()).collect::<Vec<_>>().into_iter()
+    slice
+        .endpoints
+        .iter()
+        .flatten()
+        .flat_map(|e| &e.addresses)
+        .filter_map(|a| a.parse().ok())
+        .collect::<Vec<_>>()
+        .into_iter()
 }
 
 #[cfg(test)]

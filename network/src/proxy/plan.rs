@@ -130,7 +130,8 @@ fn external_ips(service: &Service) -> Vec<Ipv4Addr> {
         .and_then(|s| s.load_balancer.as_ref())
         .and_then(|l| l.ingress.as_deref())
         .unwrap_or_default();
-    let balanced = ingress.iter().filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
+    let balanced =
+        ingress.iter().filter(|i| i.ip_mode.as_deref() != Some("Proxy")).filter_map(|i| i.ip.as_ref());
     let given = service.spec.iter().flat_map(|s| s.external_ips.iter().flatten());
     balanced.chain(given).filter_map(|ip| ip.parse().ok()).collect()
 }
@@ -162,9 +163,15 @@ fn backends(
             let Some(ip) = endpoint.addresses.first().and_then(|a| a.parse().ok()) else { continue };
             let backend = Backend { ip, port: number };
             match usable(endpoint) {
-                Usable::Ready => { ready.insert(backend); }
-                Usable::Ending => { ending.insert(backend); }
-                Usable::No if publish_all => { ready.insert(backend); }
+                Usable::Ready => {
+                    ready.insert(backend);
+                }
+                Usable::Ending => {
+                    ending.insert(backend);
+                }
+                Usable::No if publish_all => {
+                    ready.insert(backend);
+                }
                 Usable::No => {}
             }
         }

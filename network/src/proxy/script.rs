@@ -124,8 +124,12 @@ impl Elements {
             self.hairpin.insert(format!("{} . {}", backend.ip, backend.ip));
         }
         match (service.backends.len(), service.affinity_s) {
-            (0, _) if service.drop_if_empty => { self.local_only.insert(key); }
-            (0, _) => { self.no_endpoints.insert(key); }
+            (0, _) if service.drop_if_empty => {
+                self.local_only.insert(key);
+            }
+            (0, _) => {
+                self.no_endpoints.insert(key);
+            }
             (_, Some(timeout_s)) => {
                 let chain =
                     Chain::Affine { frontend: *frontend, backends: service.backends.clone(), timeout_s };
@@ -148,7 +152,10 @@ impl Elements {
     }
 
     /// Each set's name with its elements here and in `other`.
-    fn sets<'e>(&'e self, other: &'e Elements) -> [(&'static str, &'e BTreeSet<String>, &'e BTreeSet<String>); 7] {
+    fn sets<'e>(
+        &'e self,
+        other: &'e Elements,
+    ) -> [(&'static str, &'e BTreeSet<String>, &'e BTreeSet<String>); 7] {
         [
             ("frontends", &self.frontends, &other.frontends),
             ("endpoints", &self.endpoints, &other.endpoints),
@@ -208,7 +215,8 @@ impl Chain {
                         "add rule {TABLE} {name}_to_{at} update @{name}_{at} {{ ip saddr }} meta l4proto {protocol} \
                          dnat ip to {ip}:{port}"
                     );
-                    let _ = writeln!(out, "add rule {TABLE} {name} ip saddr @{name}_{at} goto {name}_to_{at}");
+                    let _ =
+                        writeln!(out, "add rule {TABLE} {name} ip saddr @{name}_{at} goto {name}_to_{at}");
                 }
                 let picks: Vec<String> =
                     (0..backends.len()).map(|at| format!("{at} : goto {name}_to_{at}")).collect();

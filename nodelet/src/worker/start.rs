@@ -267,7 +267,10 @@ impl Worker {
         let log_dir = Path::new(&target.config.log_directory).join(&container.name);
         if let Err(error) = std::fs::create_dir_all(&log_dir) {
             let message = format!("create container log directory for container {}: {error}", container.name);
-            return Err(fail(format!("Error: {message}"), StartFailure::new("CreateContainerError", message)));
+            return Err(fail(
+                format!("Error: {message}"),
+                StartFailure::new("CreateContainerError", message),
+            ));
         }
         let create = CreateContainerRequest {
             pod_sandbox_id: target.id.clone(),

@@ -43,9 +43,14 @@ fn check(pod: &Pod, nodes: &[NodeInfo], wanted: Result<&str, &str>) {
 fn the_reasons_are_upstream_s() {
     let cordoned = node("a", |n| n["spec"]["unschedulable"] = true.into());
     check(&pod(json!({})), &[cordoned], Err("0/1 nodes are available: 1 node(s) were unschedulable."));
-    let tainted = node("a", |n| n["spec"]["taints"] = json!([{"key": "k", "value": "v", "effect": "NoSchedule"}]));
+    let tainted =
+        node("a", |n| n["spec"]["taints"] = json!([{"key": "k", "value": "v", "effect": "NoSchedule"}]));
     check(&pod(json!({})), &[tainted], Err("1 node(s) had untolerated taint(s)"));
-    check(&pod(json!({"nodeSelector": {"disk": "ssd"}})), &[plain("a")], Err("1 node(s) didn't match Pod's node affinity/selector"));
+    check(
+        &pod(json!({"nodeSelector": {"disk": "ssd"}})),
+        &[plain("a")],
+        Err("1 node(s) didn't match Pod's node affinity/selector"),
+    );
     check(&pod(asking("3")), &[plain("a"), plain("b")], Err("0/2 nodes are available: 2 Insufficient cpu."));
     check(&pod(json!({})), &[], Err("no nodes available to schedule pods"));
     let full = node("a", |n| n["status"]["allocatable"]["pods"] = "0".into());
@@ -54,7 +59,8 @@ fn the_reasons_are_upstream_s() {
 
 #[test]
 fn a_toleration_lets_a_pod_through() {
-    let tainted = || node("a", |n| n["spec"]["taints"] = json!([{"key": "k", "value": "v", "effect": "NoSchedule"}]));
+    let tainted =
+        || node("a", |n| n["spec"]["taints"] = json!([{"key": "k", "value": "v", "effect": "NoSchedule"}]));
     for (toleration, passes) in [
         (json!({"key": "k", "operator": "Equal", "value": "v"}), true),
         (json!({"key": "k", "operator": "Exists"}), true),
@@ -84,7 +90,8 @@ fn a_preferred_node_wins_over_an_equal_one() {
 
 #[test]
 fn a_host_port_is_taken_once_a_node() {
-    let wants = || pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]}));
+    let wants =
+        || pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]}));
     let mut taken = plain("a");
     taken.add(&wants());
     check(&wants(), &[taken], Err("1 node(s) didn't have free ports for the requested pod ports"));

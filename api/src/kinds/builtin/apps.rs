@@ -6,8 +6,8 @@ use super::{kind, pod};
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{
-    self, bool_text, condition, containers, count, duration, int, int_at, items_at, labels, seconds, selector, since,
-    str_at, text, text_or,
+    self, bool_text, condition, containers, count, duration, int, int_at, items_at, labels, seconds,
+    selector, since, str_at, text, text_or,
 };
 use crate::{Cause, Kind, Object};
 
@@ -132,7 +132,8 @@ fn autoscaler_columns() -> Vec<Column> {
     vec![
         Column::name(),
         Column::new("Reference", "string", |o, _| {
-            format!("{}/{}", str_at(o, "/spec/scaleTargetRef/kind"), str_at(o, "/spec/scaleTargetRef/name")).into()
+            format!("{}/{}", str_at(o, "/spec/scaleTargetRef/kind"), str_at(o, "/spec/scaleTargetRef/name"))
+                .into()
         }),
         Column::new("Targets", "string", |o, _| targets(o)),
         Column::new("MinPods", "string", |o, _| int(o, "/spec/minReplicas")),
@@ -317,12 +318,20 @@ fn validate_deployment_strategy(strategy: &Value) -> Vec<Cause> {
             let is_zero = |v: &Value| v == &json!(0) || v == "0%";
             if is_zero(&rolling["maxUnavailable"]) && is_zero(&rolling["maxSurge"]) {
                 let field = format!("{path}.rollingUpdate.maxUnavailable");
-                return vec![Cause::invalid(field, &rolling["maxUnavailable"], "may not be 0 when `maxSurge` is 0")];
+                return vec![Cause::invalid(
+                    field,
+                    &rolling["maxUnavailable"],
+                    "may not be 0 when `maxSurge` is 0",
+                )];
             }
             Vec::new()
         }
         "Recreate" => Vec::new(),
-        _ => vec![Cause::not_supported(format!("{path}.type"), &strategy["type"], &["Recreate", "RollingUpdate"])],
+        _ => vec![Cause::not_supported(
+            format!("{path}.type"),
+            &strategy["type"],
+            &["Recreate", "RollingUpdate"],
+        )],
     }
 }
 
@@ -364,7 +373,11 @@ impl Strategy for Jobs {
         let mut causes = pod::immutable_selector(new, old);
         for field in ["completions", "template", "completionMode"] {
             if new["spec"][field] != old["spec"][field] {
-                causes.push(Cause::invalid(format!("spec.{field}"), &new["spec"][field], "field is immutable"));
+                causes.push(Cause::invalid(
+                    format!("spec.{field}"),
+                    &new["spec"][field],
+                    "field is immutable",
+                ));
             }
         }
         causes

@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::kind;
 use crate::strategy::Strategy;
 use crate::table::Column;
-use crate::table::cell::{self, duration, int, int_or_string, items_at, joined, since, str_at, text, text_or};
+use crate::table::cell::{
+    self, duration, int, int_or_string, items_at, joined, since, str_at, text, text_or,
+};
 use crate::{Cause, Kind, Object};
 
 pub(super) fn kinds() -> Vec<Kind> {
@@ -27,7 +29,9 @@ pub(super) fn kinds() -> Vec<Kind> {
             .subresources(&["status"])
             .columns(vec![
                 Column::name(),
-                Column::new("Min Available", "string", |o, _| int_or_string(o, "/spec/minAvailable", "N/A").into()),
+                Column::new("Min Available", "string", |o, _| {
+                    int_or_string(o, "/spec/minAvailable", "N/A").into()
+                }),
                 Column::new("Max Unavailable", "string", |o, _| {
                     int_or_string(o, "/spec/maxUnavailable", "N/A").into()
                 }),
@@ -40,7 +44,8 @@ pub(super) fn kinds() -> Vec<Kind> {
 }
 
 fn reviews() -> Vec<Kind> {
-    let authorization = |name: &str, plural: &str| kind("authorization.k8s.io", "v1", name, plural).unstored();
+    let authorization =
+        |name: &str, plural: &str| kind("authorization.k8s.io", "v1", name, plural).unstored();
     vec![
         kind("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews").cluster().unstored(),
         kind("authentication.k8s.io", "v1", "TokenReview", "tokenreviews").cluster().unstored(),
@@ -67,7 +72,10 @@ fn rbac() -> Vec<Kind> {
     };
     let role_columns = || vec![Column::name(), Column::created_at()];
     vec![
-        rbac("ClusterRoleBinding", "clusterrolebindings").cluster().strategy(&Bindings).columns(binding_columns()),
+        rbac("ClusterRoleBinding", "clusterrolebindings")
+            .cluster()
+            .strategy(&Bindings)
+            .columns(binding_columns()),
         rbac("ClusterRole", "clusterroles").cluster().columns(role_columns()),
         rbac("RoleBinding", "rolebindings").strategy(&Bindings).columns(binding_columns()),
         rbac("Role", "roles").columns(role_columns()),
@@ -79,7 +87,9 @@ fn subjects(binding: &Object, kind: &str) -> Value {
         .iter()
         .filter(|s| s["kind"] == kind)
         .map(|s| match (kind, str_at(s, "/namespace")) {
-            ("ServiceAccount", namespace) if !namespace.is_empty() => format!("{}/{}", namespace, str_at(s, "/name")),
+            ("ServiceAccount", namespace) if !namespace.is_empty() => {
+                format!("{}/{}", namespace, str_at(s, "/name"))
+            }
             _ => str_at(s, "/name").to_owned(),
         })
         .collect();

@@ -57,23 +57,28 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("Pod Labels", "string", |o, _| labels(o, "/template/metadata/labels")),
         ]),
         replication_controllers(),
-        kind("", "v1", "ResourceQuota", "resourcequotas").short(&["quota"]).subresources(&["status"]).columns(vec![
-            Column::name(),
-            Column::new("Request", "string", |o, _| quota(o, Side::Request)),
-            Column::new("Limit", "string", |o, _| quota(o, Side::Limit)),
-            Column::age(),
-        ]),
+        kind("", "v1", "ResourceQuota", "resourcequotas")
+            .short(&["quota"])
+            .subresources(&["status"])
+            .columns(vec![
+                Column::name(),
+                Column::new("Request", "string", |o, _| quota(o, Side::Request)),
+                Column::new("Limit", "string", |o, _| quota(o, Side::Limit)),
+                Column::age(),
+            ]),
         kind("", "v1", "Secret", "secrets").fields(&["type"]).strategy(&Secrets).columns(vec![
             Column::name(),
             Column::new("Type", "string", |o, _| text(o, "/type")),
             Column::new("Data", "string", |o, _| count(o, "/data").into()),
             Column::age(),
         ]),
-        kind("", "v1", "ServiceAccount", "serviceaccounts").short(&["sa"]).subresources(&["token"]).columns(vec![
-            Column::name(),
-            Column::new("Secrets", "string", |o, _| count(o, "/secrets").into()),
-            Column::age(),
-        ]),
+        kind("", "v1", "ServiceAccount", "serviceaccounts").short(&["sa"]).subresources(&["token"]).columns(
+            vec![
+                Column::name(),
+                Column::new("Secrets", "string", |o, _| count(o, "/secrets").into()),
+                Column::age(),
+            ],
+        ),
         service::kind(),
     ]
 }
@@ -141,7 +146,9 @@ fn volume_columns() -> Vec<Column> {
 }
 
 fn attributes_class() -> Column {
-    Column::new("VolumeAttributesClass", "string", |o, _| text_or(o, "/spec/volumeAttributesClassName", cell::UNSET))
+    Column::new("VolumeAttributesClass", "string", |o, _| {
+        text_or(o, "/spec/volumeAttributesClassName", cell::UNSET)
+    })
 }
 
 fn volume_mode() -> Column {

@@ -75,7 +75,8 @@ fn source(event: &Object) -> Value {
         "" => str_at(event, otherwise).to_owned(),
         found => found.to_owned(),
     };
-    let parts = [either("/source/component", "/reportingComponent"), either("/source/host", "/reportingInstance")];
+    let parts =
+        [either("/source/component", "/reportingComponent"), either("/source/host", "/reportingInstance")];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join(", ").into()
 }
 

@@ -69,7 +69,8 @@ pub(super) fn kinds() -> Vec<Kind> {
         admission("ValidatingAdmissionPolicy", "validatingadmissionpolicies")
             .subresources(&["status"])
             .columns(policies()),
-        admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings").columns(bindings()),
+        admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
+            .columns(bindings()),
         admission("ValidatingWebhookConfiguration", "validatingwebhookconfigurations").columns(webhooks()),
         kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
             .cluster()

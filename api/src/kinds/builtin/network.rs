@@ -14,7 +14,10 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::name(),
             Column::new("AddressType", "string", |o, _| text(o, "/addressType")),
             Column::new("Ports", "string", |o, _| {
-                shortened(items_at(o, "/ports").iter().map(|p| int_at(p, "/port").to_string()).collect(), UNSET)
+                shortened(
+                    items_at(o, "/ports").iter().map(|p| int_at(p, "/port").to_string()).collect(),
+                    UNSET,
+                )
             }),
             Column::new("Endpoints", "string", |o, _| {
                 let endpoints = items_at(o, "/endpoints").iter();
@@ -28,27 +31,39 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("Parameters", "string", |o, _| parameters(o)),
             Column::age(),
         ]),
-        networking("Ingress", "ingresses").short(&["ing"]).folder("ingress").subresources(&["status"]).columns(vec![
-            Column::name(),
-            Column::new("Class", "string", |o, _| text_or(o, "/spec/ingressClassName", NONE)),
-            Column::new("Hosts", "string", |o, _| {
-                let hosts = items_at(o, "/spec/rules").iter().map(|r| str_at(r, "/host")).filter(|h| !h.is_empty());
-                shortened(hosts.map(str::to_owned).collect(), "*")
-            }),
-            Column::new("Address", "string", |o, _| {
-                let ingress = items_at(o, "/status/loadBalancer/ingress").iter();
-                joined(ingress.map(|i| if i["ip"].is_null() { str_at(i, "/hostname") } else { str_at(i, "/ip") }), "")
+        networking("Ingress", "ingresses")
+            .short(&["ing"])
+            .folder("ingress")
+            .subresources(&["status"])
+            .columns(vec![
+                Column::name(),
+                Column::new("Class", "string", |o, _| text_or(o, "/spec/ingressClassName", NONE)),
+                Column::new("Hosts", "string", |o, _| {
+                    let hosts = items_at(o, "/spec/rules")
+                        .iter()
+                        .map(|r| str_at(r, "/host"))
+                        .filter(|h| !h.is_empty());
+                    shortened(hosts.map(str::to_owned).collect(), "*")
+                }),
+                Column::new("Address", "string", |o, _| {
+                    let ingress = items_at(o, "/status/loadBalancer/ingress").iter();
+                    joined(
+                        ingress.map(|i| {
+                            if i["ip"].is_null() { str_at(i, "/hostname") } else { str_at(i, "/ip") }
+                        }),
+                        "",
+                    )
                     .into()
-            }),
-            Column::new("Ports", "string", |o, _| {
-                if items_at(o, "/spec/tls").is_empty() { "80".into() } else { "80, 443".into() }
-            }),
-            Column::age(),
-        ]),
-        networking("IPAddress", "ipaddresses").cluster().short(&["ip"]).columns(vec![
-            Column::name(),
-            Column::new("ParentRef", "string", |o, _| parent(o)),
-        ]),
+                }),
+                Column::new("Ports", "string", |o, _| {
+                    if items_at(o, "/spec/tls").is_empty() { "80".into() } else { "80, 443".into() }
+                }),
+                Column::age(),
+            ]),
+        networking("IPAddress", "ipaddresses")
+            .cluster()
+            .short(&["ip"])
+            .columns(vec![Column::name(), Column::new("ParentRef", "string", |o, _| parent(o))]),
         networking("NetworkPolicy", "networkpolicies").short(&["netpol"]).columns(vec![
             Column::name(),
             Column::new("Pod-Selector", "string", |o, _| selector(o, "/spec/podSelector")),

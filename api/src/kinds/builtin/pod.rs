@@ -53,7 +53,8 @@ pub(super) fn kind() -> Kind {
             })
             .wide(),
             Column::new("Node", "string", |o, _| text_or(o, "/spec/nodeName", NONE)).wide(),
-            Column::new("Nominated Node", "string", |o, _| text_or(o, "/status/nominatedNodeName", NONE)).wide(),
+            Column::new("Nominated Node", "string", |o, _| text_or(o, "/status/nominatedNodeName", NONE))
+                .wide(),
             Column::new("Readiness Gates", "string", |o, _| readiness_gates(o)).wide(),
         ])
 }
@@ -63,9 +64,8 @@ fn readiness_gates(pod: &Object) -> Value {
     if gates.is_empty() {
         return NONE.into();
     }
-    let met = |gate: &&Value| {
-        condition(pod, str_at(gate, "/conditionType")).is_some_and(|c| c["status"] == "True")
-    };
+    let met =
+        |gate: &&Value| condition(pod, str_at(gate, "/conditionType")).is_some_and(|c| c["status"] == "True");
     format!("{}/{}", gates.iter().filter(met).count(), gates.len()).into()
 }
 
@@ -221,7 +221,9 @@ impl Strategy for Pods {
                 }
             }
         }
-        for field in ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"] {
+        for field in
+            ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"]
+        {
             match &new["spec"][field] {
                 Value::Null => allowed.as_object_mut().and_then(|a| a.remove(field)),
                 value => allowed.as_object_mut().and_then(|a| a.insert(field.into(), value.clone())),
@@ -269,8 +271,7 @@ impl Strategy for Pods {
 
 /// Guaranteed, Burstable or BestEffort.
 fn qos_class(spec: &Value) -> &'static str {
-    let containers =
-        || items_at(spec, "/containers").iter().chain(items_at(spec, "/initContainers"));
+    let containers = || items_at(spec, "/containers").iter().chain(items_at(spec, "/initContainers"));
     let amount = |c: &Value, side: &str, of: &str| {
         c["resources"][side][of].as_str().filter(|q| *q != "0").map(str::to_owned)
     };
@@ -370,7 +371,13 @@ fn validate_spec(spec: &Value, path: &str) -> Vec<Cause> {
         }
     }
     one_of(spec, "restartPolicy", path, &["Always", "OnFailure", "Never"], &mut causes);
-    one_of(spec, "dnsPolicy", path, &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"], &mut causes);
+    one_of(
+        spec,
+        "dnsPolicy",
+        path,
+        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
+        &mut causes,
+    );
     if let Some(host) = spec["hostname"].as_str()
         && let Some(fault) = name::dns_label_fault(host)
     {
@@ -445,7 +452,11 @@ fn validate_container(container: &Value, path: &str, volumes: &HashSet<String>, 
         }
         let escapes = |p: &str| p.starts_with('/') || p.split('/').any(|part| part == "..");
         if escapes(str_at(mount, "/subPath")) {
-            causes.push(Cause::invalid(format!("{path}.subPath"), &mount["subPath"], "must not contain '..'"));
+            causes.push(Cause::invalid(
+                format!("{path}.subPath"),
+                &mount["subPath"],
+                "must not contain '..'",
+            ));
         }
     }
     validate_resources(&container["resources"], path, causes);
@@ -456,7 +467,9 @@ fn validate_port(port: &Value, path: &str, causes: &mut Vec<Cause>) {
     match port["containerPort"].as_i64() {
         None => causes.push(Cause::required(format!("{path}.containerPort"), "")),
         Some(1..=65535) => {}
-        Some(_) => causes.push(Cause::invalid(format!("{path}.containerPort"), &port["containerPort"], RANGE)),
+        Some(_) => {
+            causes.push(Cause::invalid(format!("{path}.containerPort"), &port["containerPort"], RANGE))
+        }
     }
     if !matches!(port["hostPort"].as_i64(), None | Some(0..=65535)) {
         causes.push(Cause::invalid(format!("{path}.hostPort"), &port["hostPort"], RANGE));
@@ -485,7 +498,10 @@ fn validate_resources(resources: &Value, path: &str, causes: &mut Vec<Cause>) {
 /// A workload's selector must be there, must be unchangeable, and must match its own template.
 pub(super) fn validate_selector(object: &Object) -> Vec<Cause> {
     let selector = &object["spec"]["selector"];
-    let is_empty = |s: &Value| items_at(s, "/matchExpressions").is_empty() && s["matchLabels"].as_object().is_none_or(|m| m.is_empty());
+    let is_empty = |s: &Value| {
+        items_at(s, "/matchExpressions").is_empty()
+            && s["matchLabels"].as_object().is_none_or(|m| m.is_empty())
+    };
     if selector.is_null() {
         return vec![Cause::required("spec.selector", "")];
     }

@@ -14,33 +14,45 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("Handler", "string", |o, _| text(o, "/handler")),
             Column::age(),
         ]),
-        kind("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").cluster().short(&["pc"]).columns(vec![
-            Column::name(),
-            Column::new("Value", "integer", |o, _| int(o, "/value")),
-            Column::new("Global-Default", "boolean", |o, _| bool_text(o, "/globalDefault")),
-            Column::age(),
-            Column::new("PreemptionPolicy", "string", |o, _| text(o, "/preemptionPolicy")),
-        ]),
+        kind("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").cluster().short(&["pc"]).columns(
+            vec![
+                Column::name(),
+                Column::new("Value", "integer", |o, _| int(o, "/value")),
+                Column::new("Global-Default", "boolean", |o, _| bool_text(o, "/globalDefault")),
+                Column::age(),
+                Column::new("PreemptionPolicy", "string", |o, _| text(o, "/preemptionPolicy")),
+            ],
+        ),
         flow("FlowSchema", "flowschemas").subresources(&["status"]).columns(vec![
             Column::name(),
-            Column::new("PriorityLevel", "string", |o, _| text_or(o, "/spec/priorityLevelConfiguration/name", NONE)),
+            Column::new("PriorityLevel", "string", |o, _| {
+                text_or(o, "/spec/priorityLevelConfiguration/name", NONE)
+            }),
             Column::new("MatchingPrecedence", "string", |o, _| int(o, "/spec/matchingPrecedence")),
-            Column::new("DistinguisherMethod", "string", |o, _| text_or(o, "/spec/distinguisherMethod/type", NONE)),
-            Column::age(),
-        ]),
-        flow("PriorityLevelConfiguration", "prioritylevelconfigurations").subresources(&["status"]).columns(vec![
-            Column::name(),
-            Column::new("Type", "string", |o, _| text(o, "/spec/type")),
-            Column::new("NominalConcurrencyShares", "string", |o, _| {
-                limited(o, "/spec/limited/nominalConcurrencyShares")
-            }),
-            Column::new("Queues", "string", |o, _| limited(o, "/spec/limited/limitResponse/queuing/queues")),
-            Column::new("HandSize", "string", |o, _| limited(o, "/spec/limited/limitResponse/queuing/handSize")),
-            Column::new("QueueLengthLimit", "string", |o, _| {
-                limited(o, "/spec/limited/limitResponse/queuing/queueLengthLimit")
+            Column::new("DistinguisherMethod", "string", |o, _| {
+                text_or(o, "/spec/distinguisherMethod/type", NONE)
             }),
             Column::age(),
         ]),
+        flow("PriorityLevelConfiguration", "prioritylevelconfigurations").subresources(&["status"]).columns(
+            vec![
+                Column::name(),
+                Column::new("Type", "string", |o, _| text(o, "/spec/type")),
+                Column::new("NominalConcurrencyShares", "string", |o, _| {
+                    limited(o, "/spec/limited/nominalConcurrencyShares")
+                }),
+                Column::new("Queues", "string", |o, _| {
+                    limited(o, "/spec/limited/limitResponse/queuing/queues")
+                }),
+                Column::new("HandSize", "string", |o, _| {
+                    limited(o, "/spec/limited/limitResponse/queuing/handSize")
+                }),
+                Column::new("QueueLengthLimit", "string", |o, _| {
+                    limited(o, "/spec/limited/limitResponse/queuing/queueLengthLimit")
+                }),
+                Column::age(),
+            ],
+        ),
         resource("DeviceClass", "deviceclasses").cluster(),
         resource("ResourceClaim", "resourceclaims").subresources(&["status"]).columns(vec![
             Column::name(),

@@ -41,10 +41,11 @@ fn external_ip(service: &Object) -> Value {
     match str_at(service, "/spec/type") {
         "ExternalName" => text(service, "/spec/externalName"),
         "LoadBalancer" => {
-            let assigned = items_at(service, "/status/loadBalancer/ingress").iter().map(|i| match str_at(i, "/ip") {
-                "" => str_at(i, "/hostname"),
-                ip => ip,
-            });
+            let assigned =
+                items_at(service, "/status/loadBalancer/ingress").iter().map(|i| match str_at(i, "/ip") {
+                    "" => str_at(i, "/hostname"),
+                    ip => ip,
+                });
             joined(assigned.chain(external()), "<pending>").into()
         }
         _ => joined(external(), NONE).into(),
@@ -71,7 +72,10 @@ impl Strategy for Services {
         let type_ = str_at(spec, "/type").to_owned();
         if let Some(Value::Array(ports)) = spec.get_mut("ports") {
             for port in ports {
-                if matches!(&port["targetPort"], Value::Null) || port["targetPort"] == 0 || port["targetPort"] == "" {
+                if matches!(&port["targetPort"], Value::Null)
+                    || port["targetPort"] == 0
+                    || port["targetPort"] == ""
+                {
                     port["targetPort"] = port["port"].clone();
                 }
             }
@@ -180,7 +184,11 @@ fn validate_ports(ports: &[Value], causes: &mut Vec<Cause>) {
         }
         let protocol = str_at(port, "/protocol");
         if !["SCTP", "TCP", "UDP"].contains(&protocol) {
-            causes.push(Cause::not_supported(format!("{path}.protocol"), &port["protocol"], &["SCTP", "TCP", "UDP"]));
+            causes.push(Cause::not_supported(
+                format!("{path}.protocol"),
+                &port["protocol"],
+                &["SCTP", "TCP", "UDP"],
+            ));
         }
         if !numbers.insert((number, protocol)) {
             causes.push(Cause::duplicate(path, &json!({"port": number, "protocol": protocol})));

@@ -16,11 +16,13 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("PodInfoOnMount", "boolean", |o, _| bool_text(o, "/spec/podInfoOnMount")),
             Column::new("StorageCapacity", "boolean", |o, _| bool_text(o, "/spec/storageCapacity")),
             Column::new("TokenRequests", "string", |o, _| {
-                joined(items_at(o, "/spec/tokenRequests").iter().map(|t| str_at(t, "/audience")), UNSET).into()
+                joined(items_at(o, "/spec/tokenRequests").iter().map(|t| str_at(t, "/audience")), UNSET)
+                    .into()
             }),
             Column::new("RequiresRepublish", "boolean", |o, _| bool_text(o, "/spec/requiresRepublish")),
             Column::new("Modes", "string", |o, _| {
-                joined(items_at(o, "/spec/volumeLifecycleModes").iter().filter_map(Value::as_str), NONE).into()
+                joined(items_at(o, "/spec/volumeLifecycleModes").iter().filter_map(Value::as_str), NONE)
+                    .into()
             }),
             Column::age(),
         ]),
@@ -38,7 +40,8 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column {
                 format: "name",
                 ..Column::new("Name", "string", |o, _| {
-                    let is_default = o["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
+                    let is_default =
+                        o["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
                     let name = str_at(o, "/metadata/name");
                     if is_default { format!("{name} (default)").into() } else { name.into() }
                 })

@@ -46,8 +46,8 @@ fn the_new_set_is_recognised_by_its_template_whatever_its_hash() {
 fn a_rollout_first_surges_and_then_takes_away_what_is_spare() {
     let deployment = deployment(3, rolling(json!(1), json!(0)));
     let old = set("old", "v1", 3, 3, 3);
-    check(&scale(&deployment, Some(&set("new", "v2", 0, 0, 3)), &[old.clone()]), &[("new", 1)]);
-    check(&scale(&deployment, Some(&set("new", "v2", 1, 0, 3)), &[old.clone()]), &[]);
+    check(&scale(&deployment, Some(&set("new", "v2", 0, 0, 3)), std::slice::from_ref(&old)), &[("new", 1)]);
+    check(&scale(&deployment, Some(&set("new", "v2", 1, 0, 3)), std::slice::from_ref(&old)), &[]);
     check(&scale(&deployment, Some(&set("new", "v2", 1, 1, 3)), &[old]), &[("old", 2)]);
 }
 
@@ -95,8 +95,8 @@ fn percentages_round_so_that_a_rollout_always_moves() {
 fn revisions_count_up_and_a_rollback_moves_its_set_to_the_front() {
     let old = set("old", "v1", 0, 0, 3);
     assert_eq!(revision(&[], None), 1);
-    assert_eq!(revision(&[old.clone()], None), 2);
-    assert_eq!(revision(&[old.clone()], Some(&old)), 2);
+    assert_eq!(revision(std::slice::from_ref(&old), None), 2);
+    assert_eq!(revision(std::slice::from_ref(&old), Some(&old)), 2);
     assert_eq!(revision(&[], Some(&old)), 1);
 }
 

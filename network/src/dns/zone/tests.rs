@@ -49,7 +49,12 @@ fn services_have_the_names_of_the_specification() {
     check(&zone, "web.d.svc.cluster.local.", RecordType::A, &["10.43.0.9"]);
     check(&zone, "WEB.d.svc.Cluster.Local.", RecordType::A, &["10.43.0.9"]);
     check(&zone, "web.d.svc.cluster.local.", RecordType::AAAA, &[]);
-    check(&zone, "_http._tcp.web.d.svc.cluster.local.", RecordType::SRV, &["0 100 80 web.d.svc.cluster.local."]);
+    check(
+        &zone,
+        "_http._tcp.web.d.svc.cluster.local.",
+        RecordType::SRV,
+        &["0 100 80 web.d.svc.cluster.local."],
+    );
     check(&zone, "_http._udp.web.d.svc.cluster.local.", RecordType::SRV, &["no such name"]);
     check(&zone, "none.d.svc.cluster.local.", RecordType::A, &["no such name"]);
     check(&zone, "d.svc.cluster.local.", RecordType::A, &[]);
@@ -64,10 +69,12 @@ fn a_headless_service_is_its_ready_endpoints() {
     check(&zone, "db-0.db.d.svc.cluster.local.", RecordType::A, &["10.42.0.7"]);
     check(&zone, "10-42-0-8.db.d.svc.cluster.local.", RecordType::A, &["10.42.0.8"]);
     check(&zone, "10-42-0-9.db.d.svc.cluster.local.", RecordType::A, &["no such name"]);
-    check(&zone, "_sql._tcp.db.d.svc.cluster.local.", RecordType::SRV, &[
-        "0 100 5432 db-0.db.d.svc.cluster.local.",
-        "0 100 5432 10-42-0-8.db.d.svc.cluster.local.",
-    ]);
+    check(
+        &zone,
+        "_sql._tcp.db.d.svc.cluster.local.",
+        RecordType::SRV,
+        &["0 100 5432 db-0.db.d.svc.cluster.local.", "0 100 5432 10-42-0-8.db.d.svc.cluster.local."],
+    );
     check(&zone, "empty.d.svc.cluster.local.", RecordType::A, &["no such name"]);
 }
 

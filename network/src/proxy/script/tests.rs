@@ -18,7 +18,9 @@ fn config() -> ProxyConfig {
 }
 
 fn service(spec: serde_json::Value) -> Arc<Service> {
-    Arc::new(serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "d"}, "spec": spec})).unwrap())
+    Arc::new(
+        serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "d"}, "spec": spec})).unwrap(),
+    )
 }
 
 /// A slice of the Service above with (address, node, ready) endpoints on port 8080.
@@ -50,20 +52,31 @@ fn check(before: &Plan, now: &Plan, wanted: Expect) {
 
 #[test]
 fn a_service_is_one_frontend_and_an_element_an_endpoint() {
-    let now = plan_of(cluster_ip(), &[("10.42.0.7", "n1", true), ("10.42.0.8", "n1", true), ("10.42.0.9", "n1", false)]);
-    check(&Plan::default(), &now, expect![[r#"
+    let now = plan_of(
+        cluster_ip(),
+        &[("10.42.0.7", "n1", true), ("10.42.0.8", "n1", true), ("10.42.0.9", "n1", false)],
+    );
+    check(
+        &Plan::default(),
+        &now,
+        expect![[r#"
         add chain ip skiff_proxy endpoints_2
         add rule ip skiff_proxy endpoints_2 dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
         add element ip skiff_proxy frontends { 10.43.0.9 . tcp . 80 : goto endpoints_2 }
         add element ip skiff_proxy endpoints { 10.43.0.9 . tcp . 80 . 0 : 10.42.0.7 . 8080, 10.43.0.9 . tcp . 80 . 1 : 10.42.0.8 . 8080 }
         add element ip skiff_proxy hairpin { 10.42.0.7 . 10.42.0.7, 10.42.0.8 . 10.42.0.8 }
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
 fn one_more_endpoint_touches_its_service_only() {
     let other = json!({"clusterIP": "10.43.0.10", "ports": [{"port": 53, "protocol": "UDP"}]});
-    let before = plan(&config(), &[service(cluster_ip()), service(other.clone())], &[slice(&[("10.42.0.7", "n1", true), ("10.42.0.8", "n1", true)])]);
+    let before = plan(
+        &config(),
+        &[service(cluster_ip()), service(other.clone())],
+        &[slice(&[("10.42.0.7", "n1", true), ("10.42.0.8", "n1", true)])],
+    );
     let now = plan(
         &config(),
         &[service(cluster_ip()), service(other)],
@@ -71,19 +84,26 @@ fn one_more_endpoint_touches_its_service_only() {
     );
     let script = difference(&before, &now);
     assert!(script.contains("10.43.0.9 . tcp . 80 . 2 : 10.42.0.9 . 8080"), "{script}");
-    assert!(!script.contains("10.43.0.9 . tcp . 80 . 0"), "an endpoint that stayed was written again:\n{script}");
+    assert!(
+        !script.contains("10.43.0.9 . tcp . 80 . 0"),
+        "an endpoint that stayed was written again:\n{script}"
+    );
 }
 
 #[test]
 fn a_service_that_goes_takes_its_elements_and_chain_along() {
     let before = plan_of(cluster_ip(), &[("10.42.0.7", "n1", true)]);
-    check(&before, &Plan::default(), expect![[r#"
+    check(
+        &before,
+        &Plan::default(),
+        expect![[r#"
         delete element ip skiff_proxy frontends { 10.43.0.9 . tcp . 80 }
         delete element ip skiff_proxy only_endpoint { 10.43.0.9 . tcp . 80 }
         delete element ip skiff_proxy hairpin { 10.42.0.7 . 10.42.0.7 }
         flush chain ip skiff_proxy endpoints_1
         delete chain ip skiff_proxy endpoints_1
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
@@ -104,7 +124,8 @@ fn a_service_without_endpoints_is_refused_and_a_local_one_dropped() {
 
 #[test]
 fn a_node_port_opens_on_the_node_s_address() {
-    let spec = json!({"type": "NodePort", "clusterIP": "10.43.0.9", "ports": [{"port": 80, "nodePort": 30080}]});
+    let spec =
+        json!({"type": "NodePort", "clusterIP": "10.43.0.9", "ports": [{"port": 80, "nodePort": 30080}]});
     let plan = plan_of(spec, &[("10.42.0.7", "n1", true)]);
     let script = difference(&Plan::default(), &plan);
     assert!(script.contains("192.0.2.1 . tcp . 30080 : goto endpoints_1"), "{script}");

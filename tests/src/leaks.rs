@@ -1,0 +1,52 @@
+//! The whole-cluster checker: what a cluster must not leave on the machine.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+
+/// Fails with a list of everything that is left of a cluster.
+pub(crate) fn check(name: &str) -> Result<()> {
+    let mut left = Vec::new();
+    for directory in ["/run/skiff/clusters", "/var/lib/skiff/clusters"] {
+        let path = Path::new(directory).join(name);
+        if path.exists() {
+            left.push(format!("directory {}", path.display()));
+        }
+    }
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let of_cluster = format!("/clusters/{name}/");
+    left.extend(
+        mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|m| m.contains(&of_cluster)).map(|m| format!("mount {m}")),
+    );
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        let path = hierarchy.path().join(format!("skiff-{name}"));
+        if path.exists() {
+            left.push(format!("cgroup {}", path.display()));
+        }
+    }
+    left.extend(processes(&of_cluster));
+    left.extend(tables());
+    ensure!(left.is_empty(), "the cluster {name:?} has left:\n  {}", left.join("\n  "));
+    Ok(())
+}
+
+/// Processes whose arguments name one of the cluster's directories: shims, Wasm hosts, servers.
+fn processes(of_cluster: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let arguments = String::from_utf8_lossy(&arguments).replace('\0', " ");
+        if arguments.contains(of_cluster) {
+            found.push(format!("process {} {arguments}", entry.file_name().to_string_lossy()));
+        }
+    }
+    found
+}
+
+/// Tables of Skiff's in the host's own network, where a throw-away cluster has no business.
+fn tables() -> Vec<String> {
+    let output = std::process::Command::new("nft").args(["list", "tables"]).output();
+    let text = output.map(|o| String::from_utf8_lossy(&o.stdout).into_owned()).unwrap_or_default();
+    text.lines().filter(|l| l.contains("skiff")).map(|l| format!("nft {l}")).collect()
+}
