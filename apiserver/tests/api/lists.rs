@@ -109,10 +109,10 @@ async fn a_watch_follows_from_its_version() {
     // As upstream, the refusal is an event of the watch, which informers take as the word to list again.
     let mut refused = restarted.watch(&format!("{MAPS}?watch=true&resourceVersion=1")).await;
     assert_eq!(refused.code, 200);
-    let event = refused.next().await.expect("an event");
-    assert_eq!(event["type"], "ERROR");
-    assert_eq!((&event["object"]["code"], &event["object"]["reason"]), (&json!(410), &json!("Expired")));
-    let message = event["object"]["message"].as_str().expect("a message");
+    let (kind, status) = refused.next().await.expect("an event");
+    assert_eq!(kind, "ERROR");
+    assert_eq!((&status["code"], &status["reason"]), (&json!(410), &json!("Expired")));
+    let message = status["message"].as_str().expect("a message");
     assert!(message.starts_with("too old resource version: 1 ("), "{message}");
     assert!(refused.next().await.is_none(), "the watch goes on after its refusal");
     let mut short =
