@@ -17,7 +17,11 @@ pub(crate) fn check(name: &str) -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let of_cluster = format!("/clusters/{name}/");
     left.extend(
-        mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|m| m.contains(&of_cluster)).map(|m| format!("mount {m}")),
+        mounts
+            .lines()
+            .filter_map(|l| l.split(' ').nth(4))
+            .filter(|m| m.contains(&of_cluster))
+            .map(|m| format!("mount {m}")),
     );
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
         let path = hierarchy.path().join(format!("skiff-{name}"));

@@ -32,7 +32,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 impl TestCluster {
     /// Starts a cluster; `None` where no program was named, as in a plain `cargo test`.
     pub fn start(name: &str) -> Result<Option<TestCluster>> {
-        let (Ok(program), Ok(registries)) = (std::env::var("SKIFF_BIN"), std::env::var("SKIFF_TEST_REGISTRIES")) else {
+        let (Ok(program), Ok(registries)) =
+            (std::env::var("SKIFF_BIN"), std::env::var("SKIFF_TEST_REGISTRIES"))
+        else {
             eprintln!("SKIFF_BIN and SKIFF_TEST_REGISTRIES are not set: `cargo xtask test` runs the stories");
             return Ok(None);
         };
@@ -66,7 +68,11 @@ impl TestCluster {
     /// A kubectl that is about to run against this cluster.
     pub fn kubectl_command(&self, args: &[&str]) -> Command {
         let mut command = Command::new("kubectl");
-        command.args(args).env("KUBECONFIG", self.kubeconfig()).env_remove("HTTPS_PROXY").env_remove("https_proxy");
+        command
+            .args(args)
+            .env("KUBECONFIG", self.kubeconfig())
+            .env_remove("HTTPS_PROXY")
+            .env_remove("https_proxy");
         command
     }
 
@@ -109,7 +115,8 @@ impl TestCluster {
     /// The names, IPs and container IDs of the pods that a selector finds, by name.
     pub fn pods(&self, selector: &str) -> Result<Vec<PodSummary>> {
         let list = self.get(&["pods", "-l", selector])?;
-        let mut pods: Vec<PodSummary> = list["items"].as_array().into_iter().flatten().map(PodSummary::of).collect();
+        let mut pods: Vec<PodSummary> =
+            list["items"].as_array().into_iter().flatten().map(PodSummary::of).collect();
         pods.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(pods)
     }
@@ -124,7 +131,8 @@ impl TestCluster {
 
     /// The pid of the cluster's server.
     pub fn server_pid(&self) -> Result<i32> {
-        let record = std::fs::read(PathBuf::from("/run/skiff/clusters").join(&self.name).join("cluster.json"))?;
+        let record =
+            std::fs::read(PathBuf::from("/run/skiff/clusters").join(&self.name).join("cluster.json"))?;
         let record: Value = serde_json::from_slice(&record)?;
         let pid = record["server"]["pid"].as_i64().context("the cluster has no server")?;
         Ok(i32::try_from(pid)?)
@@ -135,7 +143,8 @@ impl TestCluster {
         use rustix::process::{Pid, Signal, kill_process};
         let pid = Pid::from_raw(self.server_pid()?).context("no pid")?;
         kill_process(pid, Signal::KILL)?;
-        let gone = || Ok((!PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())).exists()).then_some(()));
+        let gone =
+            || Ok((!PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())).exists()).then_some(()));
         self.wait_for("the server's end", gone)?;
         self.up()
     }
@@ -177,7 +186,10 @@ impl PodSummary {
         PodSummary {
             name: pod["metadata"]["name"].as_str().unwrap_or_default().into(),
             ip: pod["status"]["podIP"].as_str().unwrap_or_default().into(),
-            container_ids: statuses.iter().filter_map(|s| s["containerID"].as_str().map(str::to_owned)).collect(),
+            container_ids: statuses
+                .iter()
+                .filter_map(|s| s["containerID"].as_str().map(str::to_owned))
+                .collect(),
             ready: conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),
         }
     }

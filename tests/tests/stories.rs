@@ -22,31 +22,71 @@ fn has(text: &str, wanted: &[&str]) -> Result<()> {
 fn helloworld_is_deployed_looked_at_changed_and_deleted() -> Result<()> {
     let Some(cluster) = TestCluster::start("story-hello")? else { return Ok(()) };
     let nodes = cluster.kubectl(&["get", "nodes", "-o", "wide"])?;
-    has(&nodes, &["NAME", "STATUS", "ROLES", "INTERNAL-IP", "CONTAINER-RUNTIME", "Ready", "control-plane", "skiff://"])?;
+    has(
+        &nodes,
+        &[
+            "NAME",
+            "STATUS",
+            "ROLES",
+            "INTERNAL-IP",
+            "CONTAINER-RUNTIME",
+            "Ready",
+            "control-plane",
+            "skiff://",
+        ],
+    )?;
 
     let applied = cluster.kubectl(&["apply", "-f", &sample("helloworld")])?;
     has(&applied, &["deployment.apps/helloworld created", "service/helloworld-svc created"])?;
     cluster.kubectl(&["rollout", "status", "deployment/helloworld", "--timeout=60s"])?;
     let all = cluster.kubectl(&["get", "all"])?;
-    has(&all, &["pod/helloworld-", "1/1     Running", "service/helloworld-svc", "LoadBalancer", "deployment.apps/helloworld", "2/2", "replicaset.apps/helloworld-"])?;
+    has(
+        &all,
+        &[
+            "pod/helloworld-",
+            "1/1     Running",
+            "service/helloworld-svc",
+            "LoadBalancer",
+            "deployment.apps/helloworld",
+            "2/2",
+            "replicaset.apps/helloworld-",
+        ],
+    )?;
     let address = cluster.address("helloworld-svc")?;
     ensure!(address.starts_with("127."), "published at {address}");
     let page = cluster.wait_for("the first page", || Ok(http_get(&address, 80).ok()))?;
     has(&page.to_lowercase(), &["nginx"])?;
-    has(&cluster.skiff(&["service", "--name", "story-hello", "url", "helloworld-svc"])?, &[&format!("http://{address}")])?;
+    has(
+        &cluster.skiff(&["service", "--name", "story-hello", "url", "helloworld-svc"])?,
+        &[&format!("http://{address}")],
+    )?;
 
     let described = cluster.kubectl(&["describe", "deployment", "helloworld"])?;
-    has(&described, &["Replicas:", "2 desired | 2 updated | 2 total | 2 available | 0 unavailable", "NewReplicaSetAvailable", "ScalingReplicaSet"])?;
+    has(
+        &described,
+        &[
+            "Replicas:",
+            "2 desired | 2 updated | 2 total | 2 available | 0 unavailable",
+            "NewReplicaSetAvailable",
+            "ScalingReplicaSet",
+        ],
+    )?;
     let pod = cluster.pods("app=helloworld")?.first().context("no pod")?.name.clone();
     let described = cluster.kubectl(&["describe", "pod", &pod])?;
-    has(&described, &["Scheduled", "Successfully assigned default/", "Pulled", "Created", "Started", "QoS Class"])?;
+    has(
+        &described,
+        &["Scheduled", "Successfully assigned default/", "Pulled", "Created", "Started", "QoS Class"],
+    )?;
 
     cluster.wait_for("a line in the log", || {
         http_get(&address, 80)?;
         let logs = cluster.kubectl(&["logs", "-l", "app=helloworld", "--tail=50"])?;
         Ok(logs.contains("GET / HTTP/1.1").then_some(()))
     })?;
-    has(&cluster.kubectl(&["exec", &pod, "--", "sh", "-c", "echo hi from $HOSTNAME"])?, &[&format!("hi from {pod}")])?;
+    has(
+        &cluster.kubectl(&["exec", &pod, "--", "sh", "-c", "echo hi from $HOSTNAME"])?,
+        &[&format!("hi from {pod}")],
+    )?;
     let failed = cluster.kubectl_fails(&["exec", &pod, "--", "sh", "-c", "exit 7"])?;
     has(&failed, &["exit code 7"])?;
 
@@ -59,10 +99,15 @@ fn helloworld_is_deployed_looked_at_changed_and_deleted() -> Result<()> {
     has(&cluster.kubectl(&["rollout", "history", "deployment/helloworld"])?, &["REVISION", "1 ", "2 "])?;
     cluster.kubectl(&["rollout", "undo", "deployment/helloworld"])?;
     cluster.kubectl(&["rollout", "status", "deployment/helloworld", "--timeout=60s"])?;
-    let image = cluster.get(&["deployment", "helloworld"])?["spec"]["template"]["spec"]["containers"][0]["image"].clone();
+    let image =
+        cluster.get(&["deployment", "helloworld"])?["spec"]["template"]["spec"]["containers"][0]["image"]
+            .clone();
     ensure!(image == "nginx:alpine", "{image}");
 
-    has(&cluster.kubectl(&["explain", "deployment.spec.strategy"])?, &["KIND:", "Deployment", "rollingUpdate", "type"])?;
+    has(
+        &cluster.kubectl(&["explain", "deployment.spec.strategy"])?,
+        &["KIND:", "Deployment", "rollingUpdate", "type"],
+    )?;
     has(&cluster.kubectl(&["get", "events"])?, &["LAST SEEN", "REASON", "Killing", "SuccessfulCreate"])?;
 
     cluster.kubectl(&["delete", "-f", &sample("helloworld")])?;

@@ -1,1 +1,61 @@
-fn main() {}
+//! `cargo xtask`: what a developer of Skiff runs.
+
+mod check;
+mod cluster;
+mod command;
+mod fixtures;
+mod setup;
+mod test;
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "What a developer of Skiff runs")]
+enum Task {
+    /// Formatting, lints, crate arrows, licences, banned crates
+    Check,
+    /// Install what is missing on this machine
+    Setup,
+    /// Build the images of the samples and tests, and serve them locally
+    Fixtures {
+        #[arg(long)]
+        stop: bool,
+    },
+    /// Start a throw-away cluster and run samples/mixed on it
+    Up {
+        /// Use these registries instead of the local fixtures
+        #[arg(long)]
+        registries: Option<PathBuf>,
+    },
+    /// Remove the throw-away cluster and show that nothing is left
+    Down,
+    /// Run all tests
+    Test,
+    /// Derive api/src/schema/builtin.txt anew
+    Codegen,
+    /// Measure
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    Smoke,
+}
+
+fn main() -> Result<()> {
+    match Task::parse() {
+        Task::Check => check::run(),
+        Task::Setup => setup::run(),
+        Task::Fixtures { stop: true } => fixtures::stop(),
+        Task::Fixtures { stop: false } => fixtures::run().map(drop),
+        Task::Up { registries } => cluster::up(registries),
+        Task::Down => cluster::down(),
+        Task::Test => test::run_all(),
+        Task::Codegen => test::codegen(),
+        Task::Bench(Bench::Smoke) => bail!("`bench smoke` is not built yet"),
+    }
+}

@@ -1,0 +1,33 @@
+//! `cargo xtask test` and `cargo xtask codegen`.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use crate::command::{cargo, output, program, root, run};
+use crate::{fixtures, setup};
+
+pub(crate) fn run_all() -> Result<()> {
+    setup::run()?;
+    let registries = fixtures::run()?;
+    run(cargo().args(["build", "-p", "skiff"]))?;
+    run(cargo()
+        .args(["test", "--workspace"])
+        .env("SKIFF_BIN", program("debug")?)
+        .env("SKIFF_TEST_REGISTRIES", registries))
+}
+
+pub(crate) fn codegen() -> Result<()> {
+    let manifest = root().join("xtask/codegen/Cargo.toml");
+    let text = output(cargo().args(["metadata", "--format-version=1", "--manifest-path"]).arg(&manifest))?;
+    let metadata: serde_json::Value = serde_json::from_str(&text).context("reading cargo metadata")?;
+    let sources = metadata["packages"]
+        .as_array()
+        .and_then(|all| all.iter().find(|package| package["name"] == "k8s-pb"))
+        .and_then(|package| package["manifest_path"].as_str())
+        .and_then(|path| Path::new(path).parent())
+        .context("xtask/codegen does not depend on k8s-pb")?
+        .join("src");
+    let out = root().join("api/src/schema/builtin.txt");
+    run(cargo().args(["run", "--release", "--manifest-path"]).arg(manifest).arg("--").arg(sources).arg(out))
+}
