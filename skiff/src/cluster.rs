@@ -62,8 +62,8 @@ impl Cluster {
     }
 
     fn save(&self) -> Result<()> {
-        let path = record(&self.name);
-        fs::write(&path, serde_json::to_vec(self)?).with_context(|| format!("writing {}", path.display()))
+        // Whole or not at all: others read it to see which numbers are taken.
+        write_private(&record(&self.name), &serde_json::to_string(self)?)
     }
 
     /// All clusters of this machine.

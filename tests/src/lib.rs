@@ -30,14 +30,13 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 impl TestCluster {
-    /// Starts a cluster; `None` where no program was named, as in a plain `cargo test`.
-    pub fn start(name: &str) -> Result<Option<TestCluster>> {
-        let (Ok(program), Ok(registries)) =
-            (std::env::var("SKIFF_BIN"), std::env::var("SKIFF_TEST_REGISTRIES"))
-        else {
-            eprintln!("SKIFF_BIN and SKIFF_TEST_REGISTRIES are not set: `cargo xtask test` runs the stories");
-            return Ok(None);
+    /// Starts a cluster of the program and the registry that the environment names.
+    pub fn start(name: &str) -> Result<TestCluster> {
+        let named = |variable: &str| {
+            std::env::var(variable)
+                .with_context(|| format!("{variable} is not set; run the stories with: cargo xtask test"))
         };
+        let (program, registries) = (named("SKIFF_BIN")?, named("SKIFF_TEST_REGISTRIES")?);
         let cluster = TestCluster {
             name: name.into(),
             program: program.into(),
@@ -47,7 +46,7 @@ impl TestCluster {
         // What an earlier run that was killed has left, by its own record.
         let _ = cluster.skiff(&["down", "--name", name]);
         cluster.up()?;
-        Ok(Some(cluster))
+        Ok(cluster)
     }
 
     /// Starts what of the cluster does not run.
