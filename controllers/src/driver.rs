@@ -107,5 +107,7 @@ pub(crate) fn exists_is_fine<T>(result: Result<T, kube::Error>) -> Result<(), ku
 
 /// Whether the namespace is on its way out, so that nothing more can be made in it.
 pub(crate) fn is_terminating(error: &kube::Error) -> bool {
-    matches!(error, kube::Error::Api(status) if status.code == 403 && status.message.contains("being terminated"))
+    let kube::Error::Api(status) = error else { return false };
+    let causes = status.details.iter().flat_map(|d| &d.causes);
+    status.code == 403 && causes.into_iter().any(|c| c.reason == "NamespaceTerminating")
 }

@@ -9,7 +9,7 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -84,6 +84,30 @@ impl TestCluster {
     pub fn kubectl_fails(&self, args: &[&str]) -> Result<String> {
         let output = self.kubectl_command(args).output().context("running kubectl")?;
         ensure!(!output.status.success(), "kubectl {} succeeded", args.join(" "));
+        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn apply(&self, manifest: &str) -> Result<Output> {
+        let mut kubectl = self
+            .kubectl_command(&["apply", "-f", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("running kubectl apply")?;
+        kubectl.stdin.take().context("no input")?.write_all(manifest.as_bytes())?;
+        Ok(kubectl.wait_with_output()?)
+    }
+
+    /// Applies a manifest.
+    pub fn apply_text(&self, manifest: &str) -> Result<String> {
+        printed(self.apply(manifest)?, "kubectl", &["apply"])
+    }
+
+    /// Applies a manifest that must be refused; answers the error.
+    pub fn apply_text_fails(&self, manifest: &str) -> Result<String> {
+        let output = self.apply(manifest)?;
+        ensure!(!output.status.success(), "the manifest was taken");
         Ok(String::from_utf8_lossy(&output.stderr).into_owned())
     }
 

@@ -1,6 +1,8 @@
 //! Stories: what a person does with a cluster, from the first command to the last.
 
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use skiff_tests::{TestCluster, http_get};
@@ -90,6 +92,9 @@ fn helloworld_is_deployed_looked_at_changed_and_deleted() -> Result<()> {
     let failed = cluster.kubectl_fails(&["exec", &pod, "--", "sh", "-c", "exit 7"])?;
     has(&failed, &["exit code 7"])?;
 
+    has(&on_a_terminal(&cluster, &pod, "tty; stty size")?, &["/dev/pts/", "40 132"])?;
+    follow_the_log(&cluster, &pod, &address)?;
+
     cluster.kubectl(&["scale", "deployment/helloworld", "--replicas=4"])?;
     cluster.kubectl(&["rollout", "status", "deployment/helloworld", "--timeout=60s"])?;
     ensure!(cluster.pods("app=helloworld")?.iter().filter(|p| p.ready).count() >= 4);
@@ -112,6 +117,99 @@ fn helloworld_is_deployed_looked_at_changed_and_deleted() -> Result<()> {
 
     cluster.kubectl(&["delete", "-f", &sample("helloworld")])?;
     cluster.wait_for("every pod to go", || Ok(cluster.pods("app=helloworld")?.is_empty().then_some(())))?;
+    cluster.stop()
+}
+
+/// What a shell command prints through `kubectl exec -it` on a terminal of 40 rows and 132 columns.
+fn on_a_terminal(cluster: &TestCluster, pod: &str, command: &str) -> Result<String> {
+    let exec = format!("stty rows 40 cols 132; kubectl exec -it {pod} -- sh -c 'sleep 0.3; {command}'");
+    let output = Command::new("script")
+        .args(["--quiet", "--return", "--command", &exec, "/dev/null"])
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .stdin(Stdio::null())
+        .output()
+        .context("running script, of the package bsdutils")?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// `kubectl logs -f` shows a line that is written after it began.
+fn follow_the_log(cluster: &TestCluster, pod: &str, address: &str) -> Result<()> {
+    let mut following = cluster
+        .kubectl_command(&["logs", "-f", "--tail=0", pod])
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("running kubectl logs -f")?;
+    let lines = BufReader::new(following.stdout.take().context("no output")?).lines();
+    let is_page = |line: String| line.contains("GET / HTTP/1.1");
+    let seen = std::thread::spawn(move || lines.map_while(Result::ok).any(is_page));
+    // A page may be asked for before the log is followed, or of another pod: ask until a line was seen.
+    cluster.wait_for("a line that was followed", || {
+        http_get(address, 80)?;
+        Ok(seen.is_finished().then_some(()))
+    })?;
+    following.kill()?;
+    following.wait()?;
+    ensure!(seen.join().is_ok_and(|found| found), "the log ended without the line");
+    Ok(())
+}
+
+#[test]
+fn a_killed_container_is_restarted_in_its_pod_and_others_are_left_alone() -> Result<()> {
+    let cluster = TestCluster::start("story-restart")?;
+    cluster.kubectl(&["apply", "-f", &sample("helloworld")])?;
+    cluster.kubectl(&["rollout", "status", "deployment/helloworld", "--timeout=60s"])?;
+    let before = cluster.pods("app=helloworld")?;
+    let (victim, others) = before.split_first().context("no pod")?;
+    cluster.kubectl(&["exec", &victim.name, "--", "sh", "-c", "kill -QUIT 1"]).ok();
+    let restarted = cluster.wait_for("the container to be restarted", || {
+        let pod = cluster.get(&["pod", &victim.name])?;
+        let status = &pod["status"]["containerStatuses"][0];
+        let healed = status["restartCount"] == 1 && status["ready"] == true;
+        Ok(healed.then(|| pod.clone()))
+    })?;
+    ensure!(restarted["status"]["podIP"] == victim.ip.as_str(), "the pod has another address");
+    ensure!(restarted["status"]["containerStatuses"][0]["lastState"]["terminated"]["reason"] == "Completed");
+    let after = cluster.pods("app=helloworld")?;
+    for pod in others {
+        ensure!(after.contains(pod), "{pod:?} was not concerned, but changed");
+    }
+    cluster.stop()
+}
+
+#[test]
+fn what_is_wrong_is_said_as_upstream_says_it() -> Result<()> {
+    let cluster = TestCluster::start("story-wrong")?;
+    let pod = |name: &str, image: &str, rest: &str| {
+        format!(
+            "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}}}\nspec: {{containers: [{{name: c, image: {image:?}{rest}}}]}}\n"
+        )
+    };
+    let manifest = [
+        pod("no-image", "nothing-of-the-kind:1", ""),
+        pod("no-program", "busybox:1.36", ", command: [no-such-program]"),
+        pod("no-config", "busybox:1.36", ", envFrom: [{configMapRef: {name: absent}}]"),
+        pod("too-big", "busybox:1.36", ", resources: {requests: {cpu: \"500\"}}"),
+    ]
+    .join("---\n");
+    cluster.apply_text(&manifest)?;
+    for (name, reason) in [
+        ("no-image", "ErrImagePull|ImagePullBackOff"),
+        ("no-program", "RunContainerError|CrashLoopBackOff|StartError"),
+        ("no-config", "CreateContainerConfigError"),
+    ] {
+        cluster.wait_for(&format!("the reason of {name}"), || {
+            let shown = cluster.kubectl(&["get", "pod", name])?;
+            Ok(reason.split('|').any(|r| shown.contains(r)).then_some(()))
+        })?;
+    }
+    cluster.wait_for("the scheduler's word", || {
+        let events = cluster.kubectl(&["get", "events", "--field-selector", "reason=FailedScheduling"])?;
+        Ok(events.contains("0/1 nodes are available: 1 Insufficient cpu.").then_some(()))
+    })?;
+    let refused = cluster.apply_text_fails(
+        "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec: {containers: [{nam: c}]}\n",
+    )?;
+    has(&refused, &["unknown field \"spec.containers[0].nam\""])?;
     cluster.stop()
 }
 

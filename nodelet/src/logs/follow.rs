@@ -30,6 +30,10 @@ pub(crate) async fn stream(
         Ok(reader) => reader,
         Err(error) => return drop(out.send(Err(error)).await),
     };
+    // An empty piece says that the log is open: a silent container may write its first line much later.
+    if out.send(Ok(Bytes::new())).await.is_err() {
+        return;
+    }
     loop {
         // The order matters: what was written before the container ended is read after asking.
         let is_last = !options.follow || ended().await;

@@ -98,6 +98,8 @@ pub(super) async fn container_logs(
                 format!("failed to open the log of container {container:?} in pod {pod:?}: {error}");
             return (StatusCode::INTERNAL_SERVER_ERROR, message).into_response();
         }
+        // Nothing but the word that it could.
+        Some(Ok(piece)) if piece.is_empty() => None,
         first => first,
     };
     let rest = futures::stream::unfold(rx, async |mut rx| rx.recv().await.map(|item| (item, rx)));
