@@ -185,7 +185,7 @@ pub(crate) async fn up(name: &str, registries: &Path) -> Result<()> {
 fn create(name: &str, registries: &Path) -> Result<Cluster> {
     // Two clusters that start at a time must not take the same number.
     fs::create_dir_all(CLUSTERS).with_context(|| format!("creating {CLUSTERS}"))?;
-    let lock = File::create(Path::new(CLUSTERS).join(".lock")).context("creating the clusters' lock")?;
+    let lock = File::open(CLUSTERS).with_context(|| format!("opening {CLUSTERS}"))?;
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("locking the clusters")?;
     let taken: Vec<u8> = Cluster::all().iter().map(|c| c.index).collect();
     let index = (0..MAX_CLUSTERS).find(|i| !taken.contains(i)).ok_or_else(|| {
