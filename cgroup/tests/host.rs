@@ -52,10 +52,13 @@ fn a_process_is_counted_and_killed_with_its_group() {
 
     own.0.freeze(Freeze::Frozen).unwrap();
     own.0.freeze(Freeze::Thawed).unwrap();
-    // A killed child of this process leaves the group only when it has been reaped.
+    // A killed child of this process leaves the group only when it has been reaped; `wait` would close its
+    // input, and a `cat` at the end of its input leaves by itself.
+    let input = child.stdin.take();
     let reaper = std::thread::spawn(move || child.wait().unwrap());
     own.0.kill().unwrap();
     assert!(!reaper.join().unwrap().success());
+    drop(input);
     assert!(own.0.pids().unwrap().is_empty());
 }
 

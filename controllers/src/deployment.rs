@@ -274,15 +274,20 @@ impl Controller for Deployments {
         };
         if let Some(new) = &new {
             self.write_revision(key, &deployment, revision).await?;
-            let annotate = plan::annotate(&deployment, new, revision);
-            if !made && !annotate.is_empty() {
-                let change = plan::SetChange { annotations: annotate, ..plan::SetChange::of(new) };
+            let annotations = plan::annotate(&deployment, new, revision);
+            let min_ready_seconds = plan::min_ready_change(&deployment, new);
+            if !made && (!annotations.is_empty() || min_ready_seconds.is_some()) {
+                let change = plan::SetChange { annotations, min_ready_seconds, ..plan::SetChange::of(new) };
                 self.apply(key, &deployment, vec![change]).await?;
                 // Its new version comes back through the informer.
                 return self.write_status(key, &deployment, &sets, Some(new), made).await;
             }
         }
-        let changes = plan::scale(&deployment, new.as_ref(), &old);
+        let mut changes = plan::scale(&deployment, new.as_ref(), &old);
+        if plan::is_recreate(&deployment) && self.old_pods_run(key, &old) {
+            // A rollback finds its set there already; it waits for the others' pods all the same.
+            changes.retain(|c| c.replicas.is_none_or(|n| n <= plan::replicas(&c.set)));
+        }
         self.apply(key, &deployment, changes).await?;
         let mut all = old.clone();
         all.extend(new.clone());

@@ -28,6 +28,7 @@ use serde_json::json;
 use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Kinds};
 use skiff_client::WorkQueue;
+use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -95,6 +96,8 @@ impl Graph {
 }
 
 struct Collector {
+    /// Kinds whose first list is not in yet: until it is, an object may seem to have no dependents.
+    n_unlisted: watch_channel::Sender<usize>,
     client: Client,
     kinds: Kinds,
     graph: Mutex<Graph>,
@@ -104,6 +107,7 @@ struct Collector {
 /// Collects until `shutdown`.
 pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
     let collector = Arc::new(Collector {
+        n_unlisted: watch_channel::Sender::new(0),
         client: context.client.clone(),
         kinds: Kinds::builtin(),
         graph: Mutex::default(),
@@ -112,6 +116,7 @@ pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
     let mut tasks = JoinSet::new();
     let watched = |k: &&Arc<Kind>| k.storage == Storage::Stored && !IGNORED.contains(&k.plural.as_str());
     let kinds: Vec<Arc<Kind>> = collector.kinds.iter().filter(watched).cloned().collect();
+    collector.n_unlisted.send_replace(kinds.len());
     for kind in kinds {
         tasks.spawn(watch(collector.clone(), kind, shutdown.clone()));
     }
@@ -128,6 +133,7 @@ async fn watch(collector: Arc<Collector>, kind: Arc<Kind>, shutdown: Cancellatio
     let events = watch_all(api, watcher::Config::default()).default_backoff();
     let mut events = std::pin::pin!(events);
     let mut listed: Option<HashSet<String>> = None;
+    let mut first = true;
     loop {
         let event = tokio::select! {
             // Both only wait.
@@ -146,6 +152,9 @@ async fn watch(collector: Arc<Collector>, kind: Arc<Kind>, shutdown: Cancellatio
                 if let Some(listed) = listed.take() {
                     collector.forget_others(&kind, &listed);
                 }
+                if std::mem::take(&mut first) {
+                    collector.n_unlisted.send_modify(|n| *n = n.saturating_sub(1));
+                }
             }
             Some(Ok(Event::Apply(object))) => collector.seen(&kind, &object),
             Some(Ok(Event::Delete(object))) => {
@@ -160,6 +169,12 @@ async fn watch(collector: Arc<Collector>, kind: Arc<Kind>, shutdown: Cancellatio
 }
 
 async fn work(collector: Arc<Collector>, shutdown: CancellationToken) {
+    let mut unlisted = collector.n_unlisted.subscribe();
+    tokio::select! {
+        // Both only wait.
+        _ = unlisted.wait_for(|n| *n == 0) => {}
+        () = shutdown.cancelled() => return,
+    }
     while let Some(uid) = collector.queue.get().await {
         let done = tokio::select! {
             // A look that is dropped is taken again by the next process.
@@ -257,6 +272,19 @@ impl Collector {
 
     /// Deletes an object whose owners are all gone, and takes off references to those that are.
     async fn attempt_to_delete(&self, uid: &str, entry: &Entry) -> Result<(), kube::Error> {
+        if entry.owners.is_empty() {
+            return Ok(());
+        }
+        // Each kind has its own watch: the owner's end may be seen before the object's letting go of it.
+        let live = match self.api(entry).get_metadata(&entry.name).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            other => other?,
+        };
+        if live.metadata.uid.as_deref() != Some(uid) || live.metadata.deletion_timestamp.is_some() {
+            return Ok(());
+        }
+        let version = live.metadata.resource_version.clone();
+        let entry = &Entry { owners: live.owner_references().to_vec(), ..entry.clone() };
         let (mut solid, mut waiting, mut dangling) = (0, 0, Vec::new());
         for owner in &entry.owners {
             match self.owner_state(entry, owner).await? {
@@ -276,19 +304,24 @@ impl Collector {
         } else {
             PropagationPolicy::Background
         };
-        self.delete(uid, entry, policy).await
+        self.delete(uid, version, entry, policy).await
     }
 
-    async fn delete(&self, uid: &str, entry: &Entry, policy: PropagationPolicy) -> Result<(), kube::Error> {
+    async fn delete(
+        &self,
+        uid: &str,
+        resource_version: Option<String>,
+        entry: &Entry,
+        policy: PropagationPolicy,
+    ) -> Result<(), kube::Error> {
         let params = DeleteParams {
             propagation_policy: Some(policy),
-            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version }),
             ..DeleteParams::default()
         };
         debug!(kind = entry.kind.kind, name = entry.name, "deleting an object that has lost its owners");
         match self.api(entry).delete(&entry.name, &params).await {
-            // Another object has the name by now.
-            Err(error) if is_conflict(&error) => Ok(()),
+            // It has changed since, or another object has the name: a conflict is looked at again.
             other => gone_is_fine(other),
         }
     }

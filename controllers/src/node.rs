@@ -106,7 +106,7 @@ impl Nodes {
         gone_is_fine(api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await)?;
         let message = format!("Node {name} status is now: NodeNotReady");
         self.events.event(node, EventType::Normal, "NodeNotReady", &message);
-        self.mark_pods_not_ready(&name).await
+        Ok(())
     }
 
     /// Nobody can say any more that these pods are ready, so that Services stop leading to them.
@@ -254,6 +254,9 @@ impl Controller for Nodes {
         if left.is_none() {
             // The change comes back through the informer, and with it the taints.
             self.mark_unknown(&node).await?;
+        }
+        if ready_status(&node) != "True" {
+            self.mark_pods_not_ready(&key.name).await?;
         }
         let taints = self.taint(&node).await?;
         let due = self.evict(&key.name, &taints).await?;

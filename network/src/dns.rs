@@ -12,7 +12,7 @@ use hickory_proto::op::{Message, MessageType, OpCode, ResponseCode};
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
-use skiff_client::Informers;
+use skiff_client::{Informer, Informers};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::Semaphore;
@@ -37,6 +37,8 @@ pub struct DnsConfig {
 pub struct ClusterDns {
     zone: Arc<RwLock<Zone>>,
     upstreams: Arc<[IpAddr]>,
+    services: Informer<Service>,
+    slices: Informer<EndpointSlice>,
     udp: Arc<UdpSocket>,
     tcp: TcpListener,
 }
@@ -65,15 +67,21 @@ impl ClusterDns {
         let udp = UdpSocket::bind(config.bind).await.map_err(error)?;
         let tcp = TcpListener::bind(config.bind).await.map_err(error)?;
         let zone = Arc::new(RwLock::new(Zone::new(&config.domain)));
+        let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
         let to = zone.clone();
-        informers.of::<Service>().on_change(move |change| to.write().service_changed(change));
+        services.on_change(move |change| to.write().service_changed(change));
         let to = zone.clone();
-        informers.of::<EndpointSlice>().on_change(move |change| to.write().slice_changed(change));
-        Ok(ClusterDns { zone, upstreams: config.upstreams.into(), udp: Arc::new(udp), tcp })
+        slices.on_change(move |change| to.write().slice_changed(change));
+        Ok(ClusterDns { zone, services, slices, upstreams: config.upstreams.into(), udp: Arc::new(udp), tcp })
     }
 
     /// Answers until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
+        // Until the zone is complete, a name that is missing proves nothing; questions wait in the sockets.
+        tokio::select! {
+            () = async { self.services.synced().await; self.slices.synced().await; } => {}
+            () = shutdown.cancelled() => return,
+        }
         let questions = Arc::new(Semaphore::new(MAX_QUESTIONS));
         let connections = Arc::new(Semaphore::new(MAX_TCP_CONNECTIONS));
         let resolver = Arc::new(Resolver { zone: self.zone, upstreams: self.upstreams });

@@ -362,7 +362,10 @@ fn base_rules(config: &PodNetworkConfig) -> String {
     // No Service has claimed the address, or it would have been translated by now. The node's own connections end
     // on the bridge, where nobody answers.
     let refuse_unclaimed = format!("ip daddr {service_cidr} reject with icmp host-unreachable");
-    let to_host_port = "fib daddr type local dnat ip to meta l4proto . th dport map @host_ports";
+    // The cluster's DNS address is the node's as well, and no pod's to take.
+    let to_host_port = format!(
+        "ip daddr != {service_cidr} fib daddr type local dnat ip to meta l4proto . th dport map @host_ports"
+    );
     format!(
         "table ip {TABLE} {{
   map host_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}

@@ -60,6 +60,16 @@ impl Sandboxes {
         if config.metadata.is_none() {
             return Err(CriError::invalid("the sandbox config has no metadata"));
         }
+        let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
+        if let Some(mapping) = config.port_mappings.iter().find(|m| m.host_port > 0 && !any(&m.host_ip)) {
+            return Err(CriError::new(
+                Code::Unimplemented,
+                format!(
+                    "hostIP {:?} is not supported: a host port opens on every address of the node",
+                    mapping.host_ip
+                ),
+            ));
+        }
         if options.pid() == NamespaceMode::Pod {
             return Err(CriError::new(
                 Code::Unimplemented,

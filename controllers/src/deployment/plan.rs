@@ -55,9 +55,12 @@ pub(super) fn is_recreate(deployment: &Deployment) -> bool {
 /// Whether a set is of the Deployment's template: all but the hash that the set adds to its pods' labels.
 pub(super) fn same_template(deployment: &Deployment, set: &ReplicaSet) -> bool {
     let mut of_set = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
-    let of_deployment = spec(deployment).template;
-    if let Some(labels) = of_set.metadata.as_mut().and_then(|m| m.labels.as_mut()) {
-        labels.remove(HASH);
+    let mut of_deployment = spec(deployment).template;
+    // A person may have copied the label into the Deployment, too.
+    for template in [&mut of_set, &mut of_deployment] {
+        if let Some(labels) = template.metadata.as_mut().and_then(|m| m.labels.as_mut()) {
+            labels.remove(HASH);
+        }
     }
     serde_json::to_value(of_set).ok() == serde_json::to_value(of_deployment).ok()
 }
@@ -129,6 +132,13 @@ pub(super) fn annotate(deployment: &Deployment, new: &ReplicaSet, revision: i64)
     let has = new.metadata.annotations.clone().unwrap_or_default();
     wanted.retain(|name, value| has.get(name) != Some(value));
     wanted
+}
+
+/// The Deployment's `minReadySeconds`, if its current set has another.
+pub(super) fn min_ready_change(deployment: &Deployment, new: &ReplicaSet) -> Option<i32> {
+    let wanted = spec(deployment).min_ready_seconds.unwrap_or(0);
+    let has = new.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0);
+    (wanted != has).then_some(wanted)
 }
 
 fn resolve(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {

@@ -153,6 +153,10 @@ fn progress(
         conditions.set(PROGRESSING, "True", "NewReplicaSetAvailable", message, false);
         return None;
     }
+    // A change of scale, or a pod that fell back, is no rollout: what was complete stays so.
+    if !made && totals.replicas == totals.updated && reason_was(conditions, "NewReplicaSetAvailable") {
+        return None;
+    }
     let is_new_rollout = deployment.metadata.generation != old.observed_generation;
     if made {
         let message = format!(
@@ -167,10 +171,6 @@ fn progress(
         let message = format!("{subject} is progressing.");
         conditions.set(PROGRESSING, "True", "ReplicaSetUpdated", message, true);
     } else {
-        // Pods that fell back after a complete rollout are not a rollout that stalls.
-        if reason_was(conditions, "NewReplicaSetAvailable") {
-            return None;
-        }
         let since =
             conditions.get(PROGRESSING).and_then(|c| c.last_update_time.as_ref()).map(|t| t.0.as_second());
         let overdue = since.is_some_and(|at| conditions.now.as_second() >= at + deadline_s);
