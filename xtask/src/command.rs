@@ -5,8 +5,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
+/// The work tree. Asked of cargo as this runs, not as it was built: a target folder may serve several clones.
 pub(crate) fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap_or(Path::new(".")).to_owned()
+    let package = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_else(|| "xtask".into());
+    package.parent().map_or_else(|| ".".into(), Path::to_owned)
 }
 
 pub(crate) fn cache() -> Result<PathBuf> {

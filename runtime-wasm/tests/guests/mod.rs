@@ -51,7 +51,7 @@ pub fn make_file() -> Vec<u8> {
 
 /// Builds a sample as its README says and reads it.
 pub fn sample(name: &str, target: &str, file: &str) -> Vec<u8> {
-    let samples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../samples/wasm").join(name);
+    let samples = Path::new("../samples/wasm").join(name);
     let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("wasm-samples");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)

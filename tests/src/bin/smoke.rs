@@ -1,5 +1,6 @@
 //! `smoke CLUSTER BUNDLE`: measures a running throw-away cluster from inside its network namespace, and prints one JSON
-//! object. `cargo xtask bench smoke` runs it; BUNDLE is an OCI bundle for the bare `runc run` beside it.
+//! object. `cargo xtask bench smoke` runs it; BUNDLE is an OCI bundle as `runc spec` makes it, for the bare `runc run` beside
+//! it, and also gets a `same.json`: what Skiff gave runc for the same container, seccomp profile and all.
 //!
 //! Times are what a client sees: from the watch event that shows the pod bound to the one that shows it running.
 
@@ -26,6 +27,8 @@ const N_CLIENTS: usize = 64;
 const CREATE_FOR: Duration = Duration::from_secs(8);
 const MAX_CREATES: usize = 100_000;
 const IDLE_FOR: Duration = Duration::from_secs(60);
+/// A first process that ends when it is asked to.
+const SLEEP: [&str; 3] = ["sh", "-c", "trap exit TERM; sleep 3600 & wait"];
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> Result<()> {
@@ -47,11 +50,13 @@ async fn measure(cluster: &str, bundle: &Path) -> Result<Value> {
     let client = client(cluster).await?;
     let pods: Api<Pod> = Api::default_namespaced(client.clone());
     // Pulled and compiled once before anything is timed.
-    linux_start(&pods, "warm-up").await?;
+    copy_spec(cluster, &pods, bundle).await?;
     wasm_start(&pods, "warm-up-wasm").await?;
-    let (mut linux, mut bare, mut wasm) = (Vec::new(), Vec::new(), Vec::new());
+    let specs = [bundle.join("bare.json"), bundle.join("same.json")];
+    let (mut linux, mut bare, mut same, mut wasm) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for n in 0..N_PODS {
-        bare.push(runc(bundle, n)?);
+        bare.push(runc(bundle, &specs[0], n)?);
+        same.push(runc(bundle, &specs[1], n)?);
         linux.push(linux_start(&pods, &format!("linux-{n}")).await?);
         wasm.push(wasm_start(&pods, &format!("wasm-{n}")).await?);
     }
@@ -59,6 +64,7 @@ async fn measure(cluster: &str, bundle: &Path) -> Result<Value> {
     Ok(json!({
         "idle": idle,
         "runc_run_ms": summary(&mut bare),
+        "runc_run_same_ms": summary(&mut same),
         "linux_bound_to_running_ms": summary(&mut linux),
         "wasm_bound_to_200_ms": summary(&mut wasm),
         "creates_per_s": creates,
@@ -91,11 +97,11 @@ async fn idle(cluster: &str) -> Result<Value> {
     tokio::time::sleep(Duration::from_secs(5)).await;
     let processes = processes(cluster);
     ensure!(!processes.is_empty(), "no process of the cluster is running");
-    let ticks = |pids: &[u32]| pids.iter().filter_map(|pid| cpu_ticks(*pid)).sum::<u64>();
-    let (before, start) = (ticks(&processes), Instant::now());
+    let used = |pids: &[u32]| pids.iter().map(|pid| cpu_time(*pid)).sum::<Duration>();
+    let (before, start) = (used(&processes), Instant::now());
     tokio::time::sleep(IDLE_FOR).await;
-    let used_s = (ticks(&processes) - before) as f64 / 100.0;
-    let share = used_s / start.elapsed().as_secs_f64() * 100.0;
+    let used = used(&processes).saturating_sub(before);
+    let share = used.as_secs_f64() / start.elapsed().as_secs_f64() * 100.0;
     let pss_kib: u64 = processes.iter().filter_map(|pid| pss_kib(*pid)).sum();
     Ok(
         json!({"pss_mib": (pss_kib as f64 / 102.4).round() / 10.0, "cpu_percent_of_a_core": (share * 100.0).round() / 100.0,
@@ -119,10 +125,14 @@ fn processes(cluster: &str) -> Vec<u32> {
     .collect()
 }
 
-fn cpu_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-    Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
+/// What its threads have run, by the scheduler's own clock: the ticks in `stat` miss whoever runs less than one.
+fn cpu_time(pid: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let nanoseconds = tasks.filter_map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
 }
 
 fn pss_kib(pid: u32) -> Option<u64> {
@@ -131,7 +141,8 @@ fn pss_kib(pid: u32) -> Option<u64> {
 }
 
 /// A bare container of the same program, from the command to its being started.
-fn runc(bundle: &Path, n: usize) -> Result<Duration> {
+fn runc(bundle: &Path, spec: &Path, n: usize) -> Result<Duration> {
+    std::fs::copy(spec, bundle.join("config.json")).with_context(|| format!("copying {}", spec.display()))?;
     let id = format!("skiff-smoke-{}-{n}", std::process::id());
     let start = Instant::now();
     let status = Command::new("runc")
@@ -158,7 +169,7 @@ fn pod(name: &str, image: &str, container: Value) -> Result<Pod> {
     container["imagePullPolicy"] = "IfNotPresent".into();
     Ok(serde_json::from_value(json!({
         "metadata": {"name": name},
-        "spec": {"containers": [container], "terminationGracePeriodSeconds": 0, "automountServiceAccountToken": false},
+        "spec": {"containers": [container], "terminationGracePeriodSeconds": 1, "automountServiceAccountToken": false},
     }))?)
 }
 
@@ -187,13 +198,54 @@ async fn start(pods: &Api<Pod>, pod: &Pod, until: impl Fn(&Pod) -> bool) -> Resu
     tokio::time::timeout(PATIENCE, watching).await.with_context(|| format!("{name} has not started"))?
 }
 
+/// Deletes it and waits until all of it is gone, or the next to be timed would share the machine with its end.
 async fn remove(pods: &Api<Pod>, name: &str) -> Result<()> {
-    pods.delete(name, &DeleteParams::default().grace_period(0)).await?;
-    Ok(())
+    let params = WatchParams::default().fields(&format!("metadata.name={name}"));
+    let gone = async {
+        let mut events = std::pin::pin!(pods.watch(&params, "0").await?);
+        pods.delete(name, &DeleteParams::default()).await?;
+        while let Some(event) = events.next().await {
+            if let WatchEvent::Deleted(_) = event? {
+                return Ok(());
+            }
+        }
+        bail!("the watch of {name} ended")
+    };
+    tokio::time::timeout(PATIENCE, gone).await.with_context(|| format!("{name} has not ended"))?
+}
+
+/// Starts a container as those that are timed, and keeps what runc was told of it, but for names that only its pod has.
+async fn copy_spec(cluster: &str, pods: &Api<Pod>, bundle: &Path) -> Result<()> {
+    let name = "warm-up";
+    let pod = pod(name, "busybox:1.36", json!({"command": SLEEP}))?;
+    let id = |p: &Pod| -> Option<String> {
+        let status = p.status.as_ref()?.container_statuses.as_ref()?.first()?;
+        status.state.as_ref()?.running.as_ref()?;
+        Some(status.container_id.as_ref()?.split_once("://")?.1.to_owned())
+    };
+    let (_, _, seen) = start(pods, &pod, |p| id(p).is_some()).await?;
+    let id = id(&seen).context("a running container without an ID")?;
+    let oci = PathBuf::from("/var/lib/skiff/clusters").join(cluster).join("oci");
+    let path = oci.join(id).join("bundle/config.json");
+    let text = std::fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+    let mut spec: Value = serde_json::from_slice(&text)?;
+    spec["root"]["path"] = "rootfs".into();
+    spec["linux"]["cgroupsPath"] = Value::Null;
+    for namespace in spec["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
+        if let Some(namespace) = namespace.as_object_mut() {
+            namespace.remove("path");
+        }
+    }
+    if let Some(mounts) = spec["mounts"].as_array_mut() {
+        mounts.retain(|m| m["type"] != "bind");
+    }
+    std::fs::write(bundle.join("same.json"), serde_json::to_vec(&spec)?)?;
+    std::fs::rename(bundle.join("config.json"), bundle.join("bare.json"))?;
+    remove(pods, name).await
 }
 
 async fn linux_start(pods: &Api<Pod>, name: &str) -> Result<Duration> {
-    let pod = pod(name, "busybox:1.36", json!({"command": ["sleep", "3600"]}))?;
+    let pod = pod(name, "busybox:1.36", json!({"command": SLEEP}))?;
     let running = |p: &Pod| p.status.as_ref().and_then(|s| s.phase.as_deref()) == Some("Running");
     let (bound, running, _) = start(pods, &pod, running).await?;
     remove(pods, name).await?;
