@@ -45,8 +45,8 @@ pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     fn usage(&self, path: &GroupPath) -> Result<Usage, Error>;
     /// Moves a whole process in.
     fn add_process(&self, path: &GroupPath, pid: u32) -> Result<(), Error>;
-    /// Moves one thread in, for CPU only.
-    fn add_thread(&self, path: &GroupPath, tid: u32) -> Result<(), Error>;
+    /// Moves the calling thread in, for CPU only.
+    fn add_this_thread(&self, path: &GroupPath) -> Result<(), Error>;
     /// Stops or resumes every process of the group.
     fn freeze(&self, path: &GroupPath, freeze: Freeze) -> Result<(), Error>;
     /// Sends SIGKILL to all at once, if the kernel can: `false` if it cannot.
@@ -147,10 +147,13 @@ impl Group {
         self.backend.add_process(&self.path, pid)
     }
 
-    /// Moves one thread in, as far as CPU time and its accounting go. On v2 the group must be threaded and
-    /// lie in the domain that the thread's process is in.
-    pub fn add_thread(&self, tid: u32) -> Result<(), Error> {
-        self.backend.add_thread(&self.path, tid)
+    /// Moves the calling thread in, as far as CPU time and its accounting go. On v2 the group must be threaded
+    /// and lie in the domain that the thread's process is in.
+    ///
+    /// Only the calling thread, because that is cheap: to move another, the kernel first waits until no thread of
+    /// the machine is being made, some 10 ms.
+    pub fn add_this_thread(&self) -> Result<(), Error> {
+        self.backend.add_this_thread(&self.path)
     }
 
     /// The processes in it and in the groups below; none if it does not exist.

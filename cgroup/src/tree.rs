@@ -15,6 +15,9 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 /// How often removing a busy group is tried again, waiting 1, 2, 4, … 64, 64 … ms: about two seconds.
 const N_REMOVE_TRIES: u32 = 36;
 
+/// How a file of threads is told of the one that writes.
+pub(crate) const THIS_THREAD: &str = "0";
+
 pub(crate) fn write(file: &Path, value: &str) -> Result<(), Error> {
     let attempt = || -> io::Result<()> {
         // One write call: the kernel takes each as a command.

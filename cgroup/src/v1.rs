@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::group::{Backend, Freeze, Version};
 use crate::limits::{DEFAULT_CPU_PERIOD_US, MAX_SHARES, MIN_SHARES};
-use crate::tree::{self, keyed};
+use crate::tree::{self, THIS_THREAD, keyed};
 use crate::{Error, GroupPath, Limits, Usage};
 
 /// The controllers that Skiff itself needs. Those that only a runtime uses (devices, blkio, …) it leaves to
@@ -161,10 +161,10 @@ impl Backend for V1 {
         Ok(())
     }
 
-    fn add_thread(&self, path: &GroupPath, tid: u32) -> Result<(), Error> {
-        tree::write(&self.file("cpu", path, "tasks"), &tid.to_string())?;
+    fn add_this_thread(&self, path: &GroupPath) -> Result<(), Error> {
+        tree::write(&self.file("cpu", path, "tasks"), THIS_THREAD)?;
         if self.directory("cpuacct", path) != self.directory("cpu", path) {
-            tree::write(&self.file("cpuacct", path, "tasks"), &tid.to_string())?;
+            tree::write(&self.file("cpuacct", path, "tasks"), THIS_THREAD)?;
         }
         Ok(())
     }

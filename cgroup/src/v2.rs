@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use crate::group::{Backend, Freeze, Version};
 use crate::limits::{DEFAULT_CPU_PERIOD_US, weight_of_shares};
-use crate::tree::{self, keyed};
+use crate::tree::{self, THIS_THREAD, keyed};
 use crate::{Error, GroupPath, Limits, Usage};
 
 /// The controllers handed down to every group, where the kernel has them.
@@ -136,8 +136,8 @@ impl Backend for V2 {
         tree::write(&self.file(path, "cgroup.procs"), &pid.to_string())
     }
 
-    fn add_thread(&self, path: &GroupPath, tid: u32) -> Result<(), Error> {
-        tree::write(&self.file(path, "cgroup.threads"), &tid.to_string())
+    fn add_this_thread(&self, path: &GroupPath) -> Result<(), Error> {
+        tree::write(&self.file(path, "cgroup.threads"), THIS_THREAD)
     }
 
     fn freeze(&self, path: &GroupPath, freeze: Freeze) -> Result<(), Error> {

@@ -71,7 +71,7 @@ fn a_thread_moves_without_its_process() {
     }
     let group = own.0.clone();
     std::thread::spawn(move || {
-        group.add_thread(rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs()).unwrap();
+        group.add_this_thread().unwrap();
         let mine = std::fs::read_to_string("/proc/thread-self/cgroup").unwrap();
         assert!(mine.contains(&format!("cpu:/{}", group.path())), "{mine}");
         assert!(!mine.contains(&format!("memory:/{}", group.path())), "{mine}");

@@ -76,10 +76,10 @@ fn a_threaded_group_gets_only_controllers_that_threads_can_have() {
     let (root, cgroups) = tree();
     fake(root.path(), "skiff/kubepods/podx/c1");
     let group = cgroups.group(PATH).unwrap().create_threaded("c1").unwrap();
-    group.add_thread(42).unwrap();
+    group.add_this_thread().unwrap();
     assert_eq!(read(root.path(), "cgroup.subtree_control"), "+cpuset +cpu +pids");
     assert!(read(root.path(), "c1/cgroup.type").starts_with("threaded"));
-    assert_eq!(read(root.path(), "c1/cgroup.threads"), "42");
+    assert_eq!(read(root.path(), "c1/cgroup.threads"), "0");
 }
 
 #[test]

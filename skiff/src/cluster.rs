@@ -13,6 +13,7 @@
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -37,6 +38,8 @@ pub(crate) struct Cluster {
     /// Its number on this machine, which gives it loopback addresses of its own.
     pub(crate) index: u8,
     pub(crate) registries: PathBuf,
+    /// What the node's own processes show the forwarder: a pod on the node's network must not pass as one of them.
+    egress_password: String,
     server: Option<Started>,
     forwarder: Option<Started>,
 }
@@ -93,6 +96,11 @@ impl Cluster {
         self.loopback(0, 1)
     }
 
+    /// User and password for the way out.
+    pub(crate) fn egress_credentials(&self) -> String {
+        format!("node:{}", self.egress_password)
+    }
+
     fn log(&self, part: &str) -> PathBuf {
         self.layout().data_dir.join(format!("{part}.log"))
     }
@@ -125,7 +133,7 @@ impl Cluster {
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         let namespace = inside.then(|| File::open(self.netns())).transpose()?;
         if inside {
-            let proxy = format!("http://{}:{}", EGRESS.0, EGRESS.1);
+            let proxy = format!("http://{}@{}:{}", self.egress_credentials(), EGRESS.0, EGRESS.1);
             command.env("HTTP_PROXY", &proxy).env("HTTPS_PROXY", &proxy).env_remove("NO_PROXY");
             command.env_remove("no_proxy").env_remove("http_proxy").env_remove("https_proxy");
         }
@@ -155,10 +163,13 @@ pub(crate) async fn up(name: &str, registries: &Path) -> Result<()> {
         "{name:?} cannot be a cluster's name: use up to 20 lower-case letters, digits and '-'"
     );
     let steps = Steps::new();
+    let lock = lock(name)?;
     let mut cluster = match Cluster::open(name) {
         Ok(cluster) => cluster,
-        Err(_) => create(name, registries)?,
+        Err(_) => create(name, registries).inspect_err(|_| forget(name))?,
     };
+    // Each time: the last one may have ended half-way.
+    prepare(&cluster)?;
     if !cluster.forwarder.is_some_and(|f| f.runs()) {
         steps.begin("publishing the cluster on the loopback");
         let args = ["forward", "--name", name].map(str::to_owned);
@@ -172,6 +183,7 @@ pub(crate) async fn up(name: &str, registries: &Path) -> Result<()> {
         cluster.server = Some(cluster.spawn("server", &args, true)?);
         cluster.save()?;
     }
+    drop(lock);
     steps.begin("waiting for the node to be ready");
     wait_ready(&cluster).await?;
     steps.done();
@@ -182,28 +194,59 @@ pub(crate) async fn up(name: &str, registries: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Held while a cluster of this name is made, started or removed. What is locked is its directory.
+fn lock(name: &str) -> Result<File> {
+    let directory = Path::new(CLUSTERS).join(name);
+    loop {
+        fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+        let lock = lock_directory(&directory)?;
+        let identity = |m: fs::Metadata| (m.dev(), m.ino());
+        let here = fs::metadata(&directory).map(identity).ok();
+        if here.is_some() && here == lock.metadata().map(identity).ok() {
+            return Ok(lock);
+        }
+        // Who held it before has removed the cluster.
+    }
+}
+
+/// Removes the directory that was locked, if there is no cluster in it after all.
+fn forget(name: &str) {
+    let _not_empty = fs::remove_dir(Path::new(CLUSTERS).join(name));
+}
+
+fn lock_directory(path: &Path) -> Result<File> {
+    let lock = File::open(path).with_context(|| format!("opening {}", path.display()))?;
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive)
+        .with_context(|| format!("locking {}", path.display()))?;
+    Ok(lock)
+}
+
 fn create(name: &str, registries: &Path) -> Result<Cluster> {
     // Two clusters that start at a time must not take the same number.
-    fs::create_dir_all(CLUSTERS).with_context(|| format!("creating {CLUSTERS}"))?;
-    let lock = File::open(CLUSTERS).with_context(|| format!("opening {CLUSTERS}"))?;
-    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).context("locking the clusters")?;
+    let _lock = lock_directory(Path::new(CLUSTERS))?;
     let taken: Vec<u8> = Cluster::all().iter().map(|c| c.index).collect();
     let index = (0..MAX_CLUSTERS).find(|i| !taken.contains(i)).ok_or_else(|| {
         anyhow!("{MAX_CLUSTERS} clusters run already; remove one with: skiff down --name NAME")
     })?;
     let registries = registries.to_owned();
-    let cluster = Cluster { name: name.into(), index, registries, server: None, forwarder: None };
+    let egress_password = format!("{:032x}", rand::random::<u128>());
+    let cluster =
+        Cluster { name: name.into(), index, registries, egress_password, server: None, forwarder: None };
+    // From here on `down` finds and removes whatever there is.
+    cluster.save()?;
+    Ok(cluster)
+}
+
+/// Makes what the cluster's processes need: directories, network, kubeconfig.
+fn prepare(cluster: &Cluster) -> Result<()> {
     let layout = cluster.layout();
     for directory in [&layout.data_dir, &layout.run_dir] {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
-    // From here on `down` finds and removes whatever there is.
-    cluster.save()?;
     make_network(&cluster.netns()).context("making the cluster's network namespace")?;
     let pki = Pki::open(&layout.pki())?;
     let server = format!("https://{}:{API_PORT}", cluster.api_address());
-    write_private(&cluster.kubeconfig(), &pki.kubeconfig(&format!("skiff-{name}"), &server))?;
-    Ok(cluster)
+    write_private(&cluster.kubeconfig(), &pki.kubeconfig(&format!("skiff-{}", cluster.name), &server))
 }
 
 /// Both ends of the uplink are inside: what is sent to it arrives nowhere.
@@ -296,7 +339,11 @@ pub(crate) async fn client(kubeconfig: &Path) -> Result<Client> {
 
 /// Ends a cluster and removes every trace of it.
 pub(crate) async fn down(name: &str) -> Result<()> {
-    let cluster = Cluster::open(name)?;
+    // Asked first: the lock would make the directory of a cluster that is not.
+    Cluster::open(name)?;
+    let _lock = lock(name)?;
+    // Another `down` may have been faster.
+    let cluster = Cluster::open(name).inspect_err(|_| forget(name))?;
     let layout = cluster.layout();
     let steps = Steps::new();
     steps.begin("ending the server");

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use base64::Engine as _;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
@@ -40,7 +41,7 @@ pub(crate) async fn run(name: &str) -> Result<()> {
     let inside = Inside::enter(&cluster.netns())?;
     let shutdown = CancellationToken::new();
     let egress = inside.listener(EGRESS.into()).await.context("listening inside the cluster")?;
-    tokio::spawn(serve_egress(egress));
+    tokio::spawn(serve_egress(egress, cluster.egress_credentials()));
     let address = SocketAddr::from((cluster.api_address(), API_PORT));
     let api = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     tokio::spawn(publish(api, inside.clone(), SocketAddr::from((NODE_IP, API_PORT)), shutdown.clone()));
@@ -139,8 +140,11 @@ async fn publish(listener: TcpListener, inside: Inside, to: SocketAddr, stop: Ca
     }
 }
 
-/// An HTTP proxy for the node's own processes: it listens on the namespace's loopback, which pods cannot reach.
-async fn serve_egress(listener: TcpListener) {
+/// An HTTP proxy for the node's own processes: it listens on the namespace's loopback, which only pods on the node's
+/// network reach, and those do not know the password.
+async fn serve_egress(listener: TcpListener, credentials: String) {
+    let expected = base64::engine::general_purpose::STANDARD.encode(credentials);
+    let expected: Arc<str> = format!("Basic {expected}").into();
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok((stream, _)) = listener.accept().await else {
@@ -148,8 +152,9 @@ async fn serve_egress(listener: TcpListener) {
             continue;
         };
         let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let expected = expected.clone();
         tokio::spawn(async move {
-            if let Err(error) = egress(stream).await {
+            if let Err(error) = egress(stream, &expected).await {
                 debug!(%error, "an outgoing connection ended");
             }
             drop(place);
@@ -157,11 +162,16 @@ async fn serve_egress(listener: TcpListener) {
     }
 }
 
-async fn egress(mut inner: TcpStream) -> io::Result<()> {
+async fn egress(mut inner: TcpStream, expected: &str) -> io::Result<()> {
     let head = tokio::time::timeout(CONNECT_TIMEOUT, read_head(&mut inner)).await??;
     let Some(target) = target(&head) else {
         return inner.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n").await;
     };
+    let (head, shown) = without_credentials(&head);
+    if shown.as_deref() != Some(expected.as_bytes()) {
+        let refusal = b"HTTP/1.1 407 Proxy Authentication Required\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n";
+        return inner.write_all(refusal).await;
+    }
     let dialled = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(&target.address)).await;
     let mut outer = match dialled {
         Ok(Ok(outer)) => outer,
@@ -172,7 +182,8 @@ async fn egress(mut inner: TcpStream) -> io::Result<()> {
     };
     if target.tunnel {
         inner.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await?;
-        outer.write_all(&head[target.head_bytes..]).await?;
+        let end = head.windows(4).position(|w| w == b"\r\n\r\n").map_or(head.len(), |at| at + 4);
+        outer.write_all(&head[end..]).await?;
     } else {
         // Servers take the absolute form of a request target as well (RFC 9112, 3.2.2).
         outer.write_all(&head).await?;
@@ -202,22 +213,37 @@ struct Target {
     address: String,
     /// `CONNECT`: bytes pass untouched.
     tunnel: bool,
-    head_bytes: usize,
+}
+
+/// A request's head without its Proxy-Authorization, which is not the origin's to see, and that header's value.
+fn without_credentials(head: &[u8]) -> (Vec<u8>, Option<Vec<u8>>) {
+    const NAME: &[u8] = b"proxy-authorization:";
+    let end = head.windows(4).position(|w| w == b"\r\n\r\n").map_or(head.len(), |at| at + 2);
+    let (mut kept, mut shown) = (Vec::with_capacity(head.len()), None);
+    for line in head[..end].split_inclusive(|b| *b == b'\n') {
+        match line.get(..NAME.len()) {
+            Some(name) if name.eq_ignore_ascii_case(NAME) => {
+                shown = Some(line[NAME.len()..].trim_ascii().to_vec());
+            }
+            _ => kept.extend_from_slice(line),
+        }
+    }
+    kept.extend_from_slice(&head[end..]);
+    (kept, shown)
 }
 
 /// Where a proxy request wants to go.
 fn target(head: &[u8]) -> Option<Target> {
-    let head_bytes = head.windows(4).position(|w| w == b"\r\n\r\n")? + 4;
     let line = std::str::from_utf8(head.split(|b| *b == b'\r').next()?).ok()?;
     let mut words = line.split(' ');
     let (method, uri) = (words.next()?, words.next()?);
     if method == "CONNECT" {
-        return Some(Target { address: uri.to_owned(), tunnel: true, head_bytes });
+        return Some(Target { address: uri.to_owned(), tunnel: true });
     }
     let authority = uri.strip_prefix("http://")?.split(['/', '?']).next()?;
     let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     let address = if has_port { authority.to_owned() } else { format!("{authority}:80") };
-    Some(Target { address, tunnel: false, head_bytes })
+    Some(Target { address, tunnel: false })
 }
 
 /// Gives each LoadBalancer Service a loopback address, and listens on its ports there.
@@ -279,6 +305,9 @@ impl Publisher {
             if let Some(gone) = self.published.remove(key) {
                 gone.ports.values().for_each(CancellationToken::cancel);
             }
+            if service.as_deref().is_some_and(|s| assigned_of(s).is_some() && !is_balanced(s)) {
+                self.write_status(key, json!({"loadBalancer": null})).await?;
+            }
             return Ok(());
         };
         let assigned = service.as_deref().and_then(assigned_of);
@@ -313,12 +342,19 @@ impl Publisher {
             info!(service = %key, %at, "published");
         }
         if assigned != Some(address) {
-            let services: Api<Service> = Api::namespaced(self.informers.client().clone(), &key.namespace);
-            let status =
-                json!({"status": {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "Proxy"}]}}});
-            services.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(status)).await?;
+            let ingress = json!([{"ip": address, "ipMode": "Proxy"}]);
+            self.write_status(key, json!({"loadBalancer": {"ingress": ingress}})).await?;
         }
         Ok(())
+    }
+
+    async fn write_status(&self, key: &ObjectKey, status: serde_json::Value) -> Result<()> {
+        let services: Api<Service> = Api::namespaced(self.informers.client().clone(), &key.namespace);
+        let patch = Patch::Merge(json!({"status": status}));
+        match services.patch_status(&key.name, &PatchParams::default(), &patch).await {
+            Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+            other => Ok(other.map(drop)?),
+        }
     }
 
     /// The address a service has, or the lowest that is free.
@@ -346,11 +382,15 @@ fn assigned_of(service: &Service) -> Option<Ipv4Addr> {
     ingress.first()?.ip.as_ref()?.parse().ok()
 }
 
+fn is_balanced(service: &Service) -> bool {
+    service.spec.as_ref().and_then(|s| s.type_.as_deref()) == Some("LoadBalancer")
+}
+
 /// The cluster address and the TCP ports of a Service that is to be published.
 fn wanted(service: &Service) -> Option<(Ipv4Addr, BTreeSet<u16>)> {
     let spec = service.spec.as_ref()?;
     // Another class is for another load balancer.
-    if spec.type_.as_deref() != Some("LoadBalancer") || spec.load_balancer_class.is_some() {
+    if !is_balanced(service) || spec.load_balancer_class.is_some() {
         return None;
     }
     let cluster_ip = spec.cluster_ip.as_ref()?.parse().ok()?;
@@ -362,6 +402,16 @@ fn wanted(service: &Service) -> Option<(Ipv4Addr, BTreeSet<u16>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_proxy_request_is_passed_on_without_its_password() {
+        let head = b"GET http://a/ HTTP/1.1\r\nProxy-Authorization: Basic abc\r\nhost: a\r\n\r\nproxy-authorization: body";
+        let (kept, shown) = without_credentials(head);
+        assert_eq!(shown.as_deref(), Some(&b"Basic abc"[..]));
+        let kept = String::from_utf8(kept).unwrap();
+        assert_eq!(kept, "GET http://a/ HTTP/1.1\r\nhost: a\r\n\r\nproxy-authorization: body");
+        assert_eq!(without_credentials(b"GET http://a/ HTTP/1.1\r\n\r\n").1, None);
+    }
 
     #[test]
     fn a_proxy_request_says_where_it_wants_to_go() {

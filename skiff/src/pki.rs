@@ -1,7 +1,8 @@
 //! The cluster's keys: made once, kept in files of mode 0600.
 //!
 //! One authority signs everything. Certificates of servers are made anew at each start, so that a changed address is
-//! in them; only the authority, the key of service-account tokens and the administrator's certificate are kept.
+//! in them, and so is the administrator's, so that a cluster may grow older than a certificate; only the authority and
+//! keys are kept.
 
 use std::fs;
 use std::io::Write as _;
@@ -61,9 +62,8 @@ impl Pki {
         let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).context("reading ca.crt")?;
         let account_key = key(&directory.join("sa.key"))?;
         let admin_key = key(&directory.join("admin.key"))?;
-        let admin_pem = kept(&directory.join("admin.crt"), || {
-            sign(&issuer, &admin_key, "kubernetes-admin", &["system:masters"], Usage::Client, Vec::new())
-        })?;
+        let admin_pem =
+            sign(&issuer, &admin_key, "kubernetes-admin", &["system:masters"], Usage::Client, Vec::new())?;
         Ok(Pki {
             service_account_private_pem: account_key.serialize_pem(),
             service_account_public_pem: account_key.public_key_pem(),

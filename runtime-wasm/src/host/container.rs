@@ -145,8 +145,7 @@ fn run(launch: Launch, ready: oneshot::Sender<Result<(), StartError>>) -> Option
 }
 
 fn enter(launch: &Launch) -> Result<tokio::runtime::Runtime, StartError> {
-    let tid = rustix::thread::gettid().as_raw_nonzero().get();
-    launch.cgroup.add_thread(tid.unsigned_abs())?;
+    launch.cgroup.add_this_thread()?;
     if let Some(path) = &launch.instances.spec.netns {
         let netns =
             File::open(path).map_err(|source| StartError::OpenNetns { path: path.clone(), source })?;
