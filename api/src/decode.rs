@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 use crate::schema::{Schema, Shape, TypeId};
-use crate::{Kind, Object, Status, quantity};
+use crate::{Kind, Object, Status, protobuf, quantity};
 
 mod parse;
 
@@ -23,6 +23,7 @@ pub enum FieldValidation {
 pub enum Format {
     Json,
     Yaml,
+    Protobuf,
 }
 
 /// An object of a known shape, and the sentences for `Warning` headers.
@@ -43,8 +44,17 @@ pub fn decode(
     format: Format,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
+    let text = match format {
+        Format::Json => parse::Text::Json,
+        Format::Yaml => parse::Text::Yaml,
+        Format::Protobuf => {
+            let object = protobuf::read(kind, bytes).map_err(|e| cannot_be_handled(kind, &e.to_string()))?;
+            // Its fields have numbers, so none can be unknown by its name.
+            return finish(kind, object, Vec::new(), FieldValidation::Ignore);
+        }
+    };
     let (object, duplicates) =
-        parse::parse(bytes, format).map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
+        parse::parse(bytes, text).map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
     finish(kind, object, duplicates, validation)
 }
 
@@ -53,13 +63,28 @@ pub fn conform(kind: &Kind, object: Object, validation: FieldValidation) -> Resu
     finish(kind, object, Vec::new(), validation)
 }
 
-/// Parses JSON or YAML without a schema, under the same caps on size, depth and aliases. Used for patches
-/// and for bodies such as `DeleteOptions`.
-pub fn parse(bytes: &[u8], format: Format) -> Result<Object, Status> {
-    match parse::parse(bytes, format) {
+/// Parses JSON without a schema, under the same caps on size and depth. Used for patches.
+pub fn parse(bytes: &[u8]) -> Result<Object, Status> {
+    match parse::parse(bytes, parse::Text::Json) {
         Ok((object, _)) => Ok(object),
         Err(error) => Err(Status::bad_request(format!("error decoding the request body: {error}"))),
     }
+}
+
+/// Reads a document that is no object of the kind it is sent to, such as `DeleteOptions`, without a schema where
+/// the format needs none. `api_version` and `kind` are what it is if it is protobuf that does not say.
+pub fn document(bytes: &[u8], format: Format, api_version: &str, kind: &str) -> Result<Object, Status> {
+    let read = match format {
+        Format::Json => parse::parse(bytes, parse::Text::Json).map_err(|e| e.to_string()),
+        Format::Yaml => parse::parse(bytes, parse::Text::Yaml).map_err(|e| e.to_string()),
+        Format::Protobuf => {
+            let document = protobuf::read_document(bytes, api_version, kind).map_err(|e| e.to_string());
+            document.map(|document| (document, Vec::new()))
+        }
+    };
+    let (object, _) =
+        read.map_err(|error| Status::bad_request(format!("error decoding the request body: {error}")))?;
+    Ok(object)
 }
 
 /// Prunes and checks a document of a type that is no kind of its own, such as `DeleteOptions`.
@@ -175,7 +200,7 @@ impl Walk<'_> {
     /// `owner` is the type whose field this is, for the message.
     fn value(&mut self, shape: &Shape, value: &mut Value, owner: &str) -> Result<(), String> {
         match shape {
-            Shape::Any => Ok(()),
+            Shape::Any | Shape::SchemaOr(..) => Ok(()),
             Shape::Object(id) => self.object(*id, value, false),
             Shape::List(inner) => {
                 let Value::Array(items) = value else { return Err(self.mismatch(value, owner, Some("[]"))) };

@@ -63,6 +63,13 @@ impl Kind {
         self.subresources.iter().any(|s| s == name)
     }
 
+    fn is_stored_version(&self) -> bool {
+        matches!(
+            (self.group.as_str(), self.version.as_str(), self.plural.as_str()),
+            ("", "v1", "events") | ("autoscaling", "v2", "horizontalpodautoscalers")
+        )
+    }
+
     /// The store's key of one object.
     pub fn key(&self, namespace: &str, name: &str) -> String {
         if self.is_namespaced() {
@@ -121,6 +128,24 @@ impl Kinds {
         self.kinds.iter()
     }
 
+    /// The kinds in whose version objects are stored, one for all versions of a resource: the first declared, but
+    /// for those that upstream stores in another.
+    pub fn stored(&self) -> Vec<Arc<Kind>> {
+        let mut by_folder: HashMap<&str, usize> = HashMap::new();
+        let mut chosen: Vec<Arc<Kind>> = Vec::new();
+        for kind in self.kinds.iter().filter(|k| k.storage == Storage::Stored) {
+            match by_folder.get(kind.registry_folder.as_str()) {
+                None => {
+                    by_folder.insert(&kind.registry_folder, chosen.len());
+                    chosen.push(kind.clone());
+                }
+                Some(&at) if kind.is_stored_version() => chosen[at] = kind.clone(),
+                Some(_) => {}
+            }
+        }
+        chosen
+    }
+
     pub fn by_resource(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Kind>> {
         let key = (group.to_owned(), version.to_owned(), plural.to_owned());
         self.by_resource.get(&key).map(|&at| &self.kinds[at])
@@ -131,5 +156,8 @@ impl Kinds {
         self.by_kind.get(&key).map(|&at| &self.kinds[at])
     }
 }
+
+pub use builtin::autoscaling;
+pub(crate) use builtin::package;
 
 mod builtin;

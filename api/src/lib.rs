@@ -2,8 +2,8 @@
 //!
 //! One [`Kind`] is one row of the kinds table ([`kinds`]): its names, scope, subresources, printer
 //! columns, selectable fields and [`Strategy`]. Its shape is a [`schema::TypeRef`] into one compact
-//! [`schema::Schema`]. Decoding, pruning, defaulting, patching, printing and OpenAPI all walk that
-//! schema; nothing here is written once per kind but the strategies' own rules.
+//! [`schema::Schema`]. Decoding, pruning, defaulting, patching, printing, protobuf and OpenAPI all walk
+//! that schema; nothing here is written once per kind but the strategies' own rules.
 //!
 //! Pure: no IO, no clock of its own, no HTTP.
 
@@ -16,6 +16,7 @@ pub mod meta;
 pub mod name;
 pub mod openapi;
 pub mod patch;
+pub mod protobuf;
 pub mod quantity;
 pub mod selector;
 pub mod status;

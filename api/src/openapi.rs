@@ -218,7 +218,9 @@ fn shape(schema: &Schema, of: &Shape, version: Version) -> Value {
             }
         },
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
-        Shape::Any => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+        Shape::Any | Shape::SchemaOr(..) => {
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
+        }
         Shape::Object(id) => version.reference(&schema.get(*id).name),
         Shape::List(inner) => json!({"type": "array", "items": shape(schema, inner, version)}),
         Shape::Map(inner) => json!({"type": "object", "additionalProperties": shape(schema, inner, version)}),

@@ -11,8 +11,10 @@ use serde_json::Value;
 
 mod defaults;
 mod parse;
+mod wire;
 
 pub use parse::ParseError;
+pub use wire::{Message, Slot, What};
 
 /// An arena of object types.
 #[derive(Debug, Default)]
@@ -31,6 +33,8 @@ pub struct ObjectType {
     pub name: Box<str>,
     /// Ordered by name.
     pub fields: Box<[Field]>,
+    /// The same as protobuf has them.
+    pub message: Message,
 }
 
 /// What one value may be.
@@ -49,11 +53,34 @@ pub enum Shape {
     Time,
     /// RFC 3339, microseconds.
     MicroTime,
-    /// Any JSON, kept as it is.
+    /// Any JSON, kept as it is; in protobuf a message of its bytes.
     Any,
+    /// A JSON schema or, in its place, something simpler. The type is that of the schema.
+    SchemaOr(Alternative, TypeId),
     Object(TypeId),
     List(Box<Shape>),
     Map(Box<Shape>),
+}
+
+/// What may stand where a JSON schema may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alternative {
+    Bool,
+    /// A list of schemas.
+    Schemas,
+    Strings,
+}
+
+/// What protobuf has of a field that is not set, and what JSON then has of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Presence {
+    /// Nothing, in both: a pointer, list or map.
+    #[default]
+    Optional,
+    /// Its zero value, in both.
+    Value,
+    /// Its zero value in protobuf, which JSON leaves out.
+    OmitEmpty,
 }
 
 /// How server-side apply and strategic merge see a list.
@@ -70,8 +97,12 @@ pub struct Field {
     pub name: Box<str>,
     pub shape: Shape,
     pub required: bool,
-    /// Protobuf field numbers: one, or two where the field lies in an inlined message.
-    pub tag: [u16; 2],
+    /// Protobuf field numbers: one, or several where the field lies in inlined messages. None for `kind` and
+    /// `apiVersion`, which travel in the envelope.
+    pub tag: Box<[u16]>,
+    pub presence: Presence,
+    /// In protobuf its list is a message of its own: `ExtraValue`, `Verbs`.
+    pub wrapped: bool,
     pub list: ListType,
     /// The keys of a [`ListType::Map`].
     pub keys: Box<[Box<str>]>,
@@ -164,9 +195,11 @@ mod tests {
     }
 
     #[test]
-    fn a_field_of_an_inlined_message_has_two_tags() {
-        assert_eq!(field("io.k8s.api.core.v1.Volume", "configMap").tag, [2, 19]);
-        assert_eq!(field("io.k8s.api.core.v1.Container", "name").tag, [1, 0]);
+    fn a_field_of_an_inlined_message_has_several_tags() {
+        assert_eq!(field("io.k8s.api.core.v1.Volume", "configMap").tag[..], [2, 19]);
+        assert_eq!(field("io.k8s.api.core.v1.Container", "name").tag[..], [1]);
+        let rule = "io.k8s.api.admissionregistration.v1.NamedRuleWithOperations";
+        assert_eq!(field(rule, "apiGroups").tag[..], [2, 2, 1]);
     }
 
     #[test]

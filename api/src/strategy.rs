@@ -25,6 +25,11 @@ pub trait Strategy: Send + Sync {
         Vec::new()
     }
 
+    /// What [`Strategy::validate`] does not say, of new objects only.
+    fn validate_create(&self, _object: &Object) -> Vec<Cause> {
+        Vec::new()
+    }
+
     fn validate_update(&self, _new: &Object, _old: &Object) -> Vec<Cause> {
         Vec::new()
     }
@@ -43,6 +48,11 @@ pub trait Strategy: Send + Sync {
     /// Whether the `/spec` of this kind counts generations.
     fn counts_generations(&self) -> bool {
         true
+    }
+
+    /// What the version that is stored calls a selectable field of this one.
+    fn stored_field<'f>(&self, field: &'f str) -> &'f str {
+        field
     }
 
     /// The value of a selectable field, `""` if unset. The default follows the dotted path.

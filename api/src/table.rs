@@ -68,17 +68,19 @@ pub fn column_definitions(kind: &Kind) -> Value {
 }
 
 /// One row. The caller assembles `{kind: Table, apiVersion: meta.k8s.io/v1, metadata, columnDefinitions, rows}`.
-pub fn row(kind: &Kind, object: &Object, include: IncludeObject, now_s: i64) -> Value {
-    let cells: Vec<Value> = kind.columns.iter().map(|c| (c.cell)(object, now_s)).collect();
+///
+/// The cells are of `printed`, an object of `kind`; the row carries `sent`, the same in the version of the request.
+pub fn row(kind: &Kind, printed: &Object, sent: &Object, include: IncludeObject, now_s: i64) -> Value {
+    let cells: Vec<Value> = kind.columns.iter().map(|c| (c.cell)(printed, now_s)).collect();
     let mut row = json!({"cells": cells});
     match include {
         IncludeObject::None => {}
         IncludeObject::Metadata => {
             row["object"] = json!({
-                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"],
+                "kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": sent["metadata"],
             });
         }
-        IncludeObject::Object => row["object"] = object.clone(),
+        IncludeObject::Object => row["object"] = sent.clone(),
     }
     row
 }

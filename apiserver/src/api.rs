@@ -43,6 +43,11 @@ impl Api {
         self.kinds.by_resource(group, version, plural).ok_or_else(Status::no_such_path)
     }
 
+    /// The version of a kind that is stored; of one that is not stored, the kind itself.
+    pub(crate) fn stored_kind(&self, kind: &Arc<Kind>) -> Arc<Kind> {
+        self.caches.of(kind).map_or_else(|_| kind.clone(), |cache| cache.kind().clone())
+    }
+
     /// An object of the core group out of the cache.
     pub(crate) fn cached(&self, plural: &str, key: &str) -> Result<Option<Arc<Entry>>, Status> {
         Ok(self.caches.of(self.kind("", "v1", plural)?)?.get(key))
@@ -72,6 +77,8 @@ pub(crate) struct Call {
     /// Behind a lock only because a body cannot be shared and a call is.
     pub(crate) body: Mutex<Body>,
     pub(crate) kind: Arc<Kind>,
+    /// The version of `kind` that is stored, and that rows of tables are printed of.
+    pub(crate) stored: Arc<Kind>,
     pub(crate) encoding: Encoding,
     /// Sentences for `Warning` headers.
     pub(crate) warnings: Vec<String>,

@@ -111,6 +111,7 @@ impl Api {
             headers: HeaderMap::new(),
             extensions: http::Extensions::new(),
             body: Mutex::new(Body::empty()),
+            stored: self.stored_kind(&kind),
             kind,
             encoding: Encoding::plain(),
             warnings: Vec::new(),

@@ -79,15 +79,17 @@ impl Api {
         let http::request::Parts { headers, extensions, .. } = parts;
         let streams =
             matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
-        let encoding = match Encoding::negotiate(&headers, &query) {
-            Ok(encoding) => encoding,
-            Err(_) if !info.is_resource || streams => Encoding::plain(),
-            Err(status) => return respond::failure(&Encoding::plain(), &status),
-        };
+        let documents = Encoding::of_documents(&headers, &query);
         let checked = self.admit(&headers, &extensions, &query, &info);
         let (user, permit) = match checked {
             Ok(checked) => checked,
-            Err(status) => return respond::failure(&encoding, &status),
+            Err(status) => return respond::failure(&documents, &status),
+        };
+        let encoding = match Encoding::negotiate(&headers, &query) {
+            _ if !info.is_resource => documents,
+            Ok(encoding) => encoding,
+            Err(_) if streams => documents,
+            Err(status) => return respond::failure(&documents, &status),
         };
         let place = Place(Arc::new(permit));
         let long_running = info.is_long_running(&query);
@@ -102,10 +104,7 @@ impl Api {
             // A watch keeps its place until its last byte.
             Ok(response) if long_running => response.map(|body| Body::new(Held { body, _place: place })),
             Ok(response) => response,
-            Err(status) => {
-                let shape = Encoding { shape: respond::Shape::Object, ..encoding };
-                respond::failure(&shape, &status)
-            }
+            Err(status) => respond::failure(&documents, &status),
         }
     }
 
@@ -143,9 +142,9 @@ impl Api {
     ) -> Result<Response, Status> {
         let kind = self.kind(&info.group, &info.version, &info.resource)?.clone();
         check_scope(&kind, &info)?;
-        let warnings = Vec::new();
-        let call =
-            Call { user, info, query, headers, extensions, body: Mutex::new(body), kind, encoding, warnings };
+        let stored = self.stored_kind(&kind);
+        let (body, warnings) = (Mutex::new(body), Vec::new());
+        let call = Call { user, info, query, headers, extensions, body, kind, stored, encoding, warnings };
         if !call.info.subresource.is_empty() {
             if !call.kind.has_subresource(&call.info.subresource) {
                 return Err(Status::no_such_path());

@@ -15,6 +15,7 @@ pub mod store;
 
 mod cache;
 
+mod negotiate;
 mod request;
 mod respond;
 

@@ -1,4 +1,4 @@
-//! How answers are encoded: JSON or YAML, whole objects, tables or metadata only, plain or gzipped.
+//! How answers are encoded: JSON, YAML or protobuf, whole objects, tables or metadata only, plain or gzipped.
 
 use std::io::Write;
 
@@ -6,121 +6,21 @@ use axum::body::Body;
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use skiff_api::table::{self, IncludeObject};
-use skiff_api::{Kind, Object, Status};
+use skiff_api::{Kind, Object, Status, protobuf};
 
 use crate::api::Call;
-use crate::request::Query;
+use crate::registry::{convert, is_same_version};
+
+pub(crate) use crate::negotiate::{Encoding, Shape, Syntax};
 
 pub(crate) type Response = http::Response<Body>;
 
 /// Answers from this size on are gzipped for who accepts it, as upstream.
 pub(crate) const GZIP_FROM_BYTES: usize = 128 << 10;
-/// An `Accept` header has a handful of clauses; more is not looked at.
-const MAX_CLAUSES: usize = 32;
-const ACCEPTED: &[&str] = &["application/json", "application/yaml"];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Shape {
-    Object,
-    Table,
-    Metadata,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Syntax {
-    Json,
-    PrettyJson,
-    Yaml,
-}
-
-/// What the client accepts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Encoding {
-    pub(crate) shape: Shape,
-    pub(crate) syntax: Syntax,
-    pub(crate) include: IncludeObject,
-    pub(crate) gzip: bool,
-}
-
-impl Encoding {
-    /// Picks the best clause of `Accept` that can be served; protobuf is passed over.
-    ///
-    /// # Errors
-    /// 406 if none can.
-    pub(crate) fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Encoding, Status> {
-        let mut chosen = None;
-        let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
-        let clauses = accept.iter().flat_map(|line| line.split(',')).take(MAX_CLAUSES);
-        for clause in clauses.map(str::trim).filter(|c| !c.is_empty()) {
-            let Some((quality, shape, yaml)) = served(clause) else { continue };
-            if chosen.is_none_or(|(best, _, _)| quality > best) {
-                chosen = Some((quality, shape, yaml));
-            }
-        }
-        let (shape, yaml) = match chosen {
-            Some((_, shape, yaml)) => (shape, yaml),
-            None if accept.iter().all(|line| line.trim().is_empty()) => (Shape::Object, false),
-            None => return Err(Status::not_acceptable(ACCEPTED)),
-        };
-        let pretty = query.get("pretty").is_some_and(|v| matches!(v, "" | "1" | "true"));
-        let gzip = headers.get_all(ACCEPT_ENCODING).iter().any(|v| {
-            v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().split(';').next() == Some("gzip")))
-        });
-        let include = match query.get("includeObject") {
-            Some("None") => IncludeObject::None,
-            Some("Object") => IncludeObject::Object,
-            None | Some("" | "Metadata") => IncludeObject::Metadata,
-            Some(other) => {
-                return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}")));
-            }
-        };
-        let syntax = match (yaml, pretty) {
-            (true, _) => Syntax::Yaml,
-            (false, true) => Syntax::PrettyJson,
-            (false, false) => Syntax::Json,
-        };
-        Ok(Encoding { shape, syntax, include, gzip })
-    }
-
-    /// What errors are answered in when the request itself could not be understood.
-    pub(crate) fn plain() -> Encoding {
-        Encoding { shape: Shape::Object, syntax: Syntax::Json, include: IncludeObject::Metadata, gzip: false }
-    }
-}
-
-/// Quality, shape and whether it is YAML of one clause, if this server can serve it.
-fn served(clause: &str) -> Option<(u16, Shape, bool)> {
-    let mut parts = clause.split(';').map(str::trim);
-    let yaml = match parts.next()? {
-        "application/json" | "application/*" | "*/*" => false,
-        "application/yaml" => true,
-        _ => return None,
-    };
-    let (mut quality, mut shape, mut group, mut version) = (1000, Shape::Object, "meta.k8s.io", "v1");
-    for parameter in parts {
-        let (key, value) = parameter.split_once('=').unwrap_or((parameter, ""));
-        match key {
-            "q" => quality = (value.parse::<f32>().ok()?.clamp(0.0, 1.0) * 1000.0) as u16,
-            "as" => {
-                shape = match value {
-                    "Table" => Shape::Table,
-                    "PartialObjectMetadata" | "PartialObjectMetadataList" => Shape::Metadata,
-                    _ => return None,
-                }
-            }
-            "g" => group = value,
-            "v" => version = value,
-            _ => {}
-        }
-    }
-    (quality > 0 && (shape == Shape::Object || (group == "meta.k8s.io" && version == "v1")))
-        .then_some((quality, shape, yaml))
-}
-
 /// Answers with one object in the shape that was asked for.
 pub(crate) fn object(call: &Call, code: u16, object: Object) -> Result<Response, Status> {
     let document = shaped(call, &call.kind, object);
@@ -139,8 +39,8 @@ pub(crate) fn shaped(call: &Call, kind: &Kind, object: Object) -> Value {
         Shape::Metadata => metadata_only(&object),
         Shape::Table => {
             let revision = object["metadata"]["resourceVersion"].clone();
-            let row = table::row(kind, &object, call.encoding.include, now_s());
-            table_of(Some(kind), vec![row], json!({"resourceVersion": revision}))
+            let row = row(kind, &call.stored, &object, call.encoding.include, now_s());
+            table_of(Some(&call.stored), vec![row], json!({"resourceVersion": revision}))
         }
     }
 }
@@ -154,6 +54,15 @@ pub(crate) fn table_of(kind: Option<&Kind>, rows: Vec<Value>, metadata: Value) -
     })
 }
 
+/// The row of an object of `kind`, whose cells are of the version that is stored.
+pub(crate) fn row(kind: &Kind, stored: &Kind, object: &Object, include: IncludeObject, now_s: i64) -> Value {
+    if is_same_version(kind, stored) {
+        return table::row(kind, object, object, include, now_s);
+    }
+    let printed = convert(kind, stored, object.clone());
+    table::row(stored, &printed, object, include, now_s)
+}
+
 pub(crate) fn metadata_only(object: &Object) -> Value {
     json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
 }
@@ -162,9 +71,17 @@ pub(crate) fn now_s() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Bytes that are JSON already, as they stand.
-pub(crate) fn json_bytes(call: &Call, code: u16, json: Bytes) -> Response {
-    finish(&call.encoding, &call.warnings, code, "application/json", json)
+/// Bytes that are encoded already, as they stand: JSON, or protobuf in its envelope.
+pub(crate) fn encoded(call: &Call, code: u16, bytes: Bytes) -> Response {
+    finish(&call.encoding, &call.warnings, code, media_type(call.encoding.syntax), bytes)
+}
+
+pub(crate) fn media_type(syntax: Syntax) -> &'static str {
+    match syntax {
+        Syntax::Json | Syntax::PrettyJson => "application/json",
+        Syntax::Yaml => "application/yaml",
+        Syntax::Protobuf => protobuf::CONTENT_TYPE,
+    }
 }
 
 pub(crate) fn document_response(
@@ -173,15 +90,21 @@ pub(crate) fn document_response(
     code: u16,
     document: &Value,
 ) -> Response {
-    let (content_type, bytes) = match encoding.syntax {
-        Syntax::Json => ("application/json", serde_json::to_vec(document).unwrap_or_default()),
-        Syntax::PrettyJson => ("application/json", pretty(document)),
+    let as_json = || serde_json::to_vec(document).unwrap_or_default();
+    let (syntax, bytes) = match encoding.syntax {
+        Syntax::Json => (Syntax::Json, as_json()),
+        Syntax::PrettyJson => (Syntax::PrettyJson, pretty(document)),
         Syntax::Yaml => match serde_saphyr::to_string(document) {
-            Ok(text) => ("application/yaml", text.into_bytes()),
-            Err(_) => ("application/json", pretty(document)),
+            Ok(text) => (Syntax::Yaml, text.into_bytes()),
+            Err(_) => (Syntax::Json, as_json()),
+        },
+        // What protobuf has no type for is JSON to everybody, such as the list of all paths.
+        Syntax::Protobuf => match protobuf::document(document) {
+            Some(bytes) => (Syntax::Protobuf, bytes.into()),
+            None => (Syntax::Json, as_json()),
         },
     };
-    finish(encoding, warnings, code, content_type, bytes.into())
+    finish(encoding, warnings, code, media_type(syntax), bytes.into())
 }
 
 fn pretty(document: &Value) -> Vec<u8> {
@@ -263,32 +186,6 @@ pub(crate) fn success(details: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn check(accept: &str, expected: Option<(Shape, Syntax)>) {
-        let mut headers = HeaderMap::new();
-        headers.insert(ACCEPT, HeaderValue::from_str(accept).expect("a header"));
-        let got = Encoding::negotiate(&headers, &Query::default()).ok().map(|e| (e.shape, e.syntax));
-        assert_eq!(got, expected, "{accept}");
-    }
-
-    #[test]
-    fn the_best_clause_that_can_be_served_is_chosen() {
-        check("application/json", Some((Shape::Object, Syntax::Json)));
-        check("*/*", Some((Shape::Object, Syntax::Json)));
-        check("application/yaml", Some((Shape::Object, Syntax::Yaml)));
-        check("application/vnd.kubernetes.protobuf", None);
-        check("application/vnd.kubernetes.protobuf,application/json", Some((Shape::Object, Syntax::Json)));
-        check(
-            "application/json;as=Table;v=v1;g=meta.k8s.io,application/json;as=Table;v=v1beta1;g=meta.k8s.io,application/json",
-            Some((Shape::Table, Syntax::Json)),
-        );
-        check("application/json;as=Table;v=v9;g=meta.k8s.io", None);
-        check(
-            "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
-            Some((Shape::Metadata, Syntax::Json)),
-        );
-        check("application/json;q=0.1, application/yaml;q=0.9", Some((Shape::Object, Syntax::Yaml)));
-    }
 
     #[test]
     fn a_warning_is_quoted() {

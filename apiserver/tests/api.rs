@@ -20,3 +20,9 @@ mod node;
 
 #[path = "api/network.rs"]
 mod network;
+
+#[path = "api/versions.rs"]
+mod versions;
+
+#[path = "api/protobuf.rs"]
+mod protobuf;

@@ -260,20 +260,24 @@ fn make_network(path: &Path) -> Result<()> {
         &["link", "add", "eth0", "type", "veth", "peer", "name", "lan0"],
         &["link", "set", "lan0", "up"],
         &["link", "set", "eth0", "up"],
-        &["address", "add", &node, "dev", "eth0"],
-        &["route", "add", "default", "via", "10.99.0.1", "dev", "eth0"],
+        &["address", "replace", &node, "dev", "eth0"],
+        &["route", "replace", "default", "via", "10.99.0.1", "dev", "eth0"],
     ];
     let commands: Vec<Vec<String>> =
         commands.iter().map(|c| c.iter().map(|w| (*w).to_owned()).collect()).collect();
     netns::within(path, move || -> Result<()> {
+        let has_link = nix::net::if_::if_nametoindex("eth0").is_ok();
         for args in commands {
+            if has_link && args.starts_with(&["link".to_owned(), "add".to_owned()]) {
+                continue;
+            }
             let output = Command::new("ip")
                 .args(&args)
                 .output()
                 .context("running ip; install the package iproute2")?;
             let error = String::from_utf8_lossy(&output.stderr);
             ensure!(
-                output.status.success() || error.contains("File exists"),
+                output.status.success(),
                 "ip {}: {}",
                 args.join(" "),
                 error.trim()

@@ -36,7 +36,7 @@ pub(crate) fn check(name: &str) -> Result<()> {
 }
 
 /// Processes whose arguments name one of the cluster's directories: shims, Wasm hosts, servers.
-fn processes(of_cluster: &str) -> Vec<String> {
+pub(crate) fn processes(of_cluster: &str) -> Vec<String> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();

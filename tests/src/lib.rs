@@ -1,8 +1,8 @@
 //! A real cluster for a test: `skiff up` in namespaces of its own, driven with stock kubectl.
 //!
 //! A test reads as a story: [`TestCluster::start`], [`TestCluster::kubectl`], [`TestCluster::wait_for`],
-//! [`TestCluster::http_get`]; dropping or [`TestCluster::stop`]ping the cluster runs the whole-cluster checker, which
-//! fails the test if anything is left on the machine.
+//! [`http_get`]. [`TestCluster::stop`] deletes what the story made and runs the whole-cluster checker, twice: nothing of it
+//! may be left in the cluster, and when the cluster is gone, nothing on the machine.
 //!
 //! `cargo xtask test` names the program and the registry in `SKIFF_BIN` and `SKIFF_TEST_REGISTRIES`.
 
@@ -15,15 +15,23 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+mod inventory;
 mod leaks;
+
+use inventory::Inventory;
 
 /// One throw-away cluster.
 pub struct TestCluster {
     name: String,
     program: PathBuf,
     registries: PathBuf,
+    /// What there was when it was new.
+    fresh: Option<Inventory>,
     stopped: bool,
 }
+
+/// What stories make, and delete by hand; all else must go with its owner.
+const MADE: &str = "deployments,pods,services,configmaps,secrets,endpoints";
 
 /// How long a story waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -37,16 +45,31 @@ impl TestCluster {
                 .with_context(|| format!("{variable} is not set; run the stories with: cargo xtask test"))
         };
         let (program, registries) = (named("SKIFF_BIN")?, named("SKIFF_TEST_REGISTRIES")?);
-        let cluster = TestCluster {
+        let mut cluster = TestCluster {
             name: name.into(),
             program: program.into(),
             registries: registries.into(),
+            fresh: None,
             stopped: false,
         };
         // What an earlier run that was killed has left, by its own record.
         let _ = cluster.skiff(&["down", "--name", name]);
         cluster.up()?;
+        // What a new cluster makes of itself comes within moments; then it is still.
+        let mut last = None;
+        let still = cluster.wait_for("a quiet cluster", || {
+            let now = Inventory::take(&cluster)?;
+            let settled = now.has_accounts() && last.as_ref() == Some(&now);
+            let found = settled.then(|| last.take()).flatten();
+            last = Some(now);
+            Ok(found)
+        })?;
+        cluster.fresh = Some(still);
         Ok(cluster)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     /// Starts what of the cluster does not run.
@@ -62,6 +85,16 @@ impl TestCluster {
 
     pub fn kubeconfig(&self) -> PathBuf {
         PathBuf::from("/var/lib/skiff/clusters").join(&self.name).join("kubeconfig")
+    }
+
+    /// The administrator's client.
+    pub async fn client(&self) -> Result<kube::Client> {
+        rustls::crypto::aws_lc_rs::default_provider().install_default().ok();
+        let kubeconfig = kube::config::Kubeconfig::read_from(self.kubeconfig())?;
+        let options = kube::config::KubeConfigOptions::default();
+        let mut config = kube::Config::from_custom_kubeconfig(kubeconfig, &options).await?;
+        config.proxy_url = None;
+        Ok(kube::Client::try_from(config)?)
     }
 
     /// A kubectl that is about to run against this cluster.
@@ -172,8 +205,30 @@ impl TestCluster {
         self.up()
     }
 
-    /// Ends the cluster and fails if anything of it is left.
+    /// Deletes all that was made since the cluster was new, and fails if anything of it is left.
+    fn empty(&self) -> Result<()> {
+        let Some(fresh) = &self.fresh else { return Ok(()) };
+        let made = self.get(&[MADE])?;
+        for item in made["items"].as_array().into_iter().flatten() {
+            let text = |v: &Value| v.as_str().unwrap_or_default().to_owned();
+            let (kind, name) = (text(&item["kind"]), text(&item["metadata"]["name"]));
+            let namespace = text(&item["metadata"]["namespace"]);
+            let is_owned = item["metadata"]["ownerReferences"].is_array();
+            if !is_owned && !fresh.objects.contains(&format!("{namespace} {kind}/{name}")) {
+                self.kubectl(&["delete", &kind, &name, "--ignore-not-found", "--grace-period=2"])?;
+            }
+        }
+        let mut changes = Vec::new();
+        let back = self.wait_for("the end of all that the story made", || {
+            changes = Inventory::take(self)?.changes_since(fresh);
+            Ok(changes.is_empty().then_some(()))
+        });
+        back.with_context(|| format!("changed since the cluster was new:\n  {}", changes.join("\n  ")))
+    }
+
+    /// Deletes what the story made, ends the cluster, and fails if anything of either is left.
     pub fn stop(mut self) -> Result<()> {
+        self.empty()?;
         self.stopped = true;
         self.skiff(&["down", "--name", &self.name])?;
         leaks::check(&self.name)

@@ -5,8 +5,6 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
-use super::Format;
-
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ParseError {
     #[error("invalid JSON: {0}")]
@@ -17,21 +15,28 @@ pub(super) enum ParseError {
     Empty,
 }
 
+/// Formats that need no schema to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Text {
+    Json,
+    Yaml,
+}
+
 /// Parses one document. JSON nests at most 128 deep; YAML is held to a budget of nodes, aliases and depth.
-pub(super) fn parse(bytes: &[u8], format: Format) -> Result<(Value, Vec<String>), ParseError> {
+pub(super) fn parse(bytes: &[u8], format: Text) -> Result<(Value, Vec<String>), ParseError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(ParseError::Empty);
     }
     let mut duplicates = Vec::new();
     let seed = Node { path: String::new(), duplicates: &mut duplicates };
     let value = match format {
-        Format::Json => {
+        Text::Json => {
             let mut json = serde_json::Deserializer::from_slice(bytes);
             let value = seed.deserialize(&mut json).map_err(ParseError::Json)?;
             json.end().map_err(ParseError::Json)?;
             value
         }
-        Format::Yaml => {
+        Text::Yaml => {
             let text = std::str::from_utf8(bytes).map_err(|e| ParseError::Yaml(e.to_string()))?;
             serde_saphyr::from_str::<Value>(text).map_err(|e| ParseError::Yaml(e.to_string()))?
         }

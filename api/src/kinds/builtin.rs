@@ -7,6 +7,7 @@ use crate::table::Column;
 
 mod apps;
 mod auth;
+pub mod autoscaling;
 mod core;
 mod events;
 mod extension;
@@ -22,6 +23,9 @@ pub(super) fn declarations() -> Vec<Kind> {
         core::kinds(),
         extension::registrations(),
         apps::kinds(),
+        vec![events::events()],
+        autoscaling::kinds(),
+        apps::batch(),
         auth::kinds(),
         network::kinds(),
         storage::kinds(),
@@ -33,16 +37,38 @@ pub(super) fn declarations() -> Vec<Kind> {
     .collect()
 }
 
+/// Where the types of a built-in group lie.
+pub(crate) fn package(group: &str) -> Option<&'static str> {
+    Some(match group {
+        "" => "io.k8s.api.core",
+        "admissionregistration.k8s.io" => "io.k8s.api.admissionregistration",
+        "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions",
+        "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration",
+        "apps" => "io.k8s.api.apps",
+        "authentication.k8s.io" => "io.k8s.api.authentication",
+        "authorization.k8s.io" => "io.k8s.api.authorization",
+        "autoscaling" => "io.k8s.api.autoscaling",
+        "batch" => "io.k8s.api.batch",
+        "certificates.k8s.io" => "io.k8s.api.certificates",
+        "coordination.k8s.io" => "io.k8s.api.coordination",
+        "discovery.k8s.io" => "io.k8s.api.discovery",
+        "events.k8s.io" => "io.k8s.api.events",
+        "flowcontrol.apiserver.k8s.io" => "io.k8s.api.flowcontrol",
+        "networking.k8s.io" => "io.k8s.api.networking",
+        "node.k8s.io" => "io.k8s.api.node",
+        "policy" => "io.k8s.api.policy",
+        "rbac.authorization.k8s.io" => "io.k8s.api.rbac",
+        "resource.k8s.io" => "io.k8s.api.resource",
+        "scheduling.k8s.io" => "io.k8s.api.scheduling",
+        "storage.k8s.io" => "io.k8s.api.storage",
+        _ => return None,
+    })
+}
+
 /// Starts the declaration of a namespaced, stored kind with the columns Name and Age. The type is looked up by
 /// its name in the embedded schema, of which a test makes sure that it has them all.
 fn kind(group: &'static str, version: &'static str, kind: &str, plural: &str) -> Kind {
-    let package = match group {
-        "" => "io.k8s.api.core".to_owned(),
-        "apiextensions.k8s.io" => "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions".into(),
-        "apiregistration.k8s.io" => "io.k8s.kube-aggregator.pkg.apis.apiregistration".into(),
-        "flowcontrol.apiserver.k8s.io" => "io.k8s.api.flowcontrol".into(),
-        group => format!("io.k8s.api.{}", group.split('.').next().unwrap_or(group)),
-    };
+    let package = package(group).unwrap_or_else(|| unreachable!("no package is known for {group}"));
     let type_name = format!("{package}.{version}.{kind}");
     let schema = TypeRef::builtin(&type_name)
         .unwrap_or_else(|| unreachable!("the embedded schema has no {type_name}"));
@@ -115,18 +141,29 @@ impl Kind {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::collections::{HashMap, HashSet};
 
     use crate::Kinds;
 
     #[test]
     fn every_kind_is_found_by_its_resource_and_by_its_kind() {
         let kinds = Kinds::builtin();
-        let mut folders = HashSet::new();
+        let mut folders = HashMap::new();
+        let mut versions = HashSet::new();
         for kind in kinds.iter() {
             assert!(kinds.by_resource(&kind.group, &kind.version, &kind.plural).is_some(), "{}", kind.plural);
             assert!(kinds.by_kind(&kind.group, &kind.version, &kind.kind).is_some(), "{}", kind.kind);
-            assert!(folders.insert(kind.registry_folder.clone()), "two kinds in {}", kind.registry_folder);
+            let version = (kind.registry_folder.clone(), kind.group.clone(), kind.version.clone());
+            assert!(
+                versions.insert(version),
+                "two kinds of {} in {}",
+                kind.api_version(),
+                kind.registry_folder
+            );
+            // Two kinds share a folder only as two versions of one: whatever reads it converts between them.
+            let resource = (kind.plural.clone(), kind.kind.clone(), kind.scope);
+            let first = folders.entry(kind.registry_folder.clone()).or_insert_with(|| resource.clone());
+            assert_eq!(*first, resource, "two kinds in {}", kind.registry_folder);
         }
         assert!(folders.len() > 60, "{} kinds", folders.len());
     }

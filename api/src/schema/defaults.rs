@@ -71,6 +71,7 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("batch.v1.CronJobSpec", "suspend", "false"),
     ("batch.v1.CronJobSpec", "successfulJobsHistoryLimit", "3"),
     ("batch.v1.CronJobSpec", "failedJobsHistoryLimit", "1"),
+    ("autoscaling.v1.HorizontalPodAutoscalerSpec", "minReplicas", "1"),
     ("autoscaling.v2.HorizontalPodAutoscalerSpec", "minReplicas", "1"),
     (
         "certificates.v1.CertificateSigningRequestSpec",

@@ -9,11 +9,13 @@
 //! ```
 //!
 //! A shape is a word (`string`, `int32`, `any`, …), `.` and the name of a type, or `[]` (list of) or `{}`
-//! (map of) before a shape. `#` gives the protobuf field number, `#2.19` one in an inlined message.
+//! (map of) before a shape. `#` gives the protobuf field number, `#2.19` one in an inlined message; `go=value`
+//! and `go=omitempty` say that a field which is not set is on the wire as its zero value, and whether JSON then
+//! has it too; `wrapped` that its list is a message of its own.
 
 use std::collections::HashMap;
 
-use super::{Field, ListType, ObjectType, Schema, Shape, TypeId};
+use super::{Alternative, Field, ListType, Message, ObjectType, Presence, Schema, Shape, TypeId};
 
 #[derive(Debug, thiserror::Error)]
 #[error("schema line {line}: {what}")]
@@ -43,7 +45,8 @@ pub(super) fn parse(text: &str) -> Result<Schema, ParseError> {
         .into_iter()
         .map(|(name, mut fields)| {
             fields.sort_by(|a, b| a.name.cmp(&b.name));
-            ObjectType { name, fields: fields.into() }
+            let message = Message::of(&fields);
+            ObjectType { name, fields: fields.into(), message }
         })
         .collect();
     Ok(Schema { types, by_name })
@@ -57,7 +60,9 @@ fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, Strin
         name: name.into(),
         shape,
         required: false,
-        tag: [0, 0],
+        tag: Box::default(),
+        presence: Presence::Optional,
+        wrapped: false,
         list: ListType::Atomic,
         keys: Box::default(),
         patch_merge: false,
@@ -74,15 +79,15 @@ fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, Strin
 
 fn fact(field: &mut Field, word: &str) -> Result<(), String> {
     if let Some(tags) = word.strip_prefix('#') {
-        let mut numbers = tags.split('.').map(str::parse::<u16>);
-        // Deeper nesting than two occurs only where messages are not yet transcoded.
-        for at in &mut field.tag {
-            *at = numbers.next().transpose().map_err(|_| format!("a field number in {word:?}"))?.unwrap_or(0);
-        }
+        let numbers = tags.split('.').map(str::parse::<u16>).collect::<Result<Box<[u16]>, _>>();
+        field.tag = numbers.map_err(|_| format!("a field number in {word:?}"))?;
         return Ok(());
     }
     match word.split_once('=') {
         None if word == "required" => field.required = true,
+        None if word == "wrapped" => field.wrapped = true,
+        Some(("go", "value")) => field.presence = Presence::Value,
+        Some(("go", "omitempty")) => field.presence = Presence::OmitEmpty,
         Some(("list", kind)) => {
             field.list = match kind {
                 "map" => ListType::Map,
@@ -136,6 +141,17 @@ fn shape(text: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Shape, Strin
         "time" => Shape::Time,
         "microtime" => Shape::MicroTime,
         "any" => Shape::Any,
+        "schema-or-bool" => schema_or(Alternative::Bool, by_name)?,
+        "schema-or-array" => schema_or(Alternative::Schemas, by_name)?,
+        "schema-or-strings" => schema_or(Alternative::Strings, by_name)?,
         _ => return Err(format!("unknown shape {text:?}")),
     })
+}
+
+fn schema_or(alternative: Alternative, by_name: &HashMap<Box<str>, TypeId>) -> Result<Shape, String> {
+    const SCHEMA: &str = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+    by_name
+        .get(SCHEMA)
+        .map(|id| Shape::SchemaOr(alternative, *id))
+        .ok_or_else(|| format!("unknown type {SCHEMA}"))
 }

@@ -10,7 +10,7 @@ const NOW_S: i64 = 1_767_226_200;
 fn check(kind: &str, object: Object, wanted: &[&str]) {
     let kinds = Kinds::builtin();
     let kind = kinds.iter().find(|k| k.kind == kind).unwrap();
-    let row = row(kind, &object, IncludeObject::None, NOW_S);
+    let row = row(kind, &object, &object, IncludeObject::None, NOW_S);
     let cells: Vec<String> = row["cells"]
         .as_array()
         .unwrap()

@@ -79,7 +79,9 @@ fn mount_token(pod: &mut Object) {
     let mount = json!({"name": volume, "readOnly": true, "mountPath": MOUNT_PATH});
     let mut used = false;
     for field in ["initContainers", "containers"] {
-        for container in pod["spec"][field].as_array_mut().into_iter().flatten() {
+        // Looking a field up by index would leave a null where there is none.
+        let containers = pod["spec"].get_mut(field).and_then(Value::as_array_mut);
+        for container in containers.into_iter().flatten() {
             let mounts = &mut container["volumeMounts"];
             if !mounts.is_array() {
                 *mounts = json!([]);

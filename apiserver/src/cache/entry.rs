@@ -1,10 +1,10 @@
 //! One object as the cache holds it.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use skiff_api::meta::Meta;
-use skiff_api::{FieldSelector, Kind, LabelSelector, Object};
+use skiff_api::{FieldSelector, Kind, LabelSelector, Object, protobuf};
 
 use crate::store::Revision;
 
@@ -14,6 +14,8 @@ pub(crate) struct Entry {
     pub(crate) key: Arc<str>,
     /// The document in its storage version, with `metadata.resourceVersion`.
     pub(crate) json: Bytes,
+    /// The same as a protobuf message, made when the first client asks for it.
+    protobuf: OnceLock<Bytes>,
     /// Sorted by key.
     labels: Box<[(Box<str>, Box<str>)]>,
     /// The selectable fields of its kind that are set, besides name and namespace.
@@ -43,6 +45,7 @@ impl Entry {
             key,
             // Writing a `Value` to memory cannot fail.
             json: serde_json::to_vec(&object).unwrap_or_default().into(),
+            protobuf: OnceLock::new(),
             labels: labels.unwrap_or_default(),
             fields,
             mod_revision,
@@ -57,6 +60,11 @@ impl Entry {
     pub(crate) fn parse(&self) -> Object {
         // Entries are made of valid JSON only.
         serde_json::from_slice(&self.json).unwrap_or_default()
+    }
+
+    /// The message of the object, without its envelope. `kind` is the kind that is stored.
+    pub(crate) fn protobuf(&self, kind: &Kind) -> Bytes {
+        self.protobuf.get_or_init(|| protobuf::message(kind.schema.id, &self.parse())).clone()
     }
 
     pub(crate) fn namespace(&self) -> &str {

@@ -51,7 +51,7 @@ impl Caches {
         shutdown: CancellationToken,
     ) -> Result<Arc<Caches>, StoreError> {
         let mut by_folder = HashMap::new();
-        for kind in storage_kinds(kinds) {
+        for kind in kinds.stored() {
             by_folder.insert(kind.registry_folder.clone(), Arc::new(ResourceCache::new(kind)));
         }
         let caches = Arc::new(Caches { store, by_folder, applied: watch::Sender::new(0) });
@@ -174,31 +174,6 @@ impl Caches {
             .flatten()
             .find_map(|at| Some((self.by_folder.get(&rest[..at])?, &rest[at + 1..])))
     }
-}
-
-/// The kind in whose version a folder's objects are stored, one a folder: the first declared, but for those
-/// that upstream stores in another.
-pub(crate) fn storage_kinds(kinds: &Kinds) -> Vec<Arc<Kind>> {
-    let mut by_folder: HashMap<&str, usize> = HashMap::new();
-    let mut chosen: Vec<Arc<Kind>> = Vec::new();
-    for kind in kinds.iter().filter(|k| k.storage == skiff_api::kinds::Storage::Stored) {
-        match by_folder.get(kind.registry_folder.as_str()) {
-            None => {
-                by_folder.insert(&kind.registry_folder, chosen.len());
-                chosen.push(kind.clone());
-            }
-            Some(&at) if is_preferred_storage(kind) => chosen[at] = kind.clone(),
-            Some(_) => {}
-        }
-    }
-    chosen
-}
-
-fn is_preferred_storage(kind: &Kind) -> bool {
-    matches!(
-        (kind.group.as_str(), kind.version.as_str(), kind.plural.as_str()),
-        ("", "v1", "events") | ("autoscaling", "v2", "horizontalpodautoscalers")
-    )
 }
 
 /// A revision that the cache did not reach in time.

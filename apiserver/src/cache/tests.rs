@@ -106,9 +106,14 @@ async fn all_watchers_share_one_encoded_event() {
     let mut watchers: Vec<_> =
         (0..3).map(|_| f.pods().watch(Filter::default(), Some(start)).expect("watches")).collect();
     f.put("x", json!({}), "").await;
-    let frames: Vec<_> =
-        watchers.iter_mut().map(|w| w.changes.try_recv().expect("an event").frame().as_ptr()).collect();
+    let changes: Vec<_> = watchers.iter_mut().map(|w| w.changes.try_recv().expect("an event")).collect();
+    let frames: Vec<_> = changes.iter().map(|change| change.frame().as_ptr()).collect();
     assert!(frames.windows(2).all(|pair| pair[0] == pair[1]));
+    let kind = f.pods().kind();
+    let frames: Vec<_> = changes.iter().map(|change| change.protobuf_frame(kind).as_ptr()).collect();
+    assert!(frames.windows(2).all(|pair| pair[0] == pair[1]), "protobuf too");
+    let cached = f.pods().get("a/x").expect("the object");
+    assert_eq!(cached.protobuf(kind).as_ptr(), changes[0].entry.protobuf(kind).as_ptr(), "lists too");
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use skiff_api::{FieldSelector, LabelSelector};
+use skiff_api::{FieldSelector, Kind, LabelSelector, protobuf};
 use tokio::sync::mpsc;
 
 use super::Entry;
@@ -31,17 +31,34 @@ impl ChangeKind {
 pub(crate) struct Change {
     pub(crate) kind: ChangeKind,
     pub(crate) entry: Arc<Entry>,
-    frame: Arc<OnceLock<Bytes>>,
+    frames: Arc<Frames>,
+}
+
+/// A change as it is sent, by how it is encoded.
+#[derive(Default)]
+struct Frames {
+    json: OnceLock<Bytes>,
+    protobuf: OnceLock<Bytes>,
 }
 
 impl Change {
     pub(crate) fn new(kind: ChangeKind, entry: Arc<Entry>) -> Change {
-        Change { kind, entry, frame: Arc::default() }
+        Change { kind, entry, frames: Arc::default() }
     }
 
     /// The event as it is sent in plain JSON, encoded once for all watchers that see the same change.
     pub(crate) fn frame(&self) -> Bytes {
-        self.frame.get_or_init(|| frame(self.kind.as_str(), &self.entry.json)).clone()
+        self.frames.json.get_or_init(|| frame(self.kind.as_str(), &self.entry.json)).clone()
+    }
+
+    /// The same in protobuf. `kind` is the kind that is stored.
+    pub(crate) fn protobuf_frame(&self, kind: &Kind) -> Bytes {
+        let encode = || {
+            let message = self.entry.protobuf(kind);
+            let object = protobuf::envelope(&kind.api_version(), &kind.kind, &message);
+            protobuf::watch_frame(self.kind.as_str(), &object)
+        };
+        self.frames.protobuf.get_or_init(encode).clone()
     }
 }
 

@@ -51,6 +51,31 @@ struct Offer {
     verbs: &'static [&'static str],
 }
 
+/// The order of the groups, as upstream ranks them; others follow in the order of declaration.
+const GROUPS: &[&str] = &[
+    "",
+    "apiregistration.k8s.io",
+    "apps",
+    "events.k8s.io",
+    "authentication.k8s.io",
+    "authorization.k8s.io",
+    "autoscaling",
+    "batch",
+    "certificates.k8s.io",
+    "networking.k8s.io",
+    "policy",
+    "rbac.authorization.k8s.io",
+    "storage.k8s.io",
+    "admissionregistration.k8s.io",
+    "apiextensions.k8s.io",
+    "scheduling.k8s.io",
+    "coordination.k8s.io",
+    "node.k8s.io",
+    "discovery.k8s.io",
+    "resource.k8s.io",
+    "flowcontrol.apiserver.k8s.io",
+];
+
 const ALL_VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 const NAMESPACE_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
@@ -72,6 +97,7 @@ impl Discovery {
             });
             versions[at].1.push(kind.clone());
         }
+        groups.sort_by_key(|group| GROUPS.iter().position(|g| *g == group.name).unwrap_or(GROUPS.len()));
         Discovery { groups, server_address: format!("{advertise}:{port}"), openapi: OpenApi::new(kinds) }
     }
 

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use axum::body::Body;
 use bytes::Bytes;
 use flate2::read::GzDecoder;
-use http::header::{CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
+use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
@@ -61,6 +61,16 @@ impl Document {
     }
 }
 
+/// Documents are offered in JSON only, not in the protobuf that gnostic defines for them.
+fn accepts_json(headers: &HeaderMap) -> bool {
+    let mut accept = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).peekable();
+    let is_json = |clause: &str| {
+        let media_type = clause.split(';').next().unwrap_or_default().trim();
+        matches!(media_type, "" | "*" | "*/*" | "application/*" | "application/json")
+    };
+    accept.peek().is_none() || accept.any(|line| line.split(',').any(is_json))
+}
+
 impl OpenApi {
     pub(super) fn new(kinds: Arc<Kinds>) -> OpenApi {
         OpenApi { kinds, v2: OnceLock::new(), v3: OnceLock::new() }
@@ -74,6 +84,9 @@ impl OpenApi {
         encoding: &Encoding,
     ) -> Option<Result<Response, Status>> {
         let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
+        if !accepts_json(headers) {
+            return Some(Err(Status::not_acceptable(&["application/json"])));
+        }
         match rest.split_once('/') {
             None if rest == "v2" => {
                 let document = self.v2.get_or_init(|| Document::new(&openapi::v2(&self.kinds)));

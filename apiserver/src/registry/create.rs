@@ -6,9 +6,10 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status, decode, default};
 
 use super::metadata;
-use super::options::{WriteOptions, body_format};
+use super::options::WriteOptions;
 use crate::api::{Api, Call};
 use crate::limits::read_body;
+use crate::negotiate::body_format;
 use crate::respond::Response;
 
 /// How often a generated name that is taken is generated again, as upstream.
@@ -65,7 +66,7 @@ impl Api {
 
 /// Reads and decodes the body as an object of the call's kind, defaults filled in.
 pub(super) async fn read_object(call: &mut Call, validation: FieldValidation) -> Result<Object, Status> {
-    let format = body_format(call)?;
+    let format = body_format(&call.headers)?;
     let bytes = read_body(call.take_body()).await?;
     let decoded = decode::decode(&call.kind, &bytes, format, validation)?;
     call.warnings.extend(decoded.warnings);
@@ -94,6 +95,7 @@ fn keeps_no_status(kind: &Kind) -> bool {
 fn check(kind: &Kind, object: &Object) -> Result<(), Status> {
     let mut causes = metadata::validate(kind, object);
     causes.extend(kind.strategy.validate(object));
+    causes.extend(kind.strategy.validate_create(object));
     refuse(kind, object.name(), causes)
 }
 

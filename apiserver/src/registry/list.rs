@@ -13,14 +13,14 @@ use http::HeaderValue;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use skiff_api::{Status, table};
+use skiff_api::{Kind, Status, protobuf};
 use std::io::Write;
 
 use super::options::{ListOptions, VersionMatch, revision};
 use super::{is_stored_as, store_failure};
 use crate::api::{Api, Call};
 use crate::cache::{Entry, Snapshot};
-use crate::respond::{self, GZIP_FROM_BYTES, Response, Shape, Syntax};
+use crate::respond::{self, GZIP_FROM_BYTES, Response, Shape};
 use crate::store::{Range, Revision, StoreError};
 
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
@@ -88,7 +88,7 @@ impl Api {
         if page.next.is_some() {
             self.caches.of(&call.kind)?.keep_snapshot(revision, snapshot);
         }
-        self.encode_list(&call, page)
+        self.encode_list(&call, page).await
     }
 
     async fn source(&self, call: &Call, options: &ListOptions) -> Result<Source, Refusal> {
@@ -165,7 +165,7 @@ impl Api {
         }
     }
 
-    fn encode_list(&self, call: &Call, page: Page) -> Result<Response, Status> {
+    async fn encode_list(&self, call: &Call, page: Page) -> Result<Response, Status> {
         let mut metadata = json!({"resourceVersion": page.revision.to_string()});
         if let Some(next) = &page.next {
             metadata["continue"] = ContinueToken::encode(page.revision as i64, next).into();
@@ -174,11 +174,19 @@ impl Api {
             metadata["remainingItemCount"] = remaining.into();
         }
         let kind = &call.kind;
-        let plain = call.encoding.shape == Shape::Object && call.encoding.syntax == Syntax::Json;
-        if plain && is_stored_as(self, kind)? {
-            let head =
-                json!({"kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata});
-            return Ok(streamed(call, &head, page.entries));
+        if is_stored_as(self, kind)? {
+            if call.encoding.is_plain() {
+                let head =
+                    json!({"kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata});
+                return Ok(streamed_json(call, &head, page.entries));
+            }
+            if call.encoding.is_protobuf() {
+                let messages = messages(kind.clone(), page.entries).await?;
+                let list = protobuf::List::new(&kind.api_version(), &kind.list_kind(), &metadata, messages);
+                let list = list.ok_or_else(|| Status::internal("lists have no metadata"))?;
+                let size_bytes = list.size_bytes();
+                return Ok(streamed(call, size_bytes, list.chunks(CHUNK_BYTES)));
+            }
         }
         let objects =
             page.entries.iter().map(|entry| self.parsed(kind, entry)).collect::<Result<Vec<_>, _>>()?;
@@ -195,12 +203,21 @@ impl Api {
             }
             Shape::Table => {
                 let now_s = respond::now_s();
-                let row = |object| table::row(kind, object, call.encoding.include, now_s);
-                respond::table_of(Some(kind), objects.iter().map(row).collect(), metadata)
+                let row = |object| respond::row(kind, &call.stored, object, call.encoding.include, now_s);
+                respond::table_of(Some(&call.stored), objects.iter().map(row).collect(), metadata)
             }
         };
         Ok(respond::document_response(&call.encoding, &call.warnings, 200, &document))
     }
+}
+
+/// The objects in protobuf: all of them before the first is sent, since a list begins with its length.
+async fn messages(kind: Arc<Kind>, entries: Vec<Arc<Entry>>) -> Result<Vec<Bytes>, Status> {
+    // Encoding this many for the first time is too much for a thread that serves others.
+    const FEW: usize = 100;
+    let few = entries.len() <= FEW;
+    let encode = move || entries.iter().map(|entry| entry.protobuf(&kind)).collect();
+    if few { Ok(encode()) } else { tokio::task::spawn_blocking(encode).await.map_err(Status::internal) }
 }
 
 /// The part of the snapshot that a list answers with.
@@ -232,28 +249,35 @@ fn select(source: Source, options: &ListOptions) -> Page {
     }
 }
 
-/// A list out of encoded objects: at once if it is small, item by item if not.
-fn streamed(call: &Call, head: &Value, entries: Vec<Arc<Entry>>) -> Response {
+/// A list out of objects that are encoded as JSON.
+fn streamed_json(call: &Call, head: &Value, entries: Vec<Arc<Entry>>) -> Response {
     let size_bytes: usize = entries.iter().map(|entry| entry.json.len() + 1).sum();
-    let gzip = call.encoding.gzip && size_bytes >= GZIP_FROM_BYTES;
     let mut head = serde_json::to_vec(head).unwrap_or_default();
     head.pop();
     head.extend_from_slice(b",\"items\":[");
-    let mut chunks =
-        Chunks { head: Some(head), entries: entries.into_iter(), first: true, gzip: None, done: false };
-    if gzip {
-        chunks.gzip = Some(GzEncoder::new(Vec::new(), Compression::fast()));
-    }
+    streamed(call, size_bytes, JsonChunks { head, entries: entries.into_iter(), first: true, done: false })
+}
+
+/// A list in pieces: at once if it is small, piece by piece if not.
+fn streamed(
+    call: &Call,
+    size_bytes: usize,
+    chunks: impl Iterator<Item = Bytes> + Send + 'static,
+) -> Response {
+    let gzip = call.encoding.gzip && size_bytes >= GZIP_FROM_BYTES;
     let body = if size_bytes <= CHUNK_BYTES {
         let mut whole = BytesMut::with_capacity(size_bytes + 256);
         chunks.for_each(|chunk| whole.extend_from_slice(&chunk));
         Body::from(whole.freeze())
+    } else if gzip {
+        let encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        stream(Gzipped { chunks, encoder: Some(encoder) })
     } else {
-        Body::from_stream(futures::stream::iter(chunks.map(Ok::<Bytes, std::convert::Infallible>)))
+        stream(chunks)
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(respond::media_type(call.encoding.syntax)));
     if gzip {
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
@@ -261,41 +285,53 @@ fn streamed(call: &Call, head: &Value, entries: Vec<Arc<Entry>>) -> Response {
     response
 }
 
-struct Chunks {
-    head: Option<Vec<u8>>,
-    entries: std::vec::IntoIter<Arc<Entry>>,
-    first: bool,
-    gzip: Option<GzEncoder<Vec<u8>>>,
-    done: bool,
+fn stream(chunks: impl Iterator<Item = Bytes> + Send + 'static) -> Body {
+    Body::from_stream(futures::stream::iter(chunks.map(Ok::<Bytes, std::convert::Infallible>)))
 }
 
-impl Iterator for Chunks {
+struct Gzipped<C> {
+    chunks: C,
+    encoder: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl<C: Iterator<Item = Bytes>> Iterator for Gzipped<C> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        while !self.done {
-            let plain = self.plain_chunk();
-            let Some(encoder) = &mut self.gzip else { return Some(plain) };
-            // Writing to memory cannot fail; if it did, the cut stream would tell the client.
-            if encoder.write_all(&plain).is_err() {
-                return None;
-            }
-            let chunk =
-                if self.done { self.gzip.take()?.finish().ok()? } else { std::mem::take(encoder.get_mut()) };
+        loop {
+            let encoder = self.encoder.as_mut()?;
+            let chunk = match self.chunks.next() {
+                Some(plain) => {
+                    // Writing to memory cannot fail; if it did, the cut stream would tell the client.
+                    encoder.write_all(&plain).ok()?;
+                    std::mem::take(encoder.get_mut())
+                }
+                None => self.encoder.take()?.finish().ok()?,
+            };
             if !chunk.is_empty() {
                 return Some(chunk.into());
             }
         }
-        None
     }
 }
 
-impl Chunks {
-    fn plain_chunk(&mut self) -> Bytes {
-        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
-        if let Some(head) = self.head.take() {
-            chunk.put_slice(&head);
+struct JsonChunks {
+    /// What is not sent yet of what stands before the items.
+    head: Vec<u8>,
+    entries: std::vec::IntoIter<Arc<Entry>>,
+    first: bool,
+    done: bool,
+}
+
+impl Iterator for JsonChunks {
+    type Item = Bytes;
+
+    fn next(&mut self) -> Option<Bytes> {
+        if self.done {
+            return None;
         }
+        let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
+        chunk.put_slice(&std::mem::take(&mut self.head));
         while chunk.len() < CHUNK_BYTES {
             let Some(entry) = self.entries.next() else {
                 chunk.put_slice(b"]}\n");
@@ -307,7 +343,7 @@ impl Chunks {
             }
             chunk.put_slice(&entry.json);
         }
-        chunk.freeze()
+        Some(chunk.freeze())
     }
 }
 

@@ -158,7 +158,8 @@ fn name_fault(kind: &Kind, text: &str) -> Option<String> {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Service") => name::dns1035_label_fault(text),
         ("", "Namespace") => name::dns_label_fault(text),
-        ("rbac.authorization.k8s.io", _) => name::path_segment_fault(text),
+        // Events have always been named more freely; `events.k8s.io` is as strict as the rest.
+        ("", "Event") | ("rbac.authorization.k8s.io", _) => name::path_segment_fault(text),
         ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
         _ => name::dns_subdomain_fault(text),
     }

@@ -13,16 +13,16 @@ mod watch;
 
 use serde_json::Value;
 use skiff_api::meta::Meta;
-use skiff_api::{Kind, Object, Status};
+use skiff_api::{Kind, Object, Status, default, protobuf};
 
 use crate::api::{Api, Call};
 use crate::cache::Entry;
-use crate::respond::{self, Response, Shape, Syntax};
+use crate::respond::{self, Response};
 use crate::store::{KeyValue, StoreError};
 
-pub(crate) use convert::convert;
+pub(crate) use convert::{convert, is_same_version};
 pub(crate) use modify::Next;
-pub(crate) use options::{DeleteOptions, WriteOptions, body_format};
+pub(crate) use options::{DeleteOptions, WriteOptions};
 pub(crate) use patch::Patch;
 pub(crate) use update::Part;
 
@@ -54,9 +54,15 @@ impl Api {
             Some(version) => self.caches.wait_for(options::revision(version)?).await?,
         }
         let entry = self.caches.of(&call.kind)?.get(&call.key()).ok_or_else(|| call.not_found())?;
-        let plain = call.encoding.shape == Shape::Object && call.encoding.syntax == Syntax::Json;
-        if plain && is_stored_as(self, &call.kind)? {
-            return Ok(respond::json_bytes(call, 200, entry.json.clone()));
+        if is_stored_as(self, &call.kind)? {
+            if call.encoding.is_plain() {
+                return Ok(respond::encoded(call, 200, entry.json.clone()));
+            }
+            if call.encoding.is_protobuf() {
+                let message = entry.protobuf(&call.kind);
+                let object = protobuf::envelope(&call.kind.api_version(), &call.kind.kind, &message);
+                return Ok(respond::encoded(call, 200, object));
+            }
         }
         call.object(200, self.parsed(&call.kind, &entry)?)
     }
@@ -75,10 +81,25 @@ impl Api {
         Ok(convert(stored, kind, object))
     }
 
+    fn in_stored_version(&self, kind: &Kind, object: Object) -> Result<Object, Status> {
+        let stored = self.caches.of(kind)?.kind();
+        if is_same_version(kind, stored) {
+            return Ok(object);
+        }
+        let mut object = convert(kind, stored, object);
+        default::apply(stored, &mut object);
+        Ok(object)
+    }
+
+    /// An object as it will be read again: between versions, what is not said may come back as a default.
+    fn as_stored(&self, kind: &Kind, object: Object) -> Result<Object, Status> {
+        let object = self.in_stored_version(kind, object)?;
+        Ok(convert(self.caches.of(kind)?.kind(), kind, object))
+    }
+
     /// The bytes to store for an object of `kind`: in the storage version, without `resourceVersion`.
     pub(crate) fn encode_stored(&self, kind: &Kind, object: &Object) -> Result<Vec<u8>, Status> {
-        let stored = self.caches.of(kind)?.kind();
-        let mut object = convert(kind, stored, object.clone());
+        let mut object = self.in_stored_version(kind, object.clone())?;
         object.meta_mut().remove("resourceVersion");
         serde_json::to_vec(&object).map_err(Status::internal)
     }
@@ -87,7 +108,7 @@ impl Api {
 /// Whether what the cache holds can be sent as it is.
 fn is_stored_as(api: &Api, kind: &Kind) -> Result<bool, Status> {
     let stored = api.caches.of(kind)?.kind();
-    Ok(stored.group == kind.group && stored.version == kind.version)
+    Ok(is_same_version(stored, kind))
 }
 
 /// A failure of the store as the client is told it.

@@ -53,7 +53,7 @@ impl Api {
         for _ in 0..MAX_ATTEMPTS {
             let next = decide(&current)?;
             let (object, deleted) = match next {
-                Next::Put(object) => (object, false),
+                Next::Put(object) => (self.as_stored(kind, object)?, false),
                 Next::Delete(object) => (object, true),
             };
             if dry_run || (!deleted && same_but_for_version(&object, &current.object)) {
@@ -86,6 +86,7 @@ impl Api {
         object: Object,
         dry_run: bool,
     ) -> Result<Option<Object>, Status> {
+        let object = self.as_stored(kind, object)?;
         let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
         if dry_run {
             let exists = self.caches.of(kind)?.get(&key_of(kind, &namespace, &name)).is_some();

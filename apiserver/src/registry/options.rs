@@ -2,36 +2,21 @@
 //! `DeleteOptions`.
 
 use bytes::Bytes;
-use http::header::CONTENT_TYPE;
 use serde_json::{Value, json};
-use skiff_api::decode::{FieldValidation, Format};
+use skiff_api::decode::FieldValidation;
 use skiff_api::{Cause, FieldSelector, Kind, LabelSelector, Status, decode};
 
 use crate::api::Call;
 use crate::cache::Filter;
+use crate::negotiate::body_format;
 use crate::request::Query;
 use crate::store::Revision;
-
-const BODY_TYPES: &[&str] = &["application/json", "application/yaml"];
 
 pub(crate) fn revision(version: &str) -> Result<Revision, Status> {
     version.parse().map_err(|_| {
         let cause = Cause::invalid("resourceVersion", &json!(version), "strconv.ParseUint: invalid syntax");
         Status::invalid("meta.k8s.io", "ListOptions", "", vec![cause])
     })
-}
-
-/// The format of a request's body.
-///
-/// # Errors
-/// 415 for protobuf and anything else that is neither JSON nor YAML.
-pub(crate) fn body_format(call: &Call) -> Result<Format, Status> {
-    let content_type = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    match content_type.split(';').next().unwrap_or_default().trim() {
-        "" | "application/json" | "*/*" => Ok(Format::Json),
-        "application/yaml" => Ok(Format::Yaml),
-        _ => Err(Status::unsupported_media_type(BODY_TYPES)),
-    }
 }
 
 /// What creating, updating and patching have in common.
@@ -187,7 +172,7 @@ fn invalid(causes: Vec<Cause>) -> Status {
 
 fn filter(kind: &Kind, namespace: &str, query: &Query) -> Result<Filter, Status> {
     let labels = LabelSelector::parse(query.get("labelSelector").unwrap_or_default())?;
-    let fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())?;
+    let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())?;
     for (field, _, _) in &fields.terms {
         let offered = matches!(field.as_str(), "metadata.name" | "metadata.namespace")
             || kind.selectable.contains(&field.as_str());
@@ -200,6 +185,10 @@ fn filter(kind: &Kind, namespace: &str, query: &Query) -> Result<Filter, Status>
                 format!("field label not supported: {field}")
             }));
         }
+    }
+    // Objects are matched as they are stored.
+    for (field, _, _) in &mut fields.terms {
+        *field = kind.strategy.stored_field(field).to_owned();
     }
     let namespace = (kind.is_namespaced() && !namespace.is_empty()).then(|| namespace.to_owned());
     Ok(Filter { namespace, labels, fields })
@@ -229,7 +218,7 @@ impl DeleteOptions {
         let document = if body.is_empty() {
             from_query(&call.query)?
         } else {
-            let document = decode::parse(body, body_format(call)?)?;
+            let document = decode::document(body, body_format(&call.headers)?, "v1", "DeleteOptions")?;
             match document["kind"].as_str() {
                 None | Some("" | "DeleteOptions") => document,
                 Some(_) => {

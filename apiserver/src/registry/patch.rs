@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use serde_json::Value;
-use skiff_api::decode::{FieldValidation, Format};
+use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status, decode, default, patch};
 
@@ -48,7 +48,7 @@ impl Patch {
             return Err(Status::unsupported_media_type(PATCH_TYPES));
         }
         let bytes: Bytes = read_body(call.take_body()).await?;
-        let document = decode::parse(&bytes, Format::Json)?;
+        let document = decode::parse(&bytes)?;
         match content_type.as_str() {
             "application/json-patch+json" => {
                 let operations = document.as_array().map_or(0, Vec::len);

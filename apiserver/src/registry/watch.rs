@@ -11,8 +11,8 @@ use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use rand::Rng;
 use serde_json::{Value, json};
-use skiff_api::table::{self, IncludeObject};
-use skiff_api::{Kind, Status};
+use skiff_api::table::IncludeObject;
+use skiff_api::{Kind, Status, protobuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use super::options::{ListOptions, revision};
 use super::{convert, is_stored_as};
 use crate::api::{Api, Call};
 use crate::cache::{Caches, Change, Entry, Watcher};
-use crate::respond::{self, Response, Shape};
+use crate::respond::{self, Response, Shape, Syntax};
 use crate::store::Revision;
 
 /// Upstream's `--min-request-timeout`: a watch without `timeoutSeconds` ends between this and twice this.
@@ -31,10 +31,12 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 impl Api {
     pub(super) async fn watch(&self, call: Call) -> Result<Response, Status> {
         let options = ListOptions::parse(&call)?;
+        call.encoding.check_streams()?;
+        let syntax = call.encoding.syntax;
         let (watcher, initial_end) = match self.start_watch(&call, &options).await {
             Ok(started) => started,
             // As upstream: clients take a version that is too old from the stream, and list again.
-            Err(status) if status.code == 410 => return Ok(expired(&status)),
+            Err(status) if status.code == 410 => return Ok(expired(&status, syntax)),
             Err(status) => return Err(status),
         };
         let cache = self.caches.of(&call.kind)?;
@@ -46,6 +48,7 @@ impl Api {
             kind: call.kind.clone(),
             stored: cache.kind().clone(),
             shape: call.encoding.shape,
+            syntax,
             include: call.encoding.include,
             as_stored: is_stored_as(self, &call.kind)?,
             sent_columns: false,
@@ -62,7 +65,7 @@ impl Api {
             pending_bookmark: None,
             encoder,
         };
-        Ok(streamed(Body::from_stream(stream.into_stream())))
+        Ok(streamed(Body::from_stream(stream.into_stream()), syntax))
     }
 
     /// Registers the watch. The second value is the revision of the bookmark that ends the initial events.
@@ -106,17 +109,21 @@ impl Api {
     }
 }
 
-fn streamed(body: Body) -> Response {
+fn streamed(body: Body, syntax: Syntax) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let media_type = match syntax {
+        Syntax::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
+        _ => "application/json",
+    };
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
 }
 
 /// A watch whose one event says that it cannot go on from its version.
-fn expired(status: &Status) -> Response {
-    streamed(Body::from(event("ERROR", &status.to_json())))
+fn expired(status: &Status, syntax: Syntax) -> Response {
+    streamed(Body::from(event("ERROR", &status.to_json(), syntax)), syntax)
 }
 
 struct WatchStream {
@@ -184,6 +191,7 @@ struct EventEncoder {
     kind: Arc<Kind>,
     stored: Arc<Kind>,
     shape: Shape,
+    syntax: Syntax,
     include: IncludeObject,
     as_stored: bool,
     sent_columns: bool,
@@ -192,10 +200,13 @@ struct EventEncoder {
 impl EventEncoder {
     fn change(&mut self, change: &Change) -> Bytes {
         if self.shape == Shape::Object && self.as_stored {
-            return change.frame();
+            return match self.syntax {
+                Syntax::Protobuf => change.protobuf_frame(&self.stored),
+                _ => change.frame(),
+            };
         }
         let object = self.shaped(&change.entry);
-        event(change.kind.as_str(), &object)
+        event(change.kind.as_str(), &object, self.syntax)
     }
 
     fn shaped(&mut self, entry: &Entry) -> Value {
@@ -204,7 +215,7 @@ impl EventEncoder {
             Shape::Object => object,
             Shape::Metadata => respond::metadata_only(&object),
             Shape::Table => {
-                let row = table::row(&self.kind, &object, self.include, respond::now_s());
+                let row = respond::row(&self.kind, &self.stored, &object, self.include, respond::now_s());
                 self.table(vec![row], entry.mod_revision)
             }
         }
@@ -212,7 +223,7 @@ impl EventEncoder {
 
     /// Only the first event of a watch carries the columns.
     fn table(&mut self, rows: Vec<Value>, revision: Revision) -> Value {
-        let columns = (!std::mem::replace(&mut self.sent_columns, true)).then_some(&*self.kind);
+        let columns = (!std::mem::replace(&mut self.sent_columns, true)).then_some(&*self.stored);
         respond::table_of(columns, rows, json!({"resourceVersion": revision.to_string()}))
     }
 
@@ -232,10 +243,16 @@ impl EventEncoder {
                 table
             }
         };
-        event("BOOKMARK", &object)
+        event("BOOKMARK", &object, self.syntax)
     }
 }
 
-fn event(kind: &str, object: &Value) -> Bytes {
+fn event(kind: &str, object: &Value, syntax: Syntax) -> Bytes {
+    // Whatever is sent as protobuf has a type in it: tables are never asked for that way.
+    if syntax == Syntax::Protobuf
+        && let Some(object) = protobuf::document(object)
+    {
+        return protobuf::watch_frame(kind, &object);
+    }
     crate::cache::frame(kind, &serde_json::to_vec(object).unwrap_or_default())
 }

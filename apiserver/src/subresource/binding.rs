@@ -13,7 +13,7 @@ impl Api {
     /// Binds a pod to a node, once.
     pub(super) async fn bind_pod(&self, mut call: Call) -> Result<Response, Status> {
         let options = WriteOptions::parse(&call)?;
-        let binding = read_document(&mut call, "Binding").await?;
+        let binding = read_document(&mut call, "v1", "Binding").await?;
         self.bind(&call, &binding, options.dry_run).await
     }
 

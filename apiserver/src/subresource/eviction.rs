@@ -12,7 +12,7 @@ use crate::respond::{self, Response};
 impl Api {
     pub(super) async fn evict_pod(&self, mut call: Call) -> Result<Response, Status> {
         let write = WriteOptions::parse(&call)?;
-        let eviction = read_document(&mut call, "Eviction").await?;
+        let eviction = read_document(&mut call, "policy/v1", "Eviction").await?;
         self.caches.wait_for_newest().await?;
         let pod = self.object_of(&call)?;
         self.restrict_node_eviction(&call)?;

@@ -11,7 +11,7 @@ use skiff_api::{Object, Status, decode};
 
 use crate::api::{Api, Call};
 use crate::limits::read_body;
-use crate::registry::body_format;
+use crate::negotiate::body_format;
 use crate::respond::Response;
 
 impl Api {
@@ -60,10 +60,10 @@ impl Api {
 }
 
 /// Reads a body of another kind than the call's, such as a `Binding`.
-async fn read_document(call: &mut Call, kind: &str) -> Result<Value, Status> {
-    let format = body_format(call)?;
+async fn read_document(call: &mut Call, api_version: &str, kind: &str) -> Result<Value, Status> {
+    let format = body_format(&call.headers)?;
     let bytes = read_body(call.take_body()).await?;
-    let document = decode::parse(&bytes, format)?;
+    let document = decode::document(&bytes, format, api_version, kind)?;
     let found = document["kind"].as_str().unwrap_or_default();
     if !found.is_empty() && found != kind {
         return Err(Status::bad_request(format!("expected a {kind}, got a {found}")));

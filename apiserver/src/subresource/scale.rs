@@ -21,7 +21,7 @@ impl Api {
         let change = if call.info.verb == "patch" {
             Change::Patch(Patch::read(&mut call).await?)
         } else {
-            Change::Replace(read_document(&mut call, "Scale").await?)
+            Change::Replace(read_document(&mut call, "autoscaling/v1", "Scale").await?)
         };
         let scale_kind = self.kinds.by_kind("autoscaling", "v1", "Scale").cloned();
         let outcome = self

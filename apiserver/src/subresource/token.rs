@@ -29,7 +29,7 @@ struct Bound {
 
 impl Api {
     pub(super) async fn create_token(&self, mut call: Call) -> Result<Response, Status> {
-        let mut request = read_document(&mut call, "TokenRequest").await?;
+        let mut request = read_document(&mut call, "authentication.k8s.io/v1", "TokenRequest").await?;
         self.caches.wait_for_newest().await?;
         let account = self.object_of(&call)?;
         let spec = &request["spec"];

@@ -167,8 +167,8 @@ async fn tables_and_metadata_are_made_for_get_list_and_watch() {
         (&json!("PartialObjectMetadataList"), &json!("PartialObjectMetadata"))
     );
     assert!(list["items"][0]["data"].is_null());
-    admin.get_as(MAPS, "application/vnd.kubernetes.protobuf").await.refused(406, "NotAcceptable");
-    admin.get_as(MAPS, "application/vnd.kubernetes.protobuf,application/json").await.ok();
+    admin.get_as(MAPS, "application/cbor").await.refused(406, "NotAcceptable");
+    admin.get_as(MAPS, "application/cbor,application/json").await.ok();
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! Field numbers and markers out of k8s-pb's sources.
+//! Markers out of the comments in k8s-pb's sources.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,6 @@ pub type Messages = BTreeMap<String, BTreeMap<String, Facts>>;
 
 #[derive(Clone, Default)]
 pub struct Facts {
-    tag: String,
     /// The message this field holds, in lower case, where it is one in the same module.
     message: Option<String>,
     markers: Vec<(String, String)>,
@@ -25,8 +24,7 @@ pub fn read(sources: &Path) -> Result<Messages> {
     let mut messages = Messages::new();
     for file in files {
         let relative = file.strip_prefix(sources)?.parent().unwrap_or(Path::new(""));
-        let module: Vec<String> =
-            relative.iter().map(|p| p.to_string_lossy().replace('_', "-")).collect();
+        let module: Vec<String> = relative.iter().map(|p| p.to_string_lossy().replace('_', "-")).collect();
         let module = module_name(&module);
         let text = std::fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
         for item in syn::parse_file(&text)?.items {
@@ -34,10 +32,9 @@ pub fn read(sources: &Path) -> Result<Messages> {
             let mut fields = BTreeMap::new();
             for field in &item.fields {
                 let Some(ident) = &field.ident else { continue };
-                let Some(tag) = tag(&field.attrs) else { continue };
                 let name = ident.to_string().trim_start_matches("r#").replace('_', "").to_lowercase();
                 let message = last_type(&field.ty).map(|t| format!("{module}.{t}").to_lowercase());
-                fields.insert(name, Facts { tag, message, markers: markers(&field.attrs) });
+                fields.insert(name, Facts { message, markers: markers(&field.attrs) });
             }
             messages.insert(format!("{module}.{}", item.ident).to_lowercase(), fields);
         }
@@ -62,10 +59,10 @@ pub fn merge(types: &mut Types, messages: &Messages) -> Vec<String> {
             continue;
         };
         for (field, facts) in fields {
-            // `kind` and `apiVersion` travel in the envelope, not in the message.
-            if matches!(field.as_str(), "kind" | "apiVersion") && !message.contains_key(&field.to_lowercase()) {
-                continue;
+            if facts.tag.is_none() {
+                continue; // `kind` and `apiVersion`, which travel in the envelope.
             }
+            // Upstream's own types say it where k8s-pb does not know the field.
             match lookup(messages, message, &field.to_lowercase().replace(['$', '-'], ""), 0) {
                 Some(found) => set(facts, &found),
                 None => unmatched.push(format!("{name}.{field}")),
@@ -97,14 +94,12 @@ fn lookup(messages: &Messages, message: &BTreeMap<String, Facts>, field: &str, d
     }
     message.iter().find_map(|(name, facts)| {
         let inner = INLINED.contains(&name.as_str()).then_some(facts.message.as_ref()).flatten()?;
-        let mut found = lookup(messages, messages.get(inner)?, field, depth + 1)?;
-        found.tag = format!("{}.{}", facts.tag, found.tag);
-        Some(found)
+        lookup(messages, messages.get(inner)?, field, depth + 1)
     })
 }
 
 fn set(field: &mut Field, facts: &Facts) {
-    field.tag = Some(facts.tag.clone());
+    field.facts.clear();
     let values = |key: &str| -> Vec<&str> {
         facts.markers.iter().filter(|(k, _)| k == key).map(|(_, v)| v.as_str()).collect()
     };
@@ -121,7 +116,8 @@ fn set(field: &mut Field, facts: &Facts) {
     add("patch", strategy.into_iter().take(1).collect());
     add("merge-key", values("patchMergeKey").into_iter().take(1).collect());
     add("map", values("mapType").into_iter().chain(values("structType")).take(1).collect());
-    let default: Vec<&str> = values("default").into_iter().filter(|d| !d.starts_with("ref(")).take(1).collect();
+    let default: Vec<&str> =
+        values("default").into_iter().filter(|d| !d.starts_with("ref(")).take(1).collect();
     add("default", default);
 }
 
@@ -136,15 +132,6 @@ fn find(folder: &Path, out: &mut Vec<PathBuf>) -> Result<()> {
     }
     out.sort();
     Ok(())
-}
-
-/// The number in `#[prost(…, tag = "4")]`.
-fn tag(attributes: &[Attribute]) -> Option<String> {
-    let prost = attributes.iter().find(|a| a.path().is_ident("prost"))?;
-    let Meta::List(list) = &prost.meta else { return None };
-    let text = list.tokens.to_string();
-    let (_, rest) = text.split_once("tag = \"")?;
-    Some(rest.split('"').next()?.to_owned())
 }
 
 /// `+key=value` lines of the doc comment.

@@ -9,8 +9,8 @@ pub fn all() -> SchemaGenerator {
         ($($kind:ty),* $(,)?) => { $( schemas.subschema_for::<$kind>(); )* };
     }
     use k8s_openapi::api::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
     use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1 as apiextensions;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1 as meta;
     use k8s_openapi::kube_aggregator::pkg::apis::apiregistration::v1 as apiregistration;
     add!(
         admissionregistration::v1::MutatingAdmissionPolicy,

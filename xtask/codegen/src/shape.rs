@@ -10,13 +10,15 @@ use serde_json::Value;
 pub type Types = BTreeMap<String, BTreeMap<String, Field>>;
 
 /// One field of an object type.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Field {
     /// `string`, `[]int32`, `{}string`, `.io.k8s…` with the leading dot of a reference.
     pub shape: String,
     pub required: bool,
-    /// The protobuf field number; two joined by `.` for a field of an inlined message.
+    /// The protobuf field number; several joined by `.` for a field of an inlined message.
     pub tag: Option<String>,
+    /// `go=value`, `go=omitempty`, `wrapped`: what the wire has of a field that is not set, and in what.
+    pub wire: Vec<String>,
     /// `key=value` facts, in a fixed order.
     pub facts: Vec<(String, String)>,
 }
@@ -29,8 +31,10 @@ pub fn from_json_schemas(mut schemas: SchemaGenerator) -> Result<Types> {
             continue;
         }
         let mut fields = BTreeMap::new();
-        let required: Vec<&str> =
-            schema["required"].as_array().map(|r| r.iter().filter_map(Value::as_str).collect()).unwrap_or_default();
+        let required: Vec<&str> = schema["required"]
+            .as_array()
+            .map(|r| r.iter().filter_map(Value::as_str).collect())
+            .unwrap_or_default();
         let Some(properties) = schema.get("properties").and_then(Value::as_object) else {
             bail!("type {name} is neither a known leaf nor an object with properties: {schema}");
         };
@@ -55,7 +59,10 @@ fn leaf(name: &str) -> Option<&'static str> {
         _ => {
             let last = name.rsplit('.').next().unwrap_or(name);
             match last {
-                "JSON" | "JSONSchemaPropsOrArray" | "JSONSchemaPropsOrBool" | "JSONSchemaPropsOrStringArray"
+                "JSON"
+                | "JSONSchemaPropsOrArray"
+                | "JSONSchemaPropsOrBool"
+                | "JSONSchemaPropsOrStringArray"
                 | "CustomResourceSubresourceStatus" => "any",
                 _ => return None,
             }
@@ -100,6 +107,9 @@ pub fn render(types: &Types) -> String {
             }
             if facts.required {
                 out.push_str(" required");
+            }
+            for word in &facts.wire {
+                out.push_str(&format!(" {word}"));
             }
             for (key, value) in &facts.facts {
                 out.push_str(&format!(" {key}={value}"));

@@ -1,4 +1,4 @@
-//! Workloads: apps, batch and autoscaling.
+//! Workloads: apps and batch.
 
 use serde_json::{Value, json};
 
@@ -44,11 +44,11 @@ pub(super) fn kinds() -> Vec<Kind> {
             .subresources(&["scale", "status"])
             .strategy(&Workload { name: "statefulset" })
             .columns(stateful_set_columns()),
-        kind("autoscaling", "v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers")
-            .short(&["hpa"])
-            .category("all")
-            .subresources(&["status"])
-            .columns(autoscaler_columns()),
+    ]
+}
+
+pub(super) fn batch() -> Vec<Kind> {
+    vec![
         kind("batch", "v1", "CronJob", "cronjobs")
             .short(&["cj"])
             .category("all")
@@ -126,41 +126,6 @@ fn stateful_set_columns() -> Vec<Column> {
         containers,
         images,
     ]
-}
-
-fn autoscaler_columns() -> Vec<Column> {
-    vec![
-        Column::name(),
-        Column::new("Reference", "string", |o, _| {
-            format!("{}/{}", str_at(o, "/spec/scaleTargetRef/kind"), str_at(o, "/spec/scaleTargetRef/name"))
-                .into()
-        }),
-        Column::new("Targets", "string", |o, _| targets(o)),
-        Column::new("MinPods", "string", |o, _| int(o, "/spec/minReplicas")),
-        Column::new("MaxPods", "string", |o, _| int(o, "/spec/maxReplicas")),
-        Column::new("Replicas", "string", |o, _| int(o, "/status/currentReplicas")),
-        Column::age(),
-    ]
-}
-
-/// `cpu: 10%/80%` for each resource metric.
-fn targets(object: &Object) -> Value {
-    let current = items_at(object, "/status/currentMetrics");
-    let all: Vec<String> = items_at(object, "/spec/metrics")
-        .iter()
-        .enumerate()
-        .map(|(at, metric)| {
-            let (name, target) = (str_at(metric, "/resource/name"), &metric["resource"]["target"]);
-            let now = current.get(at).map(|c| &c["resource"]["current"]);
-            let show = |v: Option<&Value>| match v {
-                Some(v) if v["averageUtilization"].is_i64() => format!("{}%", v["averageUtilization"]),
-                Some(v) if v["averageValue"].is_string() => str_at(v, "/averageValue").to_owned(),
-                _ => "<unknown>".into(),
-            };
-            format!("{name}: {}/{}", show(now), show(Some(target)))
-        })
-        .collect();
-    if all.is_empty() { cell::NONE.into() } else { all.join(", ").into() }
 }
 
 fn job_columns() -> Vec<Column> {
