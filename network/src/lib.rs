@@ -2,14 +2,16 @@
 //!
 //! - [`PodNetwork`]: a bridge, a veth pair and an address for each pod, and the routes that keep the pod and
 //!   service ranges on this machine.
-//! - [`ServiceProxy`]: Services and their endpoints as nftables maps, changed element by element.
-//! - [`ClusterDns`]: the names of Services and pods; everything else is forwarded.
+//! - [`ServiceProxy`]: Services and their endpoints as nftables maps, changed element by element; who gets in, who
+//!   sticks to which endpoint, whose address and port it is.
+//! - [`ClusterDns`]: the names of Services and pods, with aliases followed; everything else is forwarded.
 //!
 //! [`netns`] makes and enters network namespaces. Decisions (which address, which map element, which record) are
 //! pure functions over snapshots; netlink, `nft` and sockets only carry them out.
 
 pub mod netns;
 
+mod conntrack;
 mod dns;
 mod ipam;
 mod nft;
@@ -19,8 +21,8 @@ mod proxy;
 #[cfg(test)]
 mod kernel_tests;
 
-pub use dns::{ClusterDns, DnsConfig};
-pub use ipam::{Ipam, IpamError};
+pub use dns::{ClusterDns, DnsConfig, DnsError};
+pub use ipam::{HostPort, Ipam, IpamError};
 pub use nft::NftError;
-pub use pod::{HostPort, PodNetwork, PodNetworkConfig, PodNetworkError};
+pub use pod::{PodNetwork, PodNetworkConfig, PodNetworkError};
 pub use proxy::{ProxyConfig, ServiceProxy};

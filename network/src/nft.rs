@@ -26,26 +26,37 @@ pub(crate) async fn apply(script: &str) -> Result<(), NftError> {
     if script.is_empty() {
         return Ok(());
     }
+    run(&["-f", "-"], script).await.map(|_| ())
+}
+
+/// What `nft` prints about a table as JSON, without the elements of its sets and maps.
+pub(crate) async fn list(table: &str) -> Result<Vec<u8>, NftError> {
+    let arguments: Vec<&str> = ["-t", "-j", "list", "table"].into_iter().chain(table.split(' ')).collect();
+    run(&arguments, "").await
+}
+
+async fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>, NftError> {
     let mut child = Command::new("nft")
-        .args(["-f", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
-        .stdout(Stdio::null())
+        .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()
         .map_err(NftError::Start)?;
     let stdin = child.stdin.take();
-    let talk = async {
+    let write = async move {
         if let Some(mut stdin) = stdin {
             // nft may end early over a fault; what it says on stderr is the better error.
-            let _ = stdin.write_all(script.as_bytes()).await;
+            let _ = stdin.write_all(input.as_bytes()).await;
         }
-        child.wait_with_output().await.map_err(NftError::Talk)
     };
+    // Both at once: nft may complain more than a pipe holds before it has read everything.
+    let talk = async { tokio::join!(write, child.wait_with_output()).1.map_err(NftError::Talk) };
     let output = tokio::time::timeout(TIMEOUT, talk).await.map_err(|_| NftError::Timeout)??;
     if output.status.success() {
-        return Ok(());
+        return Ok(output.stdout);
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().chars().take(2000).collect();
-    Err(NftError::Refused { n_lines: script.lines().count(), message })
+    Err(NftError::Refused { n_lines: input.lines().count(), message })
 }

@@ -10,19 +10,23 @@
 //!
 //! # Guarantees
 //! - `attach` and `detach` may be repeated, and finish what an interrupted call began.
+//! - A host port leads to the one sandbox that has it; another is refused it, and takes nothing away when it goes.
 //! - Nothing addressed to the pod or service range leaves by the uplink: both have an `unreachable` route.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use futures::TryStreamExt as _;
 use netlink_packet_route::route::{RouteScope, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
+use crate::conntrack;
 use crate::ipam::Range;
 use crate::netns::{self, NetnsError};
 use crate::nft::{self, NftError};
-use crate::{Ipam, IpamError};
+use crate::{HostPort, Ipam, IpamError};
 
 #[derive(Clone, Debug)]
 pub struct PodNetworkConfig {
@@ -48,8 +52,6 @@ pub enum PodNetworkError {
     Sysctl { path: String, value: &'static str, source: std::io::Error },
     #[error("the interface {0:?} has vanished")]
     NoLink(String),
-    #[error("host port {protocol} {port} is taken by another pod of this node")]
-    HostPortTaken { protocol: &'static str, port: u16 },
     #[error(transparent)]
     Ipam(#[from] IpamError),
     #[error(transparent)]
@@ -58,21 +60,15 @@ pub enum PodNetworkError {
     Nft(#[from] NftError),
 }
 
-/// A port of the node that leads to a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HostPort {
-    /// `tcp` or `udp`.
-    pub protocol: &'static str,
-    pub host_port: u16,
-    pub container_port: u16,
-}
-
 /// See the module's documentation.
 pub struct PodNetwork {
     config: PodNetworkConfig,
     ipam: Ipam,
     handle: Handle,
     bridge_index: u32,
+    /// Held from a look at all open host ports until nft has them: a later change must not be undone by an earlier
+    /// one that nft takes later.
+    rules: tokio::sync::Mutex<()>,
 }
 
 /// The table of the pods' own rules.
@@ -93,8 +89,9 @@ impl PodNetwork {
             add_unreachable(&handle, Range::parse(cidr)?).await?;
         }
         add_service_route(&handle, &config, bridge_index, ipam.range()).await?;
-        nft::apply(&base_rules(&config)).await?;
-        Ok(PodNetwork { config, ipam, handle, bridge_index })
+        nft::apply(&rules(&config, &ipam.open_ports(None))).await?;
+        let rules = tokio::sync::Mutex::new(());
+        Ok(PodNetwork { config, ipam, handle, bridge_index, rules })
     }
 
     /// Gives a sandbox's namespace an interface and an address, and opens its host ports. Answers the address.
@@ -104,43 +101,40 @@ impl PodNetwork {
         netns: &Path,
         host_ports: &[HostPort],
     ) -> Result<Ipv4Addr, PodNetworkError> {
-        let address = self.ipam.allocate(sandbox_id)?;
-        self.make_veth(sandbox_id, netns).await?;
-        let (gateway, mtu) = (self.ipam.range().gateway(), self.config.mtu);
+        let address = self.ipam.allocate(sandbox_id, host_ports)?;
         let inside = in_namespace(netns).await?;
-        configure_inside(&inside, address, gateway, mtu).await?;
+        self.make_veth(sandbox_id, netns, address, &inside).await?;
+        configure_inside(&inside, address, self.ipam.range().gateway(), self.config.mtu).await?;
+        wait_until_up(&self.handle, &veth_name(sandbox_id)).await?;
         if !host_ports.is_empty() {
-            nft::apply(&host_port_elements("add", address, host_ports)).await.map_err(
-                |error| match error {
-                    NftError::Refused { message, .. } if message.contains("File exists") => {
-                        PodNetworkError::HostPortTaken {
-                            protocol: host_ports[0].protocol,
-                            port: host_ports[0].host_port,
-                        }
-                    }
-                    error => error.into(),
-                },
-            )?;
+            let _changing = self.rules.lock().await;
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
+            forget_flows(host_ports, move |flow| flow.answered_by == flow.to).await;
         }
         Ok(address)
     }
 
-    /// Takes the interface, the host ports and the address away.
-    pub async fn detach(&self, sandbox_id: &str, host_ports: &[HostPort]) -> Result<(), PodNetworkError> {
+    /// Takes the interface, the address and the host ports that `attach` recorded away.
+    pub async fn detach(&self, sandbox_id: &str) -> Result<(), PodNetworkError> {
         let name = veth_name(sandbox_id);
         if let Some(index) = link_index(&self.handle, &name).await? {
-            let deleted = self.handle.link().del(index).execute().await;
-            gone_is_fine(deleted).map_err(netlink(|| format!("delete {name}")))?;
+            self.delete_link(&name, index).await?;
         }
+        let host_ports = self.ipam.host_ports(sandbox_id);
+        // Until the ports are nobody's: an attach meanwhile would open them again.
+        let _changing = self.rules.lock().await;
         if let Some(address) = self.ipam.get(sandbox_id)
             && !host_ports.is_empty()
         {
-            // `destroy` needs a newer nft; an element that is not there is no reason to keep the sandbox.
-            if let Err(error) = nft::apply(&host_port_elements("delete", address, host_ports)).await {
-                tracing::debug!(sandbox_id, %error, "host ports were not open");
-            }
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(Some(sandbox_id)))).await?;
+            forget_flows(&host_ports, move |flow| *flow.answered_by.ip() == address).await;
         }
         Ok(self.ipam.release(sandbox_id)?)
+    }
+
+    async fn delete_link(&self, name: &str, index: u32) -> Result<(), PodNetworkError> {
+        let deleted = self.handle.link().del(index).execute().await;
+        gone_is_fine(deleted).map_err(netlink(|| format!("delete {name}")))
     }
 
     pub fn address(&self, sandbox_id: &str) -> Option<IpAddr> {
@@ -171,12 +165,22 @@ impl PodNetwork {
     }
 
     /// Makes the pair with one end in the pod already, so that the pod's `eth0` never shows up on the node.
-    async fn make_veth(&self, sandbox_id: &str, netns: &Path) -> Result<(), PodNetworkError> {
+    async fn make_veth(
+        &self,
+        sandbox_id: &str,
+        netns: &Path,
+        address: Ipv4Addr,
+        inside: &Handle,
+    ) -> Result<(), PodNetworkError> {
         use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute};
         use std::os::fd::AsRawFd as _;
         let name = veth_name(sandbox_id);
-        if link_index(&self.handle, &name).await?.is_some() {
-            return Ok(());
+        if let Some(index) = link_index(&self.handle, &name).await? {
+            if link_index(inside, "eth0").await?.is_some() {
+                return self.turn_hairpin_on(&name, index).await;
+            }
+            // Its other end is in a namespace that this one has replaced, and that something still holds.
+            self.delete_link(&name, index).await?;
         }
         let namespace = std::fs::File::open(netns).map_err(|source| NetnsError::Io {
             action: "open",
@@ -185,6 +189,7 @@ impl PodNetwork {
         })?;
         let peer = LinkUnspec::new_with_name("eth0")
             .mtu(self.config.mtu)
+            .address(hardware_address(address))
             .append_extra_attribute(LinkAttribute::NetNsFd(namespace.as_raw_fd()))
             .build();
         let veth = LinkVeth::new(&name, "eth0")
@@ -195,10 +200,14 @@ impl PodNetwork {
             .build();
         let made = self.handle.link().add(veth).execute().await;
         made.map_err(netlink(|| format!("make the veth pair {name}")))?;
-        // A pod that meets itself behind a Service: where other software has turned on `bridge-nf-call-iptables`, the
-        // translated packet goes back out of the port it came in by.
         let index =
             link_index(&self.handle, &name).await?.ok_or_else(|| PodNetworkError::NoLink(name.clone()))?;
+        self.turn_hairpin_on(&name, index).await
+    }
+
+    /// For a pod that meets itself behind a Service: where other software has turned on `bridge-nf-call-iptables`, the
+    /// translated packet goes back out of the port it came in by.
+    async fn turn_hairpin_on(&self, name: &str, index: u32) -> Result<(), PodNetworkError> {
         let port = LinkBridgePort::new(index).hairpin(true).build();
         let set = self.handle.link().set_port(port).execute().await;
         set.map_err(netlink(|| format!("turn on hairpin mode of {name}")))
@@ -243,6 +252,32 @@ async fn link_index(handle: &Handle, name: &str) -> Result<Option<u32>, PodNetwo
     }
 }
 
+/// Waits until the bridge forwards to an interface, which is a moment after its other end has come up. The first
+/// packet would be lost before that, and whoever sent it waits a second before the next.
+async fn wait_until_up(handle: &Handle, name: &str) -> Result<(), PodNetworkError> {
+    use netlink_packet_route::link::{LinkAttribute, State};
+    const LOOKS: u32 = 200;
+    const BETWEEN_LOOKS: Duration = Duration::from_millis(5);
+    for _ in 0..LOOKS {
+        let link = handle.link().get().match_name(name).execute().try_next().await;
+        let link = link.map_err(netlink(|| format!("look up {name}")))?;
+        let link = link.ok_or_else(|| PodNetworkError::NoLink(name.into()))?;
+        if link.attributes.contains(&LinkAttribute::OperState(State::Up)) {
+            return Ok(());
+        }
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    }
+    // The pod works all the same once the kernel gets to it.
+    tracing::warn!(interface = name, "an interface does not come up");
+    Ok(())
+}
+
+/// Follows from the address, so that what the node and the pods know of a neighbour also holds for the next one to
+/// have the address. Locally administered, as CNI plugins make it.
+fn hardware_address(ip: Ipv4Addr) -> Vec<u8> {
+    [&[0x0a, 0x58], &ip.octets()[..]].concat()
+}
+
 async fn make_bridge(
     handle: &Handle,
     config: &PodNetworkConfig,
@@ -253,7 +288,11 @@ async fn make_bridge(
     let made = handle.link().add(bridge).execute().await;
     exists_is_fine(made).map_err(netlink(|| format!("make the bridge {name}")))?;
     let index = link_index(handle, name).await?.ok_or_else(|| PodNetworkError::NoLink(name.into()))?;
-    let up = handle.link().set(LinkUnspec::new_with_index(index).up().build()).execute().await;
+    // Left to itself, a bridge takes the lowest address of its ports and so another one whenever a pod comes or goes;
+    // the other pods would send to the old one until they ask again.
+    let hardware_address = hardware_address(range.gateway());
+    let set = LinkUnspec::new_with_index(index).address(hardware_address).up().build();
+    let up = handle.link().set(set).execute().await;
     up.map_err(netlink(|| format!("bring {name} up")))?;
     let added = handle.address().add(index, range.gateway().into(), range.prefix).execute().await;
     exists_is_fine(added).map_err(netlink(|| format!("give {name} the address {}", range.gateway())))?;
@@ -355,9 +394,22 @@ fn sysctl(name: &str, value: &'static str) -> Result<(), PodNetworkError> {
     std::fs::write(&path, value).map_err(|source| PodNetworkError::Sysctl { path, value, source })
 }
 
-/// Pods leave the cluster with the node's address; host ports lead to pods. Running it again replaces the rules
-/// and keeps the open host ports.
-fn base_rules(config: &PodNetworkConfig) -> String {
+/// Forgets UDP flows over host ports that have changed hands: a client that goes on sending would go on meeting
+/// whoever answered before. Without it, flows end by their own time-out.
+async fn forget_flows(ports: &[HostPort], stale: impl Fn(&conntrack::Flow) -> bool + Send + 'static) {
+    let udp: Vec<u16> = ports.iter().filter(|p| p.protocol == "udp").map(|p| p.host_port).collect();
+    if udp.is_empty() {
+        return;
+    }
+    let forgotten = conntrack::forget_udp(move |flow| udp.contains(&flow.to.port()) && stale(flow)).await;
+    if let Err(error) = forgotten {
+        tracing::warn!(%error, "UDP flows over host ports were not forgotten");
+    }
+}
+
+/// Pods leave the cluster with the node's address; host ports lead to pods. Running it again replaces everything, so
+/// that it also mends what others have flushed.
+fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)]) -> String {
     let PodNetworkConfig { pod_cidr, cluster_cidr, service_cidr, .. } = config;
     // No Service has claimed the address, or it would have been translated by now. The node's own connections end
     // on the bridge, where nobody answers.
@@ -366,14 +418,17 @@ fn base_rules(config: &PodNetworkConfig) -> String {
     let to_host_port = format!(
         "ip daddr != {service_cidr} fib daddr type local dnat ip to meta l4proto . th dport map @host_ports"
     );
-    format!(
+    let mut out = format!(
         "table ip {TABLE} {{
   map host_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  set hairpin {{ type ipv4_addr . ipv4_addr; }}
   chain prerouting {{ type nat hook prerouting priority dstnat - 5; }}
   chain output {{ type nat hook output priority -105; }}
   chain postrouting {{ type nat hook postrouting priority srcnat; }}
   chain unclaimed_forward {{ type filter hook forward priority filter + 10; }}
 }}
+flush map ip {TABLE} host_ports
+flush set ip {TABLE} hairpin
 flush chain ip {TABLE} unclaimed_forward
 add rule ip {TABLE} unclaimed_forward {refuse_unclaimed}
 flush chain ip {TABLE} prerouting
@@ -381,17 +436,19 @@ flush chain ip {TABLE} output
 flush chain ip {TABLE} postrouting
 add rule ip {TABLE} prerouting {to_host_port}
 add rule ip {TABLE} output ip daddr != 127.0.0.0/8 {to_host_port}
+add rule ip {TABLE} postrouting ct status dnat ip saddr . ip daddr @hairpin masquerade
 add rule ip {TABLE} postrouting ip saddr {pod_cidr} ip daddr != {{ {cluster_cidr}, {service_cidr}, 224.0.0.0/4 }} masquerade
 "
-    )
-}
-
-fn host_port_elements(verb: &str, address: Ipv4Addr, ports: &[HostPort]) -> String {
-    let element = |p: &HostPort| match verb {
-        "add" => format!("{} . {} : {address} . {}", p.protocol, p.host_port, p.container_port),
-        _ => format!("{} . {}", p.protocol, p.host_port),
-    };
-    let verb = if verb == "add" { "create" } else { verb };
-    let elements = ports.iter().map(element).collect::<Vec<_>>().join(", ");
-    format!("{verb} element ip {TABLE} host_ports {{ {elements} }}\n")
+    );
+    for (port, ip) in host_ports {
+        let HostPort { protocol, host_port, container_port } = port;
+        out.push_str(&format!(
+            "add element ip {TABLE} host_ports {{ {protocol} . {host_port} : {ip} . {container_port} }}\n"
+        ));
+    }
+    // A pod that meets itself would answer itself past the translation.
+    for ip in host_ports.iter().map(|(_, ip)| ip).collect::<BTreeSet<_>>() {
+        out.push_str(&format!("add element ip {TABLE} hairpin {{ {ip} . {ip} }}\n"));
+    }
+    out
 }

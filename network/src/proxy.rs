@@ -5,31 +5,41 @@
 //! changes, plans, and applies.
 //!
 //! ```text
+//!  firewall:  ip . proto . port        → goto sources_X        (before translation; drops other clients)
 //!  frontends: ip . proto . port        → goto endpoints_N      (N endpoints)
+//!                                      → goto affinity_X       (session affinity: a chain and a set an endpoint)
 //!  endpoints: ip . proto . port . 0..N → pod ip . pod port     (one rule a count picks at random)
 //!  only_endpoint: ip . proto . port    → pod ip . pod port     (where there is nothing to pick)
+//!  inside_…: the same three for this node and its pods, where `externalTrafficPolicy: Local` is not for them
 //! ```
 //!
 //! # Guarantees
 //! - A change of one endpoint writes the elements of its Service only.
-//! - After a restart, or if a transaction is refused, the whole table is written anew in one transaction, so that
-//!   traffic never meets half of it.
+//! - After a restart, after a refused transaction and once an hour, the whole table is written anew in one
+//!   transaction, so that traffic never meets half of it. Clients keep the endpoints that they stick to.
+//! - UDP flows to an endpoint that no longer serves are forgotten, also those from before a restart.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use skiff_client::{Informer, Informers, WorkQueue};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::conntrack;
+use crate::ipam::Range;
 use crate::nft;
+use plan::{Backend, Frontend, Plan, Protocol};
+use script::{Elements, Found};
 
-mod conntrack;
+mod health;
 pub(crate) mod plan;
 pub(crate) mod script;
+pub(crate) mod sources;
 
 /// What the proxy must know of its node.
 #[derive(Clone, Debug)]
@@ -43,9 +53,35 @@ pub struct ProxyConfig {
     pub pod_cidr: String,
 }
 
+/// The node, as plans see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) config: ProxyConfig,
+    /// TCP ports on which the node itself listens.
+    pub(crate) own_ports: BTreeSet<u16>,
+}
+
+impl Node {
+    pub(crate) fn new(config: ProxyConfig) -> Node {
+        Node { config, own_ports: OWN_PORTS.into() }
+    }
+
+    /// Whether a Service at the frontend would take the node's own traffic away.
+    pub(crate) fn is_own(&self, frontend: &Frontend) -> bool {
+        let gateway = Range::parse(&self.config.pod_cidr).ok().map(Range::gateway);
+        let here = self.config.node_ips.contains(&frontend.ip) || gateway == Some(frontend.ip);
+        (here || frontend.ip.is_loopback())
+            && frontend.protocol == Protocol::Tcp
+            && self.own_ports.contains(&frontend.port)
+    }
+}
+
+/// SSH, the Kubernetes API and the node API: whoever may make a Service must not be able to take these over.
+const OWN_PORTS: [u16; 3] = [22, 6443, 10250];
+
 /// See the module's documentation.
 pub struct ServiceProxy {
-    config: ProxyConfig,
+    node: Node,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     queue: WorkQueue<()>,
@@ -53,6 +89,26 @@ pub struct ServiceProxy {
 
 /// Changes that come within this time of each other share a transaction.
 const GATHER: Duration = Duration::from_millis(5);
+/// How long emptied chains stay: before Linux 6.2, they count as used for a moment.
+pub(crate) const CHAIN_REST: Duration = Duration::from_secs(2);
+/// Others may change or flush the rules; upstream writes them anew as often.
+const FULL_SYNC: Duration = Duration::from_secs(3600);
+
+/// What nft holds.
+pub(crate) struct Applied {
+    /// When everything was written.
+    at: Instant,
+    elements: Elements,
+    /// Emptied chains that are still to be deleted, and since when.
+    pub(crate) resting: BTreeMap<String, Instant>,
+}
+
+/// What has been told and cleaned up so far.
+#[derive(Default)]
+struct Done {
+    udp: Option<BTreeMap<Frontend, BTreeSet<Backend>>>,
+    complaints: BTreeSet<String>,
+}
 
 impl ServiceProxy {
     pub fn new(config: ProxyConfig, informers: &Informers) -> ServiceProxy {
@@ -62,7 +118,15 @@ impl ServiceProxy {
         services.on_change(move |_| wake.add_after((), GATHER));
         let wake = queue.clone();
         slices.on_change(move |_| wake.add_after((), GATHER));
-        ServiceProxy { config, services, slices, queue }
+        ServiceProxy { node: Node::new(config), services, slices, queue }
+    }
+
+    /// Names the TCP ports on which the node itself listens, in place of 22, 6443 and 10250. No Service's external
+    /// address takes them over.
+    #[must_use]
+    pub fn with_own_ports(mut self, ports: impl IntoIterator<Item = u16>) -> ServiceProxy {
+        self.node.own_ports = ports.into_iter().collect();
+        self
     }
 
     /// Runs until `shutdown`. The rules stay, so that Services go on working while a new process starts.
@@ -71,7 +135,9 @@ impl ServiceProxy {
             () = self.informed() => {}
             () = shutdown.cancelled() => return,
         }
-        let mut applied: Option<plan::Plan> = None;
+        let mut applied: Option<Applied> = None;
+        let mut done = Done::default();
+        let mut health = health::HealthServers::new(self.node.config.node_ips.clone());
         self.queue.add(());
         loop {
             let key = tokio::select! {
@@ -82,19 +148,18 @@ impl ServiceProxy {
             if key.is_none() {
                 return;
             }
-            let wanted = plan::plan(&self.config, &self.services.list(), &self.slices.list());
-            match self.apply(applied.as_ref(), &wanted).await {
-                Ok(()) => {
-                    applied = Some(wanted);
+            let wanted = plan::plan(&self.node, &self.services.list(), &self.slices.list());
+            health.serve(&wanted.health_checks).await;
+            applied = self.sync(applied, wanted, &mut done).await;
+            self.queue.done(&());
+            match &applied {
+                None => self.queue.retry(()),
+                Some(applied) => {
                     self.queue.forget(&());
-                }
-                Err(error) => {
-                    warn!(%error, "service rules were refused; writing all of them anew");
-                    applied = None;
-                    self.queue.retry(());
+                    let next = if applied.resting.is_empty() { FULL_SYNC } else { CHAIN_REST };
+                    self.queue.add_after((), next);
                 }
             }
-            self.queue.done(&());
         }
     }
 
@@ -103,25 +168,113 @@ impl ServiceProxy {
         self.slices.synced().await;
     }
 
-    async fn apply(&self, before: Option<&plan::Plan>, wanted: &plan::Plan) -> Result<(), nft::NftError> {
-        let script = match before {
-            Some(before) => script::difference(before, wanted),
-            None => script::whole(&self.config, wanted),
+    /// Brings the node to a plan and answers what nft holds then; `None` if it has refused.
+    async fn sync(&self, applied: Option<Applied>, wanted: Plan, done: &mut Done) -> Option<Applied> {
+        for complaint in wanted.complaints.difference(&done.complaints) {
+            warn!("a Service is not served as it asks: {complaint}");
+        }
+        done.complaints = wanted.complaints.clone();
+        let n_failures = self.queue.n_failures(&());
+        let mut applied = match apply(&self.node.config, applied, &wanted, n_failures).await {
+            Ok(applied) => applied,
+            Err(error) => {
+                warn!(%error, n_failures, "service rules were refused; writing all of them anew");
+                return None;
+            }
         };
-        debug!(
-            n_frontends = wanted.frontends.len(),
-            n_lines = script.lines().count(),
-            "applying service rules"
-        );
-        nft::apply(&script).await?;
-        let stale: BTreeSet<plan::Frontend> =
-            before.map(|before| plan::stale_udp(before, wanted)).unwrap_or_default();
-        conntrack::forget(&stale).await;
-        Ok(())
+        delete_rested(&mut applied.resting).await;
+        forget_stale_flows(&wanted, done).await;
+        Some(applied)
     }
 
     /// Removes the proxy's rules. For the end of a node, not for a restart.
     pub async fn remove_rules() -> Result<(), nft::NftError> {
         nft::apply(&script::remove()).await
     }
+}
+
+/// Writes the difference, or everything where what stands is not known well enough.
+pub(crate) async fn apply(
+    config: &ProxyConfig,
+    applied: Option<Applied>,
+    wanted: &Plan,
+    n_failures: u32,
+) -> Result<Applied, nft::NftError> {
+    let elements = Elements::of(wanted);
+    let now = Instant::now();
+    let (at, had, script, mut resting) = match applied.filter(|a| now.duration_since(a.at) < FULL_SYNC) {
+        Some(applied) => {
+            let script = script::difference(&applied.elements, &elements);
+            (applied.at, applied.elements.chain_names(), script, applied.resting)
+        }
+        None => {
+            let (found, script) = whole(config, &elements, n_failures).await;
+            (now, found.chains, script, BTreeMap::new())
+        }
+    };
+    let n_frontends = wanted.frontends.len();
+    debug!(n_frontends, n_lines = script.lines().count(), "applying service rules");
+    nft::apply(&script).await?;
+    let has = elements.chain_names();
+    resting.extend(had.difference(&has).map(|name| (name.clone(), now)));
+    resting.retain(|name, _| !has.contains(name));
+    Ok(Applied { at, elements, resting })
+}
+
+/// A script for the whole table, and what of an earlier table it goes on using. If that has been refused before, or
+/// what stands cannot be read, from the ground up.
+async fn whole(config: &ProxyConfig, elements: &Elements, n_failures: u32) -> (Found, String) {
+    let found = match nft::list(script::TABLE).await {
+        Ok(listing) if n_failures < 2 => Found::parse(&listing),
+        _ => None,
+    };
+    match found {
+        Some(found) => {
+            let script = script::whole(config, elements, &found);
+            (found, script)
+        }
+        None => {
+            let found = Found::default();
+            let script = script::remove() + &script::whole(config, elements, &found);
+            (found, script)
+        }
+    }
+}
+
+/// Deletes the chains that have rested long enough. What is refused stays, empty, until everything is written anew:
+/// that finds it again.
+pub(crate) async fn delete_rested(resting: &mut BTreeMap<String, Instant>) {
+    let now = Instant::now();
+    let (due, rest) =
+        std::mem::take(resting).into_iter().partition(|(_, at)| now.duration_since(*at) >= CHAIN_REST);
+    *resting = rest;
+    let due: BTreeMap<String, Instant> = due;
+    if let Err(error) = nft::apply(&script::delete_chains(due.keys().map(String::as_str))).await {
+        debug!(%error, n_chains = due.len(), "emptied chains are still in use");
+    }
+}
+
+async fn forget_stale_flows(wanted: &Plan, done: &mut Done) {
+    if done.udp.as_ref() == Some(&wanted.udp) {
+        return;
+    }
+    let udp = wanted.udp.clone();
+    let forgotten = conntrack::forget_udp(move |flow| is_stale(&udp, flow)).await;
+    done.udp = match forgotten {
+        Ok(n_flows) => {
+            debug!(n_flows, "forgot UDP flows to endpoints that have gone");
+            Some(wanted.udp.clone())
+        }
+        Err(error) => {
+            warn!(%error, "UDP flows to endpoints that have gone end by their own time-out");
+            None
+        }
+    };
+}
+
+/// Whether a flow to a Service is answered by somebody who does not serve it (any more).
+pub(crate) fn is_stale(udp: &BTreeMap<Frontend, BTreeSet<Backend>>, flow: &conntrack::Flow) -> bool {
+    let to = Frontend { ip: *flow.to.ip(), protocol: Protocol::Udp, port: flow.to.port() };
+    let by = Backend { ip: *flow.answered_by.ip(), port: flow.answered_by.port() };
+    udp.get(&to).is_some_and(|serving| !serving.contains(&by))
 }

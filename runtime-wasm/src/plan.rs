@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use skiff_cri::v1::{ContainerConfig, LinuxContainerResources, Mount};
+use skiff_cri::v1::{ContainerConfig, LinuxContainerResources};
 use skiff_cri::{CreateContainer, CriError, Sandbox};
 use skiff_images::RunConfig;
 
@@ -18,12 +18,6 @@ const DEDICATED: &str = "dedicated";
 /// The container's ports as nodelet hands them down, in JSON.
 const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 const DEFAULT_PORT: u16 = 8080;
-/// Single files that every container is given, besides its termination log. WASI knows directories only, and
-/// a guest does without these.
-const FILES_OF_EVERY_CONTAINER: [&str; 4] =
-    ["/etc/hosts", "/etc/hostname", "/etc/resolv.conf", "/dev/termination-log"];
-/// Where the termination log is mounted, as kubelets annotate it.
-const TERMINATION_LOG_ANNOTATION: &str = "io.kubernetes.container.terminationMessagePath";
 
 /// The host that runs the sandbox's containers: one a namespace, or one a pod. Hosts of different engines
 /// have different names, since they cannot run each other's native code.
@@ -50,12 +44,20 @@ pub(crate) fn spec(
     let config = &create.config;
     let envs = envs(image, config);
     let resources = config.linux.as_ref().and_then(|linux| linux.resources.as_ref());
-    let mut preopens = Vec::new();
-    let termination_log = config.annotations.get(TERMINATION_LOG_ANNOTATION);
+    let (mut preopens, mut files) = (Vec::new(), Vec::new());
     for mount in &config.mounts {
-        let path = &mount.container_path;
-        if !FILES_OF_EVERY_CONTAINER.contains(&path.as_str()) && termination_log != Some(path) {
-            preopens.push(preopen(mount, &is_directory)?);
+        let preopen = Preopen {
+            host_path: PathBuf::from(&mount.host_path),
+            guest_path: mount.container_path.clone(),
+            access: if mount.readonly { Access::ReadOnly } else { Access::ReadWrite },
+        };
+        match is_directory(&mount.host_path) {
+            Ok(true) => preopens.push(preopen),
+            Ok(false) => files.push(preopen),
+            Err(err) => {
+                let (guest, host) = (&mount.container_path, &mount.host_path);
+                return Err(CriError::unknown(format!("volume mount {guest:?}: {host}: {err}")));
+            }
         }
     }
     Ok(ContainerSpec {
@@ -66,6 +68,7 @@ pub(crate) fn spec(
         http_port: http_port(config, &envs)?,
         envs,
         preopens,
+        files,
         netns: create.sandbox.netns.clone(),
         pod_cgroup: create.sandbox.cgroup.clone(),
         resources: resources.map(self::resources).unwrap_or_default(),
@@ -131,27 +134,12 @@ fn http_port(config: &ContainerConfig, envs: &[(String, String)]) -> Result<u16,
     Ok(ports.first().map_or(DEFAULT_PORT, |port| port.container_port))
 }
 
-fn preopen(mount: &Mount, is_directory: &impl Fn(&str) -> io::Result<bool>) -> Result<Preopen, CriError> {
-    let (host_path, guest_path) = (&mount.host_path, &mount.container_path);
-    match is_directory(host_path) {
-        Ok(true) => Ok(Preopen {
-            host_path: PathBuf::from(host_path),
-            guest_path: guest_path.clone(),
-            access: if mount.readonly { Access::ReadOnly } else { Access::ReadWrite },
-        }),
-        Ok(false) => Err(CriError::invalid(format!(
-            "volume mount {guest_path:?} is a single file; a Wasm container can be given directories only"
-        ))),
-        Err(err) => Err(CriError::unknown(format!("volume mount {guest_path:?}: {host_path}: {err}"))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
     use skiff_cri::ImageRef;
-    use skiff_cri::v1::{ContainerMetadata, KeyValue, PodSandboxConfig, PodSandboxMetadata};
+    use skiff_cri::v1::{ContainerMetadata, KeyValue, Mount, PodSandboxConfig, PodSandboxMetadata};
 
     use super::*;
 
@@ -229,18 +217,19 @@ mod tests {
     }
 
     #[test]
-    fn volumes_are_preopened_and_a_single_file_is_refused() {
+    fn directories_are_preopened_and_files_kept_apart() {
         let mount = |host: &str, guest: &str| Mount {
             host_path: host.to_owned(),
             container_path: guest.to_owned(),
             readonly: true,
             ..Default::default()
         };
-        let plan = |mounts| plan(ContainerConfig { mounts, ..Default::default() }, &RunConfig::default());
-        let spec = plan(vec![mount("/v/hosts-file", "/etc/hosts"), mount("/v/data", "/data")]).unwrap();
+        let mounts = vec![mount("/v/hosts-file", "/etc/hosts"), mount("/v/data", "/data")];
+        let spec = plan(ContainerConfig { mounts, ..Default::default() }, &RunConfig::default()).unwrap();
         let [preopen] = spec.preopens.as_slice() else { panic!("{:?}", spec.preopens) };
         assert_eq!((preopen.guest_path.as_str(), preopen.access), ("/data", Access::ReadOnly));
-        assert!(plan(vec![mount("/v/file", "/app.conf")]).unwrap_err().message.contains("single file"));
+        let [file] = spec.files.as_slice() else { panic!("{:?}", spec.files) };
+        assert_eq!((file.guest_path.as_str(), file.access), ("/etc/hosts", Access::ReadOnly));
     }
 
     #[test]

@@ -16,6 +16,8 @@ pub(crate) struct ContainerSpec {
     pub(crate) args: Vec<String>,
     pub(crate) envs: Vec<(String, String)>,
     pub(crate) preopens: Vec<Preopen>,
+    /// Single files, each given in a directory of its own making.
+    pub(crate) files: Vec<Preopen>,
     /// `None` for a pod on the host's network.
     pub(crate) netns: Option<PathBuf>,
     /// The pod's cgroup, relative to the hierarchies' roots.
@@ -26,7 +28,7 @@ pub(crate) struct ContainerSpec {
     pub(crate) http_port: u16,
 }
 
-/// A directory that the guest may use.
+/// A directory, or a single file, that the guest may use.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Preopen {
     pub(crate) host_path: PathBuf,

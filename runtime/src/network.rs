@@ -27,7 +27,7 @@ pub trait SandboxNetwork: Send + Sync + 'static {
     ) -> Result<Vec<IpAddr>, CriError>;
 
     /// Disconnects and removes the namespace and gives the addresses back.
-    async fn down(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<(), CriError>;
+    async fn down(&self, sandbox_id: &str, netns: &Path) -> Result<(), CriError>;
 
     /// Whether the namespace still stands: after a restart of the machine it does not.
     fn holds(&self, netns: &Path) -> bool;

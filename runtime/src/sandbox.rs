@@ -149,7 +149,7 @@ impl Sandboxes {
     pub(crate) async fn stop(&self, id: &str, config: &PodSandboxConfig) -> Result<(), CriError> {
         let sandbox = self.describe(id, config);
         if let Some(netns) = &sandbox.netns {
-            self.network.down(id, netns, &port_forwards(config)).await?;
+            self.network.down(id, netns).await?;
         }
         for path in [&sandbox.ipcns, &sandbox.utsns].into_iter().flatten() {
             namespaces::remove(path).map_err(|e| failed("remove", path, &e))?;

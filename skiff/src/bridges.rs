@@ -45,8 +45,8 @@ impl SandboxNetwork for Network {
         attached.map(|ip| vec![ip.into()]).map_err(|e| failed("set up the pod's network", &e))
     }
 
-    async fn down(&self, sandbox_id: &str, netns: &Path, ports: &[PortForward]) -> Result<(), CriError> {
-        let detached = self.0.detach(sandbox_id, &host_ports(ports)).await;
+    async fn down(&self, sandbox_id: &str, netns: &Path) -> Result<(), CriError> {
+        let detached = self.0.detach(sandbox_id).await;
         detached.map_err(|e| failed("take down the pod's network", &e))?;
         netns::remove(netns).map_err(|e| failed("remove the pod's network namespace", &e))
     }

@@ -35,10 +35,6 @@ fn needs() -> Vec<Need> {
         Need { required: false, ..need("runc version", recent_runc(), "install runc 1.2.8, 1.3.3 or newer") },
         need("nft", version("nft", &["--version"]), "apt-get install nftables"),
         need("ip", version("ip", &["-Version"]), "apt-get install iproute2"),
-        Need {
-            required: false,
-            ..need("conntrack", version("conntrack", &["--version"]), "apt-get install conntrack")
-        },
         need("overlayfs", filesystem("overlay"), "load the kernel module: modprobe overlay"),
         need("cgroups", cgroups(), "mount the cgroup hierarchies; systemd does it at boot"),
         need("cgroup: memory", controller("memory"), "boot with cgroup_enable=memory"),

@@ -276,12 +276,7 @@ fn make_network(path: &Path) -> Result<()> {
                 .output()
                 .context("running ip; install the package iproute2")?;
             let error = String::from_utf8_lossy(&output.stderr);
-            ensure!(
-                output.status.success(),
-                "ip {}: {}",
-                args.join(" "),
-                error.trim()
-            );
+            ensure!(output.status.success(), "ip {}: {}", args.join(" "), error.trim());
         }
         Ok(())
     })?

@@ -98,6 +98,8 @@ pub(crate) struct ServerArgs {
     pub(crate) write_kubeconfig: PathBuf,
 }
 
+/// What an administrator reaches the machine by: no Service takes it.
+const SSH_PORT: u16 = 22;
 /// How long parts may take to end once told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -318,7 +320,8 @@ async fn start_services(
         cluster_cidr: args.cluster_cidr.clone(),
         pod_cidr: args.pod_cidr.clone(),
     };
-    let proxy = ServiceProxy::new(config, &informers);
+    let proxy =
+        ServiceProxy::new(config, &informers).with_own_ports([SSH_PORT, args.port, args.kubelet_port]);
     let stop = shutdown.clone();
     tasks.spawn(async move {
         proxy.run(stop).await;
@@ -423,7 +426,20 @@ pub(crate) async fn open_runtime(args: &ServerArgs) -> Result<NodeParts> {
     })
     .await
     .map_err(|e| anyhow!(e).context("opening the container runtime"))?;
+    release_addresses(&runtime, &network).await?;
     Ok(NodeParts { runtime, wasm, network })
+}
+
+/// Gives back addresses whose sandboxes are no more: of those that a crash took the records of.
+async fn release_addresses(runtime: &NodeRuntime, network: &Network) -> Result<()> {
+    let sandboxes = runtime.list_pod_sandbox(Default::default()).await?.items;
+    for id in network.0.sandboxes() {
+        if !sandboxes.iter().any(|s| s.id == id) {
+            info!(sandbox = id, "giving back the address of a sandbox that is gone");
+            network.0.detach(&id).await.with_context(|| format!("detaching sandbox {id}"))?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes every pod of the node and all that the node made. What `skiff down` runs, after the server has ended.

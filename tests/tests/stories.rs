@@ -237,6 +237,13 @@ fn nginx_and_wasm_stand_behind_one_service_and_share_a_pod() -> Result<()> {
         });
         Ok(heard.then_some(()))
     })?;
+    // By its short name, as any pod of the namespace knows it.
+    cluster.kubectl(&["expose", "deployment", "mixed-nginx", "--name=only-nginx", "--port=80"])?;
+    cluster.wait_for("the Wasm container to find nginx by the name of its Service", || {
+        let fetch = ["exec", "pair", "-c", "side-car", "--", "wget", "-qO-"];
+        let answer = cluster.kubectl(&[&fetch[..], &["http://127.0.0.1:8080/fetch/only-nginx"]].concat())?;
+        Ok(answer.contains("nginx").then_some(()))
+    })?;
     cluster.stop()
 }
 

@@ -6,11 +6,10 @@ use anyhow::{Result, ensure};
 
 use crate::command::{on_path, output};
 
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("runc", "runc"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
-    ("conntrack", "conntrack"),
     ("docker-registry", "docker-registry"),
     ("skopeo", "skopeo"),
     ("busybox", "busybox-static"),

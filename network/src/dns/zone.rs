@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use hickory_proto::rr::rdata::{CNAME, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use skiff_client::{Change, ObjectKey, key_of};
 
@@ -22,6 +22,11 @@ pub(super) enum Answer {
     NotOurs,
     NoSuchName {
         soa: Record,
+    },
+    /// The name is another one's; what was asked for is found there.
+    Alias {
+        record: Record,
+        target: Name,
     },
     /// The name exists; without answers it has no record of that type.
     Records {
@@ -45,7 +50,9 @@ pub(super) struct Zone {
 
 /// What a name says, once the domain is taken off.
 enum Asked<'n> {
-    /// `svc`, `pod`, a namespace below them, or the domain itself: exists, but holds nothing.
+    /// The domain itself.
+    Origin,
+    /// `svc`, `pod` or a namespace below them: exists, but holds nothing.
     Empty,
     Version,
     Service(ObjectKey),
@@ -95,7 +102,10 @@ impl Zone {
                     self.slices.remove(&service);
                 }
             }
-            addresses(old).for_each(|ip| self.forget_ip(ip, &service));
+            // An endpoint may have moved to another slice of its Service, which is already known.
+            let others = self.slices.get(&service).into_iter().flat_map(|s| s.values());
+            let kept: BTreeSet<IpAddr> = others.flat_map(|slice| addresses(slice)).collect();
+            addresses(old).filter(|ip| !kept.contains(ip)).for_each(|ip| self.forget_ip(ip, &service));
         }
         if let Some(new) = &change.new
             && let Some(service) = service_of(new)
@@ -119,16 +129,30 @@ impl Zone {
 
     pub(super) fn answer(&self, name: &Name, type_: RecordType) -> Answer {
         let text = name.to_lowercase().to_ascii();
-        let labels: Vec<&str> = text.trim_end_matches('.').rsplit('.').collect();
-        if labels.starts_with(&["arpa", "in-addr"]) {
-            return self.reverse(name, &labels[2..], type_);
+        let labels = labels(&text);
+        if let Some(labels) = labels.strip_prefix(&["arpa", "in-addr"]) {
+            return self.reverse(name, labels, type_);
         }
         let ours = labels.len() >= self.domain.len() && self.domain.iter().zip(&labels).all(|(a, b)| a == b);
         if !ours {
             return Answer::NotOurs;
         }
+        let asked = asked(&labels[self.domain.len()..]);
+        if let Asked::Service(key) = &asked
+            && ![RecordType::CNAME, RecordType::ANY].contains(&type_)
+            && let Some(target) = self.alias(key)
+        {
+            let record = Record::from_rdata(name.clone(), TTL_S, RData::CNAME(CNAME(target.clone())));
+            return Answer::Alias { record, target };
+        }
         let mut records = Records { zone: self, name, type_, answers: Vec::new(), additionals: Vec::new() };
-        let found = match asked(&labels[self.domain.len()..]) {
+        let found = match asked {
+            Asked::Origin => {
+                if let RData::SOA(soa) = self.soa().data {
+                    records.push(RecordType::SOA, RData::SOA(soa));
+                }
+                true
+            }
             Asked::Empty => true,
             Asked::Nothing => false,
             Asked::Version => {
@@ -146,6 +170,15 @@ impl Zone {
         let (answers, additionals) = (records.answers, records.additionals);
         let soa = self.soa();
         if found { Answer::Records { answers, additionals, soa } } else { Answer::NoSuchName { soa } }
+    }
+
+    /// Where a Service of type ExternalName leads.
+    fn alias(&self, key: &ObjectKey) -> Option<Name> {
+        let spec = self.services.get(key)?.spec.as_ref()?;
+        let target = spec.external_name.as_deref().filter(|_| is_external(spec))?;
+        // An address is no name to go on with.
+        let is_name = target.parse::<IpAddr>().is_err();
+        is_name.then(|| Name::from_str(&format!("{}.", target.trim_end_matches('.'))).ok()).flatten()
     }
 
     fn soa(&self) -> Record {
@@ -218,10 +251,16 @@ struct Published<'z> {
     slice: &'z EndpointSlice,
 }
 
+/// From the right.
+fn labels(name: &str) -> Vec<&str> {
+    name.trim_end_matches('.').rsplit('.').collect()
+}
+
 fn asked<'n>(labels: &[&'n str]) -> Asked<'n> {
     let key = |namespace: &str, name: &str| ObjectKey::new(namespace, name);
     match labels {
-        [] | ["svc" | "pod"] | ["svc" | "pod", _] => Asked::Empty,
+        [] => Asked::Origin,
+        ["svc" | "pod"] | ["svc" | "pod", _] => Asked::Empty,
         ["dns-version"] => Asked::Version,
         ["svc", namespace, service] => Asked::Service(key(namespace, service)),
         ["svc", namespace, service, protocol, port] if protocol.starts_with('_') && port.starts_with('_') => {
@@ -259,13 +298,9 @@ impl Records<'_> {
     fn service(&mut self, key: &ObjectKey) -> bool {
         let Some(service) = self.zone.services.get(key) else { return false };
         let spec = service.spec.as_ref();
-        if let Some(external) = spec.filter(|s| s.type_.as_deref() == Some("ExternalName")) {
-            let target =
-                external.external_name.as_deref().and_then(|n| Name::from_str(&format!("{n}.")).ok());
-            if let Some(target) = target {
-                // A CNAME answers whatever type was asked for.
-                self.answers.push(Record::from_rdata(self.name.clone(), TTL_S, RData::CNAME(CNAME(target))));
-            }
+        if spec.is_some_and(is_external) {
+            let Some(target) = self.zone.alias(key) else { return false };
+            self.push(RecordType::CNAME, RData::CNAME(CNAME(target)));
             return true;
         }
         if is_headless(service) {
@@ -287,6 +322,9 @@ impl Records<'_> {
 
     fn ports(&mut self, key: &ObjectKey, port: &str, protocol: &str) -> bool {
         let Some(service) = self.zone.services.get(key).cloned() else { return false };
+        if service.spec.as_ref().is_some_and(is_external) {
+            return false;
+        }
         if is_headless(&service) {
             self.headless_ports(key, Some((port, protocol)))
         } else {
@@ -368,6 +406,10 @@ fn address_record(name: Name, ip: IpAddr) -> Record {
 
 fn is_ready(endpoint: &Endpoint) -> bool {
     endpoint.conditions.as_ref().and_then(|c| c.ready).unwrap_or(true)
+}
+
+fn is_external(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("ExternalName")
 }
 
 fn is_headless(service: &Service) -> bool {

@@ -1,53 +1,158 @@
 //! From plans to nft scripts. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 
 use super::ProxyConfig;
-use super::plan::{Backend, Balanced, Frontend, Plan};
+use super::plan::{Backend, Balanced, Frontend, Plan, Protocol};
+use super::sources::Source;
 
-const TABLE: &str = "ip skiff_proxy";
+pub(crate) const TABLE: &str = "ip skiff_proxy";
 
-/// The whole table, in place of whatever stands.
-pub(crate) fn whole(config: &ProxyConfig, plan: &Plan) -> String {
+/// The sets and maps, by name, with their types. `typeof` needs `tcp dport` where `th dport` is meant, or nft cannot
+/// read back what it has written.
+const SETS: [(Set, &str, &str); 11] = [
+    (Set::Frontends, "map frontends", "type ipv4_addr . inet_proto . inet_service : verdict"),
+    (Set::Endpoints, "map endpoints", PICKED),
+    (Set::OnlyEndpoint, "map only_endpoint", TRANSLATED),
+    (Set::InsideFrontends, "map inside_frontends", "type ipv4_addr . inet_proto . inet_service : verdict"),
+    (Set::InsideEndpoints, "map inside_endpoints", PICKED),
+    (Set::InsideOnlyEndpoint, "map inside_only_endpoint", TRANSLATED),
+    (Set::Firewall, "map firewall", "type ipv4_addr . inet_proto . inet_service : verdict"),
+    (Set::NoEndpoints, "set no_endpoints", "type ipv4_addr . inet_proto . inet_service"),
+    (Set::LocalOnly, "set local_only", "type ipv4_addr . inet_proto . inet_service"),
+    (Set::Hairpin, "set hairpin", "type ipv4_addr . ipv4_addr"),
+    (Set::Backends, "set backends", "type ipv4_addr . inet_proto . inet_service"),
+];
+const PICKED: &str =
+    "typeof ip daddr . meta l4proto . tcp dport . numgen random mod 2 : ip daddr . tcp dport";
+const TRANSLATED: &str = "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service";
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Set {
+    Frontends,
+    Endpoints,
+    /// Of frontends with one endpoint, which need no choice.
+    OnlyEndpoint,
+    InsideFrontends,
+    InsideEndpoints,
+    InsideOnlyEndpoint,
+    /// Load balancers' addresses that not everyone may use.
+    Firewall,
+    NoEndpoints,
+    LocalOnly,
+    Hairpin,
+    Backends,
+}
+
+impl Set {
+    fn name(self) -> &'static str {
+        let declared = SETS.iter().find(|(set, ..)| *set == self);
+        declared.and_then(|(_, name, _)| name.split(' ').nth(1)).unwrap_or_default()
+    }
+}
+
+/// The chains that packets come by, with their hooks and rules. Sources are looked at before anything is translated.
+fn base_chains(config: &ProxyConfig) -> [(&'static str, &'static str, Vec<String>); 9] {
     let ProxyConfig { cluster_cidr, pod_cidr, .. } = config;
-    let mut out = format!(
-        "table {TABLE}
-delete table {TABLE}
-table {TABLE} {{
-  map frontends {{ type ipv4_addr . inet_proto . inet_service : verdict; }}
-  map endpoints {{
-    typeof ip daddr . meta l4proto . tcp dport . numgen random mod 2 : ip daddr . tcp dport
-  }}
-  map only_endpoint {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
-  set no_endpoints {{ type ipv4_addr . inet_proto . inet_service; }}
-  set local_only {{ type ipv4_addr . inet_proto . inet_service; }}
-  set hairpin {{ type ipv4_addr . ipv4_addr; }}
-  set external {{ type ipv4_addr; }}
-  chain prerouting {{
-    type nat hook prerouting priority dstnat;
-    ip daddr . meta l4proto . th dport vmap @frontends
-  }}
-  chain output {{
-    type nat hook output priority -100;
-    ip daddr . meta l4proto . th dport vmap @frontends
-  }}
-  chain postrouting {{
-    type nat hook postrouting priority srcnat - 5;
-    ct status dnat ip saddr . ip daddr @hairpin masquerade
-    ct status dnat ip saddr != {cluster_cidr} ip daddr != {pod_cidr} ct original ip daddr @external masquerade
-  }}
-  chain refuse {{
-    ip daddr . meta l4proto . th dport @local_only drop
-    ip daddr . meta l4proto . th dport @no_endpoints reject with icmp port-unreachable
-  }}
-  chain input {{ type filter hook input priority filter; jump refuse; }}
-  chain forward {{ type filter hook forward priority filter; jump refuse; }}
-  chain local_output {{ type filter hook output priority filter; jump refuse; }}
-}}
-"
-    );
-    out.push_str(&difference(&Plan::default(), plan));
+    let key = "ip daddr . meta l4proto . th dport";
+    let all = format!("{key} vmap @frontends");
+    let inside = format!("{key} vmap @inside_frontends");
+    let firewall = format!("ct state new {key} vmap @firewall");
+    let jump = || vec!["jump refuse".to_owned()];
+    let from_pods = vec![format!("ip saddr {pod_cidr} {inside}"), all.clone()];
+    let masquerade = vec![
+        "ct status dnat ip saddr . ip daddr @hairpin masquerade".to_owned(),
+        format!(
+            "ct status dnat ip saddr != {cluster_cidr} ip daddr != {pod_cidr} {key} @backends masquerade"
+        ),
+    ];
+    let refuse = vec![
+        format!("{key} @local_only drop"),
+        format!("{key} @no_endpoints reject with icmp port-unreachable"),
+    ];
+    [
+        ("refuse", "", refuse),
+        ("firewall_prerouting", "type filter hook prerouting priority dstnat - 10;", vec![firewall.clone()]),
+        ("firewall_output", "type filter hook output priority -110;", vec![firewall]),
+        ("prerouting", "type nat hook prerouting priority dstnat;", from_pods),
+        ("output", "type nat hook output priority -100;", vec![inside, all]),
+        ("postrouting", "type nat hook postrouting priority srcnat - 5;", masquerade),
+        ("input", "type filter hook input priority filter;", jump()),
+        ("forward", "type filter hook forward priority filter;", jump()),
+        ("local_output", "type filter hook output priority filter;", jump()),
+    ]
+}
+
+/// Chains and sets of an earlier process that go on being used: with them, clients keep the endpoints they stick to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) chains: BTreeSet<String>,
+    pub(crate) sets: BTreeSet<String>,
+}
+
+impl Found {
+    /// Reads what `nft -j list table` prints; `None` if it is no such thing.
+    pub(crate) fn parse(json: &[u8]) -> Option<Found> {
+        #[derive(Deserialize)]
+        struct Listing {
+            nftables: Vec<Item>,
+        }
+        #[derive(Deserialize)]
+        struct Item {
+            chain: Option<Named>,
+            set: Option<Named>,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            name: String,
+        }
+        let listing: Listing = serde_json::from_slice(json).ok()?;
+        let mut found = Found::default();
+        for item in listing.nftables {
+            found.chains.extend(item.chain.map(|c| c.name).filter(|name| is_dynamic(name)));
+            found.sets.extend(item.set.map(|s| s.name).filter(|name| is_dynamic(name)));
+        }
+        Some(found)
+    }
+}
+
+/// Whether a chain or set is one that comes and goes with Services.
+fn is_dynamic(name: &str) -> bool {
+    let prefixes = ["endpoints_", "inside_endpoints_", "affinity_", "sticky_", "sources_"];
+    prefixes.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// The whole table. What stands of it is written anew in place, so that `found` sets keep their elements.
+pub(crate) fn whole(config: &ProxyConfig, now: &Elements, found: &Found) -> String {
+    let chains = base_chains(config);
+    let mut out = format!("table {TABLE} {{\n");
+    for (_, name, type_) in SETS {
+        let _ = writeln!(out, "  {name} {{\n    {type_}\n  }}");
+    }
+    for (name, hook, _) in &chains {
+        let _ = writeln!(out, "  chain {name} {{ {hook} }}");
+    }
+    out.push_str("}\n");
+    for (_, name, _) in SETS {
+        let _ = writeln!(out, "flush {}", name.replacen(' ', &format!(" {TABLE} "), 1));
+    }
+    for name in chains.iter().map(|(name, ..)| *name).chain(found.chains.iter().map(String::as_str)) {
+        let _ = writeln!(out, "flush chain {TABLE} {name}");
+    }
+    for (name, _, rules) in &chains {
+        for rule in rules {
+            let _ = writeln!(out, "add rule {TABLE} {name} {rule}");
+        }
+    }
+    out.push_str(&difference(&Elements::default(), now));
+    for set in found.sets.difference(&now.set_names()) {
+        let _ = writeln!(out, "delete set {TABLE} {set}");
+    }
     out
 }
 
@@ -56,58 +161,99 @@ pub(crate) fn remove() -> String {
 }
 
 /// What must change between two plans, in an order that nft accepts: chains first, then elements taken away, then
-/// elements put in, then chains that nothing leads to any more.
-pub(crate) fn difference(before: &Plan, now: &Plan) -> String {
-    let (had, has) = (Elements::of(before), Elements::of(now));
+/// elements put in. Chains that nothing leads to any more are emptied; before Linux 6.2, they can only be deleted a
+/// moment later (see [`delete_chains`]).
+pub(crate) fn difference(before: &Elements, now: &Elements) -> String {
     let mut out = String::new();
-    for chain in has.chains.difference(&had.chains) {
+    for chain in now.chains.difference(&before.chains) {
         chain.add(&mut out);
     }
-    for (set, old, new) in had.sets(&has) {
-        let gone: Vec<&str> = old.difference(new).map(|e| e.split(" : ").next().unwrap_or(e)).collect();
+    for (set, ..) in SETS {
+        let gone = before.of_set(set).difference(now.of_set(set));
+        let gone: Vec<&str> = gone.map(|e| e.split(" : ").next().unwrap_or(e)).collect();
         elements(&mut out, "delete", set, &gone);
     }
-    for (set, old, new) in had.sets(&has) {
-        let added: Vec<&str> = new.difference(old).map(String::as_str).collect();
+    for (set, ..) in SETS {
+        let added = now.of_set(set).difference(before.of_set(set));
+        let added: Vec<&str> = added.map(String::as_str).collect();
         elements(&mut out, "add", set, &added);
     }
-    for chain in had.chains.difference(&has.chains) {
-        chain.delete(&mut out);
+    let gone: Vec<&Chain> = before.chains.difference(&now.chains).collect();
+    for chain in &gone {
+        let _ = writeln!(out, "flush chain {TABLE} {}", chain.name());
+    }
+    for set in gone.iter().filter_map(|chain| chain.set()) {
+        let _ = writeln!(out, "delete set {TABLE} {set}");
     }
     out
 }
 
-fn elements(out: &mut String, verb: &str, set: &str, elements: &[&str]) {
+/// Deletes chains that have been emptied before.
+pub(crate) fn delete_chains<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    names.map(|name| format!("delete chain {TABLE} {name}\n")).collect()
+}
+
+fn elements(out: &mut String, verb: &str, set: Set, elements: &[&str]) {
     // A line of bounded length keeps nft's parser quick.
     for some in elements.chunks(500) {
-        let _ = writeln!(out, "{verb} element {TABLE} {set} {{ {} }}", some.join(", "));
+        let _ = writeln!(out, "{verb} element {TABLE} {} {{ {} }}", set.name(), some.join(", "));
     }
 }
 
 /// The elements of every set and map, as text, and the chains that maps lead to.
-#[derive(Default)]
-struct Elements {
-    frontends: BTreeSet<String>,
-    endpoints: BTreeSet<String>,
-    /// Of frontends with one endpoint, which need no choice.
-    only_endpoint: BTreeSet<String>,
-    no_endpoints: BTreeSet<String>,
-    local_only: BTreeSet<String>,
-    hairpin: BTreeSet<String>,
-    external: BTreeSet<String>,
+#[derive(Debug, Default)]
+pub(crate) struct Elements {
+    sets: BTreeMap<Set, BTreeSet<String>>,
     chains: BTreeSet<Chain>,
 }
 
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
+impl std::fmt::Debug for Set {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Who connects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum View {
+    Everyone,
+    /// This node and its pods.
+    Inside,
+}
+
+impl View {
+    fn maps(self) -> (Set, Set, Set) {
+        match self {
+            View::Everyone => (Set::Frontends, Set::Endpoints, Set::OnlyEndpoint),
+            View::Inside => (Set::InsideFrontends, Set::InsideEndpoints, Set::InsideOnlyEndpoint),
+        }
+    }
+}
+
+/// In this order, each leads only to those before it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Chain {
+    /// Lets nobody else through.
+    Sources(Vec<Source>),
     /// Picks one of so many endpoints at random.
-    Random(usize),
-    /// Picks as [`Chain::Random`], but keeps a client at its endpoint. One a frontend.
-    Affine { frontend: Frontend, backends: Vec<Backend>, timeout_s: u32 },
+    Random(View, usize),
+    /// Remembers the client and leads it to one endpoint.
+    Sticky(Affinity, Backend),
+    /// Leads clients to the endpoint that remembers them, others to any.
+    Affine(Affinity, Vec<Backend>),
+}
+
+/// Clients stick to the endpoints of a port of a Service, by whichever address they come.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Affinity {
+    service_port: Arc<str>,
+    protocol: Protocol,
+    timeout_s: u32,
 }
 
 impl Elements {
-    fn of(plan: &Plan) -> Elements {
+    /// What the rules of a plan are made of.
+    pub(crate) fn of(plan: &Plan) -> Elements {
         let mut out = Elements::default();
         for (frontend, service) in &plan.frontends {
             out.add(frontend, service);
@@ -115,133 +261,160 @@ impl Elements {
         out
     }
 
+    pub(crate) fn chain_names(&self) -> BTreeSet<String> {
+        self.chains.iter().map(Chain::name).collect()
+    }
+
+    fn set_names(&self) -> BTreeSet<String> {
+        self.chains.iter().filter_map(Chain::set).collect()
+    }
+
+    fn of_set(&self, set: Set) -> &BTreeSet<String> {
+        static NONE: BTreeSet<String> = BTreeSet::new();
+        self.sets.get(&set).unwrap_or(&NONE)
+    }
+
+    fn insert(&mut self, set: Set, element: String) {
+        self.sets.entry(set).or_default().insert(element);
+    }
+
     fn add(&mut self, frontend: &Frontend, service: &Balanced) {
-        let key = key(frontend);
-        if service.external {
-            self.external.insert(frontend.ip.to_string());
+        let key = format!("{} . {} . {}", frontend.ip, frontend.protocol.name(), frontend.port);
+        if let Some(sources) = &service.sources {
+            let chain = Chain::Sources(sources.clone());
+            self.insert(Set::Firewall, format!("{key} : goto {}", chain.name()));
+            self.chains.insert(chain);
         }
-        for backend in &service.backends {
-            self.hairpin.insert(format!("{} . {}", backend.ip, backend.ip));
+        if service.backends.is_empty() {
+            let refused = if service.drop_if_empty { Set::LocalOnly } else { Set::NoEndpoints };
+            self.insert(refused, key.clone());
         }
-        match (service.backends.len(), service.affinity_s) {
-            (0, _) if service.drop_if_empty => {
-                self.local_only.insert(key);
-            }
-            (0, _) => {
-                self.no_endpoints.insert(key);
-            }
+        self.lead(View::Everyone, &key, frontend, service, &service.backends);
+        if let Some(inside) = &service.inside {
+            self.lead(View::Inside, &key, frontend, service, inside);
+        }
+    }
+
+    /// Leads a frontend to backends, of which there may be none.
+    fn lead(&mut self, view: View, key: &str, frontend: &Frontend, service: &Balanced, backends: &[Backend]) {
+        for backend in backends {
+            self.insert(Set::Hairpin, format!("{} . {}", backend.ip, backend.ip));
+            let protocol = frontend.protocol.name();
+            self.insert(Set::Backends, format!("{} . {protocol} . {}", backend.ip, backend.port));
+        }
+        let (frontends, endpoints, only_endpoint) = view.maps();
+        let chain = match (backends, service.affinity_s) {
+            ([], _) => return,
             (_, Some(timeout_s)) => {
-                let chain =
-                    Chain::Affine { frontend: *frontend, backends: service.backends.clone(), timeout_s };
-                self.frontends.insert(format!("{key} : goto {}", chain.name()));
-                self.chains.insert(chain);
+                let service_port = service.service_port.clone();
+                let affinity = Affinity { service_port, protocol: frontend.protocol, timeout_s };
+                self.chains.extend(backends.iter().map(|b| Chain::Sticky(affinity.clone(), *b)));
+                Chain::Affine(affinity, backends.to_vec())
             }
-            (count, None) => {
-                let chain = Chain::Random(count);
-                self.frontends.insert(format!("{key} : goto {}", chain.name()));
-                self.chains.insert(chain);
-                if let [backend] = service.backends.as_slice() {
-                    self.only_endpoint.insert(format!("{key} : {} . {}", backend.ip, backend.port));
-                    return;
-                }
-                for (at, backend) in service.backends.iter().enumerate() {
-                    self.endpoints.insert(format!("{key} . {at} : {} . {}", backend.ip, backend.port));
-                }
+            ([backend], None) => {
+                self.insert(only_endpoint, format!("{key} : {} . {}", backend.ip, backend.port));
+                Chain::Random(view, 1)
             }
-        }
+            (backends, None) => {
+                for (at, backend) in backends.iter().enumerate() {
+                    self.insert(endpoints, format!("{key} . {at} : {} . {}", backend.ip, backend.port));
+                }
+                Chain::Random(view, backends.len())
+            }
+        };
+        self.insert(frontends, format!("{key} : goto {}", chain.name()));
+        self.chains.insert(chain);
     }
-
-    /// Each set's name with its elements here and in `other`.
-    fn sets<'e>(
-        &'e self,
-        other: &'e Elements,
-    ) -> [(&'static str, &'e BTreeSet<String>, &'e BTreeSet<String>); 7] {
-        [
-            ("frontends", &self.frontends, &other.frontends),
-            ("endpoints", &self.endpoints, &other.endpoints),
-            ("only_endpoint", &self.only_endpoint, &other.only_endpoint),
-            ("no_endpoints", &self.no_endpoints, &other.no_endpoints),
-            ("local_only", &self.local_only, &other.local_only),
-            ("hairpin", &self.hairpin, &other.hairpin),
-            ("external", &self.external, &other.external),
-        ]
-    }
-}
-
-fn key(frontend: &Frontend) -> String {
-    format!("{} . {} . {}", frontend.ip, frontend.protocol.name(), frontend.port)
 }
 
 impl Chain {
     /// A name that says what is in the chain, so that another content is another chain.
     fn name(&self) -> String {
-        use std::hash::{DefaultHasher, Hash as _, Hasher as _};
         match self {
-            Chain::Random(count) => format!("endpoints_{count}"),
-            Chain::Affine { frontend, backends, timeout_s } => {
-                let mut hasher = DefaultHasher::new();
-                (frontend, backends, timeout_s).hash(&mut hasher);
-                format!("affinity_{:016x}", hasher.finish())
+            Chain::Sources(sources) => {
+                let text: Vec<String> = sources.iter().map(Source::to_string).collect();
+                format!("sources_{}", fingerprint(&text.join(" ")))
+            }
+            Chain::Random(View::Everyone, count) => format!("endpoints_{count}"),
+            Chain::Random(View::Inside, count) => format!("inside_endpoints_{count}"),
+            Chain::Sticky(affinity, backend) => {
+                format!("sticky_{}", fingerprint(&affinity.text(&[*backend])))
+            }
+            Chain::Affine(affinity, backends) => {
+                format!("affinity_{}", fingerprint(&affinity.text(backends)))
             }
         }
     }
 
+    /// The set that belongs to the chain.
+    fn set(&self) -> Option<String> {
+        matches!(self, Chain::Sticky(..)).then(|| format!("{}_clients", self.name()))
+    }
+
     fn add(&self, out: &mut String) {
         let name = self.name();
+        let _ = writeln!(out, "add chain {TABLE} {name}");
         match self {
-            Chain::Random(1) => {
-                let _ = writeln!(out, "add chain {TABLE} {name}");
-                let rule = "dnat ip to ip daddr . meta l4proto . th dport map @only_endpoint";
-                let _ = writeln!(out, "add rule {TABLE} {name} {rule}");
+            Chain::Sources(sources) => {
+                let sources: Vec<String> = sources.iter().map(Source::to_string).collect();
+                let _ =
+                    writeln!(out, "add rule {TABLE} {name} ip saddr != {{ {} }} drop", sources.join(", "));
             }
-            Chain::Random(count) => {
-                let _ = writeln!(out, "add chain {TABLE} {name}");
+            Chain::Random(view, count) => {
+                let (_, endpoints, only_endpoint) = view.maps();
+                let map = if *count == 1 {
+                    format!("map @{}", only_endpoint.name())
+                } else {
+                    format!(". numgen random mod {count} map @{}", endpoints.name())
+                };
                 let _ = writeln!(
                     out,
-                    "add rule {TABLE} {name} dnat ip to ip daddr . meta l4proto . th dport . numgen random mod \
-                     {count} map @endpoints"
+                    "add rule {TABLE} {name} dnat ip to ip daddr . meta l4proto . th dport {map}"
                 );
             }
-            Chain::Affine { frontend, backends, timeout_s } => {
-                let protocol = frontend.protocol.name();
-                let _ = writeln!(out, "add chain {TABLE} {name}");
-                for (at, backend) in backends.iter().enumerate() {
-                    let (ip, port) = (backend.ip, backend.port);
-                    let flags = format!("type ipv4_addr; flags dynamic,timeout; timeout {timeout_s}s;");
-                    let _ = writeln!(out, "add set {TABLE} {name}_{at} {{ {flags} }}");
-                    let _ = writeln!(out, "add chain {TABLE} {name}_to_{at}");
-                    let _ = writeln!(
-                        out,
-                        "add rule {TABLE} {name}_to_{at} update @{name}_{at} {{ ip saddr }} meta l4proto {protocol} \
-                         dnat ip to {ip}:{port}"
-                    );
-                    let _ =
-                        writeln!(out, "add rule {TABLE} {name} ip saddr @{name}_{at} goto {name}_to_{at}");
+            Chain::Sticky(Affinity { protocol, timeout_s, .. }, Backend { ip, port }) => {
+                let set = format!("{name}_clients");
+                let type_ = format!("type ipv4_addr; flags dynamic,timeout; timeout {timeout_s}s;");
+                let _ = writeln!(out, "add set {TABLE} {set} {{ {type_} }}");
+                let _ = writeln!(
+                    out,
+                    "add rule {TABLE} {name} update @{set} {{ ip saddr }} meta l4proto {} dnat ip to {ip}:{port}",
+                    protocol.name()
+                );
+            }
+            Chain::Affine(affinity, backends) => {
+                let sticky = backends.iter().map(|b| Chain::Sticky(affinity.clone(), *b).name());
+                let sticky: Vec<String> = sticky.collect();
+                for to in &sticky {
+                    let _ = writeln!(out, "add rule {TABLE} {name} ip saddr @{to}_clients goto {to}");
                 }
                 let picks: Vec<String> =
-                    (0..backends.len()).map(|at| format!("{at} : goto {name}_to_{at}")).collect();
+                    sticky.iter().enumerate().map(|(at, to)| format!("{at} : goto {to}")).collect();
                 let _ = writeln!(
                     out,
                     "add rule {TABLE} {name} numgen random mod {} vmap {{ {} }}",
-                    backends.len(),
+                    sticky.len(),
                     picks.join(", ")
                 );
             }
         }
     }
+}
 
-    fn delete(&self, out: &mut String) {
-        let name = self.name();
-        let _ = writeln!(out, "flush chain {TABLE} {name}");
-        let _ = writeln!(out, "delete chain {TABLE} {name}");
-        if let Chain::Affine { backends, .. } = self {
-            for at in 0..backends.len() {
-                let _ = writeln!(out, "flush chain {TABLE} {name}_to_{at}");
-                let _ = writeln!(out, "delete chain {TABLE} {name}_to_{at}");
-                let _ = writeln!(out, "delete set {TABLE} {name}_{at}");
-            }
+impl Affinity {
+    fn text(&self, backends: &[Backend]) -> String {
+        let mut out = format!("{} {} {}", self.service_port, self.protocol.name(), self.timeout_s);
+        for Backend { ip, port } in backends {
+            let _ = write!(out, " {ip}:{port}");
         }
+        out
     }
+}
+
+/// The same in every version of the program, so that a new one finds the chains of the old; and no Service can be
+/// named so that its chains are another's.
+fn fingerprint(text: &str) -> String {
+    Sha256::digest(text).iter().take(10).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

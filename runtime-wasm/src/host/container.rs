@@ -19,6 +19,8 @@ use wasmtime_wasi::p2::bindings::CommandPre;
 use super::guest::{ComponentState, Guest, GuestError, Instances, ModuleState};
 use super::http::{self, Service};
 use super::log::Stream;
+use super::root::{self, RootError};
+use super::seccomp::{self, Filter};
 use super::ticker::Ticker;
 use crate::compile::one_line;
 use crate::record::KILLED;
@@ -86,8 +88,12 @@ pub(crate) enum StartError {
     EnterNetns { path: PathBuf, source: nix::Error },
     #[error("enter the container's cgroup: {0}")]
     Cgroup(#[from] skiff_cgroup::Error),
+    #[error("make the container's file system: {0}")]
+    Root(#[from] RootError),
     #[error("drop capabilities: {0}")]
     Capabilities(rustix::io::Errno),
+    #[error("restrict system calls: {0}")]
+    Seccomp(std::io::Error),
     #[error("listen on port {port} in the pod: {source}")]
     Listen { port: u16, source: std::io::Error },
     #[error(transparent)]
@@ -98,6 +104,8 @@ pub(crate) struct Launch {
     pub(crate) guest: Arc<Guest>,
     pub(crate) instances: Instances,
     pub(crate) cgroup: Group,
+    /// A directory that holds nothing a container needs; see [`root::enter`].
+    pub(crate) scratch: PathBuf,
     pub(crate) ticker: Ticker,
     pub(crate) phase: watch::Receiver<Phase>,
 }
@@ -152,7 +160,9 @@ fn enter(launch: &Launch) -> Result<tokio::runtime::Runtime, StartError> {
         setns(&netns, CloneFlags::CLONE_NEWNET)
             .map_err(|source| StartError::EnterNetns { path: path.clone(), source })?;
     }
+    root::enter(&launch.instances.spec, &launch.scratch)?;
     drop_capabilities(GUEST_CAPABILITIES).map_err(StartError::Capabilities)?;
+    seccomp::install(Filter::Guest).map_err(StartError::Seccomp)?;
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // A busy guest yields every tick; each time its thread looks at its sockets and timers.

@@ -14,6 +14,7 @@ use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 use super::budget::{Budget, Share};
 use super::log::{ContainerLog, GuestOutput, Stream};
 use super::outgoing::Outgoing;
+use super::root;
 use crate::compile::one_line;
 use crate::spec::{Access, ContainerSpec};
 
@@ -177,14 +178,15 @@ impl Instances {
             .allow_tcp(true)
             .allow_udp(true)
             .allow_ip_name_lookup(true);
-        for preopen in &self.spec.preopens {
-            let permissions = match preopen.access {
+        for opened in root::opened(&self.spec) {
+            let permissions = match opened.access {
                 Access::ReadOnly => FsPerms::ReadOnly,
                 Access::ReadWrite => FsPerms::ReadWrite,
             };
-            builder.preopened_dir(&preopen.host_path, &preopen.guest_path, permissions).map_err(
-                |source| GuestError::Preopen { path: preopen.host_path.display().to_string(), source },
-            )?;
+            let path = opened.guest_path.clone();
+            builder
+                .preopened_dir(&opened.path, &opened.guest_path, permissions)
+                .map_err(|source| GuestError::Preopen { path, source })?;
         }
         Ok(builder)
     }

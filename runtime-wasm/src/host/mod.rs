@@ -6,6 +6,7 @@
 //!
 //! - [`server`]: requests, records, events. [`container`]: a container's thread. [`guest`]: modules and
 //!   components. [`http`], [`outgoing`]: `wasi:http`. [`budget`]: memory. [`ticker`]: epochs. [`log`]: output.
+//! - [`root`]: what a container sees of the file system. [`seccomp`]: system calls that nobody here needs.
 //!
 //! # Assumptions
 //! [`main`] runs before the process has a second thread: it forks.
@@ -16,6 +17,8 @@ mod guest;
 mod http;
 mod log;
 mod outgoing;
+mod root;
+mod seccomp;
 mod server;
 mod ticker;
 
@@ -36,6 +39,7 @@ use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use skiff_cgroup::Cgroups;
 
+use self::seccomp::Filter;
 use crate::engine;
 use crate::hosts::{HostFiles, HostRecord};
 use crate::process::ProcessId;
@@ -46,7 +50,7 @@ const IDLE: Duration = Duration::from_secs(10);
 /// A log that grew further is begun anew when its host starts.
 const MAX_LOG_BYTES: u64 = 1 << 20;
 
-/// Entering network namespaces, on top of what guests' threads keep.
+/// Entering network namespaces and making mounts, on top of what guests' threads keep.
 const HOST_CAPABILITIES: CapabilitySet = CapabilitySet::SYS_ADMIN
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
@@ -75,6 +79,7 @@ enum HostStartError {
 struct Args {
     files: HostFiles,
     state_dir: PathBuf,
+    run_dir: PathBuf,
     cgroup: String,
 }
 
@@ -104,7 +109,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Args, HostStartErro
     }
     match (name, state_dir, run_dir, cgroup) {
         (Some(name), Some(state_dir), Some(run_dir), Some(cgroup)) => {
-            Ok(Args { files: HostFiles::new(&run_dir, &name), state_dir, cgroup })
+            Ok(Args { files: HostFiles::new(&run_dir, &name), state_dir, run_dir, cgroup })
         }
         _ => Err(HostStartError::Usage),
     }
@@ -166,6 +171,7 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
     group.add_process(std::process::id())?;
     container::drop_capabilities(HOST_CAPABILITIES)
         .map_err(|err| process("drop capabilities")(err.into()))?;
+    seccomp::install(Filter::Host).map_err(process("restrict system calls"))?;
 
     let engine = engine::runner().map_err(|err| HostStartError::Engine(format!("{err:#}")))?;
     let id = ProcessId::current().map_err(process("find this process"))?;
@@ -183,6 +189,7 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
         name: args.files.name.clone(),
         process: id,
         state_dir: args.state_dir.clone(),
+        run_dir: args.run_dir.clone(),
         compatibility: engine::compatibility(&engine),
         ticker: ticker::Ticker::start(engine.clone()).map_err(process("start the ticker"))?,
         engine,

@@ -33,6 +33,7 @@ pub(crate) struct Host {
     pub(crate) name: String,
     pub(crate) process: ProcessId,
     pub(crate) state_dir: PathBuf,
+    pub(crate) run_dir: PathBuf,
     pub(crate) compatibility: String,
     pub(crate) engine: Engine,
     pub(crate) ticker: Ticker,
@@ -242,6 +243,7 @@ impl Host {
                 log: container.log.clone(),
             },
             cgroup: container.cgroup.clone(),
+            scratch: self.run_dir.clone(),
             ticker: self.ticker.clone(),
             phase: container.phase.subscribe(),
         };

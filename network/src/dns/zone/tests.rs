@@ -9,7 +9,8 @@ fn zone() -> Zone {
          "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}},
         {"metadata": {"name": "db", "namespace": "d"}, "spec": {"clusterIP": "None", "ports": [{"name": "sql", "port": 5432}]}},
         {"metadata": {"name": "empty", "namespace": "d"}, "spec": {"clusterIP": "None"}},
-        {"metadata": {"name": "out", "namespace": "d"}, "spec": {"type": "ExternalName", "externalName": "example.com"}},
+        {"metadata": {"name": "address", "namespace": "d"}, "spec": {"type": "ExternalName", "externalName": "192.0.2.1"}},
+        {"metadata": {"name": "out", "namespace": "d"}, "spec": {"type": "ExternalName", "externalName": "example.com", "ports": [{"name": "http", "port": 80}]}},
     ]);
     for service in serde_json::from_value::<Vec<Service>>(services).unwrap() {
         zone.service_changed(&Change { old: None, new: Some(Arc::new(service)) });
@@ -38,6 +39,7 @@ fn check(zone: &Zone, name: &str, type_: RecordType, wanted: &[&str]) {
     let found = match zone.answer(&Name::from_str(name).unwrap(), type_) {
         Answer::NotOurs => vec!["not ours".to_owned()],
         Answer::NoSuchName { .. } => vec!["no such name".to_owned()],
+        Answer::Alias { target, .. } => vec![format!("alias of {target}")],
         Answer::Records { answers, .. } => answers.iter().map(|r| r.data.to_string()).collect(),
     };
     assert_eq!(found, wanted, "{name} {type_}");
@@ -58,7 +60,10 @@ fn services_have_the_names_of_the_specification() {
     check(&zone, "_http._udp.web.d.svc.cluster.local.", RecordType::SRV, &["no such name"]);
     check(&zone, "none.d.svc.cluster.local.", RecordType::A, &["no such name"]);
     check(&zone, "d.svc.cluster.local.", RecordType::A, &[]);
-    check(&zone, "out.d.svc.cluster.local.", RecordType::A, &["example.com."]);
+    check(&zone, "out.d.svc.cluster.local.", RecordType::A, &["alias of example.com."]);
+    check(&zone, "out.d.svc.cluster.local.", RecordType::CNAME, &["example.com."]);
+    check(&zone, "_http._tcp.out.d.svc.cluster.local.", RecordType::SRV, &["no such name"]);
+    check(&zone, "address.d.svc.cluster.local.", RecordType::A, &["no such name"]);
     check(&zone, "dns-version.cluster.local.", RecordType::TXT, &["1.1.0"]);
 }
 
@@ -100,4 +105,14 @@ fn what_is_deleted_is_forgotten() {
     zone.slice_changed(&Change { old: Some(slice()), new: None });
     check(&zone, "db.d.svc.cluster.local.", RecordType::A, &["no such name"]);
     check(&zone, "7.0.42.10.in-addr.arpa.", RecordType::PTR, &["not ours"]);
+}
+
+#[test]
+fn an_endpoint_that_moves_to_another_slice_keeps_its_name() {
+    let mut zone = zone();
+    let mut other = slice();
+    Arc::make_mut(&mut other).metadata.name = Some("db-2".into());
+    zone.slice_changed(&Change { old: None, new: Some(other) });
+    zone.slice_changed(&Change { old: Some(slice()), new: None });
+    check(&zone, "7.0.42.10.in-addr.arpa.", RecordType::PTR, &["db-0.db.d.svc.cluster.local."]);
 }
