@@ -87,6 +87,7 @@ fn named(name: &str) -> ObjectMeta {
 
 impl Controller for Accounts {
     const NAME: &'static str = "serviceaccount";
+    type Key = ObjectKey;
 
     fn queue(&self) -> &WorkQueue<ObjectKey> {
         &self.queue

@@ -1,9 +1,11 @@
 //! Services of type LoadBalancer get the addresses of the ready nodes, on which the proxy answers for them.
+//!
+//! A Service whose port somebody else has on the nodes stays without an address, and an event says who that is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Service};
+use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
@@ -12,48 +14,64 @@ use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine};
 
+mod plan;
+
+use plan::{claims, is_ours, node_ports};
+
 pub(crate) struct Balancers {
     client: Client,
     services: Informer<Service>,
     nodes: Informer<Node>,
+    endpoints: Informer<Endpoints>,
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
 }
 
 impl Balancers {
     pub(crate) fn new(context: &Context) -> Self {
-        let (services, nodes) = (context.informers.of::<Service>(), context.informers.of::<Node>());
+        let informers = &context.informers;
+        let (services, nodes) = (informers.of::<Service>(), informers.of::<Node>());
+        let endpoints = informers.of::<Endpoints>();
         let queue = WorkQueue::default();
-        let wake = queue.clone();
+        let all = services.clone();
+        let to = queue.clone();
+        let wake_all = Arc::new(move || {
+            all.filter(|_, s| is_ours(s)).iter().for_each(|s| to.add(key_of(&**s)));
+        });
+        let (wake, wake_others) = (queue.clone(), wake_all.clone());
         services.on_change(move |change| {
             if let Some(service) = change.object() {
                 wake.add(key_of(&**service));
             }
+            // A port that is let go of may be another's.
+            let held = |s: &Option<Arc<Service>>| s.as_ref().map(|s| (claims(s), node_ports(s)));
+            if held(&change.old) != held(&change.new) {
+                wake_others();
+            }
         });
-        let (wake, all) = (queue.clone(), services.clone());
+        let wake_others = wake_all.clone();
         nodes.on_change(move |change| {
-            let before = change.old.iter().filter_map(address).next();
-            if before != change.new.iter().filter_map(address).next() {
-                all.filter(|_, s| is_ours(s)).iter().for_each(|s| wake.add(key_of(&**s)));
+            let seen = |n: &Option<Arc<Node>>| {
+                let node = n.as_deref()?;
+                Some((plan::address(node), plan::reserved(&[Arc::new(node.clone())], None)))
+            };
+            if seen(&change.old) != seen(&change.new) {
+                wake_others();
+            }
+        });
+        endpoints.on_change(move |change| {
+            if change.object().is_some_and(|e| key_of(&**e) == api_server()) {
+                wake_all();
             }
         });
         let events = context.events("service-lb-controller");
-        Balancers { client: context.client.clone(), services, nodes, events, queue }
+        Balancers { client: context.client.clone(), services, nodes, endpoints, events, queue }
     }
 }
 
-/// The internal address of a node that is ready.
-fn address(node: &Arc<Node>) -> Option<String> {
-    let status = node.status.as_ref()?;
-    let ready = status.conditions.iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True");
-    let internal = status.addresses.iter().flatten().find(|a| a.type_ == "InternalIP")?;
-    ready.then(|| internal.address.clone())
-}
-
-/// A class names another load balancer.
-fn is_ours(service: &Service) -> bool {
-    let spec = service.spec.as_ref();
-    spec.is_some_and(|s| s.type_.as_deref() == Some("LoadBalancer") && s.load_balancer_class.is_none())
+/// Where the API server publishes its own addresses.
+fn api_server() -> ObjectKey {
+    ObjectKey::new("default", "kubernetes")
 }
 
 fn assigned(service: &Service) -> BTreeSet<String> {
@@ -64,6 +82,7 @@ fn assigned(service: &Service) -> BTreeSet<String> {
 
 impl Controller for Balancers {
     const NAME: &'static str = "service-lb";
+    type Key = ObjectKey;
 
     fn queue(&self) -> &WorkQueue<ObjectKey> {
         &self.queue
@@ -72,22 +91,33 @@ impl Controller for Balancers {
     async fn synced(&self) {
         self.services.synced().await;
         self.nodes.synced().await;
+        self.endpoints.synced().await;
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
         let Some(service) = self.services.get(key) else { return Ok(Outcome::Done) };
-        let wanted: BTreeSet<String> = if is_ours(&service) {
-            self.nodes.list().iter().filter_map(address).collect()
-        } else {
-            BTreeSet::new()
-        };
         // What somebody else's load balancer wrote is left alone.
-        let class = service.spec.as_ref().and_then(|s| s.load_balancer_class.as_ref());
-        if class.is_some() || assigned(&service) == wanted {
+        if service.spec.as_ref().is_some_and(|s| s.load_balancer_class.is_some()) {
+            return Ok(Outcome::Done);
+        }
+        let mut wanted: BTreeSet<String> = BTreeSet::new();
+        if is_ours(&service) {
+            let nodes = self.nodes.list();
+            let reserved = plan::reserved(&nodes, self.endpoints.get(&api_server()).as_deref());
+            match plan::conflict(&service, &self.services.list(), &reserved) {
+                None => wanted = nodes.iter().filter_map(|node| plan::address(node)).collect(),
+                Some(conflict) => {
+                    let message =
+                        format!("Error syncing load balancer: failed to ensure load balancer: {conflict}");
+                    self.events.event(&*service, EventType::Warning, "SyncLoadBalancerFailed", &message);
+                }
+            }
+        }
+        if assigned(&service) == wanted {
             return Ok(Outcome::Done);
         }
         let ingress: Vec<_> = wanted.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
-        let status = json!({"status": {"loadBalancer": {"ingress": ingress}}});
+        let status = json!({"metadata": {"uid": service.metadata.uid}, "status": {"loadBalancer": {"ingress": ingress}}});
         let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
         gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(status)).await)?;
         if !wanted.is_empty() {

@@ -13,7 +13,7 @@ use serde_json::json;
 use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
-use crate::driver::{Controller, Outcome, gone_is_fine, is_conflict};
+use crate::driver::{Controller, Outcome, gone_is_fine, is_conflict, is_terminating, text};
 use crate::objects::{controller_key, controller_of, controller_reference, has_ended, selects, uid};
 
 mod plan;
@@ -92,6 +92,9 @@ impl Deployments {
                 None if deployment.metadata.deletion_timestamp.is_none()
                     && deployment.spec.as_ref().is_some_and(|s| selects(&s.selector, &set.metadata)) =>
                 {
+                    if !self.may_adopt(key, deployment).await? {
+                        continue;
+                    }
                     let name = set.metadata.name.clone().unwrap_or_default();
                     let adopt = json!({"metadata": {"uid": set.metadata.uid,
                         "ownerReferences": [controller_reference(deployment)]}});
@@ -104,6 +107,16 @@ impl Deployments {
             }
         }
         Ok(owned)
+    }
+
+    /// Whether the Deployment is still there and stays. The informer may not know yet: one that is being deleted would
+    /// take back what the garbage collector has just made it let go of.
+    async fn may_adopt(&self, key: &ObjectKey, deployment: &Deployment) -> Result<bool, kube::Error> {
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &key.namespace);
+        let live = api.get_opt(&key.name).await?;
+        Ok(live.is_some_and(|d| {
+            uid(&d.metadata) == uid(&deployment.metadata) && d.metadata.deletion_timestamp.is_none()
+        }))
     }
 
     async fn create(
@@ -126,14 +139,38 @@ impl Deployments {
                 if is_ours && plan::same_template(deployment, &there) {
                     return Ok(Arc::new(there));
                 }
-                let count = deployment.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0) + 1;
+                let count = deployment.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0);
+                let count = count.saturating_add(1);
                 let deployments: Api<Deployment> = Api::namespaced(self.client.clone(), &key.namespace);
                 let patch = json!({"status": {"collisionCount": count}});
                 deployments.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await?;
                 Err(error)
             }
-            Err(error) => Err(error),
+            Err(error) if is_terminating(&error) => Err(error),
+            Err(error) => {
+                self.create_failed(key, deployment, &new, &error).await?;
+                Err(error)
+            }
         }
+    }
+
+    async fn create_failed(
+        &self,
+        key: &ObjectKey,
+        deployment: &Deployment,
+        new: &ReplicaSet,
+        error: &kube::Error,
+    ) -> Result<(), kube::Error> {
+        let name = new.metadata.name.as_deref().unwrap_or_default();
+        let message = format!("Failed to create new replica set {name:?}: {}", text(error));
+        self.events.event(deployment, EventType::Warning, "ReplicaSetCreateError", &message);
+        let Some(conditions) = status::create_failed(deployment, &message, Timestamp::now()) else {
+            return Ok(());
+        };
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &key.namespace);
+        let patch =
+            json!({"metadata": {"uid": deployment.metadata.uid}, "status": {"conditions": conditions}});
+        gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await)
     }
 
     fn scaled(&self, deployment: &Deployment, set: &ReplicaSet, from: i32, to: i32) {
@@ -234,6 +271,7 @@ impl Deployments {
 impl Controller for Deployments {
     const NAME: &'static str = "deployment";
     const WORKERS: usize = 5;
+    type Key = ObjectKey;
 
     fn queue(&self) -> &WorkQueue<ObjectKey> {
         &self.queue

@@ -134,6 +134,7 @@ impl EndpointSlices {
 impl Controller for EndpointSlices {
     const NAME: &'static str = "endpointslice";
     const WORKERS: usize = 5;
+    type Key = ObjectKey;
 
     fn queue(&self) -> &WorkQueue<ObjectKey> {
         &self.queue

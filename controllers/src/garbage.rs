@@ -1,18 +1,24 @@
 //! The garbage collector: what has lost its owners is deleted.
 //!
 //! ```text
-//!  watch of every kind's metadata ─► graph (uid → owners, dependents) ─► queue of uids ─► look, delete or let go
+//!  watch of every kind ─► graph (uid → owners, dependents) ─► queue of uids ─► look, delete or let go
 //! ```
 //!
 //! # Guarantees
-//! - An object is deleted only after the API itself has said that none of its owners exists.
+//! - An object is deleted only after the API itself has said that none of its owners is there to stay, and only in
+//!   the version that was looked at.
 //! - An owner that is deleted in the foreground goes after the dependents that block it; one that orphans them goes
-//!   after they have forgotten it.
+//!   after they have forgotten it. Both wait until every kind has been listed once: until then an object may only
+//!   seem to have no dependents.
+//!
+//! # Caveats
+//! - Only the kinds that are built in are watched; a reference to another kind counts as one to an owner that stays.
 //!
 //! Source: upstream's garbage collector; "Garbage Collection" in the Kubernetes documentation.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -24,116 +30,77 @@ use kube::runtime::watcher::{self, Event};
 use kube::runtime::{WatchStreamExt as _, watcher as watch_all};
 use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
-use serde_json::json;
-use skiff_api::kinds::Storage;
+use serde_json::{Value, json};
 use skiff_api::{Kind, Kinds};
 use skiff_client::WorkQueue;
 use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 use crate::Context;
-use crate::driver::{gone_is_fine, is_conflict};
+use crate::driver::{self, Controller, Outcome, gone_is_fine, is_conflict, is_not_found};
 use crate::namespace::resource;
 
-const FOREGROUND: &str = "foregroundDeletion";
-const ORPHAN: &str = "orphan";
-const WORKERS: usize = 4;
+mod graph;
+mod plan;
+
+use graph::{Entry, Graph};
+use plan::{FOREGROUND, ORPHAN, Owner, Verdict};
+
 /// Kinds whose objects neither own nor are owned, and of which there are many.
 const IGNORED: [&str; 1] = ["events"];
+/// Collection begins after this long even if some kind cannot be listed: upstream's figure.
+const FIRST_LISTS: Duration = Duration::from_secs(30);
+/// How often an owner that waits is looked at while some kind has not been listed.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
 type Meta = PartialObjectMeta<DynamicObject>;
 
-/// One object, as far as ownership goes.
-#[derive(Clone)]
-struct Entry {
-    kind: Arc<Kind>,
-    namespace: Option<String>,
-    name: String,
-    owners: Vec<OwnerReference>,
-    deleting: bool,
-    finalizers: Vec<String>,
-}
-
-#[derive(Default)]
-struct Graph {
-    entries: HashMap<String, Entry>,
-    /// Owner's uid to its dependents' uids; an owner need not be known.
-    dependents: HashMap<String, HashSet<String>>,
-}
-
-impl Graph {
-    fn put(&mut self, uid: String, entry: Entry) {
-        self.unlink(&uid);
-        for owner in &entry.owners {
-            self.dependents.entry(owner.uid.clone()).or_default().insert(uid.clone());
-        }
-        self.entries.insert(uid, entry);
-    }
-
-    fn remove(&mut self, uid: &str) {
-        self.unlink(uid);
-        self.entries.remove(uid);
-    }
-
-    fn unlink(&mut self, uid: &str) {
-        let Some(old) = self.entries.get(uid) else { return };
-        for owner in &old.owners {
-            if let Some(set) = self.dependents.get_mut(&owner.uid) {
-                set.remove(uid);
-                if set.is_empty() {
-                    self.dependents.remove(&owner.uid);
-                }
-            }
-        }
-    }
-
-    fn dependents_of(&self, uid: &str) -> Vec<(String, Entry)> {
-        let uids = self.dependents.get(uid).into_iter().flatten();
-        uids.filter_map(|u| Some((u.clone(), self.entries.get(u)?.clone()))).collect()
-    }
+/// What the watches have seen.
+struct Seen {
+    graph: Mutex<Graph>,
+    queue: WorkQueue<String>,
+    /// Kinds whose first list is not in yet.
+    unlisted: watch_channel::Sender<BTreeSet<String>>,
 }
 
 struct Collector {
-    /// Kinds whose first list is not in yet: until it is, an object may seem to have no dependents.
-    n_unlisted: watch_channel::Sender<usize>,
     client: Client,
     kinds: Kinds,
-    graph: Mutex<Graph>,
-    queue: WorkQueue<String>,
+    seen: Arc<Seen>,
 }
 
 /// Collects until `shutdown`.
 pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
-    let collector = Arc::new(Collector {
-        n_unlisted: watch_channel::Sender::new(0),
-        client: context.client.clone(),
-        kinds: Kinds::builtin(),
+    let kinds = Kinds::builtin();
+    let mut watched = kinds.stored();
+    watched.retain(|kind| !IGNORED.contains(&kind.plural.as_str()));
+    let seen = Arc::new(Seen {
         graph: Mutex::default(),
         queue: WorkQueue::default(),
+        unlisted: watch_channel::Sender::new(watched.iter().map(|k| k.kind.clone()).collect()),
     });
     let mut tasks = JoinSet::new();
-    let watched = |k: &&Arc<Kind>| k.storage == Storage::Stored && !IGNORED.contains(&k.plural.as_str());
-    let kinds: Vec<Arc<Kind>> = collector.kinds.iter().filter(watched).cloned().collect();
-    collector.n_unlisted.send_replace(kinds.len());
-    for kind in kinds {
-        tasks.spawn(watch(collector.clone(), kind, shutdown.clone()));
+    for kind in watched {
+        let (client, seen, stop) = (context.client.clone(), seen.clone(), shutdown.clone());
+        tasks.spawn(driver::restarted("garbage-collector", shutdown.clone(), move || {
+            watch(client.clone(), seen.clone(), kind.clone(), stop.clone())
+        }));
     }
-    for _ in 0..WORKERS {
-        tasks.spawn(work(collector.clone(), shutdown.clone()));
+    tasks.spawn(driver::run(Collector { client: context.client, kinds, seen }, shutdown));
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(failed) = ended {
+            error!(%failed, "a part of the garbage collector has ended");
+        }
     }
-    shutdown.cancelled().await;
-    collector.queue.close();
-    while tasks.join_next().await.is_some() {}
 }
 
-async fn watch(collector: Arc<Collector>, kind: Arc<Kind>, shutdown: CancellationToken) {
-    let api: Api<Meta> = Api::all_with(collector.client.clone(), &resource(&kind));
+async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<Kind>, shutdown: CancellationToken) {
+    let api: Api<Meta> = Api::all_with(client, &resource(&kind));
     let events = watch_all(api, watcher::Config::default()).default_backoff();
     let mut events = std::pin::pin!(events);
     let mut listed: Option<HashSet<String>> = None;
-    let mut first = true;
     loop {
         let event = tokio::select! {
             // Both only wait.
@@ -146,21 +113,22 @@ async fn watch(collector: Arc<Collector>, kind: Arc<Kind>, shutdown: Cancellatio
                 if let (Some(listed), Some(uid)) = (&mut listed, object.uid()) {
                     listed.insert(uid);
                 }
-                collector.seen(&kind, &object);
+                seen.put(&kind, &object);
             }
             Some(Ok(Event::InitDone)) => {
                 if let Some(listed) = listed.take() {
-                    collector.forget_others(&kind, &listed);
+                    seen.forget_others(&kind, &listed);
                 }
-                if std::mem::take(&mut first) {
-                    collector.n_unlisted.send_modify(|n| *n = n.saturating_sub(1));
-                }
+                seen.unlisted.send_if_modified(|kinds| kinds.remove(&kind.kind));
             }
-            Some(Ok(Event::Apply(object))) => collector.seen(&kind, &object),
+            Some(Ok(Event::Apply(object))) => seen.put(&kind, &object),
             Some(Ok(Event::Delete(object))) => {
                 if let Some(uid) = object.uid() {
-                    collector.gone(&uid);
+                    seen.remove(&uid);
                 }
+            }
+            Some(Err(error)) if seen.unlisted.borrow().contains(&kind.kind) => {
+                warn!(kind = kind.kind, %error, "cannot list a kind, for which garbage collection waits; trying again");
             }
             Some(Err(error)) => debug!(kind = kind.kind, %error, "the watch is interrupted; trying again"),
             None => return,
@@ -168,34 +136,8 @@ async fn watch(collector: Arc<Collector>, kind: Arc<Kind>, shutdown: Cancellatio
     }
 }
 
-async fn work(collector: Arc<Collector>, shutdown: CancellationToken) {
-    let mut unlisted = collector.n_unlisted.subscribe();
-    tokio::select! {
-        // Both only wait.
-        _ = unlisted.wait_for(|n| *n == 0) => {}
-        () = shutdown.cancelled() => return,
-    }
-    while let Some(uid) = collector.queue.get().await {
-        let done = tokio::select! {
-            // A look that is dropped is taken again by the next process.
-            done = collector.look(&uid) => done,
-            () = shutdown.cancelled() => return,
-        };
-        match done {
-            Ok(()) => collector.queue.forget(&uid),
-            Err(error) => {
-                if !is_conflict(&error) {
-                    warn!(uid, %error, "garbage could not be collected; trying again");
-                }
-                collector.queue.retry(uid.clone());
-            }
-        }
-        collector.queue.done(&uid);
-    }
-}
-
-impl Collector {
-    fn seen(&self, kind: &Arc<Kind>, object: &Meta) {
+impl Seen {
+    fn put(&self, kind: &Arc<Kind>, object: &Meta) {
         let Some(uid) = object.uid() else { return };
         let entry = Entry {
             kind: kind.clone(),
@@ -205,49 +147,62 @@ impl Collector {
             deleting: object.metadata.deletion_timestamp.is_some(),
             finalizers: object.finalizers().to_vec(),
         };
-        let owned = !entry.owners.is_empty();
-        let waits = entry.deleting && entry.finalizers.iter().any(|f| f == FOREGROUND || f == ORPHAN);
-        let owners: Vec<String> = entry.owners.iter().map(|o| o.uid.clone()).collect();
-        let mut graph = self.graph.lock();
-        graph.put(uid.clone(), entry);
-        // An owner that waits in the foreground may be waiting for this one.
-        let waiting: Vec<String> =
-            owners.into_iter().filter(|o| graph.entries.get(o).is_some_and(|e| e.deleting)).collect();
-        drop(graph);
-        if owned || waits {
-            self.queue.add(uid);
-        }
-        waiting.into_iter().for_each(|owner| self.queue.add(owner));
+        let look = self.graph.lock().put(uid, entry);
+        look.into_iter().for_each(|uid| self.queue.add(uid));
     }
 
-    fn gone(&self, uid: &str) {
-        let mut graph = self.graph.lock();
-        let owners: Vec<String> = graph
-            .entries
-            .get(uid)
-            .map(|e| e.owners.iter().map(|o| o.uid.clone()).collect())
-            .unwrap_or_default();
-        graph.remove(uid);
-        let dependents: Vec<String> = graph.dependents.get(uid).into_iter().flatten().cloned().collect();
-        let waiting: Vec<String> =
-            owners.into_iter().filter(|o| graph.entries.get(o).is_some_and(|e| e.deleting)).collect();
-        drop(graph);
-        dependents.into_iter().chain(waiting).for_each(|uid| self.queue.add(uid));
+    fn remove(&self, uid: &str) {
+        let look = self.graph.lock().remove(uid);
+        look.into_iter().for_each(|uid| self.queue.add(uid));
     }
 
     /// After a broken watch: what a new list no longer holds is gone.
     fn forget_others(&self, kind: &Arc<Kind>, listed: &HashSet<String>) {
-        let graph = self.graph.lock();
-        let stale: Vec<String> = graph
-            .entries
-            .iter()
-            .filter(|(uid, e)| Arc::ptr_eq(&e.kind, kind) && !listed.contains(*uid))
-            .map(|(uid, _)| uid.clone())
-            .collect();
-        drop(graph);
-        stale.iter().for_each(|uid| self.gone(uid));
+        let stale = self.graph.lock().not_among(kind, listed);
+        stale.iter().for_each(|uid| self.remove(uid));
+    }
+}
+
+impl Controller for Collector {
+    const NAME: &'static str = "garbage-collector";
+    const WORKERS: usize = 4;
+    type Key = String;
+
+    fn queue(&self) -> &WorkQueue<String> {
+        &self.seen.queue
     }
 
+    async fn synced(&self) {
+        let mut unlisted = self.seen.unlisted.subscribe();
+        let complete = tokio::time::timeout(FIRST_LISTS, unlisted.wait_for(BTreeSet::is_empty)).await.is_ok();
+        if !complete {
+            let kinds = self.seen.unlisted.borrow().iter().cloned().collect::<Vec<_>>().join(", ");
+            warn!(
+                kinds,
+                "garbage is collected before these kinds could be listed; owners that wait for their dependents wait on"
+            );
+        }
+    }
+
+    async fn reconcile(&self, uid: &String) -> Result<Outcome, kube::Error> {
+        let Some(entry) = self.seen.graph.lock().get(uid).cloned() else { return Ok(Outcome::Done) };
+        if !entry.deleting {
+            self.attempt_to_delete(uid, &entry).await?;
+            return Ok(Outcome::Done);
+        }
+        if entry.waits_for_us() && !self.seen.unlisted.borrow().is_empty() {
+            return Ok(Outcome::After(LOOK_AGAIN));
+        }
+        if entry.has_finalizer(ORPHAN) {
+            self.orphan(uid, &entry).await?;
+        } else if entry.has_finalizer(FOREGROUND) {
+            self.foreground(uid, &entry).await?;
+        }
+        Ok(Outcome::Done)
+    }
+}
+
+impl Collector {
     fn api(&self, entry: &Entry) -> Api<DynamicObject> {
         let resource: ApiResource = resource(&entry.kind);
         match &entry.namespace {
@@ -256,55 +211,46 @@ impl Collector {
         }
     }
 
-    async fn look(&self, uid: &str) -> Result<(), kube::Error> {
-        let Some(entry) = self.graph.lock().entries.get(uid).cloned() else { return Ok(()) };
-        if entry.deleting {
-            if entry.finalizers.iter().any(|f| f == ORPHAN) {
-                return self.orphan(uid, &entry).await;
-            }
-            if entry.finalizers.iter().any(|f| f == FOREGROUND) {
-                return self.foreground(uid, &entry).await;
-            }
-            return Ok(());
-        }
-        self.attempt_to_delete(uid, &entry).await
-    }
-
-    /// Deletes an object whose owners are all gone, and takes off references to those that are.
+    /// Deletes an object whose owners are all gone, and lets go of those that are, or that wait for it, if others stay.
     async fn attempt_to_delete(&self, uid: &str, entry: &Entry) -> Result<(), kube::Error> {
-        if entry.owners.is_empty() {
+        if entry.owners.is_empty() || self.seen.graph.lock().all_solid(entry) {
             return Ok(());
         }
         // Each kind has its own watch: the owner's end may be seen before the object's letting go of it.
         let live = match self.api(entry).get_metadata(&entry.name).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(error) if is_not_found(&error) => return Ok(()),
             other => other?,
         };
         if live.metadata.uid.as_deref() != Some(uid) || live.metadata.deletion_timestamp.is_some() {
             return Ok(());
         }
-        let version = live.metadata.resource_version.clone();
-        let entry = &Entry { owners: live.owner_references().to_vec(), ..entry.clone() };
-        let (mut solid, mut waiting, mut dangling) = (0, 0, Vec::new());
+        let entry = &Entry {
+            owners: live.owner_references().to_vec(),
+            finalizers: live.finalizers().to_vec(),
+            ..entry.clone()
+        };
+        let mut owners = Vec::new();
         for owner in &entry.owners {
             match self.owner_state(entry, owner).await? {
-                Owner::Solid => solid += 1,
-                Owner::WaitsForDependents => waiting += 1,
-                Owner::Gone => dangling.push(owner.uid.clone()),
+                Some(state) => owners.push((owner, state)),
+                // No retry makes sense of it, and to guess would be to delete.
+                None => return Ok(()),
             }
         }
-        if entry.owners.is_empty() || (dangling.is_empty() && waiting == 0) {
-            return Ok(());
+        let dependents = self.seen.graph.lock().dependents_of(uid);
+        let dependent_waits = dependents.iter().any(|(_, d)| d.waits_for_dependents());
+        let version = live.metadata.resource_version.clone();
+        match plan::verdict(&owners, &entry.finalizers, !dependents.is_empty(), dependent_waits) {
+            Verdict::Keep => Ok(()),
+            Verdict::LetGo(owners) => self.patch(entry, plan::without_owners(uid, &owners)).await.map(drop),
+            Verdict::Delete(policy) => self.delete(uid, version, entry, policy).await,
+            Verdict::UnblockAndDelete => {
+                let Some(version) = self.patch(entry, plan::unblocked(uid, &entry.owners)).await? else {
+                    return Ok(());
+                };
+                self.delete(uid, Some(version), entry, PropagationPolicy::Foreground).await
+            }
         }
-        if solid > 0 {
-            return self.drop_references(uid, entry, &dangling).await;
-        }
-        let policy = if waiting > 0 && !self.graph.lock().dependents_of(uid).is_empty() {
-            PropagationPolicy::Foreground
-        } else {
-            PropagationPolicy::Background
-        };
-        self.delete(uid, version, entry, policy).await
     }
 
     async fn delete(
@@ -314,68 +260,87 @@ impl Collector {
         entry: &Entry,
         policy: PropagationPolicy,
     ) -> Result<(), kube::Error> {
-        let params = DeleteParams {
-            propagation_policy: Some(policy),
+        let params = |resource_version| DeleteParams {
+            propagation_policy: Some(policy.clone()),
             preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version }),
             ..DeleteParams::default()
         };
         debug!(kind = entry.kind.kind, name = entry.name, "deleting an object that has lost its owners");
-        match self.api(entry).delete(&entry.name, &params).await {
-            // It has changed since, or another object has the name: a conflict is looked at again.
-            other => gone_is_fine(other),
-        }
+        let api = self.api(entry);
+        let deleted = match api.delete(&entry.name, &params(resource_version)).await {
+            Err(error) if is_conflict(&error) => {
+                // An object whose status changes all the time must not escape by that: only its owners count.
+                let live = match api.get_metadata(&entry.name).await {
+                    Err(error) if is_not_found(&error) => return Ok(()),
+                    other => other?,
+                };
+                if live.metadata.uid.as_deref() != Some(uid) || live.owner_references() != entry.owners {
+                    return Err(error);
+                }
+                api.delete(&entry.name, &params(None)).await
+            }
+            other => other,
+        };
+        gone_is_fine(deleted)
     }
 
-    /// What the API says of an owner; the graph alone is not asked, for it may be behind.
-    async fn owner_state(&self, entry: &Entry, owner: &OwnerReference) -> Result<Owner, kube::Error> {
-        if let Some(known) = self.graph.lock().entries.get(&owner.uid) {
-            let waits = known.deleting && known.finalizers.iter().any(|f| f == FOREGROUND);
-            return Ok(if waits { Owner::WaitsForDependents } else { Owner::Solid });
+    /// How an owner is: that it is gone only the API says, for the graph may be behind. `None` if the reference makes no
+    /// sense: an object of the cluster cannot have an owner in some namespace.
+    async fn owner_state(&self, entry: &Entry, owner: &OwnerReference) -> Result<Option<Owner>, kube::Error> {
+        let state = |waits: bool| Some(if waits { Owner::WaitsForDependents } else { Owner::Solid });
+        if let Some(known) = self.seen.graph.lock().owner(entry, owner) {
+            return Ok(state(known.waits_for_dependents()));
         }
         let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
         // A kind that is not known here may be another server's: its owner counts as there.
-        let Some(kind) = self.kinds.by_kind(group, version, &owner.kind) else { return Ok(Owner::Solid) };
+        let Some(kind) = self.kinds.by_kind(group, version, &owner.kind) else {
+            return Ok(Some(Owner::Solid));
+        };
+        if kind.is_namespaced() && entry.namespace.is_none() {
+            return Ok(None);
+        }
         let asked = Entry {
             kind: kind.clone(),
             namespace: entry.namespace.clone().filter(|_| kind.is_namespaced()),
             ..entry.clone()
         };
         match self.api(&asked).get_metadata(&owner.name).await {
-            Ok(found) if found.metadata.uid.as_deref() == Some(&owner.uid) => Ok(Owner::Solid),
-            Ok(_) => Ok(Owner::Gone),
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(Owner::Gone),
+            Ok(found) if found.metadata.uid.as_deref() == Some(&owner.uid) => {
+                let deleting = found.metadata.deletion_timestamp.is_some();
+                Ok(state(deleting && found.finalizers().iter().any(|f| f == FOREGROUND)))
+            }
+            Ok(_) => Ok(Some(Owner::Gone)),
+            Err(error) if is_not_found(&error) => Ok(Some(Owner::Gone)),
             Err(error) => Err(error),
         }
     }
 
-    async fn drop_references(&self, uid: &str, entry: &Entry, owners: &[String]) -> Result<(), kube::Error> {
-        if owners.is_empty() {
-            return Ok(());
+    /// Answers the object's new version; `None` if it is gone. The uid in the patch holds off another of its name.
+    async fn patch(&self, entry: &Entry, patch: Value) -> Result<Option<String>, kube::Error> {
+        match self.api(entry).patch(&entry.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Ok(patched) => Ok(patched.metadata.resource_version),
+            Err(error) if is_not_found(&error) => Ok(None),
+            Err(error) => Err(error),
         }
-        let references: Vec<_> = entry.owners.iter().filter(|o| !owners.contains(&o.uid)).collect();
-        let patch = json!({"metadata": {"uid": uid, "ownerReferences": references}});
-        gone_is_fine(self.api(entry).patch(&entry.name, &PatchParams::default(), &Patch::Merge(patch)).await)
     }
 
-    /// Dependents that block go first, in the foreground themselves.
+    /// All dependents are looked at; those that block go first.
     async fn foreground(&self, uid: &str, entry: &Entry) -> Result<(), kube::Error> {
-        let dependents = self.graph.lock().dependents_of(uid);
-        let blocks =
-            |e: &Entry| e.owners.iter().any(|o| o.uid == uid && o.block_owner_deletion == Some(true));
-        if !dependents.iter().any(|(_, e)| blocks(e)) {
-            return self.remove_finalizer(uid, entry, FOREGROUND).await;
+        let dependents = self.seen.graph.lock().dependents_of(uid);
+        for (dependent, _) in dependents.iter().filter(|(_, d)| !d.deleting) {
+            self.seen.queue.add(dependent.clone());
         }
-        for (dependent, _) in dependents.iter().filter(|(_, e)| !e.deleting) {
-            self.queue.add(dependent.clone());
+        if dependents.iter().any(|(_, d)| d.blocks(uid)) {
+            return Ok(());
         }
-        Ok(())
+        self.remove_finalizer(uid, entry, FOREGROUND).await
     }
 
     /// Dependents forget their owner, and stay.
     async fn orphan(&self, uid: &str, entry: &Entry) -> Result<(), kube::Error> {
-        let dependents = self.graph.lock().dependents_of(uid);
+        let dependents = self.seen.graph.lock().dependents_of(uid);
         for (dependent, of) in dependents {
-            self.drop_references(&dependent, &of, &[uid.to_owned()]).await?;
+            self.patch(&of, plan::without_owners(&dependent, &[uid.to_owned()])).await?;
         }
         self.remove_finalizer(uid, entry, ORPHAN).await
     }
@@ -383,10 +348,12 @@ impl Collector {
     async fn remove_finalizer(&self, uid: &str, entry: &Entry, finalizer: &str) -> Result<(), kube::Error> {
         let api = self.api(entry);
         let current = match api.get_metadata(&entry.name).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => return Ok(()),
+            Err(error) if is_not_found(&error) => return Ok(()),
             other => other?,
         };
-        if current.metadata.uid.as_deref() != Some(uid) {
+        if current.metadata.uid.as_deref() != Some(uid)
+            || !current.finalizers().iter().any(|f| f == finalizer)
+        {
             return Ok(());
         }
         let left: Vec<_> = current.finalizers().iter().filter(|f| *f != finalizer).collect();
@@ -396,38 +363,5 @@ impl Collector {
     }
 }
 
-enum Owner {
-    Solid,
-    /// Being deleted in the foreground.
-    WaitsForDependents,
-    Gone,
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn entry(owners: &[&str]) -> Entry {
-        let kinds = Kinds::builtin();
-        let reference = |uid: &&str| OwnerReference { uid: (*uid).into(), ..OwnerReference::default() };
-        Entry {
-            kind: kinds.by_resource("", "v1", "pods").unwrap().clone(),
-            namespace: None,
-            name: "p".into(),
-            owners: owners.iter().map(reference).collect(),
-            deleting: false,
-            finalizers: Vec::new(),
-        }
-    }
-
-    #[test]
-    fn the_graph_follows_changes_of_owners() {
-        let mut graph = Graph::default();
-        graph.put("pod".into(), entry(&["a", "b"]));
-        assert_eq!(graph.dependents_of("a").len(), 1, "an owner need not be known");
-        graph.put("pod".into(), entry(&["b"]));
-        assert!(graph.dependents_of("a").is_empty());
-        graph.remove("pod");
-        assert!(graph.dependents.is_empty() && graph.entries.is_empty());
-    }
-}
+mod tests;

@@ -8,9 +8,11 @@
 //! | `deployment` | ReplicaSets for the revisions of a Deployment, rolled over as its strategy says |
 //! | `replicaset` | pods for a ReplicaSet |
 //! | `endpoints` | EndpointSlices and Endpoints for a Service |
+//! | `mirroring` | EndpointSlices for Endpoints that people write themselves |
 //! | `namespace` | empties a namespace that is being deleted |
 //! | `garbage` | deletes what has lost its owner; foreground deletion and orphaning |
-//! | `node` | marks nodes that stopped reporting, taints them, and evicts their pods |
+//! | `node` | marks nodes that stopped reporting, taints nodes as their conditions say, and evicts their pods |
+//! | `strays` | deletes pods whose node is gone, and the oldest of too many that have ended |
 //! | `account` | the default service account and the CA bundle of each namespace |
 //! | `balancer` | addresses for Services of type LoadBalancer |
 
@@ -24,10 +26,14 @@ mod deployment;
 mod driver;
 mod endpoints;
 mod garbage;
+mod mirroring;
 mod namespace;
 mod node;
 mod objects;
 mod replicaset;
+mod strays;
+#[cfg(test)]
+mod testing;
 
 /// Which controllers run, and how.
 #[derive(Clone, Debug)]
@@ -57,12 +63,18 @@ pub async fn run(config: Config, ca_pem: String, client: Client, shutdown: Cance
     tasks.spawn(driver::run(deployment::Deployments::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(replicaset::ReplicaSets::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(endpoints::EndpointSlices::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(mirroring::Mirrors::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(namespace::Namespaces::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(account::Accounts::new(&context, ca_pem), shutdown.clone()));
     tasks.spawn(driver::run(node::Nodes::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(strays::Strays::new(&context), shutdown.clone()));
     tasks.spawn(garbage::run(context.clone(), shutdown.clone()));
     if config.service_lb {
         tasks.spawn(driver::run(balancer::Balancers::new(&context), shutdown.clone()));
     }
-    while tasks.join_next().await.is_some() {}
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(failed) = ended {
+            tracing::error!(%failed, "a controller has ended by itself");
+        }
+    }
 }

@@ -1,27 +1,41 @@
-//! Namespaces that are being deleted: everything in them goes first, then the finalizer.
+//! Namespaces that are being deleted: their pods go first, then everything else in them, then the finalizer.
+//!
+//! # Guarantees
+//! - While a pod of the namespace is left, nothing else is deleted: no pod outlives the NetworkPolicy or the Secret
+//!   that it was started under (CVE-2024-7598; KEP-5080).
+//! - What holds up the deletion stands in the namespace's conditions.
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
-use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, PostParams};
-use kube::{Api, Client};
-use skiff_api::kinds::Storage;
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, ResourceExt as _};
+use serde_json::json;
 use skiff_api::{Kind, Kinds};
 use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
+use tracing::warn;
 
 use crate::Context;
-use crate::driver::{Controller, Outcome, gone_is_fine};
+use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found, text};
+
+mod plan;
+
+use plan::Found;
 
 /// The finalizer that this controller takes off.
 const FINALIZER: &str = "kubernetes";
 /// Pods end in their own time; this is how often we look whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Objects counted at a time.
+const PAGE: u32 = 500;
 
 pub(crate) struct Namespaces {
     client: Client,
     namespaces: Informer<Namespace>,
-    /// Every kind that lives in a namespace.
-    resources: Vec<ApiResource>,
+    pods: Vec<ApiResource>,
+    /// Every other kind that lives in a namespace.
+    others: Vec<ApiResource>,
     queue: WorkQueue<ObjectKey>,
 }
 
@@ -35,37 +49,81 @@ impl Namespaces {
                 wake.add(key_of(&**namespace));
             }
         });
-        let kinds = Kinds::builtin();
-        let resources = kinds
-            .iter()
-            .filter(|k| k.is_namespaced() && k.storage == Storage::Stored)
-            .map(|k| resource(k))
-            .collect();
-        Namespaces { client: context.client.clone(), namespaces, resources, queue }
+        let stored = Kinds::builtin().stored();
+        let namespaced = stored.iter().filter(|kind| kind.is_namespaced());
+        let (pods, others) =
+            namespaced.map(|k| resource(k)).partition(|r| r.group.is_empty() && r.plural == "pods");
+        Namespaces { client: context.client.clone(), namespaces, pods, others, queue }
     }
 
-    /// Deletes what there is of every kind; answers whether anything is left.
-    async fn empty(&self, namespace: &str) -> Result<bool, kube::Error> {
-        let mut left = false;
-        for resource in &self.resources {
-            let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
-            if api.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty() {
-                continue;
+    /// Deletes what there is, of pods first; answers what is left, and the first failure.
+    async fn empty(&self, namespace: &str) -> (Found, Option<kube::Error>) {
+        let (mut found, mut failure) = (Found::default(), None);
+        for resources in [&self.pods, &self.others] {
+            for resource in resources {
+                if let Err(error) = self.empty_of(namespace, resource, &mut found).await {
+                    found.failed(text(&error));
+                    failure = failure.or(Some(error));
+                }
             }
-            let params = DeleteParams::background();
-            gone_is_fine(api.delete_collection(&params, &ListParams::default()).await)?;
-            left |= !api.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty();
+            if !found.is_empty() {
+                break;
+            }
         }
-        Ok(left)
+        (found, failure)
+    }
+
+    async fn empty_of(
+        &self,
+        namespace: &str,
+        resource: &ApiResource,
+        found: &mut Found,
+    ) -> Result<(), kube::Error> {
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, resource);
+        if api.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty() {
+            return Ok(());
+        }
+        let params = DeleteParams::background();
+        let deleted = gone_is_fine(api.delete_collection(&params, &ListParams::default()).await);
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let left = api.list_metadata(&page).await?;
+            let finalizers = left.items.iter().flat_map(|o| o.finalizers()).map(String::as_str);
+            found.left(resource, left.items.len(), finalizers);
+            match left.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return deleted,
+            }
+        }
+    }
+
+    /// That conditions could not be written holds up nothing.
+    async fn write_conditions(&self, namespace: &Namespace, found: &Found) {
+        let old = namespace.status.as_ref().and_then(|s| s.conditions.as_deref()).unwrap_or_default();
+        let Some(conditions) = plan::conditions(old, found, Timestamp::now()) else { return };
+        let name = namespace.name_any();
+        let patch = json!({"metadata": {"uid": namespace.metadata.uid},
+            "status": {"phase": "Terminating", "conditions": conditions}});
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+            Err(error) if !is_not_found(&error) => {
+                warn!(namespace = name, %error, "cannot write what holds up the deletion of a namespace");
+            }
+            _ => {}
+        }
     }
 
     async fn finalize(&self, namespace: &Namespace) -> Result<(), kube::Error> {
-        let mut done = namespace.clone();
+        let name = namespace.name_any();
+        let api: Api<Namespace> = Api::all(self.client.clone());
+        // Its conditions may just have been written.
+        let Some(mut done) = api.get_opt(&name).await? else { return Ok(()) };
+        if done.metadata.uid != namespace.metadata.uid {
+            return Ok(());
+        }
         if let Some(finalizers) = done.spec.as_mut().and_then(|s| s.finalizers.as_mut()) {
             finalizers.retain(|f| f != FINALIZER);
         }
-        let name = namespace.metadata.name.clone().unwrap_or_default();
-        let api: Api<Namespace> = Api::all(self.client.clone());
         let finalized: Result<Namespace, _> =
             api.replace_subresource("finalize", &name, &PostParams::default(), &done).await;
         gone_is_fine(finalized)
@@ -86,6 +144,7 @@ pub(crate) fn resource(kind: &Kind) -> ApiResource {
 impl Controller for Namespaces {
     const NAME: &'static str = "namespace";
     const WORKERS: usize = 4;
+    type Key = ObjectKey;
 
     fn queue(&self) -> &WorkQueue<ObjectKey> {
         &self.queue
@@ -102,10 +161,67 @@ impl Controller for Namespaces {
         if namespace.metadata.deletion_timestamp.is_none() || !is_ours {
             return Ok(Outcome::Done);
         }
-        if self.empty(&key.name).await? {
+        let (found, failure) = self.empty(&key.name).await;
+        self.write_conditions(&namespace, &found).await;
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        if !found.is_empty() {
             return Ok(Outcome::After(LOOK_AGAIN));
         }
         self.finalize(&namespace).await?;
         Ok(Outcome::Done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::Method;
+    use parking_lot::Mutex;
+    use skiff_client::Informers;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::testing::{Asked, ScriptedApi};
+
+    fn list(names: &[&str]) -> serde_json::Value {
+        let items: Vec<_> = names.iter().map(|n| json!({"metadata": {"name": n}})).collect();
+        json!({"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": {}, "items": items})
+    }
+
+    /// Paths of collections that were deleted, while these are the pods.
+    async fn deleted_with(pods: &'static [&'static str]) -> (Vec<String>, Found) {
+        let deleted: Arc<Mutex<Vec<String>>> = Arc::default();
+        let log = deleted.clone();
+        let api = ScriptedApi::new(move |asked: &Asked| {
+            if asked.method == Method::DELETE {
+                log.lock().push(asked.path.clone());
+                return Some(json!({"kind": "Status", "apiVersion": "v1", "status": "Success"}));
+            }
+            match asked.path.as_str() {
+                "/api/v1/namespaces/gone/pods" => Some(list(pods)),
+                "/api/v1/namespaces/gone/secrets" => Some(list(&["s"])),
+                path if path.contains("/namespaces/gone/") => Some(list(&[])),
+                _ => None,
+            }
+        });
+        let shutdown = CancellationToken::new();
+        let context =
+            Context { client: api.client(), informers: Informers::new(api.client(), shutdown.clone()) };
+        let (found, _) = Namespaces::new(&context).empty("gone").await;
+        shutdown.cancel();
+        let deleted = deleted.lock().clone();
+        (deleted, found)
+    }
+
+    #[tokio::test]
+    async fn while_pods_are_left_nothing_else_of_the_namespace_is_deleted() {
+        let (deleted, found) = deleted_with(&["p"]).await;
+        assert_eq!(deleted, ["/api/v1/namespaces/gone/pods"]);
+        assert!(!found.is_empty());
+        let (deleted, _) = deleted_with(&[]).await;
+        assert_eq!(deleted, ["/api/v1/namespaces/gone/secrets"]);
     }
 }

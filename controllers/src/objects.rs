@@ -32,12 +32,25 @@ pub(crate) fn uid(meta: &ObjectMeta) -> &str {
     meta.uid.as_deref().unwrap_or_default()
 }
 
-/// Whether labels satisfy a selector. An empty selector, which validation refuses, selects nothing here.
+/// A selector, ready to be asked often. An empty one, which validation refuses, selects nothing here.
+pub(crate) struct Selector(Option<skiff_api::LabelSelector>);
+
+impl Selector {
+    pub(crate) fn new(selector: &LabelSelector) -> Selector {
+        let json = serde_json::to_value(selector).unwrap_or_default();
+        Selector(skiff_api::LabelSelector::from_json(&json).ok().filter(|s| !s.is_empty()))
+    }
+
+    pub(crate) fn selects(&self, meta: &ObjectMeta) -> bool {
+        let labels = meta.labels.as_ref();
+        let get = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);
+        self.0.as_ref().is_some_and(|selector| selector.matches(get))
+    }
+}
+
+/// Whether labels satisfy a selector.
 pub(crate) fn selects(selector: &LabelSelector, meta: &ObjectMeta) -> bool {
-    let Ok(json) = serde_json::to_value(selector) else { return false };
-    let Ok(parsed) = skiff_api::LabelSelector::from_json(&json) else { return false };
-    let labels = meta.labels.as_ref();
-    !parsed.is_empty() && parsed.matches(|key| labels.and_then(|l| l.get(key)).map(String::as_str))
+    Selector::new(selector).selects(meta)
 }
 
 pub(crate) fn pod_condition<'p>(pod: &'p Pod, type_: &str) -> Option<&'p PodCondition> {

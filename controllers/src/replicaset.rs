@@ -1,7 +1,7 @@
 //! ReplicaSets: as many pods as the spec says.
 
-use std::collections::{HashMap, HashSet};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -9,16 +9,25 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
-use parking_lot::Mutex;
 use serde_json::json;
-use skiff_client::{Change, EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
-use std::sync::Arc;
+use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
-use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating};
-use crate::objects::{controller_key, controller_of, controller_reference, is_active, selects, uid};
+use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found, is_terminating, text};
+use crate::objects::{
+    Selector, controller_key, controller_of, controller_reference, is_active, selects, uid,
+};
 
+mod index;
+mod pending;
 mod plan;
+
+use index::Index;
+use pending::Pending;
+use plan::Failure;
+
+/// Pods made or deleted in one pass: upstream's burst.
+const BURST: usize = 500;
 
 pub(crate) struct ReplicaSets {
     client: Client,
@@ -27,64 +36,14 @@ pub(crate) struct ReplicaSets {
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
     pending: Arc<Pending>,
-}
-
-/// Pods that were made or deleted, but of which the informer does not yet know: until it does, counting pods would
-/// count wrong.
-#[derive(Default)]
-struct Pending(Mutex<HashMap<ObjectKey, Expected>>);
-
-#[derive(Default)]
-struct Expected {
-    made: HashSet<ObjectKey>,
-    deleted: HashSet<String>,
-    since: Option<Instant>,
-}
-
-/// After this an event that never came is no longer waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Pods made or deleted in one pass: upstream's burst.
-const BURST: usize = 500;
-
-impl Pending {
-    fn of_set(&self, set: &ObjectKey, change: impl FnOnce(&mut Expected)) {
-        let mut all = self.0.lock();
-        let expected = all.entry(set.clone()).or_default();
-        change(expected);
-        expected.since.get_or_insert_with(Instant::now);
-    }
-
-    fn seen(&self, set: &ObjectKey, change: &Change<Pod>) {
-        let mut all = self.0.lock();
-        let Some(expected) = all.get_mut(set) else { return };
-        if let Some(pod) = change.object() {
-            expected.made.remove(&key_of(&**pod));
-            let going = change.new.as_ref().is_none_or(|p| p.metadata.deletion_timestamp.is_some());
-            if going {
-                expected.deleted.remove(uid(&pod.metadata));
-            }
-        }
-        if expected.made.is_empty() && expected.deleted.is_empty() {
-            all.remove(set);
-        }
-    }
-
-    /// Whether everything that was done has been seen.
-    fn is_settled(&self, set: &ObjectKey) -> bool {
-        let mut all = self.0.lock();
-        let stale = all.get(set).is_some_and(|e| e.since.is_some_and(|at| at.elapsed() > PATIENCE));
-        if stale {
-            all.remove(set);
-        }
-        !all.contains_key(set)
-    }
+    index: Arc<Index>,
 }
 
 impl ReplicaSets {
     pub(crate) fn new(context: &Context) -> Self {
         let (sets, pods) = (context.informers.of::<ReplicaSet>(), context.informers.of::<Pod>());
         let queue = WorkQueue::default();
-        let pending = Arc::new(Pending::default());
+        let (pending, index) = (Arc::new(Pending::default()), Arc::new(Index::default()));
         let wake = queue.clone();
         sets.on_change(move |change| {
             if let Some(set) = change.object() {
@@ -92,10 +51,15 @@ impl ReplicaSets {
             }
         });
         let (wake, seen, all) = (queue.clone(), pending.clone(), sets.clone());
+        let placed = index.clone();
         pods.on_change(move |change| {
+            placed.follow(change);
+            let newest = change.object().and_then(|pod| controller_key(&pod.metadata, "ReplicaSet"));
+            if let Some(set) = newest {
+                seen.seen(&set, change);
+            }
             for pod in [&change.old, &change.new].into_iter().flatten() {
                 if let Some(set) = controller_key(&pod.metadata, "ReplicaSet") {
-                    seen.seen(&set, change);
                     wake.add(set);
                 } else if controller_of(&pod.metadata).is_none() {
                     // An orphan may be for any set that selects it.
@@ -115,6 +79,7 @@ impl ReplicaSets {
             events: context.events("replicaset-controller"),
             queue,
             pending,
+            index,
         }
     }
 
@@ -123,9 +88,11 @@ impl ReplicaSets {
         let Some(spec) = &set.spec else { return Ok(Vec::new()) };
         let namespace = set.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
+        let selector = Selector::new(&spec.selector);
         let mut owned = Vec::new();
-        for pod in self.pods.list_in(&namespace) {
-            let matches = selects(&spec.selector, &pod.metadata);
+        for key in self.index.candidates(&key_of(set)) {
+            let Some(pod) = self.pods.get(&key) else { continue };
+            let matches = selector.selects(&pod.metadata);
             let name = pod.metadata.name.clone().unwrap_or_default();
             match controller_of(&pod.metadata) {
                 Some(owner) if owner.uid == uid(&set.metadata) => {
@@ -140,6 +107,9 @@ impl ReplicaSets {
                     )?;
                 }
                 None if matches && is_active(&pod) && set.metadata.deletion_timestamp.is_none() => {
+                    if !self.may_adopt(&namespace, set).await? {
+                        continue;
+                    }
                     let adopt = json!({"metadata": {"uid": pod.metadata.uid,
                         "ownerReferences": [controller_reference(set)]}});
                     gone_is_fine(api.patch(&name, &PatchParams::default(), &Patch::Strategic(adopt)).await)?;
@@ -151,43 +121,56 @@ impl ReplicaSets {
         Ok(owned)
     }
 
-    /// Makes or deletes pods. Answers the error of the first one that could not be made.
-    async fn manage(
-        &self,
-        key: &ObjectKey,
-        set: &ReplicaSet,
-        pods: &[Arc<Pod>],
-    ) -> Result<Option<kube::Error>, kube::Error> {
+    /// Whether the set is still there and stays. The informer may not know yet: one that is being deleted would take
+    /// back the pods that the garbage collector has just made it let go of.
+    async fn may_adopt(&self, namespace: &str, set: &ReplicaSet) -> Result<bool, kube::Error> {
+        let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
+        let live = api.get_opt(set.metadata.name.as_deref().unwrap_or_default()).await?;
+        Ok(live.is_some_and(|s| {
+            uid(&s.metadata) == uid(&set.metadata) && s.metadata.deletion_timestamp.is_none()
+        }))
+    }
+
+    /// Makes or deletes pods. Answers the first failure.
+    async fn manage(&self, key: &ObjectKey, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Option<Failure> {
         let wanted = usize::try_from(replicas(set)).unwrap_or(0);
         let active: Vec<&Arc<Pod>> = pods.iter().filter(|p| is_active(p)).collect();
         if active.len() < wanted {
-            return Ok(self.make(key, set, (wanted - active.len()).min(BURST)).await);
+            let error = self.make(key, set, (wanted - active.len()).min(BURST)).await?;
+            return Some(Failure { reason: "FailedCreate", error });
         }
         let surplus = (active.len() - wanted).min(BURST);
-        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        for pod in plan::to_delete(&active, surplus) {
-            let name = pod.metadata.name.clone().unwrap_or_default();
-            let uid = uid(&pod.metadata).to_owned();
-            self.pending.of_set(key, |e| {
-                e.deleted.insert(uid.clone());
-            });
-            let preconditions = Preconditions { uid: Some(uid.clone()), resource_version: None };
-            let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-            match api.delete(&name, &params).await {
-                Ok(_) => {
-                    let message = format!("Deleted pod: {name}");
-                    self.events.event(set, EventType::Normal, "SuccessfulDelete", &message);
-                }
-                Err(error) => {
-                    self.pending.of_set(key, |e| {
-                        e.deleted.remove(&uid);
-                    });
-                    self.pending.seen(key, &Change { old: Some(pod.clone()), new: None });
-                    gone_is_fine::<()>(Err(error))?;
-                }
+        let mut first = None;
+        for pod in plan::to_delete(&active, surplus, Timestamp::now()) {
+            if let Err(error) = self.delete(key, set, pod).await {
+                first = first.or(Some(Failure { reason: "FailedDelete", error }));
             }
         }
-        Ok(None)
+        first
+    }
+
+    async fn delete(&self, key: &ObjectKey, set: &ReplicaSet, pod: &Pod) -> Result<(), kube::Error> {
+        let (name, uid) = (pod.metadata.name.as_deref().unwrap_or_default(), uid(&pod.metadata));
+        self.pending.expect_end(key, uid);
+        let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        match api.delete(name, &params).await {
+            Ok(_) => {
+                let message = format!("Deleted pod: {name}");
+                self.events.event(set, EventType::Normal, "SuccessfulDelete", &message);
+                Ok(())
+            }
+            Err(error) => {
+                self.pending.end_failed(key, uid);
+                if is_not_found(&error) {
+                    return Ok(());
+                }
+                let message = format!("Error deleting: {}", text(&error));
+                self.events.event(set, EventType::Warning, "FailedDelete", &message);
+                Err(error)
+            }
+        }
     }
 
     /// In batches that double, so that a set whose pods are refused does not flood the API.
@@ -196,6 +179,8 @@ impl ReplicaSets {
         let (mut left, mut batch) = (count, 1);
         while left > 0 {
             let now = batch.min(left);
+            // Before they are asked for: the watch may be faster than the answer.
+            self.pending.expect_pods(key, now);
             let params = PostParams::default();
             let made = futures::future::join_all((0..now).map(|_| {
                 let (api, pod, params) = (&api, new_pod(set), &params);
@@ -206,21 +191,19 @@ impl ReplicaSets {
             for result in made {
                 match result {
                     Ok(pod) => {
-                        let pod_key = key_of(&pod);
-                        if self.pods.get(&pod_key).is_none() {
-                            self.pending.of_set(key, |e| {
-                                e.made.insert(pod_key.clone());
-                            });
-                        }
-                        let message = format!("Created pod: {}", pod_key.name);
+                        let name = pod.metadata.name.unwrap_or_default();
+                        let message = format!("Created pod: {name}");
                         self.events.event(set, EventType::Normal, "SuccessfulCreate", &message);
                     }
-                    Err(error) => failed = Some(error),
+                    Err(error) => {
+                        self.pending.pod_failed(key);
+                        failed = Some(error);
+                    }
                 }
             }
             if let Some(error) = failed {
                 if !is_terminating(&error) {
-                    let message = format!("Error creating: {}", plan::text(&error));
+                    let message = format!("Error creating: {}", text(&error));
                     self.events.event(set, EventType::Warning, "FailedCreate", &message);
                 }
                 return Some(error);
@@ -236,7 +219,7 @@ impl ReplicaSets {
         key: &ObjectKey,
         set: &ReplicaSet,
         pods: &[Arc<Pod>],
-        failure: Option<&kube::Error>,
+        failure: Option<&Failure>,
     ) -> Result<Outcome, kube::Error> {
         let now = Timestamp::now();
         let status = plan::status(set, pods, failure, now);
@@ -257,6 +240,7 @@ impl ReplicaSets {
 impl Controller for ReplicaSets {
     const NAME: &'static str = "replicaset";
     const WORKERS: usize = 5;
+    type Key = ObjectKey;
 
     fn queue(&self) -> &WorkQueue<ObjectKey> {
         &self.queue
@@ -269,19 +253,19 @@ impl Controller for ReplicaSets {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
         let Some(set) = self.sets.get(key) else {
-            self.pending.0.lock().remove(key);
+            self.pending.forget(key);
             return Ok(Outcome::Done);
         };
         let pods = self.claim(&set).await?;
         let mut failure = None;
         let settled = self.pending.is_settled(key);
         if settled && set.metadata.deletion_timestamp.is_none() {
-            failure = self.manage(key, &set, &pods).await?;
+            failure = self.manage(key, &set, &pods).await;
         }
         let outcome = self.write_status(key, &set, &pods, failure.as_ref()).await?;
         match failure {
-            Some(error) if !is_terminating(&error) => Err(error),
-            _ if !settled => Ok(Outcome::After(PATIENCE)),
+            Some(failure) if !is_terminating(&failure.error) => Err(failure.error),
+            _ if !settled => Ok(Outcome::After(pending::PATIENCE)),
             _ => Ok(outcome),
         }
     }

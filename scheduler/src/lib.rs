@@ -16,14 +16,16 @@
 //!   that may help, or after five minutes.
 //!
 //! # Caveats
-//! - Pods with required inter-pod affinity or `DoNotSchedule` spread constraints are refused with that reason, and no
-//!   pod is preempted.
+//! - No pod is preempted: where upstream would, the reason says so.
+//! - By default pods are spread among those of their Services and their ReplicaSet; other owners are not asked.
 
+mod affinity;
 mod cluster;
 mod framework;
 mod plugins;
 mod queue;
 mod resources;
 mod run;
+mod spread;
 
 pub use run::run;

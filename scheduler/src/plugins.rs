@@ -2,12 +2,17 @@
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
 
-use crate::cluster::{NodeInfo, host_ports};
-use crate::framework::{Filter, Scale, Score};
-use crate::resources::{pod_requests, pod_requests_for_scoring};
+use crate::cluster::{NodeInfo, PodInfo, host_ports};
+use crate::framework::{Filter, Refusal, Scale, Score};
 
-/// In upstream's order.
-pub(crate) const FILTERS: &[Filter] = &[node_unschedulable, node_name, taints, node_affinity, node_ports];
+/// In upstream's order. Resources, spreading and affinity come after these.
+pub(crate) const FILTERS: &[Filter] = &[
+    Filter { check: node_unschedulable, for_good: true },
+    Filter { check: node_name, for_good: true },
+    Filter { check: taints, for_good: true },
+    Filter { check: node_affinity, for_good: true },
+    Filter { check: node_ports, for_good: false },
+];
 
 pub(crate) const SCORES: &[Score] = &[
     Score { weight: 3, score: preferred_taints, scale: Scale::HighestIsWorst },
@@ -18,30 +23,6 @@ pub(crate) const SCORES: &[Score] = &[
 ];
 
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
-
-/// What a pod asks for that this scheduler cannot weigh: refused rather than passed over.
-pub(crate) fn unsupported(pod: &Pod) -> Option<String> {
-    let spec = pod.spec.as_ref()?;
-    let affinity = spec.affinity.as_ref();
-    let required = affinity
-        .and_then(|a| a.pod_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
-        .is_some_and(|terms| !terms.is_empty());
-    let required_anti = affinity
-        .and_then(|a| a.pod_anti_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref())
-        .is_some_and(|terms| !terms.is_empty());
-    if required || required_anti {
-        return Some(
-            "required pod affinity and anti-affinity are not supported by this scheduler yet".into(),
-        );
-    }
-    let hard_spread =
-        spec.topology_spread_constraints.iter().flatten().any(|c| c.when_unsatisfiable == "DoNotSchedule");
-    hard_spread.then(|| {
-        "topologySpreadConstraints with DoNotSchedule are not supported by this scheduler yet".into()
-    })
-}
 
 fn tolerations(pod: &Pod) -> &[Toleration] {
     pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
@@ -68,44 +49,44 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-fn node_unschedulable(pod: &Pod, node: &NodeInfo) -> Result<(), String> {
+fn node_unschedulable(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
     let cordoned = node.node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
     let taint = Taint { key: UNSCHEDULABLE_TAINT.into(), effect: "NoSchedule".into(), ..Taint::default() };
     if !cordoned || tolerations(pod).iter().any(|t| tolerates(t, &taint)) {
         return Ok(());
     }
-    Err("node(s) were unschedulable".into())
+    Err("node(s) were unschedulable")
 }
 
-fn node_name(pod: &Pod, node: &NodeInfo) -> Result<(), String> {
+fn node_name(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
     match crate::cluster::node_of(pod) {
-        Some(wanted) if wanted != node.name() => Err("node(s) didn't match the requested node name".into()),
+        Some(wanted) if wanted != node.name() => Err("node(s) didn't match the requested node name"),
         _ => Ok(()),
     }
 }
 
-fn taints(pod: &Pod, node: &NodeInfo) -> Result<(), String> {
+pub(crate) fn taints(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
     let taints = node.node.spec.iter().flat_map(|s| s.taints.iter().flatten());
     let repelled = taints
         .filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"))
         .find(|taint| !tolerations(pod).iter().any(|t| tolerates(t, taint)));
     match repelled {
         None => Ok(()),
-        Some(_) => Err("node(s) had untolerated taint(s)".into()),
+        Some(_) => Err("node(s) had untolerated taint(s)"),
     }
 }
 
-fn preferred_taints(pod: &Pod, node: &NodeInfo) -> i64 {
+fn preferred_taints(pod: &PodInfo, node: &NodeInfo) -> i64 {
     let taints = node.node.spec.iter().flat_map(|s| s.taints.iter().flatten());
     let soft = taints.filter(|t| t.effect == "PreferNoSchedule");
-    soft.filter(|taint| !tolerations(pod).iter().any(|t| tolerates(t, taint))).count() as i64
+    soft.filter(|taint| !tolerations(&pod.pod).iter().any(|t| tolerates(t, taint))).count() as i64
 }
 
-fn node_affinity(pod: &Pod, node: &NodeInfo) -> Result<(), String> {
-    let refused = || Err("node(s) didn't match Pod's node affinity/selector".into());
+pub(crate) fn node_affinity(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
+    let refused = || Err("node(s) didn't match Pod's node affinity/selector");
     let Some(spec) = &pod.spec else { return Ok(()) };
     for (key, value) in spec.node_selector.iter().flatten() {
-        if label(node, key) != Some(value) {
+        if node.label(key) != Some(value) {
             return refused();
         }
     }
@@ -121,15 +102,12 @@ fn node_affinity(pod: &Pod, node: &NodeInfo) -> Result<(), String> {
     }
 }
 
-fn preferred_affinity(pod: &Pod, node: &NodeInfo) -> i64 {
-    let affinity = pod.spec.as_ref().and_then(|s| s.affinity.as_ref()).and_then(|a| a.node_affinity.as_ref());
+fn preferred_affinity(pod: &PodInfo, node: &NodeInfo) -> i64 {
+    let affinity =
+        pod.pod.spec.as_ref().and_then(|s| s.affinity.as_ref()).and_then(|a| a.node_affinity.as_ref());
     let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
     let terms = preferred.into_iter().flatten();
     terms.filter(|t| term_matches(&t.preference, node)).map(|t| i64::from(t.weight)).sum()
-}
-
-fn label<'n>(node: &'n NodeInfo, key: &str) -> Option<&'n String> {
-    node.node.metadata.labels.as_ref().and_then(|l| l.get(key))
 }
 
 fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
@@ -141,7 +119,7 @@ fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
     if expressions.is_empty() && fields.is_empty() {
         return false;
     }
-    expressions.iter().all(|r| requirement_holds(r, label(node, &r.key).map(String::as_str)))
+    expressions.iter().all(|r| requirement_holds(r, node.label(&r.key).map(String::as_str)))
         && fields.iter().all(|r| r.key == "metadata.name" && requirement_holds(r, Some(node.name())))
 }
 
@@ -163,64 +141,67 @@ fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>)
     }
 }
 
-fn node_ports(pod: &Pod, node: &NodeInfo) -> Result<(), String> {
+fn node_ports(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
     let any = |ip: &str| ip == "0.0.0.0";
     let taken = host_ports(pod).any(|(ip, protocol, port)| {
         node.ports.iter().any(|(i, p, n)| *n == port && *p == protocol && (*i == ip || any(i) || any(&ip)))
     });
-    if taken { Err("node(s) didn't have free ports for the requested pod ports".into()) } else { Ok(()) }
+    if taken { Err("node(s) didn't have free ports for the requested pod ports") } else { Ok(()) }
 }
 
-/// Every resource that a node has too little of.
-pub(crate) fn lacking_resources(pod: &Pod, node: &NodeInfo) -> Vec<String> {
-    let mut lacking = Vec::new();
-    if node.n_pods + 1 > node.allocatable.get("pods") {
-        lacking.push("Too many pods".into());
+/// Every resource that a node has too little of; for good, if it would have even if it were empty.
+pub(crate) fn resources(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    let mut refusal = Refusal { reasons: Vec::new(), for_good: false };
+    if i64::try_from(node.pods.len()).unwrap_or(i64::MAX) >= node.allocatable.get("pods") {
+        refusal.reasons.push("Too many pods".into());
     }
-    for (name, wanted) in pod_requests(pod).0 {
-        if wanted > 0 && wanted > node.allocatable.get(&name) - node.requested.get(&name) {
-            lacking.push(format!("Insufficient {name}"));
+    for (name, &wanted) in &pod.requests.0 {
+        let allocatable = node.allocatable.get(name);
+        if wanted > 0 && wanted > allocatable.saturating_sub(node.requested.get(name)) {
+            refusal.reasons.push(format!("Insufficient {name}"));
+            refusal.for_good |= wanted > allocatable;
         }
     }
-    lacking
+    if refusal.reasons.is_empty() { Ok(()) } else { Err(refusal) }
 }
 
 /// The share of CPU and memory in use if the pod came, each 0 to 1.
-fn shares(pod: &Pod, node: &NodeInfo) -> [f64; 2] {
-    let wanted = pod_requests_for_scoring(pod);
+fn shares(pod: &PodInfo, node: &NodeInfo) -> [f64; 2] {
+    let wanted = &pod.requests_for_scoring;
     ["cpu", "memory"].map(|name| {
         let capacity = node.allocatable.get(name);
         if capacity == 0 {
             return 1.0;
         }
-        ((node.requested_for_scoring.get(name) + wanted.get(name)) as f64 / capacity as f64).min(1.0)
+        (node.requested_for_scoring.get(name).saturating_add(wanted.get(name)) as f64 / capacity as f64)
+            .min(1.0)
     })
 }
 
 /// The more is left, the better.
-fn least_allocated(pod: &Pod, node: &NodeInfo) -> i64 {
+fn least_allocated(pod: &PodInfo, node: &NodeInfo) -> i64 {
     let left: f64 = shares(pod, node).iter().map(|share| (1.0 - share) * 100.0).sum();
     (left / 2.0) as i64
 }
 
 /// CPU and memory should fill up alike.
-fn balanced(pod: &Pod, node: &NodeInfo) -> i64 {
+fn balanced(pod: &PodInfo, node: &NodeInfo) -> i64 {
     let [cpu, memory] = shares(pod, node);
     ((1.0 - (cpu - memory).abs() / 2.0) * 100.0) as i64
 }
 
 /// A node that has the images already starts the pod sooner.
-fn image_locality(pod: &Pod, node: &NodeInfo) -> i64 {
+fn image_locality(pod: &PodInfo, node: &NodeInfo) -> i64 {
     const MIN_BYTES: i64 = 23 * 1024 * 1024;
     const MAX_BYTES_A_CONTAINER: i64 = 1000 * 1024 * 1024;
     let images = || node.node.status.iter().flat_map(|s| s.images.iter().flatten());
-    let containers = pod.spec.iter().flat_map(|s| &s.containers);
-    let (mut bytes, mut n_containers) = (0, 0);
+    let containers = pod.pod.spec.iter().flat_map(|s| &s.containers);
+    let (mut bytes, mut n_containers): (i64, i64) = (0, 0);
     for image in containers.filter_map(|c| c.image.as_deref()) {
         n_containers += 1;
         let named = |name: &String| name == image || name.ends_with(&format!("/{image}"));
-        bytes +=
-            images().find(|i| i.names.iter().flatten().any(named)).and_then(|i| i.size_bytes).unwrap_or(0);
+        let image = images().find(|i| i.names.iter().flatten().any(named));
+        bytes = bytes.saturating_add(image.and_then(|i| i.size_bytes).unwrap_or(0));
     }
     let max = MAX_BYTES_A_CONTAINER * n_containers.max(1);
     100 * (bytes.clamp(MIN_BYTES, max) - MIN_BYTES) / (max - MIN_BYTES)

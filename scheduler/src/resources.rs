@@ -48,7 +48,7 @@ fn requests(container: &Container) -> Resources {
     requests.map(Resources::of).unwrap_or_default()
 }
 
-fn is_sidecar(container: &Container) -> bool {
+pub(crate) fn is_sidecar(container: &Container) -> bool {
     container.restart_policy.as_deref() == Some("Always")
 }
 
@@ -87,6 +87,10 @@ fn total(pod: &Pod, requests: impl Fn(&Container) -> Resources) -> Resources {
     }
     running.add(&sidecars);
     running.raise(&starting);
+    // What the pod says for itself as a whole counts instead (KEP-2837).
+    if let Some(own) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
+        running.0.extend(Resources::of(own).0);
+    }
     if let Some(overhead) = &spec.overhead {
         running.add(&Resources::of(overhead));
     }
@@ -112,5 +116,16 @@ mod tests {
         .unwrap();
         // The init container runs beside the sidecar: 1100m is more than the 600m that run later.
         assert_eq!(pod_requests(&pod).get("cpu"), 1150);
+    }
+
+    #[test]
+    fn requests_of_the_pod_as_a_whole_count_instead_of_its_containers() {
+        let pod: Pod = serde_json::from_value(json!({"metadata": {}, "spec": {
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "200m", "example.com/gpu": "1"}}}],
+            "resources": {"requests": {"cpu": "1"}}, "overhead": {"cpu": "50m"},
+        }}))
+        .unwrap();
+        let requests = pod_requests(&pod);
+        assert_eq!((requests.get("cpu"), requests.get("example.com/gpu")), (1050, 1));
     }
 }

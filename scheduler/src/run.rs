@@ -1,20 +1,23 @@
 //! The loop around decisions: informers in, bindings out.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Binding, Node, ObjectReference, Pod};
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
+use skiff_api::LabelSelector;
 use skiff_client::{Change, EventRecorder, EventType, Informer, Informers, ObjectKey, key_of};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::cluster::{Cluster, has_ended, node_of};
+use crate::cluster::{Cluster, PodInfo, has_ended, node_of};
 use crate::framework::{Unschedulable, decide};
 use crate::queue::Queue;
 
@@ -27,6 +30,9 @@ pub async fn run(client: Client, shutdown: CancellationToken) {
     let scheduler = Arc::new(Scheduler {
         pods: informers.of::<Pod>(),
         nodes: informers.of::<Node>(),
+        namespaces: informers.of::<Namespace>(),
+        services: informers.of::<Service>(),
+        sets: informers.of::<ReplicaSet>(),
         events: EventRecorder::new(client.clone(), NAME, ""),
         client,
         state: Mutex::default(),
@@ -34,7 +40,8 @@ pub async fn run(client: Client, shutdown: CancellationToken) {
     });
     scheduler.clone().listen();
     tokio::select! {
-        () = async { scheduler.nodes.synced().await; scheduler.pods.synced().await; } => {}
+        // Both only wait.
+        () = scheduler.synced() => {}
         () = shutdown.cancelled() => return,
     }
     loop {
@@ -62,6 +69,9 @@ pub async fn run(client: Client, shutdown: CancellationToken) {
 struct Scheduler {
     pods: Informer<Pod>,
     nodes: Informer<Node>,
+    namespaces: Informer<Namespace>,
+    services: Informer<Service>,
+    sets: Informer<ReplicaSet>,
     events: EventRecorder,
     client: Client,
     state: Mutex<State>,
@@ -82,6 +92,17 @@ impl Scheduler {
             to.wake.notify_one();
         });
         let to = self.clone();
+        self.namespaces.on_change(move |change| {
+            let mut state = to.state.lock();
+            state.cluster.namespace_changed(change);
+            let labels = |n: &Option<Arc<Namespace>>| n.as_ref().map(|n| n.metadata.labels.clone());
+            // Terms may select namespaces.
+            if labels(&change.old) != labels(&change.new) {
+                state.queue.cluster_changed(Instant::now());
+                to.wake.notify_one();
+            }
+        });
+        let to = self.clone();
         self.nodes.on_change(move |change| {
             let mut state = to.state.lock();
             state.cluster.node_changed(change);
@@ -91,6 +112,35 @@ impl Scheduler {
                 to.wake.notify_one();
             }
         });
+    }
+
+    async fn synced(&self) {
+        self.nodes.synced().await;
+        self.pods.synced().await;
+        self.namespaces.synced().await;
+        self.services.synced().await;
+        self.sets.synced().await;
+    }
+
+    /// Selects the pods that belong together with one: those of its Services and its ReplicaSet.
+    fn siblings(&self, pod: &Pod) -> Option<LabelSelector> {
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
+        let labels = pod.metadata.labels.as_ref();
+        let mut all = BTreeMap::new();
+        for service in self.services.list_in(namespace) {
+            let selector = service.spec.as_ref().and_then(|s| s.selector.as_ref());
+            let Some(selector) = selector.filter(|s| !s.is_empty()) else { continue };
+            if selector.iter().all(|(key, value)| labels.and_then(|l| l.get(key)) == Some(value)) {
+                all.extend(selector.clone());
+            }
+        }
+        let owners = pod.metadata.owner_references.iter().flatten();
+        let owner = owners.into_iter().find(|r| r.controller == Some(true) && r.kind == "ReplicaSet");
+        let set = owner.and_then(|owner| self.sets.get(&ObjectKey::new(namespace, &owner.name)));
+        let of_set = set.and_then(|s| s.spec.as_ref().map(|s| s.selector.clone())).unwrap_or_default();
+        all.extend(of_set.match_labels.unwrap_or_default());
+        let selector = json!({"matchLabels": all, "matchExpressions": of_set.match_expressions});
+        LabelSelector::from_json(&selector).ok()
     }
 
     fn pod_changed(&self, change: &Change<Pod>) {
@@ -109,19 +159,31 @@ impl Scheduler {
                 let room_was_made = new.as_ref().is_none_or(|p| has_ended(p));
                 if room_was_made {
                     state.queue.cluster_changed(Instant::now());
+                } else if placement_changed(change) {
+                    // It may be one that others want to be near, or spread evenly with.
+                    let minds = |key: &ObjectKey| self.pods.get(key).is_some_and(|p| minds_others(&p));
+                    state.queue.cluster_changed_for(Instant::now(), minds);
                 }
             }
         }
     }
 
     async fn schedule(self: Arc<Self>, key: ObjectKey) {
-        let Some(pod) = self.pods.get(&key).filter(|p| is_ours(p)) else { return };
+        let Some(pod) = self.pods.get(&key).filter(|p| is_ours(p)) else {
+            self.state.lock().queue.remove(&key);
+            return;
+        };
+        let siblings = self.siblings(&pod);
+        let info = Arc::new(PodInfo::new(pod.clone()));
         let decision = {
             let mut state = self.state.lock();
-            let nodes = state.cluster.snapshot();
-            let decision = decide(&pod, &nodes, pick).map(|node| node.name().to_owned());
+            let snapshot = state.cluster.snapshot();
+            let decision = decide(&info, &snapshot, siblings.as_ref(), pick);
+            let n_looked_at = decision.as_ref().map_or(0, |d| d.n_looked_at);
+            state.cluster.go_on_after(n_looked_at);
+            let decision = decision.map(|d| d.node.name().to_owned());
             match &decision {
-                Ok(node) => state.cluster.assume(&pod, node),
+                Ok(node) => state.cluster.assume(info, node),
                 Err(_) => state.queue.put_off(key.clone(), Instant::now()),
             }
             decision
@@ -158,7 +220,7 @@ impl Scheduler {
             Err(error) => {
                 debug!(pod = %key, node, %error, "a binding failed");
                 let mut state = self.state.lock();
-                state.cluster.forget(&key);
+                state.cluster.forget(&pod);
                 // One that is gone, or bound by another, leaves the queue by its own event.
                 state.queue.retry(key, Instant::now());
                 drop(state);
@@ -181,6 +243,7 @@ impl Scheduler {
         let key = key_of(pod);
         let condition = json!({
             "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why.message,
+            "observedGeneration": pod.metadata.generation,
             "lastTransitionTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         });
         let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
@@ -215,6 +278,24 @@ fn spec_changed(change: &Change<Pod>) -> bool {
         (Some(old), Some(new)) => old.spec != new.spec || old.metadata.labels != new.metadata.labels,
         _ => true,
     }
+}
+
+/// Whether it depends on other pods where this one may go.
+fn minds_others(pod: &Pod) -> bool {
+    let spreads = |s: &k8s_openapi::api::core::v1::PodSpec| {
+        s.topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty())
+    };
+    pod.spec.as_ref().is_some_and(|s| s.affinity.is_some() || spreads(s))
+}
+
+/// Whether what others are placed by has changed about a pod that is on a node.
+fn placement_changed(change: &Change<Pod>) -> bool {
+    let seen = |pod: &Option<Arc<Pod>>| {
+        let pod = pod.as_deref()?;
+        let meta = &pod.metadata;
+        Some((node_of(pod)?.to_owned(), meta.labels.clone(), meta.deletion_timestamp.is_some()))
+    };
+    seen(&change.old) != seen(&change.new)
 }
 
 fn fits_otherwise(change: &Change<Node>) -> bool {

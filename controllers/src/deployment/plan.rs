@@ -31,6 +31,11 @@ pub(super) fn replicas(set: &ReplicaSet) -> i32 {
     set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
 }
 
+/// The replicas of several sets; more than an `i32` holds counts as what it holds.
+pub(super) fn total<'s>(sets: impl IntoIterator<Item = &'s Arc<ReplicaSet>>) -> i32 {
+    sets.into_iter().fold(0, |sum: i32, set| sum.saturating_add(replicas(set)))
+}
+
 fn available(set: &ReplicaSet) -> i32 {
     set.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0)
 }
@@ -79,7 +84,7 @@ fn revision_of(set: &ReplicaSet) -> i64 {
 /// One past the old sets' highest; a set that becomes current again moves up.
 pub(super) fn revision(old: &[Arc<ReplicaSet>], new: Option<&ReplicaSet>) -> i64 {
     let highest = old.iter().map(|set| revision_of(set)).max().unwrap_or(0);
-    new.map_or(0, revision_of).max(highest + 1)
+    new.map_or(0, revision_of).max(highest.saturating_add(1))
 }
 
 /// The ReplicaSet for the current template.
@@ -96,7 +101,7 @@ pub(super) fn make(deployment: &Deployment, old: &[Arc<ReplicaSet>], revision: i
     let mut annotations = inherited(deployment);
     annotations.extend(counts(deployment));
     annotations.insert(REVISION.into(), revision.to_string());
-    let total: i32 = old.iter().map(|set| replicas(set)).sum();
+    let total = total(old);
     ReplicaSet {
         metadata: ObjectMeta {
             name: Some(format!("{}-{hash}", deployment.metadata.name.as_deref().unwrap_or_default())),
@@ -121,7 +126,7 @@ fn counts(deployment: &Deployment) -> BTreeMap<String, String> {
     let desired = desired(deployment);
     BTreeMap::from([
         (DESIRED.to_owned(), desired.to_string()),
-        (MAX.to_owned(), (desired + max_surge(deployment)).to_string()),
+        (MAX.to_owned(), desired.saturating_add(max_surge(deployment)).to_string()),
     ])
 }
 
@@ -182,7 +187,8 @@ fn new_replicas(deployment: &Deployment, current: i32, total_old: i32) -> i32 {
     if is_recreate(deployment) {
         return desired;
     }
-    let room = desired + max_surge(deployment) - (current + total_old);
+    let most = desired.saturating_add(max_surge(deployment));
+    let room = most.saturating_sub(current.saturating_add(total_old));
     if room <= 0 { current } else { current + room.min(desired - current) }
 }
 
@@ -202,7 +208,7 @@ pub(super) fn scale(
         return if downs.is_empty() { up_to(deployment, new, desired(deployment)) } else { downs };
     }
     let Some(new) = new else { return Vec::new() };
-    let total_old: i32 = old.iter().map(|set| replicas(set)).sum();
+    let total_old = total(old);
     let current = replicas(new);
     let wanted = if current > desired(deployment) {
         desired(deployment)
@@ -243,9 +249,10 @@ fn proportional(
         let set = active.first().copied().or(new).or_else(newest);
         return up_to(deployment, set, desired(deployment));
     }
-    let total: i32 = active.iter().map(|set| replicas(set)).sum();
-    let allowed = if desired(deployment) > 0 { desired(deployment) + max_surge(deployment) } else { 0 };
-    let mut left = allowed - total;
+    let total = total(active.iter().copied());
+    let most = desired(deployment).saturating_add(max_surge(deployment));
+    let allowed = if desired(deployment) > 0 { most } else { 0 };
+    let mut left = allowed.saturating_sub(total);
     let mut sorted = active.to_vec();
     // Scaling up favours the newest and scaling down the oldest among sets of one size.
     sorted.sort_by_key(|s| {
@@ -253,15 +260,15 @@ fn proportional(
     });
     let mut changes: Vec<SetChange> = Vec::new();
     for set in &sorted {
-        let share = fraction(deployment, set, allowed - total);
+        let share = fraction(deployment, set, allowed.saturating_sub(total));
         let share = if left > 0 { share.clamp(0, left) } else { share.clamp(left, 0) };
-        left -= share;
-        changes.push(to(deployment, set, (replicas(set) + share).max(0)));
+        left = left.saturating_sub(share);
+        changes.push(to(deployment, set, replicas(set).saturating_add(share).max(0)));
     }
     if let Some(first) = changes.first_mut()
         && let Some(replicas) = &mut first.replicas
     {
-        *replicas = (*replicas + left).max(0);
+        *replicas = replicas.saturating_add(left).max(0);
     }
     changes
 }
@@ -274,32 +281,34 @@ fn fraction(deployment: &Deployment, set: &ReplicaSet, to_add: i32) -> i32 {
     let noted =
         set.metadata.annotations.as_ref().and_then(|a| a.get(MAX)).and_then(|m| m.parse::<i32>().ok());
     let was_max = f64::from(noted.filter(|m| *m > 0).unwrap_or_else(|| desired(deployment).max(1)));
-    let now_max = f64::from(desired(deployment) + max_surge(deployment));
+    let now_max = f64::from(desired(deployment).saturating_add(max_surge(deployment)));
     let size = f64::from(replicas(set));
-    (size * now_max / was_max).round() as i32 - replicas(set)
+    // The conversion saturates.
+    ((size * now_max / was_max).round() as i32).saturating_sub(replicas(set))
 }
 
 /// Old sets go down: first what is unhealthy anyway, then as far as enough pods stay available.
 fn roll_down(deployment: &Deployment, new: &Arc<ReplicaSet>, old: &[Arc<ReplicaSet>]) -> Vec<SetChange> {
-    let total_old: i32 = old.iter().map(|set| replicas(set)).sum();
+    let total_old = total(old);
     if total_old == 0 {
         return Vec::new();
     }
-    let must_stay = desired(deployment) - max_unavailable(deployment);
-    let not_available_of_new = replicas(new) - available(new);
-    let mut may_go = total_old + replicas(new) - must_stay - not_available_of_new;
+    let must_stay = desired(deployment).saturating_sub(max_unavailable(deployment));
+    let not_available_of_new = replicas(new).saturating_sub(available(new));
+    let all = total_old.saturating_add(replicas(new));
+    let mut may_go = all.saturating_sub(must_stay).saturating_sub(not_available_of_new);
     if may_go <= 0 {
         return Vec::new();
     }
     let mut sizes: Vec<(&Arc<ReplicaSet>, i32)> = old.iter().map(|set| (set, replicas(set))).collect();
     sizes.sort_by_key(|(set, _)| set.metadata.creation_timestamp.as_ref().map(|t| t.0));
     for (set, size) in &mut sizes {
-        let unhealthy = (*size - available(set)).clamp(0, may_go);
+        let unhealthy = size.saturating_sub(available(set)).clamp(0, may_go);
         *size -= unhealthy;
         may_go -= unhealthy;
     }
-    let healthy: i32 = old.iter().chain([new]).map(|set| available(set)).sum();
-    let mut spare = healthy - must_stay;
+    let healthy = old.iter().chain([new]).fold(0, |sum: i32, set| sum.saturating_add(available(set)));
+    let mut spare = healthy.saturating_sub(must_stay);
     for (_, size) in &mut sizes {
         let gone = (*size).min(spare).max(0);
         *size -= gone;
@@ -320,7 +329,9 @@ pub(super) fn beyond_history<'s>(
     let n_surplus = alive.len().saturating_sub(keep);
     alive.truncate(n_surplus);
     let is_empty = |s: &&Arc<ReplicaSet>| {
-        replicas(s) == 0 && s.status.as_ref().is_none_or(|status| status.replicas == 0)
+        // One whose controller has not yet seen its last change may still make pods.
+        let is_seen = s.status.as_ref().and_then(|s| s.observed_generation) >= s.metadata.generation;
+        replicas(s) == 0 && is_seen && s.status.as_ref().is_none_or(|status| status.replicas == 0)
     };
     alive.into_iter().filter(is_empty).collect()
 }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::{Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet};
+use k8s_openapi::api::apps::v1::{
+    Deployment, DeploymentCondition, DeploymentStatus, ReplicaSet, ReplicaSetStatus,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::plan::{desired, is_paused, max_unavailable};
@@ -22,13 +24,22 @@ struct Totals {
 }
 
 fn totals(sets: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSet>>) -> Totals {
-    let status = |set: &ReplicaSet| set.status.clone().unwrap_or_default();
+    let count = |of: fn(&ReplicaSetStatus) -> Option<i32>| {
+        let counts = sets.iter().filter_map(|s| s.status.as_ref().and_then(of));
+        counts.fold(0, i32::saturating_add)
+    };
     Totals {
-        replicas: sets.iter().map(|s| status(s).replicas).sum(),
-        updated: new.map_or(0, |s| status(s).replicas),
-        ready: sets.iter().filter_map(|s| status(s).ready_replicas).sum(),
-        available: sets.iter().filter_map(|s| status(s).available_replicas).sum(),
+        replicas: count(|s| Some(s.replicas)),
+        updated: new.and_then(|s| s.status.as_ref()).map_or(0, |s| s.replicas),
+        ready: count(|s| s.ready_replicas),
+        available: count(|s| s.available_replicas),
     }
+}
+
+/// `None` while some set does not say.
+fn terminating(sets: &[Arc<ReplicaSet>]) -> Option<i32> {
+    let mut counts = sets.iter().map(|s| s.status.as_ref().and_then(|s| s.terminating_replicas));
+    counts.try_fold(0, |sum: i32, count| Some(sum.saturating_add(count?)))
 }
 
 /// Everything wanted runs, is new, and nothing else does.
@@ -55,20 +66,33 @@ pub(super) fn status(
     let mut conditions = Conditions { list: old.conditions.clone().unwrap_or_default(), now };
     availability(&mut conditions, deployment, &totals);
     let look_again_s = progress(&mut conditions, deployment, &old, &totals, new, made);
-    replica_failure(&mut conditions, sets);
-    let total: i32 = sets.iter().map(|s| super::plan::replicas(s)).sum();
+    replica_failure(&mut conditions, sets, new);
     let status = DeploymentStatus {
         observed_generation: deployment.metadata.generation,
         replicas: positive(totals.replicas),
         updated_replicas: positive(totals.updated),
         ready_replicas: positive(totals.ready),
         available_replicas: positive(totals.available),
-        unavailable_replicas: positive(total - totals.available),
+        unavailable_replicas: positive(super::plan::total(sets).saturating_sub(totals.available)),
         collision_count: old.collision_count,
         conditions: Some(conditions.list),
-        terminating_replicas: old.terminating_replicas,
+        terminating_replicas: terminating(sets),
     };
     Next { status, look_again_s }
+}
+
+/// The conditions once the set for the current template could not be made; `None` if they say so already.
+pub(super) fn create_failed(
+    deployment: &Deployment,
+    message: &str,
+    now: Timestamp,
+) -> Option<Vec<DeploymentCondition>> {
+    let old = deployment.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
+    let has_deadline =
+        deployment.spec.as_ref().is_some_and(|s| s.progress_deadline_seconds != Some(i32::MAX));
+    let mut conditions = Conditions { list: old.clone(), now };
+    conditions.set("Progressing", "False", "ReplicaSetCreateError", message.to_owned(), false);
+    Some(conditions.list).filter(|new| has_deadline && *new != old)
 }
 
 struct Conditions {
@@ -105,7 +129,7 @@ impl Conditions {
 }
 
 fn availability(conditions: &mut Conditions, deployment: &Deployment, totals: &Totals) {
-    if totals.available >= desired(deployment) - max_unavailable(deployment) {
+    if totals.available >= desired(deployment).saturating_sub(max_unavailable(deployment)) {
         let message = "Deployment has minimum availability.".into();
         conditions.set("Available", "True", "MinimumReplicasAvailable", message, false);
     } else {
@@ -133,7 +157,16 @@ fn progress(
     let reason_was = |conditions: &Conditions, reason: &str| {
         conditions.get(PROGRESSING).is_some_and(|c| c.reason.as_deref() == Some(reason))
     };
+    // Upstream's way of saying that progress has no deadline.
+    if deadline_s == i64::from(i32::MAX) {
+        conditions.list.retain(|c| c.type_ != PROGRESSING);
+        return None;
+    }
     if is_paused(deployment) {
+        // That it had timed out stays said.
+        if reason_was(conditions, "ProgressDeadlineExceeded") {
+            return None;
+        }
         conditions.set(PROGRESSING, "Unknown", "DeploymentPaused", "Deployment is paused".into(), false);
         return None;
     }
@@ -186,9 +219,10 @@ fn progress(
 }
 
 /// What a ReplicaSet cannot make, its Deployment says too.
-fn replica_failure(conditions: &mut Conditions, sets: &[Arc<ReplicaSet>]) {
-    let failure = sets
-        .iter()
+fn replica_failure(conditions: &mut Conditions, sets: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSet>>) {
+    let failure = new
+        .into_iter()
+        .chain(sets)
         .flat_map(|s| s.status.iter().flat_map(|s| s.conditions.iter().flatten()))
         .find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
     match failure {
@@ -259,5 +293,25 @@ mod tests {
         let stalled = deployment(serde_json::to_value(&first.status).unwrap());
         let later = status(&stalled, std::slice::from_ref(&set), Some(&set), false, at(161));
         assert_eq!(reasons(&later), ["MinimumReplicasUnavailable", "ProgressDeadlineExceeded"]);
+    }
+
+    #[test]
+    fn a_set_that_cannot_be_made_is_said_once() {
+        let deployment = deployment(json!({}));
+        let failed = create_failed(&deployment, "no", at(1)).unwrap();
+        let shown = (failed[0].status.as_str(), failed[0].reason.as_deref(), failed[0].message.as_deref());
+        assert_eq!(shown, ("False", Some("ReplicaSetCreateError"), Some("no")));
+        let mut told = deployment;
+        told.status.get_or_insert_default().conditions = Some(failed);
+        assert_eq!(create_failed(&told, "no", at(2)), None);
+    }
+
+    #[test]
+    fn without_a_deadline_nothing_is_said_about_progress() {
+        let mut endless = deployment(json!({}));
+        endless.spec.as_mut().unwrap().progress_deadline_seconds = Some(i32::MAX);
+        let set = set(0);
+        let next = status(&endless, std::slice::from_ref(&set), Some(&set), true, at(100));
+        assert_eq!(reasons(&next), ["MinimumReplicasUnavailable"]);
     }
 }

@@ -124,6 +124,10 @@ fn hostname(service: &Service, pod: &Pod) -> Option<String> {
     spec.hostname.clone().filter(|h| named && !h.is_empty())
 }
 
+fn is_headless(service: &Service) -> bool {
+    service.spec.as_ref().is_some_and(|s| s.cluster_ip.as_deref() == Some("None"))
+}
+
 fn publishes_all(service: &Service) -> bool {
     service.spec.as_ref().is_some_and(|s| s.publish_not_ready_addresses == Some(true))
 }
@@ -171,11 +175,10 @@ fn slice(service: &Service, ports: &Ports, at: usize, endpoints: &[Endpoint]) ->
     let name = service.metadata.name.clone().unwrap_or_default();
     let identity = serde_json::json!([service.metadata.uid, ports, at]);
     let suffix: String = template_hash(&identity, 0).chars().take(5).collect();
-    let headless = service.spec.as_ref().is_some_and(|s| s.cluster_ip.as_deref() == Some("None"));
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.insert(SERVICE_NAME.into(), name.clone());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
-    if headless {
+    if is_headless(service) {
         labels.insert(HEADLESS.into(), String::new());
     }
     let port =
@@ -212,8 +215,10 @@ pub(super) fn same(have: &EndpointSlice, wanted: &EndpointSlice) -> bool {
 /// The older form: ready and other addresses, grouped by their ports.
 pub(super) fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
     let mut groups: BTreeMap<Ports, (Vec<EndpointAddress>, Vec<EndpointAddress>)> = BTreeMap::new();
-    for (pod, ip) in reachable(pods) {
-        let ready = publishes_all(service) || (is_ready(pod) && pod.metadata.deletion_timestamp.is_none());
+    // Who reads the older form knows nothing of pods that are ending.
+    let listed = |pod: &Pod| publishes_all(service) || pod.metadata.deletion_timestamp.is_none();
+    for (pod, ip) in reachable(pods).filter(|(pod, _)| listed(pod)) {
+        let ready = publishes_all(service) || is_ready(pod);
         let address = EndpointAddress {
             ip: ip.to_owned(),
             hostname: hostname(service, pod),
@@ -237,6 +242,9 @@ pub(super) fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
         .collect();
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
     labels.insert("endpoints.kubernetes.io/managed-by".into(), "endpoint-controller".into());
+    if is_headless(service) {
+        labels.insert(HEADLESS.into(), String::new());
+    }
     Endpoints {
         metadata: ObjectMeta {
             name: service.metadata.name.clone(),
@@ -325,5 +333,18 @@ mod tests {
         let subset = &endpoints.subsets.unwrap()[0];
         assert_eq!(subset.addresses.as_ref().unwrap()[0].ip, "10.0.0.1");
         assert_eq!(subset.not_ready_addresses.as_ref().unwrap()[0].ip, "10.0.0.2");
+    }
+
+    #[test]
+    fn a_pod_that_is_ending_is_in_the_slices_only_and_not_ready_there() {
+        let mut ending = (*pod("a", "10.0.0.1", true, 80)).clone();
+        let now = k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(jiff::Timestamp::UNIX_EPOCH);
+        ending.metadata.deletion_timestamp = Some(now);
+        let (service, pods) = (service(json!([{"port": 80}])), [Arc::new(ending)]);
+        assert_eq!(endpoints(&service, &pods).subsets, None);
+        let slices = slices(&service, &pods);
+        let conditions = slices[0].endpoints.as_ref().unwrap()[0].conditions.clone().unwrap();
+        let shown = (conditions.ready, conditions.serving, conditions.terminating);
+        assert_eq!(shown, (Some(false), Some(true), Some(true)));
     }
 }

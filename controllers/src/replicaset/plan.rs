@@ -1,6 +1,7 @@
 //! Which pods go first, and what the status says. Pure.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -9,16 +10,29 @@ use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::Value;
 
-use crate::objects::{available_in_s, is_active, is_ready};
+use crate::driver::text;
+use crate::objects::{available_in_s, has_ended, is_active, is_ready, pod_condition};
 
 const DELETION_COST: &str = "controller.kubernetes.io/pod-deletion-cost";
 
-/// The pods that are missed least: not on a node, not running, not ready, cheap to delete, youngest, most restarted.
+/// The pods that are missed least: not on a node, not running, not ready, cheap to delete, beside most others of their
+/// set, ready and there for the shortest time, most restarted. Times count by their order of magnitude, so that it is
+/// not always the pods of the last rollout that go.
 ///
-/// Source: upstream's `ActivePodsWithRanks`.
-pub(super) fn to_delete<'p>(pods: &[&'p Arc<Pod>], count: usize) -> Vec<&'p Arc<Pod>> {
+/// Source: upstream's `ActivePodsWithRanks`; KEP-2185.
+pub(super) fn to_delete<'p>(pods: &[&'p Arc<Pod>], count: usize, now: Timestamp) -> Vec<&'p Arc<Pod>> {
+    fn node(pod: &Pod) -> Option<&str> {
+        pod.spec.as_ref()?.node_name.as_deref().filter(|n| !n.is_empty())
+    }
+    let mut n_on_node: HashMap<&str, usize> = HashMap::new();
+    for name in pods.iter().filter_map(|pod| node(pod)) {
+        *n_on_node.entry(name).or_default() += 1;
+    }
+    let magnitude = |since: Option<Timestamp>| {
+        let passed = since.map_or(0, |at| now.duration_since(at).as_nanos());
+        u128::try_from(passed).ok().and_then(u128::checked_ilog2)
+    };
     let rank = |pod: &Pod| {
-        let assigned = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty());
         let phase = match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
             Some("Running") => 2,
             Some("Unknown") => 1,
@@ -27,15 +41,27 @@ pub(super) fn to_delete<'p>(pods: &[&'p Arc<Pod>], count: usize) -> Vec<&'p Arc<
         let annotations = pod.metadata.annotations.as_ref();
         let cost: i32 =
             annotations.and_then(|a| a.get(DELETION_COST)).and_then(|c| c.parse().ok()).unwrap_or(0);
+        let beside = node(pod).and_then(|name| n_on_node.get(name)).copied().unwrap_or(0);
+        let ready = pod_condition(pod, "Ready").filter(|c| c.status == "True");
+        let ready_since = ready.and_then(|c| c.last_transition_time.as_ref()).map(|t| t.0);
         let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
         let restarts = statuses.map(|s| s.restart_count).max().unwrap_or(0);
         let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
-        (assigned, phase, is_ready(pod), cost, Reverse(restarts), Reverse(created))
+        (
+            (node(pod).is_some(), phase, ready.is_some(), cost, Reverse(beside)),
+            (magnitude(ready_since), Reverse(restarts), magnitude(created), pod.metadata.uid.clone()),
+        )
     };
     let mut sorted = pods.to_vec();
-    sorted.sort_by_key(|pod| rank(pod));
+    sorted.sort_by_cached_key(|pod| rank(pod));
     sorted.truncate(count);
     sorted
+}
+
+/// Why there are too few pods, or too many.
+pub(super) struct Failure {
+    pub(super) reason: &'static str,
+    pub(super) error: kube::Error,
 }
 
 pub(super) struct Counted {
@@ -47,7 +73,7 @@ pub(super) struct Counted {
 pub(super) fn status(
     set: &ReplicaSet,
     pods: &[Arc<Pod>],
-    failure: Option<&kube::Error>,
+    failure: Option<&Failure>,
     now: Timestamp,
 ) -> Counted {
     let spec = set.spec.clone().unwrap_or_default();
@@ -69,6 +95,8 @@ pub(super) fn status(
             None => {}
         }
     }
+    let terminating =
+        pods.iter().filter(|p| p.metadata.deletion_timestamp.is_some() && !has_ended(p)).count();
     let old = set.status.clone().unwrap_or_default();
     let positive = |count: i32| (count > 0).then_some(count);
     let status = ReplicaSetStatus {
@@ -78,37 +106,29 @@ pub(super) fn status(
         available_replicas: positive(available),
         observed_generation: set.metadata.generation,
         conditions: conditions(&old, failure, now),
-        terminating_replicas: old.terminating_replicas,
+        terminating_replicas: Some(i32::try_from(terminating).unwrap_or(i32::MAX)),
     };
     Counted { status, next_available_s }
 }
 
 fn conditions(
     old: &ReplicaSetStatus,
-    failure: Option<&kube::Error>,
+    failure: Option<&Failure>,
     now: Timestamp,
 ) -> Option<Vec<ReplicaSetCondition>> {
     let mut conditions = old.conditions.clone().unwrap_or_default();
     match failure {
         None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
         Some(_) if conditions.iter().any(|c| c.type_ == "ReplicaFailure") => {}
-        Some(error) => conditions.push(ReplicaSetCondition {
+        Some(failure) => conditions.push(ReplicaSetCondition {
             type_: "ReplicaFailure".into(),
             status: "True".into(),
-            reason: Some("FailedCreate".into()),
-            message: Some(text(error)),
+            reason: Some(failure.reason.into()),
+            message: Some(text(&failure.error)),
             last_transition_time: Some(Time(now)),
         }),
     }
     Some(conditions).filter(|c| !c.is_empty())
-}
-
-/// What the API server said, without the client's wrapping.
-pub(super) fn text(error: &kube::Error) -> String {
-    match error {
-        kube::Error::Api(status) => status.message.clone(),
-        other => other.to_string(),
-    }
 }
 
 /// Adds `null` for every field of the status that there was and is no more.
@@ -151,9 +171,19 @@ mod tests {
             pod("unbound", "", "Pending", false, 100),
         ];
         let pods: Vec<&Arc<Pod>> = pods.iter().collect();
-        let order: Vec<&str> =
-            to_delete(&pods, 5).iter().map(|p| p.metadata.name.as_deref().unwrap()).collect();
+        let order: Vec<&str> = to_delete(&pods, 5, Timestamp::from_second(300).unwrap())
+            .iter()
+            .map(|p| p.metadata.name.as_deref().unwrap())
+            .collect();
         assert_eq!(order, ["unbound", "pending", "unready", "young", "old"]);
+        let crowded = [
+            pod("alone", "m", "Running", true, 250),
+            pod("beside", "n", "Running", true, 100),
+            pod("another", "n", "Running", true, 100),
+        ];
+        let pods: Vec<&Arc<Pod>> = crowded.iter().collect();
+        let first = to_delete(&pods, 1, Timestamp::from_second(300).unwrap());
+        assert_ne!(first[0].metadata.name.as_deref(), Some("alone"), "nodes are kept even");
     }
 
     #[test]
@@ -167,5 +197,20 @@ mod tests {
         assert_eq!(counted.status.available_replicas, Some(1));
         assert_eq!(counted.next_available_s, Some(5));
         assert_eq!(counted.status.observed_generation, Some(3));
+        assert_eq!(counted.status.terminating_replicas, Some(0));
+    }
+
+    #[test]
+    fn pods_on_their_way_out_are_counted_apart_until_they_have_ended() {
+        let set: ReplicaSet =
+            serde_json::from_value(json!({"metadata": {}, "spec": {"selector": {}}})).unwrap();
+        let going = |phase: &str| {
+            let mut pod = (*pod("a", "n", phase, true, 100)).clone();
+            pod.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(101).unwrap()));
+            Arc::new(pod)
+        };
+        let pods = [going("Running"), going("Succeeded"), pod("b", "n", "Running", true, 95)];
+        let counted = status(&set, &pods, None, Timestamp::from_second(105).unwrap());
+        assert_eq!((counted.status.replicas, counted.status.terminating_replicas), (1, Some(1)));
     }
 }

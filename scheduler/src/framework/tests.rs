@@ -3,6 +3,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::cluster::PodInfo;
 
 fn pod(spec: Value) -> Pod {
     let mut spec = spec;
@@ -29,11 +30,31 @@ fn plain(name: &str) -> NodeInfo {
     node(name, |_| {})
 }
 
+fn info(pod: &Pod) -> PodInfo {
+    PodInfo::new(Arc::new(pod.clone()))
+}
+
+fn put(node: &mut NodeInfo, pod: Pod) {
+    node.add(Arc::new(info(&pod)));
+}
+
+fn snapshot(nodes: &[NodeInfo]) -> Snapshot {
+    let namespaces = [("d", json!({"team": "x"})), ("other", json!({"team": "y"}))];
+    let labels = |labels: Value| serde_json::from_value(labels).unwrap();
+    let namespaces = namespaces.into_iter().map(|(name, l)| (name.to_owned(), labels(l))).collect();
+    Snapshot {
+        nodes: nodes.iter().cloned().map(Arc::new).collect(),
+        first: 0,
+        namespaces: Arc::new(namespaces),
+    }
+}
+
 #[track_caller]
 fn check(pod: &Pod, nodes: &[NodeInfo], wanted: Result<&str, &str>) {
-    let found = decide(pod, nodes, |_| 0);
+    let snapshot = snapshot(nodes);
+    let found = decide(&info(pod), &snapshot, None, |_| 0);
     match (&found, wanted) {
-        (Ok(node), Ok(name)) => assert_eq!(node.name(), name),
+        (Ok(decision), Ok(name)) => assert_eq!(decision.node.name(), name),
         (Err(why), Err(reason)) => assert!(why.message.contains(reason), "{} lacks {reason}", why.message),
         other => panic!("{other:?}"),
     }
@@ -76,7 +97,7 @@ fn a_toleration_lets_a_pod_through() {
 #[test]
 fn the_emptier_node_is_chosen() {
     let mut busy = plain("a");
-    busy.add(&pod(asking("1500m")));
+    put(&mut busy, pod(asking("1500m")));
     check(&pod(asking("100m")), &[busy, plain("b")], Ok("b"));
 }
 
@@ -93,13 +114,232 @@ fn a_host_port_is_taken_once_a_node() {
     let wants =
         || pod(json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]}));
     let mut taken = plain("a");
-    taken.add(&wants());
+    put(&mut taken, wants());
     check(&wants(), &[taken], Err("1 node(s) didn't have free ports for the requested pod ports"));
 }
 
+/// The whole message.
+#[track_caller]
+fn check_message(pod: &Pod, nodes: &[NodeInfo], wanted: &str) {
+    assert_eq!(decide(&info(pod), &snapshot(nodes), None, |_| 0).unwrap_err().message, wanted);
+}
+
 #[test]
-fn what_cannot_be_weighed_is_refused() {
-    let anti = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [
-        {"topologyKey": "kubernetes.io/hostname"}]}}});
-    check(&pod(anti), &[plain("a")], Err("not supported"));
+fn the_message_ends_with_why_preemption_would_not_help() {
+    let mut busy = plain("a");
+    put(&mut busy, pod(asking("1500m")));
+    let with = |field: &str, value: Value| {
+        let mut spec = asking("1");
+        spec[field] = value;
+        pod(spec)
+    };
+    check_message(
+        &pod(asking("1")),
+        &[busy.clone()],
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 No preemption victims found for incoming pod.",
+    );
+    check_message(
+        &pod(asking("3")),
+        &[busy.clone()],
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
+    );
+    let cordoned = node("b", |n| n["spec"]["unschedulable"] = true.into());
+    check_message(
+        &pod(asking("1")),
+        &[busy.clone(), cordoned],
+        "0/2 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable. preemption: 0/2 nodes are available: 1 No preemption victims found for incoming pod, 1 Preemption is not helpful for scheduling.",
+    );
+    check_message(
+        &with("preemptionPolicy", "Never".into()),
+        &[busy.clone()],
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+    );
+    check_message(
+        &with("priority", 10.into()),
+        &[busy.clone()],
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Preemption is not supported by this scheduler.",
+    );
+    let mut important = busy;
+    let mut vital = pod(asking("1500m"));
+    vital.spec.as_mut().unwrap().priority = Some(20);
+    put(&mut important, vital);
+    check_message(
+        &with("priority", 10.into()),
+        &[important],
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: 0/1 nodes are available: 1 Insufficient cpu.",
+    );
+}
+
+fn app(name: &str, spec: Value) -> Pod {
+    let mut pod = pod(spec);
+    pod.metadata.labels = Some([("app".to_owned(), name.to_owned())].into());
+    pod
+}
+
+fn term(app: &str, key: &str) -> Value {
+    json!({"labelSelector": {"matchLabels": {"app": app}}, "topologyKey": key})
+}
+
+fn near(term: Value) -> Value {
+    json!({"affinity": {"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}})
+}
+
+fn far(term: Value) -> Value {
+    json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [term]}}})
+}
+
+const HOST: &str = "kubernetes.io/hostname";
+
+fn zoned(name: &str, zone: &str) -> NodeInfo {
+    node(name, |n| n["metadata"]["labels"]["zone"] = zone.into())
+}
+
+#[test]
+fn a_pod_goes_where_the_pods_are_that_it_wants_to_be_near() {
+    let mut with_db = zoned("b", "2");
+    put(&mut with_db, app("db", json!({})));
+    let nodes = [zoned("a", "1"), with_db, zoned("c", "2")];
+    check(&app("web", near(term("db", HOST))), &nodes, Ok("b"));
+    check(&app("web", near(term("db", "zone"))), &nodes, Ok("c"));
+    check_message(
+        &app("web", near(term("db", HOST))),
+        &nodes[..1],
+        "0/1 nodes are available: 1 node(s) didn't match pod affinity rules. preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
+    );
+}
+
+#[test]
+fn the_first_of_pods_that_want_each_other_is_let_in_where_the_topology_is() {
+    let alike = app("web", near(term("web", "zone")));
+    check(&alike, &[plain("a"), zoned("b", "1")], Ok("b"));
+    check(&alike, &[plain("a")], Err("1 node(s) didn't match pod affinity rules"));
+    let mut one = zoned("b", "1");
+    put(&mut one, app("web", json!({})));
+    check(&alike, &[zoned("a", "2"), one], Ok("b"));
+}
+
+#[test]
+fn pods_that_shun_each_other_do_so_in_both_directions() {
+    let shy = || app("web", far(term("web", HOST)));
+    let mut taken = plain("a");
+    put(&mut taken, shy());
+    check(&shy(), &[taken.clone(), plain("b")], Ok("b"));
+    check(&shy(), &[taken.clone()], Err("1 node(s) didn't match pod anti-affinity rules"));
+    check(
+        &app("web", json!({})),
+        &[taken.clone()],
+        Err("1 node(s) didn't satisfy existing pods anti-affinity rules"),
+    );
+    check(&app("db", json!({})), &[taken], Ok("a"));
+}
+
+#[test]
+fn a_term_is_about_its_pod_s_own_namespace_unless_it_says_otherwise() {
+    let mut elsewhere = app("web", json!({}));
+    elsewhere.metadata.namespace = Some("other".into());
+    let mut taken = plain("a");
+    put(&mut taken, elsewhere);
+    check(&app("web", far(term("web", HOST))), &[taken.clone()], Ok("a"));
+    let mut listed = term("web", HOST);
+    listed["namespaces"] = json!(["other"]);
+    check(&app("web", far(listed)), &[taken.clone()], Err("anti-affinity"));
+    let mut selected = term("web", HOST);
+    selected["namespaceSelector"] = json!({"matchLabels": {"team": "y"}});
+    check(&app("web", far(selected.clone())), &[taken.clone()], Err("anti-affinity"));
+    selected["namespaceSelector"] = json!({"matchLabels": {"team": "x"}});
+    check(&app("web", far(selected)), &[taken], Ok("a"));
+}
+
+#[test]
+fn a_preference_for_other_pods_decides_among_nodes_that_fit() {
+    let prefers = |kind: &str| {
+        app(
+            "web",
+            json!({"affinity": {kind: {"preferredDuringSchedulingIgnoredDuringExecution": [
+            {"weight": 50, "podAffinityTerm": term("db", HOST)}]}}}),
+        )
+    };
+    let mut with_db = plain("a");
+    put(&mut with_db, app("db", json!({})));
+    let nodes = [with_db, plain("b")];
+    check(&prefers("podAffinity"), &nodes, Ok("a"));
+    check(&prefers("podAntiAffinity"), &nodes, Ok("b"));
+}
+
+fn spread(key: &str, max_skew: i32, change: impl FnOnce(&mut Value)) -> Pod {
+    let mut constraint = json!({"maxSkew": max_skew, "topologyKey": key, "whenUnsatisfiable": "DoNotSchedule",
+        "labelSelector": {"matchLabels": {"app": "web"}}});
+    change(&mut constraint);
+    app("web", json!({"topologySpreadConstraints": [constraint]}))
+}
+
+fn with_pods(mut node: NodeInfo, count: usize) -> NodeInfo {
+    (0..count).for_each(|_| put(&mut node, app("web", json!({}))));
+    node
+}
+
+#[test]
+fn pods_are_spread_no_more_unevenly_than_they_allow() {
+    let plainly = || spread("zone", 1, |_| {});
+    let nodes = [with_pods(zoned("a", "1"), 2), with_pods(zoned("b", "2"), 1)];
+    check(&plainly(), &nodes, Ok("b"));
+    let full = node("b", |n| {
+        n["metadata"]["labels"]["zone"] = "2".into();
+        n["status"]["allocatable"]["pods"] = "0".into();
+    });
+    check_message(
+        &plainly(),
+        &[nodes[0].clone(), full.clone()],
+        "0/2 nodes are available: 1 Too many pods, 1 node(s) didn't match pod topology spread constraints. preemption: 0/2 nodes are available: 2 No preemption victims found for incoming pod.",
+    );
+    check(&spread("zone", 3, |_| {}), &[nodes[0].clone(), full], Ok("a"));
+    check_message(
+        &plainly(),
+        &[plain("a")],
+        "0/1 nodes are available: 1 node(s) didn't match pod topology spread constraints (missing required label). preemption: 0/1 nodes are available: 1 Preemption is not helpful for scheduling.",
+    );
+}
+
+#[test]
+fn domains_that_are_still_missing_count_as_empty() {
+    let one = [with_pods(zoned("a", "1"), 1)];
+    check(&spread("zone", 1, |_| {}), &one, Ok("a"));
+    check(&spread("zone", 1, |c| c["minDomains"] = 2.into()), &one, Err("topology spread constraints"));
+}
+
+#[test]
+fn nodes_that_the_pod_cannot_be_on_do_not_hold_the_others_back() {
+    let tainted = node("b", |n| {
+        n["metadata"]["labels"]["zone"] = "2".into();
+        n["spec"]["taints"] = json!([{"key": "k", "effect": "NoSchedule"}]);
+    });
+    let nodes = [with_pods(zoned("a", "1"), 1), tainted];
+    check(&spread("zone", 1, |_| {}), &nodes, Err("topology spread constraints"));
+    check(&spread("zone", 1, |c| c["nodeTaintsPolicy"] = "Honor".into()), &nodes, Ok("a"));
+    let mut selecting = spread("zone", 1, |_| {});
+    selecting.spec.as_mut().unwrap().node_selector = Some([(HOST.to_owned(), "a".to_owned())].into());
+    check(&selecting, &nodes, Ok("a"));
+}
+
+#[test]
+fn pods_that_say_nothing_are_spread_among_those_they_belong_to() {
+    let siblings = LabelSelector::from_json(&json!({"matchLabels": {"app": "web"}})).unwrap();
+    let mut other = plain("b");
+    put(&mut other, app("db", json!({})));
+    let snapshot = snapshot(&[with_pods(plain("a"), 1), other]);
+    let found = decide(&info(&app("web", json!({}))), &snapshot, Some(&siblings), |_| 0).unwrap();
+    assert_eq!(found.node.name(), "b");
+}
+
+#[test]
+fn in_a_large_cluster_enough_nodes_are_looked_at_and_the_next_pod_gets_others() {
+    let nodes: Vec<NodeInfo> = (0..1000).map(|n| plain(&format!("n{n:04}"))).collect();
+    let mut snapshot = snapshot(&nodes);
+    let wants = info(&pod(asking("1")));
+    let first = decide(&wants, &snapshot, None, |_| 0).unwrap();
+    assert_eq!((first.node.name(), first.n_looked_at), ("n0000", 420));
+    snapshot.first = 900;
+    let later = decide(&wants, &snapshot, None, |n| n - 1).unwrap();
+    assert_eq!((later.node.name(), later.n_looked_at), ("n0319", 420));
+    assert_eq!([n_enough(1), n_enough(99), n_enough(100), n_enough(5000)], [1, 99, 100, 500]);
 }

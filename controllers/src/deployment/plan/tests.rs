@@ -109,3 +109,22 @@ fn history_is_kept_to_its_limit() {
     let busy = [set("a", "v0", 1, 1, 3), set("bb", "v1", 0, 0, 3)];
     assert!(beyond_history(&deployment, &busy).is_empty(), "a set with pods was thrown away");
 }
+
+#[test]
+fn the_largest_numbers_there_are_neither_panic_nor_wrap() {
+    for surge in [json!(1), json!("100%"), json!(i32::MAX)] {
+        let deployment = deployment(i32::MAX, rolling(surge, json!(0)));
+        assert_eq!(counts(&deployment)[MAX], i32::MAX.to_string());
+        let old = [set("old", "v1", i32::MAX, i32::MAX, i32::MAX), set("older", "v0", i32::MAX, 0, i32::MAX)];
+        let new = set("new", "v2", 1, 1, i32::MAX);
+        let sane = |c: &SetChange| c.replicas.is_some_and(|n| n >= 0);
+        assert!(scale(&deployment, Some(&new), &old).iter().all(sane));
+        assert_eq!(make(&deployment, &[], 1).spec.unwrap().replicas, Some(i32::MAX));
+        let rescaled = [set("old", "v1", i32::MAX, 0, 1), set("older", "v0", 2, 0, 1)];
+        assert!(scale(&deployment, Some(&new), &rescaled).iter().all(sane));
+    }
+    let mut newest = (*set("old", "v1", 0, 0, 3)).clone();
+    let last = BTreeMap::from([(REVISION.to_owned(), i64::MAX.to_string())]);
+    newest.metadata.annotations = Some(last);
+    assert_eq!(revision(&[Arc::new(newest)], None), i64::MAX);
+}

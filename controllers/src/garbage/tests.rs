@@ -1,0 +1,137 @@
+use http::Method;
+
+use super::*;
+use crate::testing::{Asked, ScriptedApi};
+
+fn reference(name: &str) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": name, "blockOwnerDeletion": true})
+}
+
+fn meta(kind: &str, name: &str, change: Value) -> Meta {
+    let mut object = json!({"apiVersion": "v1", "kind": kind,
+        "metadata": {"name": name, "namespace": "d", "uid": name, "resourceVersion": "7"}});
+    for (field, value) in change.as_object().unwrap() {
+        object["metadata"][field] = value.clone();
+    }
+    serde_json::from_value(object).unwrap()
+}
+
+struct Cluster {
+    api: ScriptedApi,
+    collector: Collector,
+}
+
+/// A collector that has seen these objects, on an API that holds them.
+fn cluster(objects: Vec<(&str, Meta)>) -> Cluster {
+    let kinds = Kinds::builtin();
+    let seen = Arc::new(Seen {
+        graph: Mutex::default(),
+        queue: WorkQueue::default(),
+        unlisted: watch_channel::Sender::default(),
+    });
+    for (plural, object) in &objects {
+        let group = if *plural == "pods" { "" } else { "apps" };
+        let kind = kinds.by_resource(group, "v1", plural).unwrap().clone();
+        seen.put(&kind, object);
+    }
+    let held: Vec<(String, Value)> = objects
+        .iter()
+        .map(|(plural, object)| {
+            let base = if *plural == "pods" { "/api/v1" } else { "/apis/apps/v1" };
+            let path = format!("{base}/namespaces/d/{plural}/{}", object.name_any());
+            (path, serde_json::to_value(object).unwrap())
+        })
+        .collect();
+    let api = ScriptedApi::new(move |asked: &Asked| {
+        let found = held.iter().find(|(path, _)| *path == asked.path).map(|(_, object)| object.clone());
+        if asked.method == Method::GET { found } else { found.map(|_| json!({"metadata": {"name": "x"}})) }
+    });
+    Cluster { collector: Collector { client: api.client(), kinds, seen }, api }
+}
+
+fn foreground(name: &str) -> Meta {
+    let going = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [FOREGROUND]});
+    meta("ReplicaSet", name, going)
+}
+
+#[tokio::test]
+async fn a_dependent_of_a_solid_and_a_waiting_owner_lets_go_of_the_latter_and_is_not_deleted() {
+    let owners = json!({"ownerReferences": [reference("solid"), reference("waiting")]});
+    let cluster = cluster(vec![
+        ("replicasets", meta("ReplicaSet", "solid", json!({}))),
+        ("replicasets", foreground("waiting")),
+        ("pods", meta("Pod", "pod", owners)),
+    ]);
+    cluster.collector.reconcile(&"pod".into()).await.unwrap();
+    let written = cluster.api.written();
+    assert_eq!(written.len(), 1, "{written:?}");
+    assert_eq!(written[0].method, Method::PATCH);
+    assert_eq!(written[0].content_type, "application/strategic-merge-patch+json");
+    assert_eq!(written[0].body, plan::without_owners("pod", &["waiting".into()]));
+}
+
+#[tokio::test]
+async fn an_object_is_deleted_in_the_version_in_which_its_owner_was_seen_to_be_gone() {
+    let cluster =
+        cluster(vec![("pods", meta("Pod", "pod", json!({"ownerReferences": [reference("gone")]})))]);
+    cluster.collector.reconcile(&"pod".into()).await.unwrap();
+    let written = cluster.api.written();
+    assert_eq!(written.len(), 1, "{written:?}");
+    assert_eq!(written[0].method, Method::DELETE);
+    assert_eq!(written[0].body["preconditions"], json!({"uid": "pod", "resourceVersion": "7"}));
+    assert_eq!(written[0].body["propagationPolicy"], "Background");
+}
+
+#[tokio::test]
+async fn orphans_forget_their_owner_by_its_uid_before_its_finalizer_goes() {
+    let owner = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": ["mine", ORPHAN]});
+    let cluster = cluster(vec![
+        ("replicasets", meta("ReplicaSet", "owner", owner)),
+        ("pods", meta("Pod", "pod", json!({"ownerReferences": [reference("owner"), reference("other")]}))),
+    ]);
+    cluster.collector.reconcile(&"owner".into()).await.unwrap();
+    let written = cluster.api.written();
+    assert_eq!(written.len(), 2, "{written:?}");
+    assert_eq!(written[0].body, plan::without_owners("pod", &["owner".into()]));
+    assert_eq!(written[1].body["metadata"]["finalizers"], json!(["mine"]));
+    assert_eq!(written[1].body["metadata"]["resourceVersion"], "7");
+}
+
+#[tokio::test]
+async fn an_owner_waits_for_the_dependents_that_block_it_and_for_every_kind_to_be_listed() {
+    let objects = || {
+        vec![
+            ("replicasets", foreground("owner")),
+            ("pods", meta("Pod", "pod", json!({"ownerReferences": [reference("owner")]}))),
+        ]
+    };
+    let blocked = cluster(objects());
+    blocked.collector.reconcile(&"owner".into()).await.unwrap();
+    assert!(blocked.api.written().is_empty());
+    let free = cluster(objects());
+    free.collector.seen.remove("pod");
+    free.collector.seen.unlisted.send_replace(BTreeSet::from(["Pod".into()]));
+    assert_eq!(free.collector.reconcile(&"owner".into()).await.unwrap(), Outcome::After(LOOK_AGAIN));
+    free.collector.seen.unlisted.send_replace(BTreeSet::new());
+    free.collector.reconcile(&"owner".into()).await.unwrap();
+    assert_eq!(free.api.written()[0].body["metadata"]["finalizers"], json!([]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_cannot_be_listed_does_not_hold_up_collection_for_ever() {
+    let cluster = cluster(Vec::new());
+    cluster.collector.seen.unlisted.send_replace(BTreeSet::from(["Pod".into()]));
+    tokio::time::timeout(FIRST_LISTS * 2, cluster.collector.synced()).await.expect("it waits for ever");
+}
+
+#[tokio::test]
+async fn an_object_of_the_cluster_is_not_deleted_for_an_owner_that_no_namespace_is_given_for() {
+    let kinds = Kinds::builtin();
+    let cluster = cluster(Vec::new());
+    let node = kinds.by_resource("", "v1", "nodes").unwrap().clone();
+    let mut object = meta("Node", "node", json!({"ownerReferences": [reference("rs")]}));
+    object.metadata.namespace = None;
+    cluster.collector.seen.put(&node, &object);
+    cluster.collector.reconcile(&"node".into()).await.unwrap();
+    assert!(cluster.api.written().is_empty());
+}

@@ -1,0 +1,282 @@
+//! A node's taints and conditions, and which pods bear them. Pure.
+//!
+//! Source: upstream's node lifecycle and taint eviction controllers.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+const NOT_READY: &str = "node.kubernetes.io/not-ready";
+const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
+const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
+/// Nodes with this label count neither way when it is asked whether all are lost.
+const NOT_COUNTED: &str = "node.kubernetes.io/exclude-disruption";
+
+const NO_SCHEDULE: &str = "NoSchedule";
+const NO_EXECUTE: &str = "NoExecute";
+
+/// Condition, the status in which it is bad, and the taint that keeps pods away then.
+const BY_CONDITION: [(&str, &str, &str); 6] = [
+    ("Ready", "False", NOT_READY),
+    ("Ready", "Unknown", UNREACHABLE),
+    ("MemoryPressure", "True", "node.kubernetes.io/memory-pressure"),
+    ("DiskPressure", "True", "node.kubernetes.io/disk-pressure"),
+    ("PIDPressure", "True", "node.kubernetes.io/pid-pressure"),
+    ("NetworkUnavailable", "True", "node.kubernetes.io/network-unavailable"),
+];
+
+/// The status of the condition `Ready`; `None` while nobody has ever said.
+pub(super) fn ready_status(node: &Node) -> Option<&str> {
+    conditions(node).find(|c| c.type_ == "Ready").map(|c| c.status.as_str())
+}
+
+fn conditions(node: &Node) -> impl Iterator<Item = &NodeCondition> {
+    node.status.iter().flat_map(|s| s.conditions.iter().flatten())
+}
+
+/// Whether no node of the cluster is ready. It is more likely then that this process has lost the nodes than that all
+/// of them have failed at once, and to evict their pods would help nobody.
+pub(super) fn is_fully_disrupted<'n>(nodes: impl IntoIterator<Item = &'n Node>) -> bool {
+    let is_counted = |n: &&Node| n.metadata.labels.as_ref().is_none_or(|l| !l.contains_key(NOT_COUNTED));
+    let mut counted = nodes.into_iter().filter(is_counted).peekable();
+    counted.peek().is_some() && counted.all(|n| ready_status(n) != Some("True"))
+}
+
+/// The node's taints, with those that are ours as its conditions want them.
+pub(super) fn wanted_taints(node: &Node, fully_disrupted: bool, now: Timestamp) -> Vec<Taint> {
+    let have = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
+    let mut ours: Vec<(&str, &str)> = Vec::new();
+    for condition in conditions(node) {
+        let bad = BY_CONDITION.iter().find(|(t, s, _)| *t == condition.type_ && *s == condition.status);
+        ours.extend(bad.map(|(_, _, key)| (*key, NO_SCHEDULE)));
+    }
+    if node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true)) {
+        ours.push((UNSCHEDULABLE, NO_SCHEDULE));
+    }
+    match ready_status(node) {
+        _ if fully_disrupted => {}
+        Some("False") => ours.push((NOT_READY, NO_EXECUTE)),
+        Some("Unknown") => ours.push((UNREACHABLE, NO_EXECUTE)),
+        _ => {}
+    }
+    let mut wanted: Vec<Taint> =
+        have.iter().filter(|t| !is_ours(t) || ours.contains(&(&t.key, &t.effect))).cloned().collect();
+    for (key, effect) in ours {
+        if !wanted.iter().any(|t| t.key == key && t.effect == effect) {
+            wanted.push(Taint {
+                key: key.into(),
+                effect: effect.into(),
+                value: None,
+                time_added: Some(Time(now)),
+            });
+        }
+    }
+    wanted
+}
+
+fn is_ours(taint: &Taint) -> bool {
+    let by_condition = || BY_CONDITION.iter().any(|(_, _, key)| *key == taint.key);
+    match taint.effect.as_str() {
+        NO_SCHEDULE => taint.key == UNSCHEDULABLE || by_condition(),
+        NO_EXECUTE => taint.key == NOT_READY || taint.key == UNREACHABLE,
+        _ => false,
+    }
+}
+
+/// What is to be said of a node that has not reported for too long: that everything it reports is unknown.
+pub(super) fn unknown_conditions(node: &Node, now: Timestamp) -> Vec<NodeCondition> {
+    let of = |type_: &str| match conditions(node).find(|c| c.type_ == type_) {
+        Some(known) if known.status == "Unknown" => None,
+        Some(known) => Some(NodeCondition {
+            status: "Unknown".into(),
+            reason: Some("NodeStatusUnknown".into()),
+            message: Some("Kubelet stopped posting node status.".into()),
+            last_transition_time: Some(Time(now)),
+            ..known.clone()
+        }),
+        None => Some(NodeCondition {
+            type_: type_.into(),
+            status: "Unknown".into(),
+            reason: Some("NodeStatusNeverUpdated".into()),
+            message: Some("Kubelet never posted node status.".into()),
+            last_heartbeat_time: node.metadata.creation_timestamp.clone(),
+            last_transition_time: Some(Time(now)),
+        }),
+    };
+    ["Ready", "MemoryPressure", "DiskPressure", "PIDPressure"].into_iter().filter_map(of).collect()
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) enum Bears {
+    Forever,
+    For(Duration),
+}
+
+/// How long a pod bears the `NoExecute` taints of its node, of which it has had to since it was made at the earliest.
+pub(super) fn bears_for(pod: &Pod, taints: &[Taint], now: Timestamp) -> Bears {
+    let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    let mut least: Option<Duration> = None;
+    for taint in taints.iter().filter(|t| t.effect == NO_EXECUTE) {
+        let Some(toleration) = tolerations.iter().find(|t| tolerates(t, taint)) else {
+            return Bears::For(Duration::ZERO);
+        };
+        let Some(seconds) = toleration.toleration_seconds else { continue };
+        let since = taint.time_added.as_ref().map_or(now, |t| t.0).max(created.unwrap_or(Timestamp::MIN));
+        let left = since.as_second().saturating_add(seconds.max(0)).saturating_sub(now.as_second());
+        let left = Duration::from_secs(u64::try_from(left).unwrap_or(0));
+        least = Some(least.map_or(left, |l| l.min(left)));
+    }
+    least.map_or(Bears::Forever, Bears::For)
+}
+
+fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
+    let same_or_any = |wanted: Option<&str>, has: &str| wanted.is_none_or(|w| w.is_empty() || w == has);
+    let value = |v: &Option<String>| v.clone().unwrap_or_default();
+    same_or_any(toleration.effect.as_deref(), &taint.effect)
+        && same_or_any(toleration.key.as_deref(), &taint.key)
+        && match toleration.operator.as_deref().unwrap_or("Equal") {
+            "Exists" => true,
+            "Equal" | "" => value(&toleration.value) == value(&taint.value),
+            _ => false,
+        }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn node(conditions: &[(&str, &str)], have: &[Taint]) -> Node {
+        let conditions: Vec<Value> =
+            conditions.iter().map(|(t, s)| json!({"type": t, "status": s})).collect();
+        serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {"taints": have},
+            "status": {"conditions": conditions}}))
+        .unwrap()
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    fn shown(taints: &[Taint]) -> Vec<String> {
+        taints
+            .iter()
+            .map(|t| format!("{}:{}", t.key.trim_start_matches("node.kubernetes.io/"), t.effect))
+            .collect()
+    }
+
+    #[track_caller]
+    fn check(node: &Node, wanted: &[&str]) {
+        let taints = wanted_taints(node, false, at(0));
+        assert_eq!(shown(&taints), wanted);
+        let mut after = node.clone();
+        after.spec.as_mut().unwrap().taints = Some(taints);
+        assert_eq!(shown(&wanted_taints(&after, false, at(1))), wanted, "a second pass changes nothing");
+    }
+
+    #[test]
+    fn taints_follow_the_conditions_and_leave_others_alone() {
+        let own = Taint { key: "k".into(), effect: NO_SCHEDULE.into(), ..Taint::default() };
+        let own = std::slice::from_ref(&own);
+        check(&node(&[("Ready", "True")], own), &["k:NoSchedule"]);
+        check(
+            &node(&[("Ready", "False")], own),
+            &["k:NoSchedule", "not-ready:NoSchedule", "not-ready:NoExecute"],
+        );
+        check(&node(&[("Ready", "Unknown")], &[]), &["unreachable:NoSchedule", "unreachable:NoExecute"]);
+        check(&node(&[], &[]), &[]);
+        let unreachable = wanted_taints(&node(&[("Ready", "Unknown")], own), false, at(0));
+        check(&node(&[("Ready", "True")], &unreachable), &["k:NoSchedule"]);
+    }
+
+    #[test]
+    fn pressure_and_a_cordon_keep_pods_away_and_evict_none() {
+        let bad = [
+            ("Ready", "True"),
+            ("MemoryPressure", "True"),
+            ("DiskPressure", "True"),
+            ("PIDPressure", "True"),
+            ("NetworkUnavailable", "True"),
+        ];
+        let mut tainted = node(&bad, &[]);
+        tainted.spec.as_mut().unwrap().unschedulable = Some(true);
+        let wanted = [
+            "memory-pressure:NoSchedule",
+            "disk-pressure:NoSchedule",
+            "pid-pressure:NoSchedule",
+            "network-unavailable:NoSchedule",
+            "unschedulable:NoSchedule",
+        ];
+        check(&tainted, &wanted);
+        let taints = wanted_taints(&tainted, false, at(0));
+        check(
+            &node(&[("Ready", "True"), ("MemoryPressure", "False"), ("DiskPressure", "Unknown")], &taints),
+            &[],
+        );
+    }
+
+    #[test]
+    fn nothing_is_evicted_while_no_node_is_ready() {
+        let (up, down) = (node(&[("Ready", "True")], &[]), node(&[("Ready", "Unknown")], &[]));
+        assert!(!is_fully_disrupted([&up, &down]));
+        assert!(is_fully_disrupted([&down]));
+        assert!(!is_fully_disrupted([]));
+        let mut aside = up;
+        aside.metadata.labels = Some([(NOT_COUNTED.to_owned(), String::new())].into());
+        assert!(is_fully_disrupted([&aside, &down]));
+        let evicting = wanted_taints(&down, false, at(0));
+        let lost = wanted_taints(&node(&[("Ready", "Unknown")], &evicting), true, at(1));
+        assert_eq!(shown(&lost), ["unreachable:NoSchedule"]);
+    }
+
+    #[test]
+    fn a_node_that_stops_reporting_is_unknown_in_all_it_reported_and_ought_to_have() {
+        let silent = node(&[("Ready", "True"), ("MemoryPressure", "Unknown"), ("Custom", "True")], &[]);
+        let unknown = unknown_conditions(&silent, at(5));
+        let shown: Vec<(&str, &str)> =
+            unknown.iter().map(|c| (c.type_.as_str(), c.reason.as_deref().unwrap())).collect();
+        assert_eq!(
+            shown,
+            [
+                ("Ready", "NodeStatusUnknown"),
+                ("DiskPressure", "NodeStatusNeverUpdated"),
+                ("PIDPressure", "NodeStatusNeverUpdated")
+            ]
+        );
+    }
+
+    fn pod(created: i64, toleration: Value) -> Pod {
+        let meta = json!({"creationTimestamp": at(created).to_string()});
+        serde_json::from_value(
+            json!({"metadata": meta, "spec": {"containers": [], "tolerations": [toleration]}}),
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn a_pod_bears_a_taint_for_as_long_as_it_tolerates_it() {
+        let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), false, at(100));
+        let bears = |toleration: Value, now: i64| bears_for(&pod(10, toleration), &taints, at(now));
+        let tolerating = |seconds: i64| json!({"key": UNREACHABLE, "operator": "Exists", "effect": NO_EXECUTE, "tolerationSeconds": seconds});
+        assert_eq!(bears(tolerating(300), 150), Bears::For(Duration::from_secs(250)));
+        assert_eq!(bears(tolerating(300), 500), Bears::For(Duration::ZERO));
+        assert_eq!(bears(tolerating(-1), 100), Bears::For(Duration::ZERO));
+        assert!(matches!(bears(tolerating(i64::MAX), 100), Bears::For(left) if !left.is_zero()));
+        assert_eq!(bears(json!({"operator": "Exists"}), 500), Bears::Forever);
+        assert_eq!(bears(json!({"key": "other"}), 100), Bears::For(Duration::ZERO));
+    }
+
+    #[test]
+    fn a_pod_that_came_after_the_taint_has_its_time_from_then_on() {
+        let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), false, at(100));
+        let toleration = json!({"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": 300});
+        assert_eq!(
+            bears_for(&pod(1000, toleration), &taints, at(1100)),
+            Bears::For(Duration::from_secs(200))
+        );
+    }
+}
