@@ -26,6 +26,7 @@ mod api;
 mod handle;
 
 mod admission;
+mod certificates;
 mod registry;
 mod services;
 mod subresource;

@@ -3,6 +3,8 @@
 //! Source: the API's URL layout as kube-apiserver's request info resolver has it, with the legacy
 //! `/api/v1/watch/…` paths.
 
+use skiff_api::FieldSelector;
+
 /// The query's parameters, decoded, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Query(Vec<(String, String)>);
@@ -92,6 +94,9 @@ pub(crate) struct RequestInfo {
     pub(crate) resource: String,
     pub(crate) subresource: String,
     pub(crate) name: String,
+    /// The terms of a collection's field selector: field, whether it must be equal, value. Authorization may
+    /// depend on them.
+    pub(crate) fields: Vec<(String, bool, String)>,
     /// What follows the subresource, such as the path of a proxy request.
     pub(crate) rest: Vec<String>,
 }
@@ -163,8 +168,14 @@ impl RequestInfo {
             "delete" if self.name.is_empty() => self.verb = "deletecollection".to_owned(),
             _ => {}
         }
-        if self.name.is_empty() && matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") {
-            self.name = name_of_selector(query.get("fieldSelector").unwrap_or_default());
+        if matches!(self.verb.as_str(), "list" | "watch" | "deletecollection") {
+            let selector = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default());
+            // One that cannot be read is refused where it is applied.
+            self.fields = selector.map(|s| s.terms).unwrap_or_default();
+            if self.name.is_empty() {
+                let named = self.fields.iter().find(|(f, equal, _)| f == "metadata.name" && *equal);
+                self.name = named.map(|(_, _, name)| name.clone()).unwrap_or_default();
+            }
         }
     }
 
@@ -174,14 +185,6 @@ impl RequestInfo {
             || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy")
             || (self.subresource == "log" && query.flag("follow"))
     }
-}
-
-/// The name that a field selector asks for; authorization may depend on it.
-fn name_of_selector(selector: &str) -> String {
-    skiff_api::FieldSelector::parse(selector)
-        .ok()
-        .and_then(|s| s.required("metadata.name").map(str::to_owned))
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Kinds that are answered rather than stored: reviews of tokens and of access.
 
 use serde_json::{Value, json};
-use skiff_api::{Cause, Object, Status};
+use skiff_api::{Cause, FieldSelector, Object, Status};
 
 use crate::api::{Api, Call};
 use crate::auth::UserInfo;
@@ -93,6 +93,7 @@ impl Api {
             value[field].as_str().unwrap_or_default()
         }
         let of = if resource.is_null() { path } else { resource };
+        let fields = terms_of(&resource["fieldSelector"]);
         let attributes = Attributes {
             user,
             verb: text(of, "verb"),
@@ -104,6 +105,7 @@ impl Api {
             namespace: text(of, "namespace"),
             name: text(of, "name"),
             path: text(of, "path"),
+            fields: &fields,
         };
         let decision = self.authorizer.authorize(&attributes);
         let mut status = json!({"allowed": decision.allowed});
@@ -112,6 +114,19 @@ impl Api {
         }
         Ok(status)
     }
+}
+
+/// The terms of a review's field selector: what it requires of one value. Others only widen what is asked for.
+fn terms_of(selector: &Value) -> Vec<(String, bool, String)> {
+    if let Some(raw) = selector["rawSelector"].as_str().filter(|raw| !raw.is_empty()) {
+        return FieldSelector::parse(raw).map(|s| s.terms).unwrap_or_default();
+    }
+    let requirements = selector["requirements"].as_array().into_iter().flatten();
+    let equals = requirements.filter_map(|r| match r["values"].as_array().map(Vec::as_slice) {
+        Some([one]) if r["operator"] == "In" => Some((r["key"].as_str()?, one.as_str()?)),
+        _ => None,
+    });
+    equals.map(|(key, value)| (key.to_owned(), true, value.to_owned())).collect()
 }
 
 fn user_of(spec: &Value) -> UserInfo {

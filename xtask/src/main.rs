@@ -4,6 +4,7 @@ mod bench;
 mod check;
 mod cluster;
 mod command;
+mod conformance;
 mod fixtures;
 mod setup;
 mod test;
@@ -35,6 +36,8 @@ enum Task {
     Down,
     /// Run all tests
     Test,
+    /// Run upstream's conformance tests against a throw-away cluster
+    Conformance(conformance::Options),
     /// Derive api/src/schema/builtin.txt anew
     Codegen,
     /// Measure
@@ -57,6 +60,7 @@ fn main() -> Result<()> {
         Task::Up { registries } => cluster::up(registries),
         Task::Down => cluster::down(),
         Task::Test => test::run_all(),
+        Task::Conformance(options) => conformance::run(options),
         Task::Codegen => test::codegen(),
         Task::Bench(Bench::Smoke) => bench::smoke(),
     }

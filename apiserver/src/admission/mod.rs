@@ -9,6 +9,7 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
 
 use crate::api::{Api, Call, is_core};
+use crate::certificates::is_signing_request;
 
 impl Api {
     /// `NamespaceLifecycle`: nothing is created in a namespace that is missing or going.
@@ -47,6 +48,9 @@ impl Api {
             self.admit_priority(object).await?;
             return Ok(());
         }
+        if is_signing_request(&call.kind) {
+            self.admit_signing_request(call, object)?;
+        }
         if is_core(&call.kind, "Service") {
             deny_external_ips(object, None)?;
         }
@@ -54,6 +58,9 @@ impl Api {
     }
 
     pub(crate) fn admit_update(&self, call: &Call, new: &mut Object, old: &Object) -> Result<(), Status> {
+        if is_signing_request(&call.kind) {
+            self.admit_signing_update(call, new, old)?;
+        }
         if is_core(&call.kind, "Service") {
             deny_external_ips(new, Some(old))?;
         }

@@ -3,6 +3,8 @@
 //! Source: upstream's admission plugin of that name; CVE-2025-5187 and CVE-2025-4563 for owner references and
 //! mirror pods.
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 use skiff_api::meta::Meta;
 use skiff_api::{Object, Status};
@@ -35,111 +37,260 @@ fn forbid(call: &Call, why: &str) -> Status {
 impl Api {
     pub(super) fn restrict_node_create(&self, call: &Call, object: &Object) -> Result<(), Status> {
         let Some(node) = call.user.node_name() else { return Ok(()) };
-        if is_core(&call.kind, "Pod") {
+        let kind = &call.kind;
+        if is_core(kind, "Pod") {
             return match call.info.subresource.as_str() {
-                "" => restrict_mirror(call, node, object),
+                "" => self.restrict_mirror(call, node, object),
                 "eviction" => self.restrict_own_pod(call, node),
-                other => Err(forbid(call, &format!("unexpected pod subresource {other:?}"))),
+                other => {
+                    let only = "only 'status' and 'eviction' are allowed";
+                    Err(forbid(call, &format!("unexpected pod subresource {other:?}, {only}")))
+                }
             };
         }
-        if is_core(&call.kind, "Node") {
-            if object.name() != node {
-                return Err(forbid(
-                    call,
-                    &format!("node {node:?} is not allowed to modify node {:?}", object.name()),
-                ));
+        if is_core(kind, "Node") {
+            return restrict_registration(call, node, object);
+        }
+        if is_core(kind, "PersistentVolumeClaim") {
+            return Err(forbid(call, "may only update PVC status"));
+        }
+        let (own, why) = match (kind.group.as_str(), kind.kind.as_str()) {
+            ("coordination.k8s.io", "Lease") => (
+                object.name() == node,
+                "can only access node lease with the same name as the requesting node",
+            ),
+            ("storage.k8s.io", "CSINode") => {
+                (object.name() == node, "can only access CSINode with the same name as the requesting node")
             }
-            return restrict_labels(call, node, object, &Value::Null);
-        }
-        if call.kind.kind == "Lease" && object.name() != node {
-            return Err(forbid(call, "can only access node lease with the same name as the requesting node"));
-        }
-        Ok(())
+            ("resource.k8s.io", "ResourceSlice") => (
+                object["spec"]["nodeName"] == node,
+                "can only create ResourceSlice with the same NodeName as the requesting node",
+            ),
+            _ => (true, ""),
+        };
+        if own { Ok(()) } else { Err(forbid(call, why)) }
     }
 
     pub(super) fn restrict_node_update(&self, call: &Call, new: &Object, old: &Object) -> Result<(), Status> {
         let Some(node) = call.user.node_name() else { return Ok(()) };
         if is_core(&call.kind, "Pod") {
-            if call.info.subresource != "status" {
-                return Err(forbid(call, "nodes may only update the status of pods"));
-            }
-            if old["spec"]["nodeName"] != node {
-                let why = format!(
-                    "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
-                );
-                return Err(forbid(call, &why));
-            }
-            if new.meta()["labels"] != old.meta()["labels"] {
-                return Err(forbid(call, &format!("node {node:?} cannot update labels through pod status")));
-            }
+            return restrict_pod_update(call, node, new, old);
         }
         if is_core(&call.kind, "Node") {
-            if old.name() != node {
-                return Err(forbid(
-                    call,
-                    &format!("node {node:?} is not allowed to modify node {:?}", old.name()),
-                ));
-            }
-            if new["spec"]["taints"] != old["spec"]["taints"] {
-                return Err(forbid(call, &format!("node {node:?} is not allowed to modify taints")));
-            }
-            if new.meta()["ownerReferences"] != old.meta()["ownerReferences"] {
-                return Err(forbid(call, &format!("node {node:?} is not allowed to modify ownerReferences")));
-            }
-            restrict_labels(call, node, new, old)?;
+            return restrict_own_node(call, node, new, old);
+        }
+        if is_core(&call.kind, "PersistentVolumeClaim") {
+            return restrict_claim_update(call, node, new, old);
         }
         Ok(())
     }
 
     pub(super) fn restrict_node_delete(&self, call: &Call, object: &Object) -> Result<(), Status> {
         let Some(node) = call.user.node_name() else { return Ok(()) };
-        if is_core(&call.kind, "Pod") && object["spec"]["nodeName"] != node {
+        if is_core(&call.kind, "Pod")
+            && call.info.subresource.is_empty()
+            && object["spec"]["nodeName"] != node
+        {
             let why = format!("node {node:?} can only delete pods with spec.nodeName set to itself");
             return Err(forbid(call, &why));
+        }
+        if call.kind.kind == "ResourceSlice" && object["spec"]["nodeName"] != node {
+            let why = "can only delete ResourceSlice with the same NodeName as the requesting node";
+            return Err(forbid(call, why));
         }
         Ok(())
     }
 
     fn restrict_own_pod(&self, call: &Call, node: &str) -> Result<(), Status> {
-        let pod = self.cached("pods", &call.key())?;
-        if pod.is_some_and(|pod| pod.field("spec.nodeName") == node) {
+        let pod = self.cached("pods", &call.key())?.ok_or_else(|| call.not_found())?;
+        if pod.field("spec.nodeName") == node {
             return Ok(());
         }
-        Err(forbid(call, &format!("node {node:?} can only evict pods with spec.nodeName set to itself")))
+        Err(forbid(call, &format!("node {node} can only evict pods with spec.nodeName set to itself")))
+    }
+
+    /// A node makes only pods that say what it runs anyway, and that give it nothing.
+    fn restrict_mirror(&self, call: &Call, node: &str, pod: &Object) -> Result<(), Status> {
+        let refuse = |why: String| Err(forbid(call, &why));
+        if pod.meta()["annotations"][MIRROR_ANNOTATION].is_null() {
+            return refuse(format!(
+                "pod does not have {MIRROR_ANNOTATION:?} annotation, node {node:?} can only create mirror pods"
+            ));
+        }
+        if pod["spec"]["nodeName"] != node {
+            return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
+        }
+        let owners = pod.meta()["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let owner = match owners {
+            [owner] => owner,
+            [] => {
+                return refuse(format!(
+                    "node {node:?} can only create pods with an owner reference set to itself"
+                ));
+            }
+            _ => {
+                return refuse(format!(
+                    "node {node:?} can only create pods with a single owner reference set to itself"
+                ));
+            }
+        };
+        if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
+            return refuse(format!("node {node:?} can only create pods with an owner reference set to itself"));
+        }
+        if owner["controller"] != true {
+            return refuse(format!(
+                "node {node:?} can only create pods with a controller owner reference set to itself"
+            ));
+        }
+        if owner["blockOwnerDeletion"] == true {
+            return refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+        }
+        let own = self.cached("nodes", node)?.ok_or_else(|| Status::not_found("", "nodes", node))?.parse();
+        if owner["uid"] != own.uid() {
+            let uid = owner["uid"].as_str().unwrap_or_default();
+            return refuse(format!("node {node} UID mismatch: expected {uid} got {}", own.uid()));
+        }
+        match referenced(pod) {
+            Some(what) => refuse(format!("node {node:?} can not create pods that reference {what}")),
+            None => Ok(()),
+        }
     }
 }
 
-fn restrict_mirror(call: &Call, node: &str, pod: &Object) -> Result<(), Status> {
-    if pod.meta()["annotations"][MIRROR_ANNOTATION].is_null() {
-        let why = format!(
-            "pod does not have {MIRROR_ANNOTATION:?} annotation, node {node:?} can only create mirror pods"
-        );
-        return Err(forbid(call, &why));
+/// What of the API's objects a pod refers to, if anything.
+fn referenced(pod: &Object) -> Option<&'static str> {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let spec = &pod["spec"];
+    if spec["serviceAccountName"].as_str().is_some_and(|name| !name.is_empty()) {
+        return Some("serviceaccounts");
     }
-    if pod["spec"]["nodeName"] != node {
-        let why = format!("node {node:?} can only create pods with spec.nodeName set to itself");
-        return Err(forbid(call, &why));
+    if !list(&spec["imagePullSecrets"]).is_empty() {
+        return Some("secrets");
     }
-    let mut owners = pod.meta()["ownerReferences"].as_array().into_iter().flatten();
-    if owners.any(|o| o["kind"] != "Node" || o["name"] != node || o["controller"] != true) {
-        return Err(forbid(call, "node may only set a controller reference to itself on mirror pods"));
+    if !list(&spec["resourceClaims"]).is_empty() {
+        return Some("resourceclaims");
     }
-    if pod["spec"]["resourceClaims"].as_array().is_some_and(|claims| !claims.is_empty()) {
-        return Err(forbid(call, "a mirror pod may not reference resource claims"));
+    let containers = ["containers", "initContainers", "ephemeralContainers"];
+    for container in containers.into_iter().flat_map(|field| list(&spec[field])) {
+        let sources = list(&container["envFrom"]).into_iter();
+        let values = list(&container["env"]).into_iter().map(|mut env| env["valueFrom"].take());
+        for source in sources.chain(values) {
+            if source["secretRef"].is_object() || source["secretKeyRef"].is_object() {
+                return Some("secrets");
+            }
+            if source["configMapRef"].is_object() || source["configMapKeyRef"].is_object() {
+                return Some("configmaps");
+            }
+        }
+    }
+    list(&spec["volumes"]).iter().find_map(|volume| {
+        let is = |field: &str| !volume[field].is_null();
+        let harmless = ["name", "emptyDir", "hostPath", "downwardAPI", "image"];
+        let other = volume.as_object()?.keys().any(|key| !harmless.contains(&key.as_str()));
+        match () {
+            () if is("secret") => Some("secrets"),
+            () if is("configMap") => Some("configmaps"),
+            () if is("persistentVolumeClaim") || is("ephemeral") => Some("persistentvolumeclaims"),
+            () if is("projected") => Some("projected volumes"),
+            () if is("csi") => Some("csidrivers"),
+            () if other => Some("secrets through a volume"),
+            () => None,
+        }
+    })
+}
+
+fn restrict_pod_update(call: &Call, node: &str, new: &Object, old: &Object) -> Result<(), Status> {
+    let refuse = |why: String| Err(forbid(call, &why));
+    if call.info.subresource != "status" {
+        return refuse(format!(
+            "unexpected operation \"UPDATE\", node {node:?} can only create and delete mirror pods"
+        ));
+    }
+    if old["spec"]["nodeName"] != node {
+        return refuse(format!(
+            "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+        ));
+    }
+    if new.meta()["labels"] != old.meta()["labels"] {
+        return refuse(format!("node {node:?} cannot update labels through pod status"));
+    }
+    if new["status"]["resourceClaimStatuses"] != old["status"]["resourceClaimStatuses"] {
+        return refuse(format!("node {node:?} cannot update resource claim statues"));
+    }
+    if new["status"]["extendedResourceClaimStatus"] != old["status"]["extendedResourceClaimStatus"] {
+        return refuse(format!("node {node:?} cannot update extended resource claim status"));
     }
     Ok(())
 }
 
-fn restrict_labels(call: &Call, node: &str, new: &Object, old: &Object) -> Result<(), Status> {
-    let labels = |object: &Object| object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
-    let (new, old) = (labels(new), labels(old));
-    let changed = new.keys().chain(old.keys()).filter(|key| new.get(*key) != old.get(*key));
-    let forbidden: Vec<&str> = changed.map(String::as_str).filter(|key| !is_own_label(key)).collect();
+fn restrict_registration(call: &Call, node: &str, new: &Object) -> Result<(), Status> {
+    if new.name() != node {
+        let why = format!("node {node:?} is not allowed to modify node {:?}", new.name());
+        return Err(forbid(call, &why));
+    }
+    if !new["spec"]["configSource"].is_null() {
+        let why = format!("node {node:?} is not allowed to create pods with a non-nil configSource");
+        return Err(forbid(call, &why));
+    }
+    let forbidden = forbidden_labels(new, &Value::Null);
     if forbidden.is_empty() {
         return Ok(());
     }
-    let why = format!("is not allowed to modify labels: {}", forbidden.join(", "));
+    let why = format!("node {node:?} is not allowed to set the following labels: {}", forbidden.join(", "));
+    Err(forbid(call, &why))
+}
+
+fn restrict_own_node(call: &Call, node: &str, new: &Object, old: &Object) -> Result<(), Status> {
+    let refuse = |what: &str| Err(forbid(call, &format!("node {node:?} is not allowed to {what}")));
+    if old.name() != node {
+        return refuse(&format!("modify node {:?}", old.name()));
+    }
+    let source = &new["spec"]["configSource"];
+    if !source.is_null() && *source != old["spec"]["configSource"] {
+        return refuse("update configSource to a new non-nil configSource");
+    }
+    if new["spec"]["taints"] != old["spec"]["taints"] {
+        return refuse("modify taints");
+    }
+    if new.meta()["ownerReferences"] != old.meta()["ownerReferences"] {
+        return refuse("modify ownerReferences");
+    }
+    let forbidden = forbidden_labels(new, old);
+    if forbidden.is_empty() {
+        return Ok(());
+    }
+    Err(forbid(call, &format!("is not allowed to modify labels: {}", forbidden.join(", "))))
+}
+
+/// A node tells how large a claim's volume has become, and nothing else of it.
+fn restrict_claim_update(call: &Call, node: &str, new: &Object, old: &Object) -> Result<(), Status> {
+    if call.info.subresource != "status" {
+        return Err(forbid(call, "may only update PVC status"));
+    }
+    let rest = |claim: &Object| {
+        let mut claim = claim.clone();
+        for field in ["capacity", "conditions", "allocatedResources", "allocatedResourceStatuses"] {
+            if let Some(status) = claim["status"].as_object_mut() {
+                status.remove(field);
+            }
+        }
+        claim.meta_mut().remove("resourceVersion");
+        claim
+    };
+    if rest(new) == rest(old) {
+        return Ok(());
+    }
+    let why = "is not allowed to update fields other than status.quantity and status.conditions";
     Err(forbid(call, &format!("node {node:?} {why}")))
+}
+
+/// The labels that a node may not add, remove or change, sorted, of those that differ.
+fn forbidden_labels(new: &Object, old: &Object) -> Vec<String> {
+    let labels = |object: &Object| object["metadata"]["labels"].as_object().cloned().unwrap_or_default();
+    let (new, old) = (labels(new), labels(old));
+    let changed = new.keys().chain(old.keys()).filter(|key| new.get(*key) != old.get(*key));
+    let forbidden: BTreeSet<&String> = changed.filter(|key| !is_own_label(key)).collect();
+    forbidden.into_iter().cloned().collect()
 }
 
 /// Labels outside the Kubernetes domains are free.

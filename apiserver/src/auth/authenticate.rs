@@ -9,7 +9,7 @@ use skiff_api::meta::Meta;
 use skiff_api::{Kinds, Status};
 
 use super::token::{Claims, ObjectClaim, TokenKeys};
-use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, UserInfo};
+use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, UserInfo, bootstrap_token};
 use crate::cache::Caches;
 
 /// The verified client certificate of a connection, as a request extension.
@@ -48,7 +48,8 @@ impl Authenticator {
         }
     }
 
-    /// The service account of a token that is valid for one of `audiences`, and which of them it names.
+    /// The user of a token that is valid for one of `audiences`, and for which of them: a service account, or who
+    /// bootstraps a node.
     pub(crate) fn user_of_token(
         &self,
         token: &str,
@@ -58,6 +59,16 @@ impl Authenticator {
             tracing::debug!(%why, "token refused");
             Status::unauthorized()
         };
+        if let Some((id, secret)) = bootstrap_token::parse(token) {
+            // These know of no audience: they are for this server alone.
+            let accepted: Vec<String> =
+                audiences.iter().filter(|a| self.audiences.contains(a)).cloned().collect();
+            if accepted.is_empty() {
+                return Err(refuse(&"a bootstrap token is only for the API server"));
+            }
+            let user = self.user_of_bootstrap_token(id, secret).map_err(|why| refuse(&why))?;
+            return Ok((user, accepted));
+        }
         let claims = self.tokens.verify(token, audiences).map_err(|e| refuse(&e))?;
         self.check_bindings(&claims).map_err(|why| refuse(&why))?;
         let accepted = audiences.iter().filter(|a| claims.aud.contains(a)).cloned().collect();
@@ -126,7 +137,8 @@ fn user_of_claims(claims: &Claims) -> UserInfo {
 fn user_of_certificate(certificate: &CertificateDer<'_>) -> Option<UserInfo> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let subject = parsed.subject();
-    let name = subject.iter_common_name().next()?.as_str().ok()?;
+    // Of several the last counts, as upstream reads them.
+    let name = subject.iter_common_name().last()?.as_str().ok()?;
     if name.is_empty() {
         return None;
     }

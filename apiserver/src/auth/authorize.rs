@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use skiff_api::{Kinds, Object, Status};
+use skiff_api::{Kinds, Status};
 
 use super::rules::{self, Rule};
-use super::{AUTHENTICATED, MASTERS, UserInfo};
-use crate::cache::{Caches, Entry};
+use super::{AUTHENTICATED, BOOTSTRAPPERS, MASTERS, UserInfo};
+use crate::cache::Caches;
 use crate::request::RequestInfo;
 
 /// What is to be decided about.
@@ -24,6 +24,8 @@ pub struct Attributes<'a> {
     pub namespace: &'a str,
     pub name: &'a str,
     pub path: &'a str,
+    /// The terms of a collection's field selector: field, whether it must be equal, value.
+    pub fields: &'a [(String, bool, String)],
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,11 +36,11 @@ pub struct Decision {
 }
 
 impl Decision {
-    fn allow(reason: impl Into<String>) -> Decision {
+    pub(super) fn allow(reason: impl Into<String>) -> Decision {
         Decision { allowed: true, reason: reason.into() }
     }
 
-    fn deny(reason: impl Into<String>) -> Decision {
+    pub(super) fn deny(reason: impl Into<String>) -> Decision {
         Decision { allowed: false, reason: reason.into() }
     }
 }
@@ -64,6 +66,7 @@ impl<'a> Attributes<'a> {
             namespace: &info.namespace,
             name: &info.name,
             path: &info.path,
+            fields: &info.fields,
         }
     }
 
@@ -112,26 +115,19 @@ impl Authorizer for ComponentAuthorizer {
         if !attributes.is_resource {
             return authorize_path(attributes);
         }
-        let covered = |rules: &[Rule]| {
-            rules.iter().any(|rule| {
-                rule.covers(
-                    attributes.group,
-                    attributes.resource,
-                    attributes.subresource,
-                    attributes.verb,
-                    attributes.namespace,
-                )
-            })
-        };
+        let covered = |rules: &[Rule]| rules.iter().any(|rule| rule.covers(attributes));
         if user.is_in(AUTHENTICATED) && covered(rules::BASIC) {
             return Decision::allow("every user may ask about themselves");
         }
         if rules::of_component(&user.name).is_some_and(covered) {
             return Decision::allow("component of the cluster");
         }
+        if user.is_in(BOOTSTRAPPERS) && covered(rules::BOOTSTRAPPER) {
+            return Decision::allow("a node may join");
+        }
         if let Some(node) = user.node_name() {
-            if !covered(rules::NODE) {
-                return Decision::deny("");
+            if covered(rules::NODE_SERVICES) {
+                return Decision::allow("a node's proxy and DNS");
             }
             return self.authorize_node(node, attributes);
         }
@@ -139,8 +135,13 @@ impl Authorizer for ComponentAuthorizer {
     }
 
     fn rules_of(&self, user: &UserInfo, _namespace: &str) -> Value {
-        let as_json =
-            |rule: &Rule| json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
+        let as_json = |rule: &Rule| {
+            let mut out = json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
+            if let Some(name) = rule.name {
+                out["resourceNames"] = json!([name]);
+            }
+            out
+        };
         let mut resource_rules = Vec::new();
         let mut path_rules = vec![json!({"verbs": ["get"], "nonResourceURLs": rules::PUBLIC_PATHS})];
         if user.is_in(MASTERS) {
@@ -152,10 +153,20 @@ impl Authorizer for ComponentAuthorizer {
             path_rules.push(json!({"verbs": ["get"], "nonResourceURLs": rules::DISCOVERY_PATHS}));
         }
         resource_rules.extend(rules::of_component(&user.name).into_iter().flatten().map(as_json));
-        if user.node_name().is_some() {
-            resource_rules.extend(rules::NODE.iter().map(as_json));
+        if user.is_in(BOOTSTRAPPERS) {
+            resource_rules.extend(rules::BOOTSTRAPPER.iter().map(as_json));
         }
-        json!({"resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": false})
+        // What a node may do depends on what runs on it, and cannot be listed.
+        let is_node = user.node_name().is_some();
+        if is_node {
+            resource_rules.extend(rules::NODE_SERVICES.iter().chain(rules::NODE).map(as_json));
+        }
+        let mut status =
+            json!({"resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": is_node});
+        if is_node {
+            status["evaluationError"] = "node authorizer does not support user rule resolution".into();
+        }
+        status
     }
 }
 
@@ -173,82 +184,4 @@ fn authorize_path(attributes: &Attributes<'_>) -> Decision {
         return Decision::allow("discovery");
     }
     Decision::deny("")
-}
-
-impl ComponentAuthorizer {
-    /// A node reads secrets and configuration only of pods that are bound to it, and its own lease.
-    fn authorize_node(&self, node: &str, attributes: &Attributes<'_>) -> Decision {
-        let reads = matches!(attributes.verb, "get" | "list" | "watch");
-        match (attributes.resource, attributes.subresource) {
-            ("secrets" | "configmaps" | "persistentvolumeclaims" | "serviceaccounts", "") if reads => {
-                if attributes.name.is_empty() || attributes.namespace.is_empty() {
-                    return Decision::deny("can only list/watch a single object of this type");
-                }
-                self.referenced(node, attributes)
-            }
-            ("serviceaccounts", "token") => self.referenced(node, attributes),
-            ("leases", _) if !attributes.name.is_empty() && attributes.name != node => {
-                Decision::deny("can only access node lease with the same name as the requesting node")
-            }
-            _ => Decision::allow("node"),
-        }
-    }
-
-    fn referenced(&self, node: &str, attributes: &Attributes<'_>) -> Decision {
-        let wanted = |pod: &Object| match attributes.resource {
-            "secrets" => names_in(pod, "secret").any(|name| name == attributes.name),
-            "configmaps" => names_in(pod, "configMap").any(|name| name == attributes.name),
-            "persistentvolumeclaims" => names_in(pod, "claim").any(|name| name == attributes.name),
-            _ => pod["spec"]["serviceAccountName"] == attributes.name,
-        };
-        let on_node =
-            |entry: &Entry| entry.field("spec.nodeName") == node && entry.namespace() == attributes.namespace;
-        let pods = self.kinds.by_resource("", "v1", "pods").and_then(|kind| self.caches.of(kind).ok());
-        let found = pods.is_some_and(|pods| {
-            let (_, snapshot) = pods.snapshot();
-            let namespace = format!("{}/", attributes.namespace);
-            snapshot
-                .range::<_, str>((std::ops::Bound::Included(namespace.as_str()), std::ops::Bound::Unbounded))
-                .map(|(_, entry)| entry)
-                .take_while(|entry| entry.namespace() == attributes.namespace)
-                .any(|entry| on_node(entry) && wanted(&entry.parse()))
-        });
-        if found {
-            return Decision::allow("referenced by a pod of the node");
-        }
-        Decision::deny(format!("no relationship found between node '{node}' and this object"))
-    }
-}
-
-/// Names of secrets, config maps or claims that a pod refers to, wherever in it they stand.
-fn names_in<'p>(pod: &'p Object, what: &'static str) -> impl Iterator<Item = &'p str> {
-    let spec = &pod["spec"];
-    let list = |value: &'p Value| value.as_array().map(Vec::as_slice).unwrap_or_default().iter();
-    let containers = ["containers", "initContainers", "ephemeralContainers"].map(|field| list(&spec[field]));
-    let mut names: Vec<&'p str> = Vec::new();
-    let mut push = |value: &'p Value| names.extend(value.as_str());
-    for container in containers.into_iter().flatten() {
-        for from in list(&container["envFrom"]) {
-            push(&from[format!("{what}Ref")]["name"]);
-        }
-        for env in list(&container["env"]) {
-            push(&env["valueFrom"][format!("{what}KeyRef")]["name"]);
-        }
-    }
-    for volume in list(&spec["volumes"]) {
-        match what {
-            "secret" => push(&volume["secret"]["secretName"]),
-            "configMap" => push(&volume["configMap"]["name"]),
-            _ => push(&volume["persistentVolumeClaim"]["claimName"]),
-        }
-        for source in list(&volume["projected"]["sources"]) {
-            push(&source[what]["name"]);
-        }
-    }
-    if what == "secret" {
-        for secret in list(&spec["imagePullSecrets"]) {
-            push(&secret["name"]);
-        }
-    }
-    names.into_iter()
 }

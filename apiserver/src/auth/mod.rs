@@ -2,6 +2,8 @@
 
 pub(crate) mod authenticate;
 pub(crate) mod authorize;
+mod bootstrap_token;
+mod node;
 pub(crate) mod rules;
 pub(crate) mod token;
 
@@ -12,6 +14,7 @@ pub(crate) const AUTHENTICATED: &str = "system:authenticated";
 pub(crate) const UNAUTHENTICATED: &str = "system:unauthenticated";
 pub(crate) const ANONYMOUS: &str = "system:anonymous";
 pub(crate) const NODES: &str = "system:nodes";
+pub(crate) const BOOTSTRAPPERS: &str = "system:bootstrappers";
 pub(crate) const NODE_PREFIX: &str = "system:node:";
 pub(crate) const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 

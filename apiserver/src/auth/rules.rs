@@ -3,6 +3,9 @@
 //!
 //! Source: upstream's bootstrap policy for the same components.
 
+use super::ANONYMOUS;
+use super::authorize::Attributes;
+
 pub(super) struct Rule {
     /// `*` is any.
     pub(super) groups: &'static [&'static str],
@@ -11,11 +14,12 @@ pub(super) struct Rule {
     pub(super) verbs: &'static [&'static str],
     /// Only in this namespace, if set.
     pub(super) namespace: Option<&'static str>,
+    /// Only the object of this name, if set.
+    pub(super) name: Option<&'static str>,
 }
 
 const READ: &[&str] = &["get", "list", "watch"];
 const WRITE: &[&str] = &["create", "update", "patch", "delete"];
-const ALL: &[&str] = &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
 const EDIT: &[&str] = &["get", "list", "watch", "update", "patch"];
 
 const fn rule(
@@ -23,7 +27,12 @@ const fn rule(
     resources: &'static [&'static str],
     verbs: &'static [&'static str],
 ) -> Rule {
-    Rule { groups, resources, verbs, namespace: None }
+    Rule { groups, resources, verbs, namespace: None, name: None }
+}
+
+/// The one object of its kind, namespace and name.
+const fn only(resources: &'static [&'static str], namespace: &'static str, name: &'static str) -> Rule {
+    Rule { groups: &[""], resources, verbs: &["get"], namespace: Some(namespace), name: Some(name) }
 }
 
 const EVENTS: Rule = rule(&["", "events.k8s.io"], &["events"], &["create", "patch", "update"]);
@@ -62,6 +71,7 @@ const CONTROLLERS: &[Rule] = &[
     rule(&["discovery.k8s.io"], &["endpointslices"], &["create"]),
     rule(&["resource.k8s.io"], &["resourceclaims"], &["create"]),
     rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create"]),
+    rule(&["certificates.k8s.io"], &["signers"], &["approve", "sign"]),
     EVENTS,
     LEASES,
     REVIEWS,
@@ -123,37 +133,43 @@ const SERVER: &[Rule] = &[
     LEASES,
 ];
 
-/// Nodes. Which of these objects a node may touch is narrowed by `authorize` and by admission.
+/// What nodes may do without being looked at further; see `auth::node` for the rest.
 pub(super) const NODE: &[Rule] = &[
-    rule(
-        &[""],
-        &["nodes", "services", "endpoints", "namespaces", "persistentvolumes", "persistentvolumeclaims"],
-        READ,
-    ),
-    rule(&[""], &["nodes"], &["create", "update", "patch"]),
-    rule(&[""], &["nodes/status"], &["update", "patch"]),
-    rule(&[""], &["pods"], &["get", "list", "watch", "create", "delete"]),
-    rule(&[""], &["pods/status"], &["update", "patch"]),
-    rule(&[""], &["pods/eviction"], &["create"]),
-    rule(&[""], &["secrets", "configmaps", "serviceaccounts"], READ),
-    rule(&[""], &["serviceaccounts/token"], &["create"]),
-    rule(&["discovery.k8s.io"], &["endpointslices"], READ),
-    rule(&["networking.k8s.io"], &["networkpolicies", "servicecidrs"], READ),
-    rule(&["node.k8s.io"], &["runtimeclasses"], READ),
-    rule(&["storage.k8s.io"], &["csidrivers", "csinodes", "volumeattachments"], READ),
-    rule(&["storage.k8s.io"], &["csinodes"], &["create", "update", "patch", "delete"]),
-    rule(&["resource.k8s.io"], &["resourceclaims"], &["get"]),
-    rule(&["resource.k8s.io"], &["resourceslices"], ALL),
-    rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
-    Rule {
-        groups: &["coordination.k8s.io"],
-        resources: &["leases"],
-        verbs: &["get", "create", "update", "patch", "delete"],
-        namespace: Some("kube-node-lease"),
-    },
-    EVENTS,
     REVIEWS,
+    rule(&["authorization.k8s.io"], &["localsubjectaccessreviews"], &["create"]),
+    rule(&[""], &["services"], READ),
+    rule(&[""], &["endpoints"], &["get"]),
+    EVENTS,
+    rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
+    rule(&["certificates.k8s.io"], &["certificatesigningrequests/selfnodeclient"], &["create"]),
+    rule(&["certificates.k8s.io"], &["clustertrustbundles"], READ),
+    rule(&["storage.k8s.io"], &["csidrivers"], READ),
+    rule(&["node.k8s.io"], &["runtimeclasses"], READ),
+    KUBELET_CONFIG,
 ];
+
+/// What a node's own service proxy, routes and DNS need: upstream's `system:node-proxier`, which there is a
+/// user of its own. Here they run in the node's process with the node's certificate. None of it is secret.
+pub(super) const NODE_SERVICES: &[Rule] = &[
+    rule(&[""], &["nodes"], READ),
+    rule(&[""], &["services", "endpoints"], &["list", "watch"]),
+    rule(&["discovery.k8s.io"], &["endpointslices"], READ),
+    rule(&["networking.k8s.io"], &["servicecidrs", "networkpolicies"], READ),
+];
+
+/// Whoever holds a bootstrap token may ask for a node's certificate, and wait for it: upstream's
+/// `system:node-bootstrapper`, and the rules that kubeadm adds to it.
+pub(super) const BOOTSTRAPPER: &[Rule] = &[
+    rule(&["certificates.k8s.io"], &["certificatesigningrequests"], &["create", "get", "list", "watch"]),
+    rule(&["certificates.k8s.io"], &["certificatesigningrequests/nodeclient"], &["create"]),
+    KUBELET_CONFIG,
+];
+
+/// What nodes are told about the cluster, if anything: kubeadm's `kubelet-config`.
+const KUBELET_CONFIG: Rule = only(&["configmaps"], "kube-system", "kubelet-config");
+
+/// How to reach and trust the cluster: a node that joins knows no more than a token, and checks the signature.
+const CLUSTER_INFO: &[Rule] = &[only(&["configmaps"], "kube-public", "cluster-info")];
 
 pub(super) fn of_component(user: &str) -> Option<&'static [Rule]> {
     match user {
@@ -162,6 +178,7 @@ pub(super) fn of_component(user: &str) -> Option<&'static [Rule]> {
         "system:kube-proxy" => Some(PROXY),
         "system:dns" => Some(DNS),
         "system:apiserver" => Some(SERVER),
+        ANONYMOUS => Some(CLUSTER_INFO),
         _ => None,
     }
 }
@@ -193,22 +210,16 @@ pub(super) const PUBLIC_PATHS: &[&str] =
     &["/version", "/version/", "/healthz", "/healthz/*", "/livez", "/livez/*", "/readyz", "/readyz/*"];
 
 impl Rule {
-    pub(super) fn covers(
-        &self,
-        group: &str,
-        resource: &str,
-        subresource: &str,
-        verb: &str,
-        namespace: &str,
-    ) -> bool {
+    pub(super) fn covers(&self, asked: &Attributes<'_>) -> bool {
         let any = |list: &[&str], wanted: &str| list.iter().any(|one| *one == "*" || *one == wanted);
-        self.namespace.is_none_or(|only| only == namespace)
-            && any(self.groups, group)
-            && any(self.verbs, verb)
+        self.namespace.is_none_or(|only| only == asked.namespace)
+            && self.name.is_none_or(|only| only == asked.name)
+            && any(self.groups, asked.group)
+            && any(self.verbs, asked.verb)
             && self.resources.iter().any(|pattern| match pattern.split_once('/') {
                 None if *pattern == "*" => true,
-                None => subresource.is_empty() && *pattern == resource,
-                Some((of, sub)) => (of == "*" || of == resource) && sub == subresource,
+                None => asked.subresource.is_empty() && *pattern == asked.resource,
+                Some((of, sub)) => (of == "*" || of == asked.resource) && sub == asked.subresource,
             })
     }
 }

@@ -8,6 +8,7 @@ use skiff_api::{Cause, Kind, Object, Status, decode, default};
 use super::metadata;
 use super::options::WriteOptions;
 use crate::api::{Api, Call};
+use crate::certificates;
 use crate::limits::read_body;
 use crate::negotiate::body_format;
 use crate::respond::Response;
@@ -48,6 +49,9 @@ impl Api {
             let generated = metadata::generate_name(&mut object);
             self.admit_create(call, &mut object).await?;
             prepare(&kind, &mut object);
+            if certificates::is_signing_request(&kind) {
+                certificates::prepare_create(&call.user, &mut object);
+            }
             check(&kind, &object)?;
             let name = object.name().to_owned();
             let mut allocation = self.services.allocate(&kind, &mut object, None)?;
@@ -96,6 +100,9 @@ fn check(kind: &Kind, object: &Object) -> Result<(), Status> {
     let mut causes = metadata::validate(kind, object);
     causes.extend(kind.strategy.validate(object));
     causes.extend(kind.strategy.validate_create(object));
+    if certificates::is_signing_request(kind) {
+        causes.extend(certificates::validate_create(object));
+    }
     refuse(kind, object.name(), causes)
 }
 

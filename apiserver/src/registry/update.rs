@@ -9,6 +9,7 @@ use super::metadata;
 use super::modify::{Current, Next, Outcome};
 use super::options::WriteOptions;
 use crate::api::{Api, Call, is_core, key_of};
+use crate::certificates;
 use crate::respond::Response;
 use crate::services;
 
@@ -71,6 +72,9 @@ impl Api {
                 check_version(kind, &new, current)?;
                 check_uid(kind, &new, current)?;
                 prepare(kind, part, &mut new, &current.object);
+                if certificates::is_signing_request(kind) {
+                    certificates::prepare_update(part, &mut new, &current.object);
+                }
                 self.admit_update(call, &mut new, &current.object)?;
                 check(kind, part, &new, &current.object)?;
                 if part == Part::Main {
@@ -219,6 +223,9 @@ fn check(kind: &Kind, part: Part, new: &Object, old: &Object) -> Result<(), Stat
         }
         Part::Status => causes.extend(kind.strategy.validate_status_update(new, old)),
         Part::Finalize | Part::Approval => {}
+    }
+    if certificates::is_signing_request(kind) {
+        causes.extend(certificates::validate_update(part, new, old));
     }
     refuse(kind, new.name(), causes)
 }

@@ -44,7 +44,7 @@ impl Api {
             audiences.clone_from(&self.authenticator.audiences);
         }
         let bound = self.bound(&call, &account, &spec["boundObjectRef"])?;
-        self.check_node_requester(&call, &bound)?;
+        self.check_node_requester(&call, &bound, spec)?;
 
         let now = now_s();
         // A pod's own token is extended so that clients that never reload it go on; it still dies with the pod.
@@ -132,16 +132,41 @@ impl Api {
         Ok(bound)
     }
 
-    /// A node gets tokens only for pods that are bound to it.
-    fn check_node_requester(&self, call: &Call, bound: &Bound) -> Result<(), Status> {
+    /// A node gets tokens only for pods that are bound to it, and only for who the pod means to talk to.
+    fn check_node_requester(&self, call: &Call, bound: &Bound, spec: &Value) -> Result<(), Status> {
         let Some(node) = call.user.node_name() else { return Ok(()) };
-        let on_node = bound.pod.is_some() && bound.node.as_ref().is_some_and(|n| n.name == node);
-        if on_node {
+        let forbid = |why: &str| Err(Status::forbidden("", "serviceaccounts/token", &call.info.name, why));
+        let Some(pod) = &bound.pod else { return forbid("node requested token not bound to a pod") };
+        if spec["boundObjectRef"]["uid"].as_str().is_none_or(str::is_empty) {
+            return forbid("node requested token with a pod binding without a uid");
+        }
+        if bound.node.as_ref().is_none_or(|n| n.name != node) {
+            return forbid("node requested token bound to a pod scheduled on a different node");
+        }
+        let audience = match spec["audiences"].as_array().map(Vec::as_slice).unwrap_or_default() {
+            [] => "",
+            [one] => one.as_str().unwrap_or_default(),
+            _ => return forbid("node may only request 0 or 1 audiences"),
+        };
+        let key = format!("{}/{}", call.info.namespace, pod.name);
+        let pod = self.cached("pods", &key)?.map(|entry| entry.parse()).unwrap_or_default();
+        if means_audience(&pod, audience) {
             return Ok(());
         }
-        let why = format!("node {node:?} can only request a token bound to a pod that runs on it");
-        Err(Status::forbidden("", "serviceaccounts/token", &call.info.name, &why))
+        forbid(&format!(
+            "audience {audience:?} not found in pod spec volume, {} is not authorized to request tokens for this audience",
+            call.user.name
+        ))
     }
+}
+
+/// Whether a projected volume of the pod asks for a token of this audience, `""` for the API server's.
+fn means_audience(pod: &Object, audience: &str) -> bool {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    list(&pod["spec"]["volumes"]).iter().flat_map(|volume| list(&volume["projected"]["sources"])).any(|source| {
+        let token = &source["serviceAccountToken"];
+        token.is_object() && token["audience"].as_str().unwrap_or_default() == audience
+    })
 }
 
 fn check_expiration(call: &Call, spec: &Value) -> Result<i64, Status> {
