@@ -75,13 +75,33 @@ pub(crate) fn down() -> Result<()> {
         };
         run(Command::new(skiff).args(["down", "--name", NAME]))?;
     }
-    fixtures::stop()?;
-    let left = left_over(&built);
+    let others = others();
+    if others.is_empty() {
+        fixtures::stop()?;
+    } else {
+        println!("other clusters go on, and the fixtures with them: {}", others.join(", "));
+    }
+    let mut left = left_over(&built);
+    left.retain(|line| !others.iter().any(|name| is_of(line, name)));
     if left.is_empty() {
         println!("nothing is left");
         return Ok(());
     }
     bail!("left over:\n  {}", left.join("\n  "))
+}
+
+/// Clusters that someone else has started.
+fn others() -> Vec<String> {
+    let entries = std::fs::read_dir("/run/skiff/clusters").into_iter().flatten().flatten();
+    entries.filter_map(|e| e.file_name().into_string().ok()).filter(|name| name != NAME).collect()
+}
+
+/// Whether something is another cluster's: its directories and groups have its name.
+fn is_of(line: &str, name: &str) -> bool {
+    let ends = |rest: &str| rest.is_empty() || rest.starts_with(['/', ' ']);
+    [format!("/clusters/{name}"), format!("/skiff-{name}"), format!("--name {name}")]
+        .iter()
+        .any(|mark| line.split_once(mark.as_str()).is_some_and(|(_, rest)| ends(rest)))
 }
 
 fn left_over(built: &[PathBuf]) -> Vec<String> {
@@ -103,6 +123,9 @@ fn left_over(built: &[PathBuf]) -> Vec<String> {
     left.extend(tables.lines().filter(|line| line.contains(" skiff")).map(|line| format!("nft {line}")));
     let running =
         list("/proc").filter(|p| std::fs::read_link(p.join("exe")).is_ok_and(|exe| built.contains(&exe)));
-    left.extend(running.map(|path| format!("process {}", path.display())));
+    left.extend(running.map(|path| {
+        let arguments = std::fs::read(path.join("cmdline")).unwrap_or_default();
+        format!("process {} {}", path.display(), String::from_utf8_lossy(&arguments).replace('\0', " "))
+    }));
     left
 }
