@@ -47,7 +47,7 @@ impl Api {
         let info = RequestInfo::parse(parts.method.as_str(), parts.uri.path(), &query);
         let measured = self.measured(&info, &query);
         let long_running = measured.long_running;
-        let handled = AssertUnwindSafe(self.pass(parts, body, query, info));
+        let handled = AssertUnwindSafe(Box::pin(self.pass(parts, body, query, info)));
         let handled = async {
             match handled.catch_unwind().await {
                 Ok(response) => response,

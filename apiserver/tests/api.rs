@@ -26,3 +26,9 @@ mod versions;
 
 #[path = "api/protobuf.rs"]
 mod protobuf;
+
+#[path = "api/joining.rs"]
+mod joining;
+
+#[path = "api/certificates.rs"]
+mod certificates;

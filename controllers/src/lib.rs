@@ -14,6 +14,9 @@
 //! | `node` | marks nodes that stopped reporting, taints nodes as their conditions say, and evicts their pods |
 //! | `strays` | deletes pods whose node is gone, and the oldest of too many that have ended |
 //! | `account` | the default service account and the CA bundle of each namespace |
+//! | `certificates` | approves, signs and deletes certificate signing requests |
+//! | `bootstrap` | `cluster-info` and its signatures; deletes bootstrap tokens that have expired |
+//! | `node_ipam` | a range of pod addresses for each node |
 //! | `balancer` | addresses for Services of type LoadBalancer |
 
 use kube::Client;
@@ -22,18 +25,26 @@ use tokio_util::sync::CancellationToken;
 
 mod account;
 mod balancer;
+mod bootstrap;
+mod certificates;
 mod deployment;
 mod driver;
 mod endpoints;
 mod garbage;
+mod joining;
 mod mirroring;
 mod namespace;
 mod node;
+mod node_ipam;
 mod objects;
 mod replicaset;
 mod strays;
 #[cfg(test)]
 mod testing;
+
+pub use certificates::AuthorityError;
+pub use joining::{Joining, JoiningError, JoiningOptions};
+pub use node_ipam::RangeError;
 
 /// Which controllers run, and how.
 #[derive(Clone, Debug)]
@@ -55,8 +66,29 @@ impl Context {
     }
 }
 
-/// Runs all controllers until `shutdown`.
+/// Runs all controllers until `shutdown`, for a cluster of one node that none can join.
 pub async fn run(config: Config, ca_pem: String, client: Client, shutdown: CancellationToken) {
+    run_all(config, None, ca_pem, client, shutdown).await;
+}
+
+/// Runs all controllers until `shutdown`, for a cluster that nodes join over the network.
+pub async fn run_joinable(
+    config: Config,
+    joining: Joining,
+    ca_pem: String,
+    client: Client,
+    shutdown: CancellationToken,
+) {
+    run_all(config, Some(joining), ca_pem, client, shutdown).await;
+}
+
+async fn run_all(
+    config: Config,
+    joining: Option<Joining>,
+    ca_pem: String,
+    client: Client,
+    shutdown: CancellationToken,
+) {
     let informers = Informers::new(client.clone(), shutdown.clone());
     let context = Context { client, informers };
     let mut tasks = tokio::task::JoinSet::new();
@@ -71,6 +103,9 @@ pub async fn run(config: Config, ca_pem: String, client: Client, shutdown: Cance
     tasks.spawn(garbage::run(context.clone(), shutdown.clone()));
     if config.service_lb {
         tasks.spawn(driver::run(balancer::Balancers::new(&context), shutdown.clone()));
+    }
+    if let Some(joining) = joining {
+        joining.spawn(&context, &mut tasks, &shutdown);
     }
     while let Some(ended) = tasks.join_next().await {
         if let Err(failed) = ended {

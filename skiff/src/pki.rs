@@ -23,6 +23,7 @@ const CA_YEARS: i64 = 10;
 /// The authority and the keys that are kept.
 pub(crate) struct Pki {
     pub(crate) ca_pem: String,
+    pub(crate) ca_key_pem: String,
     issuer: Issuer<'static, KeyPair>,
     pub(crate) service_account_private_pem: String,
     pub(crate) service_account_public_pem: String,
@@ -49,7 +50,7 @@ impl Pki {
         let ca_key = key(&directory.join("ca.key"))?;
         let ca_pem = kept(&directory.join("ca.crt"), || {
             let mut params = CertificateParams::default();
-            params.distinguished_name = name("skiff-ca", &[]);
+            params.distinguished_name = name("skiff-ca", None);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
             params.key_usages = vec![
                 KeyUsagePurpose::KeyCertSign,
@@ -59,37 +60,45 @@ impl Pki {
             set_validity(&mut params, CA_YEARS * YEAR_DAYS);
             Ok(params.self_signed(&ca_key)?.pem())
         })?;
+        let ca_key_pem = ca_key.serialize_pem();
         let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).context("reading ca.crt")?;
         let account_key = key(&directory.join("sa.key"))?;
         let admin_key = key(&directory.join("admin.key"))?;
         let admin_pem =
-            sign(&issuer, &admin_key, "kubernetes-admin", &["system:masters"], Usage::Client, Vec::new())?;
+            sign(&issuer, &admin_key, "kubernetes-admin", Some("system:masters"), Usage::Client, Vec::new())?;
         Ok(Pki {
             service_account_private_pem: account_key.serialize_pem(),
             service_account_public_pem: account_key.public_key_pem(),
             admin: Pair { certificate_pem: admin_pem, key_pem: admin_key.serialize_pem() },
             ca_pem,
+            ca_key_pem,
             issuer,
         })
     }
 
-    pub(crate) fn client(&self, user: &str, groups: &[&str]) -> Result<Pair> {
-        self.issue(user, groups, Usage::Client, Vec::new())
+    pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Result<Pair> {
+        self.issue(user, group, Usage::Client, Vec::new())
     }
 
-    pub(crate) fn server(&self, user: &str, groups: &[&str], names: &[&str], ips: &[IpAddr]) -> Result<Pair> {
+    pub(crate) fn server(
+        &self,
+        user: &str,
+        group: Option<&str>,
+        names: &[&str],
+        ips: &[IpAddr],
+    ) -> Result<Pair> {
         let mut sans: Vec<SanType> = ips.iter().copied().map(SanType::IpAddress).collect();
         for name in names {
             sans.push(SanType::DnsName(
                 (*name).try_into().with_context(|| format!("{name:?} is no DNS name"))?,
             ));
         }
-        self.issue(user, groups, Usage::Server, sans)
+        self.issue(user, group, Usage::Server, sans)
     }
 
-    fn issue(&self, user: &str, groups: &[&str], usage: Usage, sans: Vec<SanType>) -> Result<Pair> {
+    fn issue(&self, user: &str, group: Option<&str>, usage: Usage, sans: Vec<SanType>) -> Result<Pair> {
         let key = KeyPair::generate().context("making a key")?;
-        let certificate_pem = sign(&self.issuer, &key, user, groups, usage, sans)?;
+        let certificate_pem = sign(&self.issuer, &key, user, group, usage, sans)?;
         Ok(Pair { certificate_pem, key_pem: key.serialize_pem() })
     }
 
@@ -127,12 +136,12 @@ fn sign(
     issuer: &Issuer<'_, KeyPair>,
     key: &KeyPair,
     user: &str,
-    groups: &[&str],
+    group: Option<&str>,
     usage: Usage,
     sans: Vec<SanType>,
 ) -> Result<String> {
     let mut params = CertificateParams::default();
-    params.distinguished_name = name(user, groups);
+    params.distinguished_name = name(user, group);
     params.subject_alt_names = sans;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![match usage {
@@ -145,12 +154,13 @@ fn sign(
     Ok(certificate.pem())
 }
 
-/// Kubernetes reads the user from the common name and the groups from the organizations.
-fn name(user: &str, groups: &[&str]) -> DistinguishedName {
+/// Kubernetes reads the user from the common name and the groups from the organizations. One group: a name of `rcgen`
+/// holds one value of each type.
+fn name(user: &str, group: Option<&str>) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::CommonName, user);
-    for group in groups {
-        name.push(DnType::OrganizationName, *group);
+    if let Some(group) = group {
+        name.push(DnType::OrganizationName, group);
     }
     name
 }
@@ -222,8 +232,9 @@ mod tests {
     fn a_certificate_carries_user_groups_and_addresses() {
         let directory = tempfile::tempdir().unwrap();
         let pki = Pki::open(directory.path()).unwrap();
-        let pair =
-            pki.server("system:node:a", &["system:nodes"], &["a"], &["192.0.2.1".parse().unwrap()]).unwrap();
+        let pair = pki
+            .server("system:node:a", Some("system:nodes"), &["a"], &["192.0.2.1".parse().unwrap()])
+            .unwrap();
         let (_, pem) = x509_parser::pem::parse_x509_pem(pair.certificate_pem.as_bytes()).unwrap();
         let certificate = pem.parse_x509().unwrap();
         assert_eq!(certificate.subject().to_string(), "CN=system:node:a, O=system:nodes");

@@ -98,6 +98,8 @@ pub(crate) struct ServerArgs {
     pub(crate) write_kubeconfig: PathBuf,
 }
 
+/// Of the cluster's range, each node gets a part this long.
+const NODE_PREFIX: u8 = 24;
 /// What an administrator reaches the machine by: no Service takes it.
 const SSH_PORT: u16 = 22;
 /// How long parts may take to end once told to.
@@ -132,7 +134,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
             Ok("API server")
         });
     }
-    start_control_plane(&args, &api, &shutdown, &mut tasks);
+    start_control_plane(&args, &node, &pki, &api, &shutdown, &mut tasks)?;
     start_node(&args, &node, &pki, &api, &shutdown, &mut tasks).await?;
     info!(node = node.name, "the node is ready");
 
@@ -172,24 +174,10 @@ async fn stop_signal() {
 async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServer> {
     let store = SqliteStore::open(SqliteOptions::new(args.layout.database()))
         .context("opening the cluster's database")?;
-    let service_cidr: ServiceCidr = args.service_cidr.parse().context("--service-cidr")?;
-    let mut names = vec![
-        "kubernetes".to_owned(),
-        "kubernetes.default".into(),
-        "kubernetes.default.svc".into(),
-        format!("kubernetes.default.svc.{}", args.cluster_domain),
-        "localhost".into(),
-    ];
-    let mut ips: Vec<IpAddr> = vec![Ipv4Addr::LOCALHOST.into(), node.ip.into(), service_cidr.first().into()];
-    for san in &args.tls_sans {
-        match san.parse() {
-            Ok(ip) => ips.push(ip),
-            Err(_) => names.push(san.clone()),
-        }
-    }
+    let (names, ips) = serving_names(args, node)?;
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let serving = pki.server("kube-apiserver", &[], &names, &ips)?;
-    let kubelet_client = pki.client("kube-apiserver-kubelet-client", &["system:masters"])?;
+    let serving = pki.server("kube-apiserver", None, &names, &ips)?;
+    let kubelet_client = pki.client("kube-apiserver-kubelet-client", Some("system:masters"))?;
     ApiServer::start(skiff_apiserver::Config {
         store: Arc::new(store),
         tls: Some(TlsConfig {
@@ -199,7 +187,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         }),
         advertise: node.ip.into(),
         port: args.port,
-        service_cidr,
+        service_cidr: service_cidr(args)?,
         cluster_domain: args.cluster_domain.clone(),
         service_account: ServiceAccountConfig {
             private_key_pem: pki.service_account_private_pem.clone().into(),
@@ -215,6 +203,30 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
     })
     .await
     .context("starting the API server")
+}
+
+fn service_cidr(args: &ServerArgs) -> Result<ServiceCidr> {
+    args.service_cidr.parse().context("--service-cidr")
+}
+
+/// The names and addresses that the API server answers to.
+fn serving_names(args: &ServerArgs, node: &Node) -> Result<(Vec<String>, Vec<IpAddr>)> {
+    let mut names = vec![
+        "kubernetes".to_owned(),
+        "kubernetes.default".into(),
+        "kubernetes.default.svc".into(),
+        format!("kubernetes.default.svc.{}", args.cluster_domain),
+        "localhost".into(),
+    ];
+    let mut ips: Vec<IpAddr> =
+        vec![Ipv4Addr::LOCALHOST.into(), node.ip.into(), service_cidr(args)?.first().into()];
+    for san in &args.tls_sans {
+        match san.parse() {
+            Ok(ip) => ips.push(ip),
+            Err(_) => names.push(san.clone()),
+        }
+    }
+    Ok((names, ips))
 }
 
 fn write_kubeconfig(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<()> {
@@ -234,10 +246,12 @@ fn client(api: &ApiServer, user: &str, groups: &[&str]) -> Client {
 
 fn start_control_plane(
     args: &ServerArgs,
+    node: &Node,
+    pki: &Pki,
     api: &ApiServer,
     shutdown: &CancellationToken,
     tasks: &mut JoinSet<Result<&'static str>>,
-) {
+) -> Result<()> {
     let scheduler = client(api, "system:kube-scheduler", &[]);
     let stop = shutdown.clone();
     tasks.spawn(async move {
@@ -246,12 +260,24 @@ fn start_control_plane(
     });
     let config = skiff_controllers::Config { service_lb: args.service_lb };
     let controllers = client(api, "system:kube-controller-manager", &[]);
-    let ca_pem = std::fs::read_to_string(args.layout.pki().join("ca.crt")).unwrap_or_default();
-    let stop = shutdown.clone();
+    let (reserved_names, reserved_ips) = serving_names(args, node)?;
+    let joining = skiff_controllers::Joining::new(skiff_controllers::JoiningOptions {
+        server: &format!("https://{}", SocketAddr::new(node.ip.into(), args.port)),
+        ca_pem: &pki.ca_pem,
+        ca_key_pem: &pki.ca_key_pem,
+        reserved_names,
+        reserved_ips,
+        cluster_cidr: &args.cluster_cidr,
+        node_prefix: NODE_PREFIX,
+        service_cidr: Some(&args.service_cidr),
+    })
+    .context("preparing for nodes to join")?;
+    let (ca_pem, stop) = (pki.ca_pem.clone(), shutdown.clone());
     tasks.spawn(async move {
-        skiff_controllers::run(config, ca_pem, controllers, stop).await;
+        skiff_controllers::run_joinable(config, joining, ca_pem, controllers, stop).await;
         Ok("controllers")
     });
+    Ok(())
 }
 
 async fn start_node(
@@ -265,7 +291,7 @@ async fn start_node(
     let runtime = open_runtime(args).await?.runtime;
     let user = format!("system:node:{}", node.name);
     let node_client = client(api, &user, &["system:nodes"]);
-    let serving = pki.server(&user, &["system:nodes"], &[&node.name], &[node.ip.into()])?;
+    let serving = pki.server(&user, Some("system:nodes"), &[&node.name], &[node.ip.into()])?;
     let mut config = skiff_nodelet::Config::new(&node.name, node.ip.into());
     config.root_dir = args.layout.nodelet();
     config.log_root = args.layout.log_dir.clone();

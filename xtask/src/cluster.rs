@@ -129,3 +129,23 @@ fn left_over(built: &[PathBuf]) -> Vec<String> {
     }));
     left
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_belongs_to_another_cluster_is_known_by_its_whole_name() {
+        for (line, is) in [
+            ("file /run/skiff/clusters/a", true),
+            ("mount /var/lib/skiff/clusters/a/oci/x", true),
+            ("cgroup /sys/fs/cgroup/memory/skiff-a", true),
+            ("process /proc/1 skiff forward --name a", true),
+            ("file /run/skiff/clusters/ab", false),
+            ("cgroup /sys/fs/cgroup/skiff-ab", false),
+            ("nft table ip skiff_pods", false),
+        ] {
+            assert_eq!(is_of(line, "a"), is, "{line}");
+        }
+    }
+}

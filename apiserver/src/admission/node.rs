@@ -135,7 +135,9 @@ impl Api {
             }
         };
         if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
-            return refuse(format!("node {node:?} can only create pods with an owner reference set to itself"));
+            return refuse(format!(
+                "node {node:?} can only create pods with an owner reference set to itself"
+            ));
         }
         if owner["controller"] != true {
             return refuse(format!(

@@ -163,10 +163,12 @@ impl Api {
 /// Whether a projected volume of the pod asks for a token of this audience, `""` for the API server's.
 fn means_audience(pod: &Object, audience: &str) -> bool {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    list(&pod["spec"]["volumes"]).iter().flat_map(|volume| list(&volume["projected"]["sources"])).any(|source| {
-        let token = &source["serviceAccountToken"];
-        token.is_object() && token["audience"].as_str().unwrap_or_default() == audience
-    })
+    list(&pod["spec"]["volumes"]).iter().flat_map(|volume| list(&volume["projected"]["sources"])).any(
+        |source| {
+            let token = &source["serviceAccountToken"];
+            token.is_object() && token["audience"].as_str().unwrap_or_default() == audience
+        },
+    )
 }
 
 fn check_expiration(call: &Call, spec: &Value) -> Result<i64, Status> {

@@ -215,18 +215,3 @@ async fn the_clusters_first_objects_are_there_and_stay_over_a_restart() {
     let class = admin.get("/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical").await.ok();
     assert_eq!(class["value"], 2_000_001_000);
 }
-
-#[tokio::test]
-async fn an_approval_changes_nothing_but_conditions() {
-    let cluster = Cluster::start().await;
-    let admin = cluster.admin();
-    let url = "/apis/certificates.k8s.io/v1/certificatesigningrequests";
-    let spec = json!({"request": "LS0t", "signerName": "example.com/signer", "usages": ["client auth"]});
-    admin.post(url, json!({"metadata": {"name": "r"}, "spec": spec})).await.created();
-    let condition = json!({"type": "Approved", "status": "True", "reason": "Test", "message": "m"});
-    let patch = json!({"spec": {"signerName": "example.com/other"}, "status": {"conditions": [condition], "certificate": "eA=="}});
-    let approved = admin.patch(&format!("{url}/r/approval"), "merge", patch).await.ok();
-    assert_eq!(approved["spec"]["signerName"], "example.com/signer");
-    assert_eq!(approved["status"]["conditions"][0]["type"], "Approved");
-    assert!(approved["status"]["certificate"].is_null());
-}

@@ -50,7 +50,7 @@ pub(crate) fn client_tls(
     Arc::new(config)
 }
 
-async fn get(
+pub(crate) async fn get(
     cluster: &Cluster,
     to: SocketAddr,
     identity: Option<&Pair>,

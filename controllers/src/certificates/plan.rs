@@ -103,15 +103,17 @@ pub(super) fn signing_fault(csr: &CertificateSigningRequest, request: &Request) 
         KUBELET_SERVING => serving_fault(csr, request).err(),
         _ => {
             let usages = spec_usages(csr);
-            let other =
-                usages.iter().find(|u| !matches!(**u, "digital signature" | "key encipherment" | "client auth"));
+            let other = usages
+                .iter()
+                .find(|u| !matches!(**u, "digital signature" | "key encipherment" | "client auth"));
             if let Some(other) = other {
                 return Some(format!("invalid usage for client certificate: {other}"));
             }
             if !usages.contains("client auth") {
                 return Some("missing required usage for client certificate: client auth".into());
             }
-            (request.common_names.len() > 1).then(|| "more than one subject common name is not allowed".into())
+            (request.common_names.len() > 1)
+                .then(|| "more than one subject common name is not allowed".into())
         }
     }
 }

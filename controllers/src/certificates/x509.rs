@@ -79,7 +79,9 @@ impl Request {
             ..Request::default()
         };
         for attribute in info.iter_attributes() {
-            let ParsedCriAttribute::ExtensionRequest(requested) = attribute.parsed_attribute() else { continue };
+            let ParsedCriAttribute::ExtensionRequest(requested) = attribute.parsed_attribute() else {
+                continue;
+            };
             let names = requested.extensions.iter().filter(|e| e.oid == OID_X509_EXT_SUBJECT_ALT_NAME);
             for extension in names {
                 if request.names_der.replace(extension.value.to_vec()).is_some() {
@@ -131,7 +133,9 @@ pub enum AuthorityError {
     Certificate,
     #[error("the cluster's CA key is not a private key in PEM")]
     Key(#[source] rcgen::Error),
-    #[error("the cluster's CA key is of an algorithm that cannot sign here; use ECDSA P-256 or P-384, Ed25519 or RSA")]
+    #[error(
+        "the cluster's CA key is of an algorithm that cannot sign here; use ECDSA P-256 or P-384, Ed25519 or RSA"
+    )]
     Algorithm,
     #[error("the cluster's CA key is not the key of its certificate")]
     OtherKey,
@@ -207,8 +211,7 @@ impl Authority {
             &der::tagged(0xa3, &[&extensions]),
         ]);
         let signature = self.key.sign(&tbs).map_err(SignError::Sign)?;
-        let certificate =
-            der::sequence(&[&tbs, self.algorithm_der, &der::tagged(0x03, &[&[0], &signature])]);
+        let certificate = der::sequence(&[&tbs, self.algorithm_der, &der::tagged(0x03, &[&[0], &signature])]);
         Ok(to_pem(&certificate))
     }
 

@@ -1,0 +1,112 @@
+//! Ranges within a range.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use thiserror::Error;
+
+/// Upstream's limit: so many ranges of nodes fit into the cluster's, as a power of two.
+const MAX_NODE_BITS: u8 = 16;
+
+/// A range of addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Cidr {
+    is_v4: bool,
+    first: u128,
+    prefix: u8,
+}
+
+impl Cidr {
+    /// Reads `10.244.0.0/16`; bits behind the prefix do not count.
+    pub(crate) fn parse(text: &str) -> Option<Cidr> {
+        let (address, prefix) = text.split_once('/')?;
+        let (is_v4, number) = match address.parse().ok()? {
+            IpAddr::V4(v4) => (true, u128::from(u32::from(v4))),
+            IpAddr::V6(v6) => (false, u128::from(v6)),
+        };
+        let prefix: u8 = prefix.parse().ok()?;
+        let host_bits = bits(is_v4).checked_sub(prefix)?;
+        let first =
+            number.checked_shr(host_bits.into()).unwrap_or(0).checked_shl(host_bits.into()).unwrap_or(0);
+        Some(Cidr { is_v4, first, prefix })
+    }
+
+    fn last(&self) -> u128 {
+        let host_bits = bits(self.is_v4) - self.prefix;
+        self.first | 1_u128.checked_shl(host_bits.into()).map_or(u128::MAX, |size| size - 1)
+    }
+
+    fn overlaps(&self, other: &Cidr) -> bool {
+        self.is_v4 == other.is_v4 && self.first <= other.last() && other.first <= self.last()
+    }
+}
+
+fn bits(is_v4: bool) -> u8 {
+    if is_v4 { 32 } else { 128 }
+}
+
+impl fmt::Display for Cidr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match u32::try_from(self.first) {
+            Ok(v4) if self.is_v4 => write!(f, "{}/{}", Ipv4Addr::from(v4), self.prefix),
+            _ => write!(f, "{}/{}", Ipv6Addr::from(self.first), self.prefix),
+        }
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum RangeError {
+    #[error("{0:?} is no range of addresses such as 10.244.0.0/16")]
+    Syntax(String),
+    #[error(
+        "nodes cannot have ranges of /{node} out of {cluster}: it must be longer than that, by at most {MAX_NODE_BITS}"
+    )]
+    Size { cluster: String, node: u8 },
+}
+
+/// The cluster's range, cut into one for each node.
+#[derive(Clone, Debug)]
+pub(crate) struct NodeRanges {
+    cluster: Cidr,
+    node_prefix: u8,
+    /// Not for nodes: the range of services.
+    reserved: Option<Cidr>,
+}
+
+impl NodeRanges {
+    pub(crate) fn new(
+        cluster: &str,
+        node_prefix: u8,
+        service_cidr: Option<&str>,
+    ) -> Result<NodeRanges, RangeError> {
+        let parse = |text: &str| Cidr::parse(text).ok_or_else(|| RangeError::Syntax(text.to_owned()));
+        let reserved = service_cidr.map(parse).transpose()?;
+        let cluster = parse(cluster)?;
+        let fits = node_prefix <= bits(cluster.is_v4)
+            && node_prefix.checked_sub(cluster.prefix).is_some_and(|bits| bits <= MAX_NODE_BITS);
+        if !fits {
+            return Err(RangeError::Size { cluster: cluster.to_string(), node: node_prefix });
+        }
+        Ok(NodeRanges { cluster, node_prefix, reserved })
+    }
+
+    /// A range that overlaps none of those taken: the next one after `last`, from the beginning again at the end.
+    pub(crate) fn free(&self, taken: impl Iterator<Item = Cidr>, last: Option<Cidr>) -> Option<Cidr> {
+        let shift = u32::from(bits(self.cluster.is_v4) - self.node_prefix);
+        let n_ranges = 1_usize << (self.node_prefix - self.cluster.prefix);
+        let mut free = vec![true; n_ranges];
+        let index = |address: u128| {
+            let at = address.checked_sub(self.cluster.first)?.checked_shr(shift).unwrap_or(0);
+            usize::try_from(at).ok()
+        };
+        for other in taken.chain(self.reserved).filter(|other| other.overlaps(&self.cluster)) {
+            let from = index(other.first.max(self.cluster.first))?;
+            let to = index(other.last().min(self.cluster.last()))?;
+            free.get_mut(from..=to)?.fill(false);
+        }
+        let start = last.and_then(|last| index(last.first)).map_or(0, |at| at + 1);
+        let at = (0..n_ranges).map(|step| (start + step) % n_ranges).find(|at| free[*at])?;
+        let offset = u128::try_from(at).ok()?.checked_shl(shift).unwrap_or(0);
+        Some(Cidr { first: self.cluster.first + offset, prefix: self.node_prefix, ..self.cluster })
+    }
+}

@@ -1,0 +1,246 @@
+//! One throw-away control plane.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::core::v1::{Event, Node, Pod, ServiceAccount};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use skiff_apiserver::store::{SqliteOptions, SqliteStore};
+use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How long a test waits for anything.
+const PATIENCE: Duration = Duration::from_secs(30);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// An API server over a store of its own, with the scheduler, the controllers and one node, `n1`.
+pub(crate) struct ControlPlane {
+    client: Client,
+    server: ApiServer,
+    running: JoinSet<()>,
+    shutdown: CancellationToken,
+    _folder: tempfile::TempDir,
+}
+
+impl ControlPlane {
+    pub(crate) async fn start() -> Result<ControlPlane> {
+        // Where several providers are linked, none is the default.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let folder = tempfile::tempdir()?;
+        let server = ApiServer::start(config(&folder)?).await?;
+        let client =
+            |name, groups: &[&str]| Client::new(server.service_for(UserInfo::new(name, groups)), "default");
+        let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
+        // As whom they run in a cluster, so that a right they lack shows.
+        running.spawn(skiff_scheduler::run(client("system:kube-scheduler", &[]), shutdown.clone()));
+        let manager = client("system:kube-controller-manager", &[]);
+        let controllers = skiff_controllers::Config { service_lb: true };
+        running.spawn(skiff_controllers::run(controllers, "the CA".into(), manager, shutdown.clone()));
+
+        let client = client("admin", &["system:masters"]);
+        let plane = ControlPlane { client, server, running, shutdown, _folder: folder };
+        plane.has_account("default").await?;
+        plane.add_node(node("n1")).await?;
+        Ok(plane)
+    }
+
+    /// Ends all of it; none of it may have failed, or take its time.
+    pub(crate) async fn stop(mut self) -> Result<()> {
+        self.shutdown.cancel();
+        let ended = async {
+            while let Some(ended) = self.running.join_next().await {
+                ended?;
+            }
+            anyhow::Ok(())
+        };
+        tokio::time::timeout(PATIENCE, ended).await.context("the controllers do not end")??;
+        self.server.close().await;
+        Ok(())
+    }
+
+    /// What is in no namespace, or in all of them.
+    pub(crate) fn all<K: Resource<DynamicType = ()>>(&self) -> Api<K> {
+        Api::all(self.client.clone())
+    }
+
+    /// What is in the namespace `default`.
+    pub(crate) fn api<K>(&self) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        self.api_in("default")
+    }
+
+    pub(crate) fn api_in<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    /// Adds a node, with what its kubelet says of it, that the scheduler knows when this returns.
+    pub(crate) async fn add_node(&self, node: Value) -> Result<()> {
+        let nodes = self.all::<Node>();
+        let name = create(&nodes, node.clone()).await?.metadata.name.context("no name")?;
+        nodes.patch_status(&name, &PatchParams::default(), &Patch::Merge(node)).await?;
+        let only_here = json!({"nodeSelector": {"kubernetes.io/hostname": name}, "tolerations": [{"operator": "Exists"}]});
+        create(&self.api::<Pod>(), pod("probe", "probe", only_here)).await?;
+        self.node_of("probe").await?;
+        self.end_pod("probe").await
+    }
+
+    /// No pod can be made in a namespace before it has its account.
+    pub(crate) async fn has_account(&self, namespace: &str) -> Result<()> {
+        let accounts = self.api_in::<ServiceAccount>(namespace);
+        until("the default account", async || Ok(accounts.get_opt("default").await?.map(drop))).await
+    }
+
+    pub(crate) async fn pods(&self) -> Result<Vec<Pod>> {
+        list(&self.api()).await
+    }
+
+    /// Waits until the scheduler has bound a pod; answers its node.
+    pub(crate) async fn node_of(&self, pod: &str) -> Result<String> {
+        let pods = self.api::<Pod>();
+        until(&format!("the node of {pod}"), async || Ok(pods.get(pod).await?.spec.and_then(|s| s.node_name)))
+            .await
+    }
+
+    /// What a kubelet does for the pods that are bound and not on their way out: runs them.
+    pub(crate) async fn run_pods(&self) -> Result<()> {
+        let is_started = |p: &Pod| p.status.as_ref().is_some_and(|s| s.pod_ip.is_some());
+        for (n, pod) in self.pods().await?.iter().enumerate() {
+            if !is_bound(pod) || is_started(pod) || is_ending(pod) {
+                continue;
+            }
+            self.report_pod(pod, &format!("10.1.0.{}", n + 1), true).await?;
+        }
+        Ok(())
+    }
+
+    /// Says of a pod that it runs, and whether it is ready.
+    pub(crate) async fn report_pod(&self, pod: &Pod, ip: &str, ready: bool) -> Result<()> {
+        let ready = if ready { "True" } else { "False" };
+        let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}],
+            "conditions": [{"type": "Ready", "status": ready, "lastTransitionTime": "2026-01-01T00:00:00Z"}]}});
+        let name = pod.metadata.name.as_deref().context("no name")?;
+        self.api::<Pod>().patch_status(name, &PatchParams::default(), &Patch::Strategic(status)).await?;
+        Ok(())
+    }
+
+    /// What a kubelet does for the pods that are on their way out: ends them.
+    pub(crate) async fn end_pods(&self) -> Result<()> {
+        for pod in self.pods().await?.iter().filter(|p| is_ending(*p)) {
+            self.end_pod(pod.metadata.name.as_deref().context("no name")?).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn end_pod(&self, name: &str) -> Result<()> {
+        self.api::<Pod>().delete(name, &DeleteParams::default().grace_period(0)).await?;
+        Ok(())
+    }
+
+    /// Waits for an event; answers its message.
+    pub(crate) async fn event(&self, about: &str, reason: &str) -> Result<String> {
+        let events = self.api::<Event>();
+        until(&format!("{reason} of {about}"), async || {
+            let is_it = |e: &Event| {
+                e.involved_object.name.as_deref() == Some(about) && e.reason.as_deref() == Some(reason)
+            };
+            Ok(list(&events).await?.into_iter().find(is_it).and_then(|e| e.message))
+        })
+        .await
+    }
+}
+
+fn config(folder: &tempfile::TempDir) -> Result<Config> {
+    let signing = rcgen::KeyPair::generate()?;
+    let kubelet = rcgen::generate_simple_self_signed(["kubelet".to_owned()])?;
+    let certificate_pem: Vec<u8> = kubelet.cert.pem().into();
+    Ok(Config {
+        store: Arc::new(SqliteStore::open(SqliteOptions::new(folder.path().join("state.db")))?),
+        tls: None,
+        advertise: NODE_IP.parse()?,
+        port: API_PORT,
+        service_cidr: "10.96.0.0/16".parse()?,
+        cluster_domain: "cluster.local".into(),
+        service_account: ServiceAccountConfig {
+            private_key_pem: signing.serialize_pem().into(),
+            public_key_pem: signing.public_key_pem().into(),
+            issuer: None,
+        },
+        kubelet: KubeletConfig {
+            ca_pem: certificate_pem.clone(),
+            certificate_pem,
+            key_pem: kubelet.signing_key.serialize_pem().into(),
+            allow_loopback: true,
+        },
+    })
+}
+
+/// All nodes have it: no test goes there.
+const NODE_IP: &str = "10.0.0.1";
+const API_PORT: u16 = 6443;
+
+/// A node of four CPUs that is ready.
+pub(crate) fn node(name: &str) -> Value {
+    let resources = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+    json!({"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "status": {
+        "allocatable": resources, "capacity": resources, "conditions": [{"type": "Ready", "status": "True"}],
+        "addresses": [{"type": "InternalIP", "address": NODE_IP}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": 10250}}}})
+}
+
+/// A pod with the label `app`, whose spec is that of one container and `more`.
+pub(crate) fn pod(name: &str, app: &str, more: Value) -> Value {
+    let mut spec = json!({"containers": [{"name": "c", "image": "image:1"}]});
+    if let (Some(spec), Value::Object(more)) = (spec.as_object_mut(), more) {
+        spec.extend(more);
+    }
+    json!({"metadata": {"name": name, "labels": {"app": app}}, "spec": spec})
+}
+
+pub(crate) fn is_bound(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|s| s.node_name.is_some())
+}
+
+pub(crate) fn is_ending<K: Resource>(object: &K) -> bool {
+    object.meta().deletion_timestamp.is_some()
+}
+
+pub(crate) async fn create<K>(api: &Api<K>, object: Value) -> Result<K>
+where
+    K: Clone + Debug + DeserializeOwned + Serialize,
+{
+    let object: K = serde_json::from_value(object)?;
+    Ok(api.create(&PostParams::default(), &object).await?)
+}
+
+pub(crate) async fn list<K: Clone + Debug + DeserializeOwned>(api: &Api<K>) -> Result<Vec<K>> {
+    Ok(api.list(&ListParams::default()).await?.items)
+}
+
+/// Looks until `look` finds what it is looking for.
+pub(crate) async fn until<T>(what: &str, look: impl AsyncFn() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let last = look().await;
+        if let Ok(Some(found)) = last {
+            return Ok(found);
+        }
+        if Instant::now() > deadline {
+            let why = last.err().map(|e| format!(" ({e:#})")).unwrap_or_default();
+            bail!("{what} has not come true{why}");
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}

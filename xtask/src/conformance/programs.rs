@@ -1,0 +1,135 @@
+//! Upstream's programs, built from the Go modules that `tests/conformance/go.mod` pins.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, ensure};
+use sha2::{Digest as _, Sha256};
+
+use crate::command::{cache, on_path, output, root, run};
+
+pub(super) struct Programs {
+    /// Everything made for these pins.
+    pub(super) dir: PathBuf,
+    /// Where Go has unpacked `k8s.io/kubernetes`.
+    pub(super) kubernetes: PathBuf,
+}
+
+/// The linker flag is upstream's own way to tell a program its version.
+enum Kind {
+    Program(&'static str),
+    Test(&'static str),
+}
+
+const STAMP: &str = "k8s.io/component-base/version";
+const AGNHOST_VERSION: &str = "2.63.0";
+const GO_PROGRAMS: [(&str, Kind); 4] = [
+    ("agnhost", Kind::Program("k8s.io/kubernetes/test/images/agnhost")),
+    ("ginkgo", Kind::Program("github.com/onsi/ginkgo/v2/ginkgo")),
+    ("kubectl", Kind::Program("k8s.io/kubernetes/cmd/kubectl")),
+    ("e2e.test", Kind::Test("k8s.io/kubernetes/test/e2e")),
+];
+/// Small enough to be our own; static, for images that hold nothing else.
+const RUST_PROGRAMS: [&str; 2] = ["pause", "nonewprivs"];
+
+impl Programs {
+    pub(super) fn bin(&self) -> PathBuf {
+        self.dir.join("bin")
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.bin().join(name)
+    }
+}
+
+/// Builds what is not there yet.
+pub(super) fn build() -> Result<Programs> {
+    ensure!(on_path("go"), "go is not on PATH; install it as https://go.dev/doc/install says");
+    let module = root().join("tests/conformance");
+    let read = |name: &str| {
+        let path = module.join(name);
+        fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
+    };
+    let (pins, sums) = (read("go.mod")?, read("go.sum")?);
+    let version = version(&pins).context("tests/conformance/go.mod requires no k8s.io/kubernetes")?;
+    let digest = hex::encode(Sha256::new().chain_update(&pins).chain_update(&sums).finalize());
+    let dir = cache()?.join("conformance").join(format!("{version}-{}", &digest[..8]));
+    let download = go(&module).args(["mod", "download", "-json", "k8s.io/kubernetes"]).output()?;
+    let place: serde_json::Value = serde_json::from_slice(&download.stdout)
+        .with_context(|| format!("go mod download: {}", String::from_utf8_lossy(&download.stderr)))?;
+    let kubernetes = place["Dir"].as_str().with_context(|| format!("go mod download: {place}"))?.into();
+    let programs = Programs { dir, kubernetes };
+    fs::create_dir_all(programs.bin()).with_context(|| format!("creating {}", programs.bin().display()))?;
+    for (name, kind) in &GO_PROGRAMS {
+        once(&programs, name, |to| build_go(&module, version, kind, to))?;
+    }
+    for name in RUST_PROGRAMS {
+        once(&programs, name, |to| build_rust(&module, name, to))?;
+    }
+    Ok(programs)
+}
+
+fn version(pins: &str) -> Option<&str> {
+    pins.lines().find_map(|line| {
+        let mut words = line.trim().trim_start_matches("require ").split_whitespace();
+        (words.next() == Some("k8s.io/kubernetes")).then(|| words.next()).flatten()
+    })
+}
+
+/// A program that is there is whole: it gets its name last.
+fn once(programs: &Programs, name: &str, build: impl Fn(&Path) -> Result<()>) -> Result<()> {
+    let path = programs.path(name);
+    if path.exists() {
+        return Ok(());
+    }
+    eprintln!("building {name}");
+    let start = Instant::now();
+    let partial = programs.path(&format!("{name}.partial"));
+    build(&partial)?;
+    fs::rename(&partial, &path).with_context(|| format!("naming {}", path.display()))?;
+    eprintln!("built {name} in {} s", start.elapsed().as_secs());
+    Ok(())
+}
+
+/// In the background of whatever else this machine builds.
+fn go(module: &Path) -> Command {
+    let mut go = Command::new("nice");
+    go.args(["-n", "19", "go"]).current_dir(module);
+    go.env("CGO_ENABLED", "0").env("GOFLAGS", "-buildvcs=false -mod=readonly -p=2");
+    go
+}
+
+fn build_go(module: &Path, version: &str, kind: &Kind, to: &Path) -> Result<()> {
+    let mut flags = format!("-s -w -X main.Version={AGNHOST_VERSION} -X {STAMP}.gitVersion={version}");
+    let mut numbers = version.trim_start_matches('v').split('.');
+    for name in ["gitMajor", "gitMinor"] {
+        flags += &format!(" -X {STAMP}.{name}={}", numbers.next().unwrap_or_default());
+    }
+    let (verbs, package): (&[&str], _) = match kind {
+        Kind::Program(package) => (&["build"], package),
+        // Vetting all of upstream takes as long as building it.
+        Kind::Test(package) => (&["test", "-c", "-vet=off"], package),
+    };
+    run(go(module).args(verbs).args(["-trimpath", "-ldflags", &flags, "-o"]).arg(to).arg(package))
+}
+
+fn build_rust(module: &Path, name: &str, to: &Path) -> Result<()> {
+    let source = module.join("programs").join(format!("{name}.rs"));
+    let flags = ["--edition=2024", "-O", "-Ctarget-feature=+crt-static", "-Cpanic=abort", "-Cstrip=symbols"];
+    output(Command::new("rustc").args(flags).arg("-o").arg(to).arg(source).current_dir(root())).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version;
+
+    #[test]
+    fn the_version_is_the_one_go_mod_requires() {
+        let pins = "require (\n\tk8s.io/kubelet v0.1.0\n\tk8s.io/kubernetes v1.36.3\n)\n";
+        assert_eq!(version(pins), Some("v1.36.3"));
+        assert_eq!(version("require k8s.io/kubernetes v1.2.3\n"), Some("v1.2.3"));
+        assert_eq!(version("module x\n"), None);
+    }
+}

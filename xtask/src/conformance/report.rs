@@ -1,0 +1,310 @@
+//! What ginkgo's report says: a table by SIG, lists of names, and a folder for each failure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use serde::Deserialize;
+
+use super::suite::{LOG, REPORT};
+
+#[derive(Debug, PartialEq, Eq, Clone, Copy)]
+pub(super) enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+#[derive(Debug)]
+pub(super) struct Test {
+    pub(super) name: String,
+    pub(super) outcome: Outcome,
+    seconds: f64,
+    message: String,
+    place: String,
+    output: String,
+    start: String,
+    end: String,
+}
+
+#[derive(Default, Debug, Clone, Copy)]
+pub(super) struct Count {
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    pub(super) skipped: usize,
+    seconds: f64,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Suite {
+    spec_reports: Option<Vec<Spec>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct Spec {
+    container_hierarchy_texts: Option<Vec<String>>,
+    leaf_node_type: String,
+    leaf_node_text: String,
+    state: String,
+    start_time: String,
+    end_time: String,
+    /// Nanoseconds.
+    run_time: u64,
+    failure: Failure,
+    spec_events: Option<Vec<Event>>,
+    captured_ginkgo_writer_output: String,
+    captured_std_out_err: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct Failure {
+    message: String,
+    location: Location,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct Location {
+    file_name: String,
+    line_number: u64,
+}
+
+/// A step that the test announced.
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct Event {
+    spec_event_type: String,
+    message: String,
+    timeline_location: TimelineLocation,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+#[derive(Default)]
+struct TimelineLocation {
+    time: String,
+}
+
+const LOG_TAIL_LINES: usize = 40;
+/// `2026-01-02T03:04:05`: what the times of ginkgo and of the server have in common.
+const SECOND_CHARS: usize = 19;
+const MAX_SLUG_CHARS: usize = 80;
+
+/// Reads the report of a run; fails if the suite did not get as far as its tests.
+pub(super) fn read(results: &Path) -> Result<Vec<Test>> {
+    let Ok(bytes) = fs::read(results.join(REPORT)) else {
+        bail!("the suite wrote no report; the end of its log:\n{}", log_tail(results));
+    };
+    let tests = parse(&bytes)?;
+    if tests.is_empty() {
+        bail!("no test ran; the end of the suite's log:\n{}", log_tail(results));
+    }
+    Ok(tests)
+}
+
+fn log_tail(results: &Path) -> String {
+    let text = fs::read(results.join(LOG)).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+}
+
+fn parse(bytes: &[u8]) -> Result<Vec<Test>> {
+    let suites: Vec<Suite> = serde_json::from_slice(bytes).context("reading ginkgo's report")?;
+    let mut tests = Vec::new();
+    for spec in suites.into_iter().flat_map(|suite| suite.spec_reports.unwrap_or_default()) {
+        if spec.leaf_node_type != "It" {
+            if !matches!(spec.state.as_str(), "passed" | "skipped") {
+                bail!("{} {}: {}", spec.leaf_node_type, spec.state, spec.failure.message);
+            }
+            continue;
+        }
+        // What was not selected is "skipped" without a word why.
+        if matches!(spec.state.as_str(), "skipped" | "pending") && spec.failure.message.is_empty() {
+            continue;
+        }
+        tests.push(spec.into());
+    }
+    tests.sort_by(|a: &Test, b: &Test| a.name.cmp(&b.name));
+    Ok(tests)
+}
+
+impl From<Spec> for Test {
+    fn from(spec: Spec) -> Test {
+        let steps = spec.spec_events.unwrap_or_default().into_iter();
+        let steps = steps.filter(|event| event.spec_event_type == "By" && !event.message.is_empty());
+        let steps: String =
+            steps.map(|event| format!("{} {}\n", event.timeline_location.time, event.message)).collect();
+        let mut name = spec.container_hierarchy_texts.unwrap_or_default();
+        name.push(spec.leaf_node_text);
+        Test {
+            name: name.join(" "),
+            outcome: match spec.state.as_str() {
+                "passed" => Outcome::Passed,
+                "skipped" => Outcome::Skipped,
+                _ => Outcome::Failed,
+            },
+            seconds: spec.run_time as f64 / 1e9,
+            message: spec.failure.message,
+            place: format!("{}:{}", spec.failure.location.file_name, spec.failure.location.line_number),
+            output: format!("{steps}\n{}{}", spec.captured_ginkgo_writer_output, spec.captured_std_out_err),
+            start: spec.start_time,
+            end: spec.end_time,
+        }
+    }
+}
+
+impl Test {
+    fn sig(&self) -> &str {
+        let rest = self.name.strip_prefix("[sig-").unwrap_or("other]");
+        rest.split(']').next().unwrap_or_default()
+    }
+}
+
+/// The counts of all, and the table.
+pub(super) fn table(tests: &[Test]) -> Result<(Count, String)> {
+    let mut rows: BTreeMap<&str, Count> = BTreeMap::new();
+    let mut all = Count::default();
+    for test in tests {
+        for count in [rows.entry(test.sig()).or_default(), &mut all] {
+            match test.outcome {
+                Outcome::Passed => count.passed += 1,
+                Outcome::Failed => count.failed += 1,
+                Outcome::Skipped => count.skipped += 1,
+            }
+            count.seconds += test.seconds;
+        }
+    }
+    let mut out = String::new();
+    writeln!(out, "{:<20}{:>8}{:>8}{:>8}{:>10}", "SIG", "passed", "failed", "skipped", "seconds")?;
+    for (sig, row) in rows {
+        writeln!(out, "{sig:<20}{:>8}{:>8}{:>8}{:>10.0}", row.passed, row.failed, row.skipped, row.seconds)?;
+    }
+    Ok((all, out))
+}
+
+/// The names of `wanted` that no test has.
+pub(super) fn missing<'a>(wanted: &'a [String], tests: &[Test]) -> Vec<&'a str> {
+    let ran: BTreeSet<&str> = tests.iter().map(|test| test.name.as_str()).collect();
+    wanted.iter().map(String::as_str).filter(|name| !ran.contains(name)).collect()
+}
+
+/// `results.tsv`, `passed.txt`, `failed.txt`, and for each failure its log and the server's of that time.
+pub(super) fn write(results: &Path, tests: &[Test], server_log: &str) -> Result<()> {
+    let put = |path: &Path, text: &str| {
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+    };
+    let mut rows = String::new();
+    for test in tests {
+        let message = test.message.split_whitespace().collect::<Vec<_>>().join(" ");
+        writeln!(rows, "{:?}\t{:.1}\t{}\t{message}", test.outcome, test.seconds, test.name)?;
+    }
+    put(&results.join("results.tsv"), &rows)?;
+    for (file, outcome) in [("passed.txt", Outcome::Passed), ("failed.txt", Outcome::Failed)] {
+        let names = tests.iter().filter(|test| test.outcome == outcome);
+        put(&results.join(file), &names.map(|test| format!("{}\n", test.name)).collect::<String>())?;
+    }
+    let failed = tests.iter().filter(|test| test.outcome == Outcome::Failed);
+    for (number, test) in failed.enumerate() {
+        let folder = results.join("failures").join(format!("{:03}-{}", number + 1, slug(&test.name)));
+        fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+        let text = format!("{}\n\n{}\n{}\n\n{}", test.name, test.place, test.message, test.output);
+        put(&folder.join("test.log"), &text)?;
+        put(&folder.join("server.log"), &window(server_log, &test.start, &test.end))?;
+    }
+    Ok(())
+}
+
+fn slug(name: &str) -> String {
+    let name = name.trim_end_matches(" [Conformance]").to_lowercase();
+    let words: Vec<&str> =
+        name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    words.join("-").chars().take(MAX_SLUG_CHARS).collect()
+}
+
+/// The lines of a log from one time to another. A line without a time belongs to the one before it.
+fn window(log: &str, start: &str, end: &str) -> String {
+    let second = |time: &str| time.get(..SECOND_CHARS).map(str::to_owned);
+    let (Some(start), Some(end)) = (second(start), second(end)) else { return String::new() };
+    let mut within = false;
+    let mut out = String::new();
+    for line in log.lines() {
+        if let Some(time) = second(line).filter(|time| is_time(time)) {
+            within = start <= time && time <= end;
+        }
+        if within {
+            out.push_str(line);
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn is_time(text: &str) -> bool {
+    let bytes = text.as_bytes();
+    bytes.first().is_some_and(u8::is_ascii_digit) && bytes.get(10) == Some(&b'T')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Outcome, missing, parse, slug, table, window};
+
+    const REPORT: &str = r#"[{"SpecReports": [
+        {"LeafNodeType": "SynchronizedBeforeSuite", "State": "passed"},
+        {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeText": "run", "State": "passed",
+         "RunTime": 1500000000},
+        {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeText": "left out",
+         "State": "skipped"},
+        {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-apps] Jobs"], "LeafNodeText": "hang",
+         "State": "timedout", "Failure": {"Message": "too long"}},
+        {"LeafNodeType": "It", "ContainerHierarchyTexts": null, "LeafNodeText": "nobody's", "State": "skipped",
+         "Failure": {"Message": "needs two nodes"}}
+    ]}]"#;
+
+    #[test]
+    fn what_was_not_selected_is_not_counted_and_what_timed_out_failed() {
+        let tests = parse(REPORT.as_bytes()).unwrap();
+        let names: Vec<(&str, Outcome)> = tests.iter().map(|t| (t.name.as_str(), t.outcome)).collect();
+        let expected = [
+            ("[sig-apps] Jobs hang", Outcome::Failed),
+            ("[sig-node] Pods run", Outcome::Passed),
+            ("nobody's", Outcome::Skipped),
+        ];
+        assert_eq!(names, expected);
+        let (all, text) = table(&tests).unwrap();
+        assert_eq!((all.passed, all.failed, all.skipped), (1, 1, 1));
+        assert!(text.contains("node                       1       0       0         2\n"), "{text}");
+        assert_eq!(missing(&["nobody's".to_owned(), "no such".to_owned()], &tests), ["no such"]);
+    }
+
+    #[test]
+    fn a_suite_that_cannot_start_is_an_error_and_not_zero_failures() {
+        let report = r#"[{"SpecReports": [{"LeafNodeType": "SynchronizedBeforeSuite", "State": "failed",
+            "Failure": {"Message": "no nodes"}}]}]"#;
+        let error = parse(report.as_bytes()).unwrap_err();
+        assert_eq!(error.to_string(), "SynchronizedBeforeSuite failed: no nodes");
+    }
+
+    #[test]
+    fn a_failure_has_the_servers_lines_of_its_time() {
+        let log =
+            "2026-01-02T03:04:05.1Z a\n2026-01-02T03:04:06.1Z b\n  and more\n2026-01-02T03:04:08.1Z c\n";
+        let part = window(log, "2026-01-02T03:04:06.9Z", "2026-01-02T03:04:07.0Z");
+        assert_eq!(part, "2026-01-02T03:04:06.1Z b\n  and more\n");
+        assert_eq!(window(log, "", ""), "");
+    }
+
+    #[test]
+    fn a_folder_is_named_after_its_test() {
+        assert_eq!(slug("[sig-node] Pods should: run [Conformance]"), "sig-node-pods-should-run");
+    }
+}

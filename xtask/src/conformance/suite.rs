@@ -1,0 +1,179 @@
+//! One run of upstream's suite within the network of a cluster.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::programs::Programs;
+
+/// Which of upstream's conformance tests.
+pub(super) enum Selection {
+    /// Of a SIG, or whose name matches, or both, or all.
+    Matching { sig: Option<String>, focus: Option<String> },
+    /// Exactly these.
+    Listed(Vec<String>),
+}
+
+pub(super) struct Suite<'a> {
+    pub(super) programs: &'a Programs,
+    pub(super) netns: PathBuf,
+    pub(super) kubeconfig: PathBuf,
+    pub(super) results: &'a Path,
+    pub(super) timeout: Duration,
+}
+
+pub(super) const REPORT: &str = "report.json";
+pub(super) const JUNIT: &str = "junit.xml";
+pub(super) const LOG: &str = "e2e.log";
+/// The longest a test waits for its turn to end once the suite's own time is over.
+const GRACE: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(500);
+const MIN_PROCESSES: usize = 2;
+
+impl Selection {
+    /// Reads a list: one name a line, as `failed.txt` of an earlier run has them.
+    pub(super) fn of_file(path: &Path) -> Result<Selection> {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        let names: Vec<String> = lines.map(str::to_owned).collect();
+        if names.is_empty() {
+            bail!("{} lists no test", path.display());
+        }
+        Ok(Selection::Listed(names))
+    }
+
+    /// One expression: ginkgo runs what matches *any* of several.
+    fn expression(&self) -> Option<String> {
+        match self {
+            Selection::Matching { sig: None, focus: None } => None,
+            Selection::Matching { sig: None, focus: Some(focus) } => Some(focus.clone()),
+            Selection::Matching { sig: Some(sig), focus } => {
+                let sig = sig.trim_start_matches("sig-");
+                let rest = focus.as_ref().map(|focus| format!(".*({focus})")).unwrap_or_default();
+                Some(format!(r"\[sig-{}\]{rest}", escaped(sig)))
+            }
+            // What is matched is the name with the suite's before it.
+            Selection::Listed(names) => {
+                let names: Vec<String> = names.iter().map(|name| escaped(name)).collect();
+                Some(format!(r"^[^\[]*({})$", names.join("|")))
+            }
+        }
+    }
+}
+
+/// A text as an expression of Go that matches just it.
+fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if r"\.+*?()|[]{}^$".contains(character) {
+            out.push('\\');
+        }
+        out.push(character);
+    }
+    out
+}
+
+impl Suite<'_> {
+    /// Whatever the outcome of the tests: the report has it.
+    pub(super) fn run(&self, selection: &Selection) -> Result<()> {
+        let path = self.results.join(LOG);
+        let log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+        let mut child = self
+            .command(selection)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("starting nsenter, of the package util-linux")?;
+        // ginkgo ends the suite at the timeout and writes its report; this is for a ginkgo that does not.
+        if wait(&mut child, Instant::now() + self.timeout + GRACE)?.is_none() {
+            let ginkgo = child.id().to_string();
+            // Its processes too: it waits for them, whatever it is told. Status 1 is that there are none.
+            Command::new("pkill").args(["-INT", "-P", &ginkgo]).status().context("starting pkill")?;
+            crate::command::run(Command::new("kill").args(["-INT", &ginkgo]))?;
+            if wait(&mut child, Instant::now() + GRACE)?.is_none() {
+                child.kill().context("ending ginkgo")?;
+                child.wait().context("waiting for ginkgo")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The suite dials nodes and pods, so it runs where they are; ginkgo runs what is [Serial] last and alone.
+    fn command(&self, selection: &Selection) -> Command {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let home = self.results.join("home");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let search: Vec<PathBuf> =
+            [self.programs.bin()].into_iter().chain(std::env::split_paths(&path)).collect();
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--net={}", self.netns.display()))
+            .arg(self.programs.path("ginkgo"))
+            .args(["run", "--label-filter=Conformance", "--silence-skips", "--no-color"])
+            .arg(format!("--procs={}", (2 * cores).max(MIN_PROCESSES)))
+            .arg(format!("--timeout={}s", self.timeout.as_secs()))
+            .args([format!("--json-report={REPORT}"), format!("--junit-report={JUNIT}")])
+            .arg(flag("--output-dir", self.results));
+        if let Some(expression) = selection.expression() {
+            command.arg(format!("--focus={expression}"));
+        }
+        command
+            .arg(self.programs.path("e2e.test"))
+            .arg("--")
+            .arg(flag("--kubeconfig", &self.kubeconfig))
+            .arg(flag("--kubectl-path", &self.programs.path("kubectl")))
+            .arg(flag("--e2e-output-dir", self.results))
+            // A cluster that is not up fails the run now, not in half an hour.
+            .args(["--node-schedulable-timeout=2m", "--system-pods-startup-timeout=2m"])
+            .args(["--provider=skeleton", "--dns-domain=cluster.local", "--disable-log-dump"])
+            .arg("--dump-logs-on-failure=false");
+        command.env("TZ", "UTC").env("HOME", home).env("KUBECONFIG", &self.kubeconfig);
+        if let Ok(search) = std::env::join_paths(search) {
+            command.env("PATH", search);
+        }
+        for name in ["http_proxy", "https_proxy", "all_proxy", "no_proxy", "KUBE_TEST_REPO_LIST"] {
+            command.env_remove(name).env_remove(name.to_uppercase());
+        }
+        command
+    }
+}
+
+fn flag(name: &str, path: &Path) -> String {
+    format!("{name}={}", path.display())
+}
+
+fn wait(child: &mut Child, deadline: Instant) -> Result<Option<ExitStatus>> {
+    loop {
+        match child.try_wait().context("waiting for ginkgo")? {
+            None if Instant::now() < deadline => std::thread::sleep(POLL),
+            ended => return Ok(ended),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Selection;
+
+    fn matching(sig: Option<&str>, focus: Option<&str>) -> Option<String> {
+        Selection::Matching { sig: sig.map(Into::into), focus: focus.map(Into::into) }.expression()
+    }
+
+    #[test]
+    fn sig_and_focus_narrow_each_other() {
+        assert_eq!(matching(None, None), None);
+        assert_eq!(matching(None, Some("a|b")).as_deref(), Some("a|b"));
+        assert_eq!(matching(Some("sig-apps"), None).as_deref(), Some(r"\[sig-apps\]"));
+        assert_eq!(matching(Some("apps"), Some("a|b")).as_deref(), Some(r"\[sig-apps\].*(a|b)"));
+    }
+
+    #[test]
+    fn a_listed_name_matches_only_itself() {
+        let listed = Selection::Listed(vec!["[sig-node] a.b (c)".into(), "d".into()]);
+        assert_eq!(listed.expression().as_deref(), Some(r"^[^\[]*(\[sig-node\] a\.b \(c\)|d)$"));
+    }
+}
