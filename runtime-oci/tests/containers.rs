@@ -279,7 +279,7 @@ async fn output_of_both_streams_is_in_the_log_in_order_and_whole() {
         assert_eq!(*line, format!("stdout F {}", i + 1));
     }
     let tags: Vec<_> = logged[20000..].iter().map(|line| (&line[7..8], line.len() - 9)).collect();
-    assert_eq!(tags, [("P", 16384), ("P", 16384), ("F", 7232), ("F", 3)]);
+    assert_eq!(tags, [("P", 16384), ("P", 16384), ("F", 7232), ("P", 3)]);
     node.finish().await;
 }
 

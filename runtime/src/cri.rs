@@ -242,13 +242,24 @@ fn annotations(record: &ContainerRecord) -> BTreeMap<String, String> {
 }
 
 fn cri_image(image: &StoredImage) -> Image {
+    let (uid, username) = image_user(&image.config.config.user);
     Image {
         id: image.id.clone(),
         repo_tags: image.names.iter().cloned().collect(),
         repo_digests: image.digests.iter().cloned().collect(),
         size: image.size_bytes,
-        username: image.config.config.user.clone(),
+        uid,
+        username,
         ..Image::default()
+    }
+}
+
+/// The user of an image's `USER`, which may name a group after a colon: a number, or else a name.
+fn image_user(user: &str) -> (Option<Int64Value>, String) {
+    let user = user.split(':').next().unwrap_or_default();
+    match user.parse() {
+        Ok(value) => (Some(Int64Value { value }), String::new()),
+        Err(_) => (None, user.to_owned()),
     }
 }
 
@@ -746,5 +757,19 @@ fn lost(record: &ContainerRecord) -> RuntimeContainer {
         exit_code: 137,
         reason: "ContainerStatusUnknown".into(),
         message: "The container could not be located when the pod was terminated".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_images_user_is_a_number_or_a_name_without_its_group() {
+        let number = |value| Some(Int64Value { value });
+        assert_eq!(image_user("65535:65535"), (number(65535), String::new()));
+        assert_eq!(image_user("0"), (number(0), String::new()));
+        assert_eq!(image_user("nginx:www"), (None, "nginx".to_owned()));
+        assert_eq!(image_user(""), (None, String::new()));
     }
 }

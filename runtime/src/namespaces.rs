@@ -9,13 +9,22 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::unistd::sethostname;
 
-/// Makes both namespaces on a thread of its own, which ends afterwards. Blocks for two mounts.
-pub(crate) fn create(ipc: &Path, uts: &Path, hostname: &str) -> io::Result<()> {
-    let (ipc, uts, hostname) = (ipc.to_owned(), uts.to_owned(), hostname.to_owned());
+/// Makes those namespaces that are not the host's, on a thread of its own, which ends afterwards. Blocks for two mounts.
+pub(crate) fn create(ipc: Option<&Path>, uts: Option<&Path>, hostname: &str) -> io::Result<()> {
+    let (ipc, uts, hostname) = (ipc.map(Path::to_owned), uts.map(Path::to_owned), hostname.to_owned());
+    if ipc.is_none() && uts.is_none() {
+        return Ok(());
+    }
     on_own_thread(move || {
-        unshare(CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)?;
-        sethostname(&hostname)?;
+        if ipc.is_some() {
+            unshare(CloneFlags::CLONE_NEWIPC)?;
+        }
+        if uts.is_some() {
+            unshare(CloneFlags::CLONE_NEWUTS)?;
+            sethostname(&hostname)?;
+        }
         for (path, name) in [(&ipc, "ipc"), (&uts, "uts")] {
+            let Some(path) = path else { continue };
             File::create(path)?;
             let source = format!("/proc/thread-self/ns/{name}");
             mount(Some(source.as_str()), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)?;
@@ -83,6 +92,21 @@ fn on_own_thread(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pod_may_have_its_own_ipc_and_the_hosts_name() {
+        let inode = |path: &Path| std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).unwrap());
+        let directory = tempfile::tempdir().unwrap();
+        let ipc = directory.path().join("ipc");
+        create(Some(&ipc), None, "").unwrap();
+        assert_ne!(inode(&ipc), inode(Path::new("/proc/self/ns/ipc")));
+        remove(&ipc).unwrap();
+        let uts = directory.path().join("uts");
+        create(None, Some(&uts), "pod").unwrap();
+        assert!(!ipc.exists());
+        assert_ne!(inode(&uts), inode(Path::new("/proc/self/ns/uts")));
+        remove(&uts).unwrap();
+    }
 
     #[test]
     fn a_pod_sets_only_what_is_its_own() {

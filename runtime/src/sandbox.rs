@@ -94,16 +94,9 @@ impl Sandboxes {
         self.make_files(&sandbox)?;
         self.make_cgroup(&sandbox)?;
         let mut held = Vec::new();
-        if let (Some(ipc), Some(uts)) = (&sandbox.ipcns, &sandbox.utsns) {
-            namespaces::create(ipc, uts, &hostname(config))
-                .map_err(|e| CriError::unknown(format!("failed to create the sandbox's namespaces: {e}")))?;
-            held.push(ipc.clone());
-        } else if sandbox.ipcns.is_some() != sandbox.utsns.is_some() {
-            return Err(CriError::new(
-                Code::Unimplemented,
-                "a pod must share both or neither of network and IPC with the host",
-            ));
-        }
+        namespaces::create(sandbox.ipcns.as_deref(), sandbox.utsns.as_deref(), &hostname(config))
+            .map_err(|e| CriError::unknown(format!("failed to create the sandbox's namespaces: {e}")))?;
+        held.extend(sandbox.ipcns.clone());
         let mut ips = Vec::new();
         if let Some(netns) = &sandbox.netns {
             ips = self.network.up(id, netns, &port_forwards(config)).await?;

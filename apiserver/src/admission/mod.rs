@@ -46,7 +46,7 @@ impl Api {
             self.admit_service_account(object).await?;
             pod::add_default_tolerations(object);
             self.admit_priority(object).await?;
-            return Ok(());
+            return self.admit_runtime_class(object).await;
         }
         if is_signing_request(&call.kind) {
             self.admit_signing_request(call, object)?;

@@ -1,4 +1,4 @@
-//! What every pod gets: tolerations of failing nodes, and a priority.
+//! What every pod gets: tolerations of failing nodes, a priority, and what its runtime class says.
 
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
@@ -68,15 +68,66 @@ impl Api {
         Ok(())
     }
 
+    /// `RuntimeClass`: the class must exist; its overhead and its nodes become the pod's.
+    pub(super) async fn admit_runtime_class(&self, pod: &mut Object) -> Result<(), Status> {
+        let name = pod["spec"]["runtimeClassName"].as_str().unwrap_or_default().to_owned();
+        let given = pod["spec"]["overhead"].clone();
+        let is_given = given.as_object().is_some_and(|given| !given.is_empty());
+        let class = if name.is_empty() {
+            Object::default()
+        } else {
+            let found = self.found("node.k8s.io", "runtimeclasses", &name).await?;
+            let missing = || forbidden(pod, &format!("pod rejected: RuntimeClass {name:?} not found"), None);
+            found.ok_or_else(missing)?
+        };
+        let overhead = class["overhead"]["podFixed"].clone();
+        if is_given && overhead.is_null() {
+            let why = "Pod Overhead set without corresponding RuntimeClass defined Overhead";
+            return Err(forbidden(pod, why, None));
+        }
+        if is_given && given != overhead {
+            let why = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
+            return Err(forbidden(pod, why, None));
+        }
+        if overhead.is_object() {
+            pod["spec"]["overhead"] = overhead;
+        }
+        for (key, value) in class["scheduling"]["nodeSelector"].as_object().into_iter().flatten() {
+            let own = pod["spec"]["nodeSelector"].get(key).unwrap_or(value);
+            if own != value {
+                let why = format!(
+                    "conflict: runtimeClass.scheduling.nodeSelector[{key}] = {}; pod.spec.nodeSelector[{key}] = {}",
+                    value.as_str().unwrap_or_default(),
+                    own.as_str().unwrap_or_default()
+                );
+                return Err(forbidden(pod, &why, None));
+            }
+            pod["spec"]["nodeSelector"][key] = value.clone();
+        }
+        let mut tolerations = pod["spec"]["tolerations"].as_array().cloned().unwrap_or_default();
+        for toleration in class["scheduling"]["tolerations"].as_array().into_iter().flatten() {
+            if !tolerations.contains(toleration) {
+                tolerations.push(toleration.clone());
+            }
+        }
+        pod["spec"]["tolerations"] = Value::Array(tolerations);
+        Ok(())
+    }
+
     async fn priority_class(&self, name: &str) -> Result<Option<Priority>, Status> {
-        let kind = self.kind("scheduling.k8s.io", "v1", "priorityclasses")?;
-        let cache = self.caches.of(kind)?;
+        let found = self.found("scheduling.k8s.io", "priorityclasses", name).await?;
+        Ok(found.map(|class| priority_of(&class)))
+    }
+
+    /// A cluster-scoped object. One that was created just before this request is found, too.
+    async fn found(&self, group: &str, plural: &str, name: &str) -> Result<Option<Object>, Status> {
+        let cache = self.caches.of(self.kind(group, "v1", plural)?)?;
         let mut entry = cache.get(name);
         if entry.is_none() {
             self.caches.wait_for_newest().await?;
             entry = cache.get(name);
         }
-        Ok(entry.map(|entry| priority_of(&entry.parse())))
+        Ok(entry.map(|entry| entry.parse()))
     }
 
     /// The class marked `globalDefault`; of several the lowest.

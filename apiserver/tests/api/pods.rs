@@ -45,6 +45,38 @@ async fn a_pod_is_completed_as_upstream_does() {
 }
 
 #[tokio::test]
+async fn a_pods_runtime_class_must_exist_and_brings_its_overhead_and_nodes() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let mut wasm = pod("p");
+    wasm["spec"]["runtimeClassName"] = "wasm".into();
+    let message = admin.post(PODS, wasm.clone()).await.refused(403, "Forbidden");
+    assert_eq!(message, "pods \"p\" is forbidden: pod rejected: RuntimeClass \"wasm\" not found");
+    let class = json!({
+        "metadata": {"name": "wasm"},
+        "handler": "wasmtime",
+        "overhead": {"podFixed": {"memory": "1Mi"}},
+        "scheduling": {"nodeSelector": {"wasm": "yes"}, "tolerations": [{"key": "wasm", "operator": "Exists"}]},
+    });
+    admin.post("/apis/node.k8s.io/v1/runtimeclasses", class).await.created();
+    let mut elsewhere = wasm.clone();
+    elsewhere["spec"]["nodeSelector"] = json!({"wasm": "no"});
+    admin.post(PODS, elsewhere).await.refused(403, "Forbidden");
+    let mut heavy = wasm.clone();
+    heavy["spec"]["overhead"] = json!({"memory": "2Mi"});
+    let message = admin.post(PODS, heavy).await.refused(403, "Forbidden");
+    assert!(message.ends_with("Pod's Overhead doesn't match RuntimeClass's defined Overhead"), "{message}");
+    let created = admin.post(PODS, wasm).await.created();
+    let spec = &created["spec"];
+    assert_eq!(spec["overhead"], json!({"memory": "1Mi"}));
+    assert_eq!(spec["nodeSelector"], json!({"wasm": "yes"}));
+    assert!(spec["tolerations"].as_array().expect("tolerations").iter().any(|t| t["key"] == "wasm"));
+    let mut plain = pod("q");
+    plain["spec"]["overhead"] = json!({"memory": "1Mi"});
+    admin.post(PODS, plain).await.refused(403, "Forbidden");
+}
+
+#[tokio::test]
 async fn a_pod_is_bound_once_and_deleted_gracefully() {
     let cluster = Cluster::start().await;
     let admin = cluster.namespace("a").await;

@@ -66,10 +66,11 @@ impl Log {
         self.write();
     }
 
-    /// The stream has ended: so has its last line.
+    /// The stream has ended. A last line without its end is a part, as containerd has it: whoever reads the log gets
+    /// back what was written, to the byte.
     pub(super) fn end(&mut self, line: &mut Line) {
         if !line.text.is_empty() {
-            self.finish(line, b'F');
+            self.finish(line, b'P');
             self.write();
         }
     }
@@ -130,7 +131,7 @@ mod tests {
     #[test]
     fn lines_are_whole_however_they_were_read() {
         assert_eq!(logged(&[b"a\nb", b"c\n", b"\n"]), ["stdout F a", "stdout F bc", "stdout F "]);
-        assert_eq!(logged(&[b"no newline"]), ["stdout F no newline"]);
+        assert_eq!(logged(&[b"no newline"]), ["stdout P no newline"]);
         assert!(logged(&[]).is_empty());
     }
 

@@ -199,9 +199,52 @@ fn quota(object: &Object, side: Side) -> Value {
 struct ConfigMaps;
 
 impl Strategy for ConfigMaps {
+    fn validate(&self, object: &Object) -> Vec<Cause> {
+        config_keys(object, &["data", "binaryData"])
+    }
+
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         frozen(new, old, &["data", "binaryData"])
     }
+}
+
+/// What is wrong with the keys of the maps that pods mount as files, each key at most once over all of them.
+fn config_keys(object: &Object, fields: &[&str]) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    for (n, field) in fields.iter().enumerate() {
+        for (key, _) in object[*field].as_object().into_iter().flatten() {
+            let path = format!("{field}[{key}]");
+            let invalid = |why: &str| Cause::invalid(path.clone(), &key.as_str().into(), why);
+            causes.extend(config_key_faults(key).iter().map(|why| invalid(why)));
+            if let Some(other) = fields[n + 1..].iter().find(|other| object[**other].get(key).is_some()) {
+                causes.push(invalid(&format!("duplicate of key present in {other}")));
+            }
+        }
+    }
+    causes
+}
+
+fn config_key_faults(key: &str) -> Vec<String> {
+    const MAX_BYTES: usize = 253;
+    let mut faults = Vec::new();
+    if key.len() > MAX_BYTES {
+        faults.push(format!("must be no more than {MAX_BYTES} characters"));
+    }
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    if key.is_empty() || !key.bytes().all(is_plain) {
+        faults.push(
+            "a valid config key must consist of alphanumeric characters, '-', '_' or '.' (e.g. 'key.name',  or \
+             'KEY_NAME',  or 'key-name', regex used for validation is '[-._a-zA-Z0-9]+')"
+                .to_owned(),
+        );
+    }
+    match key {
+        "." => faults.push("must not be '.'".to_owned()),
+        ".." => faults.push("must not be '..'".to_owned()),
+        _ if key.starts_with("..") => faults.push("must not start with '..'".to_owned()),
+        _ => {}
+    }
+    faults
 }
 
 fn frozen(new: &Object, old: &Object, fields: &[&str]) -> Vec<Cause> {
@@ -240,8 +283,10 @@ impl Strategy for Secrets {
             "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
             _ => &[],
         };
+        let mut causes = config_keys(object, &["data"]);
         let missing = required.iter().filter(|key| object["data"].get(**key).is_none());
-        missing.map(|key| Cause::required(format!("data[{key}]"), "")).collect()
+        causes.extend(missing.map(|key| Cause::required(format!("data[{key}]"), "")));
+        causes
     }
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
@@ -304,5 +349,23 @@ impl Strategy for ReplicationControllers {
 
     fn validate(&self, object: &Object) -> Vec<Cause> {
         pod::validate_template(&object["spec"]["template"], "spec.template")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_that_are_no_file_names_are_refused() {
+        let faults = |object: Value| -> Vec<String> {
+            config_keys(&object, &["data", "binaryData"]).into_iter().map(|cause| cause.field).collect()
+        };
+        assert!(faults(json!({"data": {"key.name": "", "..a_b-C": ""}})).len() == 1);
+        assert_eq!(faults(json!({"data": {"": ""}})), ["data[]"]);
+        assert_eq!(faults(json!({"data": {"a/b": "", ".": ""}, "binaryData": {"..": ""}})).len(), 3);
+        assert_eq!(faults(json!({"data": {"a": ""}, "binaryData": {"a": ""}})), ["data[a]"]);
+        assert_eq!(faults(json!({"data": {"a".repeat(254): ""}})).len(), 1);
+        assert!(faults(json!({})).is_empty());
     }
 }
