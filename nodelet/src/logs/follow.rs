@@ -152,6 +152,7 @@ mod tests {
         let options = LogOptions { follow: true, ..LogOptions::default() };
         let ended = async move || is_over.load(Ordering::SeqCst);
         let task = tokio::spawn(stream(dir.path().to_owned(), "0.log".into(), options, ended, tx));
+        assert!(rx.recv().await.unwrap().unwrap().is_empty(), "the log is open");
         assert_eq!(&rx.recv().await.unwrap().unwrap()[..], b"one\n");
 
         let mut old = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
