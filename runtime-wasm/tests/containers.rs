@@ -182,9 +182,12 @@ async fn containers_survive_the_runtime_and_are_found_again() {
 
 async fn a_host_that_dies_takes_its_containers_with_it_and_says_so() {
     let node = Node::new().await;
-    node.run("c", &guests::endless_loop(), Options::default()).await;
-    let [host] = node.hosts().try_into().unwrap();
+    node.create("c", &guests::endless_loop(), Options::default()).await.unwrap();
     let mut events = node.runtime.events();
+    node.runtime.start("c").await.unwrap();
+    // Of its start, which must not pass for that of its end.
+    assert_eq!(events.recv().await.unwrap().container_id, "c");
+    let [host] = node.hosts().try_into().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(host), nix::sys::signal::Signal::SIGKILL).unwrap();
     assert_eq!(events.recv().await.unwrap().container_id, "c");
     let ended = node.runtime.status("c").await.unwrap();
