@@ -2,6 +2,7 @@
 //!
 //! - [`PodNetwork`]: a bridge, a veth pair and an address for each pod, and the routes that keep the pod and
 //!   service ranges on this machine.
+//! - [`PeerRoutes`]: the way to other nodes' pods, by route or by tunnel.
 //! - [`ServiceProxy`]: Services and their endpoints as nftables maps, changed element by element; who gets in, who
 //!   sticks to which endpoint, whose address and port it is.
 //! - [`ClusterDns`]: the names of Services and pods, with aliases followed; everything else is forwarded.
@@ -15,6 +16,7 @@ mod conntrack;
 mod dns;
 mod ipam;
 mod nft;
+mod peers;
 mod pod;
 mod proxy;
 
@@ -24,5 +26,6 @@ mod kernel_tests;
 pub use dns::{ClusterDns, DnsConfig, DnsError};
 pub use ipam::{HostPort, Ipam, IpamError};
 pub use nft::NftError;
+pub use peers::{PeerRoutes, PeersConfig, PeersError, Uplink};
 pub use pod::{PodNetwork, PodNetworkConfig, PodNetworkError};
 pub use proxy::{ProxyConfig, ServiceProxy};

@@ -223,21 +223,21 @@ fn netlink(action: impl Fn() -> String) -> impl Fn(rtnetlink::Error) -> PodNetwo
     move |source| PodNetworkError::Netlink { action: action(), source }
 }
 
-fn errno(error: &rtnetlink::Error) -> i32 {
+pub(crate) fn errno(error: &rtnetlink::Error) -> i32 {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.raw_code().abs(),
         _ => 0,
     }
 }
 
-fn exists_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+pub(crate) fn exists_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match result {
         Err(error) if errno(&error) == libc::EEXIST => Ok(()),
         other => other,
     }
 }
 
-fn gone_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
+pub(crate) fn gone_is_fine(result: Result<(), rtnetlink::Error>) -> Result<(), rtnetlink::Error> {
     match result {
         Err(error) if [libc::ENODEV, libc::ESRCH, libc::ENOENT].contains(&errno(&error)) => Ok(()),
         other => other,

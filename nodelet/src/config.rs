@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::Taint;
+use rustls::server::ResolvesServerCert;
 
 /// Everything about this node that cannot be found out by looking at it.
 #[derive(Clone)]
@@ -35,11 +37,12 @@ pub struct Config {
     pub resolv_conf: PathBuf,
 }
 
-/// The node API's certificate and the authority that its clients' certificates must come from, in PEM.
+/// The node API's certificate and the authority that its clients' certificates must come from.
 #[derive(Clone)]
 pub struct ServerTls {
-    pub certificate_pem: Vec<u8>,
-    pub key_pem: Vec<u8>,
+    /// Asked at every connection, so that a certificate may be renewed while the nodelet runs.
+    pub certificate: Arc<dyn ResolvesServerCert>,
+    /// In PEM.
     pub client_ca_pem: Vec<u8>,
 }
 

@@ -45,10 +45,12 @@ impl Pki {
     }
 
     fn server(&self) -> ServerTls {
-        let (_, pem, key) = self.issue("n1", ExtendedKeyUsagePurpose::ServerAuth);
+        let (certificate, _, key) = self.issue("n1", ExtendedKeyUsagePurpose::ServerAuth);
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let certified = rustls::sign::CertifiedKey::from_der(vec![certificate], key, &provider).unwrap();
         ServerTls {
-            certificate_pem: pem.into_bytes(),
-            key_pem: key.serialize_pem().into_bytes(),
+            certificate: Arc::new(rustls::sign::SingleCertAndKey::from(certified)),
             client_ca_pem: self.ca_pem.clone().into_bytes(),
         }
     }

@@ -8,12 +8,14 @@ use anyhow::{Context as _, Result, anyhow};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
+use crate::agent::{self, AgentArgs};
 use crate::cluster::{self, Cluster};
 use crate::image::{self, ImageCommand};
 use crate::layout::Layout;
 use crate::server::{self, ServerArgs};
 use crate::services::{self, ServiceCommand};
-use crate::{check, forward};
+use crate::token::{self, TokenCommand};
+use crate::{check, forward, node};
 
 /// A Kubernetes-compatible cluster in one binary, for Linux containers and WebAssembly
 #[derive(Parser, Debug)]
@@ -38,6 +40,19 @@ enum Command {
         /// Mirrors and credentials of registries, in k3s's format
         #[arg(long, default_value = "/etc/skiff/registries.yaml", env = "SKIFF_REGISTRIES")]
         registries: PathBuf,
+        /// How many nodes, each in a network namespace of its own; may grow later [default: as many as there are, or 1]
+        #[arg(long)]
+        nodes: Option<u8>,
+    },
+    /// Run a node of a cluster whose server is elsewhere
+    Agent(Box<AgentArgs>),
+    /// Make, list and delete the tokens that let nodes join
+    Token {
+        /// A throw-away cluster [default: the server on this machine]
+        #[arg(long = "name", global = true)]
+        cluster: Option<String>,
+        #[command(subcommand)]
+        command: TokenCommand,
     },
     /// Remove a throw-away cluster and every trace of it
     Down {
@@ -78,7 +93,10 @@ enum Command {
         name: String,
     },
     #[command(hide = true)]
-    Teardown(Box<ServerArgs>),
+    Teardown {
+        #[command(flatten)]
+        layout: Layout,
+    },
 }
 
 pub(crate) fn run() -> ExitCode {
@@ -137,8 +155,10 @@ fn execute(command: Command) -> Result<ExitCode> {
 async fn serve(command: Command) -> Result<()> {
     match command {
         Command::Server(args) => server::run(*args).await,
-        Command::Teardown(args) => server::tear_down(&args).await,
-        Command::Up { name, registries } => Box::pin(cluster::up(&name, &registries)).await,
+        Command::Agent(args) => Box::pin(agent::run(*args)).await,
+        Command::Token { cluster, command } => token::run(command, &kubeconfig(cluster.as_deref())?).await,
+        Command::Teardown { layout } => node::tear_down(&layout).await,
+        Command::Up { name, registries, nodes } => Box::pin(cluster::up(&name, &registries, nodes)).await,
         Command::Down { name } => cluster::down(&name).await,
         Command::Forward { name } => forward::run(&name).await,
         Command::Service { cluster, command } => {

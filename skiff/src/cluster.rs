@@ -1,13 +1,13 @@
 //! Throw-away clusters: `skiff up` and `skiff down`.
 //!
-//! A cluster lives in a network namespace of its own, so that nothing of the host's network changes. Its one link,
-//! `eth0`, leads nowhere; a forwarder on the host publishes the API and LoadBalancer Services on loopback addresses,
+//! Each node lives in a network namespace of its own, so that nothing of the host's network changes. Its one link, `eth0`,
+//! leads to a bridge in another namespace that plays the LAN, and no further; a forwarder on the host publishes the API and LoadBalancer Services on loopback addresses,
 //! and lets the node fetch images as if from the host.
 //!
 //! ```text
-//!  host: 127.64.0.1:6443 ─┐                        ┌─ namespace ──────────────┐
-//!        127.64.1.1:80   ─┼─ skiff forward ════════┤ skiff server, pods, …    │
-//!        registries     ◄─┘                        └──────────────────────────┘
+//!  host: 127.64.0.1:6443 ─┐                   ┌─ NAME-1 ──────────────┐   ┌─ LAN ──┐   ┌─ NAME-2 ──────────┐
+//!        127.64.1.1:80   ─┼─ skiff forward ═══┤ skiff server, pods, … ├───┤ bridge ├───┤ skiff agent, pods │
+//!        registries     ◄─┘                   └───────────────────────┘   └────────┘   └───────────────────┘
 //! ```
 
 use std::fs::{self, File};
@@ -20,6 +20,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 use nix::sched::{CloneFlags, setns};
@@ -30,6 +31,9 @@ use crate::layout::Layout;
 use crate::pki::{Pki, write_private};
 use crate::process::Started;
 use crate::progress::Steps;
+use crate::token;
+
+mod lan;
 
 /// A cluster as it is written to its directory.
 #[derive(Debug, Serialize, Deserialize)]
@@ -42,6 +46,9 @@ pub(crate) struct Cluster {
     egress_password: String,
     server: Option<Started>,
     forwarder: Option<Started>,
+    /// Of the second node and those after it.
+    #[serde(default)]
+    agents: Vec<Option<Started>>,
 }
 
 const CLUSTERS: &str = "/run/skiff/clusters";
@@ -49,11 +56,13 @@ const CLUSTERS: &str = "/run/skiff/clusters";
 const FIRST_LOOPBACK: u8 = 64;
 const MAX_CLUSTERS: u8 = 64;
 pub(crate) const API_PORT: u16 = 6443;
-/// The node's address within its namespace.
+/// The first node's address on the LAN.
 pub(crate) const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
+const MAX_NODES: u8 = 100;
 /// Where the forwarder lets the node's own processes reach registries.
 pub(crate) const EGRESS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3128);
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+const TOKEN_TTL: SignedDuration = SignedDuration::from_mins(10);
 const STOP_GRACE: Duration = Duration::from_secs(30);
 
 impl Cluster {
@@ -75,12 +84,40 @@ impl Cluster {
         entries.filter_map(|e| Cluster::open(e.file_name().to_str()?).ok()).collect()
     }
 
+    /// Of the first node, the server's.
     pub(crate) fn layout(&self) -> Layout {
         Layout::of_cluster(&self.name, &self.registries)
     }
 
+    pub(crate) fn nodes(&self) -> Vec<ClusterNode> {
+        let n_nodes = u8::try_from(self.agents.len()).unwrap_or(MAX_NODES).saturating_add(1);
+        (1..=n_nodes).map(|number| self.node(number)).collect()
+    }
+
+    /// Nodes are counted from 1.
+    fn node(&self, number: u8) -> ClusterNode {
+        let first = self.layout();
+        let layout = match number {
+            1 => first,
+            _ => first.of_node(number),
+        };
+        ClusterNode {
+            name: format!("{}-{number}", self.name),
+            number,
+            ip: Ipv4Addr::from_bits(NODE_IP.to_bits() + u32::from(number) - 1),
+            netns: layout.run_dir.join("net"),
+            layout,
+        }
+    }
+
+    /// The namespace whose bridge joins the nodes.
+    fn lan(&self) -> PathBuf {
+        self.layout().run_dir.join("lan")
+    }
+
+    /// The first node's namespace.
     pub(crate) fn netns(&self) -> PathBuf {
-        self.layout().run_dir.join("net")
+        self.node(1).netns
     }
 
     pub(crate) fn kubeconfig(&self) -> PathBuf {
@@ -105,34 +142,25 @@ impl Cluster {
         self.layout().data_dir.join(format!("{part}.log"))
     }
 
-    /// What the server is started with, which is also what a teardown must know.
     fn server_args(&self) -> Vec<String> {
-        let layout = self.layout();
-        let path = |p: &Path| p.to_string_lossy().into_owned();
-        [
-            ("--data-dir", path(&layout.data_dir)),
-            ("--run-dir", path(&layout.run_dir)),
-            ("--log-dir", path(&layout.log_dir)),
-            ("--registries", path(&layout.registries)),
-            ("--cgroup-root", layout.cgroup_root.clone()),
-            ("--node-name", format!("{}-1", self.name)),
-            ("--node-ip", NODE_IP.to_string()),
+        let mut args = vec!["server".to_owned()];
+        args.extend(self.node(1).args());
+        let more = [
             ("--tls-san", self.api_address().to_string()),
             ("--service-lb", "false".into()),
-            ("--write-kubeconfig", path(&layout.data_dir.join("kubeconfig.inside"))),
-        ]
-        .into_iter()
-        .flat_map(|(flag, value)| [flag.to_owned(), value])
-        .collect()
+            ("--write-kubeconfig", text(&self.layout().data_dir.join("kubeconfig.inside"))),
+        ];
+        args.extend(more.into_iter().flat_map(|(flag, value)| [flag.to_owned(), value]));
+        args
     }
 
-    /// Starts this program in the background.
-    fn spawn(&self, part: &str, args: &[String], inside: bool) -> Result<Started> {
-        let log = File::create(self.log(part)).with_context(|| format!("creating the log of the {part}"))?;
+    /// Starts this program in the background, in a node's namespace or on the host.
+    fn spawn(&self, log: &Path, args: &[String], inside: Option<&Path>) -> Result<Started> {
+        let log = File::create(log).with_context(|| format!("creating {}", log.display()))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
-        let namespace = inside.then(|| File::open(self.netns())).transpose()?;
-        if inside {
+        let namespace = inside.map(File::open).transpose().context("opening the node's namespace")?;
+        if inside.is_some() {
             let proxy = format!("http://{}@{}:{}", self.egress_credentials(), EGRESS.0, EGRESS.1);
             command.env("HTTP_PROXY", &proxy).env("HTTPS_PROXY", &proxy).env_remove("NO_PROXY");
             command.env_remove("no_proxy").env_remove("http_proxy").env_remove("https_proxy");
@@ -147,8 +175,60 @@ impl Cluster {
                 Ok(())
             });
         }
-        let child = command.spawn().with_context(|| format!("starting the {part}"))?;
+        let what = args.first().cloned().unwrap_or_default();
+        let child = command.spawn().with_context(|| format!("starting skiff {what}"))?;
         Started::of(child.id())
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// One node of a cluster.
+pub(crate) struct ClusterNode {
+    pub(crate) name: String,
+    number: u8,
+    ip: Ipv4Addr,
+    pub(crate) layout: Layout,
+    pub(crate) netns: PathBuf,
+}
+
+impl ClusterNode {
+    /// What its server or agent is started with.
+    fn args(&self) -> Vec<String> {
+        let mut args = self.layout_args();
+        args.extend([
+            "--node-name".to_owned(),
+            self.name.clone(),
+            "--node-ip".to_owned(),
+            self.ip.to_string(),
+        ]);
+        args
+    }
+
+    /// Also what its teardown is started with.
+    fn layout_args(&self) -> Vec<String> {
+        let layout = &self.layout;
+        [
+            ("--data-dir", text(&layout.data_dir)),
+            ("--run-dir", text(&layout.run_dir)),
+            ("--log-dir", text(&layout.log_dir)),
+            ("--registries", text(&layout.registries)),
+            ("--cgroup-root", layout.cgroup_root.clone()),
+        ]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value])
+        .collect()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.layout.data_dir.join("agent.log")
+    }
+
+    /// Where the token that it joins with lies until it has joined.
+    fn token(&self) -> PathBuf {
+        self.layout.data_dir.join("token")
     }
 }
 
@@ -156,8 +236,8 @@ fn record(name: &str) -> PathBuf {
     Path::new(CLUSTERS).join(name).join("cluster.json")
 }
 
-/// Starts a cluster, or makes sure that it runs.
-pub(crate) async fn up(name: &str, registries: &Path) -> Result<()> {
+/// Starts a cluster, or makes sure that it runs, with as many nodes as asked for.
+pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>) -> Result<()> {
     ensure!(
         skiff_api::name::dns_label_fault(name).is_none() && name.len() <= 20,
         "{name:?} cannot be a cluster's name: use up to 20 lower-case letters, digits and '-'"
@@ -168,29 +248,97 @@ pub(crate) async fn up(name: &str, registries: &Path) -> Result<()> {
         Ok(cluster) => cluster,
         Err(_) => create(name, registries).inspect_err(|_| forget(name))?,
     };
+    let has_grown = cluster.grow(n_nodes)?;
     // Each time: the last one may have ended half-way.
     prepare(&cluster)?;
+    if has_grown && let Some(forwarder) = cluster.forwarder.take() {
+        // It lets each node's processes out, and must know of all.
+        forwarder.end(STOP_GRACE)?;
+    }
     if !cluster.forwarder.is_some_and(|f| f.runs()) {
         steps.begin("publishing the cluster on the loopback");
         let args = ["forward", "--name", name].map(str::to_owned);
-        cluster.forwarder = Some(cluster.spawn("forward", &args, false)?);
+        cluster.forwarder = Some(cluster.spawn(&cluster.log("forward"), &args, None)?);
         cluster.save()?;
     }
     if !cluster.server.is_some_and(|s| s.runs()) {
         steps.begin("starting the server");
-        let mut args = vec!["server".to_owned()];
-        args.extend(cluster.server_args());
-        cluster.server = Some(cluster.spawn("server", &args, true)?);
+        let args = cluster.server_args();
+        cluster.server = Some(cluster.spawn(&cluster.log("server"), &args, Some(&cluster.netns()))?);
         cluster.save()?;
     }
+    start_agents(&mut cluster, &steps).await?;
     drop(lock);
-    steps.begin("waiting for the node to be ready");
-    wait_ready(&cluster).await?;
+    steps.begin("waiting for the nodes to be ready");
+    let all: Vec<String> = cluster.nodes().into_iter().map(|n| n.name).collect();
+    wait_ready(&cluster, &all).await?;
+    for node in cluster.nodes() {
+        // Joined: what it joined with has done its work.
+        let _missing_mostly = fs::remove_file(node.token());
+    }
     steps.done();
     println!("The cluster {name:?} is ready: https://{}:{API_PORT}", cluster.api_address());
     println!("  export KUBECONFIG={}", cluster.kubeconfig().display());
     println!("  kubectl get nodes");
     println!("To remove it: skiff down --name {name}");
+    Ok(())
+}
+
+impl Cluster {
+    /// Answers whether it has more nodes than before.
+    fn grow(&mut self, n_nodes: Option<u8>) -> Result<bool> {
+        let Some(n_nodes) = n_nodes else { return Ok(false) };
+        ensure!(
+            (1..=MAX_NODES).contains(&n_nodes),
+            "--nodes {n_nodes}: a cluster has 1 to {MAX_NODES} nodes"
+        );
+        let (wanted, has) = (usize::from(n_nodes) - 1, self.agents.len());
+        ensure!(
+            wanted >= has,
+            "the cluster {:?} has {} nodes, and none is taken away; start anew with: skiff down --name {}",
+            self.name,
+            has + 1,
+            self.name
+        );
+        self.agents.resize(wanted, None);
+        self.save()?;
+        Ok(wanted > has)
+    }
+}
+
+/// Starts the agents that do not run, with a token if they have not joined yet.
+async fn start_agents(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
+    let is_down = |agent: &Option<Started>| !agent.is_some_and(|a| a.runs());
+    if !cluster.agents.iter().any(is_down) {
+        return Ok(());
+    }
+    steps.begin("waiting for the server");
+    wait_ready(cluster, &[cluster.node(1).name]).await?;
+    steps.begin("starting the agents");
+    let kube = client(&cluster.kubeconfig()).await?;
+    let mut token = None;
+    let server = format!("https://{NODE_IP}:{API_PORT}");
+    for node in cluster.nodes().into_iter().skip(1) {
+        let slot = usize::from(node.number) - 2;
+        if !is_down(&cluster.agents[slot]) {
+            continue;
+        }
+        let mut args = vec!["agent".to_owned(), "--server".into(), server.clone()];
+        args.extend(node.args());
+        if !node.layout.agent().join("membership.json").exists() {
+            if token.is_none() {
+                let authority = Pki::open(&cluster.layout().pki())?.ca_pem;
+                let made = token::create(&kube, authority.as_bytes(), Some(TOKEN_TTL), "skiff up").await?;
+                token = Some(made);
+            }
+            let token = token.as_ref().map(token::Token::reveal).unwrap_or_default();
+            // Not an argument: others on this machine can read those.
+            write_private(&node.token(), &token)?;
+            args.extend(["--token-file".to_owned(), text(&node.token())]);
+        }
+        cluster.agents[slot] = Some(cluster.spawn(&node.log(), &args, Some(&node.netns))?);
+        cluster.save()?;
+    }
     Ok(())
 }
 
@@ -230,8 +378,15 @@ fn create(name: &str, registries: &Path) -> Result<Cluster> {
     })?;
     let registries = registries.to_owned();
     let egress_password = format!("{:032x}", rand::random::<u128>());
-    let cluster =
-        Cluster { name: name.into(), index, registries, egress_password, server: None, forwarder: None };
+    let cluster = Cluster {
+        name: name.into(),
+        index,
+        registries,
+        egress_password,
+        server: None,
+        forwarder: None,
+        agents: Vec::new(),
+    };
     // From here on `down` finds and removes whatever there is.
     cluster.save()?;
     Ok(cluster)
@@ -239,74 +394,58 @@ fn create(name: &str, registries: &Path) -> Result<Cluster> {
 
 /// Makes what the cluster's processes need: directories, network, kubeconfig.
 fn prepare(cluster: &Cluster) -> Result<()> {
-    let layout = cluster.layout();
-    for directory in [&layout.data_dir, &layout.run_dir] {
+    let nodes = cluster.nodes();
+    for directory in nodes.iter().flat_map(|n| [&n.layout.data_dir, &n.layout.run_dir]) {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
-    make_network(&cluster.netns()).context("making the cluster's network namespace")?;
-    let pki = Pki::open(&layout.pki())?;
+    lan::make(&cluster.lan(), &nodes).context("making the cluster's network namespaces")?;
+    let pki = Pki::open(&cluster.layout().pki())?;
     let server = format!("https://{}:{API_PORT}", cluster.api_address());
     write_private(&cluster.kubeconfig(), &pki.kubeconfig(&format!("skiff-{}", cluster.name), &server))
 }
 
-/// Both ends of the uplink are inside: what is sent to it arrives nowhere.
-fn make_network(path: &Path) -> Result<()> {
-    if !netns::exists(path) {
-        netns::create(path)?;
-    }
-    let node = format!("{NODE_IP}/24");
-    let commands: [&[&str]; 6] = [
-        &["link", "set", "lo", "up"],
-        &["link", "add", "eth0", "type", "veth", "peer", "name", "lan0"],
-        &["link", "set", "lan0", "up"],
-        &["link", "set", "eth0", "up"],
-        &["address", "replace", &node, "dev", "eth0"],
-        &["route", "replace", "default", "via", "10.99.0.1", "dev", "eth0"],
-    ];
-    let commands: Vec<Vec<String>> =
-        commands.iter().map(|c| c.iter().map(|w| (*w).to_owned()).collect()).collect();
-    netns::within(path, move || -> Result<()> {
-        let has_link = nix::net::if_::if_nametoindex("eth0").is_ok();
-        for args in commands {
-            if has_link && args.starts_with(&["link".to_owned(), "add".to_owned()]) {
-                continue;
-            }
-            let output = Command::new("ip")
-                .args(&args)
-                .output()
-                .context("running ip; install the package iproute2")?;
-            let error = String::from_utf8_lossy(&output.stderr);
-            ensure!(output.status.success(), "ip {}: {}", args.join(" "), error.trim());
-        }
-        Ok(())
-    })?
-}
-
-async fn wait_ready(cluster: &Cluster) -> Result<()> {
+/// Waits until the nodes of these names are ready.
+async fn wait_ready(cluster: &Cluster, names: &[String]) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     let client = client(&cluster.kubeconfig()).await?;
     let nodes: Api<Node> = Api::all(client);
     loop {
         let listed = nodes.list(&kube::api::ListParams::default()).await;
-        let ready = listed.iter().flatten().any(is_ready);
-        if ready {
+        let ready: Vec<String> =
+            listed.iter().flatten().filter(|n| is_ready(n)).filter_map(|n| n.metadata.name.clone()).collect();
+        let missing: Vec<&str> = names.iter().filter(|n| !ready.contains(n)).map(String::as_str).collect();
+        if missing.is_empty() {
             return Ok(());
         }
-        for (part, started) in [("server", cluster.server), ("forward", cluster.forwarder)] {
+        for (part, started, log) in cluster.processes() {
             if !started.is_some_and(|s| s.runs()) {
-                bail!("the {part} ended:\n{}", tail(&cluster.log(part)));
+                bail!("the {part} ended:\n{}", tail(&log));
             }
         }
         if Instant::now() > deadline {
-            let log = cluster.log("server");
+            let logs = cluster.processes().into_iter().map(|(_, _, log)| log);
+            let logs: Vec<String> = logs.map(|log| format!("{}:\n{}", log.display(), tail(&log))).collect();
             bail!(
-                "the node is not ready after {} s; see {}:\n{}",
+                "not ready after {} s: {}; see {}",
                 START_TIMEOUT.as_secs(),
-                log.display(),
-                tail(&log)
+                missing.join(", "),
+                logs.join("\n")
             );
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+impl Cluster {
+    /// Those that were started, with their logs.
+    fn processes(&self) -> Vec<(String, Option<Started>, PathBuf)> {
+        let mut all = vec![
+            ("server".to_owned(), self.server, self.log("server")),
+            ("forwarder".to_owned(), self.forwarder, self.log("forward")),
+        ];
+        let agents = self.nodes().into_iter().skip(1).zip(&self.agents).filter(|(_, agent)| agent.is_some());
+        all.extend(agents.map(|(node, agent)| (format!("agent of {}", node.name), *agent, node.log())));
+        all
     }
 }
 
@@ -345,15 +484,15 @@ pub(crate) async fn down(name: &str) -> Result<()> {
     let cluster = Cluster::open(name).inspect_err(|_| forget(name))?;
     let layout = cluster.layout();
     let steps = Steps::new();
-    steps.begin("ending the server");
-    if let Some(server) = cluster.server {
-        server.end(STOP_GRACE)?;
+    steps.begin("ending the server and the agents");
+    for process in cluster.agents.iter().chain([&cluster.server]).flatten() {
+        process.end(STOP_GRACE)?;
     }
-    if netns::exists(&cluster.netns()) {
-        steps.begin("removing the pods");
+    steps.begin("removing the pods");
+    for node in cluster.nodes().into_iter().filter(|n| netns::exists(&n.netns)) {
         let mut args = vec!["teardown".to_owned()];
-        args.extend(cluster.server_args());
-        run_inside(&cluster, &args)?;
+        args.extend(node.layout_args());
+        run_inside(&node.netns, &args).with_context(|| format!("node {}", node.name))?;
     }
     steps.begin("removing the cluster");
     if let Some(forwarder) = cluster.forwarder {
@@ -361,7 +500,9 @@ pub(crate) async fn down(name: &str) -> Result<()> {
     }
     unmount_below(&layout.data_dir)?;
     unmount_below(&layout.run_dir)?;
-    netns::remove(&cluster.netns())?;
+    for namespace in cluster.nodes().into_iter().map(|n| n.netns).chain([cluster.lan()]) {
+        netns::remove(&namespace)?;
+    }
     for directory in [&layout.data_dir, &layout.run_dir] {
         match fs::remove_dir_all(directory) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -375,11 +516,11 @@ pub(crate) async fn down(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// Runs this program in the cluster's namespace and waits for it.
-fn run_inside(cluster: &Cluster, args: &[String]) -> Result<()> {
+/// Runs this program in a namespace and waits for it.
+fn run_inside(namespace: &Path, args: &[String]) -> Result<()> {
     let mut command = Command::new(std::env::current_exe()?);
     command.args(args).stdin(Stdio::null());
-    let namespace = File::open(cluster.netns())?;
+    let namespace = File::open(namespace)?;
     // SAFETY: between fork and exec only the system call `setns` is made; nothing is allocated.
     unsafe {
         command.pre_exec(move || Ok(setns(namespace.as_fd(), CloneFlags::CLONE_NEWNET)?));

@@ -40,8 +40,11 @@ pub(crate) async fn run(name: &str) -> Result<()> {
     let cluster = Arc::new(Cluster::open(name)?);
     let inside = Inside::enter(&cluster.netns())?;
     let shutdown = CancellationToken::new();
-    let egress = inside.listener(EGRESS.into()).await.context("listening inside the cluster")?;
-    tokio::spawn(serve_egress(egress, cluster.egress_credentials()));
+    for node in cluster.nodes() {
+        let egress = Inside::enter(&node.netns)?.listener(EGRESS.into()).await;
+        let egress = egress.with_context(|| format!("listening on node {}", node.name))?;
+        tokio::spawn(serve_egress(egress, cluster.egress_credentials()));
+    }
     let address = SocketAddr::from((cluster.api_address(), API_PORT));
     let api = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     tokio::spawn(publish(api, inside.clone(), SocketAddr::from((NODE_IP, API_PORT)), shutdown.clone()));

@@ -9,8 +9,8 @@ use skiff_images::{ImageKind, Images, Progress};
 use tokio::sync::watch;
 
 use crate::layout::Layout;
+use crate::node::open_images;
 use crate::progress::Steps;
-use crate::server::open_images;
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum ImageCommand {

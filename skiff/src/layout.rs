@@ -50,6 +50,14 @@ impl Layout {
     pub(crate) fn addresses(&self) -> PathBuf {
         self.data_dir.join("addresses")
     }
+    /// What a teardown must know.
+    pub(crate) fn node_record(&self) -> PathBuf {
+        self.data_dir.join("node.json")
+    }
+    /// What an agent knows of its cluster, and its certificates.
+    pub(crate) fn agent(&self) -> PathBuf {
+        self.data_dir.join("agent")
+    }
     pub(crate) fn namespaces(&self) -> PathBuf {
         self.run_dir.join("ns")
     }
@@ -69,6 +77,20 @@ impl Layout {
             log_dir: data_dir.join("logs"),
             registries: registries.to_owned(),
             cgroup_root: format!("skiff-{name}"),
+            data_dir,
+        }
+    }
+
+    /// The layout of one more node of a throw-away cluster.
+    pub(crate) fn of_node(&self, number: u8) -> Layout {
+        let below = Path::new("nodes").join(number.to_string());
+        let data_dir = self.data_dir.join(&below);
+        Layout {
+            run_dir: self.run_dir.join(below),
+            log_dir: data_dir.join("logs"),
+            registries: self.registries.clone(),
+            // No cluster's name has a dot.
+            cgroup_root: format!("{}.{number}", self.cgroup_root),
             data_dir,
         }
     }

@@ -1,26 +1,34 @@
 //! The `skiff` program: the command line, and the wiring of the components.
 //!
 //! - [`cli`]: what a person types. [`role`]: what Skiff starts itself as (shim, wasm host, forwarder, …).
-//! - [`server`]: everything a node needs in one process. [`pki`]: the cluster's keys. [`layout`]: where files lie.
+//! - [`server`]: the control plane and a node in one process. [`node`]: one node, wherever its server is. [`layout`]: where
+//!   files lie.
+//! - [`agent`]: a node whose server is elsewhere; [`join`]: how it becomes a member; [`token`]: what lets it.
+//! - [`pki`]: the cluster's keys. [`identity`]: a node's certificates, renewed while in use.
 //! - [`cluster`]: throw-away clusters in network namespaces, and [`forward`], which publishes them on loopback.
 //!
 //! Only this crate knows all the others.
 
 use std::process::ExitCode;
 
+mod agent;
 mod bridges;
 mod check;
 mod cli;
 mod cluster;
 mod forward;
+mod identity;
 mod image;
+mod join;
 mod layout;
+mod node;
 mod pki;
 mod process;
 mod progress;
 mod role;
 mod server;
 mod services;
+mod token;
 
 /// Runs the program.
 pub fn main() -> ExitCode {

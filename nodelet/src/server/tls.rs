@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::ServerTls;
@@ -20,13 +20,9 @@ fn unusable(error: impl std::fmt::Display) -> Error {
 }
 
 pub(super) fn server_config(tls: &ServerTls) -> Result<ServerConfig, Error> {
-    let certificates =
-        |pem: &[u8]| CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>().map_err(unusable);
-    let chain = certificates(&tls.certificate_pem)?;
-    let key = PrivateKeyDer::from_pem_slice(&tls.key_pem).map_err(unusable)?;
     let mut roots = RootCertStore::empty();
-    for authority in certificates(&tls.client_ca_pem)? {
-        roots.add(authority).map_err(unusable)?;
+    for authority in CertificateDer::pem_slice_iter(&tls.client_ca_pem) {
+        roots.add(authority.map_err(unusable)?).map_err(unusable)?;
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
@@ -34,8 +30,7 @@ pub(super) fn server_config(tls: &ServerTls) -> Result<ServerConfig, Error> {
     let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(unusable)?;
-    let mut config =
-        builder.with_client_cert_verifier(verifier).with_single_cert(chain, key).map_err(unusable)?;
+    let mut config = builder.with_client_cert_verifier(verifier).with_cert_resolver(tls.certificate.clone());
     // WebSockets need HTTP/1.1, and one protocol is enough.
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
