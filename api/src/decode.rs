@@ -11,6 +11,8 @@ use crate::{Kind, Object, Status, protobuf, quantity};
 
 mod parse;
 
+use parse::Fault;
+
 /// What to do about unknown and duplicate fields: the `fieldValidation` parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FieldValidation {
@@ -50,17 +52,18 @@ pub fn decode(
         Format::Protobuf => {
             let object = protobuf::read(kind, bytes).map_err(|e| cannot_be_handled(kind, &e.to_string()))?;
             // Its fields have numbers, so none can be unknown by its name.
-            return finish(kind, object, Vec::new(), FieldValidation::Ignore);
+            return conform(kind, object, FieldValidation::Ignore);
         }
     };
     let (object, duplicates) =
         parse::parse(bytes, text).map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
-    finish(kind, object, duplicates, validation)
+    let source = (text == parse::Text::Json).then_some(bytes);
+    finish(kind, object, Origin { source, duplicates }, validation)
 }
 
 /// Prunes and checks the shape of an object that is already parsed, such as the result of a patch.
 pub fn conform(kind: &Kind, object: Object, validation: FieldValidation) -> Result<Decoded, Status> {
-    finish(kind, object, Vec::new(), validation)
+    finish(kind, object, Origin::default(), validation)
 }
 
 /// Parses JSON without a schema, under the same caps on size and depth. Used for patches.
@@ -94,10 +97,32 @@ pub fn conform_to(schema: &Schema, id: TypeId, mut object: Object) -> Result<Obj
     Ok(object)
 }
 
+/// Where an object came from, as far as its faults are concerned.
+#[derive(Default)]
+struct Origin<'s> {
+    /// The JSON it was read from, which has the fields in the order of their author.
+    source: Option<&'s [u8]>,
+    duplicates: Vec<String>,
+}
+
+impl Origin<'_> {
+    /// What strict decoding has against the document, in the order in which upstream meets it.
+    fn faults(self, unknown: Vec<String>) -> Vec<String> {
+        if unknown.is_empty() && self.duplicates.is_empty() {
+            return Vec::new();
+        }
+        let faults = match self.source {
+            Some(source) => parse::in_document_order(source, &unknown, &self.duplicates),
+            None => unknown.into_iter().map(Fault::Unknown).collect(),
+        };
+        faults.iter().map(Fault::to_string).collect()
+    }
+}
+
 fn finish(
     kind: &Kind,
     mut object: Object,
-    duplicates: Vec<String>,
+    origin: Origin<'_>,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
     let Value::Object(map) = &mut object else {
@@ -123,11 +148,10 @@ fn finish(
     }
     let mut walk = Walk { schema: &kind.schema.schema, path: String::new(), unknown: Vec::new() };
     walk.object(kind.schema.id, &mut object, true).map_err(|error| cannot_be_handled(kind, &error))?;
-    let faults: Vec<String> = duplicates
-        .iter()
-        .map(|path| format!("duplicate field {path:?}"))
-        .chain(walk.unknown.iter().map(|path| format!("unknown field {path:?}")))
-        .collect();
+    if validation == FieldValidation::Ignore {
+        return Ok(Decoded { object, warnings: Vec::new() });
+    }
+    let faults = origin.faults(walk.unknown);
     let warnings = match validation {
         FieldValidation::Strict if !faults.is_empty() => {
             let error = format!("strict decoding error: {}", faults.join(", "));

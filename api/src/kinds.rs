@@ -159,5 +159,6 @@ impl Kinds {
 
 pub use builtin::autoscaling;
 pub(crate) use builtin::package;
+pub(crate) use builtin::qos_class;
 
 mod builtin;

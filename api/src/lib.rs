@@ -18,6 +18,8 @@ pub mod openapi;
 pub mod patch;
 pub mod protobuf;
 pub mod quantity;
+pub mod quota;
+pub mod resources;
 pub mod selector;
 pub mod status;
 pub mod strategy;

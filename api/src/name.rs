@@ -3,6 +3,8 @@
 //! Source: apimachinery's `validation` package. A `*_fault` function answers upstream's sentence about what is
 //! wrong, or `None`.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 /// Joins a `generateName` prefix and a random suffix as upstream does: the prefix cut so that both fit in 63
 /// characters, then five characters of an alphabet that spells no words. `random` gives values to draw from.
 pub fn generate(prefix: &str, mut random: impl FnMut() -> u32) -> String {
@@ -66,6 +68,51 @@ pub fn path_segment_fault(text: &str) -> Option<String> {
         return Some(format!("may not be '{text}'"));
     }
     ['/', '%'].iter().find(|c| text.contains(**c)).map(|c| format!("may not contain '{c}'"))
+}
+
+/// An IP address in the one form that Go writes it in. Names of IPAddress objects.
+pub fn ip_address_fault(text: &str) -> Option<String> {
+    let without_zeros = |text: &str| {
+        let parts = text.split('.').map(|part| match part.trim_start_matches('0') {
+            "" if !part.is_empty() => "0",
+            rest => rest,
+        });
+        parts.collect::<Vec<_>>().join(".")
+    };
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => {
+            Some("must not be an IPv4-mapped IPv6 address".into())
+        }
+        Ok(ip) if ip.to_string() != text => Some(format!("must be in canonical form ({:?})", ip.to_string())),
+        Ok(_) => None,
+        Err(_) if without_zeros(text).parse::<Ipv4Addr>().is_ok() => Some("must not have leading 0s".into()),
+        Err(_) => Some("must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)".into()),
+    }
+}
+
+/// A network in its canonical form, such as `10.96.0.0/16` or `fd00::/108`.
+pub fn cidr_fault(text: &str) -> Option<String> {
+    const NONE: &str = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
+    let Some((address, bits)) = text.split_once('/') else { return Some(NONE.into()) };
+    let (Ok(address), Ok(bits)) = (address.parse::<IpAddr>(), bits.parse::<u32>()) else {
+        return Some(NONE.into());
+    };
+    let network = match address {
+        IpAddr::V4(ip) if bits <= 32 => {
+            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+            IpAddr::V4(Ipv4Addr::from(u32::from(ip) & mask))
+        }
+        IpAddr::V6(ip) if bits <= 128 => {
+            let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
+            IpAddr::V6(Ipv6Addr::from(u128::from(ip) & mask))
+        }
+        _ => return Some(NONE.into()),
+    };
+    if network != address {
+        return Some("must not have bits set beyond the prefix length".into());
+    }
+    let canonical = format!("{network}/{bits}");
+    (canonical != text).then(|| format!("must be in canonical form ({canonical:?})"))
 }
 
 fn is_label_text(text: &str) -> bool {
@@ -136,6 +183,24 @@ mod tests {
         let name = generate(&"a".repeat(100), || 0);
         assert_eq!(name, format!("{}bbbbb", "a".repeat(58)));
         assert!(generate("web-", || 26).ends_with("99999"));
+    }
+
+    #[test]
+    fn addresses_are_named_in_one_form_only() {
+        for good in ["255.255.255.255", "fe80::42:1dff:fe84:f9e2", "10.96.0.1"] {
+            assert_eq!(ip_address_fault(good), None, "{good}");
+        }
+        assert_eq!(ip_address_fault("010.1.2.3").as_deref(), Some("must not have leading 0s"));
+        assert_eq!(ip_address_fault("FE80::0:1").as_deref(), Some("must be in canonical form (\"fe80::1\")"));
+        for bad in ["", "a", "1.2.3", "::ffff:1.2.3.4", "1.2.3.4/32"] {
+            assert!(ip_address_fault(bad).is_some(), "{bad}");
+        }
+        for good in ["10.96.0.0/16", "0.0.0.0/0", "fd00::/108", "::/0"] {
+            assert_eq!(cidr_fault(good), None, "{good}");
+        }
+        for bad in ["10.96.0.1/16", "10.96.0.0", "10.96.0.0/33", "FD00::/108", "10.96.0.0/016"] {
+            assert!(cidr_fault(bad).is_some(), "{bad}");
+        }
     }
 
     #[test]

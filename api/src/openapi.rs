@@ -7,6 +7,8 @@ use serde_json::{Map, Value, json};
 use crate::schema::{Field, ListType, Schema, Shape, TypeId};
 use crate::{Kind, Kinds};
 
+pub mod gnostic;
+
 /// Where references to types point.
 #[derive(Clone, Copy)]
 enum Version {

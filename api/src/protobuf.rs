@@ -22,6 +22,7 @@ mod encode;
 mod wire;
 
 pub use wire::DecodeError;
+pub(crate) use wire::{put_delimited, put_varint};
 
 /// What every envelope starts with.
 pub const MAGIC: [u8; 4] = *b"k8s\0";

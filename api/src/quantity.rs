@@ -58,6 +58,15 @@ impl Quantity {
         self.nanos < 0
     }
 
+    /// The next whole number of units.
+    pub fn rounded_up(self) -> Quantity {
+        Quantity { nanos: div_up(self.nanos, NANO) * NANO, suffixes: self.suffixes }
+    }
+
+    pub fn is_whole(self) -> bool {
+        self.nanos % NANO == 0
+    }
+
     pub fn is_zero(self) -> bool {
         self.nanos == 0
     }
@@ -70,6 +79,15 @@ impl std::ops::Add for Quantity {
     fn add(self, other: Quantity) -> Quantity {
         let suffixes = if self.is_zero() { other.suffixes } else { self.suffixes };
         Quantity { nanos: (self.nanos + other.nanos).clamp(-MAX, MAX), suffixes }
+    }
+}
+
+impl std::ops::Sub for Quantity {
+    type Output = Quantity;
+
+    /// Keeps the left side's suffixes.
+    fn sub(self, other: Quantity) -> Quantity {
+        Quantity { nanos: (self.nanos - other.nanos).clamp(-MAX, MAX), suffixes: self.suffixes }
     }
 }
 

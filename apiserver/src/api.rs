@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use http::HeaderMap;
+use http::{HeaderMap, Method, Uri};
 use parking_lot::Mutex;
 use skiff_api::{Kind, Kinds, Object, Status};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::quota::Turns;
 use crate::auth::UserInfo;
 use crate::auth::authenticate::Authenticator;
 use crate::auth::authorize::Authorizer;
@@ -16,7 +17,7 @@ use crate::cache::{Caches, Entry};
 use crate::discovery::Discovery;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::proxy::Kubelet;
+use crate::proxy::{Kubelet, PodProxy};
 use crate::request::{Query, RequestInfo};
 use crate::respond::{Encoding, Response};
 use crate::services::ServiceAllocator;
@@ -33,7 +34,9 @@ pub(crate) struct Api {
     pub(crate) services: ServiceAllocator,
     pub(crate) discovery: Discovery,
     pub(crate) kubelet: Kubelet,
+    pub(crate) pod_proxy: PodProxy,
     pub(crate) limits: Limits,
+    pub(crate) quota_turns: Turns,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
 }
@@ -71,6 +74,9 @@ impl Api {
 pub(crate) struct Call {
     pub(crate) user: UserInfo,
     pub(crate) info: RequestInfo,
+    /// As they were sent; `info` and `query` are what they mean.
+    pub(crate) method: Method,
+    pub(crate) uri: Uri,
     pub(crate) query: Query,
     pub(crate) headers: HeaderMap,
     pub(crate) extensions: http::Extensions,

@@ -4,15 +4,16 @@
 use std::net::IpAddr;
 
 use axum::body::Body;
-use http::HeaderMap;
+use http::{HeaderMap, Method, Uri};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::decode::FieldValidation;
+use skiff_api::meta::Meta;
 use skiff_api::{Status, decode, default};
 
 use crate::api::{Api, Call};
 use crate::auth::{MASTERS, UserInfo};
-use crate::registry::Part;
+use crate::registry::{Next, Part, now};
 use crate::request::{Query, RequestInfo};
 use crate::respond::Encoding;
 use crate::services::ServiceCidr;
@@ -60,7 +61,39 @@ impl Api {
             },
         });
         self.ensure(("", "v1", "services"), "default", "kubernetes", service, Existing::Stays).await?;
+        self.repair_addresses().await?;
+        self.ensure_service_cidr(advertised.cidr).await?;
         self.publish_endpoints(advertised).await
+    }
+
+    /// The range of Service addresses as an object. The finalizer stays: as long as the cluster lives, the
+    /// `kubernetes` Service has an address of it.
+    async fn ensure_service_cidr(&self, cidr: ServiceCidr) -> Result<(), Status> {
+        const OF: (&str, &str, &str) = ("networking.k8s.io", "v1", "servicecidrs");
+        let range = json!({
+            "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
+            "spec": {"cidrs": [cidr.to_string()]},
+        });
+        self.ensure(OF, "", "kubernetes", range, Existing::Stays).await?;
+        let kind = self.kind(OF.0, OF.1, OF.2)?.clone();
+        self.modify(&kind, "", "kubernetes", false, |current| {
+            let mut range = current.object.clone();
+            let is_ours = range["spec"]["cidrs"] == json!([cidr.to_string()]);
+            if !is_ours {
+                tracing::warn!(stored = %range["spec"]["cidrs"], configured = %cidr, "the ServiceCIDR differs");
+            }
+            let conditions = range["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            let is_said = conditions.iter().any(|c| c["type"] == "Ready" && c["status"] != "Unknown");
+            if is_ours && !is_said && !range.is_being_deleted() {
+                range["status"]["conditions"] = json!([{
+                    "type": "Ready", "status": "True", "reason": "",
+                    "message": "Kubernetes default Service CIDR is ready", "lastTransitionTime": now(),
+                }]);
+            }
+            Ok(Next::Put(range))
+        })
+        .await?;
+        Ok(())
     }
 
     async fn publish_endpoints(&self, advertised: Advertised) -> Result<(), Status> {
@@ -107,6 +140,8 @@ impl Api {
         let mut call = Call {
             user: UserInfo::new("system:apiserver", &[MASTERS]),
             info,
+            method: Method::POST,
+            uri: Uri::default(),
             query: Query::default(),
             headers: HeaderMap::new(),
             extensions: http::Extensions::new(),

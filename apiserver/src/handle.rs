@@ -1,8 +1,8 @@
 //! The pipeline of one request: who asks, is there room, may they, and then what it is about.
 //!
 //! ```text
-//! parse ─ authenticate ─ in-flight limit ─ authorize ─┬─ resource ─ registry or subresource
-//!                                                     └─ discovery, health, metrics, openapi, version
+//! parse ─ authenticate ─ in-flight limit ─ impersonate ─ authorize ─┬─ resource ─ registry or subresource
+//!                                                                   └─ discovery, health, metrics, openapi, version
 //! ```
 
 use std::panic::AssertUnwindSafe;
@@ -29,6 +29,7 @@ use crate::auth::authorize::Attributes;
 use crate::discovery;
 use crate::limits::REQUEST_TIMEOUT;
 use crate::metrics::Measured;
+use crate::negotiate::Offer;
 use crate::registry::store_failure;
 use crate::request::{Query, RequestInfo};
 use crate::respond::{self, Encoding, Response};
@@ -36,6 +37,14 @@ use crate::respond::{self, Encoding, Response};
 /// The place of a request among those in flight, held for as long as anything of it goes on.
 #[derive(Clone)]
 pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+
+/// What is left of a request's head once it is understood.
+struct Head {
+    method: http::Method,
+    uri: http::Uri,
+    headers: http::HeaderMap,
+    extensions: http::Extensions,
+}
 
 impl Api {
     /// Answers one request. Never fails: every error is a `Status`.
@@ -76,7 +85,7 @@ impl Api {
         query: Query,
         info: RequestInfo,
     ) -> Response {
-        let http::request::Parts { headers, extensions, .. } = parts;
+        let http::request::Parts { method, uri, headers, extensions, .. } = parts;
         let streams =
             matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
         let documents = Encoding::of_documents(&headers, &query);
@@ -85,7 +94,7 @@ impl Api {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
         };
-        let encoding = match Encoding::negotiate(&headers, &query) {
+        let encoding = match Encoding::negotiate(&headers, &query, self.offer(&info)) {
             _ if !info.is_resource => documents,
             Ok(encoding) => encoding,
             Err(_) if streams => documents,
@@ -96,7 +105,8 @@ impl Api {
         let result = if info.is_resource {
             let mut extensions = extensions;
             extensions.insert(place.clone());
-            self.resource(user, info, query, headers, extensions, body, encoding).await
+            let head = Head { method, uri, headers, extensions };
+            self.resource(user, info, query, head, body, encoding).await
         } else {
             self.path(&info, &query, &headers, &encoding).await
         };
@@ -106,6 +116,13 @@ impl Api {
             Ok(response) => response,
             Err(status) => respond::failure(&documents, &status),
         }
+    }
+
+    /// What is answered and forgotten is not printed. Component statuses are looked up like what is stored.
+    fn offer(&self, info: &RequestInfo) -> Offer {
+        let kind = self.kinds.by_resource(&info.group, &info.version, &info.resource);
+        let forgotten = kind.is_some_and(|k| k.storage == Storage::Virtual && k.kind != "ComponentStatus");
+        if forgotten { Offer::NoTables } else { Offer::Shapes }
     }
 
     /// Who asks, whether there is room, and whether they may.
@@ -118,9 +135,7 @@ impl Api {
     ) -> Result<(UserInfo, OwnedSemaphorePermit), Status> {
         let user = self.authenticator.authenticate(headers, extensions)?;
         let permit = self.limits.admit(&info.verb, info.is_long_running(query))?;
-        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            return Err(Status::not_implemented("impersonation is not supported by this server yet"));
-        }
+        let user = self.impersonated(user, headers)?;
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer.authorize(&attributes);
         if !decision.allowed {
@@ -129,14 +144,12 @@ impl Api {
         Ok((user, permit))
     }
 
-    #[expect(clippy::too_many_arguments, reason = "they become one Call")]
     async fn resource(
         &self,
         user: UserInfo,
         info: RequestInfo,
         query: Query,
-        headers: http::HeaderMap,
-        extensions: http::Extensions,
+        head: Head,
         body: Body,
         encoding: Encoding,
     ) -> Result<Response, Status> {
@@ -144,7 +157,21 @@ impl Api {
         check_scope(&kind, &info)?;
         let stored = self.stored_kind(&kind);
         let (body, warnings) = (Mutex::new(body), Vec::new());
-        let call = Call { user, info, query, headers, extensions, body, kind, stored, encoding, warnings };
+        let Head { method, uri, headers, extensions } = head;
+        let call = Call {
+            user,
+            info,
+            method,
+            uri,
+            query,
+            headers,
+            extensions,
+            body,
+            kind,
+            stored,
+            encoding,
+            warnings,
+        };
         if !call.info.subresource.is_empty() {
             if !call.kind.has_subresource(&call.info.subresource) {
                 return Err(Status::no_such_path());

@@ -54,10 +54,12 @@ pub(crate) struct Encoding {
 }
 
 /// Which shapes an answer can have.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Offer {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
     /// Objects, tables, metadata.
     Shapes,
+    /// Objects and metadata: of what is answered and forgotten nothing is printed.
+    NoTables,
     /// Only what it is: errors, discovery.
     AsItIs,
 }
@@ -67,8 +69,8 @@ impl Encoding {
     ///
     /// # Errors
     /// 406 if none can.
-    pub(crate) fn negotiate(headers: &HeaderMap, query: &Query) -> Result<Encoding, Status> {
-        let Some((shape, media, pretty)) = choose(headers, Offer::Shapes) else {
+    pub(crate) fn negotiate(headers: &HeaderMap, query: &Query, offer: Offer) -> Result<Encoding, Status> {
+        let Some((shape, media, pretty)) = choose(headers, offer) else {
             return Err(Status::not_acceptable(&MEDIA_TYPES.map(|(name, _)| name)));
         };
         let include = match query.get("includeObject") {
@@ -183,7 +185,12 @@ impl<'h> Clause<'h> {
         MEDIA_TYPES.iter().filter(|(name, _)| matches(name)).find_map(|(_, media)| {
             let shape = self.shape(*media)?;
             let pretty = self.parameters.contains(&("pretty", "1"));
-            (offer == Offer::Shapes || !self.transforms()).then_some((shape, *media, pretty))
+            let is_offered = match offer {
+                Offer::Shapes => true,
+                Offer::NoTables => shape != Shape::Table,
+                Offer::AsItIs => !self.transforms(),
+            };
+            is_offered.then_some((shape, *media, pretty))
         })
     }
 
@@ -243,7 +250,7 @@ mod tests {
     }
 
     fn check(accept: &str, expected: Option<(Shape, Syntax)>) {
-        let got = Encoding::negotiate(&headers(accept), &Query::default());
+        let got = Encoding::negotiate(&headers(accept), &Query::default(), Offer::Shapes);
         assert_eq!(got.ok().map(|e| (e.shape, e.syntax)), expected, "{accept}");
     }
 
@@ -289,6 +296,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_answered_and_forgotten_has_no_table() {
+        let negotiate = |accept| Encoding::negotiate(&headers(accept), &Query::default(), Offer::NoTables);
+        let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        assert_eq!(negotiate(table).expect_err("refused").code, 406);
+        let both = negotiate("application/json;as=Table;v=v1;g=meta.k8s.io,application/json").expect("JSON");
+        assert_eq!(both.shape, Shape::Object);
+        let metadata = negotiate("application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io");
+        assert_eq!(metadata.expect("metadata").shape, Shape::Metadata);
+    }
+
+    #[test]
     fn errors_are_in_what_is_accepted_for_more_than_tables() {
         let syntax = |accept| Encoding::of_documents(&headers(accept), &Query::default()).syntax;
         assert_eq!(syntax("application/vnd.kubernetes.protobuf"), Syntax::Protobuf);
@@ -301,12 +319,13 @@ mod tests {
 
     #[test]
     fn what_is_not_accepted_is_answered_with_what_would_be() {
-        let status = Encoding::negotiate(&headers("text/html"), &Query::default()).expect_err("refused");
+        let negotiate = |accept| Encoding::negotiate(&headers(accept), &Query::default(), Offer::Shapes);
+        let status = negotiate("text/html").expect_err("refused");
         assert_eq!(
             status.message,
             "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"
         );
-        let yaml = Encoding::negotiate(&headers("application/yaml"), &Query::default()).expect("YAML");
+        let yaml = negotiate("application/yaml").expect("YAML");
         assert_eq!(
             yaml.check_streams().expect_err("refused").message,
             "only the following media types are accepted: application/json;stream=watch, application/vnd.kubernetes.protobuf;stream=watch"

@@ -67,6 +67,11 @@ fn decode(text: &str, plus: Plus) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
+/// A text without its percent-encoding.
+pub(crate) fn decoded(text: &str) -> String {
+    decode(text, Plus::IsPlus)
+}
+
 /// Percent-encodes everything but what is safe in any part of a URL.
 pub(crate) fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

@@ -21,9 +21,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::quota::Turns;
 use crate::api::Api;
 use crate::auth::UserInfo;
-use crate::auth::authenticate::{Authenticator, PeerCertificate};
+use crate::auth::authenticate::{Authenticator, PeerAddress, PeerCertificate};
 use crate::auth::authorize::ComponentAuthorizer;
 use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::bootstrap::Advertised;
@@ -31,7 +32,7 @@ use crate::cache::Caches;
 use crate::discovery::Discovery;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
-use crate::proxy::{Kubelet, KubeletConfig};
+use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
 use crate::services::{ServiceAllocator, ServiceCidr};
 use crate::store::{Store, StoreError};
 use crate::tls::{self, TlsConfig, TlsError};
@@ -114,14 +115,23 @@ impl ApiServer {
             audiences: vec![issuer],
         };
         let stored_services = stored_services(&kinds, &caches).map_err(Error::Bootstrap)?;
+        let addresses = kinds.by_resource("networking.k8s.io", "v1", "ipaddresses");
+        let addresses =
+            addresses.map(|kind| caches.of(kind).cloned()).transpose().map_err(Error::Bootstrap)?;
+        let mut services = ServiceAllocator::new(config.service_cidr, stored_services.into_iter());
+        if let Some(addresses) = addresses {
+            services = services.heeding(addresses);
+        }
         let api = Arc::new(Api {
             authenticator,
             authorizer: Arc::new(ComponentAuthorizer { caches: caches.clone(), kinds: kinds.clone() }),
             tokens,
-            services: ServiceAllocator::new(config.service_cidr, stored_services.into_iter()),
+            services,
             discovery: Discovery::new(kinds.clone(), config.advertise, config.port),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
+            pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             limits: Limits::default(),
+            quota_turns: Turns::default(),
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
             store: config.store,
@@ -150,8 +160,9 @@ impl ApiServer {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
+                Ok((stream, address)) => {
                     let connection = Connection {
+                        address: PeerAddress(address),
                         api: self.api.clone(),
                         acceptor: acceptor.clone(),
                         shutdown: shutdown.clone(),
@@ -197,6 +208,7 @@ fn stored_services(kinds: &Kinds, caches: &Caches) -> Result<Vec<skiff_api::Obje
 
 /// One accepted connection.
 struct Connection {
+    address: PeerAddress,
     api: Arc<Api>,
     acceptor: TlsAcceptor,
     shutdown: CancellationToken,
@@ -215,13 +227,14 @@ impl Connection {
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.map(|certificate| PeerCertificate(certificate.clone().into_owned()));
-        let api = self.api.clone();
+        let (api, address) = (self.api.clone(), self.address);
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let (api, peer) = (api.clone(), peer.clone());
             async move {
                 let mut request = request.map(Body::new);
                 // Nothing that comes from outside names itself.
                 request.extensions_mut().remove::<UserInfo>();
+                request.extensions_mut().insert(address);
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
                 }

@@ -21,6 +21,15 @@ mod node;
 #[path = "api/network.rs"]
 mod network;
 
+#[path = "api/proxy.rs"]
+mod proxy;
+
+#[path = "api/addresses.rs"]
+mod addresses;
+
+#[path = "api/limits.rs"]
+mod limits;
+
 #[path = "api/versions.rs"]
 mod versions;
 

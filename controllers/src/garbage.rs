@@ -39,6 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use crate::Context;
+use crate::deletions::Deletions;
 use crate::driver::{self, Controller, Outcome, gone_is_fine, is_conflict, is_not_found};
 use crate::namespace::resource;
 
@@ -60,6 +61,7 @@ type Meta = PartialObjectMeta<DynamicObject>;
 /// What the watches have seen.
 struct Seen {
     graph: Mutex<Graph>,
+    deletions: Deletions,
     queue: WorkQueue<String>,
     /// Kinds whose first list is not in yet.
     unlisted: watch_channel::Sender<BTreeSet<String>>,
@@ -78,6 +80,7 @@ pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
     watched.retain(|kind| !IGNORED.contains(&kind.plural.as_str()));
     let seen = Arc::new(Seen {
         graph: Mutex::default(),
+        deletions: context.deletions.clone(),
         queue: WorkQueue::default(),
         unlisted: watch_channel::Sender::new(watched.iter().map(|k| k.kind.clone()).collect()),
     });
@@ -152,7 +155,13 @@ impl Seen {
     }
 
     fn remove(&self, uid: &str) {
-        let look = self.graph.lock().remove(uid);
+        let mut graph = self.graph.lock();
+        let gone = graph.get(uid).map(|entry| (entry.kind.clone(), entry.namespace.clone()));
+        let look = graph.remove(uid);
+        drop(graph);
+        if let Some((kind, namespace)) = gone {
+            self.deletions.tell(&kind, namespace.as_deref().unwrap_or_default());
+        }
         look.into_iter().for_each(|uid| self.queue.add(uid));
     }
 

@@ -6,12 +6,15 @@
 //! | folder | what it does |
 //! |---|---|
 //! | `deployment` | ReplicaSets for the revisions of a Deployment, rolled over as its strategy says |
-//! | `replicaset` | pods for a ReplicaSet |
+//! | `disruption` | how many pods of a PodDisruptionBudget may go |
+//! | `replicaset` | pods for a ReplicaSet or a ReplicationController |
 //! | `endpoints` | EndpointSlices and Endpoints for a Service |
 //! | `mirroring` | EndpointSlices for Endpoints that people write themselves |
 //! | `namespace` | empties a namespace that is being deleted |
 //! | `garbage` | deletes what has lost its owner; foreground deletion and orphaning |
+//! | `job` | pods for a Job, until they have done what it is for |
 //! | `node` | marks nodes that stopped reporting, taints nodes as their conditions say, and evicts their pods |
+//! | `quota` | what is used of ResourceQuotas |
 //! | `strays` | deletes pods whose node is gone, and the oldest of too many that have ended |
 //! | `account` | the default service account and the CA bundle of each namespace |
 //! | `certificates` | approves, signs and deletes certificate signing requests |
@@ -19,6 +22,8 @@
 //! | `node_ipam` | a range of pod addresses for each node |
 //! | `balancer` | addresses for Services of type LoadBalancer |
 
+use k8s_openapi::api::apps::v1::ReplicaSet;
+use k8s_openapi::api::core::v1::ReplicationController;
 use kube::Client;
 use skiff_client::{EventRecorder, Informers};
 use tokio_util::sync::CancellationToken;
@@ -27,20 +32,27 @@ mod account;
 mod balancer;
 mod bootstrap;
 mod certificates;
+mod deletions;
 mod deployment;
+mod disruption;
 mod driver;
 mod endpoints;
 mod garbage;
+mod job;
 mod joining;
 mod mirroring;
 mod namespace;
 mod node;
 mod node_ipam;
 mod objects;
+mod quota;
 mod replicaset;
 mod strays;
 #[cfg(test)]
 mod testing;
+
+use deletions::Deletions;
+use replicaset::ReplicaSets;
 
 pub use certificates::AuthorityError;
 pub use joining::{Joining, JoiningError, JoiningOptions};
@@ -58,9 +70,14 @@ pub struct Config {
 struct Context {
     client: Client,
     informers: Informers,
+    deletions: Deletions,
 }
 
 impl Context {
+    fn new(client: Client, informers: Informers) -> Context {
+        Context { client, informers, deletions: Deletions::default() }
+    }
+
     fn events(&self, component: &str) -> EventRecorder {
         EventRecorder::new(self.client.clone(), component, "")
     }
@@ -90,15 +107,19 @@ async fn run_all(
     shutdown: CancellationToken,
 ) {
     let informers = Informers::new(client.clone(), shutdown.clone());
-    let context = Context { client, informers };
+    let context = Context::new(client, informers);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(driver::run(deployment::Deployments::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(replicaset::ReplicaSets::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(ReplicaSets::<ReplicaSet>::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(ReplicaSets::<ReplicationController>::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(endpoints::EndpointSlices::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(mirroring::Mirrors::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(namespace::Namespaces::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(account::Accounts::new(&context, ca_pem), shutdown.clone()));
     tasks.spawn(driver::run(node::Nodes::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(disruption::Budgets::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(job::Jobs::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(quota::Quotas::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(strays::Strays::new(&context), shutdown.clone()));
     tasks.spawn(garbage::run(context.clone(), shutdown.clone()));
     if config.service_lb {

@@ -208,8 +208,7 @@ mod tests {
             }
         });
         let shutdown = CancellationToken::new();
-        let context =
-            Context { client: api.client(), informers: Informers::new(api.client(), shutdown.clone()) };
+        let context = Context::new(api.client(), Informers::new(api.client(), shutdown.clone()));
         let (found, _) = Namespaces::new(&context).empty("gone").await;
         shutdown.cancel();
         let deleted = deleted.lock().clone();

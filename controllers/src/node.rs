@@ -30,6 +30,10 @@ use plan::{Bears, bears_for, ready_status};
 const GRACE: Duration = Duration::from_secs(50);
 /// The same for a node that has never said how it is: `node-startup-grace-period`.
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
+/// How often each node is looked at, as upstream's `node-monitor-period`.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Without a look for this long, it was this process that stood still, and no node can be called late for that.
+const STOOD_STILL: Duration = Duration::from_secs(15);
 const LEASES: &str = "kube-node-lease";
 
 pub(crate) struct Nodes {
@@ -40,8 +44,10 @@ pub(crate) struct Nodes {
     events: EventRecorder,
     evictions: EventRecorder,
     queue: WorkQueue<ObjectKey>,
-    /// When each node's lease was last seen to change.
+    /// When each node's lease or heartbeat was last seen to change.
     seen: Arc<Mutex<HashMap<String, Instant>>>,
+    /// When any node was last looked at.
+    looked: Mutex<Instant>,
 }
 
 impl Nodes {
@@ -51,10 +57,18 @@ impl Nodes {
         let pods = informers.of::<Pod>();
         let queue = WorkQueue::default();
         let seen: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
-        let (wake, all) = (queue.clone(), nodes.clone());
+        let (wake, all, times) = (queue.clone(), nodes.clone(), seen.clone());
         nodes.on_change(move |change| {
             if let Some(node) = change.object() {
                 wake.add(key_of(&**node));
+            }
+            // A node that is back says so before it first renews its lease.
+            if let Some(node) = change
+                .new
+                .as_ref()
+                .filter(|new| change.old.as_ref().is_some_and(|old| heartbeat(old) != heartbeat(new)))
+            {
+                times.lock().insert(key_of(&**node).name, Instant::now());
             }
             // Whether any node is ready decides over the taints of all of them.
             let ready = |n: &Option<Arc<Node>>| n.as_ref().map(|n| ready_status(n) == Some("True"));
@@ -85,7 +99,25 @@ impl Nodes {
         });
         let events = context.events("node-controller");
         let evictions = context.events("taint-eviction-controller");
-        Nodes { client: context.client.clone(), nodes, leases, pods, events, evictions, queue, seen }
+        Nodes {
+            client: context.client.clone(),
+            nodes,
+            leases,
+            pods,
+            events,
+            evictions,
+            queue,
+            seen,
+            looked: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// What nobody could have told while this process stood still does not count as silence.
+    fn forgive(&self) {
+        let gone = std::mem::replace(&mut *self.looked.lock(), Instant::now()).elapsed();
+        if gone > STOOD_STILL {
+            self.seen.lock().values_mut().for_each(|at| *at += gone);
+        }
     }
 
     /// How long until the node is late; `None` if it is.
@@ -155,6 +187,10 @@ impl Nodes {
     /// Deletes the pods that do not bear the node's taints any longer; answers when the next one is due.
     async fn evict(&self, node: &str, taints: &[Taint]) -> Result<Option<Duration>, kube::Error> {
         let mut next: Option<Duration> = None;
+        // Every pod of the cluster would be looked at, for each that is bound.
+        if !taints.iter().any(|taint| taint.effect == "NoExecute") {
+            return Ok(next);
+        }
         for pod in self.pods_on(node) {
             if pod.metadata.deletion_timestamp.is_some() || has_ended(&pod) {
                 continue;
@@ -185,6 +221,13 @@ impl Nodes {
     }
 }
 
+/// When the node last said whether it is ready. Whoever else writes the condition leaves this as it is.
+fn heartbeat(node: &Node) -> Option<Timestamp> {
+    let conditions = node.status.as_ref()?.conditions.iter().flatten();
+    let ready = conditions.into_iter().find(|c| c.type_ == "Ready")?;
+    ready.last_heartbeat_time.as_ref().map(|t| t.0)
+}
+
 impl Controller for Nodes {
     const NAME: &'static str = "node-lifecycle";
     type Key = ObjectKey;
@@ -204,6 +247,7 @@ impl Controller for Nodes {
             self.seen.lock().remove(&key.name);
             return Ok(Outcome::Done);
         };
+        self.forgive();
         let left = self.time_left(&key.name, &node);
         if left.is_none() {
             // The change comes back through the informer, and with it the taints.
@@ -215,7 +259,7 @@ impl Controller for Nodes {
         let taints = self.taint(&node).await?;
         let due = self.evict(&key.name, &taints).await?;
         // One that is late is looked at until it reports again.
-        let left = left.unwrap_or(Duration::from_secs(5));
+        let left = left.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
         Ok(Outcome::After(due.map_or(left, |d| d.min(left)).max(Duration::from_millis(100))))
     }
 }

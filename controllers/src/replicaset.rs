@@ -1,14 +1,23 @@
-//! ReplicaSets: as many pods as the spec says.
+//! ReplicaSets, and ReplicationControllers, their forerunner: as many pods as the spec says.
+//!
+//! One engine runs both. It sees a ReplicationController as the ReplicaSet that it might be.
 
+use std::borrow::Cow;
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetSpec, ReplicaSetStatus};
+use k8s_openapi::api::core::v1::{
+    Pod, ReplicationController, ReplicationControllerCondition, ReplicationControllerSpec,
+    ReplicationControllerStatus,
+};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::serde::de::DeserializeOwned;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
 use serde_json::json;
 use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
 
@@ -22,16 +31,99 @@ mod index;
 mod pending;
 mod plan;
 
-use index::Index;
+pub(crate) use index::Index;
 use pending::Pending;
 use plan::Failure;
 
 /// Pods made or deleted in one pass: upstream's burst.
 const BURST: usize = 500;
 
-pub(crate) struct ReplicaSets {
+/// What the engine runs.
+pub(crate) trait Replicated:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + DeserializeOwned
+    + Send
+    + Sync
+    + 'static
+{
+    const NAME: &'static str;
+    /// Who its events are from.
+    const COMPONENT: &'static str;
+
+    fn selector(&self) -> Option<Cow<'_, LabelSelector>>;
+    fn as_set(&self) -> Cow<'_, ReplicaSet>;
+
+    /// Without what the kind's own status has no field for.
+    fn own_status(status: ReplicaSetStatus) -> ReplicaSetStatus {
+        status
+    }
+}
+
+impl Replicated for ReplicaSet {
+    const NAME: &'static str = "replicaset";
+    const COMPONENT: &'static str = "replicaset-controller";
+
+    fn selector(&self) -> Option<Cow<'_, LabelSelector>> {
+        self.spec.as_ref().map(|spec| Cow::Borrowed(&spec.selector))
+    }
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        Cow::Borrowed(self)
+    }
+}
+
+impl Replicated for ReplicationController {
+    const NAME: &'static str = "replicationcontroller";
+    const COMPONENT: &'static str = "replication-controller";
+
+    fn selector(&self) -> Option<Cow<'_, LabelSelector>> {
+        let labels = self.spec.as_ref()?.selector.clone();
+        Some(Cow::Owned(LabelSelector { match_labels: labels, match_expressions: None }))
+    }
+
+    fn as_set(&self) -> Cow<'_, ReplicaSet> {
+        let spec = |spec: &ReplicationControllerSpec| ReplicaSetSpec {
+            min_ready_seconds: spec.min_ready_seconds,
+            replicas: spec.replicas,
+            selector: LabelSelector { match_labels: spec.selector.clone(), match_expressions: None },
+            template: spec.template.clone(),
+        };
+        Cow::Owned(ReplicaSet {
+            metadata: self.metadata.clone(),
+            spec: self.spec.as_ref().map(spec),
+            status: self.status.as_ref().map(set_status),
+        })
+    }
+
+    fn own_status(status: ReplicaSetStatus) -> ReplicaSetStatus {
+        ReplicaSetStatus { terminating_replicas: None, ..status }
+    }
+}
+
+fn set_status(status: &ReplicationControllerStatus) -> ReplicaSetStatus {
+    let condition = |c: &ReplicationControllerCondition| ReplicaSetCondition {
+        last_transition_time: c.last_transition_time.clone(),
+        message: c.message.clone(),
+        reason: c.reason.clone(),
+        status: c.status.clone(),
+        type_: c.type_.clone(),
+    };
+    ReplicaSetStatus {
+        available_replicas: status.available_replicas,
+        conditions: status.conditions.as_ref().map(|all| all.iter().map(condition).collect()),
+        fully_labeled_replicas: status.fully_labeled_replicas,
+        observed_generation: status.observed_generation,
+        ready_replicas: status.ready_replicas,
+        replicas: status.replicas,
+        terminating_replicas: None,
+    }
+}
+
+pub(crate) struct ReplicaSets<K> {
     client: Client,
-    sets: Informer<ReplicaSet>,
+    sets: Informer<K>,
     pods: Informer<Pod>,
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
@@ -39,11 +131,12 @@ pub(crate) struct ReplicaSets {
     index: Arc<Index>,
 }
 
-impl ReplicaSets {
+impl<K: Replicated> ReplicaSets<K> {
     pub(crate) fn new(context: &Context) -> Self {
-        let (sets, pods) = (context.informers.of::<ReplicaSet>(), context.informers.of::<Pod>());
+        let (sets, pods) = (context.informers.of::<K>(), context.informers.of::<Pod>());
         let queue = WorkQueue::default();
-        let (pending, index) = (Arc::new(Pending::default()), Arc::new(Index::default()));
+        let kind = K::kind(&()).into_owned();
+        let (pending, index) = (Arc::new(Pending::default()), Arc::new(Index::new(&kind)));
         let wake = queue.clone();
         sets.on_change(move |change| {
             if let Some(set) = change.object() {
@@ -54,19 +147,19 @@ impl ReplicaSets {
         let placed = index.clone();
         pods.on_change(move |change| {
             placed.follow(change);
-            let newest = change.object().and_then(|pod| controller_key(&pod.metadata, "ReplicaSet"));
+            let newest = change.object().and_then(|pod| controller_key(&pod.metadata, &kind));
             if let Some(set) = newest {
                 seen.seen(&set, change);
             }
             for pod in [&change.old, &change.new].into_iter().flatten() {
-                if let Some(set) = controller_key(&pod.metadata, "ReplicaSet") {
+                if let Some(set) = controller_key(&pod.metadata, &kind) {
                     wake.add(set);
                 } else if controller_of(&pod.metadata).is_none() {
                     // An orphan may be for any set that selects it.
                     let namespace = pod.metadata.namespace.clone().unwrap_or_default();
                     let candidates = all.filter(|key, set| {
                         key.namespace == namespace
-                            && set.spec.as_ref().is_some_and(|s| selects(&s.selector, &pod.metadata))
+                            && set.selector().is_some_and(|s| selects(&s, &pod.metadata))
                     });
                     candidates.iter().for_each(|set| wake.add(key_of(&**set)));
                 }
@@ -76,7 +169,7 @@ impl ReplicaSets {
             client: context.client.clone(),
             sets,
             pods,
-            events: context.events("replicaset-controller"),
+            events: context.events(K::COMPONENT),
             queue,
             pending,
             index,
@@ -84,19 +177,20 @@ impl ReplicaSets {
     }
 
     /// The set's pods: those it controls, and orphans that it adopts. Those that no longer match are let go.
-    async fn claim(&self, set: &ReplicaSet) -> Result<Vec<Arc<Pod>>, kube::Error> {
-        let Some(spec) = &set.spec else { return Ok(Vec::new()) };
-        let namespace = set.metadata.namespace.clone().unwrap_or_default();
+    async fn claim(&self, set: &K) -> Result<Vec<Arc<Pod>>, kube::Error> {
+        let Some(selector) = set.selector() else { return Ok(Vec::new()) };
+        let is_going = set.meta().deletion_timestamp.is_some();
+        let namespace = set.meta().namespace.clone().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        let selector = Selector::new(&spec.selector);
+        let selector = Selector::new(&selector);
         let mut owned = Vec::new();
         for key in self.index.candidates(&key_of(set)) {
             let Some(pod) = self.pods.get(&key) else { continue };
             let matches = selector.selects(&pod.metadata);
             let name = pod.metadata.name.clone().unwrap_or_default();
             match controller_of(&pod.metadata) {
-                Some(owner) if owner.uid == uid(&set.metadata) => {
-                    if matches || set.metadata.deletion_timestamp.is_some() {
+                Some(owner) if owner.uid == uid(set.meta()) => {
+                    if matches || is_going {
                         owned.push(pod);
                         continue;
                     }
@@ -106,7 +200,7 @@ impl ReplicaSets {
                         api.patch(&name, &PatchParams::default(), &Patch::Strategic(release)).await,
                     )?;
                 }
-                None if matches && is_active(&pod) && set.metadata.deletion_timestamp.is_none() => {
+                None if matches && is_active(&pod) && !is_going => {
                     if !self.may_adopt(&namespace, set).await? {
                         continue;
                     }
@@ -123,17 +217,15 @@ impl ReplicaSets {
 
     /// Whether the set is still there and stays. The informer may not know yet: one that is being deleted would take
     /// back the pods that the garbage collector has just made it let go of.
-    async fn may_adopt(&self, namespace: &str, set: &ReplicaSet) -> Result<bool, kube::Error> {
-        let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
-        let live = api.get_opt(set.metadata.name.as_deref().unwrap_or_default()).await?;
-        Ok(live.is_some_and(|s| {
-            uid(&s.metadata) == uid(&set.metadata) && s.metadata.deletion_timestamp.is_none()
-        }))
+    async fn may_adopt(&self, namespace: &str, set: &K) -> Result<bool, kube::Error> {
+        let api: Api<K> = Api::namespaced(self.client.clone(), namespace);
+        let live = api.get_opt(set.meta().name.as_deref().unwrap_or_default()).await?;
+        Ok(live.is_some_and(|s| uid(s.meta()) == uid(set.meta()) && s.meta().deletion_timestamp.is_none()))
     }
 
     /// Makes or deletes pods. Answers the first failure.
-    async fn manage(&self, key: &ObjectKey, set: &ReplicaSet, pods: &[Arc<Pod>]) -> Option<Failure> {
-        let wanted = usize::try_from(replicas(set)).unwrap_or(0);
+    async fn manage(&self, key: &ObjectKey, set: &K, pods: &[Arc<Pod>]) -> Option<Failure> {
+        let wanted = usize::try_from(replicas(&set.as_set())).unwrap_or(0);
         let active: Vec<&Arc<Pod>> = pods.iter().filter(|p| is_active(p)).collect();
         if active.len() < wanted {
             let error = self.make(key, set, (wanted - active.len()).min(BURST)).await?;
@@ -149,7 +241,7 @@ impl ReplicaSets {
         first
     }
 
-    async fn delete(&self, key: &ObjectKey, set: &ReplicaSet, pod: &Pod) -> Result<(), kube::Error> {
+    async fn delete(&self, key: &ObjectKey, set: &K, pod: &Pod) -> Result<(), kube::Error> {
         let (name, uid) = (pod.metadata.name.as_deref().unwrap_or_default(), uid(&pod.metadata));
         self.pending.expect_end(key, uid);
         let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
@@ -174,8 +266,9 @@ impl ReplicaSets {
     }
 
     /// In batches that double, so that a set whose pods are refused does not flood the API.
-    async fn make(&self, key: &ObjectKey, set: &ReplicaSet, count: usize) -> Option<kube::Error> {
+    async fn make(&self, key: &ObjectKey, set: &K, count: usize) -> Option<kube::Error> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
+        let pod = new_pod(&set.as_set(), controller_reference(set));
         let (mut left, mut batch) = (count, 1);
         while left > 0 {
             let now = batch.min(left);
@@ -183,8 +276,8 @@ impl ReplicaSets {
             self.pending.expect_pods(key, now);
             let params = PostParams::default();
             let made = futures::future::join_all((0..now).map(|_| {
-                let (api, pod, params) = (&api, new_pod(set), &params);
-                async move { api.create(params, &pod).await }
+                let (api, pod, params) = (&api, &pod, &params);
+                async move { api.create(params, pod).await }
             }))
             .await;
             let mut failed = None;
@@ -217,28 +310,29 @@ impl ReplicaSets {
     async fn write_status(
         &self,
         key: &ObjectKey,
-        set: &ReplicaSet,
+        set: &K,
         pods: &[Arc<Pod>],
         failure: Option<&Failure>,
     ) -> Result<Outcome, kube::Error> {
-        let now = Timestamp::now();
-        let status = plan::status(set, pods, failure, now);
-        if set.status.as_ref() != Some(&status.status) {
-            let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), &key.namespace);
-            let patch = json!({"metadata": {"uid": set.metadata.uid}, "status": status.status});
+        let set = set.as_set();
+        let counted = plan::status(&set, pods, failure, Timestamp::now());
+        let status = K::own_status(counted.status);
+        if set.status.as_ref() != Some(&status) {
+            let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
+            let patch = json!({"metadata": {"uid": set.metadata.uid}, "status": status});
             // A field that is no longer there must go, which a merge does not do by itself.
             let patch = plan::with_nulls(patch, set.status.as_ref());
             gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await)?;
         }
-        Ok(match status.next_available_s {
+        Ok(match counted.next_available_s {
             Some(seconds) => Outcome::After(Duration::from_secs(seconds.max(1))),
             None => Outcome::Done,
         })
     }
 }
 
-impl Controller for ReplicaSets {
-    const NAME: &'static str = "replicaset";
+impl<K: Replicated> Controller for ReplicaSets<K> {
+    const NAME: &'static str = K::NAME;
     const WORKERS: usize = 5;
     type Key = ObjectKey;
 
@@ -259,7 +353,7 @@ impl Controller for ReplicaSets {
         let pods = self.claim(&set).await?;
         let mut failure = None;
         let settled = self.pending.is_settled(key);
-        if settled && set.metadata.deletion_timestamp.is_none() {
+        if settled && set.meta().deletion_timestamp.is_none() {
             failure = self.manage(key, &set, &pods).await;
         }
         let outcome = self.write_status(key, &set, &pods, failure.as_ref()).await?;
@@ -276,7 +370,7 @@ fn replicas(set: &ReplicaSet) -> i32 {
 }
 
 /// A pod of the set's template.
-fn new_pod(set: &ReplicaSet) -> Pod {
+fn new_pod(set: &ReplicaSet, owner: OwnerReference) -> Pod {
     let template = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     Pod {
@@ -286,10 +380,50 @@ fn new_pod(set: &ReplicaSet) -> Pod {
             labels: meta.labels,
             annotations: meta.annotations,
             finalizers: meta.finalizers,
-            owner_references: Some(vec![controller_reference(set)]),
+            owner_references: Some(vec![owner]),
             ..ObjectMeta::default()
         },
         spec: template.spec,
         status: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn controller() -> ReplicationController {
+        let controller = json!({
+            "metadata": {"name": "rc", "namespace": "d", "uid": "u"},
+            "spec": {"replicas": 2, "selector": {"app": "a"}, "template": {"metadata": {"labels": {"app": "a"}}}},
+            "status": {"replicas": 2, "readyReplicas": 1},
+        });
+        serde_json::from_value(controller).unwrap()
+    }
+
+    #[test]
+    fn a_replication_controller_is_run_as_the_set_that_it_might_be() {
+        let controller = controller();
+        let set = controller.as_set();
+        let spec = set.spec.as_ref().unwrap();
+        assert_eq!(replicas(&set), 2);
+        assert_eq!(Some(Cow::Borrowed(&spec.selector)), controller.selector());
+        assert_eq!(spec.selector.match_labels.as_ref().unwrap()["app"], "a");
+        assert_eq!(set.status.as_ref().unwrap().ready_replicas, Some(1));
+        let pod = new_pod(&set, controller_reference(&controller));
+        let owner = &pod.metadata.owner_references.as_ref().unwrap()[0];
+        assert_eq!((owner.api_version.as_str(), owner.kind.as_str()), ("v1", "ReplicationController"));
+        assert_eq!(pod.metadata.generate_name.as_deref(), Some("rc-"));
+    }
+
+    #[test]
+    fn a_status_that_is_as_it_was_is_not_written_again_of_either_kind() {
+        let controller = controller();
+        let counted = plan::status(&controller.as_set(), &[], None, Timestamp::now());
+        let written = ReplicationController::own_status(counted.status);
+        assert_eq!(written.terminating_replicas, None, "the old kind has no such field");
+        let stored: ReplicationControllerStatus =
+            serde_json::from_value(serde_json::to_value(&written).unwrap()).unwrap();
+        assert_eq!(set_status(&stored), written);
     }
 }

@@ -88,7 +88,6 @@ pub struct Nodelet {
     shared: Arc<Shared>,
     index: PodIndex,
     agent: Arc<NodeAgent>,
-    status: node::status::NodeStatusMaker,
     node_uid: Option<String>,
     server: Option<server::Server>,
 }
@@ -126,7 +125,8 @@ impl Nodelet {
             look: Arc::default(),
         });
         let node = agent.register().await?;
-        let status = agent.announce(&node).await?;
+        let node_uid = node.metadata.uid.clone();
+        agent.announce(node).await?;
         let wakers = Arc::new(Wakers::default());
         let objects = Arc::new(Objects::start(client.clone(), wakers.clone()));
         let resolv_conf = tokio::fs::read_to_string(&config.resolv_conf).await.unwrap_or_default();
@@ -143,7 +143,7 @@ impl Nodelet {
             objects,
             wakers,
         });
-        Ok(Nodelet { shared, index, agent, status, node_uid: node.metadata.uid, server })
+        Ok(Nodelet { shared, index, agent, node_uid, server })
     }
 
     /// The node API's port, which is another than the configured one if that was 0.
@@ -153,7 +153,7 @@ impl Nodelet {
 
     /// Runs until `shutdown`. Every container keeps running.
     pub async fn run(self, shutdown: CancellationToken) -> Result<(), Error> {
-        let Nodelet { shared, index, agent, status, node_uid, server } = self;
+        let Nodelet { shared, index, agent, node_uid, server } = self;
         let mut tasks: JoinSet<&'static str> = JoinSet::new();
         let events = shared.cri.events();
         let wakers = shared.wakers.clone();
@@ -177,7 +177,7 @@ impl Nodelet {
             "node lease"
         });
         tasks.spawn(async move {
-            agent.keep_status(status).await;
+            agent.keep_status().await;
             "node status"
         });
         if let Some(server) = server {

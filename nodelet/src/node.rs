@@ -140,28 +140,27 @@ impl NodeAgent {
     }
 
     /// Writes the first status, and tells of the start.
-    pub(crate) async fn announce(&self, node: &Node) -> Result<NodeStatusMaker, Error> {
+    pub(crate) async fn announce(&self, node: Node) -> Result<(), Error> {
         self.event(EventType::Normal, "Starting", "Starting kubelet.");
-        let mut maker = NodeStatusMaker::new(node.status.clone().unwrap_or_default());
         let failed =
             |source| Error::Register { node: self.config.node_name.clone(), source: Box::new(source) };
-        self.report(&mut maker, true).await.map_err(failed)?;
+        self.report(node, true).await.map_err(failed)?;
         self.event(
             EventType::Normal,
             "NodeAllocatableEnforced",
             "Updated Node Allocatable limit across pods",
         );
-        Ok(maker)
+        Ok(())
     }
 
-    /// Writes the status if it changed, or if it is due. Tells of conditions that changed.
-    async fn report(&self, maker: &mut NodeStatusMaker, due: bool) -> Result<bool, kube::Error> {
+    /// Writes the status if it is not what the API has, or if it is due. Tells of conditions that changed.
+    async fn report(&self, node: Node, due: bool) -> Result<bool, kube::Error> {
+        let maker = NodeStatusMaker::new(node.status.unwrap_or_default());
         let facts = Facts::read(&self.config, &*self.cri, &self.machine, self.port).await;
         let (status, reasons) = maker.make(&facts, Timestamp::now());
         let Some(patch) = maker.patch(&status, due) else { return Ok(false) };
         let patch = Patch::Strategic(json!({ "status": patch }));
         self.api().patch_status(&self.config.node_name, &PatchParams::default(), &patch).await?;
-        maker.written(status);
         for reason in reasons {
             let message = format!("Node {} status is now: {reason}", self.config.node_name);
             self.event(EventType::Normal, reason, &message);
@@ -170,7 +169,7 @@ impl NodeAgent {
     }
 
     /// Keeps the status current for as long as the nodelet runs.
-    pub(crate) async fn keep_status(&self, mut maker: NodeStatusMaker) {
+    pub(crate) async fn keep_status(&self) {
         let mut reported_at = tokio::time::Instant::now();
         loop {
             // Both arms only wait.
@@ -178,7 +177,10 @@ impl NodeAgent {
                 () = tokio::time::sleep(STATUS_CHECK) => {}
                 () = self.look.notified() => {}
             }
-            match self.report(&mut maker, reported_at.elapsed() >= STATUS_REPORT).await {
+            let is_due = reported_at.elapsed() >= STATUS_REPORT;
+            // Read again each time: while a node was silent, others may have spoken for it.
+            let reported = async { self.report(self.api().get(&self.config.node_name).await?, is_due).await };
+            match reported.await {
                 Ok(true) => reported_at = tokio::time::Instant::now(),
                 Ok(false) => {}
                 // Someone deleted the node: it registers again.
@@ -186,7 +188,6 @@ impl NodeAgent {
                     if let Err(error) = self.register().await {
                         tracing::warn!(%error, "cannot register the node again");
                     }
-                    maker = NodeStatusMaker::new(Default::default());
                     self.look.notify_one();
                 }
                 Err(error) => tracing::warn!(%error, "cannot write the node's status, trying again"),

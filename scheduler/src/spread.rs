@@ -156,6 +156,10 @@ pub(crate) fn scores(
         if constraint.topology_key != HOSTNAME {
             let values = nodes.iter().filter(|node| is_scored(node));
             counts = values.filter_map(|n| Some((n.label(&constraint.topology_key)?.as_str(), 0))).collect();
+            // A cluster without zones: there is nothing to count on any node.
+            if counts.is_empty() {
+                continue;
+            }
             for node in snapshot.nodes.iter().filter(|n| is_scored(n) && constraint.counts_node(pod, n)) {
                 let value = node.label(&constraint.topology_key);
                 if let Some(count) = value.and_then(|v| counts.get_mut(v.as_str())) {

@@ -52,6 +52,8 @@ struct Membership {
     node: String,
 }
 
+/// Written last of what joining leaves.
+pub(crate) const MEMBERSHIP: &str = "membership.json";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A server that has vanished is noticed by what does not come back, as kubelets do it.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
@@ -103,12 +105,14 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     node::run_until_stopped(parts, &shutdown).await
 }
 
-fn token(args: &AgentArgs) -> Result<Option<Token>> {
+/// The token, if one is given. A member needs none: the file may be gone once it has done its work.
+fn token(args: &AgentArgs, is_member: bool) -> Result<Option<Token>> {
     let text = match (&args.token, &args.token_file) {
         (Some(text), _) => text.clone(),
-        (None, Some(path)) => {
-            std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?
-        }
+        (None, Some(path)) => match std::fs::read_to_string(path) {
+            Err(error) if is_member && error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            read => read.with_context(|| format!("reading {}", path.display()))?,
+        },
         (None, None) => return Ok(None),
     };
     text.parse().map(Some)
@@ -120,7 +124,7 @@ async fn join_or_remember(
     name: &str,
     directory: &Path,
 ) -> Result<(Trusted, Arc<Identity>)> {
-    let token = token(args)?;
+    let token = token(args, directory.join(MEMBERSHIP).exists())?;
     if let Some((trusted, identity)) = remembered(args, name, token.as_ref(), directory)? {
         let until = identity.validity().until;
         if Timestamp::now() < until {
@@ -154,7 +158,7 @@ async fn join_or_remember(
     let identity = Identity::create(&directory.join("client.pem"), &pair)?;
     let membership = Membership { server: server.to_string(), node: name.to_owned() };
     // Last: a membership without its parts would be none.
-    write_private(&directory.join("membership.json"), &serde_json::to_string(&membership)?)?;
+    write_private(&directory.join(MEMBERSHIP), &serde_json::to_string(&membership)?)?;
     Ok((trusted, identity))
 }
 
@@ -165,7 +169,7 @@ fn remembered(
     token: Option<&Token>,
     directory: &Path,
 ) -> Result<Option<(Trusted, Arc<Identity>)>> {
-    let path = directory.join("membership.json");
+    let path = directory.join(MEMBERSHIP);
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -116,6 +116,9 @@ fn prepare(cli: &Cli) -> Result<()> {
         .with_env_filter(filter)
         .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
+        // Said on standard error as well, which panics if it cannot be written: a full disk under the log would end
+        // whatever logs.
+        .log_internal_errors(false)
         .init();
     rustls::crypto::aws_lc_rs::default_provider()
         .install_default()

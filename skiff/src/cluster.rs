@@ -27,6 +27,7 @@ use nix::sched::{CloneFlags, setns};
 use serde::{Deserialize, Serialize};
 use skiff_network::netns;
 
+use crate::agent;
 use crate::layout::Layout;
 use crate::pki::{Pki, write_private};
 use crate::process::Started;
@@ -325,7 +326,7 @@ async fn start_agents(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
         }
         let mut args = vec!["agent".to_owned(), "--server".into(), server.clone()];
         args.extend(node.args());
-        if !node.layout.agent().join("membership.json").exists() {
+        if !node.layout.agent().join(agent::MEMBERSHIP).exists() {
             if token.is_none() {
                 let authority = Pki::open(&cluster.layout().pki())?.ca_pem;
                 let made = token::create(&kube, authority.as_bytes(), Some(TOKEN_TTL), "skiff up").await?;

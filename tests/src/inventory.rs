@@ -8,7 +8,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::TestCluster;
+use crate::{NodePaths, TestCluster};
 
 /// One line a thing.
 #[derive(Debug, PartialEq, Eq)]
@@ -18,7 +18,12 @@ pub(crate) struct Inventory {
 }
 
 /// Objects that come and go without anyone's doing.
-const RESTLESS: [&str; 3] = ["events", "events.events.k8s.io", "leases.coordination.k8s.io"];
+const RESTLESS: [&str; 4] = [
+    "events",
+    "events.events.k8s.io",
+    "leases.coordination.k8s.io",
+    "certificatesigningrequests.certificates.k8s.io",
+];
 /// Of the data directory, what holds something for each pod, container or address.
 const PER_POD: [&str; 8] = [
     "addresses",
@@ -33,7 +38,7 @@ const PER_POD: [&str; 8] = [
 
 impl Inventory {
     pub(crate) fn take(cluster: &TestCluster) -> Result<Inventory> {
-        Ok(Inventory { objects: objects(cluster)?, machine: machine(cluster.name())? })
+        Ok(Inventory { objects: objects(cluster)?, machine: machine(cluster)? })
     }
 
     /// Whether each of the first namespaces has what every namespace gets.
@@ -76,37 +81,43 @@ fn objects(cluster: &TestCluster) -> Result<BTreeSet<String>> {
         .collect())
 }
 
-fn machine(name: &str) -> Result<BTreeSet<String>> {
-    let (run, data) =
-        (Path::new("/run/skiff/clusters").join(name), Path::new("/var/lib/skiff/clusters").join(name));
+fn machine(cluster: &TestCluster) -> Result<BTreeSet<String>> {
     let mut found = BTreeSet::new();
-    for directory in PER_POD.map(|d| data.join(d)).into_iter().chain(["ns", "runc"].map(|d| run.join(d))) {
-        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
-        found.extend(entries.map(|e| e.path().display().to_string()));
+    for node in cluster.nodes() {
+        of_node(&node, &mut found)?;
     }
-    let of_cluster = format!("/clusters/{name}/");
+    let of_cluster = format!("/clusters/{}/", cluster.name());
     let mounts = fs::read_to_string("/proc/self/mountinfo").context("reading the mounts")?;
     let points = mounts.lines().filter_map(|l| l.split(' ').nth(4)).filter(|m| m.contains(&of_cluster));
     found.extend(points.map(|m| format!("mount {m}")));
-    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        pod_groups(&hierarchy.path().join(format!("skiff-{name}")), &mut found);
-    }
-    pod_groups(&Path::new("/sys/fs/cgroup").join(format!("skiff-{name}")), &mut found);
     for shim in crate::leaks::processes(&of_cluster).iter().filter(|p| p.contains(" shim ")) {
         found.insert(shim.clone());
     }
-    let netns = run.join("net");
+    Ok(found)
+}
+
+fn of_node(node: &NodePaths, found: &mut BTreeSet<String>) -> Result<()> {
+    let per_pod = PER_POD.map(|d| node.data.join(d)).into_iter();
+    for directory in per_pod.chain(["ns", "runc"].map(|d| node.run.join(d))) {
+        let entries = fs::read_dir(&directory).into_iter().flatten().flatten();
+        found.extend(entries.map(|e| e.path().display().to_string()));
+    }
+    for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
+        pod_groups(&hierarchy.path().join(&node.cgroup), found);
+    }
+    pod_groups(&Path::new("/sys/fs/cgroup").join(&node.cgroup), found);
     for (what, arguments) in [
         ("link", ["ip", "-brief", "link"].as_slice()),
         ("route", &["ip", "route"]),
         ("nft", &["nft", "list", "ruleset"]),
     ] {
-        let printed = inside(&netns, arguments)?;
+        let printed = inside(&node.netns, arguments)?;
         // Of a link the name: its state goes with the pods on it.
         let words = if what == "link" { 1 } else { usize::MAX };
-        found.extend(printed.lines().map(|line| format!("{what} {}", settled(line, words))));
+        let lines = printed.lines().map(|line| format!("{} {what} {}", node.name, settled(line, words)));
+        found.extend(lines);
     }
-    Ok(found)
+    Ok(())
 }
 
 /// Groups of pods and containers below one.

@@ -23,11 +23,15 @@ pub(crate) fn check(name: &str) -> Result<()> {
             .filter(|m| m.contains(&of_cluster))
             .map(|m| format!("mount {m}")),
     );
+    let group = format!("skiff-{name}");
     for hierarchy in fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten() {
-        let path = hierarchy.path().join(format!("skiff-{name}"));
-        if path.exists() {
-            left.push(format!("cgroup {}", path.display()));
-        }
+        let groups = fs::read_dir(hierarchy.path()).into_iter().flatten().flatten().map(|g| g.path());
+        let of_cluster = groups.filter(|path| {
+            // Of the first node, and of the others: `skiff-NAME.2`.
+            let group_name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            group_name == group || group_name.starts_with(&format!("{group}."))
+        });
+        left.extend(of_cluster.map(|path| format!("cgroup {}", path.display())));
     }
     left.extend(processes(&of_cluster));
     left.extend(tables());

@@ -4,27 +4,35 @@
 //! [`http_get`]. [`TestCluster::stop`] deletes what the story made and runs the whole-cluster checker, twice: nothing of it
 //! may be left in the cluster, and when the cluster is gone, nothing on the machine.
 //!
+//! [`drills`] are the faults that a story may bring about.
+//!
 //! `cargo xtask test` names the program and the registry in `SKIFF_BIN` and `SKIFF_TEST_REGISTRIES`.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+pub mod drills;
 mod inventory;
 mod leaks;
+mod nodes;
+mod terminal;
 
 use inventory::Inventory;
+pub use nodes::NodePaths;
+pub use terminal::Terminal;
 
 /// One throw-away cluster.
 pub struct TestCluster {
     name: String,
     program: PathBuf,
     registries: PathBuf,
+    n_nodes: u8,
     /// What there was when it was new.
     fresh: Option<Inventory>,
     stopped: bool,
@@ -40,6 +48,27 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 impl TestCluster {
     /// Starts a cluster of the program and the registry that the environment names.
     pub fn start(name: &str) -> Result<TestCluster> {
+        TestCluster::start_prepared(name, |_| Ok(())).map(|(cluster, ())| cluster)
+    }
+
+    /// The same, of a cluster whose data directory was made ready for it: with a small disk mounted there, say.
+    pub fn start_prepared<T>(
+        name: &str,
+        prepare: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<(TestCluster, T)> {
+        TestCluster::begin(name, 1, prepare)
+    }
+
+    /// The same, of a cluster with several nodes.
+    pub fn start_nodes(name: &str, n_nodes: u8) -> Result<TestCluster> {
+        TestCluster::begin(name, n_nodes, |_| Ok(())).map(|(cluster, ())| cluster)
+    }
+
+    fn begin<T>(
+        name: &str,
+        n_nodes: u8,
+        prepare: impl FnOnce(&Path) -> Result<T>,
+    ) -> Result<(TestCluster, T)> {
         let named = |variable: &str| {
             std::env::var(variable)
                 .with_context(|| format!("{variable} is not set; run the stories with: cargo xtask test"))
@@ -49,11 +78,13 @@ impl TestCluster {
             name: name.into(),
             program: program.into(),
             registries: registries.into(),
+            n_nodes,
             fresh: None,
             stopped: false,
         };
         // What an earlier run that was killed has left, by its own record.
         let _ = cluster.skiff(&["down", "--name", name]);
+        let prepared = prepare(&cluster.data_dir())?;
         cluster.up()?;
         // What a new cluster makes of itself comes within moments; then it is still.
         let mut last = None;
@@ -65,7 +96,7 @@ impl TestCluster {
             Ok(found)
         })?;
         cluster.fresh = Some(still);
-        Ok(cluster)
+        Ok((cluster, prepared))
     }
 
     pub(crate) fn name(&self) -> &str {
@@ -74,8 +105,8 @@ impl TestCluster {
 
     /// Starts what of the cluster does not run.
     pub fn up(&self) -> Result<()> {
-        let registries = self.registries.to_string_lossy().into_owned();
-        self.skiff(&["up", "--name", &self.name, "--registries", &registries]).map(drop)
+        let (registries, nodes) = (self.registries.to_string_lossy().into_owned(), self.n_nodes.to_string());
+        self.skiff(&["up", "--name", &self.name, "--registries", &registries, "--nodes", &nodes]).map(drop)
     }
 
     /// Runs the program; answers what it printed.
@@ -83,8 +114,23 @@ impl TestCluster {
         printed(Command::new(&self.program).args(args).output().context("running skiff")?, "skiff", args)
     }
 
+    /// Where the cluster's node keeps its state.
+    pub fn data_dir(&self) -> PathBuf {
+        PathBuf::from("/var/lib/skiff/clusters").join(&self.name)
+    }
+
+    /// The network namespace that the cluster's node is in.
+    pub fn netns(&self) -> PathBuf {
+        PathBuf::from("/run/skiff/clusters").join(&self.name).join("net")
+    }
+
+    /// Runs something on a thread within the network namespace of the cluster's first node.
+    pub fn inside<T: Send>(&self, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        within(&self.netns(), run)
+    }
+
     pub fn kubeconfig(&self) -> PathBuf {
-        PathBuf::from("/var/lib/skiff/clusters").join(&self.name).join("kubeconfig")
+        self.data_dir().join("kubeconfig")
     }
 
     /// The administrator's client.
@@ -196,13 +242,13 @@ impl TestCluster {
 
     /// Kills the server at once and starts it again.
     pub fn kill_server(&self) -> Result<()> {
-        use rustix::process::{Pid, Signal, kill_process};
-        let pid = Pid::from_raw(self.server_pid()?).context("no pid")?;
-        kill_process(pid, Signal::KILL)?;
-        let gone =
-            || Ok((!PathBuf::from(format!("/proc/{}/exe", pid.as_raw_nonzero())).exists()).then_some(()));
-        self.wait_for("the server's end", gone)?;
+        self.server()?.kill()?;
         self.up()
+    }
+
+    /// The cluster's server, to do something to.
+    pub fn server(&self) -> Result<drills::Process> {
+        drills::Process::open(self.server_pid()?)
     }
 
     /// Deletes all that was made since the cluster was new, and fails if anything of it is left.
@@ -271,6 +317,27 @@ impl PodSummary {
             ready: conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True"),
         }
     }
+}
+
+/// Runs something on a thread within a network namespace.
+pub fn within<T: Send>(netns: &Path, run: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    use nix::sched::{CloneFlags, setns};
+    let namespace = std::fs::File::open(netns).with_context(|| format!("opening {}", netns.display()))?;
+    let enter = || {
+        setns(&namespace, CloneFlags::CLONE_NEWNET).context("entering a namespace")?;
+        run()
+    };
+    std::thread::scope(|scope| scope.spawn(enter).join())
+        .map_err(|_| anyhow::anyhow!("what ran within {} panicked", netns.display()))?
+}
+
+/// Fails unless a text holds all of the words.
+#[track_caller]
+pub fn has(text: &str, wanted: &[&str]) -> Result<()> {
+    for word in wanted {
+        ensure!(text.contains(word), "{word:?} is missing in:\n{text}");
+    }
+    Ok(())
 }
 
 fn printed(output: Output, program: &str, args: &[&str]) -> Result<String> {

@@ -5,20 +5,12 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use skiff_tests::{TestCluster, http_get};
+use skiff_tests::{TestCluster, has, http_get};
 
 fn sample(path: &str) -> String {
     // Cargo runs a test in its package's folder; a path known at build time may be another clone's.
     let root = PathBuf::from("../samples");
     root.join(path).to_string_lossy().into_owned()
-}
-
-#[track_caller]
-fn has(text: &str, wanted: &[&str]) -> Result<()> {
-    for word in wanted {
-        ensure!(text.contains(word), "{word:?} is missing in:\n{text}");
-    }
-    Ok(())
 }
 
 #[test]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 15] = [
+const ARROWS: [(&str, &[&str]); 17] = [
     ("skiff-api", &[]),
     ("skiff-cgroup", &[]),
     ("skiff-cri", &[]),
@@ -23,6 +23,8 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("skiff-runtime-oci", &["skiff-cgroup", "skiff-cri", "skiff-images"]),
     ("skiff-runtime-wasm", &["skiff-cgroup", "skiff-cri", "skiff-images"]),
     ("skiff", &["*"]),
+    ("skiff-hollow", &["skiff-client"]),
+    ("skiff-load", &[]),
     ("skiff-tests", &["*"]),
 ];
 const BANNED: [&str; 4] = ["ring", "openssl-sys", "serde_yaml", "rustables"];

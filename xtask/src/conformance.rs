@@ -8,6 +8,7 @@
 //! ```
 
 mod images;
+mod page;
 mod programs;
 mod report;
 mod suite;
@@ -19,7 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::command::{cache, cargo, program, run as execute};
+use crate::command::{cache, cargo, output, program, root, run as execute};
 use crate::{fixtures, setup};
 use suite::{Selection, Suite};
 
@@ -34,6 +35,9 @@ pub(crate) struct Options {
     /// Exactly the tests listed in this file, one name a line
     #[arg(long, conflicts_with_all = ["sig", "focus"])]
     file: Option<PathBuf>,
+    /// How many nodes the cluster has
+    #[arg(long, default_value_t = 2)]
+    nodes: u8,
     /// Build programs and images, and run nothing
     #[arg(long)]
     build_only: bool,
@@ -72,7 +76,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     if Path::new("/run/skiff/clusters").join(NAME).exists() {
         down(&skiff)?;
     }
-    let ran = up(&skiff, &served.registries).and_then(|()| {
+    let ran = up(&skiff, &served.registries, options.nodes).and_then(|()| {
         let suite = Suite {
             programs: &programs,
             netns: Path::new("/run/skiff/clusters").join(NAME).join("net"),
@@ -84,18 +88,21 @@ pub(crate) fn run(options: Options) -> Result<()> {
         suite.run(&selection)
     });
     // Before the cluster's directory goes.
-    let kept = keep_server_log(&results);
+    let logs = keep_logs(&results, options.nodes);
     down(&skiff)?;
     ran?;
-    tell(&results, &selection, &kept?)
+    tell(&results, &selection, &logs?, options.nodes)
 }
 
 fn data_dir() -> PathBuf {
     Path::new("/var/lib/skiff/clusters").join(NAME)
 }
 
-fn up(skiff: &Path, registries: &Path) -> Result<()> {
-    execute(Command::new(skiff).args(["up", "--name", NAME, "--registries"]).arg(registries))
+fn up(skiff: &Path, registries: &Path, n_nodes: u8) -> Result<()> {
+    let nodes = n_nodes.to_string();
+    execute(
+        Command::new(skiff).args(["up", "--name", NAME, "--nodes", &nodes, "--registries"]).arg(registries),
+    )
 }
 
 fn down(skiff: &Path) -> Result<()> {
@@ -117,27 +124,53 @@ fn fresh_results() -> Result<PathBuf> {
     Ok(results)
 }
 
-fn keep_server_log(results: &Path) -> Result<String> {
-    let path = data_dir().join("server.log");
-    let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-    let to = results.join("server.log");
-    fs::write(&to, &bytes).with_context(|| format!("writing {}", to.display()))?;
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+/// The logs of the server and of the agents, under the names that they are kept by.
+fn keep_logs(results: &Path, n_nodes: u8) -> Result<Vec<(String, String)>> {
+    let server = ("server.log".to_owned(), data_dir().join("server.log"));
+    let agents = (2..=n_nodes)
+        .map(|n| (format!("agent-{n}.log"), data_dir().join("nodes").join(n.to_string()).join("agent.log")));
+    let mut kept = Vec::new();
+    for (name, path) in [server].into_iter().chain(agents) {
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let to = results.join(&name);
+        fs::write(&to, &bytes).with_context(|| format!("writing {}", to.display()))?;
+        kept.push((name, String::from_utf8_lossy(&bytes).into_owned()));
+    }
+    Ok(kept)
 }
 
 /// The closing line is the last of what is printed.
-fn tell(results: &Path, selection: &Selection, server_log: &str) -> Result<()> {
+fn tell(results: &Path, selection: &Selection, logs: &[(String, String)], n_nodes: u8) -> Result<()> {
     let tests = report::read(results)?;
-    report::write(results, &tests, server_log)?;
+    report::write(results, &tests, logs)?;
+    let rows = report::by_sig(&tests);
+    if selection.is_whole() {
+        let causes = page::Causes::read(&root().join("tests/conformance/causes.tsv"))?;
+        let date = output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
+        let commit = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()))?;
+        let run = page::Run { date: date.trim(), commit: commit.trim(), n_nodes };
+        let path = root().join("docs/conformance.md");
+        let text = page::page(&run, &tests, &rows, &causes)?;
+        fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
     let missing = match selection {
         Selection::Listed(names) => report::missing(names, &tests),
         Selection::Matching { .. } => Vec::new(),
     };
-    let (all, table) = report::table(&tests)?;
+    let (all, table) = report::table(&rows)?;
     print!("{table}");
     println!("results: {}", results.display());
     for name in &missing {
         println!("did not run: {name}");
+    }
+    // The ratchet: what has passed before is expected to.
+    let passing = Selection::of_file(&root().join("tests/conformance/passing.txt"))?;
+    let (regressions, gains) = report::beside(&tests, passing.names());
+    for name in &regressions {
+        println!("passed before and fails now: {name}");
+    }
+    for name in &gains {
+        println!("passes now, and is not in passing.txt yet: {name}");
     }
     println!("{} passed, {} failed, {} skipped", all.passed, all.failed, all.skipped);
     if all.failed > 0 {

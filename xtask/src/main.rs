@@ -6,13 +6,14 @@ mod cluster;
 mod command;
 mod conformance;
 mod fixtures;
+mod peers;
 mod setup;
 mod test;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "What a developer of Skiff runs")]
@@ -40,15 +41,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Derive api/src/schema/builtin.txt anew
     Codegen,
-    /// Measure
-    #[command(subcommand)]
-    Bench(Bench),
-}
-
-#[derive(Subcommand)]
-enum Bench {
-    /// Start, idle cost, pod starts and durable creates; writes docs/benchmarks.md
-    Smoke,
+    /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
+    Bench(bench::Options),
 }
 
 fn main() -> Result<()> {
@@ -62,6 +56,6 @@ fn main() -> Result<()> {
         Task::Test => test::run_all(),
         Task::Conformance(options) => conformance::run(options),
         Task::Codegen => test::codegen(),
-        Task::Bench(Bench::Smoke) => bench::smoke(),
+        Task::Bench(options) => bench::run(&options),
     }
 }

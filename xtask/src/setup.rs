@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use crate::command::{on_path, output};
 
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("runc", "runc"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
@@ -14,6 +14,8 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("skopeo", "skopeo"),
     ("busybox", "busybox-static"),
     ("curl", "curl"),
+    ("faketime", "faketime"),
+    ("openssl", "openssl"),
 ];
 
 pub(crate) fn run() -> Result<()> {

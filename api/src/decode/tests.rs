@@ -28,6 +28,31 @@ fn unknown_and_duplicate_fields_are_named_by_their_path() {
 }
 
 #[test]
+fn faults_are_named_in_the_order_of_the_document_and_once() {
+    let faults = |text: &str| {
+        let error = decode_as("Deployment", text, FieldValidation::Strict).unwrap_err();
+        error.message.split("strict decoding error: ").nth(1).unwrap_or_default().to_owned()
+    };
+    assert_eq!(
+        faults(
+            r#"{"metadata": {"name": "a"}, "spec": {"unknownField": "foo", "replicas": 2, "replicas": 3}}"#
+        ),
+        r#"unknown field "spec.unknownField", duplicate field "spec.replicas""#
+    );
+    assert_eq!(
+        faults(
+            r#"{"spec": {"b": 1, "a": {"x": 1, "x": 2}, "b": 2, "replicas": 1, "replicas": 1, "replicas": 2}}"#
+        ),
+        r#"unknown field "spec.b", unknown field "spec.a", duplicate field "spec.replicas""#,
+        "each once, and nothing of what is inside an unknown field"
+    );
+    assert_eq!(
+        faults(r#"{"metadata": {"labels": {"x": "1", "x": "2"}, "z": 0}, "a": 1}"#),
+        r#"duplicate field "metadata.labels.x", unknown field "metadata.z", unknown field "a""#
+    );
+}
+
+#[test]
 fn a_value_of_the_wrong_type_is_refused_whatever_the_validation() {
     let error =
         decode_as("Deployment", r#"{"spec": {"replicas": "three"}}"#, FieldValidation::Ignore).unwrap_err();

@@ -11,12 +11,15 @@ pub mod autoscaling;
 mod core;
 mod events;
 mod extension;
+mod limits;
 mod network;
 mod node;
 mod pod;
 mod resource;
 mod service;
 mod storage;
+
+pub(crate) use pod::qos_class;
 
 pub(super) fn declarations() -> Vec<Kind> {
     [

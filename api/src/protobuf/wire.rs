@@ -222,7 +222,7 @@ pub(super) fn text<'b>(field: &FieldBytes<'b>, name: &str) -> Result<&'b str, De
     std::str::from_utf8(bytes).map_err(|_| DecodeError::NotUtf8 { field: name.to_owned() })
 }
 
-pub(super) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(out: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         out.push(value as u8 | 0x80);
         value >>= 7;
@@ -236,7 +236,7 @@ pub(super) fn put_length(out: &mut Vec<u8>, number: u16, bytes: usize) {
     put_varint(out, bytes as u64);
 }
 
-pub(super) fn put_delimited(out: &mut Vec<u8>, number: u16, bytes: &[u8]) {
+pub(crate) fn put_delimited(out: &mut Vec<u8>, number: u16, bytes: &[u8]) {
     put_length(out, number, bytes.len());
     out.extend_from_slice(bytes);
 }

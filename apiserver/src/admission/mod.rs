@@ -1,8 +1,10 @@
 //! Built-in admission: what a request's object is completed with, and what refuses it besides its kind's own
-//! rules. `LimitRanger`, `ResourceQuota`, webhooks and policies are not built yet.
+//! rules. Webhooks and policies are not built yet.
 
+mod limit_ranger;
 mod node;
 mod pod;
+pub(crate) mod quota;
 mod service_account;
 
 use skiff_api::meta::Meta;
@@ -43,6 +45,7 @@ impl Api {
     pub(crate) async fn admit_create(&self, call: &Call, object: &mut Object) -> Result<(), Status> {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
             self.restrict_node_create(call, object)?;
+            self.default_limits(object)?;
             self.admit_service_account(object).await?;
             pod::add_default_tolerations(object);
             self.admit_priority(object).await?;
@@ -63,6 +66,12 @@ impl Api {
         }
         if is_core(&call.kind, "Service") {
             deny_external_ips(new, Some(old))?;
+        }
+        if call.info.subresource.is_empty()
+            && is_core(&call.kind, "PersistentVolumeClaim")
+            && !old.is_being_deleted()
+        {
+            self.check_limits(&call.kind, new)?;
         }
         self.restrict_node_update(call, new, old)
     }

@@ -1,5 +1,6 @@
 //! From a certificate or a token to a [`UserInfo`].
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -15,6 +16,10 @@ use crate::cache::Caches;
 /// The verified client certificate of a connection, as a request extension.
 #[derive(Clone)]
 pub(crate) struct PeerCertificate(pub(crate) CertificateDer<'static>);
+
+/// Where a connection comes from, as a request extension.
+#[derive(Clone, Copy)]
+pub(crate) struct PeerAddress(pub(crate) SocketAddr);
 
 pub(crate) struct Authenticator {
     pub(crate) tokens: Arc<TokenKeys>,

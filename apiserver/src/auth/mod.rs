@@ -3,6 +3,7 @@
 pub(crate) mod authenticate;
 pub(crate) mod authorize;
 mod bootstrap_token;
+mod impersonate;
 mod node;
 pub(crate) mod rules;
 pub(crate) mod token;

@@ -20,6 +20,7 @@ use crate::respond::{self, Encoding, Response};
 pub(crate) struct OpenApi {
     kinds: Arc<Kinds>,
     v2: OnceLock<Document>,
+    v2_protobuf: OnceLock<Document>,
     /// By path: `api/v1`, `apis/apps/v1`.
     v3: OnceLock<BTreeMap<String, Document>>,
 }
@@ -27,13 +28,24 @@ pub(crate) struct OpenApi {
 struct Document {
     gzip: Bytes,
     hash: String,
+    content_type: &'static str,
 }
+
+const JSON: &str = "application/json";
+/// What a client asks for, in the old spelling and the new; it is answered in the new.
+const PROTOBUF_V2: [&str; 2] = [
+    "application/com.github.proto-openapi.spec.v2@v1.0+protobuf",
+    "application/com.github.proto-openapi.spec.v2.v1.0+protobuf",
+];
 
 impl Document {
     fn new(value: &Value) -> Document {
-        let json = serde_json::to_vec(value).unwrap_or_default();
-        let hash = hex_of(&Sha512::digest(&json)).to_uppercase();
-        Document { gzip: respond::gzip(&json).unwrap_or_default(), hash }
+        Document::of(&serde_json::to_vec(value).unwrap_or_default(), JSON)
+    }
+
+    fn of(bytes: &[u8], content_type: &'static str) -> Document {
+        let hash = hex_of(&Sha512::digest(bytes)).to_uppercase();
+        Document { gzip: respond::gzip(bytes).unwrap_or_default(), hash, content_type }
     }
 
     fn answer(&self, headers: &HeaderMap, gzip: bool) -> Result<Response, Status> {
@@ -44,15 +56,15 @@ impl Document {
         } else if gzip {
             Body::from(self.gzip.clone())
         } else {
-            let mut json = Vec::new();
-            GzDecoder::new(&*self.gzip).read_to_end(&mut json).map_err(Status::internal)?;
-            Body::from(json)
+            let mut plain = Vec::new();
+            GzDecoder::new(&*self.gzip).read_to_end(&mut plain).map_err(Status::internal)?;
+            Body::from(plain)
         });
         if unchanged {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
         }
         let headers = response.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
         if gzip && !unchanged {
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
@@ -61,19 +73,29 @@ impl Document {
     }
 }
 
-/// Documents are offered in JSON only, not in the protobuf that gnostic defines for them.
-fn accepts_json(headers: &HeaderMap) -> bool {
-    let mut accept = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).peekable();
-    let is_json = |clause: &str| {
-        let media_type = clause.split(';').next().unwrap_or_default().trim();
-        matches!(media_type, "" | "*" | "*/*" | "application/*" | "application/json")
-    };
-    accept.peek().is_none() || accept.any(|line| line.split(',').any(is_json))
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    Json,
+    Protobuf,
+}
+
+/// The first form that is accepted: JSON, or of version 2 the protobuf that gnostic defines for it.
+fn accepted(headers: &HeaderMap, offers_protobuf: bool) -> Option<Form> {
+    let lines = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok());
+    let mut clauses = lines.flat_map(|line| line.split(',')).peekable();
+    if clauses.peek().is_none() {
+        return Some(Form::Json);
+    }
+    clauses.find_map(|clause| match clause.split(';').next().unwrap_or_default().trim() {
+        "" | "*" | "*/*" | "application/*" | JSON => Some(Form::Json),
+        asked if offers_protobuf && PROTOBUF_V2.contains(&asked) => Some(Form::Protobuf),
+        _ => None,
+    })
 }
 
 impl OpenApi {
     pub(super) fn new(kinds: Arc<Kinds>) -> OpenApi {
-        OpenApi { kinds, v2: OnceLock::new(), v3: OnceLock::new() }
+        OpenApi { kinds, v2: OnceLock::new(), v2_protobuf: OnceLock::new(), v3: OnceLock::new() }
     }
 
     pub(crate) fn answer(
@@ -84,10 +106,18 @@ impl OpenApi {
         encoding: &Encoding,
     ) -> Option<Result<Response, Status>> {
         let rest = path.strip_prefix("/openapi/")?.trim_end_matches('/');
-        if !accepts_json(headers) {
-            return Some(Err(Status::not_acceptable(&["application/json"])));
-        }
+        let Some(form) = accepted(headers, rest == "v2") else {
+            let offered: &[&str] = if rest == "v2" { &[JSON, PROTOBUF_V2[1]] } else { &[JSON] };
+            return Some(Err(Status::not_acceptable(offered)));
+        };
         match rest.split_once('/') {
+            None if rest == "v2" && form == Form::Protobuf => {
+                let document = self.v2_protobuf.get_or_init(|| {
+                    let encoded = openapi::gnostic::encode(&openapi::v2(&self.kinds));
+                    Document::of(&encoded, PROTOBUF_V2[1])
+                });
+                Some(document.answer(headers, encoding.gzip))
+            }
             None if rest == "v2" => {
                 let document = self.v2.get_or_init(|| Document::new(&openapi::v2(&self.kinds)));
                 Some(document.answer(headers, encoding.gzip))

@@ -1,55 +1,109 @@
-//! One HTTP/1.1 request over one fresh TLS connection to a kubelet.
+//! One HTTP/1.1 request over one fresh connection, with or without TLS.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use hyper::body::Incoming;
+use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use skiff_api::Status;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::{Kubelet, NodeAddress};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+const KUBELET_RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-impl Kubelet {
+/// Where a request goes: an address that was checked, and is dialled as it was checked.
+pub(super) struct Backend {
+    pub(super) address: SocketAddr,
+    pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+    /// How long the head of an answer may take.
+    pub(super) response_timeout: Duration,
+}
+
+/// Why there is no answer. The causes are part of the sentences, which become those of a `Status`.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum SendError {
+    #[error("dial tcp {address}: {cause}")]
+    Dial { address: SocketAddr, cause: std::io::Error },
+    #[error("TLS handshake with {address}: {cause}")]
+    Tls { address: SocketAddr, cause: std::io::Error },
+    #[error("{what} {address}: i/o timeout")]
+    TimedOut { what: &'static str, address: SocketAddr },
+    #[error("request to {address}: {cause}")]
+    Http { address: SocketAddr, cause: hyper::Error },
+}
+
+impl Backend {
     /// Sends the request and reads the head of the answer. The connection lives as long as the answer's body
     /// or the stream it is upgraded to.
+    pub(super) async fn send(
+        &self,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Incoming>, SendError> {
+        let address = self.address;
+        let http = |cause| SendError::Http { address, cause };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await;
+        let mut sender = connected.map_err(|_| SendError::TimedOut { what: "dial tcp", address })??;
+        let answer = tokio::time::timeout(self.response_timeout, sender.send_request(request)).await;
+        answer.map_err(|_| SendError::TimedOut { what: "awaiting headers of", address })?.map_err(http)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Body>, SendError> {
+        let address = self.address;
+        let dial = |cause| SendError::Dial { address, cause };
+        let tcp = TcpStream::connect(address).await.map_err(dial)?;
+        tcp.set_nodelay(true).map_err(dial)?;
+        let opened = match &self.tls {
+            None => open(tcp).await,
+            Some(tls) => {
+                let connector = tokio_rustls::TlsConnector::from(tls.clone());
+                let name = ServerName::IpAddress(address.ip().into());
+                let stream = connector.connect(name, tcp).await;
+                open(stream.map_err(|cause| SendError::Tls { address, cause })?).await
+            }
+        };
+        opened.map_err(|cause| SendError::Http { address, cause })
+    }
+}
+
+async fn open<S>(stream: S) -> hyper::Result<SendRequest<Body>>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    // Ends with the answer's body or the upgraded stream.
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "connection to a backend");
+        }
+    });
+    Ok(sender)
+}
+
+impl Kubelet {
+    pub(super) fn backend(&self, to: NodeAddress) -> Backend {
+        Backend {
+            address: SocketAddr::new(to.ip, to.port),
+            tls: Some(self.tls.clone()),
+            response_timeout: KUBELET_RESPONSE_TIMEOUT,
+        }
+    }
+
     pub(super) async fn send(
         &self,
         to: NodeAddress,
         mut request: http::Request<Body>,
     ) -> Result<http::Response<Incoming>, Status> {
-        let address = SocketAddr::new(to.ip, to.port);
-        let failed = |what: &str, error: &dyn std::fmt::Display| {
-            Status::internal(format!("error dialing backend {address}: {what}: {error}"))
-        };
-        let connect = async {
-            let tcp = TcpStream::connect(address).await.map_err(|e| failed("connect", &e))?;
-            tcp.set_nodelay(true).map_err(|e| failed("connect", &e))?;
-            let connector = tokio_rustls::TlsConnector::from(self.tls.clone());
-            connector.connect(ServerName::IpAddress(to.ip.into()), tcp).await.map_err(|e| failed("tls", &e))
-        };
-        let timed_out = |what: &str| failed(what, &"i/o timeout");
-        let tls =
-            tokio::time::timeout(CONNECT_TIMEOUT, connect).await.map_err(|_| timed_out("connect"))??;
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(tls)).await.map_err(|e| failed("http", &e))?;
-        // Ends with the answer's body or the upgraded stream.
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "connection to a kubelet");
-            }
-        });
-        let host = http::HeaderValue::from_str(&address.to_string()).map_err(Status::internal)?;
+        let backend = self.backend(to);
+        let host = http::HeaderValue::from_str(&backend.address.to_string()).map_err(Status::internal)?;
         request.headers_mut().insert(http::header::HOST, host);
-        let answer = sender.send_request(request);
-        tokio::time::timeout(RESPONSE_TIMEOUT, answer)
-            .await
-            .map_err(|_| timed_out("response"))?
-            .map_err(|e| failed("request", &e))
+        let answer = backend.send(request).await;
+        answer.map_err(|error| Status::internal(format!("error dialing backend: {error}")))
     }
 }

@@ -1,11 +1,18 @@
-//! The way to a node: logs and exec, passed on to the kubelet of the pod's node.
+//! The ways out: to nodes, with logs and exec for the kubelet of a pod's node; and to pods, Services and nodes
+//! with whatever is asked of their `proxy`.
 //!
-//! The connection goes to the node's `InternalIP`, over TLS verified against the cluster's CA, with the
-//! server's own client certificate. What the client asked for was authorized before.
+//! Connections to nodes go to the node's `InternalIP`, over TLS verified against the cluster's CA, with the
+//! server's own client certificate. Those to pods go to addresses that are pods' own. What the client asked for
+//! was authorized before.
 
 mod connect;
+mod destination;
+mod forward;
 mod pod;
+mod rewrite;
 mod upgrade;
+
+pub(crate) use destination::PodProxy;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,7 +26,7 @@ pub struct KubeletConfig {
     pub certificate_pem: Vec<u8>,
     pub key_pem: Vec<u8>,
     pub ca_pem: Vec<u8>,
-    /// Lets a node's address be a loopback one: for tests, and for a host that has no other.
+    /// Lets a node's or pod's address be a loopback one: for tests, and for a host that has no other.
     pub allow_loopback: bool,
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use axum::body::Body;
 use http::header::{CONNECTION, HeaderName, UPGRADE};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use hyper::body::Incoming;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use skiff_api::Status;
@@ -43,11 +44,7 @@ pub(super) async fn pass_through(
 ) -> Result<Response, Status> {
     let protocol = requested(&call.headers)
         .ok_or_else(|| Status::bad_request("unable to upgrade: missing upgrade headers in request"))?;
-    let Some(client) = call.extensions.remove::<OnUpgrade>() else {
-        return Err(Status::bad_request(
-            "unable to upgrade: this connection cannot be upgraded, use HTTP/1.1",
-        ));
-    };
+    let client = client_of(call)?;
     // A WebSocket handshake is a GET; SPDY clients use either.
     let method = if protocol == "websocket" { "GET" } else { "POST" };
     let mut request =
@@ -57,22 +54,43 @@ pub(super) async fn pass_through(
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static(protocol));
 
-    let mut answer = kubelet.send(to, request).await?;
+    let answer = kubelet.send(to, request).await?;
     if answer.status() != StatusCode::SWITCHING_PROTOCOLS {
         return Err(kubelet_error(answer).await);
     }
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    copy_handshake(answer.headers(), response.headers_mut());
-    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    response.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
+    let mut headers = HeaderMap::new();
+    copy_handshake(answer.headers(), &mut headers);
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+    Ok(join(call, client, answer, headers, shutdown))
+}
+
+/// The client's side of a connection that is to be taken over.
+pub(super) fn client_of(call: &mut Call) -> Result<OnUpgrade, Status> {
+    call.extensions.remove::<OnUpgrade>().ok_or_else(|| {
+        Status::bad_request("unable to upgrade: this connection cannot be upgraded, use HTTP/1.1")
+    })
+}
+
+/// Makes one stream of the client's connection and that of a backend which has answered 101; what the client
+/// is answered, with `headers`.
+pub(super) fn join(
+    call: &Call,
+    client: OnUpgrade,
+    mut answer: http::Response<Incoming>,
+    headers: HeaderMap,
+    shutdown: CancellationToken,
+) -> Response {
     let backend = hyper::upgrade::on(&mut answer);
     let place = call.extensions.get::<Place>().cloned();
     tokio::spawn(async move {
         copy(client, backend, shutdown).await;
         drop(place);
     });
-    Ok(response)
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    *response.headers_mut() = headers;
+    response
 }
 
 async fn copy(client: OnUpgrade, backend: OnUpgrade, shutdown: CancellationToken) {
@@ -87,14 +105,14 @@ async fn copy(client: OnUpgrade, backend: OnUpgrade, shutdown: CancellationToken
         () = tokio::time::sleep(MAX_STREAM) => {}
         result = copied => {
             if let Err(error) = result {
-                tracing::debug!(%error, "stream to a kubelet");
+                tracing::debug!(%error, "stream to a backend");
             }
         }
     }
 }
 
 /// The protocol that a client asks to switch to, if it is one that is passed through.
-fn requested(headers: &HeaderMap) -> Option<&'static str> {
+pub(super) fn requested(headers: &HeaderMap) -> Option<&'static str> {
     let connection = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
     let upgrades = connection.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("upgrade"));
     let protocol = headers.get(UPGRADE)?.to_str().ok()?;
@@ -118,7 +136,7 @@ fn copy_handshake(from: &HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-fn without_token(value: &HeaderValue) -> Option<HeaderValue> {
+pub(super) fn without_token(value: &HeaderValue) -> Option<HeaderValue> {
     let rest: Vec<&str> = value
         .to_str()
         .ok()?

@@ -53,18 +53,38 @@ impl Api {
                 certificates::prepare_create(&call.user, &mut object);
             }
             check(&kind, &object)?;
+            self.check_limits(&kind, &object)?;
             let name = object.name().to_owned();
-            let mut allocation = self.services.allocate(&kind, &mut object, None)?;
-            if let Some(created) = self.insert(&kind, object, dry_run).await? {
-                if !dry_run {
-                    allocation.keep();
+            let charge = self.charge(&kind, &object, dry_run).await?;
+            match self.write_new(&kind, object, dry_run).await {
+                Ok(Some(created)) => return Ok(created),
+                Ok(None) => self.refund(charge).await,
+                Err(status) => {
+                    self.refund(charge).await;
+                    return Err(status);
                 }
-                return Ok(created);
             }
             if !generated || attempt == GENERATE_ATTEMPTS {
                 return Err(Status::already_exists(&kind.group, &kind.plural, &name));
             }
         }
+    }
+
+    /// Gives a checked object what is given out, and writes it; `None` if one of its name exists.
+    async fn write_new(
+        &self,
+        kind: &Kind,
+        mut object: Object,
+        dry_run: bool,
+    ) -> Result<Option<Object>, Status> {
+        let allocation = self.services.allocate(kind, &mut object, None)?;
+        let created = self.insert(kind, object, dry_run).await?;
+        if let Some(created) = &created
+            && !dry_run
+        {
+            self.keep(allocation, created).await;
+        }
+        Ok(created)
     }
 }
 

@@ -57,7 +57,7 @@ impl Api {
             })
             .await?;
         if outcome.deleted && !options.dry_run {
-            self.services.release(kind, &outcome.object);
+            self.release(kind, &outcome.object).await;
         }
         Ok(outcome)
     }

@@ -161,6 +161,7 @@ fn name_fault(kind: &Kind, text: &str) -> Option<String> {
         // Events have always been named more freely; `events.k8s.io` is as strict as the rest.
         ("", "Event") | ("rbac.authorization.k8s.io", _) => name::path_segment_fault(text),
         ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
+        ("networking.k8s.io", "IPAddress") => name::ip_address_fault(text),
         _ => name::dns_subdomain_fault(text),
     }
 }

@@ -8,6 +8,7 @@ use super::create::{read_object, refuse};
 use super::metadata;
 use super::modify::{Current, Next, Outcome};
 use super::options::WriteOptions;
+use crate::admission::quota::Charge;
 use crate::api::{Api, Call, is_core, key_of};
 use crate::certificates;
 use crate::respond::Response;
@@ -65,9 +66,14 @@ impl Api {
         mut make: impl FnMut(&Object) -> Result<Object, Status>,
     ) -> Result<Outcome, Status> {
         let kind = &call.kind;
+        let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
+        let charge = match part {
+            Part::Main => self.charge_update(kind, namespace, name, dry_run, &mut make).await?,
+            _ => Charge::default(),
+        };
         let mut allocation = None;
-        let outcome = self
-            .modify(kind, &call.info.namespace, &call.info.name, dry_run, |current| {
+        let updated = self
+            .modify(kind, namespace, name, dry_run, |current| {
                 let mut new = make(&current.object)?;
                 check_version(kind, &new, current)?;
                 check_uid(kind, &new, current)?;
@@ -82,11 +88,18 @@ impl Api {
                 }
                 Ok(if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) })
             })
-            .await?;
-        if let Some(mut allocation) = allocation
+            .await;
+        let outcome = match updated {
+            Ok(outcome) => outcome,
+            Err(status) => {
+                self.refund(charge).await;
+                return Err(status);
+            }
+        };
+        if let Some(allocation) = allocation
             && !dry_run
         {
-            allocation.keep();
+            self.keep(allocation, &outcome.object).await;
         }
         Ok(outcome)
     }

@@ -15,6 +15,9 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
 
 use crate::api::is_core;
+use crate::cache::ResourceCache;
+
+mod addresses;
 
 /// Upstream's default `--service-node-port-range`.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
@@ -97,6 +100,8 @@ impl Protocol {
 pub(crate) struct ServiceAllocator {
     cidr: ServiceCidr,
     held: Arc<Mutex<HashMap<Held, String>>>,
+    /// IPAddress objects: one that belongs to something else keeps its address from being given out.
+    addresses: Option<Arc<ResourceCache>>,
 }
 
 /// What one request took. Dropping it gives that back, unless it is kept.
@@ -108,6 +113,18 @@ pub(crate) struct Allocation {
 }
 
 impl Allocation {
+    /// The addresses that were given out and those that are to be given back.
+    pub(crate) fn addresses(&self) -> (Vec<Ipv4Addr>, Vec<Ipv4Addr>) {
+        let ips = |held: &[Held]| {
+            let ips = held.iter().filter_map(|one| match one {
+                Held::Ip(ip) => Some(*ip),
+                Held::Port(..) => None,
+            });
+            ips.collect()
+        };
+        (ips(&self.taken), ips(&self.dropped))
+    }
+
     pub(crate) fn keep(&mut self) {
         self.taken.clear();
         let mut held = self.held.lock();
@@ -138,7 +155,18 @@ impl ServiceAllocator {
                 }
             }
         }
-        ServiceAllocator { cidr, held: Arc::new(Mutex::new(held)) }
+        ServiceAllocator { cidr, held: Arc::new(Mutex::new(held)), addresses: None }
+    }
+
+    /// Heeds addresses that IPAddress objects give to something else.
+    pub(crate) fn heeding(self, addresses: Arc<ResourceCache>) -> ServiceAllocator {
+        ServiceAllocator { addresses: Some(addresses), ..self }
+    }
+
+    fn is_reserved(&self, one: Held, service: &Object) -> bool {
+        let (Held::Ip(ip), Some(addresses)) = (one, &self.addresses) else { return false };
+        let entry = addresses.get(&ip.to_string());
+        entry.is_some_and(|entry| !addresses::is_of(&entry.parse(), service))
     }
 
     /// Completes a Service with addresses and ports; of other kinds nothing is done.
@@ -180,6 +208,9 @@ impl ServiceAllocator {
     fn take(&self, one: Held, service: &Object, before: &[Held], allocation: &mut Allocation) -> bool {
         if before.contains(&one) {
             return true;
+        }
+        if self.is_reserved(one, service) {
+            return false;
         }
         let mut held = self.held.lock();
         if held.contains_key(&one) {

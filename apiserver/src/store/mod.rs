@@ -157,6 +157,8 @@ pub enum StoreError {
     TooLarge { key: String, bytes: usize },
     #[error("database {path} is corrupt; restore it from a backup, or move it away to start empty")]
     Corrupt { path: PathBuf, source: Arc<rusqlite::Error> },
+    #[error("the disk under the database is full; free some space on it")]
+    Full { source: Arc<rusqlite::Error> },
     #[error("database {path} was written by a newer version (schema {found}, this program knows {known})")]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("database {path} is in use by another process")]

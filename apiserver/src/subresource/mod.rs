@@ -10,6 +10,7 @@ use skiff_api::meta::Meta;
 use skiff_api::{Object, Status, decode};
 
 use crate::api::{Api, Call};
+use crate::auth::authorize::Attributes;
 use crate::limits::read_body;
 use crate::negotiate::body_format;
 use crate::respond::Response;
@@ -20,7 +21,12 @@ impl Api {
         let verb = call.info.verb.clone();
         match (resource.as_str(), subresource.as_str(), verb.as_str()) {
             ("pods", "log", "get") => self.pod_log(call).await,
-            ("pods", "exec", "get" | "create") => self.pod_exec(call).await,
+            ("pods", "exec", "get" | "create") => {
+                // A WebSocket's handshake is a GET, and what it starts is more than reading.
+                self.check_may_create(&call)?;
+                self.pod_exec(call).await
+            }
+            ("pods" | "services" | "nodes", "proxy", _) => self.proxy(call).await,
             ("pods", "binding", "create") => self.bind_pod(call).await,
             ("pods", "eviction", "create") => self.evict_pod(call).await,
             ("serviceaccounts", "token", "create") => self.create_token(call).await,
@@ -33,11 +39,11 @@ impl Api {
             (_, "status", "patch") => self.patch(call).await,
             ("certificatesigningrequests", "approval", "update") => self.update(call).await,
             ("certificatesigningrequests", "approval", "patch") => self.patch(call).await,
-            ("pods", "attach" | "portforward" | "proxy" | "ephemeralcontainers" | "resize", _)
-            | ("services" | "nodes", "proxy", _) => Err(Status::not_implemented(format!(
-                "{} of {resource} is not supported by this server yet",
-                subresource
-            ))),
+            ("pods", "attach" | "portforward" | "ephemeralcontainers" | "resize", _) => {
+                Err(Status::not_implemented(format!(
+                    "{subresource} of {resource} is not supported by this server yet"
+                )))
+            }
             _ => {
                 let path = format!("{resource}/{subresource}");
                 Err(Status::method_not_allowed(&call.kind.group, &path, &verb))
@@ -50,6 +56,13 @@ impl Api {
         self.caches.wait_for_newest().await?;
         let object = self.object_of(&call)?;
         call.object(200, object)
+    }
+
+    /// Asks for the verb `create` on top of that of the request's method.
+    pub(crate) fn check_may_create(&self, call: &Call) -> Result<(), Status> {
+        let attributes = Attributes { verb: "create", ..Attributes::of(&call.user, &call.info) };
+        let decision = self.authorizer.authorize(&attributes);
+        if decision.allowed { Ok(()) } else { Err(attributes.forbidden(&decision.reason)) }
     }
 
     /// The call's object as it stands in the cache.

@@ -53,9 +53,65 @@ async fn components_get_what_they_need_and_no_more() {
     let proxy = cluster.client("system:kube-proxy", &[]);
     proxy.get("/apis/discovery.k8s.io/v1/endpointslices").await.ok();
     proxy.post("/api/v1/namespaces/a/configmaps", config_map("x", "1")).await.refused(403, "Forbidden");
-    let impersonating =
-        admin.send(http::Method::GET, "/api/v1/pods", &[("impersonate-user", "jane")], "").await;
-    impersonating.refused(501, "NotImplemented");
+    admin.get("/api/v1/namespaces/a/pods/p").await.ok();
+}
+
+#[tokio::test]
+async fn an_administrator_may_act_as_another_and_nobody_else_may() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    const REVIEW: &str = "/apis/authentication.k8s.io/v1/selfsubjectreviews";
+    let whoami = |client: crate::fixture::Client, headers: &'static [(&'static str, &'static str)]| async move {
+        client.send(http::Method::POST, REVIEW, headers, "{}").await
+    };
+    let headers = &[
+        ("impersonate-user", "jane"),
+        ("impersonate-group", "developers"),
+        ("impersonate-uid", "u-1"),
+        ("impersonate-extra-example.com%2fscope", "read"),
+    ];
+    let jane = whoami(admin.clone(), headers).await.created();
+    assert_eq!(
+        jane["status"]["userInfo"],
+        json!({
+            "username": "jane", "uid": "u-1", "groups": ["developers", "system:authenticated"],
+            "extra": {"example.com/scope": ["read"]},
+        })
+    );
+    let pods = "/api/v1/namespaces/a/pods";
+    let as_jane = admin.send(http::Method::GET, pods, &[("impersonate-user", "jane")], "").await;
+    let message = as_jane.refused(403, "Forbidden");
+    assert!(message.contains("User \"jane\" cannot list resource \"pods\""), "{message}");
+    let as_admin = &[("impersonate-user", "jane"), ("impersonate-group", "system:masters")];
+    admin.send(http::Method::GET, pods, as_admin, "").await.ok();
+
+    let nobody = cluster.client("joe", &[]);
+    let message = whoami(nobody.clone(), &[("impersonate-user", "jane")]).await.refused(403, "Forbidden");
+    assert_eq!(
+        message,
+        "users \"jane\" is forbidden: User \"joe\" cannot impersonate resource \"users\" in API group \"\" at the cluster scope"
+    );
+    let account = &[("impersonate-user", "system:serviceaccount:a:default")];
+    let message = whoami(nobody.clone(), account).await.refused(403, "Forbidden");
+    assert!(message.contains("resource \"serviceaccounts\"") && message.contains("in the namespace \"a\""));
+    for component in ["system:kube-controller-manager", "system:apiserver", "system:kube-scheduler"] {
+        let component = cluster.client(component, &[]);
+        whoami(component, &[("impersonate-user", "admin")]).await.refused(403, "Forbidden");
+    }
+    whoami(admin, &[("impersonate-group", "developers")]).await.refused(400, "BadRequest");
+}
+
+#[tokio::test]
+async fn a_review_has_no_table() {
+    let cluster = Cluster::start().await;
+    let url = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+    let review = json!({"spec": {"nonResourceAttributes": {"path": "/", "verb": "get"}}}).to_string();
+    let accept = [("accept", "application/json;as=Table;v=v1;g=meta.k8s.io")];
+    let answer = cluster.admin().send(http::Method::POST, url, &accept, review).await;
+    assert_eq!(
+        answer.refused(406, "NotAcceptable"),
+        "only the following media types are accepted: application/json, application/yaml, application/vnd.kubernetes.protobuf"
+    );
 }
 
 #[tokio::test]

@@ -109,7 +109,9 @@ async fn an_eviction_asks_the_budget() {
     let mut labelled = pod("p");
     labelled["metadata"]["labels"] = json!({"app": "web"});
     admin.post(PODS, labelled).await.created();
-    admin.patch(&format!("{PODS}/p/status"), "merge", json!({"status": {"phase": "Running"}})).await.ok();
+    let running =
+        json!({"status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}});
+    admin.patch(&format!("{PODS}/p/status"), "merge", running).await.ok();
     let budget = json!({"metadata": {"name": "b"}, "spec": {"minAvailable": 1, "selector": {"matchLabels": {"app": "web"}}}});
     let url = "/apis/policy/v1/namespaces/a/poddisruptionbudgets";
     admin.post(url, budget).await.created();
@@ -120,7 +122,22 @@ async fn an_eviction_asks_the_budget() {
         admin.post(&format!("{PODS}/p/eviction"), eviction.clone()).await.refused(429, "TooManyRequests");
     assert_eq!(message, "Cannot evict pod as it would violate the pod's disruption budget.");
     admin.patch(&format!("{url}/b/status"), "merge", json!({"status": {"disruptionsAllowed": 1}})).await.ok();
+    let hold = json!({"metadata": {"finalizers": ["example.org/hold"]}});
+    admin.patch(&format!("{PODS}/p"), "merge", hold).await.ok();
+    let mut other = eviction.clone();
+    other["deleteOptions"] = json!({"preconditions": {"uid": "another"}});
+    admin.post(&format!("{PODS}/p/eviction?dryRun=All"), eviction.clone()).await.created();
+    assert!(admin.get(&format!("{PODS}/p")).await.ok()["metadata"]["deletionTimestamp"].is_null());
     admin.post(&format!("{PODS}/p/eviction"), eviction).await.created();
+    let charged = admin.get(&format!("{url}/b")).await.ok();
+    assert_eq!(charged["status"]["disruptionsAllowed"], 0);
+    assert!(charged["status"]["disruptedPods"]["p"].is_string(), "{charged}");
+    let evicted = admin.get(&format!("{PODS}/p")).await.ok();
+    let conditions = evicted["status"]["conditions"].as_array().expect("conditions");
+    let why = conditions.iter().find(|c| c["type"] == "DisruptionTarget").expect("why it goes");
+    assert_eq!(why["reason"], "EvictionByEvictionAPI");
+    assert!(evicted["metadata"]["deletionTimestamp"].is_string());
+    admin.post(&format!("{PODS}/p/eviction"), other).await.refused(409, "Conflict");
 }
 
 #[tokio::test]

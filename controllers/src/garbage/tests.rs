@@ -26,6 +26,7 @@ fn cluster(objects: Vec<(&str, Meta)>) -> Cluster {
     let kinds = Kinds::builtin();
     let seen = Arc::new(Seen {
         graph: Mutex::default(),
+        deletions: Deletions::default(),
         queue: WorkQueue::default(),
         unlisted: watch_channel::Sender::default(),
     });

@@ -1,4 +1,4 @@
-//! Which pods a set has to look at: its own, and those that are nobody's. A namespace may hold thousands of others.
+//! Which pods a set, or a job, has to look at: its own, and those that are nobody's. A namespace may hold thousands of others.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -10,14 +10,17 @@ use crate::objects::{controller_key, controller_of};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 enum Place {
-    /// Controlled by the ReplicaSet of this key.
+    /// Controlled by the set of this key.
     Set(ObjectKey),
     /// Controlled by nothing, in this namespace.
     Orphans(String),
 }
 
-#[derive(Default)]
-pub(super) struct Index(Mutex<Places>);
+pub(crate) struct Index {
+    /// What the sets are: `ReplicaSet`, `ReplicationController`.
+    kind: String,
+    places: Mutex<Places>,
+}
 
 #[derive(Default)]
 struct Places {
@@ -26,8 +29,8 @@ struct Places {
     of_pod: HashMap<ObjectKey, Place>,
 }
 
-fn place(pod: &Pod) -> Option<Place> {
-    match controller_key(&pod.metadata, "ReplicaSet") {
+fn place(pod: &Pod, kind: &str) -> Option<Place> {
+    match controller_key(&pod.metadata, kind) {
         Some(set) => Some(Place::Set(set)),
         None if controller_of(&pod.metadata).is_none() => {
             Some(Place::Orphans(pod.metadata.namespace.clone().unwrap_or_default()))
@@ -37,10 +40,14 @@ fn place(pod: &Pod) -> Option<Place> {
 }
 
 impl Index {
-    pub(super) fn follow(&self, change: &Change<Pod>) {
+    pub(crate) fn new(kind: &str) -> Index {
+        Index { kind: kind.to_owned(), places: Mutex::default() }
+    }
+
+    pub(crate) fn follow(&self, change: &Change<Pod>) {
         let Some(key) = change.object().map(|pod| key_of(&**pod)) else { return };
-        let new = change.new.as_ref().and_then(|pod| place(pod));
-        let mut places = self.0.lock();
+        let new = change.new.as_ref().and_then(|pod| place(pod, &self.kind));
+        let mut places = self.places.lock();
         if places.of_pod.get(&key) == new.as_ref() {
             return;
         }
@@ -58,8 +65,8 @@ impl Index {
         }
     }
 
-    pub(super) fn candidates(&self, set: &ObjectKey) -> Vec<ObjectKey> {
-        let places = self.0.lock();
+    pub(crate) fn candidates(&self, set: &ObjectKey) -> Vec<ObjectKey> {
+        let places = self.places.lock();
         let own = places.pods.get(&Place::Set(set.clone()));
         let orphans = places.pods.get(&Place::Orphans(set.namespace.clone()));
         own.into_iter().chain(orphans).flatten().cloned().collect()
@@ -93,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_set_sees_its_own_pods_and_orphans_wherever_they_move() {
-        let index = Index::default();
+        let index = Index::new("ReplicaSet");
         index.follow(&Change { old: None, new: pod("a", by("ReplicaSet", "web")) });
         index.follow(&Change { old: None, new: pod("b", Value::Null) });
         index.follow(&Change { old: None, new: pod("c", by("Job", "web")) });
@@ -105,7 +112,7 @@ mod tests {
         index.follow(&Change { old: pod("a", by("ReplicaSet", "web")), new: None });
         index.follow(&Change { old: pod("b", Value::Null), new: None });
         index.follow(&Change { old: pod("c", by("Job", "web")), new: None });
-        let places = index.0.lock();
+        let places = index.places.lock();
         assert!(places.pods.is_empty() && places.of_pod.is_empty());
     }
 }

@@ -13,14 +13,16 @@ use super::sources::Source;
 
 pub(crate) const TABLE: &str = "ip skiff_proxy";
 
-/// The sets and maps, by name, with their types. `typeof` needs `tcp dport` where `th dport` is meant, or nft cannot
-/// read back what it has written.
-const SETS: [(Set, &str, &str); 11] = [
+/// The sets and maps, by name, with their types. `typeof` with `th dport` nft cannot read back, and with `tcp dport` it lets
+/// only TCP come to the map: UDP has maps of its own.
+const SETS: [(Set, &str, &str); 13] = [
     (Set::Frontends, "map frontends", "type ipv4_addr . inet_proto . inet_service : verdict"),
     (Set::Endpoints, "map endpoints", PICKED),
+    (Set::UdpEndpoints, "map udp_endpoints", PICKED_UDP),
     (Set::OnlyEndpoint, "map only_endpoint", TRANSLATED),
     (Set::InsideFrontends, "map inside_frontends", "type ipv4_addr . inet_proto . inet_service : verdict"),
     (Set::InsideEndpoints, "map inside_endpoints", PICKED),
+    (Set::InsideUdpEndpoints, "map inside_udp_endpoints", PICKED_UDP),
     (Set::InsideOnlyEndpoint, "map inside_only_endpoint", TRANSLATED),
     (Set::Firewall, "map firewall", "type ipv4_addr . inet_proto . inet_service : verdict"),
     (Set::NoEndpoints, "set no_endpoints", "type ipv4_addr . inet_proto . inet_service"),
@@ -30,16 +32,20 @@ const SETS: [(Set, &str, &str); 11] = [
 ];
 const PICKED: &str =
     "typeof ip daddr . meta l4proto . tcp dport . numgen random mod 2 : ip daddr . tcp dport";
+const PICKED_UDP: &str =
+    "typeof ip daddr . meta l4proto . udp dport . numgen random mod 2 : ip daddr . udp dport";
 const TRANSLATED: &str = "type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service";
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Set {
     Frontends,
     Endpoints,
+    UdpEndpoints,
     /// Of frontends with one endpoint, which need no choice.
     OnlyEndpoint,
     InsideFrontends,
     InsideEndpoints,
+    InsideUdpEndpoints,
     InsideOnlyEndpoint,
     /// Load balancers' addresses that not everyone may use.
     Firewall,
@@ -222,10 +228,21 @@ enum View {
 }
 
 impl View {
-    fn maps(self) -> (Set, Set, Set) {
+    /// Of frontends, and of frontends with one endpoint.
+    fn maps(self) -> (Set, Set) {
         match self {
-            View::Everyone => (Set::Frontends, Set::Endpoints, Set::OnlyEndpoint),
-            View::Inside => (Set::InsideFrontends, Set::InsideEndpoints, Set::InsideOnlyEndpoint),
+            View::Everyone => (Set::Frontends, Set::OnlyEndpoint),
+            View::Inside => (Set::InsideFrontends, Set::InsideOnlyEndpoint),
+        }
+    }
+
+    /// Of frontends with several endpoints.
+    fn endpoints(self, protocol: Protocol) -> Set {
+        match (self, protocol) {
+            (View::Everyone, Protocol::Tcp) => Set::Endpoints,
+            (View::Everyone, Protocol::Udp) => Set::UdpEndpoints,
+            (View::Inside, Protocol::Tcp) => Set::InsideEndpoints,
+            (View::Inside, Protocol::Udp) => Set::InsideUdpEndpoints,
         }
     }
 }
@@ -302,7 +319,8 @@ impl Elements {
             let protocol = frontend.protocol.name();
             self.insert(Set::Backends, format!("{} . {protocol} . {}", backend.ip, backend.port));
         }
-        let (frontends, endpoints, only_endpoint) = view.maps();
+        let (frontends, only_endpoint) = view.maps();
+        let endpoints = view.endpoints(frontend.protocol);
         let chain = match (backends, service.affinity_s) {
             ([], _) => return,
             (_, Some(timeout_s)) => {
@@ -361,16 +379,20 @@ impl Chain {
                     writeln!(out, "add rule {TABLE} {name} ip saddr != {{ {} }} drop", sources.join(", "));
             }
             Chain::Random(view, count) => {
-                let (_, endpoints, only_endpoint) = view.maps();
-                let map = if *count == 1 {
-                    format!("map @{}", only_endpoint.name())
-                } else {
-                    format!(". numgen random mod {count} map @{}", endpoints.name())
+                let (_, only_endpoint) = view.maps();
+                let of = |protocol| {
+                    format!(". numgen random mod {count} map @{}", view.endpoints(protocol).name())
                 };
-                let _ = writeln!(
-                    out,
-                    "add rule {TABLE} {name} dnat ip to ip daddr . meta l4proto . th dport {map}"
-                );
+                let maps = match count {
+                    1 => vec![format!("map @{}", only_endpoint.name())],
+                    _ => vec![of(Protocol::Tcp), of(Protocol::Udp)],
+                };
+                for map in maps {
+                    let _ = writeln!(
+                        out,
+                        "add rule {TABLE} {name} dnat ip to ip daddr . meta l4proto . th dport {map}"
+                    );
+                }
             }
             Chain::Sticky(Affinity { protocol, timeout_s, .. }, Backend { ip, port }) => {
                 let set = format!("{name}_clients");

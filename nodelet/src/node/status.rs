@@ -104,18 +104,15 @@ fn pids_exhausted() -> Option<bool> {
     Some(n_threads > max / 10 * 9)
 }
 
-/// Makes statuses, each from the one before.
+/// The status that a node is to have, beside the one that the API has. What others wrote into it, such as extended
+/// resources, stays; what they wrote over the node's own words does not.
 pub(crate) struct NodeStatusMaker {
-    written: NodeStatus,
+    known: NodeStatus,
 }
 
 impl NodeStatusMaker {
-    pub(crate) fn new(written: NodeStatus) -> NodeStatusMaker {
-        NodeStatusMaker { written }
-    }
-
-    pub(crate) fn written(&mut self, status: NodeStatus) {
-        self.written = status;
+    pub(crate) fn new(known: NodeStatus) -> NodeStatusMaker {
+        NodeStatusMaker { known }
     }
 
     /// The status, and the reasons of events for conditions that changed.
@@ -126,7 +123,7 @@ impl NodeStatusMaker {
             ("DiskPressure", facts.disk_pressure, PRESSURE_WORDS[1]),
             ("PIDPressure", facts.pid_pressure, PRESSURE_WORDS[2]),
         ];
-        let mut conditions = Vec::new();
+        let mut own = Vec::new();
         for (type_, holds, words) in pressures {
             let word = if holds { words.0 } else { words.1 };
             let (condition, changed) =
@@ -134,7 +131,7 @@ impl NodeStatusMaker {
             if changed {
                 events.push(word.event);
             }
-            conditions.push(condition);
+            own.push(condition);
         }
         let is_ready = facts.runtime_problems.is_empty();
         let (reason, message) = match is_ready {
@@ -145,18 +142,18 @@ impl NodeStatusMaker {
         if changed {
             events.push(if is_ready { "NodeReady" } else { "NodeNotReady" });
         }
-        conditions.push(condition);
+        own.push(condition);
         let status = NodeStatus {
             addresses: Some(facts.addresses.clone()),
-            allocatable: Some(facts.allocatable.clone()),
-            capacity: Some(facts.capacity.clone()),
-            conditions: Some(conditions),
+            allocatable: Some(overlaid(&self.known.allocatable, &facts.allocatable)),
+            capacity: Some(overlaid(&self.known.capacity, &facts.capacity)),
+            conditions: Some(self.conditions(own)),
             daemon_endpoints: Some(NodeDaemonEndpoints {
                 kubelet_endpoint: Some(DaemonEndpoint { port: i32::from(facts.port) }),
             }),
-            images: facts.images.clone().or_else(|| self.written.images.clone()),
+            images: facts.images.clone().or_else(|| self.known.images.clone()),
             node_info: Some(facts.info.clone()),
-            ..self.written.clone()
+            ..self.known.clone()
         };
         (status, events)
     }
@@ -170,7 +167,7 @@ impl NodeStatusMaker {
         now: Timestamp,
     ) -> (NodeCondition, bool) {
         let status = if holds { "True" } else { "False" };
-        let old = self.written.conditions.iter().flatten().find(|c| c.type_ == type_);
+        let old = self.known.conditions.iter().flatten().find(|c| c.type_ == type_);
         let same = old.filter(|c| c.status == status);
         let now = Time(whole_seconds(now));
         let condition = NodeCondition {
@@ -184,6 +181,18 @@ impl NodeStatusMaker {
         (condition, same.is_none())
     }
 
+    /// The node's own conditions in the place of those that it had, beside those of others.
+    fn conditions(&self, own: Vec<NodeCondition>) -> Vec<NodeCondition> {
+        let mut all = self.known.conditions.clone().unwrap_or_default();
+        for condition in own {
+            match all.iter_mut().find(|c| c.type_ == condition.type_) {
+                Some(place) => *place = condition,
+                None => all.push(condition),
+            }
+        }
+        all
+    }
+
     /// The patch to this status. `None` if nothing but heartbeats would change and none is due.
     pub(crate) fn patch(&self, status: &NodeStatus, due: bool) -> Option<Value> {
         let quiet = |status: &NodeStatus| {
@@ -193,11 +202,11 @@ impl NodeStatusMaker {
             }
             status
         };
-        if !due && quiet(status) == quiet(&self.written) {
+        if !due && quiet(status) == quiet(&self.known) {
             return None;
         }
         let Ok(Value::Object(new)) = serde_json::to_value(status) else { return None };
-        let old = serde_json::to_value(&self.written).unwrap_or_default();
+        let old = serde_json::to_value(&self.known).unwrap_or_default();
         let mut patch: Map<String, Value> =
             new.into_iter().filter(|(key, value)| old.get(key) != Some(value)).collect();
         if let Some(Value::Array(addresses)) = patch.get_mut("addresses") {
@@ -206,6 +215,12 @@ impl NodeStatusMaker {
         }
         Some(Value::Object(patch))
     }
+}
+
+fn overlaid(known: &Option<ResourceList>, own: &ResourceList) -> ResourceList {
+    let mut all = known.clone().unwrap_or_default();
+    all.extend(own.clone());
+    all
 }
 
 #[derive(Clone, Copy)]
@@ -295,10 +310,10 @@ mod tests {
 
     #[test]
     fn nothing_is_written_until_something_changes_or_is_due() {
-        let mut maker = NodeStatusMaker::new(NodeStatus::default());
+        let maker = NodeStatusMaker::new(NodeStatus::default());
         let (status, _) = maker.make(&facts(&[]), at(1));
         assert!(maker.patch(&status, false).is_some());
-        maker.written(status);
+        let maker = NodeStatusMaker::new(status);
         let (status, events) = maker.make(&facts(&[]), at(50));
         assert!(events.is_empty());
         assert_eq!(maker.patch(&status, false), None);
@@ -307,13 +322,33 @@ mod tests {
 
     #[test]
     fn a_runtime_that_is_down_makes_the_node_not_ready_and_keeps_the_old_time_else() {
-        let mut maker = NodeStatusMaker::new(NodeStatus::default());
-        let (status, _) = maker.make(&facts(&[]), at(1));
-        maker.written(status);
+        let (status, _) = NodeStatusMaker::new(NodeStatus::default()).make(&facts(&[]), at(1));
+        let maker = NodeStatusMaker::new(status);
         let (status, events) = maker.make(&facts(&["container runtime is down: x"]), at(9));
         assert_eq!(events, ["NodeNotReady"]);
         let conditions = status.conditions.unwrap();
         assert_eq!(conditions[0].last_transition_time, Some(Time(at(1))));
         assert_eq!(conditions[3].message.as_deref(), Some("container runtime is down: x"));
+    }
+
+    #[test]
+    fn what_others_took_for_unknown_is_said_again_and_what_is_theirs_stays() {
+        let (mut known, _) = NodeStatusMaker::new(NodeStatus::default()).make(&facts(&[]), at(1));
+        for condition in known.conditions.iter_mut().flatten() {
+            condition.status = "Unknown".into();
+        }
+        let custom = NodeCondition { type_: "Custom".into(), status: "True".into(), ..Default::default() };
+        known.conditions.as_mut().unwrap().insert(0, custom.clone());
+        known.capacity.as_mut().unwrap().insert("example.com/dongle".into(), Default::default());
+        let maker = NodeStatusMaker::new(known);
+        let (status, events) = maker.make(&facts(&[]), at(2));
+        assert_eq!(events.last(), Some(&"NodeReady"));
+        assert!(maker.patch(&status, false).is_some());
+        let conditions = status.conditions.clone().unwrap();
+        assert_eq!(conditions[0], custom);
+        assert_eq!((conditions[4].type_.as_str(), conditions[4].status.as_str()), ("Ready", "True"));
+        assert!(status.capacity.as_ref().unwrap().contains_key("example.com/dongle"));
+        let maker = NodeStatusMaker::new(status);
+        assert_eq!(maker.patch(&maker.make(&facts(&[]), at(3)).0, false), None);
     }
 }

@@ -6,6 +6,8 @@
 //!  0 stdin ▶   1 stdout ◀   2 stderr ◀   3 how it ended (a Status) ◀   4 terminal size ▶
 //!  255 (v5 only) ▶ closes the channel that the next byte names
 //! ```
+//!
+//! In the first version of the protocol channel 3 is for an error's text, and says nothing of success.
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Path, RawQuery, State};
@@ -27,6 +29,7 @@ use crate::snapshot;
 
 const V5: &str = "v5.channel.k8s.io";
 const V4: &str = "v4.channel.k8s.io";
+const V1: &str = "channel.k8s.io";
 const STDIN: u8 = 0;
 const STDOUT: u8 = 1;
 const STDERR: u8 = 2;
@@ -109,9 +112,18 @@ pub(super) async fn exec(
         Ok(session) => session,
         Err(refusal) => return refusal.into_response(),
     };
-    upgrade.max_message_size(MAX_MESSAGE).protocols([V5, V4]).on_upgrade(async move |socket| {
-        let protocol = socket.protocol().and_then(|p| p.to_str().ok()).map(str::to_owned);
-        Exchange::run(socket, session, protocol.as_deref() == Some(V5)).await;
+    let first = match &query {
+        ExecQuery { stdout: true, .. } => STDOUT,
+        ExecQuery { stderr: true, .. } => STDERR,
+        _ => ERROR,
+    };
+    upgrade.max_message_size(MAX_MESSAGE).protocols([V5, V4, V1]).on_upgrade(async move |socket| {
+        let version = match socket.protocol().and_then(|p| p.to_str().ok()) {
+            Some(V5) => Version::V5,
+            Some(V4) => Version::V4,
+            _ => Version::V1,
+        };
+        Exchange::run(socket, session, version, first).await;
     })
 }
 
@@ -141,15 +153,24 @@ async fn open(
 
 type Sink = mpsc::Sender<Message>;
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    V1,
+    V4,
+    V5,
+}
+
 struct Exchange;
 
 impl Exchange {
-    async fn run(socket: WebSocket, session: ExecSession, has_close: bool) {
+    async fn run(socket: WebSocket, session: ExecSession, version: Version, first: u8) {
         let ExecSession { stdin, stdout, stderr, resize, exit } = session;
         let (sink, stream) = socket.split();
         let (out, out_rx) = mpsc::channel::<Message>(8);
         let writer = tokio::spawn(write_messages(sink, out_rx));
-        let input = read_messages(stream, stdin, resize, has_close);
+        // As upstream tells the client that the stream is open.
+        let _ = out.send(framed(first, &[])).await;
+        let input = read_messages(stream, stdin, resize, version == Version::V5);
         let output = async {
             tokio::join!(copy(stdout, STDOUT, out.clone()), copy(stderr, STDERR, out.clone()));
             exit.await
@@ -165,13 +186,23 @@ impl Exchange {
                 Ok(result) => end_status(result),
                 Err(_) => end_status(Err(CriError::unknown("the runtime lost the process"))),
             };
-            let _ = out.send(framed(ERROR, status.to_string().as_bytes())).await;
+            if let Some(last) = last_words(&status, version) {
+                let _ = out.send(framed(ERROR, last.as_bytes())).await;
+            }
             // kubectl takes any other ending for a broken stream.
             let normal = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
             let _ = out.send(Message::Close(Some(normal))).await;
         }
         drop(out);
         let _ = writer.await;
+    }
+}
+
+/// What goes over channel 3 at the end.
+fn last_words(status: &serde_json::Value, version: Version) -> Option<String> {
+    match version {
+        Version::V4 | Version::V5 => Some(status.to_string()),
+        Version::V1 => status["message"].as_str().map(str::to_owned),
     }
 }
 
@@ -300,5 +331,14 @@ mod tests {
         let status = end_status(Ok(3));
         assert_eq!(status["reason"], "NonZeroExitCode");
         assert_eq!(status["details"]["causes"][0], json!({ "reason": "ExitCode", "message": "3" }));
+    }
+
+    #[test]
+    fn the_first_version_says_errors_in_words_and_nothing_of_success() {
+        let (good, bad) = (end_status(Ok(0)), end_status(Ok(3)));
+        assert_eq!(last_words(&good, Version::V1), None);
+        assert_eq!(last_words(&good, Version::V4).unwrap(), good.to_string());
+        let words = last_words(&bad, Version::V1).unwrap();
+        assert_eq!(words, "command terminated with non-zero exit code: exit status 3");
     }
 }

@@ -170,26 +170,43 @@ impl Test {
     }
 }
 
-/// The counts of all, and the table.
-pub(super) fn table(tests: &[Test]) -> Result<(Count, String)> {
-    let mut rows: BTreeMap<&str, Count> = BTreeMap::new();
-    let mut all = Count::default();
+pub(super) fn by_sig(tests: &[Test]) -> BTreeMap<String, Count> {
+    let mut rows: BTreeMap<String, Count> = BTreeMap::new();
     for test in tests {
-        for count in [rows.entry(test.sig()).or_default(), &mut all] {
-            match test.outcome {
-                Outcome::Passed => count.passed += 1,
-                Outcome::Failed => count.failed += 1,
-                Outcome::Skipped => count.skipped += 1,
-            }
-            count.seconds += test.seconds;
+        let count = rows.entry(test.sig().to_owned()).or_default();
+        match test.outcome {
+            Outcome::Passed => count.passed += 1,
+            Outcome::Failed => count.failed += 1,
+            Outcome::Skipped => count.skipped += 1,
         }
+        count.seconds += test.seconds;
     }
+    rows
+}
+
+/// The counts of all, and the table.
+pub(super) fn table(rows: &BTreeMap<String, Count>) -> Result<(Count, String)> {
+    let mut all = Count::default();
     let mut out = String::new();
     writeln!(out, "{:<20}{:>8}{:>8}{:>8}{:>10}", "SIG", "passed", "failed", "skipped", "seconds")?;
     for (sig, row) in rows {
         writeln!(out, "{sig:<20}{:>8}{:>8}{:>8}{:>10.0}", row.passed, row.failed, row.skipped, row.seconds)?;
+        all.passed += row.passed;
+        all.failed += row.failed;
+        all.skipped += row.skipped;
     }
     Ok((all, out))
+}
+
+/// Beside what has passed before: what fails now, and what passes for the first time.
+pub(super) fn beside<'a>(tests: &'a [Test], passing: &[String]) -> (Vec<&'a str>, Vec<&'a str>) {
+    let known: BTreeSet<&str> = passing.iter().map(String::as_str).collect();
+    let of = |outcome, is_known| {
+        let tests = tests.iter().filter(move |t| t.outcome == outcome);
+        let names = tests.map(|t| t.name.as_str());
+        names.filter(|name| known.contains(name) == is_known).collect()
+    };
+    (of(Outcome::Failed, true), of(Outcome::Passed, false))
 }
 
 /// The names of `wanted` that no test has.
@@ -198,8 +215,8 @@ pub(super) fn missing<'a>(wanted: &'a [String], tests: &[Test]) -> Vec<&'a str> 
     wanted.iter().map(String::as_str).filter(|name| !ran.contains(name)).collect()
 }
 
-/// `results.tsv`, `passed.txt`, `failed.txt`, and for each failure its log and the server's of that time.
-pub(super) fn write(results: &Path, tests: &[Test], server_log: &str) -> Result<()> {
+/// `results.tsv`, `passed.txt`, `failed.txt`, and for each failure its log and those of the cluster's processes of that time.
+pub(super) fn write(results: &Path, tests: &[Test], logs: &[(String, String)]) -> Result<()> {
     let put = |path: &Path, text: &str| {
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))
     };
@@ -219,7 +236,9 @@ pub(super) fn write(results: &Path, tests: &[Test], server_log: &str) -> Result<
         fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
         let text = format!("{}\n\n{}\n{}\n\n{}", test.name, test.place, test.message, test.output);
         put(&folder.join("test.log"), &text)?;
-        put(&folder.join("server.log"), &window(server_log, &test.start, &test.end))?;
+        for (name, log) in logs {
+            put(&folder.join(name), &window(log, &test.start, &test.end))?;
+        }
     }
     Ok(())
 }
@@ -256,7 +275,7 @@ fn is_time(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, missing, parse, slug, table, window};
+    use super::{Outcome, beside, by_sig, missing, parse, slug, table, window};
 
     const REPORT: &str = r#"[{"SpecReports": [
         {"LeafNodeType": "SynchronizedBeforeSuite", "State": "passed"},
@@ -280,10 +299,12 @@ mod tests {
             ("nobody's", Outcome::Skipped),
         ];
         assert_eq!(names, expected);
-        let (all, text) = table(&tests).unwrap();
+        let (all, text) = table(&by_sig(&tests)).unwrap();
         assert_eq!((all.passed, all.failed, all.skipped), (1, 1, 1));
         assert!(text.contains("node                       1       0       0         2\n"), "{text}");
         assert_eq!(missing(&["nobody's".to_owned(), "no such".to_owned()], &tests), ["no such"]);
+        let passing = ["[sig-apps] Jobs hang".to_owned()];
+        assert_eq!(beside(&tests, &passing), (vec!["[sig-apps] Jobs hang"], vec!["[sig-node] Pods run"]));
     }
 
     #[test]

@@ -45,6 +45,19 @@ impl Selection {
         Ok(Selection::Listed(names))
     }
 
+    /// Whether it is all there is.
+    pub(super) fn is_whole(&self) -> bool {
+        matches!(self, Selection::Matching { sig: None, focus: None })
+    }
+
+    /// The names that are listed.
+    pub(super) fn names(&self) -> &[String] {
+        match self {
+            Selection::Listed(names) => names,
+            Selection::Matching { .. } => &[],
+        }
+    }
+
     /// One expression: ginkgo runs what matches *any* of several.
     fn expression(&self) -> Option<String> {
         match self {

@@ -304,6 +304,10 @@ struct Jobs;
 
 impl Strategy for Jobs {
     fn default(&self, object: &mut Object) {
+        let labels = object["spec"]["template"]["metadata"]["labels"].clone();
+        if labels.is_object() && object["metadata"]["labels"].as_object().is_none_or(|l| l.is_empty()) {
+            object["metadata"]["labels"] = labels;
+        }
         default_job_spec(&mut object["spec"]);
         pod::default_template(object, "/spec/template");
     }
@@ -350,13 +354,25 @@ impl Strategy for Jobs {
 }
 
 /// One completion by one pod, unless the job says how many of either.
+/// Only of a Job itself: in a CronJob's template nothing is filled in.
 fn default_job_spec(spec: &mut Value) {
     let unset = |v: &Value| v.is_null();
     if unset(&spec["completions"]) && unset(&spec["parallelism"]) {
         spec["completions"] = 1.into();
     }
-    if unset(&spec["parallelism"]) {
-        spec["parallelism"] = 1.into();
+    let per_index = !unset(&spec["backoffLimitPerIndex"]);
+    let replaces = if unset(&spec["podFailurePolicy"]) { "TerminatingOrFailed" } else { "Failed" };
+    for (field, value) in [
+        ("parallelism", json!(1)),
+        ("backoffLimit", if per_index { json!(i32::MAX) } else { json!(6) }),
+        ("completionMode", json!("NonIndexed")),
+        ("suspend", json!(false)),
+        ("manualSelector", json!(false)),
+        ("podReplacementPolicy", json!(replaces)),
+    ] {
+        if unset(&spec[field]) {
+            spec[field] = value;
+        }
     }
 }
 

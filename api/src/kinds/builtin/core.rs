@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{events, kind, node, pod, service};
+use super::{events, kind, limits, node, pod, service};
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{
@@ -27,6 +27,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         events::core(),
         kind("", "v1", "LimitRange", "limitranges")
             .short(&["limits"])
+            .strategy(&limits::LimitRanges)
             .columns(vec![Column::name(), Column::created_at()]),
         kind("", "v1", "Namespace", "namespaces")
             .cluster()
@@ -60,6 +61,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         kind("", "v1", "ResourceQuota", "resourcequotas")
             .short(&["quota"])
             .subresources(&["status"])
+            .strategy(&limits::ResourceQuotas)
             .columns(vec![
                 Column::name(),
                 Column::new("Request", "string", |o, _| quota(o, Side::Request)),

@@ -270,7 +270,7 @@ impl Strategy for Pods {
 }
 
 /// Guaranteed, Burstable or BestEffort.
-fn qos_class(spec: &Value) -> &'static str {
+pub(crate) fn qos_class(spec: &Value) -> &'static str {
     let containers = || items_at(spec, "/containers").iter().chain(items_at(spec, "/initContainers"));
     let amount = |c: &Value, side: &str, of: &str| {
         c["resources"][side][of].as_str().filter(|q| *q != "0").map(str::to_owned)

@@ -1,9 +1,10 @@
 //! Node, scheduling, flow control and dynamic resources.
 
 use super::kind;
+use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{NONE, bool_text, count, int, str_at, text, text_or};
-use crate::{Kind, Object};
+use crate::{Cause, Kind, Object};
 
 pub(super) fn kinds() -> Vec<Kind> {
     let flow = |name: &str, plural: &str| kind("flowcontrol.apiserver.k8s.io", "v1", name, plural).cluster();
@@ -14,15 +15,17 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("Handler", "string", |o, _| text(o, "/handler")),
             Column::age(),
         ]),
-        kind("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses").cluster().short(&["pc"]).columns(
-            vec![
+        kind("scheduling.k8s.io", "v1", "PriorityClass", "priorityclasses")
+            .cluster()
+            .short(&["pc"])
+            .strategy(&PriorityClasses)
+            .columns(vec![
                 Column::name(),
                 Column::new("Value", "integer", |o, _| int(o, "/value")),
                 Column::new("Global-Default", "boolean", |o, _| bool_text(o, "/globalDefault")),
                 Column::age(),
                 Column::new("PreemptionPolicy", "string", |o, _| text(o, "/preemptionPolicy")),
-            ],
-        ),
+            ]),
         flow("FlowSchema", "flowschemas").subresources(&["status"]).columns(vec![
             Column::name(),
             Column::new("PriorityLevel", "string", |o, _| {
@@ -92,4 +95,70 @@ fn claim_state(claim: &Object) -> String {
     }
     states.retain(|s| !s.is_empty());
     states.join(",")
+}
+
+const SYSTEM_PREFIX: &str = "system-";
+const SYSTEM_CLASSES: [(&str, i64); 2] =
+    [("system-node-critical", 2_000_001_000), ("system-cluster-critical", 2_000_000_000)];
+const HIGHEST_OF_USERS: i64 = 1_000_000_000;
+
+/// What a priority is worth stays, for pods have it by value.
+struct PriorityClasses;
+
+impl Strategy for PriorityClasses {
+    fn validate_create(&self, object: &Object) -> Vec<Cause> {
+        let (name, value) = (str_at(object, "/metadata/name"), object["value"].as_i64().unwrap_or(0));
+        if !name.starts_with(SYSTEM_PREFIX) {
+            let why = format!("maximum allowed value of a user defined priority is {HIGHEST_OF_USERS}");
+            return (value > HIGHEST_OF_USERS).then(|| Cause::forbidden("value", &why)).into_iter().collect();
+        }
+        let known = SYSTEM_CLASSES.iter().find(|(of, _)| *of == name);
+        let error = match known {
+            None => format!("{name} is not a known system priority class"),
+            Some((_, wanted)) if *wanted != value => {
+                format!("value of {name} PriorityClass must be {wanted}")
+            }
+            Some(_) if object["globalDefault"] == true => {
+                format!("globalDefault of {name} PriorityClass must be false")
+            }
+            Some(_) => return Vec::new(),
+        };
+        let why = format!(
+            "priority class names with '{SYSTEM_PREFIX}' prefix are reserved for system use only. error: {error}"
+        );
+        vec![Cause::forbidden("metadata.name", &why)]
+    }
+
+    fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        if new["value"] != old["value"] {
+            causes.push(Cause::forbidden("value", "may not be changed in an update."));
+        }
+        if new["preemptionPolicy"] != old["preemptionPolicy"] {
+            let value = &new["preemptionPolicy"];
+            causes.push(Cause::invalid("preemptionPolicy", value, "field is immutable"));
+        }
+        causes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_priority_keeps_its_worth_and_the_highest_are_the_systems() {
+        let class = |name: &str, value: i64| json!({"metadata": {"name": name}, "value": value});
+        let faults = |class| PriorityClasses.validate_create(&class).len();
+        assert_eq!(faults(class("high", HIGHEST_OF_USERS)), 0);
+        assert_eq!(faults(class("higher", HIGHEST_OF_USERS + 1)), 1);
+        assert_eq!(faults(class("system-mine", 1)), 1);
+        assert_eq!(faults(class("system-node-critical", 2_000_001_000)), 0);
+        assert_eq!(faults(class("system-node-critical", 1)), 1);
+        let changed = PriorityClasses.validate_update(&class("high", 2), &class("high", 1));
+        assert_eq!(changed[0].message, "Forbidden: may not be changed in an update.");
+        assert!(PriorityClasses.validate_update(&class("high", 1), &class("high", 1)).is_empty());
+    }
 }

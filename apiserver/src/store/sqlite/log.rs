@@ -49,6 +49,7 @@ pub(super) fn classify(path: &Path, operation: &'static str, error: rusqlite::Er
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             StoreError::Corrupt { path: path.into(), source }
         }
+        Some(ErrorCode::DiskFull) => StoreError::Full { source },
         _ => StoreError::Failed { operation, source },
     }
 }

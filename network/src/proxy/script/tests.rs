@@ -67,6 +67,7 @@ fn a_service_is_one_frontend_and_an_element_an_endpoint() {
         expect![[r#"
         add chain ip skiff_proxy endpoints_2
         add rule ip skiff_proxy endpoints_2 dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @endpoints
+        add rule ip skiff_proxy endpoints_2 dnat ip to ip daddr . meta l4proto . th dport . numgen random mod 2 map @udp_endpoints
         add element ip skiff_proxy frontends { 10.43.0.9 . tcp . 80 : goto endpoints_2 }
         add element ip skiff_proxy endpoints { 10.43.0.9 . tcp . 80 . 0 : 10.42.0.7 . 8080, 10.43.0.9 . tcp . 80 . 1 : 10.42.0.8 . 8080 }
         add element ip skiff_proxy hairpin { 10.42.0.7 . 10.42.0.7, 10.42.0.8 . 10.42.0.8 }

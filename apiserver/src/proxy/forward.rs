@@ -1,0 +1,295 @@
+//! `proxy` of pods, services and nodes: any request, passed on as it is but for what is between client and
+//! server only, and answered as the backend answers.
+//!
+//! # Guarantees
+//! - Bodies are streamed either way; nothing is held but what rewriting a link needs.
+//! - Credentials for this server never reach the backend.
+//! - A backend gets the client's connection only after it has answered 101 (CVE-2018-1002105).
+//!
+//! Source: apimachinery's `util/proxy`.
+
+use axum::body::Body;
+use http::header::{
+    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE,
+    EXPECT, HOST, HeaderName, LOCATION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE,
+    TRAILER, TRANSFER_ENCODING, UPGRADE,
+};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use hyper::body::Incoming;
+use skiff_api::Status;
+
+use super::connect::Backend;
+use super::rewrite::{self, Links};
+use super::upgrade;
+use crate::api::{Api, Call};
+use crate::auth::authenticate::PeerAddress;
+use crate::respond::Response;
+
+const METHODS: [Method; 7] =
+    [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD, Method::OPTIONS];
+
+/// Headers between two neighbours only (RFC 9110, 7.6.1), besides those that `Connection` names.
+const HOP_BY_HOP: [HeaderName; 9] = [
+    CONNECTION,
+    HeaderName::from_static("proxy-connection"),
+    HeaderName::from_static("keep-alive"),
+    PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION,
+    TE,
+    TRAILER,
+    TRANSFER_ENCODING,
+    UPGRADE,
+];
+
+/// A backend does not speak for this server's origin.
+const CORS: [HeaderName; 4] = [
+    ACCESS_CONTROL_ALLOW_CREDENTIALS,
+    ACCESS_CONTROL_ALLOW_HEADERS,
+    ACCESS_CONTROL_ALLOW_METHODS,
+    ACCESS_CONTROL_ALLOW_ORIGIN,
+];
+
+impl Api {
+    pub(crate) async fn proxy(&self, mut call: Call) -> Result<Response, Status> {
+        if call.query.get("dryRun").is_some() {
+            return Err(Status::bad_request("dryRun is not supported"));
+        }
+        if !METHODS.contains(&call.method) {
+            let path = format!("{}/proxy", call.kind.plural);
+            return Err(Status::method_not_allowed(&call.kind.group, &path, call.method.as_str()));
+        }
+        let protocol = upgrade::requested(&call.headers);
+        if protocol.is_some() && call.kind.plural == "nodes" {
+            // A stream to a kubelet may be one to a process in any of its pods.
+            self.check_may_create(&call)?;
+        }
+        let backend = self.destination(&call).await?;
+        let path = Path::split(call.uri.path(), call.kind.is_namespaced());
+        let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        if protocol.is_none() && path.rest.is_empty() && matches!(call.method, Method::GET | Method::HEAD) {
+            return redirect(&format!("{}/{query}", path.prefix));
+        }
+        let links = Links {
+            prefix: path.prefix.to_owned(),
+            backend: backend.address.to_string(),
+            host: host_of(&call).unwrap_or_default().to_owned(),
+        };
+        let request = request(&call, &backend, &path, &query)?;
+        match protocol {
+            Some(protocol) => self.proxy_stream(&mut call, &backend, request, protocol).await,
+            None => {
+                let (head, ()) = request.into_parts();
+                let request = http::Request::from_parts(head, call.take_body());
+                let answer = backend.send(request).await.map_err(unreachable)?;
+                passed_back(answer, links, &call.method)
+            }
+        }
+    }
+
+    async fn proxy_stream(
+        &self,
+        call: &mut Call,
+        backend: &Backend,
+        request: http::Request<()>,
+        protocol: &'static str,
+    ) -> Result<Response, Status> {
+        let client = upgrade::client_of(call)?;
+        let mut request = request.map(|()| Body::empty());
+        request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+        request.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
+        let answer = backend.send(request).await.map_err(unreachable)?;
+        match answer.status() {
+            StatusCode::SWITCHING_PROTOCOLS => {
+                let mut headers = answer.headers().clone();
+                strip(&mut headers);
+                headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+                headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+                Ok(upgrade::join(call, client, answer, headers, self.shutdown.clone()))
+            }
+            refused if refused.as_u16() >= 400 => {
+                let mut response = answer.map(Body::new);
+                strip(response.headers_mut());
+                Ok(response)
+            }
+            other => {
+                let why = format!("invalid upgrade response: status code {}", other.as_u16());
+                Err(Status::internal(why))
+            }
+        }
+    }
+}
+
+/// The path of a proxied request, as it was sent: up to the subresource, and what follows.
+#[derive(Debug, PartialEq, Eq)]
+struct Path<'p> {
+    /// `/api/v1/namespaces/<ns>/pods/<id>/proxy`. Made of names that exist, and so of no character that would
+    /// mean anything in a header or in HTML.
+    prefix: &'p str,
+    /// Empty, or from a slash on.
+    rest: &'p str,
+}
+
+impl Path<'_> {
+    fn split(path: &str, is_namespaced: bool) -> Path<'_> {
+        let n_segments = if is_namespaced { 7 } else { 5 };
+        let start = path.len() - path.trim_start_matches('/').len();
+        let mut slashes = path[start..].match_indices('/').map(|(at, _)| start + at);
+        let end = slashes.nth(n_segments - 1).unwrap_or(path.len());
+        let (prefix, rest) = path.split_at(end);
+        Path { prefix, rest }
+    }
+}
+
+/// A relative link on a page of the proxied root only works with a slash at the end of the page's own URL.
+fn redirect(to: &str) -> Result<Response, Status> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    response.headers_mut().insert(LOCATION, HeaderValue::from_str(to).map_err(Status::internal)?);
+    Ok(response)
+}
+
+fn host_of(call: &Call) -> Option<&str> {
+    let header = call.headers.get(HOST).and_then(|host| host.to_str().ok());
+    header.or_else(|| call.uri.authority().map(http::uri::Authority::as_str))
+}
+
+/// The request as the backend gets it, without its body.
+fn request(
+    call: &Call,
+    backend: &Backend,
+    path: &Path<'_>,
+    query: &str,
+) -> Result<http::Request<()>, Status> {
+    let rest = if path.rest.is_empty() { "/" } else { path.rest };
+    let uri = format!("{rest}{query}");
+    let mut request = http::Request::builder()
+        .method(call.method.clone())
+        .uri(uri)
+        .body(())
+        .map_err(|e| Status::bad_request(format!("the path cannot be passed on: {e}")))?;
+    let value = |text: &str| HeaderValue::from_str(text).map_err(Status::internal);
+    let mut headers = without_credentials(&call.headers);
+    strip(&mut headers);
+    let host = host_of(call).map_or_else(|| backend.address.to_string(), str::to_owned);
+    headers.insert(HOST, value(&host)?);
+    headers.insert("x-forwarded-uri", value(&format!("{}{rest}", path.prefix))?);
+    if let Some(PeerAddress(peer)) = call.extensions.get() {
+        let known = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok());
+        let via: Vec<String> = known.map(str::to_owned).chain([peer.ip().to_string()]).collect();
+        headers.insert("x-forwarded-for", value(&via.join(", "))?);
+    }
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+/// What the backend may know of the client's headers: nothing that says who the client is to this server.
+fn without_credentials(headers: &HeaderMap) -> HeaderMap {
+    let mut kept = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let is_ours = *name == AUTHORIZATION || name.as_str().starts_with("impersonate-");
+        if is_ours || *name == EXPECT {
+            continue;
+        }
+        if *name == SEC_WEBSOCKET_PROTOCOL {
+            kept.extend(upgrade::without_token(value).map(|value| (name.clone(), value)));
+        } else {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    kept
+}
+
+/// Takes away what is between two neighbours only.
+fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+fn unreachable(error: super::connect::SendError) -> Status {
+    Status::unavailable(format!("error trying to reach service: {error}"))
+}
+
+/// The backend's answer, with its links leading through the proxy.
+fn passed_back(answer: http::Response<Incoming>, links: Links, method: &Method) -> Result<Response, Status> {
+    let (mut head, body) = answer.into_parts();
+    strip(&mut head.headers);
+    for name in &CORS {
+        head.headers.remove(name);
+    }
+    if let Some(to) = head.headers.get(LOCATION).and_then(|to| to.to_str().ok()) {
+        let to = HeaderValue::from_str(&links.rewritten(to)).map_err(Status::internal)?;
+        head.headers.insert(LOCATION, to);
+        return Ok(Response::from_parts(head, Body::new(body)));
+    }
+    let text = |name: HeaderName| head.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    let is_html = text(CONTENT_TYPE).split(';').next().unwrap_or_default().trim() == "text/html";
+    let encoding = match text(CONTENT_ENCODING) {
+        "" => Some(rewrite::Encoding::Plain),
+        "gzip" => Some(rewrite::Encoding::Gzip),
+        // Not understood, and so not looked at.
+        _ => None,
+    };
+    match encoding {
+        Some(encoding) if is_html && *method != Method::HEAD => {
+            head.headers.remove(CONTENT_LENGTH);
+            Ok(Response::from_parts(head, rewrite::body(Body::new(body), links, encoding)))
+        }
+        _ => Ok(Response::from_parts(head, Body::new(body))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_split_behind_the_subresource_and_otherwise_left_as_it_is() {
+        let split = |path: &'static str, is_namespaced| {
+            let Path { prefix, rest } = Path::split(path, is_namespaced);
+            (prefix, rest)
+        };
+        let prefix = "/api/v1/namespaces/a/pods/https:p:443/proxy";
+        assert_eq!(split("/api/v1/namespaces/a/pods/https:p:443/proxy", true), (prefix, ""));
+        assert_eq!(split("/api/v1/namespaces/a/pods/https:p:443/proxy/", true), (prefix, "/"));
+        assert_eq!(
+            split("/api/v1/namespaces/a/pods/https:p:443/proxy/x%2Fy//z/", true),
+            (prefix, "/x%2Fy//z/")
+        );
+        assert_eq!(
+            split("/api/v1/nodes/n:10250/proxy/logs/", false),
+            ("/api/v1/nodes/n:10250/proxy", "/logs/")
+        );
+    }
+
+    #[test]
+    fn what_is_for_this_server_stays_here() {
+        let mut from = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer x"),
+            ("impersonate-user", "jane"),
+            ("connection", "close, X-Private"),
+            ("x-private", "1"),
+            ("te", "trailers"),
+            ("cookie", "c"),
+            ("accept", "*/*"),
+            ("sec-websocket-protocol", "chat, base64url.bearer.authorization.k8s.io.eA"),
+        ] {
+            from.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let mut to = without_credentials(&from);
+        strip(&mut to);
+        let mut names: Vec<&str> = to.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["accept", "cookie", "sec-websocket-protocol"]);
+        assert_eq!(to[SEC_WEBSOCKET_PROTOCOL], "chat");
+    }
+}

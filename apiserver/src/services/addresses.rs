@@ -1,0 +1,127 @@
+//! IPAddress objects: one for each address that a Service has, as long as it has it.
+//!
+//! The Services themselves are what is remembered; the objects are written beside them. A server that ended in
+//! between puts them right at its next start.
+
+use std::net::Ipv4Addr;
+
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Kind, Object, Status};
+
+use super::Allocation;
+use crate::api::{Api, is_core};
+use crate::registry::{Next, metadata};
+
+const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
+const ALLOCATOR: &str = "ipallocator.k8s.io";
+const IP_FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
+
+impl Api {
+    /// Makes an allocation lasting, for a Service that was just written.
+    pub(crate) async fn keep(&self, mut allocation: Allocation, service: &Object) {
+        let (given, taken_back) = allocation.addresses();
+        for ip in given {
+            warn(ip, self.write_address(ip, service).await);
+        }
+        for ip in taken_back {
+            warn(ip, self.remove_address(ip, service).await);
+        }
+        allocation.keep();
+    }
+
+    /// Gives back what a deleted Service had.
+    pub(crate) async fn release(&self, kind: &Kind, service: &Object) {
+        if !is_core(kind, "Service") {
+            return;
+        }
+        if let Some(ip) = cluster_ip(service) {
+            warn(ip, self.remove_address(ip, service).await);
+        }
+        self.services.release(kind, service);
+    }
+
+    /// Makes what is missing, and removes what is left of Services that are gone.
+    pub(crate) async fn repair_addresses(&self) -> Result<(), Status> {
+        self.caches.wait_for_newest().await?;
+        let (_, services) = self.caches.of(self.kind("", "v1", "services")?)?.snapshot();
+        let services: Vec<Object> = services.values().map(|entry| entry.parse()).collect();
+        for service in &services {
+            if let Some(ip) = cluster_ip(service) {
+                self.write_address(ip, service).await?;
+            }
+        }
+        let (_, addresses) = self.caches.of(self.addresses_kind()?)?.snapshot();
+        let ours = addresses.values().filter(|entry| entry.label(MANAGED_BY) == Some(ALLOCATOR));
+        for address in ours.map(|entry| entry.parse()) {
+            let Ok(ip) = address.name().parse() else { continue };
+            let is_used = services.iter().any(|s| cluster_ip(s) == Some(ip) && is_of(&address, s));
+            if !is_used {
+                self.delete_address(&address).await?;
+            }
+        }
+        Ok(())
+    }
+
+    fn addresses_kind(&self) -> Result<&std::sync::Arc<Kind>, Status> {
+        self.kind("networking.k8s.io", "v1", "ipaddresses")
+    }
+
+    async fn write_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
+        let kind = self.addresses_kind()?.clone();
+        if self.caches.of(&kind)?.get(&ip.to_string()).is_some() {
+            return Ok(());
+        }
+        let mut address = json!({
+            "apiVersion": kind.api_version(), "kind": kind.kind,
+            "metadata": {"name": ip.to_string(), "labels": {MANAGED_BY: ALLOCATOR, IP_FAMILY: "IPv4"}},
+            "spec": {"parentRef": parent(service)},
+        });
+        metadata::prepare_create(&kind, &mut address);
+        // One that is there already was checked to be of this Service, when the address was given out.
+        self.insert(&kind, address, false).await.map(|_| ())
+    }
+
+    async fn remove_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
+        self.caches.wait_for_newest().await?;
+        let entry = self.caches.of(self.addresses_kind()?)?.get(&ip.to_string());
+        match entry.map(|entry| entry.parse()) {
+            Some(address) if is_of(&address, service) => self.delete_address(&address).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn delete_address(&self, address: &Object) -> Result<(), Status> {
+        let kind = self.addresses_kind()?.clone();
+        let deleted =
+            self.modify(&kind, "", address.name(), false, |current| Ok(Next::Delete(current.object.clone())));
+        match deleted.await {
+            Err(status) if status.code != 404 => Err(status),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The Service is written, and so the request has succeeded; the next start repairs the rest.
+fn warn(ip: Ipv4Addr, result: Result<(), Status>) {
+    if let Err(error) = result {
+        tracing::warn!(%ip, %error, "cannot keep the IPAddress object of a Service");
+    }
+}
+
+fn cluster_ip(service: &Object) -> Option<Ipv4Addr> {
+    service["spec"]["clusterIP"].as_str()?.parse().ok()
+}
+
+fn parent(service: &Object) -> Value {
+    json!({"group": "", "resource": "services", "namespace": service.namespace(), "name": service.name()})
+}
+
+/// Whether an address belongs to a Service.
+pub(super) fn is_of(address: &Object, service: &Object) -> bool {
+    let of = &address["spec"]["parentRef"];
+    of["group"].as_str().unwrap_or_default().is_empty()
+        && of["resource"] == "services"
+        && of["namespace"] == service.namespace()
+        && of["name"] == service.name()
+}

@@ -1,0 +1,12 @@
+//! One measurement each. All take their own time bound from the caller.
+
+pub mod create;
+pub mod dns;
+pub mod idle;
+pub mod list;
+pub mod pods;
+pub mod proxy;
+pub mod schedule;
+pub mod start;
+pub mod watch;
+pub mod web;

@@ -1,0 +1,33 @@
+//! Durable creates from many clients at once.
+
+use anyhow::Result;
+
+use crate::client::Server;
+use crate::figures::Figures;
+use crate::meter::{Groups, Meter};
+use crate::objects::{self, namespace, pods_path};
+use crate::pods::create_all;
+
+#[derive(clap::Args, Clone, Debug)]
+pub struct Options {
+    #[arg(long)]
+    namespace: String,
+    #[arg(long, default_value_t = 5000)]
+    count: usize,
+    /// Each on a connection of its own
+    #[arg(long, default_value_t = 64)]
+    clients: usize,
+}
+
+pub async fn run(server: &Server, groups: &Groups, options: &Options) -> Result<Figures> {
+    let connections = server.connections(options.clients).await?;
+    namespace(&connections[0], &options.namespace).await?;
+    let path = pods_path(&options.namespace);
+    let meter = Meter::start(groups)?;
+    let mut times = create_all(&connections, &path, objects::stored_pod(), "pod-", options.count).await?;
+    let mut figures = Figures::default();
+    let taken = meter.stop(&mut figures)?;
+    figures.set("creates_per_s", times.len() as f64 / taken.as_secs_f64());
+    figures.percentiles("create", &mut times);
+    Ok(figures)
+}

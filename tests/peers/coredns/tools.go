@@ -1,0 +1,6 @@
+//go:build tools
+
+// Package coredns pins the DNS server that upstream's clusters run.
+package coredns
+
+import _ "github.com/coredns/coredns"

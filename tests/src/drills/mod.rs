@@ -1,0 +1,26 @@
+//! Faults that a story brings about on purpose. Each is a guard: dropping it undoes it.
+//!
+//! | drill | what happens | how |
+//! |---|---|---|
+//! | [`Process::kill`] | a process ends at once | SIGKILL through a pidfd |
+//! | [`Process::stop`] | a process stands still, its connections open | SIGSTOP and SIGCONT through a pidfd |
+//! | [`Link::partition`] | packets to and from an address vanish | nft in a namespace of the test's own |
+//! | [`Link::lose`] | some packets to an address vanish | nft, at random |
+//! | [`Link::delay`] | bytes to and from an address come late | nft leads connections through a relay that waits |
+//! | [`SmallDisk::fill`] | a file system is full | a tmpfs of its own, and a file that takes the rest |
+//! | [`ShiftedClock`] | whoever shows credentials has a clock that is off | certificates and tokens with shifted times |
+//!
+//! # Caveats
+//! - A wall clock is the whole machine's: no namespace shifts it, so what is shifted are the times that a machine whose
+//!   clock is off would sign. Time namespaces shift only the monotonic clocks, of which nothing but differences is used.
+//! - The kernels that these run on have no `netem`: a delay is one of bytes on connections, not of packets.
+
+mod clock;
+mod disk;
+mod network;
+mod process;
+
+pub use clock::{Credential, ShiftedClock};
+pub use disk::{Full, SmallDisk};
+pub use network::{Delay, Link, Loss, Partition};
+pub use process::{Process, Stopped};

@@ -1,0 +1,7 @@
+//! Drills: what a cluster does while something goes wrong around it, and once that is over.
+
+mod clock;
+mod disk;
+mod network;
+mod nodes;
+mod stopped;
