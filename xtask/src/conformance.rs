@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::command::{cache, cargo, output, program, root, run as execute};
-use crate::{fixtures, setup};
+use crate::{fixtures, setup, test};
 use suite::{Selection, Suite};
 
 #[derive(clap::Args)]
@@ -38,18 +38,27 @@ pub(crate) struct Options {
     /// How many nodes the cluster has
     #[arg(long, default_value_t = 2)]
     nodes: u8,
+    /// How many tests run at once [default: four for each core]
+    #[arg(long)]
+    procs: Option<usize>,
+    /// What the cluster is called
+    #[arg(long, default_value = "conformance")]
+    name: String,
     /// Build programs and images, and run nothing
     #[arg(long)]
     build_only: bool,
-    /// Test this program instead of a release build of the work tree
+    /// Test a debug build of the work tree instead of a release build
     #[arg(long)]
+    debug: bool,
+    /// Test this program instead of a build of the work tree
+    #[arg(long, conflicts_with = "debug")]
     skiff: Option<PathBuf>,
     /// End the suite after this many minutes
     #[arg(long, default_value_t = 360)]
     timeout_minutes: u64,
 }
 
-const NAME: &str = "conformance";
+const RUN: &str = "/run/skiff/clusters";
 
 pub(crate) fn run(options: Options) -> Result<()> {
     let selection = match &options.file {
@@ -65,6 +74,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     }
     let skiff = match options.skiff {
         Some(path) => std::path::absolute(path)?,
+        None if options.debug => test::debug_build()?,
         None => {
             execute(cargo().args(["build", "--release", "-p", "skiff"]))?;
             program("release")?
@@ -73,40 +83,42 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let results = fresh_results()?;
     let timeout = Duration::from_secs(options.timeout_minutes * 60);
     // What an interrupted run left would not be a fresh cluster.
-    if Path::new("/run/skiff/clusters").join(NAME).exists() {
-        down(&skiff)?;
+    let name = options.name.as_str();
+    if Path::new(RUN).join(name).exists() {
+        down(&skiff, name)?;
     }
-    let ran = up(&skiff, &served.registries, options.nodes).and_then(|()| {
+    let ran = up(&skiff, name, &served.registries, options.nodes).and_then(|()| {
         let suite = Suite {
             programs: &programs,
-            netns: Path::new("/run/skiff/clusters").join(NAME).join("net"),
-            kubeconfig: data_dir().join("kubeconfig.inside"),
+            netns: Path::new(RUN).join(name).join("net"),
+            kubeconfig: data_dir(name).join("kubeconfig.inside"),
             results: &results,
+            procs: options.procs.unwrap_or_else(suite::procs),
             timeout,
         };
         eprintln!("the suite runs; its log: {}", results.join(suite::LOG).display());
         suite.run(&selection)
     });
     // Before the cluster's directory goes.
-    let logs = keep_logs(&results, options.nodes);
-    down(&skiff)?;
+    let logs = keep_logs(name, &results, options.nodes);
+    down(&skiff, name)?;
     ran?;
     tell(&results, &selection, &logs?, options.nodes)
 }
 
-fn data_dir() -> PathBuf {
-    Path::new("/var/lib/skiff/clusters").join(NAME)
+fn data_dir(name: &str) -> PathBuf {
+    Path::new("/var/lib/skiff/clusters").join(name)
 }
 
-fn up(skiff: &Path, registries: &Path, n_nodes: u8) -> Result<()> {
+fn up(skiff: &Path, name: &str, registries: &Path, n_nodes: u8) -> Result<()> {
     let nodes = n_nodes.to_string();
     execute(
-        Command::new(skiff).args(["up", "--name", NAME, "--nodes", &nodes, "--registries"]).arg(registries),
+        Command::new(skiff).args(["up", "--name", name, "--nodes", &nodes, "--registries"]).arg(registries),
     )
 }
 
-fn down(skiff: &Path) -> Result<()> {
-    execute(Command::new(skiff).args(["down", "--name", NAME]))
+fn down(skiff: &Path, name: &str) -> Result<()> {
+    execute(Command::new(skiff).args(["down", "--name", name]))
 }
 
 /// The last run's results are kept until the next but one.
@@ -125,16 +137,17 @@ fn fresh_results() -> Result<PathBuf> {
 }
 
 /// The logs of the server and of the agents, under the names that they are kept by.
-fn keep_logs(results: &Path, n_nodes: u8) -> Result<Vec<(String, String)>> {
-    let server = ("server.log".to_owned(), data_dir().join("server.log"));
-    let agents = (2..=n_nodes)
-        .map(|n| (format!("agent-{n}.log"), data_dir().join("nodes").join(n.to_string()).join("agent.log")));
+fn keep_logs(name: &str, results: &Path, n_nodes: u8) -> Result<Vec<(String, String)>> {
+    let server = ("server.log".to_owned(), data_dir(name).join("server.log"));
+    let agents = (2..=n_nodes).map(|n| {
+        (format!("agent-{n}.log"), data_dir(name).join("nodes").join(n.to_string()).join("agent.log"))
+    });
     let mut kept = Vec::new();
-    for (name, path) in [server].into_iter().chain(agents) {
+    for (file, path) in [server].into_iter().chain(agents) {
         let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        let to = results.join(&name);
+        let to = results.join(&file);
         fs::write(&to, &bytes).with_context(|| format!("writing {}", to.display()))?;
-        kept.push((name, String::from_utf8_lossy(&bytes).into_owned()));
+        kept.push((file, String::from_utf8_lossy(&bytes).into_owned()));
     }
     Ok(kept)
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask test` and `cargo xtask codegen`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
@@ -10,11 +10,17 @@ use crate::{fixtures, setup};
 pub(crate) fn run_all() -> Result<()> {
     setup::run()?;
     let registries = fixtures::run()?;
-    run(cargo().args(["build", "-p", "skiff"]))?;
+    let skiff = debug_build()?;
     run(cargo()
         .args(["test", "--workspace"])
-        .env("SKIFF_BIN", program("debug")?)
+        .env("SKIFF_BIN", skiff)
         .env("SKIFF_TEST_REGISTRIES", registries))
+}
+
+/// The program that the tests use. All is built at once: features of one member alone would build wasmtime a second time.
+pub(crate) fn debug_build() -> Result<PathBuf> {
+    run(cargo().args(["build", "--workspace", "--all-targets"]))?;
+    program("debug")
 }
 
 pub(crate) fn codegen() -> Result<()> {

@@ -64,6 +64,14 @@ fn a_server_that_stood_still_goes_on_where_it_was_and_no_pod_notices() -> Result
     let lines = BufReader::new(watching.stdout.take().context("no output")?).lines();
     let (seen, heard) = channel();
     std::thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| seen.send(line)));
+    // A kubectl that still shakes hands when the server is stopped gives up; one that has told something does not.
+    let mut n_marks = 0;
+    cluster.wait_for("the watch to tell of a mark", || {
+        n_marks += 1;
+        let mark = format!("mark={n_marks}");
+        cluster.kubectl(&["annotate", "pods", "-l", "app=still", "--overwrite", &mark])?;
+        Ok(heard.try_recv().ok())
+    })?;
     let lease = renewed_at(&cluster)?;
 
     let server = cluster.server()?;

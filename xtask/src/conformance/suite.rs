@@ -22,6 +22,8 @@ pub(super) struct Suite<'a> {
     pub(super) netns: PathBuf,
     pub(super) kubeconfig: PathBuf,
     pub(super) results: &'a Path,
+    /// How many tests run at once, but for those that are [Serial].
+    pub(super) procs: usize,
     pub(super) timeout: Duration,
 }
 
@@ -31,7 +33,12 @@ pub(super) const LOG: &str = "e2e.log";
 /// The longest a test waits for its turn to end once the suite's own time is over.
 const GRACE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(500);
-const MIN_PROCESSES: usize = 2;
+/// Tests wait more than they work: for pods, for time-outs.
+const PROCESSES_PER_CORE: usize = 4;
+
+pub(super) fn procs() -> usize {
+    PROCESSES_PER_CORE * std::thread::available_parallelism().map_or(1, usize::from)
+}
 
 impl Selection {
     /// Reads a list: one name a line, as `failed.txt` of an earlier run has them.
@@ -117,7 +124,6 @@ impl Suite<'_> {
 
     /// The suite dials nodes and pods, so it runs where they are; ginkgo runs what is [Serial] last and alone.
     fn command(&self, selection: &Selection) -> Command {
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let home = self.results.join("home");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let search: Vec<PathBuf> =
@@ -127,7 +133,7 @@ impl Suite<'_> {
             .arg(format!("--net={}", self.netns.display()))
             .arg(self.programs.path("ginkgo"))
             .args(["run", "--label-filter=Conformance", "--silence-skips", "--no-color"])
-            .arg(format!("--procs={}", (2 * cores).max(MIN_PROCESSES)))
+            .arg(format!("--procs={}", self.procs))
             .arg(format!("--timeout={}s", self.timeout.as_secs()))
             .args([format!("--json-report={REPORT}"), format!("--junit-report={JUNIT}")])
             .arg(flag("--output-dir", self.results));
