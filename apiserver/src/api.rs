@@ -17,6 +17,7 @@ use crate::cache::{Caches, Entry};
 use crate::discovery::Discovery;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::openid::OpenId;
 use crate::proxy::{Kubelet, PodProxy};
 use crate::request::{Query, RequestInfo};
 use crate::respond::{Encoding, Response};
@@ -33,6 +34,7 @@ pub(crate) struct Api {
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) services: ServiceAllocator,
     pub(crate) discovery: Discovery,
+    pub(crate) openid: OpenId,
     pub(crate) kubelet: Kubelet,
     pub(crate) pod_proxy: PodProxy,
     pub(crate) limits: Limits,

@@ -27,7 +27,7 @@ use crate::api::{Api, Call};
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
 use crate::discovery;
-use crate::limits::REQUEST_TIMEOUT;
+use crate::limits::{Level, REQUEST_TIMEOUT};
 use crate::metrics::Measured;
 use crate::negotiate::Offer;
 use crate::registry::store_failure;
@@ -89,7 +89,7 @@ impl Api {
         let streams =
             matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
         let documents = Encoding::of_documents(&headers, &query);
-        let checked = self.admit(&headers, &extensions, &query, &info);
+        let checked = self.admit(&headers, &extensions, &query, &info).await;
         let (user, permit) = match checked {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
@@ -126,7 +126,7 @@ impl Api {
     }
 
     /// Who asks, whether there is room, and whether they may.
-    fn admit(
+    async fn admit(
         &self,
         headers: &http::HeaderMap,
         extensions: &http::Extensions,
@@ -134,7 +134,8 @@ impl Api {
         info: &RequestInfo,
     ) -> Result<(UserInfo, OwnedSemaphorePermit), Status> {
         let user = self.authenticator.authenticate(headers, extensions)?;
-        let permit = self.limits.admit(&info.verb, info.is_long_running(query))?;
+        let level = Level::of(&user, info);
+        let permit = self.limits.admit(level, &info.verb, info.is_long_running(query)).await?;
         let user = self.impersonated(user, headers)?;
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer.authorize(&attributes);
@@ -211,6 +212,9 @@ impl Api {
         }
         let path = info.path.as_str();
         if let Some(response) = self.health(path, query).await {
+            return Ok(response);
+        }
+        if let Some(response) = self.openid.answer(path) {
             return Ok(response);
         }
         if let Some(answer) = self.discovery.openapi.answer(path, query, headers, encoding) {

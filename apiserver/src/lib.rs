@@ -38,6 +38,7 @@ mod proxy;
 mod discovery;
 mod health;
 mod metrics;
+mod openid;
 
 mod bootstrap;
 mod server;

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -32,12 +32,14 @@ use crate::cache::Caches;
 use crate::discovery::Discovery;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
+use crate::openid::OpenId;
 use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
 use crate::services::{ServiceAllocator, ServiceCidr};
 use crate::store::{Store, StoreError};
 use crate::tls::{self, TlsConfig, TlsError};
 
-const MAX_CONNECTIONS: usize = 4096;
+/// One for each node of a large cluster, and for others.
+const MAX_CONNECTIONS: usize = 16_384;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests may take to end once the server is told to stop.
@@ -122,7 +124,10 @@ impl ApiServer {
         if let Some(addresses) = addresses {
             services = services.heeding(addresses);
         }
+        let address = SocketAddr::new(config.advertise, config.port).to_string();
+        let openid = OpenId::new(&tokens, &address)?;
         let api = Arc::new(Api {
+            openid,
             authenticator,
             authorizer: Arc::new(ComponentAuthorizer { caches: caches.clone(), kinds: kinds.clone() }),
             tokens,
@@ -226,7 +231,7 @@ impl Connection {
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let peer = certificate.map(|certificate| PeerCertificate(certificate.clone().into_owned()));
+        let peer = certificate.map(PeerCertificate::new);
         let (api, address) = (self.api.clone(), self.address);
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             let (api, peer) = (api.clone(), peer.clone());

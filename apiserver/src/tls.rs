@@ -5,12 +5,16 @@ use std::sync::Arc;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use thiserror::Error;
 use tokio_rustls::TlsAcceptor;
 
+use crate::auth::authenticate::Validity;
 use crate::proxy::KubeletConfig;
 
 /// The server's certificate, and who vouches for clients. All PEM.
@@ -64,6 +68,7 @@ pub(crate) fn server(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
         .allow_unauthenticated()
         .build()
         .map_err(TlsError::ClientCa)?;
+    let verifier = Arc::new(ChainVerifier(verifier));
     let chain = certificates("server certificate", &config.certificate_chain_pem)?;
     let mut server = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
@@ -73,6 +78,65 @@ pub(crate) fn server(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
         .map_err(unusable)?;
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(server)))
+}
+
+/// Lets a client in whose certificate is only too old or too new: a handshake that fails tells a person nothing, so it is the
+/// authenticator who refuses each of its requests, as upstream does. Everything else must hold now, or have held at the
+/// end, or hold at the beginning, of the certificate's time: that a client authority of ours signed it for clients, and that
+/// the client has its key.
+#[derive(Debug)]
+struct ChainVerifier(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for ChainVerifier {
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let refused = match self.0.verify_client_cert(end_entity, intermediates, now) {
+            Ok(verified) => return Ok(verified),
+            Err(refused) => refused,
+        };
+        // Where the certificate's own time is not what is wrong, nothing else may be.
+        let then = Validity::of(end_entity).map(|validity| validity.nearest_to(now));
+        let Some(then) = then.filter(|then| *then != now) else { return Err(refused) };
+        self.0.verify_client_cert(end_entity, intermediates, then).map_err(|_| refused)
+    }
+
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Towards kubelets: HTTP/1.1 only, for the sake of upgrades.

@@ -3,8 +3,9 @@
 //! Source: client-go's `tools/record`. The same event about the same object raises a count instead of making
 //! another object; one source may not flood one object.
 
-use std::collections::HashMap;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
@@ -34,7 +35,8 @@ impl EventType {
 /// the newest are dropped. Cloning shares it.
 #[derive(Clone)]
 pub struct EventRecorder {
-    queue: mpsc::Sender<Occurrence>,
+    /// One for each writer.
+    queues: Arc<[mpsc::Sender<Occurrence>]>,
 }
 
 struct Occurrence {
@@ -45,10 +47,13 @@ struct Occurrence {
     at: Timestamp,
 }
 
-/// Events waiting to be written.
-const MAX_QUEUED: usize = 1000;
-/// Events remembered for counting: upstream's cache size.
-const MAX_REMEMBERED: usize = 4096;
+/// Events are written in order for each object, and for so many objects at once: one that the server is slow to take, or an
+/// object that has many, does not hold up the others.
+const N_WRITERS: u64 = 8;
+/// Events waiting for one writer.
+const MAX_QUEUED: usize = 250;
+/// Events that a writer remembers for counting: all together as many as upstream's cache.
+const MAX_REMEMBERED: usize = 512;
 /// How many events one object gets at once, and the pause until the next is let through.
 const BURST: f64 = 25.0;
 const REFILL_S: f64 = 300.0;
@@ -58,15 +63,23 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 impl EventRecorder {
     /// `component` and `host` become the event's source. Ends when the last clone is dropped.
     pub fn new(client: Client, component: &str, host: &str) -> Self {
-        let (queue, occurrences) = mpsc::channel(MAX_QUEUED);
         let source = EventSource {
             component: Some(component.into()),
             host: Some(host.to_owned()).filter(|h| !h.is_empty()),
         };
-        let writer =
-            Writer { client, source, known: HashMap::new(), order: VecDeque::new(), budgets: HashMap::new() };
-        tokio::spawn(writer.run(occurrences));
-        EventRecorder { queue }
+        let writer = || {
+            let (queue, occurrences) = mpsc::channel(MAX_QUEUED);
+            let writer = Writer {
+                client: client.clone(),
+                source: source.clone(),
+                known: HashMap::new(),
+                order: VecDeque::new(),
+                budgets: HashMap::new(),
+            };
+            tokio::spawn(writer.run(occurrences));
+            queue
+        };
+        EventRecorder { queues: (0..N_WRITERS).map(|_| writer()).collect() }
     }
 
     /// Reports an event about an object.
@@ -89,9 +102,19 @@ impl EventRecorder {
             message: truncated(message),
             at: Timestamp::now(),
         };
-        if self.queue.try_send(occurrence).is_err() {
+        if self.queue_of(&occurrence.object).try_send(occurrence).is_err() {
             debug!(reason, "an event was dropped: too many are waiting to be written");
         }
+    }
+}
+
+impl EventRecorder {
+    /// The same one for all events of an object.
+    fn queue_of(&self, object: &ObjectReference) -> &mpsc::Sender<Occurrence> {
+        let mut hasher = DefaultHasher::new();
+        (&object.uid, &object.namespace, &object.name).hash(&mut hasher);
+        let at = usize::try_from(hasher.finish() % N_WRITERS).unwrap_or(0);
+        &self.queues[at]
     }
 }
 

@@ -3,6 +3,8 @@
 //! # Guarantees
 //! - Listeners see every object at least once, and for one object never an older version after a newer one.
 //! - A listener runs before the change can be read by nobody but itself: the copy is updated first.
+//! - Objects are kept by namespace: what asks for one namespace looks at no other. For what is asked otherwise and often
+//!   there is [`Informer::index`].
 //! - After a broken watch, objects that are gone are reported as deleted.
 //!
 //! # Caveats
@@ -22,6 +24,8 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
+
+use crate::Index;
 
 /// Namespace (`""` for cluster-scoped objects) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -79,11 +83,21 @@ impl<K> Clone for Informer<K> {
     }
 }
 
+/// Told the version that the copy held and the one that it holds.
+type Follower<K> = Box<dyn Fn(Option<&Arc<K>>, Option<&Arc<K>>) + Send + Sync>;
+
 struct Inner<K> {
-    objects: RwLock<HashMap<ObjectKey, Arc<K>>>,
-    /// Held while changes are reported, so that a new listener misses none.
-    listeners: Mutex<Vec<Listener<K>>>,
+    /// By namespace.
+    objects: RwLock<HashMap<String, HashMap<ObjectKey, Arc<K>>>>,
+    /// Held while changes are reported, so that a new listener or index misses none.
+    told: Mutex<Told<K>>,
     synced: signal::Sender<bool>,
+}
+
+/// Whom changes are reported to: indexes first.
+struct Told<K> {
+    indexes: Vec<Follower<K>>,
+    listeners: Vec<Listener<K>>,
 }
 
 impl<K> Informer<K>
@@ -94,38 +108,60 @@ where
         Informer {
             inner: Arc::new(Inner {
                 objects: RwLock::default(),
-                listeners: Mutex::default(),
+                told: Mutex::new(Told { indexes: Vec::new(), listeners: Vec::new() }),
                 synced: signal::Sender::new(false),
             }),
         }
     }
 
     pub fn get(&self, key: &ObjectKey) -> Option<Arc<K>> {
-        self.inner.objects.read().get(key).cloned()
+        self.inner.objects.read().get(&key.namespace)?.get(key).cloned()
     }
 
     /// All objects, in no order.
     pub fn list(&self) -> Vec<Arc<K>> {
-        self.inner.objects.read().values().cloned().collect()
+        self.inner.objects.read().values().flat_map(HashMap::values).cloned().collect()
     }
 
-    /// All objects of a namespace, in no order.
+    /// All objects of a namespace, in no order. No object of another one is looked at.
     pub fn list_in(&self, namespace: &str) -> Vec<Arc<K>> {
-        self.filter(|key, _| key.namespace == namespace)
+        self.filter_in(namespace, |_| true)
     }
 
+    /// Looks at every object.
     pub fn filter(&self, keep: impl Fn(&ObjectKey, &K) -> bool) -> Vec<Arc<K>> {
-        self.inner.objects.read().iter().filter(|(k, o)| keep(k, o)).map(|(_, o)| o.clone()).collect()
+        let objects = self.inner.objects.read();
+        objects.values().flatten().filter(|(k, o)| keep(k, o)).map(|(_, o)| o.clone()).collect()
+    }
+
+    /// Looks at every object of a namespace.
+    pub fn filter_in(&self, namespace: &str, keep: impl Fn(&K) -> bool) -> Vec<Arc<K>> {
+        let objects = self.inner.objects.read();
+        objects.get(namespace).into_iter().flat_map(HashMap::values).filter(|o| keep(o)).cloned().collect()
+    }
+
+    /// Finds objects by what `values` answers for them, from now on and for those that are there already. It must answer
+    /// the same for the same object every time, and must be quick: it is asked at every change.
+    pub fn index<V>(&self, values: impl Fn(&K) -> Vec<V> + Send + Sync + 'static) -> Index<K, V>
+    where
+        V: Eq + std::hash::Hash + Send + Sync + 'static,
+    {
+        let index = Index::new(values);
+        let mut told = self.inner.told.lock();
+        self.list().iter().for_each(|object| index.replace(None, Some(object)));
+        let follows = index.clone();
+        told.indexes.push(Box::new(move |old, new| follows.replace(old, new)));
+        index
     }
 
     /// Calls `listener` on every change from now on, and first for every object that is there already. It must be
     /// quick and must not block: typically it adds a key to a [`crate::WorkQueue`].
     pub fn on_change(&self, listener: impl Fn(&Change<K>) + Send + Sync + 'static) {
-        let mut listeners = self.inner.listeners.lock();
+        let mut told = self.inner.told.lock();
         for object in self.list() {
             listener(&Change { old: None, new: Some(object) });
         }
-        listeners.push(Arc::new(listener));
+        told.listeners.push(Arc::new(listener));
     }
 
     /// Returns once the copy has been complete for the first time.
@@ -172,8 +208,11 @@ where
             }
             Event::InitDone => {
                 if let Some(listed) = listing.take() {
-                    let gone: Vec<ObjectKey> =
-                        self.inner.objects.read().keys().filter(|k| !listed.contains(k)).cloned().collect();
+                    let gone: Vec<ObjectKey> = {
+                        let objects = self.inner.objects.read();
+                        let keys = objects.values().flat_map(HashMap::keys);
+                        keys.filter(|key| !listed.contains(key)).cloned().collect()
+                    };
                     gone.iter().for_each(|key| self.delete(key, None));
                 }
                 self.inner.synced.send_replace(true);
@@ -188,24 +227,47 @@ where
 
     fn apply(&self, object: K) {
         let new = Arc::new(object);
-        let listeners = self.inner.listeners.lock();
-        let old = self.inner.objects.write().insert(key_of(&*new), new.clone());
+        let told = self.inner.told.lock();
+        let old = self.put(&new);
+        told.indexes.iter().for_each(|index| index(old.as_ref(), Some(&new)));
         let same = old.as_ref().is_some_and(|o| {
             o.meta().resource_version == new.meta().resource_version && new.meta().resource_version.is_some()
         });
         if !same {
             let change = Change { old, new: Some(new) };
-            listeners.iter().for_each(|listener| listener(&change));
+            told.listeners.iter().for_each(|listener| listener(&change));
         }
+    }
+
+    /// Answers the version that was there.
+    fn put(&self, new: &Arc<K>) -> Option<Arc<K>> {
+        let key = key_of(&**new);
+        let mut objects = self.inner.objects.write();
+        if let Some(of_namespace) = objects.get_mut(&key.namespace) {
+            return of_namespace.insert(key, new.clone());
+        }
+        objects.insert(key.namespace.clone(), HashMap::from([(key, new.clone())]));
+        None
+    }
+
+    fn take(&self, key: &ObjectKey) -> Option<Arc<K>> {
+        let mut objects = self.inner.objects.write();
+        let of_namespace = objects.get_mut(&key.namespace)?;
+        let had = of_namespace.remove(key);
+        if of_namespace.is_empty() {
+            objects.remove(&key.namespace);
+        }
+        had
     }
 
     /// `last` is the version that was deleted, which may be newer than the copy's.
     fn delete(&self, key: &ObjectKey, last: Option<K>) {
-        let listeners = self.inner.listeners.lock();
-        let had = self.inner.objects.write().remove(key);
+        let told = self.inner.told.lock();
+        let had = self.take(key);
+        told.indexes.iter().for_each(|index| index(had.as_ref(), None));
         if let Some(old) = last.map(Arc::new).or(had) {
             let change = Change { old: Some(old), new: None };
-            listeners.iter().for_each(|listener| listener(&change));
+            told.listeners.iter().for_each(|listener| listener(&change));
         }
     }
 }
@@ -325,5 +387,78 @@ mod tests {
         informer.handle(Event::Delete(config_map("a", "3")), &mut None);
         assert_eq!(*log.lock(), ["added a", "changed a", "deleted a"]);
         assert!(informer.get(&ObjectKey::new("ns", "a")).is_none());
+    }
+
+    fn labelled(name: &str, version: &str, label: &str) -> ConfigMap {
+        let mut object = config_map(name, version);
+        object.metadata.labels = Some([("l".to_owned(), label.to_owned())].into());
+        object
+    }
+
+    fn by_label(object: &ConfigMap) -> Vec<String> {
+        object.metadata.labels.iter().flat_map(|labels| labels.values().cloned()).collect()
+    }
+
+    fn names(objects: Vec<Arc<ConfigMap>>) -> Vec<String> {
+        let mut names: Vec<String> = objects.iter().filter_map(|o| o.metadata.name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn an_index_finds_what_is_there_already_and_follows_what_changes() {
+        let informer = Informer::new();
+        informer.handle(Event::Apply(labelled("a", "1", "x")), &mut None);
+        let index = informer.index(by_label);
+        informer.handle(Event::Apply(labelled("b", "2", "x")), &mut None);
+        assert_eq!(names(index.get(&"x".into())), ["a", "b"]);
+        informer.handle(Event::Apply(labelled("a", "3", "y")), &mut None);
+        assert_eq!(
+            (names(index.get(&"x".into())), names(index.get(&"y".into()))),
+            (vec!["b".into()], vec!["a".into()])
+        );
+        // A repeated list shows the same version once more, as another object.
+        informer.handle(Event::Apply(labelled("b", "2", "x")), &mut None);
+        assert_eq!(index.count(&"x".into()), 1);
+    }
+
+    #[test]
+    fn an_object_whose_last_version_says_something_new_leaves_nothing_in_an_index() {
+        let informer = Informer::new();
+        let index = informer.index(by_label);
+        informer.handle(Event::Apply(labelled("a", "1", "x")), &mut None);
+        informer.handle(Event::Apply(labelled("b", "2", "x")), &mut None);
+        informer.handle(Event::Delete(labelled("a", "3", "z")), &mut None);
+        assert_eq!(names(index.get(&"x".into())), ["b"]);
+        for event in [Event::Init, Event::InitDone] {
+            informer.handle(event, &mut Some(HashSet::new()));
+        }
+        assert!(index.is_empty(), "a list without it took nothing out");
+    }
+
+    #[test]
+    fn a_listener_finds_the_change_that_it_is_told_of_in_every_index() {
+        let informer = Informer::new();
+        let index = informer.index(by_label);
+        let seen: Arc<Mutex<Vec<usize>>> = Arc::default();
+        let log = seen.clone();
+        informer.on_change(move |_| log.lock().push(index.count(&"x".into())));
+        informer.handle(Event::Apply(labelled("a", "1", "x")), &mut None);
+        informer.handle(Event::Delete(labelled("a", "2", "x")), &mut None);
+        assert_eq!(*seen.lock(), [1, 0]);
+    }
+
+    #[test]
+    fn a_namespace_is_listed_without_the_others_and_forgotten_when_it_is_empty() {
+        let informer = Informer::new();
+        let mut elsewhere = config_map("b", "2");
+        elsewhere.metadata.namespace = Some("other".into());
+        informer.handle(Event::Apply(config_map("a", "1")), &mut None);
+        informer.handle(Event::Apply(elsewhere.clone()), &mut None);
+        assert_eq!(names(informer.list_in("ns")), ["a"]);
+        assert_eq!(informer.list().len(), 2);
+        informer.handle(Event::Delete(elsewhere), &mut None);
+        assert!(informer.list_in("other").is_empty());
+        assert_eq!(informer.inner.objects.read().len(), 1);
     }
 }

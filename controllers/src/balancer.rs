@@ -4,23 +4,29 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{EventRecorder, EventType, Index, Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine};
 
 mod plan;
 
-use plan::{claims, is_ours, node_ports};
+use plan::{Port, claims, is_ours, node_ports};
+
+/// Between a change of a node and the Services that have all nodes' addresses.
+const NODES_SETTLE: Duration = Duration::from_millis(500);
 
 pub(crate) struct Balancers {
     client: Client,
     services: Informer<Service>,
+    /// By the ports that they have of the nodes, or claim.
+    by_port: Index<Service, Port>,
     nodes: Informer<Node>,
     endpoints: Informer<Endpoints>,
     events: EventRecorder,
@@ -33,45 +39,51 @@ impl Balancers {
         let (services, nodes) = (informers.of::<Service>(), informers.of::<Node>());
         let endpoints = informers.of::<Endpoints>();
         let queue = WorkQueue::default();
-        let all = services.clone();
-        let to = queue.clone();
-        let wake_all = Arc::new(move || {
-            all.filter(|_, s| is_ours(s)).iter().for_each(|s| to.add(key_of(&**s)));
-        });
-        let (wake, wake_others) = (queue.clone(), wake_all.clone());
+        let by_port = services.index(|service| held(service).into_iter().collect());
+        let (wake, sharing) = (queue.clone(), by_port.clone());
         services.on_change(move |change| {
             if let Some(service) = change.object() {
                 wake.add(key_of(&**service));
             }
             // A port that is let go of may be another's.
-            let held = |s: &Option<Arc<Service>>| s.as_ref().map(|s| (claims(s), node_ports(s)));
-            if held(&change.old) != held(&change.new) {
-                wake_others();
+            let of = |s: &Option<Arc<Service>>| s.as_deref().map(held).unwrap_or_default();
+            for port in of(&change.old).symmetric_difference(&of(&change.new)) {
+                sharing.filter(port, is_ours).iter().for_each(|other| wake.add(key_of(&**other)));
             }
         });
-        let wake_others = wake_all.clone();
+        // Nodes that come or go together are one reason, not as many as they are.
+        let (wake, all) = (queue.clone(), services.clone());
         nodes.on_change(move |change| {
             let seen = |n: &Option<Arc<Node>>| {
-                let node = n.as_deref()?;
-                Some((plan::address(node), plan::reserved(&[Arc::new(node.clone())], None)))
+                n.as_ref().map(|node| (plan::address(node), plan::reserved(std::slice::from_ref(node), None)))
             };
             if seen(&change.old) != seen(&change.new) {
-                wake_others();
+                let ours = all.filter(|_, service| is_ours(service));
+                ours.iter().for_each(|service| wake.add_after(key_of(&**service), NODES_SETTLE));
             }
         });
+        let (wake, all) = (queue.clone(), services.clone());
         endpoints.on_change(move |change| {
             if change.object().is_some_and(|e| key_of(&**e) == api_server()) {
-                wake_all();
+                let ours = all.filter(|_, service| is_ours(service));
+                ours.iter().for_each(|service| wake.add(key_of(&**service)));
             }
         });
         let events = context.events("service-lb-controller");
-        Balancers { client: context.client.clone(), services, nodes, endpoints, events, queue }
+        Balancers { client: context.client.clone(), services, by_port, nodes, endpoints, events, queue }
     }
 }
 
 /// Where the API server publishes its own addresses.
 fn api_server() -> ObjectKey {
     ObjectKey::new("default", "kubernetes")
+}
+
+/// The ports of the nodes that a Service has in any case, and those that it claims.
+fn held(service: &Service) -> BTreeSet<Port> {
+    let mut held = claims(service);
+    held.extend(node_ports(service));
+    held
 }
 
 fn assigned(service: &Service) -> BTreeSet<String> {
@@ -104,7 +116,9 @@ impl Controller for Balancers {
         if is_ours(&service) {
             let nodes = self.nodes.list();
             let reserved = plan::reserved(&nodes, self.endpoints.get(&api_server()).as_deref());
-            match plan::conflict(&service, &self.services.list(), &reserved) {
+            let ports = claims(&service);
+            let sharing: Vec<_> = ports.iter().flat_map(|port| self.by_port.get(port)).collect();
+            match plan::conflict(&service, &sharing, &reserved) {
                 None => wanted = nodes.iter().filter_map(|node| plan::address(node)).collect(),
                 Some(conflict) => {
                     let message =

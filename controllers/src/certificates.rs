@@ -20,7 +20,7 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
-use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{Index, Informer, ObjectKey, WorkQueue, key_of};
 use tracing::{info, warn};
 
 use crate::Context;
@@ -50,6 +50,8 @@ pub(crate) struct SigningRequests {
     config: Config,
     requests: Informer<CertificateSigningRequest>,
     nodes: Informer<Node>,
+    /// By the addresses that they declare.
+    by_ip: Index<Node, IpAddr>,
     leases: Informer<Lease>,
     queue: WorkQueue<ObjectKey>,
     /// When each node's lease was last seen to change: a node's own clock may be wrong.
@@ -92,16 +94,18 @@ impl SigningRequests {
         });
         // A serving certificate may wait for the node to declare its addresses.
         let nodes = informers.of::<Node>();
-        let (wake, pending) = (queue.clone(), requests.clone());
+        let by_ip = nodes.index(plan::declared);
+        let pending = requests.index(|request| if is_decided(request) { Vec::new() } else { vec![()] });
+        let wake = queue.clone();
         nodes.on_change(move |change| {
             let addresses =
                 |n: &Option<Arc<Node>>| n.as_ref().and_then(|n| n.status.as_ref()?.addresses.clone());
             if addresses(&change.old) != addresses(&change.new) {
-                let undecided = |_: &ObjectKey, r: &CertificateSigningRequest| !is_decided(r);
-                pending.filter(undecided).iter().for_each(|r| wake.add(key_of(&**r)));
+                pending.get(&()).iter().for_each(|r| wake.add(key_of(&**r)));
             }
         });
-        SigningRequests { client: context.client.clone(), config, requests, nodes, leases, queue, seen }
+        let client = context.client.clone();
+        SigningRequests { client, config, requests, nodes, by_ip, leases, queue, seen }
     }
 
     fn api(&self) -> Api<CertificateSigningRequest> {
@@ -116,7 +120,8 @@ impl SigningRequests {
             message: message.to_owned(),
         };
         if csr.spec.signer_name == plan::KUBELET_SERVING {
-            let nodes = self.nodes.list();
+            // Its own and, if there are, those that claim an address of its own.
+            let nodes: Vec<Arc<Node>> = request.ips.iter().flat_map(|ip| self.by_ip.get(ip)).collect();
             let nodes: Vec<&Node> = nodes.iter().map(|node| &**node).collect();
             let cluster = plan::Cluster {
                 nodes: &nodes,

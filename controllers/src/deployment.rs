@@ -14,6 +14,7 @@ use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_conflict, is_terminating, text};
+use crate::lookup::{Owned, Pods, Selecting};
 use crate::objects::{controller_key, controller_of, controller_reference, has_ended, selects, uid};
 
 mod plan;
@@ -28,7 +29,8 @@ pub(crate) struct Deployments {
     client: Client,
     deployments: Informer<Deployment>,
     sets: Informer<ReplicaSet>,
-    pods: Informer<Pod>,
+    owned: Owned<ReplicaSet>,
+    pods: Pods,
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
 }
@@ -37,31 +39,29 @@ impl Deployments {
     pub(crate) fn new(context: &Context) -> Self {
         let informers = &context.informers;
         let (deployments, sets) = (informers.of::<Deployment>(), informers.of::<ReplicaSet>());
-        let pods = informers.of::<Pod>();
-        let queue = WorkQueue::default();
+        let (queue, owned) = (WorkQueue::default(), Owned::new(&sets));
         let wake = queue.clone();
         deployments.on_change(move |change| {
             if let Some(deployment) = change.object() {
                 wake.add(key_of(&**deployment));
             }
         });
-        let (wake, all) = (queue.clone(), deployments.clone());
+        let selector_of = |d: &Deployment| d.spec.as_ref().map(|spec| spec.selector.clone());
+        let (wake, selecting) = (queue.clone(), Selecting::new(&deployments, selector_of));
         sets.on_change(move |change| {
             for set in [&change.old, &change.new].into_iter().flatten() {
                 if let Some(key) = controller_key(&set.metadata, "Deployment") {
                     wake.add(key);
                 } else if controller_of(&set.metadata).is_none() {
-                    let selecting = all.filter(|key, d| {
-                        Some(&key.namespace) == set.metadata.namespace.as_ref()
-                            && d.spec.as_ref().is_some_and(|s| selects(&s.selector, &set.metadata))
-                    });
+                    let selecting = selecting
+                        .of(&set.metadata, |d| selector_of(d).is_some_and(|s| selects(&s, &set.metadata)));
                     selecting.iter().for_each(|d| wake.add(key_of(&**d)));
                 }
             }
         });
         // `Recreate` waits for the last old pod to be gone.
         let (wake, owners) = (queue.clone(), sets.clone());
-        pods.on_change(move |change| {
+        context.pods.all().on_change(move |change| {
             let Some(old) = change.old.as_ref().filter(|_| change.new.as_ref().is_none_or(|p| has_ended(p)))
             else {
                 return;
@@ -72,7 +72,8 @@ impl Deployments {
             }
         });
         let events = context.events("deployment-controller");
-        Deployments { client: context.client.clone(), deployments, sets, pods, events, queue }
+        let (client, pods) = (context.client.clone(), context.pods.clone());
+        Deployments { client, deployments, sets, owned, pods, events, queue }
     }
 
     fn api(&self, key: &ObjectKey) -> Api<ReplicaSet> {
@@ -86,11 +87,14 @@ impl Deployments {
         deployment: &Deployment,
     ) -> Result<Vec<Arc<ReplicaSet>>, kube::Error> {
         let mut owned = Vec::new();
-        for set in self.sets.list_in(&key.namespace) {
+        let known = self.owned.of_controller("Deployment", key);
+        let asked = deployment.spec.as_ref().map(|spec| &spec.selector);
+        let orphans = asked.map(|selector| self.owned.orphans(&key.namespace, selector));
+        for set in known.into_iter().chain(orphans.into_iter().flatten()) {
             match controller_of(&set.metadata) {
                 Some(owner) if owner.uid == uid(&deployment.metadata) => owned.push(set),
                 None if deployment.metadata.deletion_timestamp.is_none()
-                    && deployment.spec.as_ref().is_some_and(|s| selects(&s.selector, &set.metadata)) =>
+                    && asked.is_some_and(|selector| selects(selector, &set.metadata)) =>
                 {
                     if !self.may_adopt(key, deployment).await? {
                         continue;
@@ -260,11 +264,13 @@ impl Deployments {
     }
 
     /// Whether pods of old revisions still run, which `Recreate` waits for.
-    fn old_pods_run(&self, key: &ObjectKey, old: &[Arc<ReplicaSet>]) -> bool {
-        let owned = |pod: &Pod| {
-            controller_of(&pod.metadata).is_some_and(|r| old.iter().any(|set| uid(&set.metadata) == r.uid))
-        };
-        !self.pods.filter(|k, pod| k.namespace == key.namespace && owned(pod) && !has_ended(pod)).is_empty()
+    fn old_pods_run(&self, old: &[Arc<ReplicaSet>]) -> bool {
+        old.iter().any(|set| {
+            let is_owned =
+                |pod: &Pod| controller_of(&pod.metadata).is_some_and(|r| r.uid == uid(&set.metadata));
+            let pods = self.pods.of_controller("ReplicaSet", &key_of(&**set));
+            pods.iter().any(|pod| is_owned(pod) && !has_ended(pod))
+        })
     }
 }
 
@@ -280,7 +286,7 @@ impl Controller for Deployments {
     async fn synced(&self) {
         self.deployments.synced().await;
         self.sets.synced().await;
-        self.pods.synced().await;
+        self.pods.all().synced().await;
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
@@ -301,7 +307,7 @@ impl Controller for Deployments {
             Some(new) => Some(new),
             None if plan::is_paused(&deployment) => None,
             None if plan::is_recreate(&deployment)
-                && (self.old_pods_run(key, &old) || old.iter().any(|s| plan::replicas(s) > 0)) =>
+                && (self.old_pods_run(&old) || old.iter().any(|s| plan::replicas(s) > 0)) =>
             {
                 None
             }
@@ -322,7 +328,7 @@ impl Controller for Deployments {
             }
         }
         let mut changes = plan::scale(&deployment, new.as_ref(), &old);
-        if plan::is_recreate(&deployment) && self.old_pods_run(key, &old) {
+        if plan::is_recreate(&deployment) && self.old_pods_run(&old) {
             // A rollback finds its set there already; it waits for the others' pods all the same.
             changes.retain(|c| c.replicas.is_none_or(|n| n <= plan::replicas(&c.set)));
         }

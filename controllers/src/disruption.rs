@@ -24,8 +24,9 @@ use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found, text};
+use crate::lookup::{Pods, Selecting, required};
 use crate::namespace::resource;
-use crate::objects::{controller_of, uid};
+use crate::objects::{Selector, controller_of, uid};
 
 mod plan;
 
@@ -34,7 +35,7 @@ use plan::Scale;
 pub(crate) struct Budgets {
     client: Client,
     budgets: Informer<PodDisruptionBudget>,
-    pods: Informer<Pod>,
+    pods: Pods,
     sets: Informer<ReplicaSet>,
     deployments: Informer<Deployment>,
     kinds: Kinds,
@@ -56,7 +57,7 @@ enum CountError {
 impl Budgets {
     pub(crate) fn new(context: &Context) -> Self {
         let informers = &context.informers;
-        let (budgets, pods) = (informers.of::<PodDisruptionBudget>(), informers.of::<Pod>());
+        let budgets = informers.of::<PodDisruptionBudget>();
         let queue = WorkQueue::default();
         let wake = queue.clone();
         budgets.on_change(move |change| {
@@ -64,23 +65,21 @@ impl Budgets {
                 wake.add(key_of(&**budget));
             }
         });
-        let (wake, all) = (queue.clone(), budgets.clone());
-        pods.on_change(move |change| {
-            let seen = |pod: &Option<Arc<Pod>>| pod.as_ref().map(|pod| plan::seen(pod));
-            if seen(&change.old) == seen(&change.new) {
+        let selecting = Selecting::new(&budgets, |budget| plan::selector(budget).cloned());
+        let wake = queue.clone();
+        context.pods.all().on_change(move |change| {
+            if change.old.as_deref().map(plan::seen) == change.new.as_deref().map(plan::seen) {
                 return;
             }
             for pod in [&change.old, &change.new].into_iter().flatten() {
-                let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                let matching =
-                    all.filter(|key, budget| key.namespace == namespace && plan::selects(budget, pod));
+                let matching = selecting.of(&pod.metadata, |budget| plan::selects(budget, &pod.metadata));
                 matching.iter().for_each(|budget| wake.add(key_of(&**budget)));
             }
         });
         Budgets {
             client: context.client.clone(),
             budgets,
-            pods,
+            pods: context.pods.clone(),
             sets: informers.of(),
             deployments: informers.of(),
             kinds: Kinds::builtin(),
@@ -195,14 +194,21 @@ impl Controller for Budgets {
 
     async fn synced(&self) {
         self.budgets.synced().await;
-        self.pods.synced().await;
+        self.pods.all().synced().await;
         self.sets.synced().await;
         self.deployments.synced().await;
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
         let Some(budget) = self.budgets.get(key) else { return Ok(Outcome::Done) };
-        let pods = self.pods.filter(|of, pod| of.namespace == key.namespace && plan::selects(&budget, pod));
+        let pods = match plan::selector(&budget) {
+            Some(asked) => {
+                let selector = Selector::or_all(asked);
+                let selects = |pod: &Pod| selector.selects(&pod.metadata);
+                self.pods.labelled(&key.namespace, &required(asked), selects)
+            }
+            None => Vec::new(),
+        };
         let counted = if plan::needs_scale(&budget) {
             self.scale_of(&key.namespace, &pods).await
         } else {

@@ -1,6 +1,5 @@
 //! EndpointSlices, and the older Endpoints, for every Service with a selector.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
@@ -11,14 +10,16 @@ use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating};
+use crate::lookup::{Pods, Selecting, Slices, required};
 
+mod packing;
 mod plan;
 
 pub(crate) struct EndpointSlices {
     client: Client,
     services: Informer<Service>,
-    pods: Informer<Pod>,
-    slices: Informer<EndpointSlice>,
+    pods: Pods,
+    slices: Slices,
     endpoints: Informer<Endpoints>,
     queue: WorkQueue<ObjectKey>,
 }
@@ -26,8 +27,8 @@ pub(crate) struct EndpointSlices {
 impl EndpointSlices {
     pub(crate) fn new(context: &Context) -> Self {
         let informers = &context.informers;
-        let (services, pods) = (informers.of::<Service>(), informers.of::<Pod>());
-        let (slices, endpoints) = (informers.of::<EndpointSlice>(), informers.of::<Endpoints>());
+        let (services, endpoints) = (informers.of::<Service>(), informers.of::<Endpoints>());
+        let slices = Slices::new(informers, |slice| plan::is_ours(slice).then(|| plan::service_of(slice)));
         let queue = WorkQueue::default();
         let wake = queue.clone();
         services.on_change(move |change| {
@@ -35,27 +36,27 @@ impl EndpointSlices {
                 wake.add(key_of(&**service));
             }
         });
-        let (wake, all) = (queue.clone(), services.clone());
-        pods.on_change(move |change| {
+        let selecting = Selecting::new(&services, plan::selector);
+        let wake = queue.clone();
+        context.pods.all().on_change(move |change| {
             if !plan::matters(change.old.as_deref(), change.new.as_deref()) {
                 return;
             }
             for pod in [&change.old, &change.new].into_iter().flatten() {
-                let selecting = all.filter(|key, service| {
-                    Some(&key.namespace) == pod.metadata.namespace.as_ref() && plan::selects(service, pod)
-                });
+                let selecting = selecting.of(&pod.metadata, |service| plan::selects(service, pod));
                 selecting.iter().for_each(|service| wake.add(key_of(&**service)));
             }
         });
         // Somebody else's hand in our slices is undone.
         let wake = queue.clone();
-        slices.on_change(move |change| {
+        slices.all().on_change(move |change| {
             if let Some(slice) = change.object().filter(|s| plan::is_ours(s)) {
                 let service = plan::service_of(slice);
                 wake.add(ObjectKey::new(slice.metadata.namespace.clone().unwrap_or_default(), service));
             }
         });
-        EndpointSlices { client: context.client.clone(), services, pods, slices, endpoints, queue }
+        let (client, pods) = (context.client.clone(), context.pods.clone());
+        EndpointSlices { client, services, pods, slices, endpoints, queue }
     }
 
     async fn write_slices(
@@ -65,26 +66,15 @@ impl EndpointSlices {
         pods: &[Arc<Pod>],
     ) -> Result<(), kube::Error> {
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
-        let mut have: BTreeMap<String, Arc<EndpointSlice>> = self
-            .slices
-            .filter(|k, s| {
-                k.namespace == key.namespace && plan::is_ours(s) && plan::service_of(s) == key.name
-            })
-            .into_iter()
-            .map(|s| (s.metadata.name.clone().unwrap_or_default(), s))
-            .collect();
-        for mut wanted in plan::slices(service, pods) {
-            let name = wanted.metadata.name.clone().unwrap_or_default();
-            match have.remove(&name) {
-                None => drop(api.create(&PostParams::default(), &wanted).await?),
-                Some(old) if plan::same(&old, &wanted) => {}
-                Some(old) => {
-                    wanted.metadata.resource_version = old.metadata.resource_version.clone();
-                    api.replace(&name, &PostParams::default(), &wanted).await?;
-                }
-            }
+        let packed = packing::pack(service, pods, &self.slices.of_service(key));
+        for slice in &packed.create {
+            api.create(&PostParams::default(), slice).await?;
         }
-        for name in have.keys() {
+        for slice in &packed.update {
+            let name = slice.metadata.name.as_deref().unwrap_or_default();
+            api.replace(name, &PostParams::default(), slice).await?;
+        }
+        for name in &packed.delete {
             gone_is_fine(api.delete(name, &DeleteParams::default()).await)?;
         }
         Ok(())
@@ -100,9 +90,7 @@ impl EndpointSlices {
         let mut wanted = plan::endpoints(service, pods);
         match self.endpoints.get(key) {
             None => api.create(&PostParams::default(), &wanted).await.map(drop),
-            Some(old) if old.subsets == wanted.subsets && old.metadata.labels == wanted.metadata.labels => {
-                Ok(())
-            }
+            Some(old) if plan::same(&old, &wanted) => Ok(()),
             Some(old) => {
                 wanted.metadata.resource_version = old.metadata.resource_version.clone();
                 api.replace(&key.name, &PostParams::default(), &wanted).await.map(drop)
@@ -113,10 +101,7 @@ impl EndpointSlices {
     /// What a deleted Service leaves: its slices go by their owner, its Endpoints by us.
     async fn clean_up(&self, key: &ObjectKey) -> Result<(), kube::Error> {
         let slices: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
-        let left = self.slices.filter(|k, s| {
-            k.namespace == key.namespace && plan::is_ours(s) && plan::service_of(s) == key.name
-        });
-        for slice in left {
+        for slice in self.slices.of_service(key) {
             gone_is_fine(
                 slices
                     .delete(slice.metadata.name.as_deref().unwrap_or_default(), &DeleteParams::default())
@@ -142,8 +127,8 @@ impl Controller for EndpointSlices {
 
     async fn synced(&self) {
         self.services.synced().await;
-        self.pods.synced().await;
-        self.slices.synced().await;
+        self.pods.all().synced().await;
+        self.slices.all().synced().await;
         self.endpoints.synced().await;
     }
 
@@ -156,7 +141,9 @@ impl Controller for EndpointSlices {
         if !plan::has_selector(&service) {
             return Ok(Outcome::Done);
         }
-        let pods = self.pods.filter(|k, pod| k.namespace == key.namespace && plan::selects(&service, pod));
+        let selector = plan::selector(&service).unwrap_or_default();
+        let selects = |pod: &Pod| plan::selects(&service, pod);
+        let pods = self.pods.labelled(&key.namespace, &required(&selector), selects);
         let written = async {
             self.write_slices(key, &service, &pods).await?;
             self.write_endpoints(key, &service, &pods).await

@@ -246,10 +246,9 @@ impl Collector {
                 None => return Ok(()),
             }
         }
-        let dependents = self.seen.graph.lock().dependents_of(uid);
-        let dependent_waits = dependents.iter().any(|(_, d)| d.waits_for_dependents());
+        let (has_dependents, dependent_waits) = self.seen.graph.lock().below(uid);
         let version = live.metadata.resource_version.clone();
-        match plan::verdict(&owners, &entry.finalizers, !dependents.is_empty(), dependent_waits) {
+        match plan::verdict(&owners, &entry.finalizers, has_dependents, dependent_waits) {
             Verdict::Keep => Ok(()),
             Verdict::LetGo(owners) => self.patch(entry, plan::without_owners(uid, &owners)).await.map(drop),
             Verdict::Delete(policy) => self.delete(uid, version, entry, policy).await,
@@ -335,11 +334,9 @@ impl Collector {
 
     /// All dependents are looked at; those that block go first.
     async fn foreground(&self, uid: &str, entry: &Entry) -> Result<(), kube::Error> {
-        let dependents = self.seen.graph.lock().dependents_of(uid);
-        for (dependent, _) in dependents.iter().filter(|(_, d)| !d.deleting) {
-            self.seen.queue.add(dependent.clone());
-        }
-        if dependents.iter().any(|(_, d)| d.blocks(uid)) {
+        let awaited = self.seen.graph.lock().awaited_by(uid);
+        awaited.remaining.into_iter().for_each(|dependent| self.seen.queue.add(dependent));
+        if awaited.blocks {
             return Ok(());
         }
         self.remove_finalizer(uid, entry, FOREGROUND).await

@@ -22,8 +22,9 @@ use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating, text};
+use crate::lookup::{Pods, Selecting};
+use crate::making::{Making, batches};
 use crate::objects::{Selector, controller_key, controller_of, controller_reference, selects, uid};
-use crate::replicaset::Index;
 
 mod indexes;
 mod plan;
@@ -38,35 +39,32 @@ const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 pub(crate) struct Jobs {
     client: Client,
     jobs: Informer<Job>,
-    pods: Informer<Pod>,
+    pods: Pods,
+    making: Making,
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
-    index: Arc<Index>,
     backoffs: Mutex<HashMap<ObjectKey, Backoff>>,
 }
 
 impl Jobs {
     pub(crate) fn new(context: &Context) -> Self {
-        let (jobs, pods) = (context.informers.of::<Job>(), context.informers.of::<Pod>());
-        let (queue, index) = (WorkQueue::default(), Arc::new(Index::new("Job")));
+        let (jobs, queue) = (context.informers.of::<Job>(), WorkQueue::default());
         let wake = queue.clone();
         jobs.on_change(move |change| {
             if let Some(job) = change.object() {
                 wake.add(key_of(&**job));
             }
         });
-        let (wake, placed, all) = (queue.clone(), index.clone(), jobs.clone());
-        pods.on_change(move |change| {
-            placed.follow(change);
+        let selector_of = |job: &Job| job.spec.as_ref().and_then(|spec| spec.selector.clone());
+        let selecting = Selecting::new(&jobs, selector_of);
+        let wake = queue.clone();
+        context.pods.all().on_change(move |change| {
             for pod in [&change.old, &change.new].into_iter().flatten() {
                 if let Some(job) = controller_key(&pod.metadata, "Job") {
                     wake.add(job);
                 } else if controller_of(&pod.metadata).is_none() {
-                    let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-                    let candidates = all.filter(|key, job| {
-                        let selector = job.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-                        key.namespace == namespace && selector.is_some_and(|s| selects(s, &pod.metadata))
-                    });
+                    let selects = |job: &Job| selector_of(job).is_some_and(|s| selects(&s, &pod.metadata));
+                    let candidates = selecting.of(&pod.metadata, selects);
                     candidates.iter().for_each(|job| wake.add(key_of(&**job)));
                 }
             }
@@ -74,10 +72,10 @@ impl Jobs {
         Jobs {
             client: context.client.clone(),
             jobs,
-            pods,
+            pods: context.pods.clone(),
+            making: context.making.clone(),
             events: context.events("job-controller"),
             queue,
-            index,
             backoffs: Mutex::default(),
         }
     }
@@ -123,8 +121,9 @@ impl Jobs {
 
     /// Pods that the informer knows to be of the job of this name.
     fn known(&self, key: &ObjectKey, wanted: impl Fn(&Pod) -> bool) -> Vec<Arc<Pod>> {
-        let all = self.index.candidates(key).into_iter().filter_map(|pod| self.pods.get(&pod));
-        all.filter(|pod| controller_key(&pod.metadata, "Job").as_ref() == Some(key) && wanted(pod)).collect()
+        let mut known = self.pods.of_controller("Job", key);
+        known.retain(|pod| wanted(pod));
+        known
     }
 
     /// Lets go of pods that nobody will count any more.
@@ -167,15 +166,15 @@ impl Jobs {
     /// In batches that double; answers how many could not be made, and why.
     async fn make(&self, job: &Job, namespace: &str, wanted: &[NewPod]) -> (usize, Option<kube::Error>) {
         let api = self.pods_of(namespace);
-        let (mut rest, mut batch) = (wanted, 1);
-        while !rest.is_empty() {
-            let (now, later) = rest.split_at(batch.min(rest.len()));
-            let params = PostParams::default();
-            let made = futures::future::join_all(now.iter().map(|new| {
+        let params = PostParams::default();
+        let mut rest = wanted;
+        for batch in batches(wanted.len()) {
+            let (now, later) = rest.split_at(batch);
+            let create = |new| {
                 let (api, params) = (&api, &params);
                 async move { api.create(params, &new_pod(job, new)).await }
-            }))
-            .await;
+            };
+            let made = self.making.all(now.iter().map(create).collect()).await;
             let (mut n_failed, mut failed) = (0, None);
             for result in made {
                 match result {
@@ -197,7 +196,6 @@ impl Jobs {
                 return (n_failed + later.len(), Some(error));
             }
             rest = later;
-            batch *= 2;
         }
         (0, None)
     }
@@ -379,7 +377,7 @@ impl Controller for Jobs {
 
     async fn synced(&self) {
         self.jobs.synced().await;
-        self.pods.synced().await;
+        self.pods.all().synced().await;
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {

@@ -3,6 +3,9 @@
 //! [`driver`] runs them all alike: keys come from informers, wait in a work queue, and are handed one at a time to
 //! `reconcile`, which re-reads everything. A controller decides with pure functions (`plan.rs`) and carries out.
 //!
+//! One process carries thousands of nodes and tens of thousands of pods: what a change or a pass costs must not grow with
+//! the cluster. [`lookup`] finds what concerns it; [`making`] bounds what is asked of the API at a time.
+//!
 //! | folder | what it does |
 //! |---|---|
 //! | `deployment` | ReplicaSets for the revisions of a Deployment, rolled over as its strategy says |
@@ -40,6 +43,8 @@ mod endpoints;
 mod garbage;
 mod job;
 mod joining;
+mod lookup;
+mod making;
 mod mirroring;
 mod namespace;
 mod node;
@@ -52,6 +57,8 @@ mod strays;
 mod testing;
 
 use deletions::Deletions;
+use lookup::Pods;
+use making::Making;
 use replicaset::ReplicaSets;
 
 pub use certificates::AuthorityError;
@@ -71,11 +78,14 @@ struct Context {
     client: Client,
     informers: Informers,
     deletions: Deletions,
+    pods: Pods,
+    making: Making,
 }
 
 impl Context {
     fn new(client: Client, informers: Informers) -> Context {
-        Context { client, informers, deletions: Deletions::default() }
+        let pods = Pods::new(&informers);
+        Context { client, informers, deletions: Deletions::default(), pods, making: Making::default() }
     }
 
     fn events(&self, component: &str) -> EventRecorder {

@@ -12,6 +12,7 @@ use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating};
+use crate::lookup::Slices;
 
 mod plan;
 
@@ -19,7 +20,7 @@ pub(crate) struct Mirrors {
     client: Client,
     services: Informer<Service>,
     endpoints: Informer<Endpoints>,
-    slices: Informer<EndpointSlice>,
+    slices: Slices,
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
 }
@@ -28,7 +29,8 @@ impl Mirrors {
     pub(crate) fn new(context: &Context) -> Self {
         let informers = &context.informers;
         let (services, endpoints) = (informers.of::<Service>(), informers.of::<Endpoints>());
-        let slices = informers.of::<EndpointSlice>();
+        let slices =
+            Slices::new(informers, |slice| plan::service_of(slice).filter(|_| plan::is_ours(slice)).cloned());
         let queue = WorkQueue::default();
         let wake = queue.clone();
         services.on_change(move |change| {
@@ -48,7 +50,7 @@ impl Mirrors {
         });
         // Somebody else's hand in our slices is undone.
         let wake = queue.clone();
-        slices.on_change(move |change| {
+        slices.all().on_change(move |change| {
             for slice in [&change.old, &change.new].into_iter().flatten().filter(|s| plan::is_ours(s)) {
                 let namespace = slice.metadata.namespace.clone().unwrap_or_default();
                 if let Some(service) = plan::service_of(slice) {
@@ -93,9 +95,7 @@ impl Mirrors {
 
     async fn write(&self, key: &ObjectKey) -> Result<(), kube::Error> {
         let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &key.namespace);
-        let ours = self.slices.filter(|k, s| {
-            k.namespace == key.namespace && plan::is_ours(s) && plan::service_of(s) == Some(&key.name)
-        });
+        let ours = self.slices.of_service(key);
         let mut have: BTreeMap<String, Arc<EndpointSlice>> =
             ours.into_iter().map(|s| (s.metadata.name.clone().unwrap_or_default(), s)).collect();
         for mut wanted in self.wanted(key) {
@@ -127,7 +127,7 @@ impl Controller for Mirrors {
     async fn synced(&self) {
         self.services.synced().await;
         self.endpoints.synced().await;
-        self.slices.synced().await;
+        self.slices.all().synced().await;
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {

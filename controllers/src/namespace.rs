@@ -5,7 +5,7 @@
 //!   that it was started under (CVE-2024-7598; KEP-5080).
 //! - What holds up the deletion stands in the namespace's conditions.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
@@ -27,6 +27,8 @@ use plan::Found;
 const FINALIZER: &str = "kubernetes";
 /// Pods end in their own time; this is how often we look whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// Counting what is left of a large namespace is no small thing: a pass may take one part of the time in so many.
+const RESTS: u32 = 2;
 /// Objects counted at a time.
 const PAGE: u32 = 500;
 
@@ -161,13 +163,14 @@ impl Controller for Namespaces {
         if namespace.metadata.deletion_timestamp.is_none() || !is_ours {
             return Ok(Outcome::Done);
         }
+        let began = Instant::now();
         let (found, failure) = self.empty(&key.name).await;
         self.write_conditions(&namespace, &found).await;
         if let Some(error) = failure {
             return Err(error);
         }
         if !found.is_empty() {
-            return Ok(Outcome::After(LOOK_AGAIN));
+            return Ok(Outcome::After(LOOK_AGAIN.max(began.elapsed().saturating_mul(RESTS))));
         }
         self.finalize(&namespace).await?;
         Ok(Outcome::Done)

@@ -3,7 +3,11 @@
 //! A node reports by renewing its lease. Whether it is late is judged by this process's own clock: by when the lease
 //! was last seen to change, not by the time written in it.
 //!
-//! Where no node of the cluster reports any longer, no pod is evicted: see [`plan::is_fully_disrupted`].
+//! How fast pods are evicted depends on how many nodes are lost: see [`zones`].
+//!
+//! # Cost
+//! A pass looks at one node and the pods on it. It comes when the node changes or is due to be late, not every few seconds;
+//! what concerns all nodes is looked at when a count of [`zones`] passes a threshold.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,17 +24,20 @@ use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine};
+use crate::lookup::Pods;
 use crate::objects::{has_ended, is_ready, uid};
 
 mod plan;
+mod zones;
 
-use plan::{Bears, bears_for, ready_status};
+use plan::{Bears, Evicting, bears_for, ready_status};
+use zones::{Leave, Passed, Zone, Zones};
 
 /// Upstream's `node-monitor-grace-period`.
 const GRACE: Duration = Duration::from_secs(50);
 /// The same for a node that has never said how it is: `node-startup-grace-period`.
 const STARTUP_GRACE: Duration = Duration::from_secs(60);
-/// How often each node is looked at, as upstream's `node-monitor-period`.
+/// How often a node that is late is looked at, and whether this process stands still: `node-monitor-period`.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Without a look for this long, it was this process that stood still, and no node can be called late for that.
 const STOOD_STILL: Duration = Duration::from_secs(15);
@@ -40,40 +47,51 @@ pub(crate) struct Nodes {
     client: Client,
     nodes: Informer<Node>,
     leases: Informer<Lease>,
-    pods: Informer<Pod>,
+    pods: Pods,
     events: EventRecorder,
     evictions: EventRecorder,
     queue: WorkQueue<ObjectKey>,
+    zones: Arc<Mutex<Zones>>,
     /// When each node's lease or heartbeat was last seen to change.
     seen: Arc<Mutex<HashMap<String, Instant>>>,
     /// When any node was last looked at.
     looked: Mutex<Instant>,
 }
 
+/// The key under which it is seen that this process goes on; no node has it.
+fn pulse() -> ObjectKey {
+    ObjectKey::default()
+}
+
 impl Nodes {
     pub(crate) fn new(context: &Context) -> Self {
         let informers = &context.informers;
         let (nodes, leases) = (informers.of::<Node>(), informers.of::<Lease>());
-        let pods = informers.of::<Pod>();
         let queue = WorkQueue::default();
         let seen: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
-        let (wake, all, times) = (queue.clone(), nodes.clone(), seen.clone());
+        let zones: Arc<Mutex<Zones>> = Arc::default();
+        let (wake, counted, times) = (queue.clone(), zones.clone(), seen.clone());
         nodes.on_change(move |change| {
-            if let Some(node) = change.object() {
-                wake.add(key_of(&**node));
-            }
+            let Some(name) = change.object().and_then(|node| node.metadata.name.clone()) else { return };
+            wake.add(ObjectKey::new("", &name));
             // A node that is back says so before it first renews its lease.
-            if let Some(node) = change
-                .new
-                .as_ref()
-                .filter(|new| change.old.as_ref().is_some_and(|old| heartbeat(old) != heartbeat(new)))
+            if let (Some(old), Some(new)) = (&change.old, &change.new)
+                && heartbeat(old) != heartbeat(new)
             {
-                times.lock().insert(key_of(&**node).name, Instant::now());
+                times.lock().insert(name.clone(), Instant::now());
             }
-            // Whether any node is ready decides over the taints of all of them.
-            let ready = |n: &Option<Arc<Node>>| n.as_ref().map(|n| ready_status(n) == Some("True"));
-            if ready(&change.old) != ready(&change.new) {
-                all.list().iter().for_each(|node| wake.add(key_of(&**node)));
+            let mut counted = counted.lock();
+            match counted.follow(&name, change.new.as_deref()) {
+                Passed::Nothing => {}
+                Passed::Zone(names) => names.iter().for_each(|name| wake.add(ObjectKey::new("", name))),
+                Passed::Cluster(names) => {
+                    // The nodes could not reach this process, or it not them: each has its time anew.
+                    if !counted.is_lost() {
+                        let now = Instant::now();
+                        times.lock().values_mut().for_each(|at| *at = now);
+                    }
+                    names.iter().for_each(|name| wake.add(ObjectKey::new("", name)));
+                }
             }
         });
         let (wake, times) = (queue.clone(), seen.clone());
@@ -90,23 +108,30 @@ impl Nodes {
             }
         });
         // A pod bound to a node that is already tainted has a deadline too.
-        let wake = queue.clone();
-        pods.on_change(move |change| {
+        let (wake, known) = (queue.clone(), nodes.clone());
+        context.pods.all().on_change(move |change| {
             let node = |p: &Option<Arc<Pod>>| p.as_ref().and_then(|p| p.spec.as_ref()?.node_name.clone());
-            if let Some(name) = node(&change.new).filter(|n| node(&change.old).as_ref() != Some(n)) {
-                wake.add(ObjectKey::new("", name));
+            let Some(name) = node(&change.new).filter(|n| node(&change.old).as_ref() != Some(n)) else {
+                return;
+            };
+            // Otherwise the change of the node that makes it matter wakes the node.
+            let key = ObjectKey::new("", name);
+            if known.get(&key).is_some_and(|node| plan::concerns_pods(&node)) {
+                wake.add(key);
             }
         });
+        queue.add_after(pulse(), LOOK_EVERY);
         let events = context.events("node-controller");
         let evictions = context.events("taint-eviction-controller");
         Nodes {
             client: context.client.clone(),
             nodes,
             leases,
-            pods,
+            pods: context.pods.clone(),
             events,
             evictions,
             queue,
+            zones,
             seen,
             looked: Mutex::new(Instant::now()),
         }
@@ -146,7 +171,7 @@ impl Nodes {
 
     /// Nobody can say any more that these pods are ready, so that Services stop leading to them.
     async fn mark_pods_not_ready(&self, node: &str) -> Result<(), kube::Error> {
-        for pod in self.pods_on(node) {
+        for pod in self.pods.on_node(node) {
             if !is_ready(&pod) {
                 continue;
             }
@@ -165,15 +190,26 @@ impl Nodes {
         Ok(())
     }
 
-    fn pods_on(&self, node: &str) -> Vec<Arc<Pod>> {
-        self.pods.filter(|_, pod| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(node))
+    /// What becomes of the node's pods, and when to ask again if they have to wait for those of another.
+    fn evicting(&self, name: &str, node: &Node) -> (Evicting, Option<Duration>) {
+        let mut zones = self.zones.lock();
+        if zones.is_lost() {
+            return (Evicting::Stopped, None);
+        }
+        if !plan::waits_for_eviction(node) {
+            return (Evicting::Unchanged, None);
+        }
+        match zones.may_evict(name, &Zone::of(node), Instant::now()) {
+            Leave::Granted => (Evicting::Begun, None),
+            Leave::In(left) => (Evicting::Unchanged, Some(left)),
+            // It is woken when that changes.
+            Leave::Withheld => (Evicting::Unchanged, None),
+        }
     }
 
     /// Brings the taints in line with the conditions.
-    async fn taint(&self, node: &Node) -> Result<Vec<Taint>, kube::Error> {
-        let nodes = self.nodes.list();
-        let fully_disrupted = plan::is_fully_disrupted(nodes.iter().map(|n| &**n));
-        let wanted = plan::wanted_taints(node, fully_disrupted, Timestamp::now());
+    async fn taint(&self, node: &Node, evicting: Evicting) -> Result<Vec<Taint>, kube::Error> {
+        let wanted = plan::wanted_taints(node, evicting, Timestamp::now());
         let have = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
         if have != wanted {
             let name = node.metadata.name.clone().unwrap_or_default();
@@ -187,11 +223,10 @@ impl Nodes {
     /// Deletes the pods that do not bear the node's taints any longer; answers when the next one is due.
     async fn evict(&self, node: &str, taints: &[Taint]) -> Result<Option<Duration>, kube::Error> {
         let mut next: Option<Duration> = None;
-        // Every pod of the cluster would be looked at, for each that is bound.
         if !taints.iter().any(|taint| taint.effect == "NoExecute") {
             return Ok(next);
         }
-        for pod in self.pods_on(node) {
+        for pod in self.pods.on_node(node) {
             if pod.metadata.deletion_timestamp.is_some() || has_ended(&pod) {
                 continue;
             }
@@ -230,6 +265,8 @@ fn heartbeat(node: &Node) -> Option<Timestamp> {
 
 impl Controller for Nodes {
     const NAME: &'static str = "node-lifecycle";
+    /// Upstream's: a rack of nodes that is lost has many pods to be marked.
+    const WORKERS: usize = 8;
     type Key = ObjectKey;
 
     fn queue(&self) -> &WorkQueue<ObjectKey> {
@@ -239,15 +276,18 @@ impl Controller for Nodes {
     async fn synced(&self) {
         self.nodes.synced().await;
         self.leases.synced().await;
-        self.pods.synced().await;
+        self.pods.all().synced().await;
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
+        self.forgive();
+        if *key == pulse() {
+            return Ok(Outcome::After(LOOK_EVERY));
+        }
         let Some(node) = self.nodes.get(key) else {
             self.seen.lock().remove(&key.name);
             return Ok(Outcome::Done);
         };
-        self.forgive();
         let left = self.time_left(&key.name, &node);
         if left.is_none() {
             // The change comes back through the informer, and with it the taints.
@@ -256,10 +296,12 @@ impl Controller for Nodes {
         if ready_status(&node).is_some_and(|status| status != "True") {
             self.mark_pods_not_ready(&key.name).await?;
         }
-        let taints = self.taint(&node).await?;
+        let (evicting, again) = self.evicting(&key.name, &node);
+        let taints = self.taint(&node, evicting).await?;
         let due = self.evict(&key.name, &taints).await?;
         // One that is late is looked at until it reports again.
-        let left = left.unwrap_or(LOOK_EVERY).min(LOOK_EVERY);
-        Ok(Outcome::After(due.map_or(left, |d| d.min(left)).max(Duration::from_millis(100))))
+        let left = left.unwrap_or(LOOK_EVERY);
+        let next = [due, again].into_iter().flatten().fold(left, Duration::min);
+        Ok(Outcome::After(next.max(Duration::from_millis(100))))
     }
 }

@@ -41,6 +41,12 @@ impl Selector {
         Selector(skiff_api::LabelSelector::from_json(&json).ok().filter(|s| !s.is_empty()))
     }
 
+    /// An empty one selects everything here.
+    pub(crate) fn or_all(selector: &LabelSelector) -> Selector {
+        let json = serde_json::to_value(selector).unwrap_or_default();
+        Selector(skiff_api::LabelSelector::from_json(&json).ok())
+    }
+
     pub(crate) fn selects(&self, meta: &ObjectMeta) -> bool {
         let labels = meta.labels.as_ref();
         let get = |key: &str| labels.and_then(|l| l.get(key)).map(String::as_str);

@@ -1,7 +1,8 @@
 //! ResourceQuotas: how much of each is used, counted anew.
 //!
 //! The API server charges what is created as it comes in; here is what is given back, and what was charged wrongly.
-//! Every pass lists what the quota counts, so that nothing depends on having seen each change.
+//! Every pass lists what the quota counts, in pages, so that nothing depends on having seen each change. The larger a
+//! namespace is, the longer a pass takes, and the longer its quota rests after it: see [`RESTS`].
 //!
 //! # Caveats
 //! An object that is charged but not yet written is not counted. A quota whose status changed is therefore looked at
@@ -9,6 +10,7 @@
 //!
 //! Source: upstream's resource quota controller.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +18,13 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, ResourceQuota, Service};
 use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::quota::{self, Evaluator};
 use skiff_api::resources::Resources;
 use skiff_api::{Kind, Kinds};
 use skiff_client::{Change, Informer, ObjectKey, WorkQueue, key_of};
+use tokio::time::Instant;
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found};
@@ -32,6 +36,13 @@ const SETTLE: Duration = Duration::from_secs(2);
 /// Upstream's `--resource-quota-sync-period`.
 const RESYNC: Duration = Duration::from_secs(300);
 
+/// Objects counted at a time: all pods of a large namespace at once would be most of this process's memory.
+const PAGE: u32 = 500;
+/// A quota rests for so many times as long as its count took, so that pods that end one after the other in a large
+/// namespace do not keep the API server at listing all of them; but no longer than upstream's clients wait for it.
+const RESTS: u32 = 4;
+const MAX_REST: Duration = Duration::from_secs(30);
+
 pub(crate) struct Quotas {
     client: Client,
     quotas: Informer<ResourceQuota>,
@@ -39,6 +50,8 @@ pub(crate) struct Quotas {
     services: Informer<Service>,
     /// What may be counted: stored, and in namespaces.
     kinds: Vec<Arc<Kind>>,
+    /// Until when each quota rests.
+    rests: Mutex<HashMap<ObjectKey, Instant>>,
     queue: WorkQueue<ObjectKey>,
 }
 
@@ -81,7 +94,19 @@ impl Quotas {
         });
         let mut kinds = Kinds::builtin().stored();
         kinds.retain(|kind| kind.is_namespaced());
-        Quotas { client: context.client.clone(), quotas, pods, services, kinds, queue }
+        let (client, rests) = (context.client.clone(), Mutex::default());
+        Quotas { client, quotas, pods, services, kinds, rests, queue }
+    }
+
+    /// How much longer a quota rests.
+    fn rest_left(&self, key: &ObjectKey) -> Option<Duration> {
+        let until = *self.rests.lock().get(key)?;
+        Some(until.saturating_duration_since(Instant::now())).filter(|left| !left.is_zero())
+    }
+
+    fn rest(&self, key: &ObjectKey, took: Duration) {
+        let until = Instant::now() + took.saturating_mul(RESTS).min(MAX_REST);
+        self.rests.lock().insert(key.clone(), until);
     }
 
     /// What is used of each resource that the quota bounds, of those that anything counts for.
@@ -94,10 +119,8 @@ impl Quotas {
             if names.is_empty() {
                 continue;
             }
-            let objects = self.objects(kind, &evaluator, namespace).await?;
-            for (name, amount) in
-                quota::total(&evaluator, quota, &names, objects.iter(), Timestamp::now()).iter()
-            {
+            let counted = self.count_kind(kind, &evaluator, quota, &names, namespace).await?;
+            for (name, amount) in counted.iter() {
                 used.set(name, amount);
             }
         }
@@ -106,21 +129,36 @@ impl Quotas {
 
     /// Listed from the API, which has everything that was acknowledged; of what only counts as there is, no more than
     /// that.
-    async fn objects(
+    async fn count_kind(
         &self,
         kind: &Kind,
         evaluator: &Evaluator,
+        quota: &Value,
+        names: &[&str],
         namespace: &str,
-    ) -> Result<Vec<Value>, kube::Error> {
+    ) -> Result<Resources, kube::Error> {
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource(kind));
-        let all = ListParams::default();
-        Ok(match evaluator {
-            Evaluator::Objects(_) => vec![Value::Null; api.list_metadata(&all).await?.items.len()],
-            _ => {
-                let listed = api.list(&all).await?.items;
-                listed.iter().map(|object| serde_json::to_value(object).unwrap_or_default()).collect()
+        let total =
+            |objects: &[Value]| quota::total(evaluator, quota, names, objects.iter(), Timestamp::now());
+        let (mut counted, mut page) = (total(&[]), ListParams::default().limit(PAGE));
+        loop {
+            let (objects, next) = match evaluator {
+                Evaluator::Objects(_) => {
+                    let listed = api.list_metadata(&page).await?;
+                    (vec![Value::Null; listed.items.len()], listed.metadata.continue_)
+                }
+                _ => {
+                    let listed = api.list(&page).await?;
+                    let json = |object| serde_json::to_value(object).unwrap_or_default();
+                    (listed.items.iter().map(json).collect(), listed.metadata.continue_)
+                }
+            };
+            counted.add(&total(&objects));
+            match next.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => return Ok(counted),
             }
-        })
+        }
     }
 }
 
@@ -164,15 +202,23 @@ impl Controller for Quotas {
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
+        if let Some(left) = self.rest_left(key) {
+            return Ok(Outcome::After(left));
+        }
         let kind = ApiResource::erase::<ResourceQuota>(&());
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &key.namespace, &kind);
         // Read before what it counts: a charge in between makes the write below a conflict.
         let mut live = match api.get(&key.name).await {
-            Err(error) if is_not_found(&error) => return Ok(Outcome::Done),
+            Err(error) if is_not_found(&error) => {
+                self.rests.lock().remove(key);
+                return Ok(Outcome::Done);
+            }
             other => other?,
         };
         let quota = serde_json::to_value(&live).unwrap_or_default();
+        let began = Instant::now();
         let counted = self.count(&quota, &key.namespace).await?;
+        self.rest(key, began.elapsed());
         if let Some(status) = status(&quota, &counted) {
             live.data["status"] = status;
             gone_is_fine(api.replace_status(&key.name, &PostParams::default(), &live).await)?;
@@ -256,5 +302,38 @@ mod tests {
             written[0].body["status"],
             json!({"hard": quota["spec"]["hard"], "used": {"pods": "1", "count/replicasets.apps": "1", "cpu": "100m"}})
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quota_rests_in_proportion_to_what_its_count_took() {
+        let api = ScriptedApi::new(|_| None);
+        let informers = Informers::new(api.client(), CancellationToken::new());
+        let quotas = Quotas::new(&Context::new(api.client(), informers));
+        let key = ObjectKey::new("d", "q");
+        assert_eq!(quotas.rest_left(&key), None, "the first count does not wait");
+        quotas.rest(&key, Duration::from_millis(500));
+        assert_eq!(quotas.reconcile(&key).await.unwrap(), Outcome::After(Duration::from_secs(2)));
+        quotas.rest(&key, Duration::from_secs(600));
+        assert_eq!(quotas.rest_left(&key), Some(MAX_REST));
+        tokio::time::advance(MAX_REST).await;
+        assert_eq!(quotas.rest_left(&key), None);
+        quotas.reconcile(&key).await.unwrap();
+        assert!(quotas.rests.lock().is_empty(), "a quota that is gone was remembered");
+    }
+
+    #[tokio::test]
+    async fn a_count_goes_through_all_pages() {
+        let api = ScriptedApi::new(move |asked: &Asked| {
+            let page = |next: &str| {
+                json!({"kind": "PodList", "apiVersion": "v1", "metadata": {"continue": next},
+                    "items": [{"metadata": {"name": "p"}, "spec": {"containers": []}}]})
+            };
+            Some(page(if asked.query.contains("continue=second") { "" } else { "second" }))
+        });
+        let informers = Informers::new(api.client(), CancellationToken::new());
+        let quotas = Quotas::new(&Context::new(api.client(), informers));
+        let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "5"}}});
+        let counted = quotas.count(&quota, "d").await.unwrap();
+        assert_eq!(counted.to_json(), json!({"pods": "2"}));
     }
 }

@@ -23,15 +23,15 @@ use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found, is_terminating, text};
+use crate::lookup::{Pods, Selecting};
+use crate::making::{Making, batches};
 use crate::objects::{
     Selector, controller_key, controller_of, controller_reference, is_active, selects, uid,
 };
 
-mod index;
 mod pending;
 mod plan;
 
-pub(crate) use index::Index;
 use pending::Pending;
 use plan::Failure;
 
@@ -124,29 +124,27 @@ fn set_status(status: &ReplicationControllerStatus) -> ReplicaSetStatus {
 pub(crate) struct ReplicaSets<K> {
     client: Client,
     sets: Informer<K>,
-    pods: Informer<Pod>,
+    pods: Pods,
+    making: Making,
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
     pending: Arc<Pending>,
-    index: Arc<Index>,
 }
 
 impl<K: Replicated> ReplicaSets<K> {
     pub(crate) fn new(context: &Context) -> Self {
-        let (sets, pods) = (context.informers.of::<K>(), context.informers.of::<Pod>());
-        let queue = WorkQueue::default();
+        let sets = context.informers.of::<K>();
+        let (queue, pending) = (WorkQueue::default(), Arc::new(Pending::default()));
         let kind = K::kind(&()).into_owned();
-        let (pending, index) = (Arc::new(Pending::default()), Arc::new(Index::new(&kind)));
         let wake = queue.clone();
         sets.on_change(move |change| {
             if let Some(set) = change.object() {
                 wake.add(key_of(&**set));
             }
         });
-        let (wake, seen, all) = (queue.clone(), pending.clone(), sets.clone());
-        let placed = index.clone();
-        pods.on_change(move |change| {
-            placed.follow(change);
+        let selecting = Selecting::new(&sets, |set: &K| set.selector().map(Cow::into_owned));
+        let (wake, seen) = (queue.clone(), pending.clone());
+        context.pods.all().on_change(move |change| {
             let newest = change.object().and_then(|pod| controller_key(&pod.metadata, &kind));
             if let Some(set) = newest {
                 seen.seen(&set, change);
@@ -156,11 +154,8 @@ impl<K: Replicated> ReplicaSets<K> {
                     wake.add(set);
                 } else if controller_of(&pod.metadata).is_none() {
                     // An orphan may be for any set that selects it.
-                    let namespace = pod.metadata.namespace.clone().unwrap_or_default();
-                    let candidates = all.filter(|key, set| {
-                        key.namespace == namespace
-                            && set.selector().is_some_and(|s| selects(&s, &pod.metadata))
-                    });
+                    let selects = |set: &K| set.selector().is_some_and(|s| selects(&s, &pod.metadata));
+                    let candidates = selecting.of(&pod.metadata, selects);
                     candidates.iter().for_each(|set| wake.add(key_of(&**set)));
                 }
             }
@@ -168,24 +163,24 @@ impl<K: Replicated> ReplicaSets<K> {
         ReplicaSets {
             client: context.client.clone(),
             sets,
-            pods,
+            pods: context.pods.clone(),
+            making: context.making.clone(),
             events: context.events(K::COMPONENT),
             queue,
             pending,
-            index,
         }
     }
 
     /// The set's pods: those it controls, and orphans that it adopts. Those that no longer match are let go.
     async fn claim(&self, set: &K) -> Result<Vec<Arc<Pod>>, kube::Error> {
-        let Some(selector) = set.selector() else { return Ok(Vec::new()) };
+        let Some(asked) = set.selector() else { return Ok(Vec::new()) };
         let is_going = set.meta().deletion_timestamp.is_some();
         let namespace = set.meta().namespace.clone().unwrap_or_default();
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &namespace);
-        let selector = Selector::new(&selector);
+        let selector = Selector::new(&asked);
         let mut owned = Vec::new();
-        for key in self.index.candidates(&key_of(set)) {
-            let Some(pod) = self.pods.get(&key) else { continue };
+        let own = self.pods.of_controller(&K::kind(&()), &key_of(set));
+        for pod in own.into_iter().chain(self.pods.orphans(&namespace, &asked)) {
             let matches = selector.selects(&pod.metadata);
             let name = pod.metadata.name.clone().unwrap_or_default();
             match controller_of(&pod.metadata) {
@@ -232,13 +227,11 @@ impl<K: Replicated> ReplicaSets<K> {
             return Some(Failure { reason: "FailedCreate", error });
         }
         let surplus = (active.len() - wanted).min(BURST);
-        let mut first = None;
-        for pod in plan::to_delete(&active, surplus, Timestamp::now()) {
-            if let Err(error) = self.delete(key, set, pod).await {
-                first = first.or(Some(Failure { reason: "FailedDelete", error }));
-            }
-        }
-        first
+        let going = plan::to_delete(&active, surplus, Timestamp::now());
+        let deletions: Vec<_> = going.into_iter().map(|pod| self.delete(key, set, pod)).collect();
+        let deleted = self.making.all(deletions).await;
+        let error = deleted.into_iter().find_map(Result::err)?;
+        Some(Failure { reason: "FailedDelete", error })
     }
 
     async fn delete(&self, key: &ObjectKey, set: &K, pod: &Pod) -> Result<(), kube::Error> {
@@ -269,17 +262,11 @@ impl<K: Replicated> ReplicaSets<K> {
     async fn make(&self, key: &ObjectKey, set: &K, count: usize) -> Option<kube::Error> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         let pod = new_pod(&set.as_set(), controller_reference(set));
-        let (mut left, mut batch) = (count, 1);
-        while left > 0 {
-            let now = batch.min(left);
+        let params = PostParams::default();
+        for batch in batches(count) {
             // Before they are asked for: the watch may be faster than the answer.
-            self.pending.expect_pods(key, now);
-            let params = PostParams::default();
-            let made = futures::future::join_all((0..now).map(|_| {
-                let (api, pod, params) = (&api, &pod, &params);
-                async move { api.create(params, pod).await }
-            }))
-            .await;
+            self.pending.expect_pods(key, batch);
+            let made = self.making.all((0..batch).map(|_| api.create(&params, &pod)).collect()).await;
             let mut failed = None;
             for result in made {
                 match result {
@@ -301,8 +288,6 @@ impl<K: Replicated> ReplicaSets<K> {
                 }
                 return Some(error);
             }
-            left -= now;
-            batch *= 2;
         }
         None
     }
@@ -342,7 +327,7 @@ impl<K: Replicated> Controller for ReplicaSets<K> {
 
     async fn synced(&self) {
         self.sets.synced().await;
-        self.pods.synced().await;
+        self.pods.all().synced().await;
     }
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
@@ -390,7 +375,10 @@ fn new_pod(set: &ReplicaSet, owner: OwnerReference) -> Pod {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::sync::CancellationToken;
+
     use super::*;
+    use crate::testing::{Asked, ScriptedApi};
 
     fn controller() -> ReplicationController {
         let controller = json!({
@@ -425,5 +413,32 @@ mod tests {
         let stored: ReplicationControllerStatus =
             serde_json::from_value(serde_json::to_value(&written).unwrap()).unwrap();
         assert_eq!(set_status(&stored), written);
+    }
+
+    /// How many pods are asked for in one pass of a set of ten thousand.
+    async fn asked_for(
+        answer: impl Fn(&Asked) -> Option<serde_json::Value> + Send + Sync + 'static,
+    ) -> usize {
+        let api = ScriptedApi::new(answer);
+        let shutdown = CancellationToken::new();
+        let informers = skiff_client::Informers::new(api.client(), shutdown.clone());
+        let sets = ReplicaSets::<ReplicaSet>::new(&Context::new(api.client(), informers));
+        shutdown.cancel();
+        let set: ReplicaSet =
+            serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "d", "uid": "u"},
+            "spec": {"replicas": 10_000, "selector": {"matchLabels": {"a": "1"}}}}))
+            .unwrap();
+        sets.manage(&key_of(&set), &set, &[]).await;
+        api.written().iter().filter(|asked| asked.path == "/api/v1/namespaces/d/pods").count()
+    }
+
+    #[tokio::test]
+    async fn a_set_of_very_many_pods_asks_for_no_more_than_a_burst_in_a_pass() {
+        assert_eq!(asked_for(|_| Some(json!({"metadata": {"name": "p"}}))).await, BURST);
+    }
+
+    #[tokio::test]
+    async fn a_set_whose_pods_are_refused_asks_once() {
+        assert_eq!(asked_for(|_| None).await, 1);
     }
 }

@@ -17,6 +17,7 @@ use tracing::info;
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine};
+use crate::lookup::Pods;
 use crate::objects::has_ended;
 
 mod plan;
@@ -26,9 +27,12 @@ use plan::Verdict;
 /// A node may be missing because it is being registered again: upstream's figure.
 const QUARANTINE: Duration = Duration::from_secs(40);
 
+/// Between two looks at the pods that have ended: upstream's `gcCheckPeriod`.
+const SWEEP_EVERY: Duration = Duration::from_secs(20);
+
 pub(crate) struct Strays {
     client: Client,
-    pods: Informer<Pod>,
+    pods: Pods,
     nodes: Informer<Node>,
     queue: WorkQueue<ObjectKey>,
     /// When each pod's node was first found to be missing.
@@ -42,10 +46,10 @@ fn sweep() -> ObjectKey {
 
 impl Strays {
     pub(crate) fn new(context: &Context) -> Self {
-        let (pods, nodes) = (context.informers.of::<Pod>(), context.informers.of::<Node>());
+        let (pods, nodes) = (context.pods.clone(), context.informers.of::<Node>());
         let queue = WorkQueue::default();
-        let (wake, known) = (queue.clone(), nodes.clone());
-        pods.on_change(move |change| {
+        let (wake, known, all) = (queue.clone(), nodes.clone(), pods.clone());
+        pods.all().on_change(move |change| {
             let Some(pod) = change.object() else { return };
             let node = plan::node_name(pod).and_then(|name| known.get(&ObjectKey::new("", name)));
             // One that is gone is forgotten.
@@ -53,16 +57,15 @@ impl Strays {
                 wake.add(key_of(&**pod));
             }
             let ended = |p: &Option<Arc<Pod>>| p.as_ref().is_some_and(|p| has_ended(p));
-            if ended(&change.new) && !ended(&change.old) {
-                wake.add(sweep());
+            if ended(&change.new) && !ended(&change.old) && all.n_ended() > plan::MAX_ENDED {
+                wake.add_after(sweep(), SWEEP_EVERY);
             }
         });
         let (wake, all) = (queue.clone(), pods.clone());
         nodes.on_change(move |change| {
             let Some(node) = change.object() else { return };
             if change.new.is_none() || plan::is_out_of_service(node) {
-                let name = node.metadata.name.as_deref();
-                let on_it = all.filter(|_, pod| plan::node_name(pod) == name);
+                let on_it = all.on_node(node.metadata.name.as_deref().unwrap_or_default());
                 on_it.iter().for_each(|pod| wake.add(key_of(&**pod)));
             }
         });
@@ -100,7 +103,7 @@ impl Strays {
     }
 
     async fn delete_surplus(&self) -> Result<(), kube::Error> {
-        for pod in plan::surplus(&self.pods.list(), plan::MAX_ENDED) {
+        for pod in plan::surplus(&self.pods.ended(), plan::MAX_ENDED) {
             self.delete(pod, None).await?;
         }
         Ok(())
@@ -116,7 +119,7 @@ impl Controller for Strays {
     }
 
     async fn synced(&self) {
-        self.pods.synced().await;
+        self.pods.all().synced().await;
         self.nodes.synced().await;
     }
 
@@ -125,7 +128,7 @@ impl Controller for Strays {
             self.delete_surplus().await?;
             return Ok(Outcome::Done);
         }
-        let pod = self.pods.get(key);
+        let pod = self.pods.all().get(key);
         let node_name = pod.as_ref().and_then(|pod| plan::node_name(pod));
         let node = node_name.and_then(|name| self.nodes.get(&ObjectKey::new("", name)));
         let verdict = pod.as_ref().map_or(Verdict::Keep, |pod| plan::verdict(pod, node.as_deref()));

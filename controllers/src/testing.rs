@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 pub(crate) struct Asked {
     pub(crate) method: Method,
     pub(crate) path: String,
+    pub(crate) query: String,
     pub(crate) content_type: String,
     pub(crate) body: Value,
 }
@@ -53,6 +54,7 @@ impl ScriptedApi {
         let asked = Asked {
             method: parts.method,
             path: parts.uri.path().to_owned(),
+            query: parts.uri.query().unwrap_or_default().to_owned(),
             content_type: content_type.unwrap_or_default().to_owned(),
             body: serde_json::from_slice(&body).unwrap_or_default(),
         };

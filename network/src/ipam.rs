@@ -24,13 +24,25 @@ use parking_lot::Mutex;
 pub struct HostPort {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
+    /// The one address of the node that it is open on; `None` for all but loopback.
+    pub host_ip: Option<Ipv4Addr>,
     pub host_port: u16,
     pub container_port: u16,
 }
 
+/// Protocol, port and address; the addresses of a port are beside each other, `None` first.
+type PortKey = (&'static str, u16, Option<Ipv4Addr>);
+
 impl HostPort {
-    fn key(&self) -> (&'static str, u16) {
-        (self.protocol, self.host_port)
+    fn key(&self) -> PortKey {
+        (self.protocol, self.host_port, self.host_ip)
+    }
+
+    /// Whether one packet could be for both.
+    fn meets(&self, other: &PortKey) -> bool {
+        let (protocol, port, ip) = *other;
+        let same_ip = ip.is_none() || self.host_ip.is_none() || ip == self.host_ip;
+        self.protocol == protocol && self.host_port == port && same_ip
     }
 
     /// Reads what [`HostPort`]'s `Display` writes.
@@ -42,13 +54,21 @@ impl HostPort {
             _ => return None,
         };
         let (host_port, container_port) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        words.next().is_none().then_some(HostPort { protocol, host_port, container_port })
+        let host_ip = match words.next() {
+            Some(ip) => Some(ip.parse().ok()?),
+            None => None,
+        };
+        words.next().is_none().then_some(HostPort { protocol, host_ip, host_port, container_port })
     }
 }
 
 impl std::fmt::Display for HostPort {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {} {}", self.protocol, self.host_port, self.container_port)
+        write!(f, "{} {} {}", self.protocol, self.host_port, self.container_port)?;
+        match self.host_ip {
+            Some(ip) => write!(f, " {ip}"),
+            None => Ok(()),
+        }
     }
 }
 
@@ -130,7 +150,7 @@ struct State {
     by_sandbox: HashMap<String, Held>,
     taken: BTreeSet<Ipv4Addr>,
     /// The sandbox that holds a protocol and port.
-    ports: BTreeMap<(&'static str, u16), String>,
+    ports: BTreeMap<PortKey, String>,
     /// Offset of the address given out last.
     last: u32,
 }
@@ -202,7 +222,7 @@ impl Ipam {
     pub fn allocate(&self, sandbox_id: &str, host_ports: &[HostPort]) -> Result<Ipv4Addr, IpamError> {
         let mut state = self.state.lock();
         for port in host_ports {
-            if let Some(owner) = state.ports.get(&port.key()).filter(|owner| *owner != sandbox_id) {
+            if let Some(owner) = state.owner(port).filter(|owner| *owner != sandbox_id) {
                 let (protocol, port, owner) = (port.protocol, port.host_port, owner.clone());
                 return Err(IpamError::HostPortTaken { protocol, port, owner });
             }
@@ -259,7 +279,7 @@ impl State {
         let mut lines = text.lines();
         let Some(sandbox_id) = lines.next().filter(|id| !id.is_empty()) else { return false };
         let Some(host_ports) = lines.map(HostPort::parse).collect::<Option<Vec<_>>>() else { return false };
-        let taken = host_ports.iter().any(|port| self.ports.contains_key(&port.key()));
+        let taken = host_ports.iter().any(|port| self.owner(port).is_some());
         if taken || self.by_sandbox.contains_key(sandbox_id) {
             return false;
         }
@@ -267,6 +287,14 @@ impl State {
         self.hold(range, sandbox_id, Held { address, host_ports });
         self.last = highest;
         true
+    }
+
+    /// Who holds a port that meets this one.
+    fn owner(&self, port: &HostPort) -> Option<&String> {
+        let first = (port.protocol, port.host_port, None);
+        let last = (port.protocol, port.host_port, Some(Ipv4Addr::BROADCAST));
+        let others = self.ports.range(first..=last);
+        others.filter(|(key, _)| port.meets(key)).map(|(_, owner)| owner).next()
     }
 
     fn free(&self, range: Range) -> Result<Ipv4Addr, IpamError> {
@@ -331,7 +359,24 @@ mod tests {
     }
 
     fn port(host_port: u16) -> HostPort {
-        HostPort { protocol: "tcp", host_port, container_port: 80 }
+        HostPort { protocol: "tcp", host_ip: None, host_port, container_port: 80 }
+    }
+
+    #[test]
+    fn a_port_is_one_sandbox_s_on_each_address() {
+        let (directory, before) = ipam("10.42.0.0/24");
+        let at = |ip: &str| HostPort { host_ip: Some(ip.parse().unwrap()), ..port(9090) };
+        let address = before.allocate("a", &[at("127.0.0.1")]).unwrap();
+        before.allocate("b", &[at("192.0.2.1")]).unwrap();
+        drop(before);
+        let after = Ipam::open(Range::parse("10.42.0.0/24").unwrap(), directory.path()).unwrap();
+        assert!(after.open_ports(None).contains(&(at("127.0.0.1"), address)));
+        for taken in [at("127.0.0.1"), at("192.0.2.1"), port(9090)] {
+            assert!(after.allocate("c", &[taken]).is_err());
+        }
+        after.allocate("c", &[at("192.0.2.2")]).unwrap();
+        after.allocate("d", &[HostPort { protocol: "udp", ..port(9090) }]).unwrap();
+        assert!(after.allocate("e", &[HostPort { protocol: "udp", ..at("192.0.2.1") }]).is_err());
     }
 
     #[test]
@@ -359,6 +404,7 @@ mod tests {
             ("10.42.0.2", "a\ntcp 90 80"),
             ("10.42.0.3", ""),
             ("10.42.0.4", "b\ntcp 90"),
+            ("10.42.0.6", "d\ntcp 91 80 nowhere"),
             ("10.42.0.1", "gateway"),
             ("10.42.0.5.partial", "c"),
             ("10.43.0.5", "outside"),

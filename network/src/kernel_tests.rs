@@ -218,7 +218,7 @@ fn a_host_port_leads_to_its_pod_and_a_refused_pod_takes_nothing_away() {
     let here = node.clone();
     on_node(&node, move || async move {
         let network = PodNetwork::open(config.clone()).await.unwrap();
-        let ports = [HostPort { protocol: "tcp", host_port: 9090, container_port: 8080 }];
+        let ports = [HostPort { protocol: "tcp", host_ip: None, host_port: 9090, container_port: 8080 }];
         network.attach("pod", &pod, &ports).await.unwrap();
         network.attach("client", &client, &[]).await.unwrap();
         serve(&pod, 8080, "pod");
@@ -240,6 +240,53 @@ fn a_host_port_leads_to_its_pod_and_a_refused_pod_takes_nothing_away() {
         network.detach("pod").await.unwrap();
         let closed = ask(&client, node_port).unwrap_err();
         assert_eq!(closed.kind(), std::io::ErrorKind::ConnectionRefused, "{closed}");
+    });
+}
+
+#[test]
+fn a_port_of_one_address_of_the_node_is_open_there_and_not_on_others() {
+    let mut world = World::new();
+    let node = world.namespace("node");
+    let pods = [world.namespace("loopback"), world.namespace("outside")];
+    let client = world.namespace("client");
+    let config = world.config();
+    let here = node.clone();
+    run(&node, "ip link set lo up");
+    run(&node, "ip address add 198.51.100.7/32 dev lo");
+    run(&node, "ip address add 198.51.100.8/32 dev lo");
+    on_node(&node, move || async move {
+        let network = PodNetwork::open(config.clone()).await.unwrap();
+        let at = |ip: &str| HostPort {
+            protocol: "tcp",
+            host_ip: Some(ip.parse().unwrap()),
+            host_port: 9090,
+            container_port: 8080,
+        };
+        for (pod, (name, ip)) in pods.iter().zip([("loopback", "127.0.0.1"), ("outside", "198.51.100.7")]) {
+            network.attach(name, pod, &[at(ip)]).await.unwrap();
+            serve(pod, 8080, name);
+        }
+        network.attach("client", &client, &[]).await.unwrap();
+        let open = |from: &Path, ip: &str| ask(from, format!("{ip}:9090").parse().unwrap()).ok();
+        for _restart in 0..2 {
+            assert_eq!(open(&here, "127.0.0.1").as_deref(), Some("loopback"));
+            assert_eq!(open(&here, "198.51.100.7").as_deref(), Some("outside"));
+            assert_eq!(open(&client, "198.51.100.7").as_deref(), Some("outside"));
+            assert_eq!(open(&here, "198.51.100.8"), None);
+            nft::apply("delete table ip skiff_pods\n").await.unwrap();
+            PodNetwork::open(config.clone()).await.unwrap();
+        }
+        // What answers back to loopback lets no pod in there.
+        let secret = TcpListener::bind("127.0.0.1:7070").unwrap();
+        run(&client, "ip route add 127.0.0.1/32 via 10.42.0.1 dev eth0 table 7");
+        run(&client, "ip rule add pref 0 to 127.0.0.1 lookup 7");
+        run(&client, "ip rule del pref 0 lookup local");
+        run(&client, "sysctl -qw net.ipv4.conf.eth0.route_localnet=1");
+        let address = secret.local_addr().unwrap();
+        let connected = netns::within(&client, move || {
+            TcpStream::connect_timeout(&address, Duration::from_secs(1)).map(drop)
+        });
+        assert!(connected.unwrap().is_err(), "a pod reaches the node's loopback");
     });
 }
 
@@ -297,8 +344,12 @@ fn pods_that_come_and_go_at_once_have_their_own_host_ports_and_no_others() {
     let here = node.clone();
     on_node(&node, move || async move {
         let network = PodNetwork::open(config).await.unwrap();
-        let port =
-            |at: usize| HostPort { protocol: "tcp", host_port: 9000 + at as u16, container_port: 8080 };
+        let port = |at: usize| HostPort {
+            protocol: "tcp",
+            host_ip: None,
+            host_port: 9000 + at as u16,
+            container_port: 8080,
+        };
         let attach = async |at: usize| network.attach(names[at], &pods[at], &[port(at)]).await.unwrap();
         let ips = futures::future::join_all((0..names.len()).map(attach)).await;
         assert_eq!(ips.iter().collect::<std::collections::BTreeSet<_>>().len(), names.len());

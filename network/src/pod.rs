@@ -85,11 +85,13 @@ impl PodNetwork {
         // Pods on one bridge reach each other through the router on purpose.
         sysctl(&format!("net/ipv4/conf/{}/send_redirects", config.bridge), "0")?;
         sysctl("net/ipv4/conf/all/send_redirects", "0")?;
+        let ports = ipam.open_ports(None);
         for cidr in [&config.cluster_cidr, &config.service_cidr] {
             add_unreachable(&handle, Range::parse(cidr)?).await?;
         }
         add_service_route(&handle, &config, bridge_index, ipam.range()).await?;
-        nft::apply(&rules(&config, &ipam.open_ports(None))).await?;
+        nft::apply(&rules(&config, &ports)).await?;
+        allow_loopback_ports(&config, ports.iter().map(|(port, _)| port))?;
         let rules = tokio::sync::Mutex::new(());
         Ok(PodNetwork { config, ipam, handle, bridge_index, rules })
     }
@@ -109,6 +111,8 @@ impl PodNetwork {
         if !host_ports.is_empty() {
             let _changing = self.rules.lock().await;
             nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
+            // Only when the rules stand that keep pods from it.
+            allow_loopback_ports(&self.config, host_ports)?;
             forget_flows(host_ports, move |flow| flow.answered_by == flow.to).await;
         }
         Ok(address)
@@ -394,6 +398,18 @@ fn sysctl(name: &str, value: &'static str) -> Result<(), PodNetworkError> {
     std::fs::write(&path, value).map_err(|source| PodNetworkError::Sysctl { path, value, source })
 }
 
+/// What the node asks a pod from loopback comes back to loopback, over the bridge: nothing that the kernel lets in
+/// unasked. That no pod gets to the node's loopback by it is for the rules.
+fn allow_loopback_ports<'p>(
+    config: &PodNetworkConfig,
+    ports: impl IntoIterator<Item = &'p HostPort>,
+) -> Result<(), PodNetworkError> {
+    if ports.into_iter().any(|port| port.host_ip.is_some_and(|ip| ip.is_loopback())) {
+        sysctl(&format!("net/ipv4/conf/{}/route_localnet", config.bridge), "1")?;
+    }
+    Ok(())
+}
+
 /// Forgets UDP flows over host ports that have changed hands: a client that goes on sending would go on meeting
 /// whoever answered before. Without it, flows end by their own time-out.
 async fn forget_flows(ports: &[HostPort], stale: impl Fn(&conntrack::Flow) -> bool + Send + 'static) {
@@ -418,32 +434,47 @@ fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)]) -> Stri
     let to_host_port = format!(
         "ip daddr != {service_cidr} fib daddr type local dnat ip to meta l4proto . th dport map @host_ports"
     );
+    let to_host_port_at = "dnat ip to ip daddr . meta l4proto . th dport map @host_ports_at";
+    let bridge = format!("{:?}", config.bridge);
     let mut out = format!(
         "table ip {TABLE} {{
   map host_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
+  map host_ports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   set hairpin {{ type ipv4_addr . ipv4_addr; }}
+  chain loopback {{ type filter hook prerouting priority raw; }}
   chain prerouting {{ type nat hook prerouting priority dstnat - 5; }}
   chain output {{ type nat hook output priority -105; }}
   chain postrouting {{ type nat hook postrouting priority srcnat; }}
   chain unclaimed_forward {{ type filter hook forward priority filter + 10; }}
 }}
 flush map ip {TABLE} host_ports
+flush map ip {TABLE} host_ports_at
+flush chain ip {TABLE} loopback
+add rule ip {TABLE} loopback iifname {bridge} ip daddr 127.0.0.0/8 drop
+add rule ip {TABLE} loopback iifname {bridge} ip saddr 127.0.0.0/8 drop
 flush set ip {TABLE} hairpin
 flush chain ip {TABLE} unclaimed_forward
 add rule ip {TABLE} unclaimed_forward {refuse_unclaimed}
 flush chain ip {TABLE} prerouting
 flush chain ip {TABLE} output
 flush chain ip {TABLE} postrouting
+add rule ip {TABLE} prerouting {to_host_port_at}
 add rule ip {TABLE} prerouting {to_host_port}
+add rule ip {TABLE} output {to_host_port_at}
 add rule ip {TABLE} output ip daddr != 127.0.0.0/8 {to_host_port}
 add rule ip {TABLE} postrouting ct status dnat ip saddr . ip daddr @hairpin masquerade
+add rule ip {TABLE} postrouting oifname {bridge} ip saddr 127.0.0.0/8 masquerade
 add rule ip {TABLE} postrouting ip saddr {pod_cidr} ip daddr != {{ {cluster_cidr}, {service_cidr}, 224.0.0.0/4 }} masquerade
 "
     );
     for (port, ip) in host_ports {
-        let HostPort { protocol, host_port, container_port } = port;
+        let HostPort { protocol, host_ip, host_port, container_port } = port;
+        let (map, at) = match host_ip {
+            Some(host_ip) => ("host_ports_at", format!("{host_ip} . ")),
+            None => ("host_ports", String::new()),
+        };
         out.push_str(&format!(
-            "add element ip {TABLE} host_ports {{ {protocol} . {host_port} : {ip} . {container_port} }}\n"
+            "add element ip {TABLE} {map} {{ {at}{protocol} . {host_port} : {ip} . {container_port} }}\n"
         ));
     }
     // A pod that meets itself would answer itself past the translation.

@@ -7,6 +7,9 @@ use k8s_openapi::api::core::v1::{ContainerPort, NodeSelectorRequirement, NodeSel
 
 use crate::pod::{containers, init_containers};
 use crate::resources::{ResourceList, milli_value, pod_request_milli};
+use crate::sysctl;
+
+pub(crate) const NODE_AFFINITY: &str = "NodeAffinity";
 
 pub(crate) struct NodeView<'a> {
     pub(crate) name: &'a str,
@@ -23,7 +26,7 @@ pub(crate) fn refusal(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option
             "Failed to admit pod as the OS field doesn't match node OS".into(),
         ));
     }
-    insufficient(node, others, pod).or_else(|| predicate(node, others, pod))
+    sysctl::refusal(pod).or_else(|| insufficient(node, others, pod)).or_else(|| predicate(node, others, pod))
 }
 
 fn insufficient(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option<(String, String)> {
@@ -55,7 +58,7 @@ fn insufficient(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option<(Stri
 fn predicate(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option<(String, String)> {
     let failed = |name: &str, why: &str| Some((name.to_owned(), format!("Predicate {name} failed: {why}")));
     if !matches_node(node, pod) {
-        return failed("NodeAffinity", "node(s) didn't match Pod's node affinity/selector");
+        return failed(NODE_AFFINITY, "node(s) didn't match Pod's node affinity/selector");
     }
     let wanted = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or(node.name);
     if wanted != node.name {

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Taint;
 use rustls::server::ResolvesServerCert;
 
+use crate::node::pressure::EvictionHard;
+
 /// Everything about this node that cannot be found out by looking at it.
 #[derive(Clone)]
 pub struct Config {
@@ -29,6 +31,8 @@ pub struct Config {
     /// `None` serves no node API: `kubectl logs` and `exec` then do not reach this node.
     pub tls: Option<ServerTls>,
     pub max_pods: u32,
+    /// The least that must be free on this node.
+    pub eviction_hard: EvictionHard,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     /// The range this node's pods get addresses from; written to the Node if it has none yet.
@@ -61,6 +65,7 @@ impl Config {
             port: 10250,
             tls: None,
             max_pods: 110,
+            eviction_hard: EvictionHard::default(),
             labels: BTreeMap::new(),
             taints: Vec::new(),
             pod_cidr: None,

@@ -89,7 +89,7 @@ fn sandbox_linux(config: &Config, pod: &Pod) -> LinuxPodSandboxConfig {
     LinuxPodSandboxConfig {
         cgroup_parent: resources::cgroup_parent(&config.cgroup_root, pod),
         // Slashes are an older spelling of the dots.
-        sysctls: sysctls.map(|s| (s.name.replace('/', "."), s.value.clone())).collect(),
+        sysctls: sysctls.map(|s| (crate::sysctl::dotted(&s.name), s.value.clone())).collect(),
         resources: Some(resources::pod_resources(pod)),
         security_context: Some(LinuxSandboxSecurityContext {
             namespace_options: Some(namespaces(pod)),

@@ -54,6 +54,7 @@ mod resources;
 mod server;
 mod snapshot;
 mod status;
+mod sysctl;
 mod termination;
 mod volume;
 mod wake;
@@ -72,6 +73,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, ServerTls};
 pub use error::Error;
 pub use event::{EventSink, EventType};
+pub use node::pressure::{EvictionHard, EvictionHardError};
 pub use snapshot::RUNTIME_ANNOTATION;
 
 use event::PodEvents;
@@ -134,8 +136,8 @@ impl Nodelet {
             volumes: Volumes::new(config.clone(), objects.clone(), client.clone()),
             events: PodEvents::new(events),
             runtime_name: version.runtime_name,
-            memory_capacity: machine.memory_bytes,
-            allocatable: machine.allocatable(config.max_pods),
+            memory_capacity: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
+            allocatable: machine.allocatable(config.max_pods, &config.eviction_hard),
             host_dns: dns::parse_resolv_conf(&resolv_conf),
             config,
             client,

@@ -5,6 +5,7 @@
 //! lives; the status is written when it changes and every five minutes.
 
 pub(crate) mod machine;
+pub(crate) mod pressure;
 pub(crate) mod status;
 
 use std::collections::BTreeMap;

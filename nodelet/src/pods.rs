@@ -13,9 +13,10 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::RwLock;
@@ -23,7 +24,7 @@ use skiff_cri::ContainerEvent;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinSet;
 
-use crate::admission::{NodeView, refusal};
+use crate::admission::{NODE_AFFINITY, NodeView, refusal};
 use crate::event::EventType;
 use crate::pod::{PodExt, is_terminal};
 use crate::snapshot;
@@ -33,6 +34,9 @@ use crate::worker::{Desired, Shared, Worker, end_orphan};
 /// The pods that this node has, by namespace and name, for the node API.
 pub(crate) type PodIndex = Arc<RwLock<BTreeMap<(String, String), Arc<Pod>>>>;
 
+/// Pods wait for it, but for no longer.
+const READ_LABELS: Duration = Duration::from_secs(5);
+
 struct Handle {
     desired: watch::Sender<Desired>,
     ended: Arc<AtomicBool>,
@@ -40,6 +44,7 @@ struct Handle {
 
 pub(crate) struct Pods {
     shared: Arc<Shared>,
+    /// The node's, as they were last read: its own, and those that others gave it.
     labels: BTreeMap<String, String>,
     index: PodIndex,
     handles: HashMap<String, Handle>,
@@ -65,7 +70,7 @@ impl Pods {
             // Both arms only wait: an event that is taken is handled before the next is asked for.
             tokio::select! {
                 event = stream.next() => match event {
-                    Some(Ok(event)) => self.handle(event, &mut listing),
+                    Some(Ok(event)) => Box::pin(self.handle(event, &mut listing)).await,
                     Some(Err(error)) => tracing::warn!(%error, "cannot watch this node's pods, trying again"),
                     None => return,
                 },
@@ -74,17 +79,17 @@ impl Pods {
         }
     }
 
-    fn handle(&mut self, event: watcher::Event<Pod>, listing: &mut Vec<Pod>) {
+    async fn handle(&mut self, event: watcher::Event<Pod>, listing: &mut Vec<Pod>) {
         match event {
             watcher::Event::Init => listing.clear(),
             watcher::Event::InitApply(pod) => listing.push(pod),
-            watcher::Event::InitDone => self.replace_all(std::mem::take(listing)),
-            watcher::Event::Apply(pod) => self.apply(pod),
+            watcher::Event::InitDone => self.replace_all(std::mem::take(listing)).await,
+            watcher::Event::Apply(pod) => self.apply(pod).await,
             watcher::Event::Delete(pod) => self.deleted(pod.uid(), Some(&pod)),
         }
     }
 
-    fn replace_all(&mut self, mut pods: Vec<Pod>) {
+    async fn replace_all(&mut self, mut pods: Vec<Pod>) {
         let listed: HashSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
         let gone: Vec<String> = self.handles.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
         for uid in gone {
@@ -92,13 +97,15 @@ impl Pods {
         }
         // In the order they were made, so that the same ones find room as before.
         pods.sort_by(|a, b| a.metadata.creation_timestamp.cmp(&b.metadata.creation_timestamp));
-        pods.into_iter().for_each(|pod| self.apply(pod));
+        for pod in pods {
+            self.apply(pod).await;
+        }
         if !std::mem::replace(&mut self.listed, true) {
             tokio::spawn(end_orphans(self.shared.clone(), listed));
         }
     }
 
-    fn apply(&mut self, pod: Pod) {
+    async fn apply(&mut self, pod: Pod) {
         if pod.uid().is_empty() || pod.name().is_empty() {
             return;
         }
@@ -111,7 +118,10 @@ impl Pods {
             });
             return;
         }
-        let rejection = self.rejection(&pod);
+        let mut rejection = self.rejection(&pod);
+        if rejection.as_ref().is_some_and(|(reason, _)| reason == NODE_AFFINITY) && self.read_labels().await {
+            rejection = self.rejection(&pod);
+        }
         if let Some((reason, message)) = &rejection {
             self.shared.events.pod(&pod, EventType::Warning, reason, message);
         }
@@ -125,6 +135,22 @@ impl Pods {
             finished
         });
         self.handles.insert(uid, Handle { desired, ended });
+    }
+
+    /// Whoever bound the pod may have seen a label that this node has not heard of. Answers whether there was news.
+    async fn read_labels(&mut self) -> bool {
+        let nodes = Api::<Node>::all(self.shared.client.clone());
+        let read = tokio::time::timeout(READ_LABELS, nodes.get_metadata(&self.shared.config.node_name));
+        match read.await.map_err(|_| "no answer".to_owned()).and_then(|r| r.map_err(|e| e.to_string())) {
+            Ok(node) => {
+                let labels = node.metadata.labels.unwrap_or_default();
+                std::mem::replace(&mut self.labels, labels.clone()) != labels
+            }
+            Err(error) => {
+                tracing::warn!(error, "cannot read this node's labels to judge a pod by");
+                false
+            }
+        }
     }
 
     /// Only a pod that never started here is judged: one that did keeps its place.

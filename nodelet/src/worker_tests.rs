@@ -335,6 +335,19 @@ async fn a_pod_past_its_deadline_fails() {
 }
 
 #[tokio::test]
+async fn a_pod_may_want_a_label_that_the_node_was_given_a_moment_ago() {
+    let node = Node::started().await;
+    let mut object = node.api.get("/api/v1/nodes/n1").unwrap();
+    object["metadata"]["labels"]["disk"] = "ssd".into();
+    node.api.put("/api/v1/nodes/n1", object);
+    node.api.put_pod(pod("fits", json!({"nodeSelector": {"disk": "ssd"}})));
+    node.phase("fits", "Running").await;
+    node.api.put_pod(pod("strays", json!({"nodeSelector": {"disk": "hdd"}})));
+    let status = node.phase("strays", "Failed").await;
+    assert_eq!(status["reason"], "NodeAffinity");
+}
+
+#[tokio::test]
 async fn a_pod_that_finds_no_room_is_rejected() {
     let node = Node::started().await;
     let spec = json!({ "containers": [{ "name": "app", "image": "app:1", "resources": { "requests": { "cpu": "9999" } } }] });

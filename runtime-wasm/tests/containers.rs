@@ -9,7 +9,6 @@
 mod guests;
 mod node;
 
-use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -39,7 +38,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 13] = tests![
+    let tests: [(&str, fn()); 14] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
         a_runaway_guest_is_stopped_within_its_grace,
         a_guest_past_its_memory_limit_is_oom_killed,
@@ -52,6 +51,7 @@ fn run_tests() -> ExitCode {
         a_guest_sees_its_volumes_and_nothing_else,
         a_component_answers_in_its_pods_network_namespace,
         idle_servers_share_one_host_and_cost_little,
+        containers_of_one_component_run_one_mapped_file,
         exec_is_refused_and_unknown_containers_are_not_found,
     ];
     if std::env::args().any(|arg| arg == "--list") {
@@ -238,16 +238,7 @@ async fn a_component_answers_in_its_pods_network_namespace() {
     node.create("c", &module, options.clone()).await.unwrap();
     let began = Instant::now();
     node.runtime.start("c").await.unwrap();
-    let get = || {
-        netns.inside(|| {
-            let mut stream = TcpStream::connect(("127.0.0.1", 80)).unwrap();
-            stream.write_all(b"GET /x HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n").unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).unwrap();
-            answer
-        })
-    };
-    let answer = get();
+    let answer = netns.get(80);
     println!("start to first answer: {:?}", began.elapsed());
     assert!(answer.starts_with("HTTP/1.1 200 OK\r\n") && answer.contains("hello from wasm"), "{answer}");
     assert!(TcpStream::connect(("127.0.0.1", 80)).is_err(), "it listens on the node, too");
@@ -272,7 +263,7 @@ async fn a_component_answers_in_its_pods_network_namespace() {
     let began = Instant::now();
     node.create("e", &module, options).await.unwrap();
     node.runtime.start("e").await.unwrap();
-    get();
+    netns.get(80);
     println!("create to first answer, warm: {:?}", began.elapsed());
     node.end().await;
 }
@@ -294,6 +285,34 @@ async fn idle_servers_share_one_host_and_cost_little() {
     let each = (costs[N_SERVERS] - costs[0]) / N_SERVERS;
     println!("a host with one server: {} KiB private, each further one: {each} KiB", costs[0]);
     assert!(costs[0] < 16 << 10 && each < 256, "{costs:?}");
+    node.end().await;
+}
+
+async fn containers_of_one_component_run_one_mapped_file() {
+    let node = Node::new().await;
+    let netns = node::Netns::new();
+    let module = guests::sample("http", "wasm32-wasip2", "wasm_http.wasm");
+    let mut seen = Vec::new();
+    for port in 8000..8003_u16 {
+        let (id, text) = (format!("c{port}"), port.to_string());
+        let env = [("PORT", text.as_str())];
+        node.run(&id, &module, Options { netns: Some(netns.path.clone()), env: &env, ..Options::default() })
+            .await;
+        // Code that was never run could be anywhere.
+        assert!(netns.get(port).starts_with("HTTP/1.1 200 OK\r\n"));
+        let [host] = node.hosts().try_into().unwrap();
+        seen.push(node::executable(host));
+    }
+    let is_native = |code: &&node::Mapped| code.file.ends_with(".cwasm");
+    let [native] = seen[0].iter().filter(is_native).collect::<Vec<_>>().try_into().unwrap();
+    assert_eq!(
+        native.private_dirty_kib, 0,
+        "its pages are the file's, and shared with other hosts: {native:?}"
+    );
+    // Memory of no file would be a copy that each container or host has of its own.
+    assert!(seen[0].iter().all(|code| !code.file.is_empty()), "{:?}", seen[0]);
+    let files = |code: &Vec<node::Mapped>| code.iter().map(|code| code.file.clone()).collect::<Vec<_>>();
+    assert!(seen.iter().all(|code| files(code) == files(&seen[0])), "{seen:?}");
     node.end().await;
 }
 

@@ -1,6 +1,6 @@
 //! What this crate needs of the node's network.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use async_trait::async_trait;
@@ -11,6 +11,8 @@ use skiff_cri::CriError;
 pub struct PortForward {
     /// `tcp` or `udp`.
     pub protocol: &'static str,
+    /// The one address of the node that it is open on; `None` for all but loopback.
+    pub host_ip: Option<Ipv4Addr>,
     pub host_port: u16,
     pub container_port: u16,
 }

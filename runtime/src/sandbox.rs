@@ -6,7 +6,7 @@
 //! ```
 
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -60,14 +60,12 @@ impl Sandboxes {
         if config.metadata.is_none() {
             return Err(CriError::invalid("the sandbox config has no metadata"));
         }
-        let any = |ip: &str| ip.is_empty() || ip == "0.0.0.0";
-        if let Some(mapping) = config.port_mappings.iter().find(|m| m.host_port > 0 && !any(&m.host_ip)) {
+        let is_unknown = |ip: &str| !ip.is_empty() && ip.parse::<Ipv4Addr>().is_err();
+        if let Some(mapping) = config.port_mappings.iter().find(|m| m.host_port > 0 && is_unknown(&m.host_ip))
+        {
             return Err(CriError::new(
                 Code::Unimplemented,
-                format!(
-                    "hostIP {:?} is not supported: a host port opens on every address of the node",
-                    mapping.host_ip
-                ),
+                format!("hostIP {:?} is not supported: only IPv4 is", mapping.host_ip),
             ));
         }
         if options.pid() == NamespaceMode::Pod {
@@ -206,7 +204,8 @@ fn port_forwards(config: &PodSandboxConfig) -> Vec<PortForward> {
             };
             let host_port = u16::try_from(mapping.host_port).ok().filter(|p| *p > 0)?;
             let container_port = u16::try_from(mapping.container_port).ok()?;
-            Some(PortForward { protocol, host_port, container_port })
+            let host_ip = mapping.host_ip.parse().ok().filter(|ip: &Ipv4Addr| !ip.is_unspecified());
+            Some(PortForward { protocol, host_ip, host_port, container_port })
         })
         .collect()
 }

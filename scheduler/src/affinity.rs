@@ -2,22 +2,21 @@
 //!
 //! Source: upstream's InterPodAffinity plugin.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm};
 use serde_json::{Value, json};
 use skiff_api::LabelSelector;
 
-use crate::cluster::{NodeInfo, PodInfo, Snapshot};
-use crate::framework::{MAX_SCORE, Refusal};
+use crate::alike::{Class, Traits};
+use crate::cluster::{Cluster, NodeInfo, PodInfo};
+use crate::framework::{MAX_SCORE, Reason, Refusal};
+use crate::topology::{NodeId, Tally};
 
-const AFFINITY: &str = "node(s) didn't match pod affinity rules";
-const ANTI_AFFINITY: &str = "node(s) didn't match pod anti-affinity rules";
-const EXISTING_ANTI_AFFINITY: &str = "node(s) didn't satisfy existing pods anti-affinity rules";
 /// What a required affinity of a pod that runs is worth to one that it matches: upstream's default.
 const HARD_WEIGHT: i64 = 1;
 
-type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 /// One term of a pod's, ready to be matched.
 #[derive(Clone, Debug)]
@@ -80,11 +79,10 @@ impl Term {
         }
     }
 
-    fn matches(&self, pod: &Pod, snapshot: &Snapshot) -> bool {
-        let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
-        let in_namespace = self.namespaces.iter().any(|n| n == namespace)
-            || matches(&self.namespace_selector, snapshot.namespaces.get(namespace));
-        in_namespace && matches(&self.selector, pod.metadata.labels.as_ref())
+    fn matches(&self, traits: &Traits, cluster: &Cluster) -> bool {
+        let in_namespace = self.namespaces.contains(&traits.namespace)
+            || matches(&self.namespace_selector, cluster.namespace_labels(&traits.namespace));
+        in_namespace && matches(&self.selector, Some(&traits.labels))
     }
 }
 
@@ -117,111 +115,138 @@ impl Terms {
     }
 }
 
-/// How many pods match, by topology key and value.
-type Counts = HashMap<(String, String), i64>;
-
-fn count(counts: &mut Counts, node: &NodeInfo, key: &str, by: i64) {
-    if let Some(value) = node.label(key) {
-        *counts.entry((key.to_owned(), value.clone())).or_default() += by;
-    }
-}
-
-/// What the cluster means for one pod's affinities, counted once a decision.
+/// What the cluster means for one pod's required affinities, counted once a decision.
 #[derive(Debug)]
 pub(crate) struct Affinity<'p> {
     terms: &'p Terms,
+    traits: &'p Traits,
     matches_itself: bool,
-    /// Pods that match all the pod's required terms.
-    near: Counts,
-    far: Counts,
-    /// Pods that do not want this one near them.
-    existing_far: Counts,
+    /// Pods that match all the pod's required terms, for each of the terms.
+    near: Vec<Tally>,
+    /// Pods that match, for each term.
+    far: Vec<Tally>,
+    /// Pods that do not want this one near them, by their topology keys.
+    existing_far: BTreeMap<String, Tally>,
 }
 
 impl<'p> Affinity<'p> {
-    pub(crate) fn of(pod: &'p PodInfo, snapshot: &Snapshot) -> Affinity<'p> {
-        let terms = &pod.terms;
+    pub(crate) fn of(pod: &'p PodInfo, cluster: &Cluster) -> Affinity<'p> {
+        let (terms, traits) = (&*pod.terms, &*pod.traits);
+        let tallies = |terms: &[Term]| terms.iter().map(|t| cluster.tally(&t.topology_key)).collect();
         let mut affinity = Affinity {
             terms,
-            matches_itself: terms.affinity.iter().all(|t| t.matches(&pod.pod, snapshot)),
-            near: Counts::new(),
-            far: Counts::new(),
-            existing_far: Counts::new(),
+            traits,
+            matches_itself: terms.affinity.iter().all(|t| t.matches(traits, cluster)),
+            near: tallies(&terms.affinity),
+            far: tallies(&terms.anti_affinity),
+            existing_far: BTreeMap::new(),
         };
-        let has_required = !terms.affinity.is_empty() || !terms.anti_affinity.is_empty();
-        for node in snapshot.nodes.iter().filter(|node| has_required || node.n_with_terms > 0) {
-            for other in &node.pods {
-                for term in other.terms.anti_affinity.iter().filter(|t| t.matches(&pod.pod, snapshot)) {
-                    count(&mut affinity.existing_far, node, &term.topology_key, 1);
-                }
-                if terms.affinity.iter().all(|t| t.matches(&other.pod, snapshot)) {
-                    for term in &terms.affinity {
-                        count(&mut affinity.near, node, &term.topology_key, 1);
-                    }
-                }
-                for term in terms.anti_affinity.iter().filter(|t| t.matches(&other.pod, snapshot)) {
-                    count(&mut affinity.far, node, &term.topology_key, 1);
-                }
-            }
+        let mut count = |class: &Class| {
+            let found = affinity.relations(class, cluster);
+            class.on.iter().for_each(|(node, n)| affinity.apply(&found, *node, i64::from(*n), cluster));
+        };
+        if terms.affinity.is_empty() && terms.anti_affinity.is_empty() {
+            cluster.classes().with_terms().for_each(&mut count);
+        } else {
+            cluster.classes().iter().for_each(&mut count);
         }
         affinity
     }
 
+    /// A pod of a class has come to a node, or gone from it: `by` is 1 or -1.
+    pub(crate) fn shift(&mut self, class: &Class, node: NodeId, by: i64, cluster: &Cluster) {
+        let found = self.relations(class, cluster);
+        self.apply(&found, node, by, cluster);
+    }
+
+    fn relations<'c>(&self, class: &'c Class, cluster: &Cluster) -> Relations<'c> {
+        let is_far = |t: &Term| t.matches(&class.traits, cluster);
+        let (near, far) = (&self.terms.affinity, &self.terms.anti_affinity);
+        let shunning = class.terms.anti_affinity.iter().filter(|t| t.matches(self.traits, cluster));
+        Relations {
+            is_near: !near.is_empty() && near.iter().all(|t| t.matches(&class.traits, cluster)),
+            far: (0..far.len()).filter(|at| is_far(&far[*at])).collect(),
+            shunning: shunning.map(|t| t.topology_key.as_str()).collect(),
+        }
+    }
+
+    fn apply(&mut self, found: &Relations<'_>, node: NodeId, by: i64, cluster: &Cluster) {
+        if found.is_near {
+            self.near.iter_mut().for_each(|tally| tally.add(node, by));
+        }
+        found.far.iter().for_each(|at| self.far[*at].add(node, by));
+        for key in &found.shunning {
+            match self.existing_far.get_mut(*key) {
+                Some(tally) => tally.add(node, by),
+                None => {
+                    let mut tally = cluster.tally(key);
+                    tally.add(node, by);
+                    self.existing_far.insert((*key).to_owned(), tally);
+                }
+            }
+        }
+    }
+
     pub(crate) fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
         if !self.is_near(node) {
-            return Err(Refusal::for_good(AFFINITY));
+            return Err(Refusal::for_good(Reason::Affinity));
         }
-        let counted = |counts: &Counts, key: &str| {
-            let value = node.label(key);
-            value.is_some_and(|v| counts.contains_key(&(key.to_owned(), v.clone())))
-        };
-        if self.terms.anti_affinity.iter().any(|t| counted(&self.far, &t.topology_key)) {
-            return Err(Refusal::for_now(ANTI_AFFINITY));
+        let is_there = |tally: &Tally| tally.at(node.id).is_some_and(|count| count > 0);
+        if self.far.iter().any(is_there) {
+            return Err(Refusal::for_now(Reason::AntiAffinity));
         }
-        if self.existing_far.keys().any(|(key, value)| node.label(key) == Some(value)) {
-            return Err(Refusal::for_now(EXISTING_ANTI_AFFINITY));
+        if self.existing_far.values().any(is_there) {
+            return Err(Refusal::for_now(Reason::ExistingAntiAffinity));
         }
         Ok(())
     }
 
     fn is_near(&self, node: &NodeInfo) -> bool {
         let mut all_there = true;
-        for term in &self.terms.affinity {
-            let Some(value) = node.label(&term.topology_key) else { return false };
-            all_there &= self.near.contains_key(&(term.topology_key.clone(), value.clone()));
+        for tally in &self.near {
+            let Some(count) = tally.at(node.id) else { return false };
+            all_there &= count > 0;
         }
         // The first of pods that want to be near each other has nobody to be near to.
-        all_there || (self.near.is_empty() && self.matches_itself)
+        all_there || (self.matches_itself && self.near.iter().all(Tally::is_zero))
     }
+}
 
-    /// 0 to 100 for each node by what the pod, and those that run there, prefer; `None` where nobody does.
-    pub(crate) fn scores(&self, pod: &Pod, snapshot: &Snapshot, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
-        let mut weights = Counts::new();
-        let has_preferred = !self.terms.preferred.is_empty();
-        for node in snapshot.nodes.iter().filter(|node| has_preferred || node.n_with_terms > 0) {
-            for other in &node.pods {
-                for (weight, term) in
-                    self.terms.preferred.iter().filter(|(_, t)| t.matches(&other.pod, snapshot))
-                {
-                    count(&mut weights, node, &term.topology_key, *weight);
-                }
-                let hard = other.terms.affinity.iter().map(|t| (HARD_WEIGHT, t));
-                let soft = other.terms.preferred.iter().map(|(weight, t)| (*weight, t));
-                for (weight, term) in hard.chain(soft).filter(|(_, t)| t.matches(pod, snapshot)) {
-                    count(&mut weights, node, &term.topology_key, weight);
-                }
-            }
+/// What the pods of a class are to a pod that is to be placed.
+struct Relations<'c> {
+    is_near: bool,
+    /// Which of the pod's terms they match.
+    far: Vec<usize>,
+    /// The keys of their terms that the pod matches.
+    shunning: Vec<&'c str>,
+}
+
+/// 0 to 100 for each node by what the pod, and those that run there, prefer; `None` where nobody does.
+pub(crate) fn scores(pod: &PodInfo, cluster: &Cluster, nodes: &[&NodeInfo]) -> Option<Vec<i64>> {
+    let preferred = &pod.terms.preferred;
+    let mut weights: BTreeMap<&str, Tally> = BTreeMap::new();
+    let classes: Vec<&Class> = if preferred.is_empty() {
+        cluster.classes().with_terms().collect()
+    } else {
+        cluster.classes().iter().collect()
+    };
+    for class in classes {
+        let mine = preferred.iter().filter(|(_, t)| t.matches(&class.traits, cluster));
+        let hard = class.terms.affinity.iter().map(|t| (HARD_WEIGHT, t));
+        let soft = class.terms.preferred.iter().map(|(weight, t)| (*weight, t));
+        let theirs = hard.chain(soft).filter(|(_, t)| t.matches(&pod.traits, cluster));
+        for (weight, term) in mine.map(|(weight, t)| (*weight, t)).chain(theirs) {
+            let tally =
+                weights.entry(term.topology_key.as_str()).or_insert_with_key(|key| cluster.tally(key));
+            class.on.iter().for_each(|(node, n)| tally.add(*node, weight * i64::from(*n)));
         }
-        if weights.is_empty() {
-            return None;
-        }
-        let mark = |node: &&NodeInfo| {
-            let here = weights.iter().filter(|((key, value), _)| node.label(key) == Some(value));
-            here.map(|(_, weight)| weight).sum::<i64>()
-        };
-        let marks: Vec<i64> = nodes.iter().map(mark).collect();
-        let least = marks.iter().copied().min().unwrap_or_default();
-        let span = marks.iter().copied().max().unwrap_or_default() - least;
-        Some(marks.into_iter().map(|m| if span == 0 { 0 } else { MAX_SCORE * (m - least) / span }).collect())
     }
+    if weights.is_empty() {
+        return None;
+    }
+    let mark = |node: &&NodeInfo| weights.values().filter_map(|tally| tally.at(node.id)).sum::<i64>();
+    let marks: Vec<i64> = nodes.iter().map(mark).collect();
+    let least = marks.iter().copied().min().unwrap_or_default();
+    let span = marks.iter().copied().max().unwrap_or_default() - least;
+    Some(marks.into_iter().map(|m| if span == 0 { 0 } else { MAX_SCORE * (m - least) / span }).collect())
 }

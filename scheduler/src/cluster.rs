@@ -1,19 +1,22 @@
-//! What each node holds, kept up to date by the informers. A snapshot, which decisions are made from, shares it.
+//! What each node holds, as far as the one task that schedules has heard. Decisions are made from it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
-use skiff_client::{Change, ObjectKey, key_of};
+use skiff_client::ObjectKey;
 
-use crate::affinity::Terms;
+use crate::affinity::{Labels, Terms};
+use crate::alike::{ClassId, Classes, Traits};
 use crate::resources::{Resources, is_sidecar, pod_requests, pod_requests_for_scoring};
+use crate::topology::{Column, NodeId, Tally, Topology};
 
-/// A pod, with what deciding about it, or beside it, asks for again and again.
+/// A pod that is to be placed, with what deciding about it asks for again and again.
 #[derive(Debug)]
 pub(crate) struct PodInfo {
     pub(crate) pod: Arc<Pod>,
-    pub(crate) terms: Terms,
+    pub(crate) traits: Arc<Traits>,
+    pub(crate) terms: Arc<Terms>,
     pub(crate) requests: Resources,
     pub(crate) requests_for_scoring: Resources,
 }
@@ -21,7 +24,8 @@ pub(crate) struct PodInfo {
 impl PodInfo {
     pub(crate) fn new(pod: Arc<Pod>) -> PodInfo {
         PodInfo {
-            terms: Terms::of(&pod),
+            traits: Arc::new(Traits::of(&pod)),
+            terms: Arc::new(Terms::of(&pod)),
             requests: pod_requests(&pod),
             requests_for_scoring: pod_requests_for_scoring(&pod),
             pod,
@@ -37,189 +41,329 @@ pub(crate) fn priority(pod: &Pod) -> i32 {
     pod.spec.as_ref().and_then(|s| s.priority).unwrap_or_default()
 }
 
-/// What a decision is made from.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Snapshot {
-    /// In the order of their names.
-    pub(crate) nodes: Vec<Arc<NodeInfo>>,
-    /// Where to begin, so that all nodes get their turn where not all are looked at.
-    pub(crate) first: usize,
-    /// The labels of each.
-    pub(crate) namespaces: Arc<BTreeMap<String, BTreeMap<String, String>>>,
+/// What counts of a pod that is on a node, or assumed there. The pod itself is not kept.
+#[derive(Debug)]
+pub(crate) struct Tenant {
+    uid: String,
+    pub(crate) class: ClassId,
+    pub(crate) priority: i32,
+    requests: Resources,
+    requests_for_scoring: Resources,
+    ports: Vec<HostPort>,
 }
+
+/// (host address, protocol, port)
+pub(crate) type HostPort = (String, String, i32);
 
 /// One node and what is on it.
 #[derive(Clone, Debug)]
 pub(crate) struct NodeInfo {
+    pub(crate) id: NodeId,
+    name: String,
     pub(crate) node: Arc<Node>,
-    pub(crate) pods: Vec<Arc<PodInfo>>,
+    /// Else only its pods are: they may be heard of first, and last.
+    is_known: bool,
+    pub(crate) tenants: Vec<Arc<Tenant>>,
     pub(crate) allocatable: Resources,
     pub(crate) requested: Resources,
     pub(crate) requested_for_scoring: Resources,
-    /// (host address, protocol, port) that pods have taken.
-    pub(crate) ports: BTreeSet<HostPort>,
-    /// Pods on it that care which others are near them.
-    pub(crate) n_with_terms: usize,
+    /// Taken by pods.
+    pub(crate) ports: Vec<HostPort>,
+    pub(crate) is_cordoned: bool,
+    /// It has taints that keep pods off, or away if there is another.
+    pub(crate) has_taints: bool,
+    pub(crate) has_soft_taints: bool,
 }
-
-pub(crate) type HostPort = (String, String, i32);
 
 /// All nodes, and the pods on them, bound or assumed.
 #[derive(Debug, Default)]
 pub(crate) struct Cluster {
-    nodes: BTreeMap<String, Held>,
+    /// By their number. Those that are free are unknown and empty.
+    nodes: Vec<NodeInfo>,
+    ids: HashMap<String, NodeId>,
+    free: Vec<NodeId>,
     pods: HashMap<ObjectKey, Placed>,
-    namespaces: Arc<BTreeMap<String, BTreeMap<String, String>>>,
+    classes: Classes,
+    topology: Topology,
+    namespaces: HashMap<String, Labels>,
+    /// The known nodes as they are looked at: zones take turns.
+    order: Vec<NodeId>,
+    order_is_stale: bool,
+    /// Where in `order` to begin, so that all nodes get their turn where not all are looked at.
     first: usize,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct Placed {
-    info: Arc<PodInfo>,
-    node: String,
+    tenant: Arc<Tenant>,
+    node: NodeId,
+    /// The API does not say so yet.
+    is_assumed: bool,
 }
 
-/// A node, or only its pods: they may be heard of first, and last.
-#[derive(Debug)]
-struct Held {
-    info: Arc<NodeInfo>,
-    is_known: bool,
+/// What a change of a node means for pods that wait.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NodeChange {
+    /// Nothing, such as a heartbeat.
+    None,
+    /// Pods may fit that did not.
+    Other(NodeId),
+    Gone,
 }
 
 impl Cluster {
-    pub(crate) fn node_changed(&mut self, change: &Change<Node>) {
-        let Some(name) = change.object().and_then(|n| n.metadata.name.clone()) else { return };
-        let held = self.held(&name);
-        held.is_known = change.new.is_some();
-        if let Some(new) = &change.new {
-            Arc::make_mut(&mut held.info).set_node(new.clone());
+    /// What the API says of a node; `None` if it is gone.
+    pub(crate) fn node_changed(&mut self, name: &str, new: Option<&Arc<Node>>) -> NodeChange {
+        let Some(new) = new else { return self.node_gone(name) };
+        let id = self.id_of(name);
+        let info = &mut self.nodes[id.index()];
+        let was = info.is_known.then(|| info.node.clone());
+        info.is_known = true;
+        info.set_node(new.clone());
+        if was.as_ref().is_none_or(|old| old.metadata.labels != new.metadata.labels) {
+            self.topology.set(id, Some(new));
+            self.order_is_stale = true;
         }
-        self.let_go(&name);
+        match was {
+            Some(old) if !fits_otherwise(&old, new) => NodeChange::None,
+            _ => NodeChange::Other(id),
+        }
     }
 
-    fn held(&mut self, name: &str) -> &mut Held {
-        let unknown = || Held { info: Arc::new(NodeInfo::new(Arc::default())), is_known: false };
-        self.nodes.entry(name.to_owned()).or_insert_with(unknown)
+    fn node_gone(&mut self, name: &str) -> NodeChange {
+        let known = self.ids.get(name).copied().filter(|id| self.nodes[id.index()].is_known);
+        let Some(id) = known else { return NodeChange::None };
+        let info = &mut self.nodes[id.index()];
+        info.is_known = false;
+        info.set_node(Arc::default());
+        self.topology.set(id, None);
+        self.order_is_stale = true;
+        self.let_go(id);
+        NodeChange::Gone
+    }
+
+    /// The number of a node, which it gets if it has none.
+    fn id_of(&mut self, name: &str) -> NodeId {
+        if let Some(id) = self.ids.get(name) {
+            return *id;
+        }
+        let id = self.free.pop().unwrap_or(NodeId(self.nodes.len() as u32));
+        let info = NodeInfo::new(id, name);
+        match self.nodes.get_mut(id.index()) {
+            Some(place) => *place = info,
+            None => self.nodes.push(info),
+        }
+        self.ids.insert(name.to_owned(), id);
+        id
     }
 
     /// Forgets a node that is gone, and its last pod with it.
-    fn let_go(&mut self, name: &str) {
-        if self.nodes.get(name).is_some_and(|held| !held.is_known && held.info.pods.is_empty()) {
-            self.nodes.remove(name);
+    fn let_go(&mut self, id: NodeId) {
+        let info = &mut self.nodes[id.index()];
+        if !info.is_known && info.tenants.is_empty() {
+            self.ids.remove(&std::mem::take(&mut info.name));
+            self.free.push(id);
         }
     }
 
-    fn place(&mut self, key: ObjectKey, info: Arc<PodInfo>, node: &str) {
-        self.displace(&key);
-        Arc::make_mut(&mut self.held(node).info).add(info.clone());
-        self.pods.insert(key, Placed { info, node: node.to_owned() });
-    }
-
-    fn displace(&mut self, key: &ObjectKey) {
-        let Some(placed) = self.pods.remove(key) else { return };
-        if let Some(held) = self.nodes.get_mut(&placed.node) {
-            let rest = held.info.with_pods(|pod| pod.pod.metadata.uid != placed.info.pod.metadata.uid);
-            held.info = Arc::new(rest);
-        }
-        self.let_go(&placed.node);
-    }
-
-    pub(crate) fn pod_changed(&mut self, change: &Change<Pod>) {
-        let Some(pod) = change.object() else { return };
-        let key = key_of(&**pod);
-        match &change.new {
-            None => self.displace(&key),
-            Some(new) if has_ended(new) => self.displace(&key),
-            Some(new) => {
-                // Without a node it is still waiting, or assumed: the assumption stands until its binding fails.
-                let known = self.pods.get(&key).map(|placed| &placed.info.pod);
-                if let Some(node) = node_of(new).filter(|_| known.is_none_or(|old| differs(old, new))) {
-                    self.place(key, Arc::new(PodInfo::new(new.clone())), node);
-                }
+    /// What the API says of a pod that is on a node. Answers whether others have to see it with new eyes.
+    pub(crate) fn pod_on(&mut self, key: &ObjectKey, pod: &Arc<Pod>, node: &str) -> bool {
+        let info = PodInfo::new(pod.clone());
+        let is_known = self.pods.get(key).is_some_and(|placed| self.is_same(placed, &info, node));
+        if is_known {
+            if let Some(placed) = self.pods.get_mut(key) {
+                placed.is_assumed = false;
             }
+            return false;
         }
+        self.remove(key);
+        self.place(key, &info, node, false);
+        true
     }
 
-    pub(crate) fn namespace_changed(&mut self, change: &Change<Namespace>) {
-        let Some(name) = change.object().and_then(|n| n.metadata.name.clone()) else { return };
-        let all = Arc::make_mut(&mut self.namespaces);
-        match &change.new {
-            Some(new) => drop(all.insert(name, new.metadata.labels.clone().unwrap_or_default())),
-            None => drop(all.remove(&name)),
-        }
+    fn is_same(&self, placed: &Placed, info: &PodInfo, node: &str) -> bool {
+        let Placed { tenant, node: at, .. } = placed;
+        tenant.uid == uid_of(&info.pod)
+            && self.nodes[at.index()].name == node
+            && self.classes.get(tenant.class).is_some_and(|class| class.traits == info.traits)
+            && tenant.requests == info.requests
+            && tenant.requests_for_scoring == info.requests_for_scoring
+    }
+
+    fn place(&mut self, key: &ObjectKey, info: &PodInfo, node: &str, is_assumed: bool) {
+        let node = self.id_of(node);
+        let tenant = Arc::new(Tenant {
+            uid: uid_of(&info.pod).to_owned(),
+            class: self.classes.add(&info.traits, &info.terms, node),
+            priority: info.priority(),
+            requests: info.requests.clone(),
+            requests_for_scoring: info.requests_for_scoring.clone(),
+            ports: host_ports(&info.pod).collect(),
+        });
+        self.nodes[node.index()].add(tenant.clone());
+        self.pods.insert(key.clone(), Placed { tenant, node, is_assumed });
+    }
+
+    /// Takes a pod off its node. Answers which that was.
+    pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<NodeId> {
+        let Placed { tenant, node, .. } = self.pods.remove(key)?;
+        self.classes.remove(tenant.class, node);
+        let info = &mut self.nodes[node.index()];
+        *info = info.with_tenants(|other| !std::ptr::eq(other, &*tenant));
+        self.let_go(node);
+        Some(node)
+    }
+
+    pub(crate) fn namespace_changed(&mut self, name: &str, new: Option<&Namespace>) -> bool {
+        let labels = new.map(|new| new.metadata.labels.clone().unwrap_or_default());
+        let before = match labels.clone() {
+            Some(labels) => self.namespaces.insert(name.to_owned(), labels),
+            None => self.namespaces.remove(name),
+        };
+        before != labels
     }
 
     /// Counts a pod on a node before the API says so.
-    pub(crate) fn assume(&mut self, info: Arc<PodInfo>, node: &str) {
-        self.place(key_of(&*info.pod), info, node);
+    pub(crate) fn assume(&mut self, key: &ObjectKey, info: &PodInfo, node: NodeId) {
+        self.remove(key);
+        let name = self.nodes[node.index()].name.clone();
+        self.place(key, info, &name, true);
     }
 
-    /// Takes an assumption back; another pod of the same name may have come since.
-    pub(crate) fn forget(&mut self, pod: &Pod) {
-        let key = key_of(pod);
-        let is_it = |placed: &Placed| {
-            placed.info.pod.metadata.uid == pod.metadata.uid && node_of(&placed.info.pod).is_none()
-        };
-        if self.pods.get(&key).is_some_and(is_it) {
-            self.displace(&key);
+    /// Takes an assumption back; another pod of the same name may have come since. Answers which node has room again.
+    pub(crate) fn forget(&mut self, key: &ObjectKey, uid: &str) -> Option<NodeId> {
+        self.pods.get(key).filter(|placed| placed.is_assumed && placed.tenant.uid == uid)?;
+        self.remove(key)
+    }
+
+    /// Whether this very pod has a node.
+    pub(crate) fn is_placed(&self, key: &ObjectKey, pod: &Pod) -> bool {
+        self.pods.get(key).is_some_and(|placed| placed.tenant.uid == uid_of(pod))
+    }
+
+    /// The node that a pod counts on.
+    pub(crate) fn node_of(&self, key: &ObjectKey) -> Option<&NodeInfo> {
+        self.pods.get(key).map(|placed| self.node(placed.node))
+    }
+
+    /// To be called when nodes may have changed, before the next decision.
+    pub(crate) fn settle(&mut self) {
+        if !std::mem::take(&mut self.order_is_stale) {
+            return;
+        }
+        let mut zones: BTreeMap<_, BTreeMap<&str, NodeId>> = BTreeMap::new();
+        for info in self.nodes.iter().filter(|info| info.is_known) {
+            let label = |key: &str| info.label(key).map(String::as_str).unwrap_or_default();
+            let zone = (label("topology.kubernetes.io/region"), label("topology.kubernetes.io/zone"));
+            zones.entry(zone).or_default().insert(&info.name, info.id);
+        }
+        let mut zones: Vec<_> = zones.into_values().map(BTreeMap::into_values).collect();
+        self.order.clear();
+        while !zones.is_empty() {
+            zones.retain_mut(|zone| zone.next().map(|id| self.order.push(id)).is_some());
         }
     }
 
-    pub(crate) fn is_placed(&self, key: &ObjectKey) -> bool {
-        self.pods.contains_key(key)
+    pub(crate) fn n_nodes(&self) -> usize {
+        self.order.len()
     }
 
-    /// Everything as it is now.
-    pub(crate) fn snapshot(&self) -> Snapshot {
-        let known = self.nodes.values().filter(|held| held.is_known).map(|held| held.info.clone());
-        Snapshot { nodes: known.collect(), first: self.first, namespaces: self.namespaces.clone() }
+    /// All nodes, beginning where it is their turn.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &NodeInfo> {
+        let (before, after) = self.order.split_at(self.first.min(self.order.len()));
+        after.iter().chain(before).map(|id| &self.nodes[id.index()])
     }
 
-    /// The next snapshot begins after so many more nodes.
+    pub(crate) fn node(&self, id: NodeId) -> &NodeInfo {
+        &self.nodes[id.index()]
+    }
+
+    /// Numbers of nodes are below this.
+    pub(crate) fn n_ids(&self) -> usize {
+        self.nodes.len()
+    }
+
+    /// The next decision begins after so many more nodes.
     pub(crate) fn go_on_after(&mut self, n_looked_at: usize) {
-        self.first = (self.first + n_looked_at) % self.nodes.len().max(1);
+        self.first = (self.first + n_looked_at) % self.order.len().max(1);
+    }
+
+    pub(crate) fn column(&self, key: &str) -> Arc<Column> {
+        let known = self.nodes.iter().filter(|info| info.is_known);
+        self.topology.column(key, known.map(|info| (info.id, &*info.node)))
+    }
+
+    pub(crate) fn tally(&self, key: &str) -> Tally {
+        Tally::new(self.column(key))
+    }
+
+    pub(crate) fn classes(&self) -> &Classes {
+        &self.classes
+    }
+
+    pub(crate) fn namespace_labels(&self, namespace: &str) -> Option<&Labels> {
+        self.namespaces.get(namespace)
     }
 }
 
-/// Whether a pod counts otherwise than before: its status alone does not matter.
-fn differs(old: &Pod, new: &Pod) -> bool {
-    let going = |pod: &Pod| pod.metadata.deletion_timestamp.is_some();
-    old.metadata.uid != new.metadata.uid
-        || old.spec != new.spec
-        || old.metadata.labels != new.metadata.labels
-        || going(old) != going(new)
+/// Whether a node lets other pods in than before: its status alone does not matter, but what it has to give.
+fn fits_otherwise(old: &Node, new: &Node) -> bool {
+    let allocatable = |n: &Node| n.status.as_ref().and_then(|s| s.allocatable.clone());
+    old.spec != new.spec || old.metadata.labels != new.metadata.labels || allocatable(old) != allocatable(new)
 }
 
 impl NodeInfo {
-    pub(crate) fn new(node: Arc<Node>) -> NodeInfo {
+    fn new(id: NodeId, name: &str) -> NodeInfo {
         NodeInfo {
-            allocatable: allocatable(&node),
-            node,
-            pods: Vec::new(),
+            id,
+            name: name.to_owned(),
+            node: Arc::default(),
+            is_known: false,
+            tenants: Vec::new(),
+            allocatable: Resources::default(),
             requested: Resources::default(),
             requested_for_scoring: Resources::default(),
-            ports: BTreeSet::new(),
-            n_with_terms: 0,
+            ports: Vec::new(),
+            is_cordoned: false,
+            has_taints: false,
+            has_soft_taints: false,
         }
     }
 
     fn set_node(&mut self, node: Arc<Node>) {
-        self.allocatable = allocatable(&node);
+        let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
+        self.allocatable = allocatable.map(Resources::of).unwrap_or_default();
+        let spec = node.spec.as_ref();
+        let has = |effects: &[&str]| {
+            let mut taints = spec.iter().flat_map(|s| s.taints.iter().flatten());
+            taints.any(|taint| effects.contains(&taint.effect.as_str()))
+        };
+        self.is_cordoned = spec.is_some_and(|s| s.unschedulable == Some(true));
+        self.has_taints = has(&["NoSchedule", "NoExecute"]);
+        self.has_soft_taints = has(&["PreferNoSchedule"]);
         self.node = node;
     }
 
-    pub(crate) fn add(&mut self, pod: Arc<PodInfo>) {
-        self.requested.add(&pod.requests);
-        self.requested_for_scoring.add(&pod.requests_for_scoring);
-        self.ports.extend(host_ports(&pod.pod));
-        self.n_with_terms += usize::from(!pod.terms.is_empty());
-        self.pods.push(pod);
+    fn add(&mut self, tenant: Arc<Tenant>) {
+        self.requested.add(&tenant.requests);
+        self.requested_for_scoring.add(&tenant.requests_for_scoring);
+        self.ports.extend(tenant.ports.iter().cloned());
+        self.tenants.push(tenant);
     }
 
     /// The node as it would be with only some of its pods.
-    pub(crate) fn with_pods(&self, keep: impl Fn(&PodInfo) -> bool) -> NodeInfo {
-        let mut info = NodeInfo::new(self.node.clone());
-        self.pods.iter().filter(|pod| keep(pod)).for_each(|pod| info.add(pod.clone()));
+    pub(crate) fn with_tenants(&self, keep: impl Fn(&Tenant) -> bool) -> NodeInfo {
+        let mut info = NodeInfo {
+            name: self.name.clone(),
+            node: self.node.clone(),
+            allocatable: self.allocatable.clone(),
+            tenants: Vec::with_capacity(self.tenants.len()),
+            requested: Resources::default(),
+            requested_for_scoring: Resources::default(),
+            ports: Vec::new(),
+            ..*self
+        };
+        self.tenants.iter().filter(|tenant| keep(tenant)).for_each(|tenant| info.add(tenant.clone()));
         info
     }
 
@@ -228,13 +372,8 @@ impl NodeInfo {
     }
 
     pub(crate) fn name(&self) -> &str {
-        self.node.metadata.name.as_deref().unwrap_or_default()
+        &self.name
     }
-}
-
-fn allocatable(node: &Node) -> Resources {
-    let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-    allocatable.map(Resources::of).unwrap_or_default()
 }
 
 /// The ports of the node that a pod wants for as long as it runs.
@@ -248,6 +387,10 @@ pub(crate) fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
         let ip = port.host_ip.clone().filter(|ip| !ip.is_empty()).unwrap_or_else(|| "0.0.0.0".into());
         Some((ip, port.protocol.clone().unwrap_or_else(|| "TCP".into()), number))
     })
+}
+
+fn uid_of(pod: &Pod) -> &str {
+    pod.metadata.uid.as_deref().unwrap_or_default()
 }
 
 pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
@@ -264,6 +407,10 @@ mod tests {
 
     use super::*;
 
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("d", name)
+    }
+
     fn pod(name: &str, uid: &str, node: &str) -> Arc<Pod> {
         let requests = json!({"requests": {"cpu": "1"}});
         Arc::new(
@@ -276,58 +423,96 @@ mod tests {
         )
     }
 
-    fn node(cpu: &str) -> Arc<Node> {
-        let status: Value = json!({"allocatable": {"cpu": cpu}});
-        Arc::new(serde_json::from_value(json!({"metadata": {"name": "n"}, "status": status})).unwrap())
+    fn node(name: &str, change: impl FnOnce(&mut Value)) -> Arc<Node> {
+        let mut node = json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": "4"}}});
+        change(&mut node);
+        Arc::new(serde_json::from_value(node).unwrap())
     }
 
-    fn added<K>(object: &Arc<K>) -> Change<K> {
-        Change { old: None, new: Some(object.clone()) }
-    }
-
-    fn gone<K>(object: &Arc<K>) -> Change<K> {
-        Change { old: Some(object.clone()), new: None }
+    fn plain() -> Arc<Node> {
+        node("n", |_| {})
     }
 
     /// Pods, CPU asked for, CPU there, and ports taken, of each node.
     #[track_caller]
-    fn check(cluster: &Cluster, wanted: &[(usize, i64, i64, usize)]) {
-        let seen = |n: &Arc<NodeInfo>| {
-            (n.pods.len(), n.requested.get("cpu"), n.allocatable.get("cpu"), n.ports.len())
-        };
-        assert_eq!(cluster.snapshot().nodes.iter().map(seen).collect::<Vec<_>>(), wanted);
+    fn check(cluster: &mut Cluster, wanted: &[(usize, i64, i64, usize)]) {
+        cluster.settle();
+        let seen =
+            |n: &NodeInfo| (n.tenants.len(), n.requested.get("cpu"), n.allocatable.get("cpu"), n.ports.len());
+        assert_eq!(cluster.nodes().map(seen).collect::<Vec<_>>(), wanted);
+    }
+
+    fn is_empty(cluster: &Cluster) -> bool {
+        cluster.ids.is_empty() && cluster.pods.is_empty() && cluster.classes.is_empty()
     }
 
     #[test]
     fn pods_count_on_their_node_whichever_is_heard_of_first() {
         let mut cluster = Cluster::default();
-        cluster.pod_changed(&added(&pod("a", "1", "n")));
-        check(&cluster, &[]);
-        cluster.node_changed(&added(&node("4")));
-        check(&cluster, &[(1, 1000, 4000, 1)]);
-        cluster.node_changed(&Change { old: Some(node("4")), new: Some(node("8")) });
-        cluster.pod_changed(&added(&pod("a", "1", "n")));
-        check(&cluster, &[(1, 1000, 8000, 1)]);
-        cluster.node_changed(&gone(&node("8")));
-        check(&cluster, &[]);
-        cluster.pod_changed(&gone(&pod("a", "1", "n")));
-        assert!(cluster.nodes.is_empty() && cluster.pods.is_empty());
+        let bound = pod("a", "1", "n");
+        assert!(cluster.pod_on(&key("a"), &bound, "n"));
+        check(&mut cluster, &[]);
+        cluster.node_changed("n", Some(&plain()));
+        check(&mut cluster, &[(1, 1000, 4000, 1)]);
+        cluster.node_changed("n", Some(&node("n", |n| n["status"]["allocatable"]["cpu"] = "8".into())));
+        assert!(!cluster.pod_on(&key("a"), &bound, "n"), "nothing new");
+        check(&mut cluster, &[(1, 1000, 8000, 1)]);
+        assert_eq!(cluster.node_changed("n", None), NodeChange::Gone);
+        check(&mut cluster, &[]);
+        cluster.remove(&key("a"));
+        assert!(is_empty(&cluster));
     }
 
     #[test]
     fn an_assumed_pod_counts_until_its_binding_fails_and_another_of_its_name_is_not_touched() {
         let mut cluster = Cluster::default();
-        cluster.node_changed(&added(&node("4")));
+        let NodeChange::Other(n) = cluster.node_changed("n", Some(&plain())) else { panic!("a node") };
         let old = pod("a", "1", "");
-        cluster.assume(Arc::new(PodInfo::new(old.clone())), "n");
-        check(&cluster, &[(1, 1000, 4000, 1)]);
-        cluster.pod_changed(&gone(&old));
-        check(&cluster, &[(0, 0, 4000, 0)]);
+        cluster.assume(&key("a"), &PodInfo::new(old.clone()), n);
+        assert!(cluster.is_placed(&key("a"), &old));
+        check(&mut cluster, &[(1, 1000, 4000, 1)]);
+        assert_eq!(cluster.remove(&key("a")), Some(n));
+        check(&mut cluster, &[(0, 0, 4000, 0)]);
         let new = pod("a", "2", "");
-        cluster.assume(Arc::new(PodInfo::new(new.clone())), "n");
-        cluster.forget(&old);
-        check(&cluster, &[(1, 1000, 4000, 1)]);
-        cluster.forget(&new);
-        check(&cluster, &[(0, 0, 4000, 0)]);
+        cluster.assume(&key("a"), &PodInfo::new(new.clone()), n);
+        assert!(!cluster.is_placed(&key("a"), &old));
+        assert_eq!(cluster.forget(&key("a"), "1"), None);
+        check(&mut cluster, &[(1, 1000, 4000, 1)]);
+        assert_eq!(cluster.forget(&key("a"), "2"), Some(n));
+        check(&mut cluster, &[(0, 0, 4000, 0)]);
+        cluster.assume(&key("a"), &PodInfo::new(new), n);
+        assert!(!cluster.pod_on(&key("a"), &pod("a", "2", "n"), "n"), "it is where it was assumed to be");
+        assert_eq!(cluster.forget(&key("a"), "2"), None, "bound is bound");
+        check(&mut cluster, &[(1, 1000, 4000, 1)]);
+    }
+
+    #[test]
+    fn a_heartbeat_of_a_node_is_no_change() {
+        let mut cluster = Cluster::default();
+        assert!(matches!(cluster.node_changed("n", Some(&plain())), NodeChange::Other(_)));
+        let beat = node("n", |n| n["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]));
+        assert_eq!(cluster.node_changed("n", Some(&beat)), NodeChange::None);
+        let tainted = node("n", |n| n["spec"]["taints"] = json!([{"key": "k", "effect": "NoSchedule"}]));
+        assert!(matches!(cluster.node_changed("n", Some(&tainted)), NodeChange::Other(_)));
+        assert_eq!(cluster.node_changed("other", None), NodeChange::None, "never known");
+    }
+
+    #[test]
+    fn zones_take_turns() {
+        let mut cluster = Cluster::default();
+        for (name, zone) in [("a", "1"), ("b", "1"), ("c", "2"), ("d", "1"), ("e", "2")] {
+            let zoned = |n: &mut Value| {
+                n["metadata"]["labels"] = json!({"topology.kubernetes.io/zone": zone});
+            };
+            cluster.node_changed(name, Some(&node(name, zoned)));
+        }
+        let order = |cluster: &Cluster| cluster.nodes().map(|n| n.name().to_owned()).collect::<String>();
+        cluster.settle();
+        assert_eq!(order(&cluster), "acbed");
+        cluster.go_on_after(7);
+        assert_eq!(order(&cluster), "bedac");
+        cluster.node_changed("b", None);
+        cluster.settle();
+        assert_eq!(cluster.n_nodes(), 4);
     }
 }

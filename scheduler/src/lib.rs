@@ -1,31 +1,41 @@
 //! The scheduler: gives every pod without a node the node that fits it best.
 //!
 //! ```text
-//!  informers ─► cluster.rs (what each node holds) ─┐
-//!      └──────► queue.rs (who is next) ─► framework.rs: filter, score ─► bind
-//!                    ▲                                   │ nothing fits
-//!                    └──── back-off, or until the cluster changes ◄──┘
+//!  informers ─► inbox (what has changed) ─► desk.rs ─┬─ cluster.rs (what each node holds)
+//!                                             ▲      ├─ queue.rs (who is next)
+//!                    binding failed ──────────┤      └─ framework.rs: filter, score ─► bind
+//!                                             │                        │ nothing fits
+//!                                             └── back-off, or until a change may help
 //! ```
 //!
-//! One task takes one pod at a time from the queue and decides; binding runs beside it, the pod counted on its node
-//! from the decision on ("assumed").
+//! One task owns the desk. A pass runs on a thread of its own, off those that serve requests: it hears what has changed and
+//! decides about one pod after the other. Binding runs beside it, the pod counted on its node from the decision on
+//! ("assumed").
+//!
+//! What makes a decision quick where there are thousands of nodes: labels of nodes are columns of numbers
+//! ([`topology`]); pods that nobody can tell apart are matched as one ([`alike`]); of the nodes only as many are looked at
+//! as upstream looks at.
 //!
 //! # Guarantees
-//! - A decision is a pure function of the pod and the nodes ([`framework::decide`]).
-//! - A pod that fits nowhere says why as upstream says it, and is looked at again when the cluster changes in a way
-//!   that may help, or after five minutes.
+//! - A decision is a pure function of the pod and the cluster as it was heard of ([`framework::decide`]).
+//! - A pod that fits nowhere says why as upstream says it, counted over all nodes, and is looked at again when the cluster
+//!   changes in a way that may help it, or after five minutes.
+//! - No more than 64 bindings and reports are under way at once.
 //!
 //! # Caveats
 //! - No pod is preempted: where upstream would, the reason says so.
 //! - By default pods are spread among those of their Services and their ReplicaSet; other owners are not asked.
 
 mod affinity;
+mod alike;
 mod cluster;
+mod desk;
 mod framework;
 mod plugins;
 mod queue;
 mod resources;
 mod run;
 mod spread;
+mod topology;
 
 pub use run::run;

@@ -1,18 +1,13 @@
 //! What makes a node fit for a pod, and what makes it a good one. Each function is one upstream plugin.
 
+use std::sync::Arc;
+
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
 
-use crate::cluster::{NodeInfo, PodInfo, host_ports};
-use crate::framework::{Filter, Refusal, Scale, Score};
-
-/// In upstream's order. Resources, spreading and affinity come after these.
-pub(crate) const FILTERS: &[Filter] = &[
-    Filter { check: node_unschedulable, for_good: true },
-    Filter { check: node_name, for_good: true },
-    Filter { check: taints, for_good: true },
-    Filter { check: node_affinity, for_good: true },
-    Filter { check: node_ports, for_good: false },
-];
+use crate::cluster::{Cluster, HostPort, NodeInfo, PodInfo, host_ports, node_of};
+use crate::framework::{Reason, Refusal, Scale, Score};
+use crate::resources::{CPU, MEMORY};
+use crate::topology::Column;
 
 pub(crate) const SCORES: &[Score] = &[
     Score { weight: 3, score: preferred_taints, scale: Scale::HighestIsWorst },
@@ -24,8 +19,63 @@ pub(crate) const SCORES: &[Score] = &[
 
 const UNSCHEDULABLE_TAINT: &str = "node.kubernetes.io/unschedulable";
 
+/// What a pod asks of a node by itself, whatever else is in the cluster: made once a decision.
+#[derive(Debug)]
+pub(crate) struct Wants<'p> {
+    pub(crate) pod: &'p PodInfo,
+    node_name: Option<&'p str>,
+    bears_cordons: bool,
+    pub(crate) labels: NodeLabels,
+    preferred: Vec<(i64, Term)>,
+    ports: Vec<HostPort>,
+}
+
+impl<'p> Wants<'p> {
+    pub(crate) fn of(pod: &'p PodInfo, cluster: &Cluster) -> Wants<'p> {
+        let cordon = cordon();
+        let affinity = pod.pod.spec.as_ref().and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref());
+        let preferred =
+            affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
+        let preferred = preferred.into_iter().flatten();
+        Wants {
+            pod,
+            node_name: node_of(&pod.pod),
+            bears_cordons: tolerations(&pod.pod).iter().any(|t| tolerates(t, &cordon)),
+            labels: NodeLabels::of(&pod.pod, cluster),
+            preferred: preferred.map(|t| (i64::from(t.weight), Term::new(&t.preference, cluster))).collect(),
+            ports: host_ports(&pod.pod).collect(),
+        }
+    }
+
+    /// The first that refuses ends the look at a node; resources name all that is lacking. In upstream's order; spreading
+    /// and affinity to pods come after these.
+    pub(crate) fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        if node.is_cordoned && !self.bears_cordons {
+            return Err(Refusal::for_good(Reason::Cordoned));
+        }
+        if self.node_name.is_some_and(|name| name != node.name()) {
+            return Err(Refusal::for_good(Reason::NodeName));
+        }
+        if !bears_taints(&self.pod.pod, node) {
+            return Err(Refusal::for_good(Reason::Taints));
+        }
+        if !self.labels.hold(node) {
+            return Err(Refusal::for_good(Reason::NodeAffinity));
+        }
+        if self.ports.iter().any(|port| is_taken(port, node)) {
+            return Err(Refusal::for_now(Reason::Ports));
+        }
+        resources(self.pod, node)
+    }
+}
+
 fn tolerations(pod: &Pod) -> &[Toleration] {
     pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default()
+}
+
+/// What a cordoned node counts as having.
+fn cordon() -> Taint {
+    Taint { key: UNSCHEDULABLE_TAINT.into(), effect: "NoSchedule".into(), ..Taint::default() }
 }
 
 fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
@@ -49,78 +99,134 @@ fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
     }
 }
 
-fn node_unschedulable(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
-    let cordoned = node.node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true));
-    let taint = Taint { key: UNSCHEDULABLE_TAINT.into(), effect: "NoSchedule".into(), ..Taint::default() };
-    if !cordoned || tolerations(pod).iter().any(|t| tolerates(t, &taint)) {
-        return Ok(());
+pub(crate) fn bears_taints(pod: &Pod, node: &NodeInfo) -> bool {
+    if !node.has_taints {
+        return true;
     }
-    Err("node(s) were unschedulable")
-}
-
-fn node_name(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
-    match crate::cluster::node_of(pod) {
-        Some(wanted) if wanted != node.name() => Err("node(s) didn't match the requested node name"),
-        _ => Ok(()),
-    }
-}
-
-pub(crate) fn taints(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
     let taints = node.node.spec.iter().flat_map(|s| s.taints.iter().flatten());
-    let repelled = taints
-        .filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"))
-        .find(|taint| !tolerations(pod).iter().any(|t| tolerates(t, taint)));
-    match repelled {
-        None => Ok(()),
-        Some(_) => Err("node(s) had untolerated taint(s)"),
-    }
+    let mut hard = taints.filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"));
+    hard.all(|taint| tolerations(pod).iter().any(|t| tolerates(t, taint)))
 }
 
-fn preferred_taints(pod: &PodInfo, node: &NodeInfo) -> i64 {
+fn preferred_taints(wants: &Wants<'_>, node: &NodeInfo) -> i64 {
+    if !node.has_soft_taints {
+        return 0;
+    }
     let taints = node.node.spec.iter().flat_map(|s| s.taints.iter().flatten());
     let soft = taints.filter(|t| t.effect == "PreferNoSchedule");
-    soft.filter(|taint| !tolerations(&pod.pod).iter().any(|t| tolerates(t, taint))).count() as i64
+    soft.filter(|taint| !tolerations(&wants.pod.pod).iter().any(|t| tolerates(t, taint))).count() as i64
 }
 
-pub(crate) fn node_affinity(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
-    let refused = || Err("node(s) didn't match Pod's node affinity/selector");
-    let Some(spec) = &pod.spec else { return Ok(()) };
-    for (key, value) in spec.node_selector.iter().flatten() {
-        if node.label(key) != Some(value) {
-            return refused();
+/// The node selector of a pod and its required node affinity.
+#[derive(Debug)]
+pub(crate) struct NodeLabels {
+    selector: Vec<Holds>,
+    /// Alternatives.
+    required: Option<Vec<Term>>,
+}
+
+impl NodeLabels {
+    fn of(pod: &Pod, cluster: &Cluster) -> NodeLabels {
+        let spec = pod.spec.as_ref();
+        let selector = spec.iter().flat_map(|s| s.node_selector.iter().flatten());
+        let affinity = spec.and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref());
+        let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+        let terms = |terms: &[NodeSelectorTerm]| terms.iter().map(|t| Term::new(t, cluster)).collect();
+        NodeLabels {
+            selector: selector
+                .map(|(key, value)| Holds::new(key, cluster, |found| found == Some(value.as_str())))
+                .collect(),
+            required: required.map(|r| terms(&r.node_selector_terms)),
         }
     }
-    let required = spec
-        .affinity
-        .as_ref()
-        .and_then(|a| a.node_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    match required {
-        // Terms are alternatives.
-        Some(selector) if !selector.node_selector_terms.iter().any(|t| term_matches(t, node)) => refused(),
-        _ => Ok(()),
+
+    /// Whether any node will do.
+    pub(crate) fn is_any(&self) -> bool {
+        self.selector.is_empty() && self.required.is_none()
+    }
+
+    pub(crate) fn hold(&self, node: &NodeInfo) -> bool {
+        self.selector.iter().all(|holds| holds.of(node))
+            && self.required.as_ref().is_none_or(|terms| terms.iter().any(|t| t.matches(node)))
     }
 }
 
-fn preferred_affinity(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let affinity =
-        pod.pod.spec.as_ref().and_then(|s| s.affinity.as_ref()).and_then(|a| a.node_affinity.as_ref());
-    let preferred = affinity.and_then(|a| a.preferred_during_scheduling_ignored_during_execution.as_ref());
-    let terms = preferred.into_iter().flatten();
-    terms.filter(|t| term_matches(&t.preference, node)).map(|t| i64::from(t.weight)).sum()
+/// Whether a node by itself, with the pods that are on it, is one for a pod: what [`Wants::filter`] says, asked once.
+pub(crate) fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
+    let bears_cordons = || tolerations(&pod.pod).iter().any(|t| tolerates(t, &cordon()));
+    let spec = pod.pod.spec.as_ref();
+    let selector = spec.iter().flat_map(|s| s.node_selector.iter().flatten());
+    let affinity = spec.and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref());
+    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
+    let matches = |term: &NodeSelectorTerm| {
+        let (labels, fields) = (term.match_expressions.as_ref(), term.match_fields.as_ref());
+        let (labels, fields) = (labels.into_iter().flatten(), fields.into_iter().flatten());
+        (labels.clone().next().is_some() || fields.clone().next().is_some())
+            && labels.into_iter().all(|r| requirement_holds(r, node.label(&r.key).map(String::as_str)))
+            && fields.into_iter().all(|r| field_holds(r, node))
+    };
+    (!node.is_cordoned || bears_cordons())
+        && node_of(&pod.pod).is_none_or(|name| name == node.name())
+        && bears_taints(&pod.pod, node)
+        && selector.into_iter().all(|(key, value)| node.label(key) == Some(value))
+        && required.is_none_or(|r| r.node_selector_terms.iter().any(matches))
+        && !host_ports(&pod.pod).any(|port| is_taken(&port, node))
+        && resources(pod, node).is_ok()
 }
 
-fn term_matches(term: &NodeSelectorTerm, node: &NodeInfo) -> bool {
-    let (expressions, fields) = (
-        term.match_expressions.as_deref().unwrap_or_default(),
-        term.match_fields.as_deref().unwrap_or_default(),
-    );
-    // An empty term matches nothing.
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
+fn field_holds(requirement: &NodeSelectorRequirement, node: &NodeInfo) -> bool {
+    requirement.key == "metadata.name" && requirement_holds(requirement, Some(node.name()))
+}
+
+fn preferred_affinity(wants: &Wants<'_>, node: &NodeInfo) -> i64 {
+    wants.preferred.iter().filter(|(_, term)| term.matches(node)).map(|(weight, _)| weight).sum()
+}
+
+/// One term of a node affinity.
+#[derive(Debug)]
+struct Term {
+    labels: Vec<Holds>,
+    fields: Vec<NodeSelectorRequirement>,
+}
+
+impl Term {
+    fn new(term: &NodeSelectorTerm, cluster: &Cluster) -> Term {
+        let expressions = term.match_expressions.iter().flatten();
+        let holds =
+            |r: &NodeSelectorRequirement| Holds::new(&r.key, cluster, |value| requirement_holds(r, value));
+        Term {
+            labels: expressions.map(holds).collect(),
+            fields: term.match_fields.clone().unwrap_or_default(),
+        }
     }
-    expressions.iter().all(|r| requirement_holds(r, node.label(&r.key).map(String::as_str)))
-        && fields.iter().all(|r| r.key == "metadata.name" && requirement_holds(r, Some(node.name())))
+
+    /// An empty term matches nothing.
+    fn matches(&self, node: &NodeInfo) -> bool {
+        !(self.labels.is_empty() && self.fields.is_empty())
+            && self.labels.iter().all(|holds| holds.of(node))
+            && self.fields.iter().all(|r| field_holds(r, node))
+    }
+}
+
+/// Whether something holds of a label, found out once for each value that nodes have.
+#[derive(Debug)]
+struct Holds {
+    column: Arc<Column>,
+    by_value: Vec<bool>,
+    without: bool,
+}
+
+impl Holds {
+    fn new(key: &str, cluster: &Cluster, test: impl Fn(Option<&str>) -> bool) -> Holds {
+        let column = cluster.column(key);
+        let mut by_value = vec![false; column.n_values()];
+        column.values().for_each(|(value, number)| by_value[number] = test(Some(value)));
+        Holds { by_value, without: test(None), column }
+    }
+
+    fn of(&self, node: &NodeInfo) -> bool {
+        self.column.value(node.id).map_or(self.without, |value| self.by_value[value])
+    }
 }
 
 fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
@@ -141,66 +247,65 @@ fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>)
     }
 }
 
-fn node_ports(pod: &Pod, node: &NodeInfo) -> Result<(), &'static str> {
+fn is_taken((ip, protocol, port): &HostPort, node: &NodeInfo) -> bool {
     let any = |ip: &str| ip == "0.0.0.0";
-    let taken = host_ports(pod).any(|(ip, protocol, port)| {
-        node.ports.iter().any(|(i, p, n)| *n == port && *p == protocol && (*i == ip || any(i) || any(&ip)))
-    });
-    if taken { Err("node(s) didn't have free ports for the requested pod ports") } else { Ok(()) }
+    node.ports.iter().any(|(i, p, n)| n == port && p == protocol && (i == ip || any(i) || any(ip)))
 }
 
 /// Every resource that a node has too little of; for good, if it would have even if it were empty.
-pub(crate) fn resources(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
-    let mut refusal = Refusal { reasons: Vec::new(), for_good: false };
-    if i64::try_from(node.pods.len()).unwrap_or(i64::MAX) >= node.allocatable.get("pods") {
-        refusal.reasons.push("Too many pods".into());
+fn resources(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
+    let is_full = i64::try_from(node.tenants.len()).unwrap_or(i64::MAX) >= node.allocatable.n_pods();
+    let lacking = pod.requests.lacking(&node.allocatable, &node.requested);
+    let for_good = lacking.iter().any(|(_, for_good)| *for_good);
+    let lacking = lacking.into_iter().map(|(number, _)| Reason::Insufficient(number));
+    let mut reasons = is_full.then_some(Reason::TooManyPods).into_iter().chain(lacking);
+    match reasons.next() {
+        None => Ok(()),
+        Some(first) => Err(Refusal { first, more: reasons.collect(), for_good }),
     }
-    for (name, &wanted) in &pod.requests.0 {
-        let allocatable = node.allocatable.get(name);
-        if wanted > 0 && wanted > allocatable.saturating_sub(node.requested.get(name)) {
-            refusal.reasons.push(format!("Insufficient {name}"));
-            refusal.for_good |= wanted > allocatable;
-        }
-    }
-    if refusal.reasons.is_empty() { Ok(()) } else { Err(refusal) }
 }
 
 /// The share of CPU and memory in use if the pod came, each 0 to 1.
 fn shares(pod: &PodInfo, node: &NodeInfo) -> [f64; 2] {
-    let wanted = &pod.requests_for_scoring;
-    ["cpu", "memory"].map(|name| {
-        let capacity = node.allocatable.get(name);
+    [CPU, MEMORY].map(|which| {
+        let capacity = node.allocatable.common(which);
         if capacity == 0 {
             return 1.0;
         }
-        (node.requested_for_scoring.get(name).saturating_add(wanted.get(name)) as f64 / capacity as f64)
-            .min(1.0)
+        let taken = node.requested_for_scoring.common(which);
+        (taken.saturating_add(pod.requests_for_scoring.common(which)) as f64 / capacity as f64).min(1.0)
     })
 }
 
 /// The more is left, the better.
-fn least_allocated(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let left: f64 = shares(pod, node).iter().map(|share| (1.0 - share) * 100.0).sum();
+fn least_allocated(wants: &Wants<'_>, node: &NodeInfo) -> i64 {
+    let left: f64 = shares(wants.pod, node).iter().map(|share| (1.0 - share) * 100.0).sum();
     (left / 2.0) as i64
 }
 
 /// CPU and memory should fill up alike.
-fn balanced(pod: &PodInfo, node: &NodeInfo) -> i64 {
-    let [cpu, memory] = shares(pod, node);
+fn balanced(wants: &Wants<'_>, node: &NodeInfo) -> i64 {
+    let [cpu, memory] = shares(wants.pod, node);
     ((1.0 - (cpu - memory).abs() / 2.0) * 100.0) as i64
 }
 
 /// A node that has the images already starts the pod sooner.
-fn image_locality(pod: &PodInfo, node: &NodeInfo) -> i64 {
+fn image_locality(wants: &Wants<'_>, node: &NodeInfo) -> i64 {
     const MIN_BYTES: i64 = 23 * 1024 * 1024;
     const MAX_BYTES_A_CONTAINER: i64 = 1000 * 1024 * 1024;
-    let images = || node.node.status.iter().flat_map(|s| s.images.iter().flatten());
-    let containers = pod.pod.spec.iter().flat_map(|s| &s.containers);
+    let images = node.node.status.as_ref().and_then(|s| s.images.as_deref()).unwrap_or_default();
+    if images.is_empty() {
+        return 0;
+    }
+    let containers = wants.pod.pod.spec.iter().flat_map(|s| &s.containers);
     let (mut bytes, mut n_containers): (i64, i64) = (0, 0);
-    for image in containers.filter_map(|c| c.image.as_deref()) {
+    for wanted in containers.filter_map(|c| c.image.as_deref()) {
         n_containers += 1;
-        let named = |name: &String| name == image || name.ends_with(&format!("/{image}"));
-        let image = images().find(|i| i.names.iter().flatten().any(named));
+        // A node names images in full.
+        let named = |name: &String| {
+            name.strip_suffix(wanted).is_some_and(|before| before.is_empty() || before.ends_with('/'))
+        };
+        let image = images.iter().find(|i| i.names.iter().flatten().any(named));
         bytes = bytes.saturating_add(image.and_then(|i| i.size_bytes).unwrap_or(0));
     }
     let max = MAX_BYTES_A_CONTAINER * n_containers.max(1);

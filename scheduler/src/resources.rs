@@ -1,39 +1,107 @@
-//! Amounts of resources: what a pod asks for, and what a node has.
+//! What a pod asks for, and what a node has.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-/// Amounts by resource name: CPU in thousandths, everything else in whole units.
+/// Amounts of resources: CPU in thousandths, everything else in whole units.
+///
+/// What every node has lies at a fixed place, since it is compared for each node of each decision.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Resources(pub(crate) BTreeMap<String, i64>);
+pub(crate) struct Resources {
+    common: [i64; COMMON.len()],
+    /// Extended resources and huge pages, sorted by name.
+    others: Vec<(Box<str>, i64)>,
+}
+
+const COMMON: [&str; 4] = ["cpu", "memory", "ephemeral-storage", "pods"];
+pub(crate) const CPU: usize = 0;
+pub(crate) const MEMORY: usize = 1;
+const PODS: usize = 3;
 
 /// What a container that asks for nothing counts as when nodes are compared: upstream's figures.
 const DEFAULT_MILLI_CPU: i64 = 100;
 const DEFAULT_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
 
 impl Resources {
-    pub(crate) fn get(&self, name: &str) -> i64 {
-        self.0.get(name).copied().unwrap_or(0)
+    pub(crate) fn of(quantities: &BTreeMap<String, Quantity>) -> Resources {
+        let mut all = Resources::default();
+        quantities.iter().for_each(|(name, quantity)| *all.entry(name) = amount(name, quantity));
+        all
     }
 
-    pub(crate) fn of(quantities: &BTreeMap<String, Quantity>) -> Resources {
-        Resources(quantities.iter().map(|(name, q)| (name.clone(), amount(name, q))).collect())
+    /// Of one that every node has, by its place.
+    pub(crate) fn common(&self, place: usize) -> i64 {
+        self.common[place]
+    }
+
+    pub(crate) fn n_pods(&self) -> i64 {
+        self.common[PODS]
+    }
+
+    pub(crate) fn get(&self, name: &str) -> i64 {
+        if let Some(place) = COMMON.iter().position(|common| *common == name) {
+            return self.common[place];
+        }
+        let found = self.others.binary_search_by(|(other, _)| (**other).cmp(name));
+        found.map_or(0, |at| self.others[at].1)
+    }
+
+    fn entry(&mut self, name: &str) -> &mut i64 {
+        if let Some(place) = COMMON.iter().position(|common| *common == name) {
+            return &mut self.common[place];
+        }
+        let at = self.others.binary_search_by(|(other, _)| (**other).cmp(name)).unwrap_or_else(|at| {
+            self.others.insert(at, (name.into(), 0));
+            at
+        });
+        &mut self.others[at].1
     }
 
     pub(crate) fn add(&mut self, other: &Resources) {
-        for (name, amount) in &other.0 {
-            let sum = self.0.entry(name.clone()).or_default();
-            *sum = sum.saturating_add(*amount);
-        }
+        self.combine(other, i64::saturating_add);
     }
 
     fn raise(&mut self, other: &Resources) {
-        for (name, amount) in &other.0 {
-            let most = self.0.entry(name.clone()).or_default();
-            *most = (*most).max(*amount);
+        self.combine(other, i64::max);
+    }
+
+    fn combine(&mut self, other: &Resources, both: fn(i64, i64) -> i64) {
+        for (mine, theirs) in self.common.iter_mut().zip(other.common) {
+            *mine = both(*mine, theirs);
         }
+        for (name, theirs) in &other.others {
+            let mine = self.entry(name);
+            *mine = both(*mine, *theirs);
+        }
+    }
+
+    /// Which of these amounts are not left: their numbers for [`Resources::name`], and whether even an empty node has
+    /// too little.
+    pub(crate) fn lacking(&self, allocatable: &Resources, requested: &Resources) -> Vec<(u16, bool)> {
+        let is_lacking = |wanted: i64, all: i64, taken: i64| wanted > 0 && wanted > all.saturating_sub(taken);
+        let mut lacking = Vec::new();
+        // How many pods a node takes is not asked for but counted.
+        for place in 0..PODS {
+            let (wanted, all) = (self.common[place], allocatable.common[place]);
+            if is_lacking(wanted, all, requested.common[place]) {
+                lacking.push((place as u16, wanted > all));
+            }
+        }
+        for (at, (name, wanted)) in self.others.iter().enumerate() {
+            let all = allocatable.get(name);
+            if is_lacking(*wanted, all, requested.get(name)) {
+                lacking.push((u16::try_from(COMMON.len() + at).unwrap_or(u16::MAX), *wanted > all));
+            }
+        }
+        lacking
+    }
+
+    pub(crate) fn name(&self, number: u16) -> &str {
+        let number = usize::from(number);
+        let other = || self.others.get(number - COMMON.len()).map_or("resources", |(name, _)| name);
+        COMMON.get(number).copied().unwrap_or_else(other)
     }
 }
 
@@ -63,10 +131,15 @@ pub(crate) fn pod_requests(pod: &Pod) -> Resources {
 /// The same, where containers that ask for nothing count as asking for a little.
 pub(crate) fn pod_requests_for_scoring(pod: &Pod) -> Resources {
     total(pod, |container| {
-        let mut requests = requests(container);
-        requests.0.entry("cpu".into()).or_insert(DEFAULT_MILLI_CPU);
-        requests.0.entry("memory".into()).or_insert(DEFAULT_MEMORY_BYTES);
-        requests
+        let mut all = requests(container);
+        let said = container.resources.as_ref().and_then(|r| r.requests.as_ref());
+        for (place, default) in [(CPU, DEFAULT_MILLI_CPU), (MEMORY, DEFAULT_MEMORY_BYTES)] {
+            // Asking for nothing in so many words is not the same as not asking.
+            if said.is_none_or(|said| !said.contains_key(COMMON[place])) {
+                all.common[place] = default;
+            }
+        }
+        all
     })
 }
 
@@ -89,7 +162,7 @@ fn total(pod: &Pod, requests: impl Fn(&Container) -> Resources) -> Resources {
     running.raise(&starting);
     // What the pod says for itself as a whole counts instead (KEP-2837).
     if let Some(own) = spec.resources.as_ref().and_then(|r| r.requests.as_ref()) {
-        running.0.extend(Resources::of(own).0);
+        own.iter().for_each(|(name, quantity)| *running.entry(name) = amount(name, quantity));
     }
     if let Some(overhead) = &spec.overhead {
         running.add(&Resources::of(overhead));

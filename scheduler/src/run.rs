@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
+use indexmap::IndexSet;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, Service};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -12,19 +14,25 @@ use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::LabelSelector;
 use skiff_client::{Change, EventRecorder, EventType, Informer, Informers, ObjectKey, key_of};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::cluster::{Cluster, PodInfo, has_ended, node_of};
-use crate::framework::{Unschedulable, decide};
-use crate::queue::Queue;
+use crate::desk::{Desk, NAME, Next, is_ours};
 
-/// The name in a pod's `spec.schedulerName`, and the component in its events.
-const NAME: &str = "default-scheduler";
+/// Bindings and reports under way at once: more would not be faster, but would keep others from writing.
+const MAX_WRITES: usize = 64;
+/// Pods that are decided about before what has changed meanwhile is heard.
+const PASS_PODS: usize = 64;
+/// A report is of what a pod was when it was decided about; so many times it may have changed.
+const MAX_REPORT_ATTEMPTS: u32 = 4;
+const REPORT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Schedules pods until `shutdown`.
+///
+/// # Panics
+/// If a decision does.
 pub async fn run(client: Client, shutdown: CancellationToken) {
     let informers = Informers::new(client.clone(), shutdown.clone());
     let scheduler = Arc::new(Scheduler {
@@ -35,35 +43,62 @@ pub async fn run(client: Client, shutdown: CancellationToken) {
         sets: informers.of::<ReplicaSet>(),
         events: EventRecorder::new(client.clone(), NAME, ""),
         client,
-        state: Mutex::default(),
+        inbox: Mutex::default(),
         wake: Notify::new(),
+        places: Arc::new(Semaphore::new(MAX_WRITES)),
     });
-    scheduler.clone().listen();
+    scheduler.listen();
     tokio::select! {
         // Both only wait.
         () = scheduler.synced() => {}
         () = shutdown.cancelled() => return,
     }
-    loop {
-        let next = scheduler.state.lock().queue.pop(Instant::now());
-        match next {
-            Ok(key) => scheduler.clone().schedule(key).await,
-            Err(until) => {
-                let due = async {
-                    match until {
-                        Some(at) => tokio::time::sleep_until(at).await,
-                        None => std::future::pending().await,
-                    }
-                };
-                tokio::select! {
-                    // All arms only wait.
-                    () = scheduler.wake.notified() => {}
-                    () = due => {}
-                    () = shutdown.cancelled() => return,
-                }
+    let mut desk = Desk::default();
+    while !shutdown.is_cancelled() {
+        // In a large cluster a pass takes milliseconds: requests are not to wait for it.
+        let pass = tokio::task::spawn_blocking({
+            let scheduler = scheduler.clone();
+            move || {
+                let rest = scheduler.pass(&mut desk);
+                (desk, rest)
             }
+        });
+        let rest = match pass.await {
+            Ok((back, rest)) => {
+                desk = back;
+                rest
+            }
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // The process is ending.
+            Err(_) => return,
+        };
+        tokio::select! {
+            // Both only wait.
+            () = scheduler.rest(rest) => {}
+            () = shutdown.cancelled() => {}
         }
     }
+}
+
+/// Why a pass is over.
+enum Rest {
+    /// It has gone on for long enough.
+    None,
+    /// As many writes are under way as may be.
+    Writes,
+    /// Nobody is left who could be placed before this time, or before something changes.
+    Pods(Option<Instant>),
+}
+
+/// What has changed since the last pass, named only: the pass looks at what it is now. In the order in which it was heard
+/// of first.
+#[derive(Default)]
+struct Inbox {
+    pods: IndexSet<ObjectKey>,
+    nodes: IndexSet<ObjectKey>,
+    namespaces: IndexSet<ObjectKey>,
+    /// Pods, with their UIDs, whose bindings failed: no more than [`MAX_WRITES`] at a time.
+    failed: Vec<(ObjectKey, String)>,
 }
 
 struct Scheduler {
@@ -74,44 +109,30 @@ struct Scheduler {
     sets: Informer<ReplicaSet>,
     events: EventRecorder,
     client: Client,
-    state: Mutex<State>,
+    inbox: Mutex<Inbox>,
     wake: Notify,
-}
-
-#[derive(Default)]
-struct State {
-    cluster: Cluster,
-    queue: Queue,
+    places: Arc<Semaphore>,
 }
 
 impl Scheduler {
-    fn listen(self: Arc<Self>) {
+    fn listen(self: &Arc<Self>) {
         let to = self.clone();
-        self.pods.on_change(move |change| {
-            to.pod_changed(change);
-            to.wake.notify_one();
-        });
+        self.pods.on_change(move |change| to.heard(change, |inbox| &mut inbox.pods));
         let to = self.clone();
-        self.namespaces.on_change(move |change| {
-            let mut state = to.state.lock();
-            state.cluster.namespace_changed(change);
-            let labels = |n: &Option<Arc<Namespace>>| n.as_ref().map(|n| n.metadata.labels.clone());
-            // Terms may select namespaces.
-            if labels(&change.old) != labels(&change.new) {
-                state.queue.cluster_changed(Instant::now());
-                to.wake.notify_one();
-            }
-        });
+        self.nodes.on_change(move |change| to.heard(change, |inbox| &mut inbox.nodes));
         let to = self.clone();
-        self.nodes.on_change(move |change| {
-            let mut state = to.state.lock();
-            state.cluster.node_changed(change);
-            // Leases and heartbeats do not change what fits.
-            if fits_otherwise(change) {
-                state.queue.cluster_changed(Instant::now());
-                to.wake.notify_one();
-            }
-        });
+        self.namespaces.on_change(move |change| to.heard(change, |inbox| &mut inbox.namespaces));
+    }
+
+    fn heard<K: kube::Resource>(
+        &self,
+        change: &Change<K>,
+        place: impl FnOnce(&mut Inbox) -> &mut IndexSet<ObjectKey>,
+    ) {
+        if let Some(object) = change.object() {
+            place(&mut self.inbox.lock()).insert(key_of(&**object));
+            self.wake.notify_one();
+        }
     }
 
     async fn synced(&self) {
@@ -120,6 +141,70 @@ impl Scheduler {
         self.namespaces.synced().await;
         self.services.synced().await;
         self.sets.synced().await;
+    }
+
+    /// Waits until there is something to do again.
+    async fn rest(&self, rest: Rest) {
+        match rest {
+            Rest::None => {}
+            // It is closed by nobody.
+            Rest::Writes => drop(self.places.acquire().await),
+            Rest::Pods(until) => {
+                let due = async {
+                    match until {
+                        Some(at) => tokio::time::sleep_until(at).await,
+                        None => std::future::pending().await,
+                    }
+                };
+                tokio::select! {
+                    // Both only wait.
+                    () = self.wake.notified() => {}
+                    () = due => {}
+                }
+            }
+        }
+    }
+
+    /// Hears what has changed, and decides about as many pods as may be bound.
+    fn pass(self: &Arc<Self>, desk: &mut Desk) -> Rest {
+        self.hear(desk);
+        for _ in 0..PASS_PODS {
+            let Ok(place) = self.places.clone().try_acquire_owned() else { return Rest::Writes };
+            // Writes run beside the next decision; the assumption keeps the room.
+            match desk.next(|pod| self.siblings(pod), Instant::now()) {
+                Next::Bind { key, pod, node } => drop(tokio::spawn(self.clone().bind(pod, key, node, place))),
+                Next::Refused { pod, why } => {
+                    self.events.event(&*pod, EventType::Warning, "FailedScheduling", &why.message);
+                    if !is_known(&pod, &why.message) {
+                        tokio::spawn(self.clone().report(
+                            key_of(&*pod),
+                            pod.metadata.uid.clone(),
+                            why.message,
+                            place,
+                        ));
+                    }
+                }
+                Next::Later(until) => return Rest::Pods(until),
+            }
+        }
+        Rest::None
+    }
+
+    fn hear(&self, desk: &mut Desk) {
+        let inbox = std::mem::take(&mut *self.inbox.lock());
+        let now = Instant::now();
+        for key in &inbox.namespaces {
+            desk.hear_namespace(&key.name, self.namespaces.get(key).as_deref(), now);
+        }
+        for key in &inbox.nodes {
+            desk.hear_node(&key.name, self.nodes.get(key).as_ref(), now);
+        }
+        for (key, uid) in &inbox.failed {
+            desk.hear_failure(key, uid, now);
+        }
+        for key in &inbox.pods {
+            desk.hear_pod(key, self.pods.get(key).as_ref(), now);
+        }
     }
 
     /// Selects the pods that belong together with one: those of its Services and its ReplicaSet.
@@ -143,59 +228,7 @@ impl Scheduler {
         LabelSelector::from_json(&selector).ok()
     }
 
-    fn pod_changed(&self, change: &Change<Pod>) {
-        let mut state = self.state.lock();
-        state.cluster.pod_changed(change);
-        let Some(pod) = change.object() else { return };
-        let key = key_of(&**pod);
-        match &change.new {
-            Some(new) if is_ours(new) => {
-                if !state.cluster.is_placed(&key) && spec_changed(change) {
-                    state.queue.add(key, new.spec.as_ref().and_then(|s| s.priority).unwrap_or_default());
-                }
-            }
-            new => {
-                state.queue.remove(&key);
-                let room_was_made = new.as_ref().is_none_or(|p| has_ended(p));
-                if room_was_made {
-                    state.queue.cluster_changed(Instant::now());
-                } else if placement_changed(change) {
-                    // It may be one that others want to be near, or spread evenly with.
-                    let minds = |key: &ObjectKey| self.pods.get(key).is_some_and(|p| minds_others(&p));
-                    state.queue.cluster_changed_for(Instant::now(), minds);
-                }
-            }
-        }
-    }
-
-    async fn schedule(self: Arc<Self>, key: ObjectKey) {
-        let Some(pod) = self.pods.get(&key).filter(|p| is_ours(p)) else {
-            self.state.lock().queue.remove(&key);
-            return;
-        };
-        let siblings = self.siblings(&pod);
-        let info = Arc::new(PodInfo::new(pod.clone()));
-        let decision = {
-            let mut state = self.state.lock();
-            let snapshot = state.cluster.snapshot();
-            let decision = decide(&info, &snapshot, siblings.as_ref(), pick);
-            let n_looked_at = decision.as_ref().map_or(0, |d| d.n_looked_at);
-            state.cluster.go_on_after(n_looked_at);
-            let decision = decision.map(|d| d.node.name().to_owned());
-            match &decision {
-                Ok(node) => state.cluster.assume(info, node),
-                Err(_) => state.queue.put_off(key.clone(), Instant::now()),
-            }
-            decision
-        };
-        match decision {
-            // Bindings run beside the next decision; the assumption keeps the room.
-            Ok(node) => drop(tokio::spawn(self.bind(pod, key, node))),
-            Err(why) => self.report(&pod, why).await,
-        }
-    }
-
-    async fn bind(self: Arc<Self>, pod: Arc<Pod>, key: ObjectKey, node: String) {
+    async fn bind(self: Arc<Self>, pod: Arc<Pod>, key: ObjectKey, node: String, place: OwnedSemaphorePermit) {
         let binding = Binding {
             metadata: ObjectMeta {
                 name: Some(key.name.clone()),
@@ -212,6 +245,7 @@ impl Scheduler {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
         let bound: Result<serde_json::Value, _> =
             pods.create_subresource("binding", &key.name, &PostParams::default(), &binding).await;
+        drop(place);
         match bound {
             Ok(_) => {
                 let message = format!("Successfully assigned {key} to {node}");
@@ -219,93 +253,55 @@ impl Scheduler {
             }
             Err(error) => {
                 debug!(pod = %key, node, %error, "a binding failed");
-                let mut state = self.state.lock();
-                state.cluster.forget(&pod);
-                // One that is gone, or bound by another, leaves the queue by its own event.
-                state.queue.retry(key, Instant::now());
-                drop(state);
+                let mut inbox = self.inbox.lock();
+                // What the pod has become meanwhile is looked at after that.
+                inbox.pods.insert(key.clone());
+                inbox.failed.push((key, pod.metadata.uid.clone().unwrap_or_default()));
+                drop(inbox);
                 self.wake.notify_one();
             }
         }
     }
 
-    async fn report(&self, pod: &Pod, why: Unschedulable) {
-        self.events.event(pod, EventType::Warning, "FailedScheduling", &why.message);
-        let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-        let known = conditions.into_iter().any(|c| {
-            c.type_ == "PodScheduled"
-                && c.status == "False"
-                && c.message.as_deref() == Some(why.message.as_str())
-        });
-        if known {
-            return;
-        }
-        let key = key_of(pod);
-        let condition = json!({
-            "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": why.message,
-            "observedGeneration": pod.metadata.generation,
-            "lastTransitionTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-        });
-        let patch = json!({"metadata": {"uid": pod.metadata.uid}, "status": {"conditions": [condition]}});
+    /// Writes why a pod is not scheduled, of a version that waits: not over what has become of it meanwhile.
+    async fn report(
+        self: Arc<Self>,
+        key: ObjectKey,
+        uid: Option<String>,
+        message: String,
+        place: OwnedSemaphorePermit,
+    ) {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        if let Err(error) =
-            pods.patch_status(&key.name, &PatchParams::default(), &Patch::Strategic(patch)).await
-        {
-            warn!(pod = %key, %error, "cannot write why a pod is not scheduled");
+        for attempt in 0..MAX_REPORT_ATTEMPTS {
+            tokio::time::sleep(REPORT_AGAIN * attempt).await;
+            let pod = self.pods.get(&key).filter(|pod| pod.metadata.uid == uid && is_ours(pod));
+            let Some(pod) = pod.filter(|pod| !is_known(pod, &message)) else { return };
+            let condition = json!({
+                "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
+                "observedGeneration": pod.metadata.generation,
+                "lastTransitionTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
+            });
+            let patch = json!({
+                "metadata": {"uid": uid, "resourceVersion": pod.metadata.resource_version},
+                "status": {"conditions": [condition]},
+            });
+            let patch = Patch::Strategic(patch);
+            match pods.patch_status(&key.name, &PatchParams::default(), &patch).await {
+                // The copy is not as new as the pod.
+                Err(kube::Error::Api(status)) if status.code == 409 => {}
+                Err(error) => return warn!(pod = %key, %error, "cannot write why a pod is not scheduled"),
+                Ok(_) => return,
+            }
         }
+        drop(place);
+        debug!(pod = %key, "a pod changes too often to write why it is not scheduled");
     }
 }
 
-/// Among equals any will do; the clock's lowest digits spread them.
-fn pick(n: usize) -> usize {
-    let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
-    nanos as usize / 100 % n.max(1)
-}
-
-/// Waits for this scheduler.
-fn is_ours(pod: &Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    node_of(pod).is_none()
-        && pod.metadata.deletion_timestamp.is_none()
-        && !has_ended(pod)
-        && spec.scheduler_name.as_deref().is_none_or(|n| n == NAME)
-        && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
-}
-
-/// A change of a waiting pod's status, such as our own report, is no reason to look again.
-fn spec_changed(change: &Change<Pod>) -> bool {
-    match (&change.old, &change.new) {
-        (Some(old), Some(new)) => old.spec != new.spec || old.metadata.labels != new.metadata.labels,
-        _ => true,
-    }
-}
-
-/// Whether it depends on other pods where this one may go.
-fn minds_others(pod: &Pod) -> bool {
-    let spreads = |s: &k8s_openapi::api::core::v1::PodSpec| {
-        s.topology_spread_constraints.as_ref().is_some_and(|c| !c.is_empty())
-    };
-    pod.spec.as_ref().is_some_and(|s| s.affinity.is_some() || spreads(s))
-}
-
-/// Whether what others are placed by has changed about a pod that is on a node.
-fn placement_changed(change: &Change<Pod>) -> bool {
-    let seen = |pod: &Option<Arc<Pod>>| {
-        let pod = pod.as_deref()?;
-        let meta = &pod.metadata;
-        Some((node_of(pod)?.to_owned(), meta.labels.clone(), meta.deletion_timestamp.is_some()))
-    };
-    seen(&change.old) != seen(&change.new)
-}
-
-fn fits_otherwise(change: &Change<Node>) -> bool {
-    match (&change.old, &change.new) {
-        (Some(old), Some(new)) => {
-            let allocatable = |n: &Node| n.status.as_ref().and_then(|s| s.allocatable.clone());
-            old.spec != new.spec
-                || old.metadata.labels != new.metadata.labels
-                || allocatable(old) != allocatable(new)
-        }
-        _ => true,
-    }
+/// Whether a pod says already that it is not scheduled, and why.
+fn is_known(pod: &Pod, message: &str) -> bool {
+    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "PodScheduled" && c.status == "False" && c.message.as_deref() == Some(message))
 }

@@ -2,18 +2,18 @@
 //!
 //! Source: upstream's PodTopologySpread plugin; KEP-895, KEP-3094, KEP-3243.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
 use skiff_api::LabelSelector;
 
 use crate::affinity::{key_requirements, matches, selector};
-use crate::cluster::{NodeInfo, Snapshot};
-use crate::framework::{MAX_SCORE, Refusal};
-use crate::plugins;
+use crate::alike::Class;
+use crate::cluster::{Cluster, NodeInfo, PodInfo};
+use crate::framework::{MAX_SCORE, Reason, Refusal};
+use crate::plugins::{Wants, bears_taints};
+use crate::topology::{Column, NodeId};
 
-const UNEVEN: &str = "node(s) didn't match pod topology spread constraints";
-const NO_LABEL: &str = "node(s) didn't match pod topology spread constraints (missing required label)";
 const HOSTNAME: &str = "kubernetes.io/hostname";
 const ZONE: &str = "topology.kubernetes.io/zone";
 
@@ -57,22 +57,22 @@ impl Constraint {
         }
     }
 
-    fn counts_node(&self, pod: &Pod, node: &NodeInfo) -> bool {
-        (!self.honors_affinity || plugins::node_affinity(pod, node).is_ok())
-            && (!self.honors_taints || plugins::taints(pod, node).is_ok())
+    /// Whether any node that has its labels counts.
+    fn counts_all(&self, wants: &Wants<'_>) -> bool {
+        (!self.honors_affinity || wants.labels.is_any()) && !self.honors_taints
     }
 
-    /// Pods of the namespace on a node that the constraint spreads.
-    fn n_matching(&self, namespace: Option<&str>, node: &NodeInfo) -> i64 {
-        if self.selector.is_empty() {
-            return 0;
-        }
-        let counts = |meta: &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta| {
-            meta.deletion_timestamp.is_none()
-                && meta.namespace.as_deref() == namespace
-                && matches(&self.selector, meta.labels.as_ref())
-        };
-        node.pods.iter().filter(|other| counts(&other.pod.metadata)).count() as i64
+    fn counts_node(&self, wants: &Wants<'_>, node: &NodeInfo) -> bool {
+        (!self.honors_affinity || wants.labels.hold(node))
+            && (!self.honors_taints || bears_taints(&wants.pod.pod, node))
+    }
+
+    /// Whether it spreads the pods of a class along with this one.
+    fn counts_pods(&self, pod: &PodInfo, class: &Class) -> bool {
+        !class.traits.going
+            && class.traits.namespace == pod.traits.namespace
+            && !self.selector.is_empty()
+            && matches(&self.selector, Some(&class.traits.labels))
     }
 }
 
@@ -81,62 +81,127 @@ fn of_action(pod: &Pod, action: &str) -> Vec<Constraint> {
     constraints.filter(|c| c.when_unsatisfiable == action).map(|c| Constraint::new(c, pod)).collect()
 }
 
-fn has_all_keys(constraints: &[Constraint], node: &NodeInfo) -> bool {
-    constraints.iter().all(|c| node.label(&c.topology_key).is_some())
+fn columns(constraints: &[Constraint], cluster: &Cluster) -> Vec<Arc<Column>> {
+    constraints.iter().map(|c| cluster.column(&c.topology_key)).collect()
+}
+
+fn has_all(columns: &[Arc<Column>], node: &NodeInfo) -> bool {
+    columns.iter().all(|column| column.value(node.id).is_some())
+}
+
+/// The matching pods of each value of a constraint's key.
+#[derive(Debug)]
+struct Domains {
+    constraint: Constraint,
+    column: Arc<Column>,
+    /// `None` where no node counts that has the value.
+    counts: Vec<Option<i64>>,
+    /// By node: whether it counts.
+    counted: Vec<bool>,
+    /// Whether the pod itself is one of them.
+    itself: i64,
+    least: i64,
+}
+
+impl Domains {
+    fn new(
+        constraint: Constraint,
+        wants: &Wants<'_>,
+        columns: &[Arc<Column>],
+        column: &Arc<Column>,
+        cluster: &Cluster,
+    ) -> Domains {
+        let classes = cluster.classes().iter();
+        let matching: Vec<&Class> = classes.filter(|c| constraint.counts_pods(wants.pod, c)).collect();
+        let mut domains = Domains {
+            counts: vec![None; column.n_values()],
+            counted: vec![false; cluster.n_ids()],
+            itself: i64::from(matches(&constraint.selector, Some(&wants.pod.traits.labels))),
+            least: 0,
+            column: column.clone(),
+            constraint,
+        };
+        let all = domains.constraint.counts_all(wants);
+        for node in cluster.nodes().filter(|node| has_all(columns, node)) {
+            if let Some(value) = column.value(node.id)
+                && (all || domains.constraint.counts_node(wants, node))
+            {
+                domains.counted[node.id.index()] = true;
+                domains.counts[value].get_or_insert(0);
+            }
+        }
+        for (node, n) in matching.iter().flat_map(|class| &class.on) {
+            domains.add(*node, i64::from(*n));
+        }
+        domains.find_least();
+        domains
+    }
+
+    fn add(&mut self, node: NodeId, by: i64) {
+        if let Some(value) = self.column.value(node).filter(|_| self.counted[node.index()])
+            && let Some(count) = &mut self.counts[value]
+        {
+            *count += by;
+        }
+    }
+
+    /// Domains that are still missing count as empty ones.
+    fn find_least(&mut self) {
+        let there = || self.counts.iter().flatten();
+        let is_missing = there().count() < self.constraint.min_domains;
+        self.least = if is_missing { 0 } else { there().copied().min().unwrap_or(i64::MAX) };
+    }
+
+    fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        let Some(value) = self.column.value(node.id) else {
+            return Err(Refusal::for_good(Reason::NoTopology));
+        };
+        let here = self.counts[value].unwrap_or(0);
+        if (here + self.itself).saturating_sub(self.least) > self.constraint.max_skew {
+            return Err(Refusal::for_now(Reason::Uneven));
+        }
+        Ok(())
+    }
 }
 
 /// What the cluster means for the constraints that a pod insists on, counted once a decision.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Spread {
-    /// With the matching pods of each value of its key.
-    constraints: Vec<(Constraint, HashMap<String, i64>)>,
+    domains: Vec<Domains>,
 }
 
 impl Spread {
-    pub(crate) fn of(pod: &Pod, snapshot: &Snapshot) -> Spread {
-        let constraints = of_action(pod, "DoNotSchedule");
-        let mut counts: Vec<HashMap<String, i64>> = constraints.iter().map(|_| HashMap::new()).collect();
-        let namespace = pod.metadata.namespace.as_deref();
-        for node in snapshot.nodes.iter().filter(|node| has_all_keys(&constraints, node)) {
-            for (constraint, counts) in constraints.iter().zip(&mut counts) {
-                let value = node.label(&constraint.topology_key);
-                if let Some(value) = value.filter(|_| constraint.counts_node(pod, node)) {
-                    *counts.entry(value.clone()).or_default() += constraint.n_matching(namespace, node);
-                }
-            }
+    pub(crate) fn of(wants: &Wants<'_>, cluster: &Cluster) -> Spread {
+        let constraints = of_action(&wants.pod.pod, "DoNotSchedule");
+        let columns = columns(&constraints, cluster);
+        let domains = constraints.into_iter().zip(&columns);
+        Spread {
+            domains: domains.map(|(c, column)| Domains::new(c, wants, &columns, column, cluster)).collect(),
         }
-        Spread { constraints: constraints.into_iter().zip(counts).collect() }
     }
 
-    pub(crate) fn filter(&self, pod: &Pod, node: &NodeInfo) -> Result<(), Refusal> {
-        for (constraint, counts) in &self.constraints {
-            let Some(value) = node.label(&constraint.topology_key) else {
-                return Err(Refusal::for_good(NO_LABEL));
-            };
-            // Domains that are still missing count as empty ones.
-            let least = if counts.len() < constraint.min_domains {
-                0
-            } else {
-                counts.values().copied().min().unwrap_or(i64::MAX)
-            };
-            let itself = i64::from(matches(&constraint.selector, pod.metadata.labels.as_ref()));
-            let here = counts.get(value).copied().unwrap_or(0);
-            if (here + itself).saturating_sub(least) > constraint.max_skew {
-                return Err(Refusal::for_now(UNEVEN));
-            }
+    /// A pod of a class has come to a node, or gone from it: `by` is 1 or -1.
+    pub(crate) fn shift(&mut self, pod: &PodInfo, class: &Class, node: NodeId, by: i64) {
+        for domains in self.domains.iter_mut().filter(|d| d.constraint.counts_pods(pod, class)) {
+            domains.add(node, by);
+            domains.find_least();
         }
-        Ok(())
+    }
+
+    pub(crate) fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
+        self.domains.iter().try_for_each(|domains| domains.filter(node))
     }
 }
 
 /// 0 to 100 for each node, the more the fewer of the pod's like it holds; `None` where no constraint says anything.
 /// `siblings` selects what the pod belongs together with, if it says nothing itself.
 pub(crate) fn scores(
-    pod: &Pod,
-    snapshot: &Snapshot,
+    wants: &Wants<'_>,
+    cluster: &Cluster,
     nodes: &[&NodeInfo],
     siblings: Option<&LabelSelector>,
 ) -> Option<Vec<i64>> {
+    let pod = &wants.pod.pod;
     let says =
         pod.spec.as_ref().is_some_and(|s| s.topology_spread_constraints.iter().flatten().next().is_some());
     let constraints = match siblings.filter(|s| !says && !s.is_empty()) {
@@ -146,39 +211,45 @@ pub(crate) fn scores(
     if constraints.is_empty() {
         return None;
     }
+    let columns = columns(&constraints, cluster);
     // By default a node without a zone is spread over all the same.
-    let is_scored = |node: &NodeInfo| !says || has_all_keys(&constraints, node);
+    let is_scored = |node: &NodeInfo| !says || has_all(&columns, node);
     let n_scored = nodes.iter().filter(|node| is_scored(node)).count();
-    let namespace = pod.metadata.namespace.as_deref();
     let mut marks = vec![0.0; nodes.len()];
-    for constraint in &constraints {
-        let mut counts: HashMap<&str, i64> = HashMap::new();
-        if constraint.topology_key != HOSTNAME {
-            let values = nodes.iter().filter(|node| is_scored(node));
-            counts = values.filter_map(|n| Some((n.label(&constraint.topology_key)?.as_str(), 0))).collect();
-            // A cluster without zones: there is nothing to count on any node.
-            if counts.is_empty() {
-                continue;
-            }
-            for node in snapshot.nodes.iter().filter(|n| is_scored(n) && constraint.counts_node(pod, n)) {
-                let value = node.label(&constraint.topology_key);
-                if let Some(count) = value.and_then(|v| counts.get_mut(v.as_str())) {
-                    *count += constraint.n_matching(namespace, node);
+    for (constraint, column) in constraints.iter().zip(&columns) {
+        let by_host = constraint.topology_key == HOSTNAME;
+        // By value, or by node. `None` where no node has it that the pod may go to.
+        let mut counts: Vec<Option<i64>> = if by_host {
+            vec![Some(0); cluster.n_ids()]
+        } else {
+            let mut counts = vec![None; column.n_values()];
+            let there = nodes.iter().filter(|node| is_scored(node));
+            there.filter_map(|node| column.value(node.id)).for_each(|value| counts[value] = Some(0));
+            counts
+        };
+        let n_domains = if by_host { n_scored } else { counts.iter().flatten().count() };
+        // A cluster without zones: there is nothing to count on any node.
+        if n_domains == 0 {
+            continue;
+        }
+        let place = |node: NodeId| if by_host { Some(node.index()) } else { column.value(node) };
+        for class in cluster.classes().iter().filter(|class| constraint.counts_pods(wants.pod, class)) {
+            for (id, n) in &class.on {
+                let node = cluster.node(*id);
+                if let Some(Some(count)) = place(*id).and_then(|at| counts.get_mut(at))
+                    && (by_host || (is_scored(node) && constraint.counts_node(wants, node)))
+                {
+                    *count += i64::from(*n);
                 }
             }
         }
         // Small topologies are not watered down by large ones.
-        let n_domains = if constraint.topology_key == HOSTNAME { n_scored } else { counts.len() };
         let weight = ((n_domains + 2) as f64).ln();
         for (mark, node) in marks.iter_mut().zip(nodes) {
-            let Some(value) = node.label(&constraint.topology_key).filter(|_| is_scored(node)) else {
+            if column.value(node.id).is_none() || !is_scored(node) {
                 continue;
-            };
-            let count = if constraint.topology_key == HOSTNAME {
-                constraint.n_matching(namespace, node)
-            } else {
-                counts.get(value.as_str()).copied().unwrap_or(0)
-            };
+            }
+            let count = place(node.id).and_then(|at| counts[at]).unwrap_or(0);
             *mark += count as f64 * weight + (constraint.max_skew - 1) as f64;
         }
     }

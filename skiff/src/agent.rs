@@ -95,6 +95,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
         ip,
         network,
         pod_cidr,
+        claims_range: false,
         services: client.clone(),
         client,
         serving,

@@ -14,10 +14,11 @@ use skiff_runtime::{PortForward, SandboxNetwork};
 pub(crate) struct Network(pub(crate) PodNetwork);
 
 fn host_ports(ports: &[PortForward]) -> Vec<HostPort> {
-    ports
-        .iter()
-        .map(|p| HostPort { protocol: p.protocol, host_port: p.host_port, container_port: p.container_port })
-        .collect()
+    let ports = ports.iter().map(|port| {
+        let PortForward { protocol, host_ip, host_port, container_port } = *port;
+        HostPort { protocol, host_ip, host_port, container_port }
+    });
+    ports.collect()
 }
 
 fn failed(what: &str, error: &dyn std::error::Error) -> CriError {

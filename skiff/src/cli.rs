@@ -43,6 +43,9 @@ enum Command {
         /// How many nodes, each in a network namespace of its own; may grow later [default: as many as there are, or 1]
         #[arg(long)]
         nodes: Option<u8>,
+        /// Give each node a segment of its own, with a router between them: pods of different nodes meet in VXLAN
+        #[arg(long)]
+        routed: bool,
     },
     /// Run a node of a cluster whose server is elsewhere
     Agent(Box<AgentArgs>),
@@ -161,7 +164,9 @@ async fn serve(command: Command) -> Result<()> {
         Command::Agent(args) => Box::pin(agent::run(*args)).await,
         Command::Token { cluster, command } => token::run(command, &kubeconfig(cluster.as_deref())?).await,
         Command::Teardown { layout } => node::tear_down(&layout).await,
-        Command::Up { name, registries, nodes } => Box::pin(cluster::up(&name, &registries, nodes)).await,
+        Command::Up { name, registries, nodes, routed } => {
+            Box::pin(cluster::up(&name, &registries, nodes, routed)).await
+        }
         Command::Down { name } => cluster::down(&name).await,
         Command::Forward { name } => forward::run(&name).await,
         Command::Service { cluster, command } => {

@@ -1,8 +1,8 @@
 //! Throw-away clusters: `skiff up` and `skiff down`.
 //!
 //! Each node lives in a network namespace of its own, so that nothing of the host's network changes. Its one link, `eth0`,
-//! leads to a bridge in another namespace that plays the LAN, and no further; a forwarder on the host publishes the API and LoadBalancer Services on loopback addresses,
-//! and lets the node fetch images as if from the host.
+//! leads to a bridge in another namespace that plays the LAN, or to a router there, and no further; a forwarder on the host
+//! publishes the API and LoadBalancer Services on loopback addresses, and lets the node fetch images as if from the host.
 //!
 //! ```text
 //!  host: 127.64.0.1:6443 ─┐                   ┌─ NAME-1 ──────────────┐   ┌─ LAN ──┐   ┌─ NAME-2 ──────────┐
@@ -50,6 +50,9 @@ pub(crate) struct Cluster {
     /// Of the second node and those after it.
     #[serde(default)]
     agents: Vec<Option<Started>>,
+    /// Whether each node is on a segment of its own, with a router between them.
+    #[serde(default)]
+    is_routed: bool,
 }
 
 const CLUSTERS: &str = "/run/skiff/clusters";
@@ -62,6 +65,8 @@ pub(crate) const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 const MAX_NODES: u8 = 100;
 /// Where the forwarder lets the node's own processes reach registries.
 pub(crate) const EGRESS: (Ipv4Addr, u16) = (Ipv4Addr::LOCALHOST, 3128);
+/// A throw-away cluster takes what the machine has: one that has 9 % of a large disk left is no reason to take no pods.
+const EVICTION_HARD: &str = "memory.available<100Mi,nodefs.available<1%,nodefs.inodesFree<1%";
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 const TOKEN_TTL: SignedDuration = SignedDuration::from_mins(10);
 const STOP_GRACE: Duration = Duration::from_secs(30);
@@ -111,7 +116,7 @@ impl Cluster {
         }
     }
 
-    /// The namespace whose bridge joins the nodes.
+    /// The namespace whose bridge or router joins the nodes.
     fn lan(&self) -> PathBuf {
         self.layout().run_dir.join("lan")
     }
@@ -204,6 +209,8 @@ impl ClusterNode {
             self.name.clone(),
             "--node-ip".to_owned(),
             self.ip.to_string(),
+            "--eviction-hard".to_owned(),
+            EVICTION_HARD.to_owned(),
         ]);
         args
     }
@@ -238,7 +245,7 @@ fn record(name: &str) -> PathBuf {
 }
 
 /// Starts a cluster, or makes sure that it runs, with as many nodes as asked for.
-pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>) -> Result<()> {
+pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>, is_routed: bool) -> Result<()> {
     ensure!(
         skiff_api::name::dns_label_fault(name).is_none() && name.len() <= 20,
         "{name:?} cannot be a cluster's name: use up to 20 lower-case letters, digits and '-'"
@@ -247,8 +254,12 @@ pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>) -> Re
     let lock = lock(name)?;
     let mut cluster = match Cluster::open(name) {
         Ok(cluster) => cluster,
-        Err(_) => create(name, registries).inspect_err(|_| forget(name))?,
+        Err(_) => create(name, registries, is_routed).inspect_err(|_| forget(name))?,
     };
+    ensure!(
+        cluster.is_routed || !is_routed,
+        "the nodes of the cluster {name:?} share a segment; start anew with: skiff down --name {name}"
+    );
     let has_grown = cluster.grow(n_nodes)?;
     // Each time: the last one may have ended half-way.
     prepare(&cluster)?;
@@ -370,7 +381,7 @@ fn lock_directory(path: &Path) -> Result<File> {
     Ok(lock)
 }
 
-fn create(name: &str, registries: &Path) -> Result<Cluster> {
+fn create(name: &str, registries: &Path, is_routed: bool) -> Result<Cluster> {
     // Two clusters that start at a time must not take the same number.
     let _lock = lock_directory(Path::new(CLUSTERS))?;
     let taken: Vec<u8> = Cluster::all().iter().map(|c| c.index).collect();
@@ -387,6 +398,7 @@ fn create(name: &str, registries: &Path) -> Result<Cluster> {
         server: None,
         forwarder: None,
         agents: Vec::new(),
+        is_routed,
     };
     // From here on `down` finds and removes whatever there is.
     cluster.save()?;
@@ -399,7 +411,8 @@ fn prepare(cluster: &Cluster) -> Result<()> {
     for directory in nodes.iter().flat_map(|n| [&n.layout.data_dir, &n.layout.run_dir]) {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
-    lan::make(&cluster.lan(), &nodes).context("making the cluster's network namespaces")?;
+    let shape = if cluster.is_routed { lan::Shape::Router } else { lan::Shape::Bridge };
+    lan::make(&cluster.lan(), shape, &nodes).context("making the cluster's network namespaces")?;
     let pki = Pki::open(&cluster.layout().pki())?;
     let server = format!("https://{}:{API_PORT}", cluster.api_address());
     write_private(&cluster.kubeconfig(), &pki.kubeconfig(&format!("skiff-{}", cluster.name), &server))

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
 use clap::Args;
+use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use serde::{Deserialize, Serialize};
 use skiff_client::{EventRecorder, Informers};
@@ -17,10 +18,11 @@ use skiff_network::{
     ClusterDns, DnsConfig, PeerRoutes, PeersConfig, PodNetwork, PodNetworkConfig, ProxyConfig, ServiceProxy,
     Uplink,
 };
-use skiff_nodelet::{Nodelet, ServerTls};
+use skiff_nodelet::{EvictionHard, Nodelet, ServerTls};
 use skiff_runtime::{NodeRuntime, RuntimeConfig};
 use skiff_runtime_oci::{OciConfig, OciRuntime};
 use skiff_runtime_wasm::{WasmConfig, WasmRuntime};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -59,6 +61,9 @@ pub(crate) struct NodeArgs {
     /// Most pods on this node
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
+    /// The least that must be free: below it the node is under pressure and takes no pods
+    #[arg(long, default_value_t)]
+    pub(crate) eviction_hard: EvictionHard,
     /// The program that runs Linux containers
     #[arg(long, default_value = "runc")]
     pub(crate) runc: PathBuf,
@@ -104,6 +109,8 @@ pub(crate) struct NodeSetup {
     pub(crate) network: ClusterNetwork,
     /// This node's part of the cluster's range.
     pub(crate) pod_cidr: String,
+    /// Whether it says so in its Node. Else the cluster gave it the range, and may give it another one.
+    pub(crate) claims_range: bool,
     /// Ports that the node itself listens on, and that no Service may take.
     pub(crate) own_ports: Vec<u16>,
     /// The node's own client.
@@ -144,6 +151,15 @@ pub(crate) type Parts = JoinSet<Result<&'static str>>;
 /// Starts all parts of the node. Its Node is ready when this returns.
 pub(crate) async fn start(setup: NodeSetup, shutdown: &CancellationToken, parts: &mut Parts) -> Result<()> {
     let NodeSetup { args, network, .. } = &setup;
+    let last = read_record(&args.layout)?.map(|record| record.network.pod_cidr);
+    if let Some(last) = last.filter(|last| *last != setup.pod_cidr) {
+        info!(
+            last,
+            now = setup.pod_cidr,
+            "the node has other pod addresses than before; its pods are made anew"
+        );
+        tear_down(&args.layout).await.context("removing what has the last pod addresses")?;
+    }
     let record = Record {
         network: NetworkRecord {
             bridge: args.bridge.clone(),
@@ -223,7 +239,8 @@ async fn start_nodelet(
     config.cluster_domain = network.cluster_domain.clone();
     config.port = args.kubelet_port;
     config.max_pods = args.max_pods;
-    config.pod_cidr = Some(setup.pod_cidr.clone());
+    config.eviction_hard = args.eviction_hard;
+    config.pod_cidr = Some(setup.pod_cidr.clone()).filter(|_| setup.claims_range);
     config.resolv_conf = args.resolv_conf.clone();
     config.tls = Some(ServerTls {
         certificate: setup.serving.clone(),
@@ -251,6 +268,16 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
         cluster_cidr: network.cluster_cidr.clone(),
         pod_cidr: setup.pod_cidr.clone(),
     };
+    if !setup.claims_range {
+        let changed = range_changed(setup, &informers);
+        let stop = shutdown.clone();
+        parts.spawn(async move {
+            match stop.run_until_cancelled(changed).await {
+                Some(error) => Err(error),
+                None => Ok("look at the node's range"),
+            }
+        });
+    }
     let proxy = ServiceProxy::new(config, &informers).with_own_ports(setup.own_ports.iter().copied());
     let stop = shutdown.clone();
     parts.spawn(async move {
@@ -284,6 +311,30 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
         Ok("cluster DNS")
     });
     Ok(())
+}
+
+/// Ends when the node has another range than this process works with: its Node was deleted, and has been given one anew
+/// that need not be the last one, since that may be another node's by then.
+fn range_changed(setup: &NodeSetup, informers: &Informers) -> impl Future<Output = anyhow::Error> + use<> {
+    let (name, has) = (setup.name.clone(), setup.pod_cidr.clone());
+    let (found, mut other) = watch::channel(None);
+    informers.of::<Node>().on_change(move |change| {
+        let node = change.new.as_deref().filter(|node| node.metadata.name.as_deref() == Some(&name));
+        let range = node.and_then(|node| node.spec.as_ref()?.pod_cidr.clone());
+        if range.as_ref().is_some_and(|range| *range != has) {
+            found.send_replace(range);
+        }
+    });
+    let has = setup.pod_cidr.clone();
+    async move {
+        match other.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(now)) => anyhow!(
+                "the node's pod addresses are {now} and no longer {has}, since its Node was deleted; start it again, and \
+                 it makes its pods anew"
+            ),
+            Ok(None) | Err(_) => anyhow!("nobody looks at the node's pod addresses any more"),
+        }
+    }
 }
 
 /// The DNS address belongs to the node itself: pods reach it like any address of their gateway.
@@ -378,19 +429,20 @@ async fn release_addresses(runtime: &NodeRuntime, network: &Network) -> Result<(
     Ok(())
 }
 
+/// None if the node never came so far as to have pods.
+fn read_record(layout: &Layout) -> Result<Option<Record>> {
+    let path = layout.node_record();
+    match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("reading {}", path.display())),
+    }
+}
+
 /// Removes every pod of the node and all that the node made. What `skiff down` runs, after the node's process has ended.
 pub(crate) async fn tear_down(layout: &Layout) -> Result<()> {
     use skiff_cri::v1::{ListPodSandboxRequest, RemovePodSandboxRequest};
-    let path = layout.node_record();
-    let record: Option<Record> = match std::fs::read(&path) {
-        Ok(bytes) => {
-            Some(serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))?)
-        }
-        // It never came so far as to have pods.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-        Err(error) => return Err(error).with_context(|| format!("reading {}", path.display())),
-    };
-    if let Some(record) = record {
+    if let Some(record) = read_record(layout)? {
         let opened = open_runtime(layout, &record).await?;
         let sandboxes = opened.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.items;
         for sandbox in sandboxes {

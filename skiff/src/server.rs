@@ -238,6 +238,7 @@ async fn start_node(
         ip: node.ip,
         network: network(args),
         pod_cidr: args.pod_cidr.clone(),
+        claims_range: true,
         own_ports: vec![SSH_PORT, args.port, args.node.kubelet_port],
         client: client(api, &user, &["system:nodes"]),
         services: client(api, "system:kube-proxy", &["system:node-proxier"]),

@@ -32,10 +32,16 @@ pub struct TestCluster {
     name: String,
     program: PathBuf,
     registries: PathBuf,
-    n_nodes: u8,
+    shape: Shape,
     /// What there was when it was new.
     fresh: Option<Inventory>,
     stopped: bool,
+}
+
+#[derive(Clone, Copy)]
+struct Shape {
+    n_nodes: u8,
+    is_routed: bool,
 }
 
 /// What stories make, and delete by hand; all else must go with its owner.
@@ -56,17 +62,24 @@ impl TestCluster {
         name: &str,
         prepare: impl FnOnce(&Path) -> Result<T>,
     ) -> Result<(TestCluster, T)> {
-        TestCluster::begin(name, 1, prepare)
+        TestCluster::begin(name, Shape { n_nodes: 1, is_routed: false }, prepare)
     }
 
     /// The same, of a cluster with several nodes.
     pub fn start_nodes(name: &str, n_nodes: u8) -> Result<TestCluster> {
-        TestCluster::begin(name, n_nodes, |_| Ok(())).map(|(cluster, ())| cluster)
+        let shape = Shape { n_nodes, is_routed: false };
+        TestCluster::begin(name, shape, |_| Ok(())).map(|(cluster, ())| cluster)
+    }
+
+    /// The same, with a router between the nodes.
+    pub fn start_routed(name: &str, n_nodes: u8) -> Result<TestCluster> {
+        let shape = Shape { n_nodes, is_routed: true };
+        TestCluster::begin(name, shape, |_| Ok(())).map(|(cluster, ())| cluster)
     }
 
     fn begin<T>(
         name: &str,
-        n_nodes: u8,
+        shape: Shape,
         prepare: impl FnOnce(&Path) -> Result<T>,
     ) -> Result<(TestCluster, T)> {
         let named = |variable: &str| {
@@ -78,7 +91,7 @@ impl TestCluster {
             name: name.into(),
             program: program.into(),
             registries: registries.into(),
-            n_nodes,
+            shape,
             fresh: None,
             stopped: false,
         };
@@ -105,8 +118,11 @@ impl TestCluster {
 
     /// Starts what of the cluster does not run.
     pub fn up(&self) -> Result<()> {
-        let (registries, nodes) = (self.registries.to_string_lossy().into_owned(), self.n_nodes.to_string());
-        self.skiff(&["up", "--name", &self.name, "--registries", &registries, "--nodes", &nodes]).map(drop)
+        let registries = self.registries.to_string_lossy().into_owned();
+        let nodes = self.shape.n_nodes.to_string();
+        let mut args = vec!["up", "--name", &self.name, "--registries", &registries, "--nodes", &nodes];
+        args.extend(self.shape.is_routed.then_some("--routed"));
+        self.skiff(&args).map(drop)
     }
 
     /// Runs the program; answers what it printed.
@@ -270,6 +286,12 @@ impl TestCluster {
             Ok(changes.is_empty().then_some(()))
         });
         back.with_context(|| format!("changed since the cluster was new:\n  {}", changes.join("\n  ")))
+    }
+
+    /// The same, of a cluster that is not what it was when it was new, and need not become so again.
+    pub fn stop_changed(mut self) -> Result<()> {
+        self.fresh = None;
+        self.stop()
     }
 
     /// Deletes what the story made, ends the cluster, and fails if anything of either is left.

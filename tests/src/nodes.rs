@@ -21,7 +21,7 @@ pub struct NodePaths {
 impl TestCluster {
     /// The first is the server's.
     pub fn nodes(&self) -> Vec<NodePaths> {
-        (1..=self.n_nodes).map(|number| self.node(number)).collect()
+        (1..=self.shape.n_nodes).map(|number| self.node(number)).collect()
     }
 
     /// Nodes are counted from 1.

@@ -1,6 +1,7 @@
 //! Stories of clusters with several nodes.
 
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use skiff_tests::{NodePaths, TestCluster, has};
@@ -138,6 +139,64 @@ fn pods_spread_over_three_nodes_and_everything_reaches_everything() -> Result<()
     cluster.stop()
 }
 
+/// More than fits into any packet, so that its packets are as large as the path lets them be.
+const LARGE: usize = 4 << 20;
+
+#[test]
+fn pods_of_nodes_with_a_router_between_them_meet_in_vxlan() -> Result<()> {
+    let cluster = TestCluster::start_routed("nodes-routed", 2)?;
+    cluster.apply_text(&deployment("web", "nginx:alpine", 2))?;
+    cluster.apply_text(&deployment("guest", "skiff/wasm-http:v1", 2))?;
+    for app in ["web", "guest"] {
+        cluster.kubectl(&["rollout", "status", &format!("deployment/{app}"), "--timeout=60s"])?;
+        ensure!(nodes_of(&placed(&cluster, app)?).len() == 2, "{:?}", placed(&cluster, app)?);
+    }
+    cluster.kubectl(&["expose", "deployment", "web", "--port=80"])?;
+    for node in cluster.nodes() {
+        let routes = Command::new("nsenter")
+            .arg(format!("--net={}", node.netns.display()))
+            .args(["ip", "route", "show", "root", "10.42.0.0/16", "dev", "skiff-vxlan"])
+            .output()
+            .context("running nsenter")?;
+        let routes = String::from_utf8_lossy(&routes.stdout).into_owned();
+        ensure!(routes.lines().count() == 1, "one other node, not: {routes}");
+    }
+
+    let (web, guest) = (placed(&cluster, "web")?, placed(&cluster, "guest")?);
+    let directory = "/usr/share/nginx/html";
+    for pod in &web {
+        let make = format!("head -c {LARGE} /dev/zero > {directory}/large");
+        cluster.kubectl(&["exec", &pod[0], "-c", "c", "--", "sh", "-c", &make])?;
+    }
+    for pod in &web {
+        for other in web.iter().chain(&guest).filter(|other| other[1] != pod[1]) {
+            let ask = |url: &str, filter: &str| {
+                let command = format!("wget -qO- {url} | {filter}");
+                cluster.kubectl(&["exec", &pod[0], "-c", "ask", "--", "sh", "-c", &command])
+            };
+            if guest.contains(other) {
+                has(&ask(&format!("http://{}:8080", other[2]), "cat")?, &["wasm"])?;
+            } else {
+                let n_bytes = ask(&format!("http://{}/large", other[2]), "wc -c")?;
+                ensure!(n_bytes.trim() == LARGE.to_string(), "{n_bytes} bytes came");
+            }
+        }
+        // By name: the cluster's DNS may be on the other node.
+        for _ in 0..6 {
+            let fetch = ["exec", &pod[0], "-c", "ask", "--", "wget", "-qO-", "http://web"];
+            has(&cluster.kubectl(&fetch)?, &["nginx"])?;
+        }
+    }
+    for pod in &guest {
+        for _ in 0..6 {
+            let url = format!("http://{}:8080/fetch/web", pod[2]);
+            has(&page(&cluster.node(1), &url)?, &["nginx"])?;
+            has(&page(&cluster.node(2), &url)?, &["nginx"])?;
+        }
+    }
+    cluster.stop()
+}
+
 #[test]
 fn the_pods_of_a_dead_node_move_and_it_comes_back_cleanly() -> Result<()> {
     let cluster = TestCluster::start_nodes("nodes-dead", 3)?;
@@ -188,6 +247,58 @@ fn the_pods_of_a_dead_node_move_and_it_comes_back_cleanly() -> Result<()> {
         Ok(nodes_of(&placed(&cluster, "web")?).contains("nodes-dead-2").then_some(()))
     })?;
     cluster.stop()
+}
+
+#[test]
+fn a_deleted_node_that_lost_its_range_to_another_takes_a_new_one() -> Result<()> {
+    let cluster = TestCluster::start_nodes("nodes-deleted", 2)?;
+    cluster.apply_text(&deployment("web", "nginx:alpine", 2))?;
+    cluster.kubectl(&["rollout", "status", "deployment/web", "--timeout=60s"])?;
+    let range = |node: &str| -> Result<String> {
+        let node = cluster.get(&["node", node])?;
+        Ok(node["spec"]["podCIDR"].as_str().context("no range")?.to_owned())
+    };
+    let second = "nodes-deleted-2";
+    let (lost, agent) = (range(second)?, cluster.agent(2)?);
+    // It looks for its Node every ten seconds: until then the range is free.
+    cluster.kubectl(&["delete", "node", second])?;
+    let thief = format!(
+        r#"{{"apiVersion": "v1", "kind": "Node", "metadata": {{"name": "thief"}}, "spec": {{"unschedulable": true,
+            "podCIDR": "{lost}", "podCIDRs": ["{lost}"]}}}}"#
+    );
+    cluster.apply_text(&thief)?;
+    let now = cluster.wait_for("the node to be back", || Ok(range(second).ok()))?;
+    ensure!(now != lost, "two nodes have {lost}");
+    ensure!(agent.ends_within(Duration::from_secs(30))?, "the agent goes on with another node's addresses");
+    let log = std::fs::read_to_string(cluster.node(2).data.join("agent.log"))?;
+    has(&log, &[&format!("the node's pod addresses are {now} and no longer {lost}"), "start it again"])?;
+
+    cluster.up()?;
+    cluster.kubectl(&["scale", "deployment/web", "--replicas=4"])?;
+    let network = now.trim_end_matches("0/24");
+    let pods = cluster.wait_for("pods with the new addresses", || {
+        let pods = placed(&cluster, "web")?;
+        let settled = pods.iter().all(|p| (p[1] == second) == p[2].starts_with(network));
+        let moved = pods.len() == 4 && settled && nodes_of(&pods).contains(second);
+        Ok((moved && cluster.pods("app=web")?.iter().all(|p| p.ready)).then_some(pods))
+    })?;
+    for pod in &pods {
+        for node in cluster.nodes() {
+            cluster.wait_for(&format!("{} from {}", pod[2], node.name), || {
+                Ok(page(&node, &format!("http://{}", pod[2])).ok().filter(|page| page.contains("nginx")))
+            })?;
+        }
+    }
+    let addresses = Command::new("nsenter")
+        .arg(format!("--net={}", cluster.node(2).netns.display()))
+        .args(["ip", "-brief", "address"])
+        .output()
+        .context("running nsenter")?;
+    let addresses = String::from_utf8_lossy(&addresses.stdout).into_owned();
+    ensure!(!addresses.contains(lost.trim_end_matches("0/24")), "the lost range is still here: {addresses}");
+    cluster.kubectl(&["delete", "node", "thief"])?;
+    // The new node's own range and addresses are other than when the cluster was new.
+    cluster.stop_changed()
 }
 
 /// An agent that a test starts by hand on the cluster's second node.

@@ -7,12 +7,15 @@
 //!  page    docs/benchmarks.md, .svg           drawn anew from all that is stored
 //! ```
 //!
+//! `hollow` and `smoke` have no other side and no turns.
+//!
 //! Machines differ and are shared, so only ratios within a run mean something. A side that cannot do what is measured is
 //! recorded with its own words for why.
 
 mod api;
 mod chart;
 mod cluster;
+mod hollow;
 mod page;
 mod sides;
 mod smoke;
@@ -40,6 +43,8 @@ pub(crate) struct Options {
     /// Measure this program instead of a release build of the work tree
     #[arg(long)]
     skiff: Option<PathBuf>,
+    #[command(flatten)]
+    hollow: hollow::Size,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -68,6 +73,8 @@ pub(crate) enum Name {
     WasmHttp,
     /// Memory of many Wasm components
     WasmDensity,
+    /// API latency by verb of Skiff alone, with 1,000 hollow nodes and 30,000 pods
+    Hollow,
     /// All of the above but `smoke`
     All,
     /// Draw the page and the chart anew, and measure nothing
@@ -80,7 +87,7 @@ pub(crate) enum Name {
 pub(crate) const MIN_PAIRS: usize = 5;
 
 /// In the order of the page.
-const ALL: [Name; 11] = [
+const ALL: [Name; 12] = [
     Name::Start,
     Name::Idle,
     Name::ApiCreate,
@@ -92,6 +99,7 @@ const ALL: [Name; 11] = [
     Name::Dns,
     Name::WasmHttp,
     Name::WasmDensity,
+    Name::Hollow,
 ];
 
 impl Name {
@@ -105,7 +113,11 @@ impl Name {
 pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(options.pairs > 0, "--pairs must be at least 1");
     match options.name {
-        Name::Smoke => smoke::smoke(),
+        Name::Smoke => {
+            let _alone = alone()?;
+            clean()?;
+            smoke::smoke()
+        }
         Name::Page => page::render(),
         Name::Clean => {
             let _alone = alone()?;
@@ -140,7 +152,7 @@ fn measure(names: &[Name], options: &Options) -> Result<()> {
     for name in names {
         eprintln!("bench {}", name.text());
         let mut book = Book::new(&name.text(), options.pairs);
-        if let Err(error) = one(*name, &tools, &mut book) {
+        if let Err(error) = one(*name, &tools, &mut book, options) {
             eprintln!("bench {} failed: {error:#}", name.text());
             failed.push(name.text());
             continue;
@@ -151,7 +163,7 @@ fn measure(names: &[Name], options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn one(name: Name, tools: &Tools, book: &mut Book) -> Result<()> {
+fn one(name: Name, tools: &Tools, book: &mut Book, options: &Options) -> Result<()> {
     match name {
         Name::ApiCreate => api::create(tools, book),
         Name::ApiList => api::list(tools, book),
@@ -164,6 +176,7 @@ fn one(name: Name, tools: &Tools, book: &mut Book) -> Result<()> {
         Name::ProxySync => cluster::proxy_sync(tools, book),
         Name::WasmHttp => wasm::http(tools, book),
         Name::WasmDensity => wasm::density(tools, book),
+        Name::Hollow => hollow::hollow(tools, book, options.hollow),
         Name::Smoke | Name::All | Name::Page | Name::Clean => Ok(()),
     }
 }

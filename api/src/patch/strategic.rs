@@ -52,8 +52,9 @@ pub(super) fn merge_object(
             && !patch.contains_key(list)
         {
             let field = id.and_then(|id| schema.get(id).field(list));
-            if let Some(Value::Array(items)) = target.get_mut(list) {
-                reorder(items, order, field.and_then(|f| f.merge_key.as_deref()));
+            if let (Some(Value::Array(items)), Value::Array(order)) = (target.get_mut(list), order) {
+                let before = items.clone();
+                reorder(items, &before, order, field.and_then(|f| f.merge_key.as_deref()));
             }
         }
     }
@@ -147,15 +148,16 @@ fn merge_list(
     patch: &[Value],
     order: Option<&Value>,
 ) -> Result<(), String> {
+    // Without an order of their own, the items of the patch are in the patch's.
+    let order = order.and_then(Value::as_array).map_or(patch, Vec::as_slice);
+    let before = current.clone();
     let Some(key) = field.merge_key.as_deref() else {
         for item in patch {
             if !current.contains(item) {
                 current.push(item.clone());
             }
         }
-        if let Some(order) = order {
-            reorder(current, order, None);
-        }
+        reorder(current, &before, order, None);
         return Ok(());
     };
     if patch.iter().any(|item| item[PATCH] == "replace") {
@@ -188,37 +190,38 @@ fn merge_list(
         };
         merge_object(schema, object_type(&field.shape), &mut current[at], fields)?;
     }
-    if let Some(order) = order {
-        reorder(current, order, Some(key));
-    }
+    reorder(current, &before, order, Some(key));
     Ok(())
 }
 
-/// Puts the items that `order` names in that order. Those it does not name (another writer's) keep their place
-/// relative to the named item they follow.
-fn reorder(items: &mut Vec<Value>, order: &Value, key: Option<&str>) {
-    let Value::Array(order) = order else { return };
+/// Puts the items that `order` names in that order. Where both were there before, those it does not name (another
+/// writer's) stay in front of those that they stood in front of; else what is named comes first.
+fn reorder(items: &mut Vec<Value>, before: &[Value], order: &[Value], key: Option<&str>) {
     let identity = |item: &Value| key.map_or_else(|| item.clone(), |key| item[key].clone());
-    let wanted: Vec<Value> = order.iter().map(identity).collect();
-    let rank = |item: &Value| wanted.iter().position(|w| *w == identity(item));
+    let place = |item: &Value, list: &[Value]| {
+        let id = identity(item);
+        list.iter().position(|other| identity(other) == id)
+    };
     let mut named: Vec<(usize, Value)> = Vec::new();
-    // Each stranger with the number of named items that stood before it.
-    let mut strangers: Vec<(usize, Value)> = Vec::new();
+    let mut strangers = Vec::new();
     for item in items.drain(..) {
-        match rank(&item) {
+        match place(&item, order) {
             Some(rank) => named.push((rank, item)),
-            None => strangers.push((named.len(), item)),
+            None => strangers.push(item),
         }
     }
     named.sort_by_key(|(rank, _)| *rank);
     let mut strangers = strangers.into_iter().peekable();
-    for (at, (_, item)) in named.into_iter().enumerate() {
-        while let Some((_, stranger)) = strangers.next_if(|(before, _)| *before <= at) {
+    for (_, item) in named {
+        let own = place(&item, before);
+        let is_in_front =
+            |stranger: &Value| place(stranger, before).zip(own).is_some_and(|(stranger, own)| stranger < own);
+        while let Some(stranger) = strangers.next_if(is_in_front) {
             items.push(stranger);
         }
         items.push(item);
     }
-    items.extend(strangers.map(|(_, stranger)| stranger));
+    items.extend(strangers);
 }
 
 fn retain_keys(

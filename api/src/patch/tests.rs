@@ -40,11 +40,25 @@ fn a_replace_directive_replaces_the_list() {
 }
 
 #[test]
-fn element_order_is_kept_and_strangers_stay_near_their_neighbours() {
+fn element_order_is_kept_and_strangers_stay_in_front_of_whom_they_were() {
     check(
         json!({"containers": [{"name": "a"}, {"name": "stranger"}, {"name": "b"}]}),
         json!({"$setElementOrder/containers": [{"name": "b"}, {"name": "a"}], "containers": [{"name": "b", "image": "i"}]}),
-        json!({"containers": [{"name": "b", "image": "i"}, {"name": "stranger"}, {"name": "a"}]}),
+        json!({"containers": [{"name": "stranger"}, {"name": "b", "image": "i"}, {"name": "a"}]}),
+    );
+}
+
+#[test]
+fn what_a_patch_adds_comes_before_what_it_does_not_name() {
+    check(
+        json!({"containers": [{"name": "a"}, {"name": "b"}]}),
+        json!({"containers": [{"name": "c", "image": "i"}]}),
+        json!({"containers": [{"name": "c", "image": "i"}, {"name": "a"}, {"name": "b"}]}),
+    );
+    check(
+        json!({"containers": [{"name": "a"}, {"name": "b"}, {"name": "c"}]}),
+        json!({"containers": [{"name": "d"}, {"name": "b", "image": "i"}]}),
+        json!({"containers": [{"name": "d"}, {"name": "a"}, {"name": "b", "image": "i"}, {"name": "c"}]}),
     );
 }
 

@@ -2,20 +2,62 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderMap;
-use rustls_pki_types::CertificateDer;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 use skiff_api::meta::Meta;
 use skiff_api::{Kinds, Status};
 
 use super::token::{Claims, ObjectClaim, TokenKeys};
-use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, UserInfo, bootstrap_token};
+use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, SERVICE_ACCOUNTS, UserInfo, bootstrap_token};
 use crate::cache::Caches;
 
-/// The verified client certificate of a connection, as a request extension.
+/// The client certificate of a connection, as a request extension. TLS has verified its chain, but not that this is its
+/// time.
 #[derive(Clone)]
-pub(crate) struct PeerCertificate(pub(crate) CertificateDer<'static>);
+pub(crate) struct PeerCertificate {
+    user: Option<UserInfo>,
+    /// `None` if it cannot be read: then it is never valid.
+    validity: Option<Validity>,
+}
+
+impl PeerCertificate {
+    /// Reads a certificate, once a connection.
+    pub(crate) fn new(certificate: &CertificateDer<'_>) -> PeerCertificate {
+        PeerCertificate { user: user_of_certificate(certificate), validity: Validity::of(certificate) }
+    }
+
+    fn is_valid_at(&self, now: UnixTime) -> bool {
+        self.validity.is_some_and(|validity| validity.nearest_to(now) == now)
+    }
+}
+
+/// The time of a certificate, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Validity {
+    from: UnixTime,
+    to: UnixTime,
+}
+
+impl Validity {
+    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Option<Validity> {
+        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
+        let time = |at: x509_parser::time::ASN1Time| {
+            let seconds = u64::try_from(at.timestamp()).ok()?;
+            Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
+        };
+        let validity = parsed.validity();
+        let (from, to) = (time(validity.not_before)?, time(validity.not_after)?);
+        (from <= to).then_some(Validity { from, to })
+    }
+
+    /// The moment in it that is next to `now`: `now` itself if it is one.
+    pub(crate) fn nearest_to(self, now: UnixTime) -> UnixTime {
+        now.clamp(self.from, self.to)
+    }
+}
 
 /// Where a connection comes from, as a request extension.
 #[derive(Clone, Copy)]
@@ -30,7 +72,8 @@ pub(crate) struct Authenticator {
 }
 
 impl Authenticator {
-    /// Who sent the request. A token that is not valid is a 401, not an anonymous request.
+    /// Who sent the request. A token that is not valid is a 401, not an anonymous request; so is a certificate outside its
+    /// time, unless there is a token beside it.
     pub(crate) fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -39,15 +82,19 @@ impl Authenticator {
         if let Some(user) = extensions.get::<UserInfo>() {
             return Ok(user.clone());
         }
-        if let Some(PeerCertificate(certificate)) = extensions.get()
-            && let Some(user) = user_of_certificate(certificate)
-        {
-            return Ok(user);
+        let certificate = extensions.get::<PeerCertificate>();
+        let is_valid = certificate.is_some_and(|certificate| certificate.is_valid_at(UnixTime::now()));
+        if is_valid && let Some(user) = certificate.and_then(|certificate| certificate.user.as_ref()) {
+            return Ok(user.clone());
         }
         match bearer(headers) {
             Some(token) => {
                 let (user, _) = self.user_of_token(&token, &self.audiences)?;
                 Ok(user)
+            }
+            None if certificate.is_some() && !is_valid => {
+                tracing::debug!("a client certificate is not yet valid, or no longer");
+                Err(Status::unauthorized())
             }
             None => Ok(UserInfo::anonymous()),
         }
@@ -117,7 +164,7 @@ fn user_of_claims(claims: &Claims) -> UserInfo {
         name: claims.sub.clone(),
         uid: bound.serviceaccount.uid.clone(),
         groups: vec![
-            "system:serviceaccounts".into(),
+            SERVICE_ACCOUNTS.into(),
             format!("system:serviceaccounts:{}", bound.namespace),
             AUTHENTICATED.into(),
         ],
@@ -138,7 +185,7 @@ fn user_of_claims(claims: &Claims) -> UserInfo {
     user
 }
 
-/// Common name and organisations of a certificate that TLS has verified.
+/// Common name and organisations of a certificate whose chain TLS has verified.
 fn user_of_certificate(certificate: &CertificateDer<'_>) -> Option<UserInfo> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     let subject = parsed.subject();

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use skiff_api::{Kinds, Status};
 
 use super::rules::{self, Rule};
-use super::{AUTHENTICATED, BOOTSTRAPPERS, MASTERS, UserInfo};
+use super::{AUTHENTICATED, BOOTSTRAPPERS, MASTERS, SERVICE_ACCOUNTS, UserInfo};
 use crate::cache::Caches;
 use crate::request::RequestInfo;
 
@@ -182,6 +182,9 @@ fn authorize_path(attributes: &Attributes<'_>) -> Decision {
     let authenticated = attributes.user.is_in(AUTHENTICATED);
     if reads && (any(rules::PUBLIC_PATHS) || (authenticated && any(rules::DISCOVERY_PATHS))) {
         return Decision::allow("discovery");
+    }
+    if reads && attributes.user.is_in(SERVICE_ACCOUNTS) && any(rules::ISSUER_PATHS) {
+        return Decision::allow("the issuer of the tokens of service accounts");
     }
     Decision::deny("")
 }

@@ -9,7 +9,7 @@ use http::HeaderMap;
 use skiff_api::Status;
 
 use super::authorize::Attributes;
-use super::{ANONYMOUS, AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, UNAUTHENTICATED, UserInfo};
+use super::{ANONYMOUS, AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, SERVICE_ACCOUNTS, UNAUTHENTICATED, UserInfo};
 use crate::api::Api;
 use crate::request::decoded;
 
@@ -123,8 +123,7 @@ fn become_claimed(claims: Vec<Claim>) -> UserInfo {
             Claim::User(name) => user.name = name,
             Claim::ServiceAccount { namespace, name } => {
                 user.name = format!("{SERVICE_ACCOUNT_PREFIX}{namespace}:{name}");
-                implied =
-                    vec!["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+                implied = vec![SERVICE_ACCOUNTS.to_owned(), format!("system:serviceaccounts:{namespace}")];
             }
             Claim::Group(group) => user.groups.push(group),
             Claim::Extra { key, value } => user.extra.entry(key).or_default().push(value),

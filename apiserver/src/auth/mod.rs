@@ -17,6 +17,7 @@ pub(crate) const ANONYMOUS: &str = "system:anonymous";
 pub(crate) const NODES: &str = "system:nodes";
 pub(crate) const BOOTSTRAPPERS: &str = "system:bootstrappers";
 pub(crate) const NODE_PREFIX: &str = "system:node:";
+pub(crate) const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 pub(crate) const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 
 /// An identity. As a request extension it authenticates an in-process request; nothing that comes over the

@@ -189,6 +189,9 @@ pub(super) const BASIC: &[Rule] = &[
     rule(&["authorization.k8s.io"], &["selfsubjectaccessreviews", "selfsubjectrulesreviews"], &["create"]),
 ];
 
+/// For service accounts: what checks the tokens of others without the API.
+pub(super) const ISSUER_PATHS: &[&str] = &[crate::openid::CONFIGURATION_PATH, crate::openid::KEYS_PATH];
+
 /// Paths that are no resources, a `*` at the end standing for any rest.
 pub(super) const DISCOVERY_PATHS: &[&str] = &[
     "/",

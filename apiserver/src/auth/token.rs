@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -51,6 +52,15 @@ impl TokenKeys {
 
     pub(crate) fn issuer(&self) -> &str {
         &self.issuer
+    }
+
+    /// The public half of the key, for others to check tokens with.
+    pub(crate) fn public_jwk(&self) -> Result<Jwk, TokenKeyError> {
+        let mut key =
+            Jwk::from_encoding_key(&self.signing, self.algorithm).map_err(TokenKeyError::VerifyingKey)?;
+        key.common.public_key_use = Some(PublicKeyUse::Signature);
+        key.common.key_id = Some(self.key_id.clone());
+        Ok(key)
     }
 
     pub(crate) fn sign(&self, claims: &Claims) -> Result<String, jsonwebtoken::errors::Error> {

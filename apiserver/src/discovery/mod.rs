@@ -15,6 +15,7 @@ use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Kinds};
 
 use crate::auth::authenticate::hex_of;
+use crate::openid;
 use crate::respond::{self, Encoding, Response};
 use openapi::OpenApi;
 
@@ -138,9 +139,11 @@ impl Discovery {
             paths.push(format!("/apis/{}", group.name));
             paths.extend(group.versions.iter().map(|(version, _)| format!("/apis/{}/{version}", group.name)));
         }
-        for path in ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"] {
-            paths.push(path.into());
-        }
+        let others = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3"];
+        paths.insert(0, openid::CONFIGURATION_PATH.into());
+        paths.extend(
+            others.iter().chain(&[openid::KEYS_PATH, "/readyz", "/version"]).map(|p| (*p).to_owned()),
+        );
         json!({"paths": paths})
     }
 

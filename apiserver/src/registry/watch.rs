@@ -1,6 +1,7 @@
 //! Watches: the initial state if asked for, then every change, then bookmarks.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,8 +14,8 @@ use rand::Rng;
 use serde_json::{Value, json};
 use skiff_api::table::IncludeObject;
 use skiff_api::{Kind, Status, protobuf};
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, Sleep, sleep};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::options::{ListOptions, revision};
 use super::{convert, is_stored_as};
@@ -53,15 +54,14 @@ impl Api {
             as_stored: is_stored_as(self, &call.kind)?,
             sent_columns: false,
         };
-        let now = Instant::now();
         let stream = WatchStream {
             backlog: watcher.backlog.into(),
             changes: watcher.changes,
             initial_end: initial_end.filter(|_| options.bookmarks),
-            bookmark_at: options.bookmarks.then(|| now + BOOKMARK_INTERVAL),
-            ends_at: now + Duration::from_secs(timeout_s),
+            bookmark: options.bookmarks.then(|| Box::pin(sleep(BOOKMARK_INTERVAL))),
+            end: Box::pin(sleep(Duration::from_secs(timeout_s))),
             caches: self.caches.clone(),
-            shutdown: self.shutdown.clone(),
+            shutdown: Box::pin(self.shutdown.clone().cancelled_owned()),
             pending_bookmark: None,
             encoder,
         };
@@ -130,12 +130,14 @@ struct WatchStream {
     backlog: VecDeque<Change>,
     changes: tokio::sync::mpsc::Receiver<Change>,
     initial_end: Option<Revision>,
-    bookmark_at: Option<Instant>,
+    // These are kept from event to event: each timer that is set, and each wait for the end, takes a lock that all watches
+    // share.
+    bookmark: Option<Pin<Box<Sleep>>>,
     /// A bookmark that is due once everything received before it is sent.
     pending_bookmark: Option<Revision>,
-    ends_at: Instant,
+    end: Pin<Box<Sleep>>,
+    shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     caches: Arc<Caches>,
-    shutdown: CancellationToken,
     encoder: EventEncoder,
 }
 
@@ -163,13 +165,14 @@ impl WatchStream {
                 }
             };
         }
-        let far = self.ends_at;
         // Each arm only waits: a change that is received is sent.
         tokio::select! {
-            () = self.shutdown.cancelled() => None,
-            () = tokio::time::sleep_until(self.ends_at) => None,
-            () = tokio::time::sleep_until(self.bookmark_at.unwrap_or(far)), if self.bookmark_at.is_some() => {
-                self.bookmark_at = Some(Instant::now() + BOOKMARK_INTERVAL);
+            () = self.shutdown.as_mut() => None,
+            () = self.end.as_mut() => None,
+            () = due(&mut self.bookmark) => {
+                if let Some(bookmark) = &mut self.bookmark {
+                    bookmark.as_mut().reset(Instant::now() + BOOKMARK_INTERVAL);
+                }
                 // Whatever happened up to here is in the channel already: it goes first.
                 let applied = self.caches.applied();
                 match self.changes.try_recv() {
@@ -183,6 +186,14 @@ impl WatchStream {
             // `None`: too slow, and dropped by the cache.
             change = self.changes.recv() => change.map(|change| self.encoder.change(&change)),
         }
+    }
+}
+
+/// Waits for a timer, or for ever if there is none.
+async fn due(timer: &mut Option<Pin<Box<Sleep>>>) {
+    match timer {
+        Some(timer) => timer.as_mut().await,
+        None => std::future::pending().await,
     }
 }
 

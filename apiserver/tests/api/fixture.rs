@@ -38,7 +38,14 @@ impl Pki {
 
     /// A certificate for a user of groups, or for a server at the loopback address.
     pub(crate) fn issue(&self, name: &str, groups: &[&str]) -> Pair {
+        self.issue_between(name, groups, 1975, 4096)
+    }
+
+    /// The same, valid from the beginning of one year to that of another.
+    pub(crate) fn issue_between(&self, name: &str, groups: &[&str], from: i32, to: i32) -> Pair {
         let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+        params.not_before = rcgen::date_time_ymd(from, 1, 1);
+        params.not_after = rcgen::date_time_ymd(to, 1, 1);
         params.distinguished_name = rcgen::DistinguishedName::new();
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
         for group in groups {

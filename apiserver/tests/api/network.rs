@@ -118,6 +118,55 @@ async fn a_client_certificate_is_an_identity_over_both_http_versions() {
 }
 
 #[tokio::test]
+async fn a_client_certificate_outside_its_time_is_unauthorized_unless_a_token_is_beside_it() {
+    let cluster = Cluster::start().await;
+    let (address, shutdown, task) = listen(&cluster).await;
+    cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/serviceaccounts/default/token";
+    let answer = cluster.admin().post(url, json!({"spec": {}})).await.created();
+    let token = answer["status"]["token"].as_str().expect("a token");
+    for (from, to) in [(2001, 2002), (2900, 2901)] {
+        let identity = cluster.pki.issue_between("admin", &["system:masters"], from, to);
+        for (alpn, url) in [("h2", "/api/v1/namespaces"), ("http/1.1", "/version")] {
+            let (status, refusal) = get(&cluster, address, Some(&identity), alpn, url, None).await;
+            assert_eq!(status.as_u16(), 401, "{from} {url}");
+            assert_eq!((&refusal["kind"], &refusal["reason"]), (&json!("Status"), &json!("Unauthorized")));
+            assert_eq!(refusal["message"], "Unauthorized");
+        }
+        let (status, who) =
+            get(&cluster, address, Some(&identity), "h2", "/api/v1/namespaces", Some(token)).await;
+        assert_eq!(status.as_u16(), 403);
+        assert!(who["message"].as_str().is_some_and(|m| m.contains("serviceaccount:a:default")), "{who}");
+    }
+    shutdown.cancel();
+    task.await.expect("ends");
+}
+
+#[tokio::test]
+async fn a_client_certificate_of_another_authority_ends_the_handshake_whatever_its_time() {
+    let (cluster, stranger) = (Cluster::start().await, Cluster::start().await);
+    let (address, shutdown, task) = listen(&cluster).await;
+    for (from, to) in [(1975, 4096), (2001, 2002), (2900, 2901)] {
+        let forged = stranger.pki.issue_between("admin", &["system:masters"], from, to);
+        let connector = tokio_rustls::TlsConnector::from(client_tls(&cluster, Some(&forged), "http/1.1"));
+        let tcp = TcpStream::connect(address).await.expect("connects");
+        let name = ServerName::IpAddress(address.ip().into());
+        // With TLS 1.3 a client hears of its refusal when it reads.
+        let Ok(tls) = connector.connect(name, tcp).await else { continue };
+        let answered = async {
+            let (mut sender, connection) =
+                hyper::client::conn::http1::handshake::<_, Body>(TokioIo::new(tls)).await?;
+            tokio::spawn(connection);
+            let request = Request::builder().uri("/version").body(Body::empty()).expect("a request");
+            sender.send_request(request).await
+        };
+        assert!(answered.await.is_err(), "{from}");
+    }
+    shutdown.cancel();
+    task.await.expect("ends");
+}
+
+#[tokio::test]
 async fn a_stopped_server_ends_its_watches() {
     let cluster = Cluster::start().await;
     let (_, shutdown, task) = listen(&cluster).await;

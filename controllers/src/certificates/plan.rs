@@ -166,6 +166,7 @@ pub(super) fn claimed_node<'r>(csr: &CertificateSigningRequest, request: &'r Req
 
 /// What approving a serving certificate depends on.
 pub(super) struct Cluster<'c> {
+    /// All that declare an address that is asked for.
     pub(super) nodes: &'c [&'c Node],
     /// Names and addresses of the API server and others that no node may have.
     pub(super) reserved_names: &'c [String],
@@ -221,10 +222,15 @@ fn has_duplicates(ips: &[IpAddr]) -> bool {
     ips.iter().collect::<BTreeSet<_>>().len() < ips.len()
 }
 
-fn declares(node: &Node, ip: IpAddr) -> bool {
+/// The addresses that a node says are its own.
+pub(super) fn declared(node: &Node) -> Vec<IpAddr> {
     let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
-    let mut ips = addresses.filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"));
-    ips.any(|a| a.address.parse() == Ok(ip))
+    let ips = addresses.filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"));
+    ips.filter_map(|a| a.address.parse().ok()).collect()
+}
+
+fn declares(node: &Node, ip: IpAddr) -> bool {
+    declared(node).contains(&ip)
 }
 
 pub(super) fn has_condition(csr: &CertificateSigningRequest, type_: &str) -> bool {

@@ -6,10 +6,10 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetStatus};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, ObjectMeta, Time};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::objects::is_ready;
+use crate::objects::{Selector, is_ready};
 
 /// How long an eviction may take to show: upstream's figure.
 const DELETION_TIMEOUT_S: i64 = 120;
@@ -22,18 +22,18 @@ pub(super) struct Scale {
     pub(super) unmanaged: Vec<String>,
 }
 
-/// Whether the budget takes in a pod. An empty selector takes in all, none takes in none.
-pub(super) fn selects(budget: &PodDisruptionBudget, pod: &Pod) -> bool {
-    let selector = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
-    let json = selector.and_then(|selector| serde_json::to_value(selector).ok()).unwrap_or_default();
-    let labels = pod.metadata.labels.as_ref();
-    let get = |key: &str| labels.and_then(|labels| labels.get(key)).map(String::as_str);
-    skiff_api::LabelSelector::from_json(&json).is_ok_and(|selector| selector.matches(get))
+/// Which pods the budget takes in: an empty selector takes in all, none takes in none.
+pub(super) fn selector(budget: &PodDisruptionBudget) -> Option<&LabelSelector> {
+    budget.spec.as_ref()?.selector.as_ref()
+}
+
+pub(super) fn selects(budget: &PodDisruptionBudget, pod: &ObjectMeta) -> bool {
+    selector(budget).is_some_and(|asked| Selector::or_all(asked).selects(pod))
 }
 
 /// What of a pod budgets depend on.
-pub(super) fn seen(pod: &Pod) -> (Option<BTreeMap<String, String>>, bool, bool) {
-    (pod.metadata.labels.clone(), is_ready(pod), pod.metadata.deletion_timestamp.is_some())
+pub(super) fn seen(pod: &Pod) -> (Option<&BTreeMap<String, String>>, bool, bool) {
+    (pod.metadata.labels.as_ref(), is_ready(pod), pod.metadata.deletion_timestamp.is_some())
 }
 
 /// Whether the budget is a share of the pods that there should be, rather than a number.
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn a_budget_without_a_selector_takes_in_nothing_and_an_empty_one_all() {
-        let pod = Pod::default();
+        let pod = ObjectMeta::default();
         assert!(selects(&budget(json!({}), Value::Null), &pod));
         assert!(!selects(&PodDisruptionBudget::default(), &pod));
     }

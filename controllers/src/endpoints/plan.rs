@@ -1,4 +1,4 @@
-//! The slices and the Endpoints that a Service should have. Pure.
+//! The endpoints of a Service's pods, and the Endpoints that it should have. Pure.
 //!
 //! Source: upstream's endpointslice and endpoints controllers; KEP-752, KEP-1672.
 
@@ -8,19 +8,19 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::{
     EndpointAddress, EndpointPort, EndpointSubset, Endpoints, ObjectReference, Pod, Service, ServicePort,
 };
-use k8s_openapi::api::discovery::v1 as discovery;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointConditions, EndpointSlice};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use crate::objects::{controller_reference, has_ended, is_ready, template_hash};
+use crate::objects::{has_ended, is_ready};
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 const MANAGER: &str = "endpointslice-controller.k8s.io";
 const HEADLESS: &str = "service.kubernetes.io/headless";
-/// Upstream's default.
-const MAX_ENDPOINTS: usize = 100;
+/// Upstream's limit on the addresses of the older form, and how it says that there are more.
+const MAX_ADDRESSES: usize = 1000;
+const OVER_CAPACITY: &str = "endpoints.kubernetes.io/over-capacity";
 
 pub(super) fn is_ours(slice: &EndpointSlice) -> bool {
     slice.metadata.labels.as_ref().and_then(|l| l.get(MANAGED_BY)).is_some_and(|m| m == MANAGER)
@@ -43,19 +43,22 @@ pub(super) fn selects(service: &Service, pod: &Pod) -> bool {
     selector.is_some_and(|s| !s.is_empty() && s.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v)))
 }
 
-/// Whether a change of a pod can change an endpoint.
+/// What the Service asks of its pods; `None` if it has none.
+pub(super) fn selector(service: &Service) -> Option<LabelSelector> {
+    let labels = service.spec.as_ref()?.selector.clone().filter(|labels| !labels.is_empty())?;
+    Some(LabelSelector { match_labels: Some(labels), match_expressions: None })
+}
+
+/// Whether a change of a pod can change an endpoint. It has none before it has an address.
 pub(super) fn matters(old: Option<&Pod>, new: Option<&Pod>) -> bool {
-    let (Some(old), Some(new)) = (old, new) else { return true };
-    let seen = |pod: &Pod| {
-        (
-            pod.metadata.labels.clone(),
-            ip(pod).map(str::to_owned),
-            is_ready(pod),
-            has_ended(pod),
-            pod.metadata.deletion_timestamp.is_some(),
-        )
-    };
-    seen(old) != seen(new)
+    fn seen(pod: &Pod) -> Option<(&str, bool, bool)> {
+        let is_going = pod.metadata.deletion_timestamp.is_some();
+        ip(pod).filter(|_| !has_ended(pod)).map(|ip| (ip, is_ready(pod), is_going))
+    }
+    let labels = |pod: Option<&'_ Pod>| pod.and_then(|pod| pod.metadata.labels.clone());
+    let (before, after) = (old.and_then(seen), new.and_then(seen));
+    // Labels of a pod that is no endpoint are of no account.
+    before != after || (after.is_some() && labels(old) != labels(new))
 }
 
 fn ip(pod: &Pod) -> Option<&str> {
@@ -63,7 +66,7 @@ fn ip(pod: &Pod) -> Option<&str> {
 }
 
 /// Pods that a Service can lead to: they have an address and have not ended.
-fn reachable(pods: &[Arc<Pod>]) -> impl Iterator<Item = (&Arc<Pod>, &str)> {
+pub(super) fn reachable(pods: &[Arc<Pod>]) -> impl Iterator<Item = (&Arc<Pod>, &str)> {
     pods.iter().filter(|pod| !has_ended(pod)).filter_map(|pod| Some((pod, ip(pod)?)))
 }
 
@@ -90,9 +93,9 @@ fn target_port(port: &ServicePort, pod: &Pod) -> Option<i32> {
 }
 
 /// (name, number, protocol, application protocol) of each port that leads to a pod.
-type Ports = Vec<(String, i32, String, Option<String>)>;
+pub(super) type Ports = Vec<(String, i32, String, Option<String>)>;
 
-fn ports_of(service: &Service, pod: &Pod) -> Ports {
+pub(super) fn ports_of(service: &Service, pod: &Pod) -> Ports {
     let ports = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
     ports
         .filter_map(|port| {
@@ -132,7 +135,7 @@ fn publishes_all(service: &Service) -> bool {
     service.spec.as_ref().is_some_and(|s| s.publish_not_ready_addresses == Some(true))
 }
 
-fn endpoint(service: &Service, pod: &Pod, ip: &str) -> Endpoint {
+pub(super) fn endpoint(service: &Service, pod: &Pod, ip: &str) -> Endpoint {
     let serving = is_ready(pod) || publishes_all(service);
     let terminating = pod.metadata.deletion_timestamp.is_some();
     Endpoint {
@@ -149,67 +152,15 @@ fn endpoint(service: &Service, pod: &Pod, ip: &str) -> Endpoint {
     }
 }
 
-/// All slices of a Service, in a fixed order and under fixed names, so that a pass that runs twice writes once.
-pub(super) fn slices(service: &Service, pods: &[Arc<Pod>]) -> Vec<EndpointSlice> {
-    let mut groups: BTreeMap<Ports, Vec<Endpoint>> = BTreeMap::new();
-    for (pod, ip) in reachable(pods) {
-        groups.entry(ports_of(service, pod)).or_default().push(endpoint(service, pod, ip));
-    }
-    if groups.is_empty() {
-        // A Service without pods has one slice that says so.
-        groups.insert(Vec::new(), Vec::new());
-    }
-    let mut out = Vec::new();
-    for (ports, mut endpoints) in groups {
-        endpoints.sort_by(|a, b| a.addresses.cmp(&b.addresses));
-        let chunks: Vec<&[Endpoint]> =
-            if endpoints.is_empty() { vec![&[]] } else { endpoints.chunks(MAX_ENDPOINTS).collect() };
-        for (at, chunk) in chunks.into_iter().enumerate() {
-            out.push(slice(service, &ports, at, chunk));
-        }
-    }
-    out
-}
-
-fn slice(service: &Service, ports: &Ports, at: usize, endpoints: &[Endpoint]) -> EndpointSlice {
-    let name = service.metadata.name.clone().unwrap_or_default();
-    let identity = serde_json::json!([service.metadata.uid, ports, at]);
-    let suffix: String = template_hash(&identity, 0).chars().take(5).collect();
+/// The labels that each slice of a Service has.
+pub(super) fn slice_labels(service: &Service) -> BTreeMap<String, String> {
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
-    labels.insert(SERVICE_NAME.into(), name.clone());
+    labels.insert(SERVICE_NAME.into(), service.metadata.name.clone().unwrap_or_default());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
     if is_headless(service) {
         labels.insert(HEADLESS.into(), String::new());
     }
-    let port =
-        |(name, number, protocol, app): &(String, i32, String, Option<String>)| discovery::EndpointPort {
-            name: Some(name.clone()),
-            port: Some(*number),
-            protocol: Some(protocol.clone()),
-            app_protocol: app.clone(),
-        };
-    EndpointSlice {
-        metadata: ObjectMeta {
-            name: Some(format!("{}-{suffix}", name.chars().take(57).collect::<String>())),
-            generate_name: Some(format!("{name}-")),
-            namespace: service.metadata.namespace.clone(),
-            labels: Some(labels),
-            owner_references: Some(vec![controller_reference(service)]),
-            ..ObjectMeta::default()
-        },
-        address_type: "IPv4".into(),
-        endpoints: Some(endpoints.to_vec()),
-        ports: Some(ports.iter().map(port).collect()),
-    }
-}
-
-/// Whether a slice says what it should.
-pub(super) fn same(have: &EndpointSlice, wanted: &EndpointSlice) -> bool {
-    let empty_is_none = |slice: &EndpointSlice| {
-        let endpoints = slice.endpoints.clone().filter(|e| !e.is_empty());
-        (endpoints, slice.ports.clone().filter(|p| !p.is_empty()))
-    };
-    empty_is_none(have) == empty_is_none(wanted) && have.metadata.labels == wanted.metadata.labels
+    labels
 }
 
 /// The older form: ready and other addresses, grouped by their ports.
@@ -232,7 +183,7 @@ pub(super) fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
         list.sort_by(|a, b| a.ip.cmp(&b.ip));
         Some(list).filter(|l| !l.is_empty())
     };
-    let subsets: Vec<EndpointSubset> = groups
+    let mut subsets: Vec<EndpointSubset> = groups
         .into_iter()
         .map(|(ports, (addresses, not_ready))| EndpointSubset {
             addresses: some(addresses),
@@ -245,15 +196,62 @@ pub(super) fn endpoints(service: &Service, pods: &[Arc<Pod>]) -> Endpoints {
     if is_headless(service) {
         labels.insert(HEADLESS.into(), String::new());
     }
+    let annotations = truncate(&mut subsets).then(|| [(OVER_CAPACITY.into(), "truncated".into())].into());
     Endpoints {
         metadata: ObjectMeta {
             name: service.metadata.name.clone(),
             namespace: service.metadata.namespace.clone(),
             labels: Some(labels),
+            annotations,
             ..ObjectMeta::default()
         },
         subsets: Some(subsets).filter(|s| !s.is_empty()),
     }
+}
+
+/// Whether Endpoints say what they should.
+pub(super) fn same(have: &Endpoints, wanted: &Endpoints) -> bool {
+    let is_over = |endpoints: &Endpoints| {
+        endpoints.metadata.annotations.as_ref().is_some_and(|a| a.contains_key(OVER_CAPACITY))
+    };
+    have.subsets == wanted.subsets
+        && have.metadata.labels == wanted.metadata.labels
+        && is_over(have) == is_over(wanted)
+}
+
+/// Leaves out what is beyond the limit, of each subset its share: first those that are not ready. Answers whether there
+/// was anything to leave out.
+fn truncate(subsets: &mut [EndpointSubset]) -> bool {
+    fn of(subset: &mut EndpointSubset, is_ready: bool) -> &mut Option<Vec<EndpointAddress>> {
+        if is_ready { &mut subset.addresses } else { &mut subset.not_ready_addresses }
+    }
+    fn total(subsets: &mut [EndpointSubset], is_ready: bool) -> usize {
+        subsets.iter_mut().map(|subset| of(subset, is_ready).as_ref().map_or(0, Vec::len)).sum()
+    }
+    let (n_ready, n_others) = (total(subsets, true), total(subsets, false));
+    if n_ready + n_others <= MAX_ADDRESSES {
+        return false;
+    }
+    let cuts_ready = n_ready > MAX_ADDRESSES;
+    let most = if cuts_ready { MAX_ADDRESSES } else { MAX_ADDRESSES - n_ready };
+    let all = if cuts_ready { n_ready } else { n_others };
+    let mut left = most;
+    for subset in subsets {
+        if cuts_ready {
+            subset.not_ready_addresses = None;
+        }
+        let list = of(subset, cuts_ready);
+        let n_here = list.as_ref().map_or(0, Vec::len);
+        // Rounded.
+        let share = ((2 * n_here * most + all) / (2 * all)).min(left);
+        left -= share;
+        *list = list.take().map(|mut list| {
+            list.truncate(share);
+            list
+        });
+        *list = list.take().filter(|list| !list.is_empty());
+    }
+    true
 }
 
 fn old_port((name, port, protocol, app_protocol): (String, i32, String, Option<String>)) -> EndpointPort {
@@ -284,49 +282,6 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_name_a_port_differently_get_slices_of_their_own() {
-        let service = service(json!([{"port": 80, "targetPort": "http"}]));
-        let pods = [
-            pod("a", "10.0.0.1", true, 8080),
-            pod("b", "10.0.0.2", true, 9090),
-            pod("c", "10.0.0.3", false, 8080),
-        ];
-        let slices = slices(&service, &pods);
-        let shape: Vec<(i32, usize)> = slices
-            .iter()
-            .map(|s| (s.ports.as_ref().unwrap()[0].port.unwrap(), s.endpoints.as_ref().unwrap().len()))
-            .collect();
-        assert_eq!(shape, [(8080, 2), (9090, 1)]);
-        let ready: Vec<bool> = slices[0]
-            .endpoints
-            .iter()
-            .flatten()
-            .map(|e| e.conditions.as_ref().unwrap().ready.unwrap())
-            .collect();
-        assert_eq!(ready, [true, false]);
-    }
-
-    #[test]
-    fn names_are_the_same_in_every_pass() {
-        let service = service(json!([{"port": 80}]));
-        let names = |pods: &[Arc<Pod>]| {
-            slices(&service, pods).iter().map(|s| s.metadata.name.clone()).collect::<Vec<_>>()
-        };
-        assert_eq!(names(&[pod("a", "10.0.0.1", true, 1)]), names(&[pod("b", "10.0.0.2", true, 1)]));
-    }
-
-    #[test]
-    fn more_than_a_hundred_endpoints_fill_several_slices() {
-        let pods: Vec<_> =
-            (0..150).map(|n| pod(&format!("p{n}"), &format!("10.0.1.{n}"), true, 80)).collect();
-        let sizes: Vec<usize> = slices(&service(json!([{"port": 80}])), &pods)
-            .iter()
-            .map(|s| s.endpoints.as_ref().unwrap().len())
-            .collect();
-        assert_eq!(sizes, [100, 50]);
-    }
-
-    #[test]
     fn endpoints_hold_the_ready_and_the_others_apart() {
         let pods = [pod("a", "10.0.0.1", true, 80), pod("b", "10.0.0.2", false, 80)];
         let endpoints = endpoints(&service(json!([{"port": 80}])), &pods);
@@ -342,9 +297,41 @@ mod tests {
         ending.metadata.deletion_timestamp = Some(now);
         let (service, pods) = (service(json!([{"port": 80}])), [Arc::new(ending)]);
         assert_eq!(endpoints(&service, &pods).subsets, None);
-        let slices = slices(&service, &pods);
-        let conditions = slices[0].endpoints.as_ref().unwrap()[0].conditions.clone().unwrap();
+        let conditions = endpoint(&service, &pods[0], "10.0.0.1").conditions.unwrap();
         let shown = (conditions.ready, conditions.serving, conditions.terminating);
         assert_eq!(shown, (Some(false), Some(true), Some(true)));
+    }
+
+    #[test]
+    fn the_older_form_leaves_out_what_is_beyond_its_limit_and_says_so() {
+        let some = |count: usize, ready: bool, port: i32, from: usize| -> Vec<Arc<Pod>> {
+            let ip = |n: usize| format!("10.{}.{}.{}", n / 65_536, n / 256 % 256, n % 256);
+            (from..from + count).map(|n| pod(&format!("p{n}"), &ip(n), ready, port)).collect()
+        };
+        let service = service(json!([{"port": 80, "targetPort": "http"}]));
+        let shape = |pods: &[Arc<Pod>]| {
+            let endpoints = endpoints(&service, pods);
+            let len = |list: &Option<Vec<EndpointAddress>>| list.as_ref().map_or(0, Vec::len);
+            let subsets = endpoints.subsets.iter().flatten();
+            let sizes: Vec<_> = subsets.map(|s| (len(&s.addresses), len(&s.not_ready_addresses))).collect();
+            (sizes, endpoints.metadata.annotations.is_some_and(|a| a[OVER_CAPACITY] == "truncated"))
+        };
+        assert_eq!(shape(&some(1000, true, 1, 0)), (vec![(1000, 0)], false));
+        let mixed = [some(900, true, 1, 0), some(300, false, 1, 2000)].concat();
+        assert_eq!(shape(&mixed), (vec![(900, 100)], true), "those that are ready stay");
+        let two = [some(1500, true, 1, 0), some(500, true, 2, 2000), some(9, false, 2, 4000)].concat();
+        assert_eq!(shape(&two), (vec![(750, 0), (250, 0)], true), "each subset has its share");
+    }
+
+    #[test]
+    fn a_pod_matters_once_it_has_an_address_and_until_it_has_ended() {
+        let (without, with) = (pod("a", "", false, 80), pod("a", "10.0.0.1", false, 80));
+        let ready = pod("a", "10.0.0.1", true, 80);
+        let mut ended = (*with).clone();
+        ended.status.as_mut().unwrap().phase = Some("Failed".into());
+        assert!(!matters(None, Some(&without)));
+        assert!(matters(Some(&without), Some(&with)) && matters(Some(&with), Some(&ready)));
+        assert!(matters(Some(&ready), Some(&ended)) && matters(Some(&ready), None));
+        assert!(!matters(Some(&ended), None), "it was left out already");
     }
 }

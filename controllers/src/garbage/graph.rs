@@ -49,6 +49,14 @@ impl Entry {
     }
 }
 
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Awaited {
+    /// Dependents that nobody has begun to delete.
+    pub(super) remaining: Vec<String>,
+    /// Whether the owner has to wait for any.
+    pub(super) blocks: bool,
+}
+
 #[derive(Default)]
 pub(super) struct Graph {
     entries: HashMap<String, Entry>,
@@ -93,6 +101,27 @@ impl Graph {
             Arc::ptr_eq(&entry.kind, kind) && !listed.contains(uid.as_str())
         };
         self.entries.iter().filter(stale).map(|(uid, _)| uid.clone()).collect()
+    }
+
+    /// What an owner that waits for its dependents still waits for. There may be thousands of them, and it is asked each time
+    /// that one is gone.
+    pub(super) fn awaited_by(&self, uid: &str) -> Awaited {
+        let mut awaited = Awaited::default();
+        for dependent in self.dependents.get(uid).into_iter().flatten() {
+            let Some(entry) = self.entries.get(dependent) else { continue };
+            awaited.blocks |= entry.blocks(uid);
+            if !entry.deleting {
+                awaited.remaining.push(dependent.clone());
+            }
+        }
+        awaited
+    }
+
+    /// Whether an object has dependents, and whether one of them waits for its own.
+    pub(super) fn below(&self, uid: &str) -> (bool, bool) {
+        let mut known =
+            self.dependents.get(uid).into_iter().flatten().filter_map(|u| self.entries.get(u)).peekable();
+        (known.peek().is_some(), known.any(Entry::waits_for_dependents))
     }
 
     pub(super) fn dependents_of(&self, uid: &str) -> Vec<(String, Entry)> {
@@ -189,5 +218,22 @@ mod tests {
         graph.put("pod".into(), entry(&["a"]));
         assert_eq!(graph.put("a".into(), waiting), ["a"]);
         assert_eq!(graph.put("pod".into(), entry(&[])), ["a"]);
+    }
+
+    #[test]
+    fn an_owner_waits_for_those_that_block_it_and_has_the_others_deleted() {
+        let mut graph = Graph::default();
+        let mut blocking = entry(&["a"]);
+        blocking.owners[0].block_owner_deletion = Some(true);
+        graph.put("going".into(), Entry { deleting: true, ..blocking });
+        graph.put("free".into(), entry(&["a"]));
+        assert_eq!(graph.awaited_by("a"), Awaited { remaining: vec!["free".into()], blocks: true });
+        graph.remove("going");
+        assert!(!graph.awaited_by("a").blocks);
+        assert_eq!(graph.awaited_by("nobody"), Awaited::default());
+        let waiting = Entry { deleting: true, finalizers: vec![FOREGROUND.into()], ..entry(&["a"]) };
+        assert_eq!((graph.below("a"), graph.below("free")), ((true, false), (false, false)));
+        graph.put("waiting".into(), waiting);
+        assert_eq!(graph.below("a"), (true, true));
     }
 }

@@ -11,8 +11,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const UNSCHEDULABLE: &str = "node.kubernetes.io/unschedulable";
-/// Nodes with this label count neither way when it is asked whether all are lost.
-const NOT_COUNTED: &str = "node.kubernetes.io/exclude-disruption";
 
 const NO_SCHEDULE: &str = "NoSchedule";
 const NO_EXECUTE: &str = "NoExecute";
@@ -36,16 +34,43 @@ fn conditions(node: &Node) -> impl Iterator<Item = &NodeCondition> {
     node.status.iter().flat_map(|s| s.conditions.iter().flatten())
 }
 
-/// Whether no node of the cluster is ready. It is more likely then that this process has lost the nodes than that all
-/// of them have failed at once, and to evict their pods would help nobody.
-pub(super) fn is_fully_disrupted<'n>(nodes: impl IntoIterator<Item = &'n Node>) -> bool {
-    let is_counted = |n: &&Node| n.metadata.labels.as_ref().is_none_or(|l| !l.contains_key(NOT_COUNTED));
-    let mut counted = nodes.into_iter().filter(is_counted).peekable();
-    counted.peek().is_some() && counted.all(|n| ready_status(n) != Some("True"))
+/// What becomes of the pods of a node that is not ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evicting {
+    /// They stay, and those whose time was running out stay too.
+    Stopped,
+    /// As before: they stay if they were not being evicted.
+    Unchanged,
+    Begun,
+}
+
+/// The taint that evicts the pods of a node that is as its conditions say.
+fn evicting_taint(node: &Node) -> Option<&'static str> {
+    match ready_status(node) {
+        Some("False") => Some(NOT_READY),
+        Some("Unknown") => Some(UNREACHABLE),
+        _ => None,
+    }
+}
+
+fn is_evicted(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
+    taints.iter().any(|t| t.effect == NO_EXECUTE && (t.key == NOT_READY || t.key == UNREACHABLE))
+}
+
+/// Whether the node's pods are to be evicted and are not yet.
+pub(super) fn waits_for_eviction(node: &Node) -> bool {
+    evicting_taint(node).is_some() && !is_evicted(node)
+}
+
+/// Whether pods that come to the node have to be looked at: it is not ready, or a taint may evict them.
+pub(super) fn concerns_pods(node: &Node) -> bool {
+    let taints = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
+    evicting_taint(node).is_some() || taints.iter().any(|taint| taint.effect == NO_EXECUTE)
 }
 
 /// The node's taints, with those that are ours as its conditions want them.
-pub(super) fn wanted_taints(node: &Node, fully_disrupted: bool, now: Timestamp) -> Vec<Taint> {
+pub(super) fn wanted_taints(node: &Node, evicting: Evicting, now: Timestamp) -> Vec<Taint> {
     let have = node.spec.as_ref().and_then(|s| s.taints.as_deref()).unwrap_or_default();
     let mut ours: Vec<(&str, &str)> = Vec::new();
     for condition in conditions(node) {
@@ -55,12 +80,13 @@ pub(super) fn wanted_taints(node: &Node, fully_disrupted: bool, now: Timestamp) 
     if node.spec.as_ref().is_some_and(|s| s.unschedulable == Some(true)) {
         ours.push((UNSCHEDULABLE, NO_SCHEDULE));
     }
-    match ready_status(node) {
-        _ if fully_disrupted => {}
-        Some("False") => ours.push((NOT_READY, NO_EXECUTE)),
-        Some("Unknown") => ours.push((UNREACHABLE, NO_EXECUTE)),
-        _ => {}
-    }
+    // From one to the other there is no pause in which the pods would be safe.
+    let evicts = match evicting {
+        Evicting::Stopped => false,
+        Evicting::Unchanged => is_evicted(node),
+        Evicting::Begun => true,
+    };
+    ours.extend(evicting_taint(node).filter(|_| evicts).map(|key| (key, NO_EXECUTE)));
     let mut wanted: Vec<Taint> =
         have.iter().filter(|t| !is_ours(t) || ours.contains(&(&t.key, &t.effect))).cloned().collect();
     for (key, effect) in ours {
@@ -171,11 +197,15 @@ mod tests {
 
     #[track_caller]
     fn check(node: &Node, wanted: &[&str]) {
-        let taints = wanted_taints(node, false, at(0));
+        let taints = wanted_taints(node, Evicting::Begun, at(0));
         assert_eq!(shown(&taints), wanted);
         let mut after = node.clone();
         after.spec.as_mut().unwrap().taints = Some(taints);
-        assert_eq!(shown(&wanted_taints(&after, false, at(1))), wanted, "a second pass changes nothing");
+        assert_eq!(
+            shown(&wanted_taints(&after, Evicting::Unchanged, at(1))),
+            wanted,
+            "a second pass changes nothing"
+        );
     }
 
     #[test]
@@ -189,7 +219,7 @@ mod tests {
         );
         check(&node(&[("Ready", "Unknown")], &[]), &["unreachable:NoSchedule", "unreachable:NoExecute"]);
         check(&node(&[], &[]), &[]);
-        let unreachable = wanted_taints(&node(&[("Ready", "Unknown")], own), false, at(0));
+        let unreachable = wanted_taints(&node(&[("Ready", "Unknown")], own), Evicting::Begun, at(0));
         check(&node(&[("Ready", "True")], &unreachable), &["k:NoSchedule"]);
     }
 
@@ -212,7 +242,7 @@ mod tests {
             "unschedulable:NoSchedule",
         ];
         check(&tainted, &wanted);
-        let taints = wanted_taints(&tainted, false, at(0));
+        let taints = wanted_taints(&tainted, Evicting::Begun, at(0));
         check(
             &node(&[("Ready", "True"), ("MemoryPressure", "False"), ("DiskPressure", "Unknown")], &taints),
             &[],
@@ -220,17 +250,31 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_evicted_while_no_node_is_ready() {
-        let (up, down) = (node(&[("Ready", "True")], &[]), node(&[("Ready", "Unknown")], &[]));
-        assert!(!is_fully_disrupted([&up, &down]));
-        assert!(is_fully_disrupted([&down]));
-        assert!(!is_fully_disrupted([]));
-        let mut aside = up;
-        aside.metadata.labels = Some([(NOT_COUNTED.to_owned(), String::new())].into());
-        assert!(is_fully_disrupted([&aside, &down]));
-        let evicting = wanted_taints(&down, false, at(0));
-        let lost = wanted_taints(&node(&[("Ready", "Unknown")], &evicting), true, at(1));
-        assert_eq!(shown(&lost), ["unreachable:NoSchedule"]);
+    fn pods_are_evicted_once_it_has_begun_until_it_is_stopped() {
+        let down = node(&[("Ready", "Unknown")], &[]);
+        let with = |taints: &[Taint], status: &str| node(&[("Ready", status)], taints);
+        let taints = |node: &Node, evicting: Evicting| wanted_taints(node, evicting, at(0));
+        assert!(waits_for_eviction(&down));
+        assert_eq!(shown(&taints(&down, Evicting::Unchanged)), ["unreachable:NoSchedule"]);
+        let begun = taints(&down, Evicting::Begun);
+        assert_eq!(shown(&begun), ["unreachable:NoSchedule", "unreachable:NoExecute"]);
+        // Another kind of trouble needs no new leave.
+        let back = with(&begun, "False");
+        assert!(!waits_for_eviction(&back));
+        assert_eq!(
+            shown(&taints(&back, Evicting::Unchanged)),
+            ["not-ready:NoSchedule", "not-ready:NoExecute"]
+        );
+        assert_eq!(shown(&taints(&with(&begun, "Unknown"), Evicting::Stopped)), ["unreachable:NoSchedule"]);
+        assert_eq!(taints(&with(&begun, "True"), Evicting::Unchanged), []);
+    }
+
+    #[test]
+    fn a_pod_that_comes_to_a_node_that_is_well_is_no_reason_to_look() {
+        let own = Taint { key: "k".into(), effect: NO_EXECUTE.into(), ..Taint::default() };
+        assert!(!concerns_pods(&node(&[("Ready", "True")], &[])));
+        assert!(concerns_pods(&node(&[("Ready", "True")], &[own])));
+        assert!(concerns_pods(&node(&[("Ready", "False")], &[])));
     }
 
     #[test]
@@ -259,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_pod_bears_a_taint_for_as_long_as_it_tolerates_it() {
-        let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), false, at(100));
+        let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), Evicting::Begun, at(100));
         let bears = |toleration: Value, now: i64| bears_for(&pod(10, toleration), &taints, at(now));
         let tolerating = |seconds: i64| json!({"key": UNREACHABLE, "operator": "Exists", "effect": NO_EXECUTE, "tolerationSeconds": seconds});
         assert_eq!(bears(tolerating(300), 150), Bears::For(Duration::from_secs(250)));
@@ -272,7 +316,7 @@ mod tests {
 
     #[test]
     fn a_pod_that_came_after_the_taint_has_its_time_from_then_on() {
-        let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), false, at(100));
+        let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), Evicting::Begun, at(100));
         let toleration = json!({"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": 300});
         assert_eq!(
             bears_for(&pod(1000, toleration), &taints, at(1100)),

@@ -36,7 +36,7 @@ impl Cidr {
         self.first | 1_u128.checked_shl(host_bits.into()).map_or(u128::MAX, |size| size - 1)
     }
 
-    fn overlaps(&self, other: &Cidr) -> bool {
+    pub(super) fn overlaps(&self, other: &Cidr) -> bool {
         self.is_v4 == other.is_v4 && self.first <= other.last() && other.first <= self.last()
     }
 }
@@ -90,23 +90,35 @@ impl NodeRanges {
         Ok(NodeRanges { cluster, node_prefix, reserved })
     }
 
-    /// A range that overlaps none of those taken: the next one after `last`, from the beginning again at the end.
-    pub(crate) fn free(&self, taken: impl Iterator<Item = Cidr>, last: Option<Cidr>) -> Option<Cidr> {
-        let shift = u32::from(bits(self.cluster.is_v4) - self.node_prefix);
-        let n_ranges = 1_usize << (self.node_prefix - self.cluster.prefix);
-        let mut free = vec![true; n_ranges];
-        let index = |address: u128| {
-            let at = address.checked_sub(self.cluster.first)?.checked_shr(shift).unwrap_or(0);
-            usize::try_from(at).ok()
-        };
-        for other in taken.chain(self.reserved).filter(|other| other.overlaps(&self.cluster)) {
-            let from = index(other.first.max(self.cluster.first))?;
-            let to = index(other.last().min(self.cluster.last()))?;
-            free.get_mut(from..=to)?.fill(false);
+    pub(super) fn len(&self) -> usize {
+        1 << (self.node_prefix - self.cluster.prefix)
+    }
+
+    pub(super) fn reserved(&self) -> Option<Cidr> {
+        self.reserved
+    }
+
+    fn shift(&self) -> u32 {
+        u32::from(bits(self.cluster.is_v4) - self.node_prefix)
+    }
+
+    /// Which of the ranges a range lies in, or takes in; none where it is not the cluster's.
+    pub(super) fn indexes(&self, cidr: &Cidr) -> std::ops::Range<usize> {
+        if !cidr.overlaps(&self.cluster) {
+            return 0..0;
         }
-        let start = last.and_then(|last| index(last.first)).map_or(0, |at| at + 1);
-        let at = (0..n_ranges).map(|step| (start + step) % n_ranges).find(|at| free[*at])?;
-        let offset = u128::try_from(at).ok()?.checked_shl(shift).unwrap_or(0);
+        let index = |address: u128| {
+            let at = (address - self.cluster.first).checked_shr(self.shift()).unwrap_or(0);
+            usize::try_from(at).unwrap_or(usize::MAX - 1)
+        };
+        let first = cidr.first.max(self.cluster.first);
+        let last = cidr.last().min(self.cluster.last());
+        index(first)..index(last) + 1
+    }
+
+    /// The range of an index.
+    pub(super) fn at(&self, index: usize) -> Option<Cidr> {
+        let offset = u128::try_from(index).ok()?.checked_shl(self.shift()).unwrap_or(0);
         Some(Cidr { first: self.cluster.first + offset, prefix: self.node_prefix, ..self.cluster })
     }
 }

@@ -7,6 +7,7 @@ use std::path::Path;
 use k8s_openapi::api::core::v1::NodeSystemInfo;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
+use super::pressure::EvictionHard;
 use crate::error::Error;
 use crate::resources::ResourceList;
 
@@ -15,7 +16,7 @@ pub(crate) const KUBELET_VERSION: &str = "v1.36.3+skiff";
 
 pub(crate) struct Machine {
     pub(crate) n_cpus: usize,
-    pub(crate) memory_bytes: i64,
+    pub(crate) memory_bytes: u64,
     pub(crate) storage_bytes: u64,
     pub(crate) info: NodeSystemInfo,
 }
@@ -27,7 +28,7 @@ impl Machine {
         let meminfo = fs::read_to_string("/proc/meminfo").map_err(failed("memory"))?;
         let total_kib = meminfo
             .lines()
-            .find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<i64>().ok());
+            .find_map(|l| l.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse::<u64>().ok());
         let total_kib =
             total_kib.ok_or_else(|| failed("memory")(io::Error::other("/proc/meminfo has no MemTotal")))?;
         let storage = rustix::fs::statvfs(root).map_err(|e| failed("storage")(e.into()))?;
@@ -70,12 +71,14 @@ impl Machine {
         ])
     }
 
-    /// What pods may ask for: memory and storage less what upstream evicts at (100 MiB, 10 %).
-    pub(crate) fn allocatable(&self, max_pods: u32) -> ResourceList {
+    /// What pods may ask for: memory and storage less what must stay free.
+    pub(crate) fn allocatable(&self, max_pods: u32, eviction_hard: &EvictionHard) -> ResourceList {
+        let memory =
+            self.memory_bytes.saturating_sub(eviction_hard.reserved_memory(self.memory_bytes)) / 1024;
+        let storage = self.storage_bytes.saturating_sub(eviction_hard.reserved_storage(self.storage_bytes));
         let mut list = self.capacity(max_pods);
-        let memory = (self.memory_bytes / 1024 - 100 * 1024).max(0);
         list.insert("memory".to_owned(), Quantity(format!("{memory}Ki")));
-        list.insert("ephemeral-storage".to_owned(), Quantity((self.storage_bytes / 10 * 9).to_string()));
+        list.insert("ephemeral-storage".to_owned(), Quantity(storage.to_string()));
         list
     }
 }

@@ -17,8 +17,6 @@ use crate::status::generate::whole_seconds;
 /// Upstream shows no more, to keep the object small.
 const MAX_IMAGES: usize = 50;
 const MAX_NAMES: usize = 5;
-/// What upstream calls pressure: less than 100 MiB of memory, 10 % of the disk, or 5 % of the inodes.
-const MIN_MEMORY_BYTES: u64 = 100 * 1024 * 1024;
 
 /// What is true of this node now.
 pub(crate) struct Facts {
@@ -43,15 +41,14 @@ impl Facts {
         Facts {
             addresses: ips.chain([address("Hostname", config.node_name.clone())]).collect(),
             capacity: machine.capacity(config.max_pods),
-            allocatable: machine.allocatable(config.max_pods),
+            allocatable: machine.allocatable(config.max_pods, &config.eviction_hard),
             info: machine.info.clone(),
             port,
             images,
             runtime_problems: problems,
-            memory_pressure: available_memory().is_some_and(|bytes| bytes < MIN_MEMORY_BYTES),
-            disk_pressure: disk.is_some_and(|d| {
-                d.f_bavail < d.f_blocks / 10 || (d.f_files > 0 && d.f_favail < d.f_files / 20)
-            }),
+            memory_pressure: available_memory()
+                .is_some_and(|bytes| config.eviction_hard.is_memory_short(bytes, machine.memory_bytes)),
+            disk_pressure: disk.is_some_and(|disk| config.eviction_hard.is_disk_short(&disk)),
             pid_pressure: pids_exhausted().unwrap_or(false),
         }
     }

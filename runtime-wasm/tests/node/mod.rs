@@ -1,5 +1,7 @@
 //! A node's surroundings of a runtime: directories, images, a pod, and that nothing of it is left.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -192,6 +194,37 @@ pub fn private_kib(pid: i32) -> usize {
     rollup.lines().filter(|line| line.starts_with("Private_")).map(of).sum()
 }
 
+/// Code in a process's address space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapped {
+    /// Empty for memory that is no file's.
+    pub file: String,
+    /// What the process has changed, and therefore has for itself.
+    pub private_dirty_kib: usize,
+}
+
+/// All that a process could execute.
+pub fn executable(pid: i32) -> Vec<Mapped> {
+    let mut found: Vec<Mapped> = Vec::new();
+    let mut is_code = false;
+    for line in std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap().lines() {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [range, permissions, _, _, _, ref file @ ..] if range.contains('-') => {
+                is_code = permissions.contains('x');
+                if is_code {
+                    found.push(Mapped { file: file.join(" "), private_dirty_kib: 0 });
+                }
+            }
+            ["Private_Dirty:", kib, _] if is_code => {
+                found.last_mut().unwrap().private_dirty_kib = kib.parse().unwrap();
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
 /// A network namespace with its loopback up, held by a bind mount as a sandbox's is.
 pub struct Netns {
     pub path: PathBuf,
@@ -213,6 +246,17 @@ impl Netns {
         };
         std::thread::spawn(make).join().unwrap();
         Netns { path, _directory: directory }
+    }
+
+    /// What a server in it answers to one request.
+    pub fn get(&self, port: u16) -> String {
+        self.inside(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.write_all(b"GET /x HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        })
     }
 
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {

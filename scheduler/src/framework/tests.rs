@@ -1,9 +1,10 @@
 use std::sync::Arc;
 
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use serde_json::{Value, json};
+use skiff_client::ObjectKey;
 
 use super::*;
-use crate::cluster::PodInfo;
 
 fn pod(spec: Value) -> Pod {
     let mut spec = spec;
@@ -17,16 +18,23 @@ fn asking(cpu: &str) -> Value {
     json!({"containers": [{"name": "c", "resources": {"requests": {"cpu": cpu, "memory": "1Mi"}}}]})
 }
 
-fn node(name: &str, change: impl FnOnce(&mut Value)) -> NodeInfo {
+/// A node and what is on it.
+#[derive(Clone)]
+struct Held {
+    node: Node,
+    pods: Vec<Pod>,
+}
+
+fn node(name: &str, change: impl FnOnce(&mut Value)) -> Held {
     let mut node = json!({
         "metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}, "spec": {},
         "status": {"allocatable": {"cpu": "2", "memory": "4Gi", "pods": "110"}},
     });
     change(&mut node);
-    NodeInfo::new(Arc::new(serde_json::from_value(node).unwrap()))
+    Held { node: serde_json::from_value(node).unwrap(), pods: Vec::new() }
 }
 
-fn plain(name: &str) -> NodeInfo {
+fn plain(name: &str) -> Held {
     node(name, |_| {})
 }
 
@@ -34,25 +42,33 @@ fn info(pod: &Pod) -> PodInfo {
     PodInfo::new(Arc::new(pod.clone()))
 }
 
-fn put(node: &mut NodeInfo, pod: Pod) {
-    node.add(Arc::new(info(&pod)));
+fn put(node: &mut Held, pod: Pod) {
+    node.pods.push(pod);
 }
 
-fn snapshot(nodes: &[NodeInfo]) -> Snapshot {
-    let namespaces = [("d", json!({"team": "x"})), ("other", json!({"team": "y"}))];
-    let labels = |labels: Value| serde_json::from_value(labels).unwrap();
-    let namespaces = namespaces.into_iter().map(|(name, l)| (name.to_owned(), labels(l))).collect();
-    Snapshot {
-        nodes: nodes.iter().cloned().map(Arc::new).collect(),
-        first: 0,
-        namespaces: Arc::new(namespaces),
+fn cluster(nodes: &[Held]) -> Cluster {
+    let mut cluster = Cluster::default();
+    for (name, team) in [("d", "x"), ("other", "y")] {
+        let namespace: Namespace =
+            serde_json::from_value(json!({"metadata": {"labels": {"team": team}}})).unwrap();
+        cluster.namespace_changed(name, Some(&namespace));
     }
+    for (n, held) in nodes.iter().enumerate() {
+        let name = held.node.metadata.name.as_deref().unwrap();
+        cluster.node_changed(name, Some(&Arc::new(held.node.clone())));
+        for (m, pod) in held.pods.iter().enumerate() {
+            let key = ObjectKey::new("d", format!("{n}-{m}"));
+            cluster.pod_on(&key, &Arc::new(pod.clone()), name);
+        }
+    }
+    cluster.settle();
+    cluster
 }
 
 #[track_caller]
-fn check(pod: &Pod, nodes: &[NodeInfo], wanted: Result<&str, &str>) {
-    let snapshot = snapshot(nodes);
-    let found = decide(&info(pod), &snapshot, None, |_| 0);
+fn check(pod: &Pod, nodes: &[Held], wanted: Result<&str, &str>) {
+    let (info, cluster) = (info(pod), cluster(nodes));
+    let found = decide(&info, &cluster, None, |_| 0);
     match (&found, wanted) {
         (Ok(decision), Ok(name)) => assert_eq!(decision.node.name(), name),
         (Err(why), Err(reason)) => assert!(why.message.contains(reason), "{} lacks {reason}", why.message),
@@ -120,8 +136,8 @@ fn a_host_port_is_taken_once_a_node() {
 
 /// The whole message.
 #[track_caller]
-fn check_message(pod: &Pod, nodes: &[NodeInfo], wanted: &str) {
-    assert_eq!(decide(&info(pod), &snapshot(nodes), None, |_| 0).unwrap_err().message, wanted);
+fn check_message(pod: &Pod, nodes: &[Held], wanted: &str) {
+    assert_eq!(decide(&info(pod), &cluster(nodes), None, |_| 0).unwrap_err().message, wanted);
 }
 
 #[test]
@@ -190,7 +206,7 @@ fn far(term: Value) -> Value {
 
 const HOST: &str = "kubernetes.io/hostname";
 
-fn zoned(name: &str, zone: &str) -> NodeInfo {
+fn zoned(name: &str, zone: &str) -> Held {
     node(name, |n| n["metadata"]["labels"]["zone"] = zone.into())
 }
 
@@ -273,7 +289,7 @@ fn spread(key: &str, max_skew: i32, change: impl FnOnce(&mut Value)) -> Pod {
     app("web", json!({"topologySpreadConstraints": [constraint]}))
 }
 
-fn with_pods(mut node: NodeInfo, count: usize) -> NodeInfo {
+fn with_pods(mut node: Held, count: usize) -> Held {
     (0..count).for_each(|_| put(&mut node, app("web", json!({}))));
     node
 }
@@ -326,20 +342,108 @@ fn pods_that_say_nothing_are_spread_among_those_they_belong_to() {
     let siblings = LabelSelector::from_json(&json!({"matchLabels": {"app": "web"}})).unwrap();
     let mut other = plain("b");
     put(&mut other, app("db", json!({})));
-    let snapshot = snapshot(&[with_pods(plain("a"), 1), other]);
-    let found = decide(&info(&app("web", json!({}))), &snapshot, Some(&siblings), |_| 0).unwrap();
+    let cluster = cluster(&[with_pods(plain("a"), 1), other]);
+    let info = info(&app("web", json!({})));
+    let found = decide(&info, &cluster, Some(&siblings), |_| 0).unwrap();
     assert_eq!(found.node.name(), "b");
 }
 
 #[test]
 fn in_a_large_cluster_enough_nodes_are_looked_at_and_the_next_pod_gets_others() {
-    let nodes: Vec<NodeInfo> = (0..1000).map(|n| plain(&format!("n{n:04}"))).collect();
-    let mut snapshot = snapshot(&nodes);
+    let nodes: Vec<Held> = (0..1000).map(|n| plain(&format!("n{n:04}"))).collect();
+    let mut cluster = cluster(&nodes);
     let wants = info(&pod(asking("1")));
-    let first = decide(&wants, &snapshot, None, |_| 0).unwrap();
+    let first = decide(&wants, &cluster, None, |_| 0).unwrap();
     assert_eq!((first.node.name(), first.n_looked_at), ("n0000", 420));
-    snapshot.first = 900;
-    let later = decide(&wants, &snapshot, None, |n| n - 1).unwrap();
+    cluster.go_on_after(900);
+    let later = decide(&wants, &cluster, None, |n| n - 1).unwrap();
     assert_eq!((later.node.name(), later.n_looked_at), ("n0319", 420));
     assert_eq!([n_enough(1), n_enough(99), n_enough(100), n_enough(5000)], [1, 99, 100, 500]);
+}
+
+#[test]
+fn where_nothing_fits_all_nodes_are_counted_however_many_there_are() {
+    let mut nodes: Vec<Held> = (0..1000).map(|n| plain(&format!("n{n:04}"))).collect();
+    nodes[7].node.spec.as_mut().unwrap().unschedulable = Some(true);
+    check_message(
+        &pod(asking("3")),
+        &nodes,
+        "0/1000 nodes are available: 1 node(s) were unschedulable, 999 Insufficient cpu. preemption: 0/1000 nodes are available: 1000 Preemption is not helpful for scheduling.",
+    );
+}
+
+#[test]
+fn what_pods_of_lower_priority_do_to_others_ends_with_them() {
+    let important = |mut pod: Pod| {
+        pod.spec.as_mut().unwrap().priority = Some(10);
+        pod
+    };
+    // Without its pods the node would do: none is left that is shunned, or too many.
+    let unsupported = "1 Preemption is not supported by this scheduler.";
+    let mut taken = zoned("a", "1");
+    put(&mut taken, app("web", far(term("web", "zone"))));
+    check(&important(app("web", json!({}))), &[taken.clone()], Err(unsupported));
+    check(&important(app("web", far(term("web", HOST)))), &[taken], Err(unsupported));
+    let uneven = [
+        with_pods(zoned("a", "1"), 1),
+        node("b", |n| {
+            n["metadata"]["labels"]["zone"] = "2".into();
+            n["status"]["allocatable"]["pods"] = "0".into();
+        }),
+    ];
+    check(&important(spread("zone", 1, |_| {})), &uneven, Err(unsupported));
+    // Where the others are on another node, that is not so.
+    let mut beside = zoned("b", "1");
+    put(&mut beside, app("db", json!({})));
+    let mut shunning = zoned("a", "1");
+    put(&mut shunning, important(app("web", far(term("web", "zone")))));
+    let nodes = [shunning, beside];
+    let message = "1 No preemption victims found for incoming pod, 1 node(s) didn't satisfy existing pods anti-affinity rules.";
+    check(&important(app("web", json!({}))), &nodes, Err(message));
+}
+
+#[test]
+fn a_node_asked_once_says_the_same_as_one_of_many() {
+    let expression = |operator: &str, values: Value| json!({"nodeSelectorTerms": [{"matchExpressions": [{"key": "n", "operator": operator, "values": values}]}]});
+    let required = |selector: Value| json!({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": selector}}});
+    let by_name = json!({"nodeSelectorTerms": [{"matchFields": [{"key": "metadata.name", "operator": "In", "values": ["b"]}]}]});
+    let wants = [
+        json!({}),
+        asking("3"),
+        json!({"nodeSelector": {"n": "1"}}),
+        json!({"nodeName": "c"}),
+        json!({"tolerations": [{"operator": "Exists"}]}),
+        json!({"containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 80}]}]}),
+        required(expression("In", json!(["1", "2"]))),
+        required(expression("NotIn", json!(["1"]))),
+        required(expression("Exists", json!([]))),
+        required(expression("DoesNotExist", json!([]))),
+        required(expression("Gt", json!(["1"]))),
+        required(expression("Lt", json!(["2"]))),
+        required(by_name),
+        required(json!({"nodeSelectorTerms": [{}]})),
+    ];
+    let label = |value: &'static str| move |n: &mut Value| n["metadata"]["labels"]["n"] = value.into();
+    let mut busy = node("c", label("2"));
+    put(&mut busy, pod(wants[5].clone()));
+    let nodes = [
+        plain("a"),
+        node("b", label("1")),
+        busy,
+        node("d", |n| n["spec"]["taints"] = json!([{"key": "k", "effect": "NoExecute"}])),
+        node("e", |n| n["spec"]["unschedulable"] = true.into()),
+        node("f", |n| n["status"]["allocatable"]["pods"] = "0".into()),
+    ];
+    let cluster = cluster(&nodes);
+    let mut n_fitting = 0;
+    for wanted in wants {
+        let info = info(&pod(wanted.clone()));
+        let compiled = Wants::of(&info, &cluster);
+        for node in cluster.nodes() {
+            let fits = compiled.filter(node).is_ok();
+            assert_eq!(plugins::fits(&info, node), fits, "{wanted} on {}", node.name());
+            n_fitting += usize::from(fits);
+        }
+    }
+    assert!(n_fitting > 20, "{n_fitting}");
 }

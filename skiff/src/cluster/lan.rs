@@ -1,8 +1,9 @@
 //! The network of a throw-away cluster: a namespace for each node, and one whose bridge plays the LAN.
 //!
-//! Nothing else is on the LAN. Its router, which the nodes' default routes lead to, does not exist: what is sent beyond the
-//! LAN arrives nowhere.
+//! Nothing else is on the LAN. What is sent beyond it arrives nowhere: the router, which the nodes' default routes lead to,
+//! does not exist, or knows only the nodes.
 
+use std::fs;
 use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -14,11 +15,25 @@ use super::ClusterNode;
 
 const ROUTER: &str = "10.99.0.1";
 
+/// How the nodes are joined.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shape {
+    /// All are on one segment.
+    Bridge,
+    /// Each is on a segment of its own, alone with the router, as machines of most clouds are.
+    Router,
+}
+
 /// Makes what is missing of it.
-pub(super) fn make(lan: &Path, nodes: &[ClusterNode]) -> Result<()> {
+pub(super) fn make(lan: &Path, shape: Shape, nodes: &[ClusterNode]) -> Result<()> {
     if !netns::exists(lan) {
         netns::create(lan)?;
-        within(lan, "link set lo up\nlink add lan0 type bridge\nlink set lan0 up\n".into())?;
+        within(lan, "link set lo up\n".into())?;
+        match shape {
+            Shape::Bridge => within(lan, "link add lan0 type bridge\nlink set lan0 up\n".into())?,
+            Shape::Router => netns::within(lan, || fs::write("/proc/sys/net/ipv4/ip_forward", "1"))?
+                .context("making the LAN's namespace a router")?,
+        }
     }
     for node in nodes {
         if !netns::exists(&node.netns) {
@@ -36,11 +51,20 @@ pub(super) fn make(lan: &Path, nodes: &[ClusterNode]) -> Result<()> {
             commands += &format!("link set {port} netns {}\n", lan.display());
         }
         commands += "link set eth0 up\n";
-        commands += &format!("address replace {}/24 dev eth0\n", node.ip);
+        let (ip, prefix) = (node.ip, if shape == Shape::Bridge { 24 } else { 32 });
+        commands += &format!("address replace {ip}/{prefix} dev eth0\n");
         within(&node.netns, commands)?;
-        within(lan, format!("link set {port} master lan0 up\n"))?;
+        match shape {
+            Shape::Bridge => within(lan, format!("link set {port} master lan0 up\n"))?,
+            Shape::Router => within(
+                lan,
+                format!(
+                    "link set {port} up\naddress replace {ROUTER}/32 dev {port}\nroute replace {ip}/32 dev {port}\n"
+                ),
+            )?,
+        }
         // Only with a link that is up.
-        within(&node.netns, format!("route replace default via {ROUTER} dev eth0\n"))?;
+        within(&node.netns, format!("route replace default via {ROUTER} dev eth0 onlink\n"))?;
     }
     Ok(())
 }

@@ -165,5 +165,8 @@ async fn scale(arguments: &ScaleArguments) -> Result<()> {
     let report = skiff_hollow::scale::run(client, &options).await?;
     eprint!("{}", report.table());
     println!("{}", report.document());
-    Ok(())
+    match report.failure {
+        Some(failure) => bail!(failure),
+        None => Ok(()),
+    }
 }

@@ -24,6 +24,8 @@ pub struct Report {
     /// How pods were bound and started.
     pub pods: Value,
     pub processes: Value,
+    /// Why the run ended before its end, if it did.
+    pub failure: Option<String>,
 }
 
 fn seconds(took: Duration) -> f64 {
@@ -52,7 +54,7 @@ impl Report {
         json!({
             "nodes": self.n_nodes, "pods": self.n_pods, "watch": self.watch,
             "by_verb": documents(self.all().by_verb()), "phases": phases, "scheduling": self.pods,
-            "processes": self.processes,
+            "processes": self.processes, "failure": self.failure,
         })
     }
 

@@ -58,7 +58,8 @@ pub enum Cleanup {
     Keep,
 }
 
-/// Runs it; tells how far it is on standard error.
+/// Runs it; tells how far it is on standard error. What goes wrong once there are nodes is a part of the report: what was
+/// measured until then is worth as much.
 pub async fn run(client: Client, options: &ScaleOptions) -> Result<Report> {
     let room = options.fleet.n_nodes as usize * usize::from(options.fleet.machine.n_pods);
     ensure!(options.n_pods <= room, "{} pods are more than the nodes' {room}", options.n_pods);
@@ -74,20 +75,19 @@ pub async fn run(client: Client, options: &ScaleOptions) -> Result<Report> {
     let filled = run.fill(&mut phases).await;
     let processes: Vec<Value> = watched.iter().map(Watched::document).collect();
     let pods = run.census.document();
-    if options.cleanup == Cleanup::Remove {
-        let removed = run.phase("cleanup", &mut phases, Box::pin(run.clean_up(fleet))).await;
-        // What went wrong first is what matters.
-        filled.and(removed)?;
-    } else {
-        filled?;
-        fleet.stop().await?;
-    }
+    let ended = match options.cleanup {
+        Cleanup::Remove => run.phase("cleanup", &mut phases, Box::pin(run.clean_up(fleet))).await,
+        Cleanup::Keep => fleet.stop().await,
+    };
+    // What went wrong first is what matters.
+    let failure = filled.and(ended).err().map(|error| format!("{error:#}"));
     let watch = match options.fleet.watch {
         WatchMode::Shared => "by one watch",
         WatchMode::PerNode => "by one watch a node",
     };
     let n_nodes = options.fleet.n_nodes;
-    Ok(Report { n_nodes, n_pods: options.n_pods, watch, phases, pods, processes: processes.into() })
+    let processes = processes.into();
+    Ok(Report { n_nodes, n_pods: options.n_pods, watch, phases, pods, processes, failure })
 }
 
 struct Run<'o> {

@@ -205,6 +205,7 @@ async fn a_census_sees_every_pod_of_its_run_and_a_scale_run_leaves_nothing() -> 
         };
         let report = skiff_hollow::scale::run(plane.client(), &scale).await?;
         let document = report.document();
+        ensure!(document["failure"].is_null(), "{document}");
         ensure!(document["scheduling"]["seen_to_running"]["n"] == 120, "{document}");
         let verbs: Vec<&str> = document["by_verb"]
             .as_array()
@@ -219,5 +220,33 @@ async fn a_census_sees_every_pod_of_its_run_and_a_scale_run_leaves_nothing() -> 
         ensure!(pods.list(&ListParams::default()).await?.items.is_empty());
         ensure!(nodes.list(&ListParams::default()).await?.items.is_empty());
     }
+    plane.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scale_run_that_does_not_come_to_its_end_reports_why_and_what_it_has_measured() -> Result<()> {
+    let plane = Plane::start().await?;
+    // By their number all pods fit, by the CPU that each asks for one does not.
+    let mut fleet = options(1, 20, WatchMode::Shared);
+    fleet.machine.cpu = "190m".into();
+    let scale = ScaleOptions {
+        fleet,
+        n_pods: 20,
+        per_deployment: 20,
+        n_namespaces: 1,
+        image: "registry.k8s.io/pause:3.10.1".into(),
+        n_places: 16,
+        timeout: Duration::from_secs(10),
+        steady: Duration::from_secs(1),
+        cleanup: Cleanup::Keep,
+        processes: Vec::new(),
+    };
+    let report = skiff_hollow::scale::run(plane.client(), &scale).await?;
+    let failure = report.failure.clone().unwrap_or_default();
+    ensure!(failure.contains("in the phase \"pods\": not done after 10 s"), "{failure}");
+    ensure!(failure.contains("pending: 1, bound: 0, running: 19"), "{failure}");
+    let document = report.document();
+    ensure!(document["scheduling"]["seen_to_running"]["n"] == 19, "{document}");
+    ensure!(document["by_verb"].as_array().is_some_and(|verbs| verbs.len() == 7), "{document}");
     plane.stop().await
 }

@@ -1,6 +1,6 @@
 //! What servers use, by the cgroups they run in: the work of processes that have ended counts too, such as runc's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -32,8 +32,10 @@ impl Groups {
         self.0.iter().filter(|dir| dir.exists()).map(|dir| cpu_of(dir)).sum()
     }
 
-    pub fn processes(&self) -> Vec<u32> {
-        let mut found = Vec::new();
+    /// Each once: on cgroup v1 a process is in every group that one of its threads is in, as a Wasm host in those of all its
+    /// containers.
+    pub fn processes(&self) -> BTreeSet<u32> {
+        let mut found = BTreeSet::new();
         for directory in &self.0 {
             collect(directory, &mut found);
         }
@@ -65,7 +67,7 @@ fn cpu_of(directory: &Path) -> Result<Duration> {
     Ok(Duration::from_micros(microseconds.with_context(|| format!("{} has no usage", v2.display()))?))
 }
 
-fn collect(directory: &Path, found: &mut Vec<u32>) {
+fn collect(directory: &Path, found: &mut BTreeSet<u32>) {
     let text = fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
     found.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
@@ -157,8 +159,20 @@ mod tests {
         let own = std::process::id();
         fs::write(dir.path().join("pods/cgroup.procs"), format!("{own}\n")).expect("a file");
         let groups = Groups::new(vec![dir.path().into()]);
-        assert_eq!(groups.processes(), [own]);
+        assert_eq!(groups.processes(), [own].into());
         assert!(groups.pss_kib().values().sum::<u64>() > 0);
+    }
+
+    #[test]
+    fn a_process_with_threads_in_many_groups_counts_once() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let own = std::process::id();
+        let groups = ["", "pod-1", "pod-2"].map(|name| dir.path().join(name));
+        for group in &groups {
+            fs::create_dir_all(group).expect("a folder");
+            fs::write(group.join("cgroup.procs"), format!("{own}\n{own}\n")).expect("a file");
+        }
+        assert_eq!(Groups::new(groups.to_vec()).processes(), [own].into());
     }
 
     #[test]

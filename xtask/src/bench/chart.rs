@@ -10,9 +10,9 @@ pub(super) struct Bar {
     pub(super) max: f64,
 }
 
-const WIDTH: f64 = 920.0;
+const WIDTH: f64 = 1050.0;
 /// Where the names end and the bars begin.
-const LEFT: f64 = 470.0;
+const LEFT: f64 = 600.0;
 const RIGHT: f64 = 80.0;
 const TOP: f64 = 64.0;
 const ROW: f64 = 26.0;

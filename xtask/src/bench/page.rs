@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use serde_json::Value;
 
 use super::chart::{self, Bar};
-use super::{ALL, Name, smoke, store};
+use super::{ALL, Name, hollow, smoke, store};
 use crate::command::root;
 
 /// What a reader must know of a bench: what is timed, and what runs on each side.
@@ -64,13 +64,21 @@ fn about(name: Name) -> (&'static str, &'static str) {
         ),
         Name::WasmHttp => (
             "Requests of one Wasm component",
-            "samples/wasm/http over HTTP/1.1: a pod of Skiff beside `wasmtime serve` of the same version without a cluster. \
-             CPU and memory of Skiff's side are of the whole cluster.",
+            "samples/wasm/http over HTTP/1.1: a pod of Skiff beside `wasmtime serve` of the same version without a cluster, \
+             both from native code that was made before. CPU and memory of Skiff's side are of the whole cluster.",
         ),
         Name::WasmDensity => (
             "Memory of many Wasm components",
             "50 pods of samples/wasm/http beside 50 processes of `wasmtime serve`: what each adds to its side's PSS once it \
-             has answered. Skiff's pods have an address and a network namespace each.",
+             has answered. For Skiff that is the process that hosts them and all that the server keeps of the pods, each of \
+             which has an address and a network namespace. Either side maps native code that was made before.",
+        ),
+        Name::Hollow => (
+            "API latency by verb, Skiff alone",
+            "`skiff-hollow` plays the nodes: leases, statuses, and pods that become Running, in one process over the API and on \
+             the same cores. Deployments make the pods, the scheduler binds them; probes of every verb go on meanwhile and for \
+             a minute with all pods running. Times are of one request, sent to whole answer; WATCH is from an update to its \
+             event. Requests that were refused were tried again, and are not in the times.",
         ),
         Name::Smoke | Name::All | Name::Page | Name::Clean => ("Skiff alone", ""),
     }
@@ -102,7 +110,7 @@ impl Spread {
     }
 }
 
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value.abs() {
         large if large >= 100.0 => grouped(value.round() as i64),
         small if small < 1.0 => trimmed(&format!("{value:.3}")),
@@ -206,6 +214,12 @@ pub(super) fn section(lines: &[Value]) -> Result<String> {
     writeln!(out, "## {bench}: {}\n", lower_first(title))?;
     writeln!(out, "{text}\n")?;
     writeln!(out, "{}\n", provenance(head))?;
+    if name == Some(Name::Hollow) {
+        for line in lines.iter().filter(|line| line["report"].is_object()) {
+            writeln!(out, "{}", hollow::table(&line["report"])?)?;
+        }
+        return Ok(out);
+    }
     writeln!(out, "| case | figure | Skiff | upstream | Skiff is better |")?;
     writeln!(out, "|---|---|---|---|---|")?;
     let cases = head["cases"].as_array().cloned().unwrap_or_default();
@@ -249,11 +263,12 @@ fn provenance(head: &Value) -> String {
     let text = |value: &Value| value.as_str().unwrap_or("?").to_owned();
     let versions = head["versions"].as_object().into_iter().flatten();
     let versions: Vec<String> = versions.map(|(name, version)| format!("{name} {}", text(version))).collect();
+    let upstream = if versions.is_empty() { String::new() } else { format!("; {}", versions.join(", ")) };
     let machine = &head["machine"];
+    let turns = head["pairs"].as_u64().map_or_else(|| "One run".into(), |pairs| format!("{pairs} pairs"));
     format!(
-        "Again: `cargo xtask bench {}`. {} pairs in {} s on {}, {} cores ({}), {} GiB, Linux {}; Skiff {}; {}.",
+        "Again: `cargo xtask bench {}`. {turns} in {} s on {}, {} cores ({}), {} GiB, Linux {}; Skiff {}{upstream}.",
         text(&head["bench"]),
-        head["pairs"],
         head["seconds"],
         text(&head["date"]),
         machine["cores"],
@@ -261,7 +276,6 @@ fn provenance(head: &Value) -> String {
         machine["memory_gib"],
         text(&machine["kernel"]),
         text(&head["commit"]),
-        versions.join(", "),
     )
 }
 

@@ -1,9 +1,10 @@
 //! The two sides, and the tool that asks them.
 
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
@@ -17,6 +18,7 @@ use crate::setup;
 pub(super) struct Tools {
     pub(super) skiff: PathBuf,
     load: PathBuf,
+    hollow: PathBuf,
     pub(super) programs: Programs,
     pub(super) served: Served,
 }
@@ -25,6 +27,7 @@ impl Tools {
     pub(super) fn build(skiff: Option<&Path>) -> Result<Tools> {
         setup::run()?;
         run(cargo().args(["build", "--release", "-p", "skiff-load"]))?;
+        run(cargo().args(["build", "--release", "-p", "skiff-hollow"]))?;
         let skiff = match skiff {
             Some(path) => std::path::absolute(path)?,
             None => {
@@ -33,9 +36,12 @@ impl Tools {
             }
         };
         ensure!(skiff.exists(), "{} is not there", skiff.display());
-        let load = program("release")?.with_file_name("skiff-load");
+        let built = program("release")?;
+        let [load, hollow] = ["skiff-load", "skiff-hollow"].map(|name| built.with_file_name(name));
         fixtures::run()?;
-        Ok(Tools { skiff, load, programs: Programs::open()?, served: fixtures::serve()? })
+        let (programs, served) = (Programs::open()?, fixtures::serve()?);
+        room()?;
+        Ok(Tools { skiff, load, hollow, programs, served })
     }
 
     pub(super) fn wasm_module(&self) -> PathBuf {
@@ -68,6 +74,17 @@ pub(super) struct Side {
 }
 
 impl Side {
+    /// `skiff-hollow`, about to ask this side; ended if it takes longer than `timeout`.
+    pub(super) fn hollow(&self, tools: &Tools, timeout: Duration, arguments: &[String]) -> Command {
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after", "10", &timeout.as_secs().to_string(), "nsenter"]);
+        let mut netns = OsString::from("--net=");
+        netns.push(&self.netns);
+        command.arg(netns).arg(&tools.hollow).args(arguments).arg("--kubeconfig").arg(&self.kubeconfig);
+        command.stdin(Stdio::null()).env("RUST_BACKTRACE", "0");
+        command
+    }
+
     /// The load tool, about to ask this side.
     pub(super) fn load(&self, tools: &Tools, timeout: Duration, arguments: &[String]) -> Command {
         let mut command = Command::new(&tools.load);
@@ -125,6 +142,11 @@ const GROUP: &str = "skiff-measured";
 /// The group that Skiff gives the pods of a cluster of that name.
 const PODS_GROUP: &str = "skiff-bench";
 const READY_TIMEOUT: Duration = Duration::from_secs(120);
+/// A Wasm host stays for ten seconds after its last container.
+const PODS_END_TIMEOUT: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// Skiff's node says below 10 that its disk is full, and a run takes some of it.
+const LEAST_ROOM_PERCENT: u64 = 12;
 
 /// A throw-away cluster of Skiff: control plane and node are one process, and one forwards to it.
 pub(super) struct Skiff<'a> {
@@ -162,6 +184,26 @@ impl<'a> Skiff<'a> {
         }
     }
 
+    /// The process that is both control plane and node.
+    pub(super) fn server_pid(&self) -> Result<u64> {
+        let path = Path::new("/run/skiff/clusters").join(NAME).join("cluster.json");
+        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        let cluster: Value =
+            serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
+        cluster["server"]["pid"].as_u64().with_context(|| format!("{} names no server", path.display()))
+    }
+
+    /// Waits until nothing runs that belongs to a pod.
+    pub(super) fn await_no_pods(&self) -> Result<()> {
+        let group = accounting_root().join(PODS_GROUP);
+        let end = Instant::now() + PODS_END_TIMEOUT;
+        while has_processes(&group) {
+            ensure!(Instant::now() < end, "processes of pods are still there, in {}", group.display());
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        Ok(())
+    }
+
     pub(super) fn down(mut self) -> Result<()> {
         self.undo()
     }
@@ -185,6 +227,29 @@ impl Drop for Skiff<'_> {
 
 fn group() -> PathBuf {
     accounting_root().join(GROUP)
+}
+
+/// In a group or in one below it.
+fn has_processes(group: &Path) -> bool {
+    let own = fs::read_to_string(group.join("cgroup.procs")).unwrap_or_default();
+    let below = fs::read_dir(group).into_iter().flatten().flatten();
+    !own.trim().is_empty()
+        || below.map(|entry| entry.path()).any(|path| path.is_dir() && has_processes(&path))
+}
+
+/// A node whose disk is nearly full takes no pods: that is to be said before a bench waits for them.
+fn room() -> Result<()> {
+    let text = output(Command::new("df").args(["--output=size,avail", "/var/lib"]))?;
+    let kib: Vec<u64> =
+        text.lines().last().unwrap_or_default().split(' ').filter_map(|n| n.parse().ok()).collect();
+    let [size, free] = kib[..] else { bail!("df does not say how full the disk is: {text}") };
+    ensure!(
+        free * 100 >= size * LEAST_ROOM_PERCENT,
+        "{} GiB of {} are free under /var/lib: with less than {LEAST_ROOM_PERCENT} % a node may take no pods",
+        free >> 20,
+        size >> 20
+    );
+    Ok(())
 }
 
 fn down(skiff: &Path) -> Result<()> {

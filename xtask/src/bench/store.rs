@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 
 use crate::command::{output, root};
 
+/// What benches write themselves: the one before has changed nothing that is measured.
+const RESULTS: &str = ":(exclude)docs/benchmarks*";
+
 fn path(bench: &str) -> PathBuf {
     root().join("docs/benchmarks").join(format!("{bench}.jsonl"))
 }
@@ -36,8 +39,11 @@ pub(super) fn date() -> Result<String> {
 
 /// Without one in a tree that is not under version control.
 pub(super) fn commit() -> Value {
-    let git = output(Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(root()));
-    git.map_or(Value::Null, |text| text.trim().into())
+    let git = |arguments: &[&str]| output(Command::new("git").args(arguments).current_dir(root()));
+    let Ok(name) = git(&["describe", "--always"]) else { return Value::Null };
+    let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", RESULTS]);
+    let is_changed = changed.map_or(true, |files| !files.trim().is_empty());
+    format!("{}{}", name.trim(), if is_changed { "-dirty" } else { "" }).into()
 }
 
 pub(super) fn machine() -> Value {

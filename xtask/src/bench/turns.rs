@@ -17,6 +17,9 @@ pub(super) struct Book {
     lines: Vec<Value>,
     /// Sides that could not be prepared for what follows, and why.
     unable: Vec<(Who, String)>,
+    has_turns: bool,
+    /// Why this run is printed and not stored.
+    unfit: Option<String>,
 }
 
 impl Book {
@@ -28,6 +31,8 @@ impl Book {
             cases: Vec::new(),
             lines: Vec::new(),
             unable: Vec::new(),
+            has_turns: true,
+            unfit: (pairs < MIN_PAIRS).then(|| format!("{pairs} pairs are less than {MIN_PAIRS}")),
         }
     }
 
@@ -48,6 +53,12 @@ impl Book {
         }
         eprintln!("{line}");
         self.lines.push(line);
+    }
+
+    /// The whole report of a run of one side alone, without turns.
+    pub(super) fn keep(&mut self, who: Who, report: Value, unfit: Option<String>) {
+        self.lines.push(json!({"side": who.text(), "report": report}));
+        (self.has_turns, self.unfit) = (false, unfit);
     }
 
     /// What a side cannot do is a result too.
@@ -102,17 +113,20 @@ impl Book {
 
     /// Stores what was measured, and draws the page anew.
     pub(super) fn finish(self, tools: &Tools) -> Result<()> {
+        // Of the other side's programs, where there is one.
+        let versions = if self.has_turns { tools.programs.versions()? } else { Vec::new() };
         let versions: Map<String, Value> =
-            tools.programs.versions()?.into_iter().map(|(name, version)| (name, version.into())).collect();
+            versions.into_iter().map(|(name, version)| (name, version.into())).collect();
         let head = json!({
-            "bench": self.bench, "date": store::date()?, "commit": store::commit(), "pairs": self.pairs,
+            "bench": self.bench, "date": store::date()?, "commit": store::commit(),
+            "pairs": self.has_turns.then_some(self.pairs),
             "seconds": self.start.elapsed().as_secs(), "machine": store::machine(), "versions": versions,
             "cases": self.cases,
         });
         let lines: Vec<Value> = [head].into_iter().chain(self.lines).collect();
         print!("{}", page::section(&lines)?);
-        if self.pairs < MIN_PAIRS {
-            eprintln!("not stored: {} pairs are less than {MIN_PAIRS}", self.pairs);
+        if let Some(why) = self.unfit {
+            eprintln!("not stored: {why}");
             return Ok(());
         }
         store::write(&self.bench, &lines)?;

@@ -43,6 +43,7 @@ pub(super) fn page(
     tests: &[Test],
     rows: &BTreeMap<String, Count>,
     causes: &Causes,
+    vacuous: &[String],
 ) -> Result<String> {
     let mut out = String::new();
     let count = |outcome| tests.iter().filter(|t| t.outcome == outcome).count();
@@ -55,6 +56,20 @@ pub(super) fn page(
         run.date, run.commit, run.n_nodes
     )?;
     writeln!(out, "**{passed} passed, {failed} failed, {skipped} skipped.**\n")?;
+    let vacuous: Vec<&Test> =
+        tests.iter().filter(|t| t.outcome == Outcome::Passed && vacuous.contains(&t.name)).collect();
+    if !vacuous.is_empty() {
+        writeln!(
+            out,
+            "Of those that passed, {} say nothing: they return if what they are about is not served, or see that nobody \
+             does it.\n",
+            vacuous.len()
+        )?;
+        for test in vacuous {
+            writeln!(out, "- {}", test.name.trim_end_matches(" [Conformance]"))?;
+        }
+        writeln!(out)?;
+    }
     writeln!(out, "| SIG | passed | failed | skipped |\n|---|--:|--:|--:|")?;
     for (sig, row) in rows {
         writeln!(out, "| {sig} | {} | {} | {} |", row.passed, row.failed, row.skipped)?;

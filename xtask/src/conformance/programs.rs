@@ -24,6 +24,7 @@ enum Kind {
 }
 
 const STAMP: &str = "k8s.io/component-base/version";
+const KUBERNETES: &str = "k8s.io/kubernetes";
 const AGNHOST_VERSION: &str = "2.63.0";
 const GO_PROGRAMS: [(&str, Kind); 4] = [
     ("agnhost", Kind::Program("k8s.io/kubernetes/test/images/agnhost")),
@@ -31,6 +32,8 @@ const GO_PROGRAMS: [(&str, Kind); 4] = [
     ("kubectl", Kind::Program("k8s.io/kubernetes/cmd/kubectl")),
     ("e2e.test", Kind::Test("k8s.io/kubernetes/test/e2e")),
 ];
+/// Tests of CRI servers, of a module of their own: its dependencies are not those of the suite.
+const CRITEST: &str = "sigs.k8s.io/cri-tools/cmd/critest";
 /// Small enough to be our own; static, for images that hold nothing else.
 const RUST_PROGRAMS: [&str; 2] = ["pause", "nonewprivs"];
 
@@ -53,7 +56,8 @@ pub(super) fn build() -> Result<Programs> {
         fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
     };
     let (pins, sums) = (read("go.mod")?, read("go.sum")?);
-    let version = version(&pins).context("tests/conformance/go.mod requires no k8s.io/kubernetes")?;
+    let version =
+        version(&pins, KUBERNETES).context("tests/conformance/go.mod requires no k8s.io/kubernetes")?;
     let digest = hex::encode(Sha256::new().chain_update(&pins).chain_update(&sums).finalize());
     let dir = cache()?.join("conformance").join(format!("{version}-{}", &digest[..8]));
     let download = go(&module).args(["mod", "download", "-json", "k8s.io/kubernetes"]).output()?;
@@ -71,10 +75,20 @@ pub(super) fn build() -> Result<Programs> {
     Ok(programs)
 }
 
-fn version(pins: &str) -> Option<&str> {
+/// Builds the program that asks a CRI server whether it is one, if it is not there yet.
+pub(super) fn build_critest(programs: &Programs) -> Result<PathBuf> {
+    let module = root().join("tests/conformance/critest");
+    let pins = fs::read_to_string(module.join("go.mod")).context("reading critest's go.mod")?;
+    let version = version(&pins, "sigs.k8s.io/cri-tools").context("go.mod requires no cri-tools")?;
+    let name = format!("critest-{version}");
+    once(programs, &name, |to| build_go(&module, version, &Kind::Test(CRITEST), to))?;
+    Ok(programs.path(&name))
+}
+
+fn version<'p>(pins: &'p str, module: &str) -> Option<&'p str> {
     pins.lines().find_map(|line| {
         let mut words = line.trim().trim_start_matches("require ").split_whitespace();
-        (words.next() == Some("k8s.io/kubernetes")).then(|| words.next()).flatten()
+        (words.next() == Some(module)).then(|| words.next()).flatten()
     })
 }
 
@@ -128,8 +142,8 @@ mod tests {
     #[test]
     fn the_version_is_the_one_go_mod_requires() {
         let pins = "require (\n\tk8s.io/kubelet v0.1.0\n\tk8s.io/kubernetes v1.36.3\n)\n";
-        assert_eq!(version(pins), Some("v1.36.3"));
-        assert_eq!(version("require k8s.io/kubernetes v1.2.3\n"), Some("v1.2.3"));
-        assert_eq!(version("module x\n"), None);
+        assert_eq!(version(pins, "k8s.io/kubernetes"), Some("v1.36.3"));
+        assert_eq!(version("require k8s.io/kubernetes v1.2.3\n", "k8s.io/kubernetes"), Some("v1.2.3"));
+        assert_eq!(version("module x\n", "x"), None);
     }
 }

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use serde::Deserialize;
 
-use super::suite::{LOG, REPORT};
+use super::suite::LOG;
 
 #[derive(Debug, PartialEq, Eq, Clone, Copy)]
 pub(super) enum Outcome {
@@ -99,12 +99,16 @@ const LOG_TAIL_LINES: usize = 40;
 const SECOND_CHARS: usize = 19;
 const MAX_SLUG_CHARS: usize = 80;
 
-/// Reads the report of a run; fails if the suite did not get as far as its tests.
-pub(super) fn read(results: &Path) -> Result<Vec<Test>> {
-    let Ok(bytes) = fs::read(results.join(REPORT)) else {
-        bail!("the suite wrote no report; the end of its log:\n{}", log_tail(results));
-    };
-    let tests = parse(&bytes)?;
+/// Reads the reports of a run; fails if the suite did not get as far as its tests.
+pub(super) fn read(results: &Path, reports: &[PathBuf]) -> Result<Vec<Test>> {
+    let mut tests = Vec::new();
+    for report in reports {
+        let Ok(bytes) = fs::read(report) else {
+            bail!("the suite wrote no report; the end of its log:\n{}", log_tail(results));
+        };
+        tests.extend(parse(&bytes)?);
+    }
+    sort(&mut tests);
     if tests.is_empty() {
         bail!("no test ran; the end of the suite's log:\n{}", log_tail(results));
     }
@@ -134,8 +138,12 @@ fn parse(bytes: &[u8]) -> Result<Vec<Test>> {
         }
         tests.push(spec.into());
     }
-    tests.sort_by(|a: &Test, b: &Test| a.name.cmp(&b.name));
+    sort(&mut tests);
     Ok(tests)
+}
+
+fn sort(tests: &mut [Test]) {
+    tests.sort_by(|a, b| a.name.cmp(&b.name));
 }
 
 impl From<Spec> for Test {

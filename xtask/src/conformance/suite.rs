@@ -27,9 +27,11 @@ pub(super) struct Suite<'a> {
     pub(super) timeout: Duration,
 }
 
-pub(super) const REPORT: &str = "report.json";
-pub(super) const JUNIT: &str = "junit.xml";
+const REPORT: &str = "report.json";
+const JUNIT: &str = "junit.xml";
 pub(super) const LOG: &str = "e2e.log";
+/// Of those that wait for ever.
+const ENDLESS_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// The longest a test waits for its turn to end once the suite's own time is over.
 const GRACE: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(500);
@@ -96,20 +98,58 @@ fn escaped(text: &str) -> String {
     out
 }
 
+/// One run of ginkgo.
+struct Part {
+    /// Before the names of its reports.
+    prefix: &'static str,
+    focus: Option<String>,
+    skip: Option<String>,
+    procs: usize,
+    timeout: Duration,
+}
+
 impl Suite<'_> {
-    /// Whatever the outcome of the tests: the report has it.
-    pub(super) fn run(&self, selection: &Selection) -> Result<()> {
+    /// Runs all that is selected, whatever the outcome of the tests. Answers the reports.
+    ///
+    /// ginkgo knows a time limit for a suite and none for a test, and some tests have none of their own: those of
+    /// `endless` are the last of a whole run.
+    pub(super) fn run(&self, selection: &Selection, endless: &Selection) -> Result<Vec<PathBuf>> {
+        let whole = Part {
+            prefix: "",
+            focus: selection.expression(),
+            skip: None,
+            procs: self.procs,
+            timeout: self.timeout,
+        };
+        let parts = if selection.is_whole() {
+            let last = Part {
+                prefix: "endless-",
+                focus: endless.expression(),
+                skip: None,
+                procs: endless.names().len().max(1),
+                timeout: ENDLESS_TIMEOUT,
+            };
+            vec![Part { skip: endless.expression(), ..whole }, last]
+        } else {
+            vec![whole]
+        };
+        parts.iter().try_for_each(|part| self.run_part(part))?;
+        Ok(parts.iter().map(|part| self.results.join(format!("{}{REPORT}", part.prefix))).collect())
+    }
+
+    fn run_part(&self, part: &Part) -> Result<()> {
         let path = self.results.join(LOG);
-        let log = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.with_context(|| format!("opening {}", path.display()))?;
         let mut child = self
-            .command(selection)
+            .command(part)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
             .spawn()
             .context("starting nsenter, of the package util-linux")?;
         // ginkgo ends the suite at the timeout and writes its report; this is for a ginkgo that does not.
-        if wait(&mut child, Instant::now() + self.timeout + GRACE)?.is_none() {
+        if wait(&mut child, Instant::now() + part.timeout + GRACE)?.is_none() {
             let ginkgo = child.id().to_string();
             // Its processes too: it waits for them, whatever it is told. Status 1 is that there are none.
             Command::new("pkill").args(["-INT", "-P", &ginkgo]).status().context("starting pkill")?;
@@ -123,7 +163,7 @@ impl Suite<'_> {
     }
 
     /// The suite dials nodes and pods, so it runs where they are; ginkgo runs what is [Serial] last and alone.
-    fn command(&self, selection: &Selection) -> Command {
+    fn command(&self, part: &Part) -> Command {
         let home = self.results.join("home");
         let path = std::env::var_os("PATH").unwrap_or_default();
         let search: Vec<PathBuf> =
@@ -133,12 +173,15 @@ impl Suite<'_> {
             .arg(format!("--net={}", self.netns.display()))
             .arg(self.programs.path("ginkgo"))
             .args(["run", "--label-filter=Conformance", "--silence-skips", "--no-color"])
-            .arg(format!("--procs={}", self.procs))
-            .arg(format!("--timeout={}s", self.timeout.as_secs()))
-            .args([format!("--json-report={REPORT}"), format!("--junit-report={JUNIT}")])
+            .arg(format!("--procs={}", part.procs))
+            .arg(format!("--timeout={}s", part.timeout.as_secs()))
+            .arg(format!("--json-report={}{REPORT}", part.prefix))
+            .arg(format!("--junit-report={}{JUNIT}", part.prefix))
             .arg(flag("--output-dir", self.results));
-        if let Some(expression) = selection.expression() {
-            command.arg(format!("--focus={expression}"));
+        for (flag, expression) in [("focus", &part.focus), ("skip", &part.skip)] {
+            if let Some(expression) = expression {
+                command.arg(format!("--{flag}={expression}"));
+            }
         }
         command
             .arg(self.programs.path("e2e.test"))

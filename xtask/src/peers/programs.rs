@@ -16,6 +16,8 @@ use crate::fixtures::rootfs;
 pub(crate) struct Programs {
     pub(crate) dir: PathBuf,
     kubernetes: String,
+    /// The file's name: another version, or one with other features, is another file.
+    wasmtime: String,
 }
 
 enum Source {
@@ -31,8 +33,8 @@ enum Source {
 const STAMP: &str = "k8s.io/component-base/version";
 const MODULES: [&str; 3] = ["kubernetes", "etcd", "coredns"];
 const PACKAGES: [&str; 2] = ["containerd", "containernetworking-plugins"];
-/// What `wasmtime serve` needs, and what makes it fast.
-const WASMTIME_FEATURES: &str = "run,serve,cranelift,component-model,component-model-async,parallel-compilation,\
+/// What `wasmtime serve` needs, what makes it fast, and `wasmtime compile`, without which each of its processes would compile.
+const WASMTIME_FEATURES: &str = "run,serve,compile,cranelift,component-model,component-model-async,parallel-compilation,\
                                  pooling-allocator,threads,gc,gc-drc,gc-null";
 
 fn source(program: &str) -> Result<Source> {
@@ -65,12 +67,15 @@ impl Programs {
         let kubernetes = version(&pins, "k8s.io/kubernetes").context("no version of k8s.io/kubernetes")?;
         let digest = hex::encode(digest.finalize());
         let dir = cache()?.join("peers").join(format!("{kubernetes}-{}", &digest[..8]));
-        Ok(Programs { dir, kubernetes: kubernetes.to_owned() })
+        let features = hex::encode(Sha256::digest(WASMTIME_FEATURES));
+        let wasmtime = format!("wasmtime-{}-{}", wasmtime_version()?, &features[..8]);
+        Ok(Programs { dir, kubernetes: kubernetes.to_owned(), wasmtime })
     }
 
     pub(crate) fn path(&self, program: &str) -> PathBuf {
         match program {
             "containerd" => self.debian().join("usr/bin/containerd"),
+            "wasmtime" => self.dir.join("bin").join(&self.wasmtime),
             _ => self.dir.join("bin").join(program),
         }
     }

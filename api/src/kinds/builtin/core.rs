@@ -44,11 +44,13 @@ pub(super) fn kinds() -> Vec<Kind> {
         kind("", "v1", "PersistentVolumeClaim", "persistentvolumeclaims")
             .short(&["pvc"])
             .subresources(&["status"])
+            .strategy(&Volumes)
             .columns(claim_columns()),
         kind("", "v1", "PersistentVolume", "persistentvolumes")
             .cluster()
             .short(&["pv"])
             .subresources(&["status"])
+            .strategy(&Volumes)
             .columns(volume_columns()),
         pod::kind(),
         kind("", "v1", "PodTemplate", "podtemplates").columns(vec![
@@ -297,6 +299,19 @@ impl Strategy for Secrets {
             causes.push(Cause::invalid("type", &new["type"], "field is immutable"));
         }
         causes
+    }
+}
+
+/// Of volumes and of claims.
+struct Volumes;
+
+impl Strategy for Volumes {
+    fn prepare_create(&self, object: &mut Object) {
+        object["status"] = json!({"phase": "Pending"});
+    }
+
+    fn counts_generations(&self) -> bool {
+        false
     }
 }
 

@@ -378,12 +378,60 @@ fn validate_spec(spec: &Value, path: &str) -> Vec<Cause> {
         &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
         &mut causes,
     );
+    validate_sysctls(spec, &format!("{path}.securityContext.sysctls"), &mut causes);
     if let Some(host) = spec["hostname"].as_str()
         && let Some(fault) = name::dns_label_fault(host)
     {
         causes.push(Cause::invalid(format!("{path}.hostname"), &spec["hostname"], &fault));
     }
     causes
+}
+
+const SYSCTL_MAX_BYTES: usize = 253;
+
+/// Which of them a node lets a pod set is the node's to say.
+fn validate_sysctls(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
+    let is_hosts = |field: &str| spec[field] == true;
+    let mut seen = HashSet::new();
+    for (at, sysctl) in items_at(spec, "/securityContext/sysctls").iter().enumerate() {
+        let (path, value) = (format!("{path}[{at}].name"), &sysctl["name"]);
+        let name = value.as_str().unwrap_or_default();
+        if name.is_empty() {
+            causes.push(Cause::required(path, ""));
+            continue;
+        }
+        if !is_sysctl_name(name) {
+            let detail = format!(
+                "must have at most {SYSCTL_MAX_BYTES} characters and match regex \
+                 ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$"
+            );
+            causes.push(Cause::invalid(&path, value, &detail));
+        } else if !seen.insert(name) {
+            causes.push(Cause::duplicate(&path, value));
+        }
+        for (field, prefixes) in [
+            ("hostNetwork", ["net."].as_slice()),
+            ("hostIPC", &["kernel.sem", "kernel.shm", "kernel.msg", "fs.mqueue."]),
+        ] {
+            let name = name.replace('/', ".");
+            if is_hosts(field) && prefixes.iter().any(|prefix| name.starts_with(prefix)) {
+                causes.push(Cause::invalid(
+                    &path,
+                    value,
+                    &format!("may not be specified when '{field}' is true"),
+                ));
+            }
+        }
+    }
+}
+
+fn is_sysctl_name(name: &str) -> bool {
+    let is_inner = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '_');
+    let is_edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    name.len() <= SYSCTL_MAX_BYTES
+        && name.split(['.', '/']).all(|part| {
+            is_edge(part.chars().next()) && is_edge(part.chars().next_back()) && part.chars().all(is_inner)
+        })
 }
 
 fn one_of(object: &Value, field: &str, path: &str, allowed: &[&str], causes: &mut Vec<Cause>) {
@@ -525,4 +573,52 @@ pub(super) fn immutable_selector(new: &Object, old: &Object) -> Vec<Cause> {
         return Vec::new();
     }
     vec![Cause::invalid("spec.selector", &new["spec"]["selector"], "field is immutable")]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::validate_sysctls;
+
+    fn faults(spec: serde_json::Value) -> Vec<String> {
+        let mut causes = Vec::new();
+        validate_sysctls(&spec, "sysctls", &mut causes);
+        causes.into_iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+    }
+
+    #[test]
+    fn the_name_of_a_sysctl_is_a_path_of_small_words() {
+        let names =
+            ["kernel.shmmax", "net/ipv4/conf/eth0.7/arp_filter", "a-b_c.d", "foo-", "bar..", "Net.a", ""];
+        let sysctls: Vec<_> = names.iter().map(|name| json!({"name": name, "value": "1"})).collect();
+        let faults = faults(json!({"securityContext": {"sysctls": sysctls}}));
+        assert_eq!(faults.len(), 4, "{faults:?}");
+        assert!(
+            faults[0]
+                .starts_with("sysctls[3].name: Invalid value: \"foo-\": must have at most 253 characters")
+        );
+        assert!(faults[3].starts_with("sysctls[6].name: Required value"), "{faults:?}");
+    }
+
+    #[test]
+    fn a_pod_sets_nothing_in_a_namespace_of_the_host() {
+        let sysctls = json!([{"name": "net.a", "value": "1"}, {"name": "kernel.shmmax", "value": "1"}]);
+        let with = |field: &str| {
+            let mut spec = json!({"securityContext": {"sysctls": sysctls}});
+            spec[field] = true.into();
+            faults(spec)
+        };
+        let message =
+            "sysctls[0].name: Invalid value: \"net.a\": may not be specified when 'hostNetwork' is true";
+        assert_eq!(with("hostNetwork"), [message]);
+        assert_eq!(with("hostIPC").len(), 1);
+    }
+
+    #[test]
+    fn a_sysctl_is_named_once() {
+        let sysctls = json!([{"name": "net.a", "value": "1"}, {"name": "net.a", "value": "2"}]);
+        let faults = faults(json!({"securityContext": {"sysctls": sysctls}}));
+        assert_eq!(faults, ["sysctls[1].name: Duplicate value: \"net.a\""]);
+    }
 }

@@ -16,6 +16,8 @@ use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
 use tokio_util::sync::CancellationToken;
 
+mod nodes;
+
 const PATIENCE: Duration = Duration::from_secs(30);
 
 struct Plane {
@@ -28,6 +30,10 @@ struct Plane {
 
 impl Plane {
     async fn start() -> Plane {
+        Plane::start_with(None).await
+    }
+
+    async fn start_with(joining: Option<skiff_controllers::Joining>) -> Plane {
         let key = rcgen::KeyPair::generate().expect("a key");
         let params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
         let certificate = params.self_signed(&key).expect("a certificate").pem();
@@ -60,8 +66,13 @@ impl Plane {
         let config = skiff_controllers::Config { service_lb: false };
         // As whom they run in a cluster, so that a right they lack shows.
         let manager = client("system:kube-controller-manager", &[]);
-        let controllers =
-            tokio::spawn(skiff_controllers::run(config, "the CA".into(), manager, shutdown.clone()));
+        let (stop, ca) = (shutdown.clone(), "the CA".to_owned());
+        let controllers = tokio::spawn(async move {
+            match joining {
+                None => skiff_controllers::run(config, ca, manager, stop).await,
+                Some(joining) => skiff_controllers::run_joinable(config, joining, ca, manager, stop).await,
+            }
+        });
         let client = client("admin", &["system:masters"]);
         let plane = Plane { server, client, shutdown, controllers, _folder: folder };
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = plane.api();

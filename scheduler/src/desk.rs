@@ -1,0 +1,285 @@
+//! What the scheduler knows and who waits, in one hand: it hears what has changed, and decides about one pod after the
+//! other. No IO.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use skiff_api::LabelSelector;
+use skiff_client::ObjectKey;
+use tokio::time::Instant;
+
+use crate::cluster::{Cluster, NodeChange, PodInfo, has_ended, node_of};
+use crate::framework::{Unschedulable, decide};
+use crate::queue::{Event, Queue, Waiting};
+
+/// The name in a pod's `spec.schedulerName`, and the component in its events.
+pub(crate) const NAME: &str = "default-scheduler";
+
+#[derive(Debug, Default)]
+pub(crate) struct Desk {
+    cluster: Cluster,
+    queue: Queue,
+}
+
+/// What comes of asking for the next pod.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// The pod counts on the node from now on.
+    Bind { key: ObjectKey, pod: Arc<Pod>, node: String },
+    /// It waits.
+    Refused { pod: Arc<Pod>, why: Unschedulable },
+    /// There is none before this time, unless something changes.
+    Later(Option<Instant>),
+}
+
+impl Desk {
+    /// What the API says of a pod now; `None` if it is gone.
+    pub(crate) fn hear_pod(&mut self, key: &ObjectKey, pod: Option<&Arc<Pod>>, now: Instant) {
+        let Some(pod) = pod.filter(|pod| !has_ended(pod)) else {
+            self.queue.remove(key);
+            return self.leave(key, now);
+        };
+        let was_placed = self.cluster.is_placed(key, pod);
+        if let Some(node) = node_of(pod) {
+            self.queue.remove(key);
+            if self.cluster.pod_on(key, pod, node) {
+                self.queue.happened(Event::Others, now);
+                if was_placed && let Some(node) = self.cluster.node_of(key) {
+                    // It may ask for less than before.
+                    self.queue.happened(Event::Room(node), now);
+                }
+            }
+            return;
+        }
+        if !was_placed {
+            // Another of its name may have been.
+            self.leave(key, now);
+        }
+        match is_ours(pod) {
+            false => self.queue.remove(key),
+            // An assumption stands until its binding fails.
+            true if was_placed => {}
+            true => self.queue.add(key, pod.clone()),
+        }
+    }
+
+    /// Takes a pod off its node, if it had one.
+    fn leave(&mut self, key: &ObjectKey, now: Instant) {
+        if let Some(node) = self.cluster.remove(key) {
+            self.queue.happened(Event::Room(self.cluster.node(node)), now);
+        }
+    }
+
+    /// What the API says of a node now.
+    pub(crate) fn hear_node(&mut self, name: &str, node: Option<&Arc<Node>>, now: Instant) {
+        match self.cluster.node_changed(name, node) {
+            NodeChange::None => {}
+            NodeChange::Other(id) => self.queue.happened(Event::Node(self.cluster.node(id)), now),
+            NodeChange::Gone => self.queue.happened(Event::NodeGone, now),
+        }
+    }
+
+    /// What the API says of a namespace now: terms may select namespaces.
+    pub(crate) fn hear_namespace(&mut self, name: &str, namespace: Option<&Namespace>, now: Instant) {
+        if self.cluster.namespace_changed(name, namespace) {
+            self.queue.happened(Event::Others, now);
+        }
+    }
+
+    /// The binding of a pod has failed. One that is gone, or bound by another, leaves the queue by its own change.
+    pub(crate) fn hear_failure(&mut self, key: &ObjectKey, uid: &str, now: Instant) {
+        if let Some(node) = self.cluster.forget(key, uid) {
+            self.queue.happened(Event::Room(self.cluster.node(node)), now);
+        }
+        self.queue.retry(key, uid, now);
+    }
+
+    /// Decides about the next pod. `siblings` says what belongs together with one.
+    pub(crate) fn next(
+        &mut self,
+        siblings: impl FnOnce(&Pod) -> Option<LabelSelector>,
+        now: Instant,
+    ) -> Next {
+        let (key, pod) = match self.queue.pop(now) {
+            Ok(next) => next,
+            Err(until) => return Next::Later(until),
+        };
+        self.cluster.settle();
+        let info = Arc::new(PodInfo::new(pod.clone()));
+        let decision = decide(&info, &self.cluster, siblings(&pod).as_ref(), pick);
+        let (id, n_looked_at) = match decision {
+            Ok(decision) => (decision.node.id, decision.n_looked_at),
+            Err(why) => {
+                let waiting = Waiting { info, minds_others: why.minds_others };
+                self.queue.put_off(&key, waiting, now);
+                return Next::Refused { pod, why };
+            }
+        };
+        self.cluster.go_on_after(n_looked_at);
+        let node = self.cluster.node(id).name().to_owned();
+        self.cluster.assume(&key, &info, id);
+        self.queue.happened(Event::Others, now);
+        Next::Bind { key, pod, node }
+    }
+}
+
+/// Among equals any will do; the clock's lowest digits spread them.
+fn pick(n: usize) -> usize {
+    let nanos = jiff::Timestamp::now().subsec_nanosecond().unsigned_abs();
+    nanos as usize / 100 % n.max(1)
+}
+
+/// Waits for this scheduler.
+pub(crate) fn is_ours(pod: &Pod) -> bool {
+    let Some(spec) = &pod.spec else { return false };
+    node_of(pod).is_none()
+        && pod.metadata.deletion_timestamp.is_none()
+        && !has_ended(pod)
+        && spec.scheduler_name.as_deref().is_none_or(|n| n == NAME)
+        && spec.scheduling_gates.as_ref().is_none_or(Vec::is_empty)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    struct Fixture {
+        desk: Desk,
+        now: Instant,
+    }
+
+    fn key(name: &str) -> ObjectKey {
+        ObjectKey::new("d", name)
+    }
+
+    /// Asks for a CPU.
+    fn pod(name: &str, uid: &str, change: impl FnOnce(&mut Value)) -> Arc<Pod> {
+        let mut pod = json!({
+            "metadata": {"name": name, "namespace": "d", "uid": uid, "labels": {"app": name}},
+            "spec": {"containers": [{"name": "c", "resources": {"requests": {"cpu": "1"}}}]},
+        });
+        change(&mut pod);
+        Arc::new(serde_json::from_value(pod).unwrap())
+    }
+
+    fn plain(name: &str) -> Arc<Pod> {
+        pod(name, name, |_| {})
+    }
+
+    fn on(node: &str) -> impl FnOnce(&mut Value) {
+        move |pod| pod["spec"]["nodeName"] = node.into()
+    }
+
+    impl Fixture {
+        fn new() -> Fixture {
+            Fixture { desk: Desk::default(), now: Instant::now() }
+        }
+
+        fn node(&mut self, name: &str, change: impl FnOnce(&mut Value)) {
+            let mut node =
+                json!({"metadata": {"name": name}, "status": {"allocatable": {"cpu": "1", "pods": "9"}}});
+            change(&mut node);
+            let node = Arc::new(serde_json::from_value(node).unwrap());
+            self.desk.hear_node(name, Some(&node), self.now);
+        }
+
+        fn hear(&mut self, pod: &Arc<Pod>) {
+            let key = skiff_client::key_of(&**pod);
+            self.desk.hear_pod(&key, Some(pod), self.now);
+        }
+
+        fn gone(&mut self, name: &str) {
+            self.desk.hear_pod(&key(name), None, self.now);
+        }
+
+        /// `pod on node`, `pod waits`, or nothing.
+        fn next(&mut self) -> String {
+            let name = |pod: &Pod| pod.metadata.name.clone().unwrap_or_default();
+            match self.desk.next(|_| None, self.now) {
+                Next::Bind { pod, node, .. } => format!("{} on {node}", name(&pod)),
+                Next::Refused { pod, .. } => format!("{} waits", name(&pod)),
+                Next::Later(_) => String::new(),
+            }
+        }
+    }
+
+    #[test]
+    fn a_pod_takes_its_room_before_the_api_says_so_and_gives_it_back_if_its_binding_fails() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.hear(&plain("a"));
+        f.hear(&plain("b"));
+        assert_eq!([f.next(), f.next(), f.next()], ["a on n", "b waits", ""]);
+        f.hear(&plain("a"));
+        assert_eq!(f.next(), "", "a change of its status while it is being bound");
+        f.desk.hear_failure(&key("a"), "a", f.now);
+        f.now += std::time::Duration::from_secs(1);
+        assert_eq!([f.next(), f.next()].concat().matches("waits").count(), 1, "one of them has the room");
+    }
+
+    #[test]
+    fn a_pod_that_leaves_makes_room_for_one_that_waits() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.hear(&pod("a", "a", on("n")));
+        f.hear(&plain("b"));
+        assert_eq!(f.next(), "b waits");
+        f.now += std::time::Duration::from_secs(1);
+        f.node("n", |n| n["status"]["conditions"] = json!([{"type": "Ready", "status": "True"}]));
+        assert_eq!(f.next(), "", "a heartbeat helps nobody");
+        f.hear(&pod("other", "o", on("n")));
+        assert_eq!(f.next(), "", "nor does one more pod");
+        f.gone("other");
+        assert_eq!(f.next(), "", "nor one that left too little");
+        f.hear(&pod("a", "a", |pod| pod["status"]["phase"] = "Succeeded".into()));
+        assert_eq!(f.next(), "b on n");
+    }
+
+    #[test]
+    fn a_pod_that_wants_to_be_near_another_waits_until_that_is_placed() {
+        let mut f = Fixture::new();
+        f.node("n", |n| {
+            n["metadata"]["labels"] = json!({"kubernetes.io/hostname": "n"});
+            n["status"]["allocatable"]["cpu"] = "4".into();
+        });
+        let term = json!([{"labelSelector": {"matchLabels": {"app": "b"}}, "topologyKey": "kubernetes.io/hostname"}]);
+        f.hear(&pod("a", "a", |pod| {
+            pod["spec"]["affinity"] =
+                json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": term}});
+        }));
+        assert_eq!(f.next(), "a waits");
+        f.now += std::time::Duration::from_secs(1);
+        f.hear(&plain("b"));
+        assert_eq!([f.next(), f.next()], ["b on n", "a on n"]);
+    }
+
+    #[test]
+    fn a_pod_that_is_replaced_under_its_name_is_another() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.hear(&plain("a"));
+        assert_eq!(f.next(), "a on n");
+        f.hear(&pod("a", "second", |_| {}));
+        assert_eq!(f.next(), "a on n", "the room of the first is the second's");
+        f.desk.hear_failure(&key("a"), "a", f.now);
+        f.now += std::time::Duration::from_secs(1);
+        f.hear(&plain("b"));
+        assert_eq!(f.next(), "b waits", "what became of the first is not the second's");
+    }
+
+    #[test]
+    fn only_pods_of_this_scheduler_that_may_be_placed_are() {
+        let mut f = Fixture::new();
+        f.node("n", |n| n["status"]["allocatable"]["cpu"] = "9".into());
+        for (field, value) in [("schedulerName", json!("other")), ("schedulingGates", json!([{"name": "g"}]))]
+        {
+            f.hear(&pod("a", "a", |pod| pod["spec"][field] = value));
+            assert_eq!(f.next(), "");
+        }
+        f.hear(&plain("a"));
+        f.hear(&pod("a", "a", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()));
+        assert_eq!(f.next(), "", "it is being deleted");
+    }
+}
