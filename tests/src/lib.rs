@@ -50,6 +50,7 @@ const MADE: &str = "deployments,pods,services,configmaps,secrets,endpoints";
 /// How long a story waits for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const MAX_THROWN_AWAY: usize = 5;
 
 impl TestCluster {
     /// Starts a cluster of the program and the registry that the environment names.
@@ -172,7 +173,16 @@ impl TestCluster {
 
     /// Runs kubectl; answers what it printed.
     pub fn kubectl(&self, args: &[&str]) -> Result<String> {
-        printed(self.kubectl_command(args).output().context("running kubectl")?, "kubectl", args)
+        let run = || self.kubectl_command(args).output().context("running kubectl");
+        let mut output = run()?;
+        // Older kubectl listens before it knows its streams, and then says that it threw away what came first.
+        for _ in 0..MAX_THROWN_AWAY {
+            if !String::from_utf8_lossy(&output.stderr).contains("Unknown stream id") {
+                break;
+            }
+            output = run()?;
+        }
+        printed(output, "kubectl", args)
     }
 
     /// Runs a kubectl that must fail; answers its error.
@@ -356,8 +366,9 @@ pub fn within<T: Send>(netns: &Path, run: impl FnOnce() -> Result<T> + Send) -> 
 /// Fails unless a text holds all of the words.
 #[track_caller]
 pub fn has(text: &str, wanted: &[&str]) -> Result<()> {
+    let place = std::panic::Location::caller();
     for word in wanted {
-        ensure!(text.contains(word), "{word:?} is missing in:\n{text}");
+        ensure!(text.contains(word), "{place}: {word:?} is missing in:\n{text}");
     }
     Ok(())
 }
