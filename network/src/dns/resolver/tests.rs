@@ -7,6 +7,7 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use serde_json::json;
 use skiff_client::Change;
+use tokio::net::TcpListener;
 
 use super::*;
 
@@ -45,12 +46,22 @@ fn resolver(upstreams: &[SocketAddr]) -> Resolver {
     Resolver { zone: Arc::new(RwLock::new(zone())), upstreams: upstreams.into() }
 }
 
+/// A port that is free for both: that one of the two got it does not mean that the other can have it.
+async fn one_port() -> (UdpSocket, TcpListener) {
+    for _ in 0..100 {
+        let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        if let Ok(tcp) = TcpListener::bind(udp.local_addr().unwrap()).await {
+            return (udp, tcp);
+        }
+    }
+    panic!("a hundred ports are free for UDP and none of them for TCP");
+}
+
 /// A resolver outside that answers every A question with so many addresses, and says so over UDP if they are too
 /// many for it.
 async fn outside(n_addresses: u8) -> SocketAddr {
-    let udp = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let (udp, tcp) = one_port().await;
     let address = udp.local_addr().unwrap();
-    let tcp = tokio::net::TcpListener::bind(address).await.unwrap();
     let reply = move |packet: &[u8]| {
         let question = Message::from_vec(packet).unwrap();
         let mut reply = Message::response(question.metadata.id, OpCode::Query);
