@@ -13,9 +13,10 @@ use serde_json::json;
 use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
+use crate::claiming::claim;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_conflict, is_terminating, text};
 use crate::lookup::{Owned, Pods, Selecting};
-use crate::objects::{controller_key, controller_of, controller_reference, has_ended, selects, uid};
+use crate::objects::{Selector, controller_key, controller_of, has_ended, selects, status_patch, uid};
 
 mod plan;
 mod status;
@@ -86,41 +87,12 @@ impl Deployments {
         key: &ObjectKey,
         deployment: &Deployment,
     ) -> Result<Vec<Arc<ReplicaSet>>, kube::Error> {
-        let mut owned = Vec::new();
+        let Some(asked) = deployment.spec.as_ref().map(|spec| &spec.selector) else { return Ok(Vec::new()) };
         let known = self.owned.of_controller("Deployment", key);
-        let asked = deployment.spec.as_ref().map(|spec| &spec.selector);
-        let orphans = asked.map(|selector| self.owned.orphans(&key.namespace, selector));
-        for set in known.into_iter().chain(orphans.into_iter().flatten()) {
-            match controller_of(&set.metadata) {
-                Some(owner) if owner.uid == uid(&deployment.metadata) => owned.push(set),
-                None if deployment.metadata.deletion_timestamp.is_none()
-                    && asked.is_some_and(|selector| selects(selector, &set.metadata)) =>
-                {
-                    if !self.may_adopt(key, deployment).await? {
-                        continue;
-                    }
-                    let name = set.metadata.name.clone().unwrap_or_default();
-                    let adopt = json!({"metadata": {"uid": set.metadata.uid,
-                        "ownerReferences": [controller_reference(deployment)]}});
-                    let adopted =
-                        self.api(key).patch(&name, &PatchParams::default(), &Patch::Strategic(adopt)).await;
-                    gone_is_fine(adopted)?;
-                    owned.push(set);
-                }
-                _ => {}
-            }
-        }
-        Ok(owned)
-    }
-
-    /// Whether the Deployment is still there and stays. The informer may not know yet: one that is being deleted would
-    /// take back what the garbage collector has just made it let go of.
-    async fn may_adopt(&self, key: &ObjectKey, deployment: &Deployment) -> Result<bool, kube::Error> {
-        let api: Api<Deployment> = Api::namespaced(self.client.clone(), &key.namespace);
-        let live = api.get_opt(&key.name).await?;
-        Ok(live.is_some_and(|d| {
-            uid(&d.metadata) == uid(&deployment.metadata) && d.metadata.deletion_timestamp.is_none()
-        }))
+        let candidates = known.into_iter().chain(self.owned.orphans(&key.namespace, asked));
+        let selector = Selector::new(asked);
+        let adopts = |set: &ReplicaSet| set.metadata.deletion_timestamp.is_none();
+        claim(&self.client, deployment, candidates, |set| selector.selects(&set.metadata), adopts).await
     }
 
     async fn create(
@@ -238,13 +210,7 @@ impl Deployments {
         let next = status::status(deployment, sets, new, made, Timestamp::now());
         if deployment.status.as_ref() != Some(&next.status) {
             let api: Api<Deployment> = Api::namespaced(self.client.clone(), &key.namespace);
-            let mut patch = json!({"metadata": {"uid": deployment.metadata.uid}, "status": next.status});
-            let old = serde_json::to_value(&deployment.status).unwrap_or_default();
-            for field in old.as_object().into_iter().flatten().map(|(name, _)| name) {
-                if patch["status"][field].is_null() {
-                    patch["status"][field] = serde_json::Value::Null;
-                }
-            }
+            let patch = status_patch(&deployment.metadata, &next.status, deployment.status.as_ref());
             gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await)?;
         }
         Ok(next.look_again_s.map_or(Outcome::Done, |s| Outcome::After(Duration::from_secs(s.max(1)))))

@@ -4,13 +4,17 @@
 //! `reconcile`, which re-reads everything. A controller decides with pure functions (`plan.rs`) and carries out.
 //!
 //! One process carries thousands of nodes and tens of thousands of pods: what a change or a pass costs must not grow with
-//! the cluster. [`lookup`] finds what concerns it; [`making`] bounds what is asked of the API at a time.
+//! the cluster. [`lookup`] finds what concerns it; [`making`] bounds what is asked of the API at a time. What owners of
+//! objects have in common is in [`claiming`], [`owned_pods`] and [`history`].
 //!
 //! | folder | what it does |
 //! |---|---|
+//! | `cronjob` | Jobs for a CronJob, when their time has come |
+//! | `daemonset` | a pod on every node that a DaemonSet is for, rolled over as its strategy says |
 //! | `deployment` | ReplicaSets for the revisions of a Deployment, rolled over as its strategy says |
 //! | `disruption` | how many pods of a PodDisruptionBudget may go |
 //! | `replicaset` | pods for a ReplicaSet or a ReplicationController |
+//! | `statefulset` | pods and claims of a StatefulSet, each with a name and a number of its own |
 //! | `endpoints` | EndpointSlices and Endpoints for a Service |
 //! | `mirroring` | EndpointSlices for Endpoints that people write themselves |
 //! | `namespace` | empties a namespace that is being deleted |
@@ -35,12 +39,16 @@ mod account;
 mod balancer;
 mod bootstrap;
 mod certificates;
+mod claiming;
+mod cronjob;
+mod daemonset;
 mod deletions;
 mod deployment;
 mod disruption;
 mod driver;
 mod endpoints;
 mod garbage;
+mod history;
 mod job;
 mod joining;
 mod lookup;
@@ -50,8 +58,10 @@ mod namespace;
 mod node;
 mod node_ipam;
 mod objects;
+mod owned_pods;
 mod quota;
 mod replicaset;
+mod statefulset;
 mod strays;
 #[cfg(test)]
 mod testing;
@@ -122,6 +132,8 @@ async fn run_all(
     tasks.spawn(driver::run(deployment::Deployments::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(ReplicaSets::<ReplicaSet>::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(ReplicaSets::<ReplicationController>::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(daemonset::DaemonSets::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(statefulset::StatefulSets::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(endpoints::EndpointSlices::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(mirroring::Mirrors::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(namespace::Namespaces::new(&context), shutdown.clone()));
@@ -129,6 +141,7 @@ async fn run_all(
     tasks.spawn(driver::run(node::Nodes::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(disruption::Budgets::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(job::Jobs::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(cronjob::CronJobs::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(quota::Quotas::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(strays::Strays::new(&context), shutdown.clone()));
     tasks.spawn(garbage::run(context.clone(), shutdown.clone()));

@@ -3,7 +3,9 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::serde::Serialize;
 use kube::Resource;
+use serde_json::{Value, json};
 use skiff_client::ObjectKey;
 
 /// A reference that makes `owner` the one controller of what carries it.
@@ -57,6 +59,19 @@ impl Selector {
 /// Whether labels satisfy a selector.
 pub(crate) fn selects(selector: &LabelSelector, meta: &ObjectMeta) -> bool {
     Selector::new(selector).selects(meta)
+}
+
+/// A merge patch that makes a status what it should be. A field that there was and is no more is `null` in it: a merge
+/// does not take it away by itself.
+pub(crate) fn status_patch<S: Serialize>(meta: &ObjectMeta, new: &S, old: Option<&S>) -> Value {
+    let mut patch = json!({"metadata": {"uid": meta.uid}, "status": new});
+    let old = serde_json::to_value(old).unwrap_or_default();
+    for field in old.as_object().into_iter().flatten().map(|(name, _)| name) {
+        if patch["status"][field].is_null() {
+            patch["status"][field] = Value::Null;
+        }
+    }
+    patch
 }
 
 pub(crate) fn pod_condition<'p>(pod: &'p Pod, type_: &str) -> Option<&'p PodCondition> {

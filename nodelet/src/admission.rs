@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{ContainerPort, NodeSelectorRequirement, NodeSelectorTerm, Pod};
+use k8s_openapi::api::core::v1::{ContainerPort, Pod};
+use skiff_api::placement::{NodeFacts, selects_node};
 
 use crate::pod::{containers, init_containers};
 use crate::resources::{ResourceList, milli_value, pod_request_milli};
@@ -57,7 +58,8 @@ fn insufficient(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option<(Stri
 
 fn predicate(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option<(String, String)> {
     let failed = |name: &str, why: &str| Some((name.to_owned(), format!("Predicate {name} failed: {why}")));
-    if !matches_node(node, pod) {
+    let facts = NodeFacts { name: node.name, labels: Some(node.labels) };
+    if !pod.spec.as_ref().is_none_or(|spec| selects_node(spec, &facts)) {
         return failed(NODE_AFFINITY, "node(s) didn't match Pod's node affinity/selector");
     }
     let wanted = pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).unwrap_or(node.name);
@@ -83,47 +85,6 @@ fn conflict(a: &ContainerPort, b: &ContainerPort) -> bool {
     };
     let any = |ip: &str| ip == "0.0.0.0";
     a.host_port == b.host_port && protocol(a) == protocol(b) && (ip(a) == ip(b) || any(&ip(a)) || any(&ip(b)))
-}
-
-fn matches_node(node: &NodeView<'_>, pod: &Pod) -> bool {
-    let spec = pod.spec.as_ref();
-    let selector = spec.and_then(|s| s.node_selector.as_ref());
-    if selector.into_iter().flatten().any(|(key, value)| node.labels.get(key) != Some(value)) {
-        return false;
-    }
-    let required = spec
-        .and_then(|s| s.affinity.as_ref())
-        .and_then(|a| a.node_affinity.as_ref())
-        .and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    required.is_none_or(|required| required.node_selector_terms.iter().any(|term| matches_term(node, term)))
-}
-
-fn matches_term(node: &NodeView<'_>, term: &NodeSelectorTerm) -> bool {
-    let expressions = term.match_expressions.as_deref().unwrap_or_default();
-    let fields = term.match_fields.as_deref().unwrap_or_default();
-    if expressions.is_empty() && fields.is_empty() {
-        return false;
-    }
-    expressions.iter().all(|r| matches_requirement(node.labels.get(&r.key).map(String::as_str), r))
-        && fields.iter().all(|r| r.key == "metadata.name" && matches_requirement(Some(node.name), r))
-}
-
-fn matches_requirement(value: Option<&str>, requirement: &NodeSelectorRequirement) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = value.is_some_and(|value| values.iter().any(|v| v == value));
-    let compare = |test: fn(i64, i64) -> bool| {
-        let bound = values.first().and_then(|v| v.parse().ok());
-        matches!((value.and_then(|v| v.parse().ok()), bound), (Some(value), Some(bound)) if test(value, bound))
-    };
-    match requirement.operator.as_str() {
-        "In" => listed,
-        "NotIn" => !listed,
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare(|a, b| a > b),
-        "Lt" => compare(|a, b| a < b),
-        _ => false,
-    }
 }
 
 #[cfg(test)]

@@ -23,4 +23,14 @@ pub struct OciConfig {
     pub cgroups: Cgroups,
     /// The most processes a container may have; `None` leaves it to the pod's own limit.
     pub pids_limit: Option<i64>,
+    /// How many files a container's process may have open, soft and hard. This process may have given itself more than
+    /// programs expect: a soft limit above 1,024 breaks those that use `select`.
+    pub open_files: OpenFiles,
+}
+
+/// A limit of open files, as `setrlimit` takes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenFiles {
+    pub soft: u64,
+    pub hard: u64,
 }

@@ -42,7 +42,7 @@ mod watch;
 pub mod shim;
 pub mod spec;
 
-pub use config::OciConfig;
+pub use config::{OciConfig, OpenFiles};
 pub use error::Error;
 pub use runc::RuncVersion;
 pub use runtime::OciRuntime;

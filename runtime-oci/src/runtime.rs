@@ -657,6 +657,7 @@ fn make_bundle(
         devices: &devices,
         localhost_seccomp,
         pids_limit: config.pids_limit,
+        open_files: config.open_files,
         host,
     })
     .map_err(failed)?;

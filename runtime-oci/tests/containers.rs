@@ -21,7 +21,7 @@ use skiff_cri::{
     RuntimeState, Sandbox, TerminalSize,
 };
 use skiff_images::{Image, Images, Registries, fixture};
-use skiff_runtime_oci::{OciConfig, OciRuntime};
+use skiff_runtime_oci::{OciConfig, OciRuntime, OpenFiles};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 type Test = (&'static str, fn() -> Pin<Box<dyn Future<Output = ()>>>);
@@ -34,6 +34,7 @@ const TESTS: &[Test] = tests![
     a_container_runs_logs_and_ends_with_its_exit_code,
     output_of_both_streams_is_in_the_log_in_order_and_whole,
     exec_gives_streams_and_exit_code,
+    a_container_may_open_as_many_files_as_the_runtime_is_told,
     exec_on_a_terminal_can_be_resized,
     dropping_an_exec_session_ends_its_process,
     a_missing_executable_reads_as_with_upstream,
@@ -221,6 +222,7 @@ async fn open(root: &Path, images: &Arc<Images>, cgroups: &Cgroups) -> Arc<OciRu
         images: images.clone(),
         cgroups: cgroups.clone(),
         pids_limit: None,
+        open_files: OpenFiles { soft: 512, hard: 1024 },
     };
     OciRuntime::open(config).await.unwrap()
 }
@@ -307,6 +309,16 @@ async fn exec_gives_streams_and_exit_code() {
     }
     let err = node.runtime.exec("none", exec_sh("true")).await.err().unwrap();
     assert_eq!(err.code, Code::NotFound);
+    node.finish().await;
+}
+
+async fn a_container_may_open_as_many_files_as_the_runtime_is_told() {
+    let node = Node::start().await;
+    node.run("c", sh("ulimit -Sn; ulimit -Hn; sleep 1000")).await;
+    node.has_logged("c", "1024").await;
+    assert_eq!(node.logged("c"), ["stdout F 512", "stdout F 1024"]);
+    let mut session = node.runtime.exec("c", exec_sh("ulimit -Sn")).await.unwrap();
+    assert_eq!(read(&mut session).await.0, "512\n");
     node.finish().await;
 }
 

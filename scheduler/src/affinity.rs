@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use skiff_api::LabelSelector;
 
 use crate::alike::{Class, Traits};
-use crate::cluster::{Cluster, NodeInfo, PodInfo};
+use crate::cluster::{Cluster, NodeInfo, PodInfo, Tenant};
 use crate::framework::{MAX_SCORE, Reason, Refusal};
 use crate::topology::{NodeId, Tally};
 
@@ -142,7 +142,7 @@ impl<'p> Affinity<'p> {
             existing_far: BTreeMap::new(),
         };
         let mut count = |class: &Class| {
-            let found = affinity.relations(class, cluster);
+            let found = affinity.relations(&class.traits, &class.terms, cluster);
             class.on.iter().for_each(|(node, n)| affinity.apply(&found, *node, i64::from(*n), cluster));
         };
         if terms.affinity.is_empty() && terms.anti_affinity.is_empty() {
@@ -153,18 +153,18 @@ impl<'p> Affinity<'p> {
         affinity
     }
 
-    /// A pod of a class has come to a node, or gone from it: `by` is 1 or -1.
-    pub(crate) fn shift(&mut self, class: &Class, node: NodeId, by: i64, cluster: &Cluster) {
-        let found = self.relations(class, cluster);
+    /// A pod has come to a node, or gone from it: `by` is 1 or -1.
+    pub(crate) fn shift(&mut self, tenant: &Tenant, node: NodeId, by: i64, cluster: &Cluster) {
+        let found = self.relations(&tenant.traits, &tenant.terms, cluster);
         self.apply(&found, node, by, cluster);
     }
 
-    fn relations<'c>(&self, class: &'c Class, cluster: &Cluster) -> Relations<'c> {
-        let is_far = |t: &Term| t.matches(&class.traits, cluster);
+    fn relations<'c>(&self, traits: &Traits, terms: &'c Terms, cluster: &Cluster) -> Relations<'c> {
+        let is_far = |t: &Term| t.matches(traits, cluster);
         let (near, far) = (&self.terms.affinity, &self.terms.anti_affinity);
-        let shunning = class.terms.anti_affinity.iter().filter(|t| t.matches(self.traits, cluster));
+        let shunning = terms.anti_affinity.iter().filter(|t| t.matches(self.traits, cluster));
         Relations {
-            is_near: !near.is_empty() && near.iter().all(|t| t.matches(&class.traits, cluster)),
+            is_near: !near.is_empty() && near.iter().all(|t| t.matches(traits, cluster)),
             far: (0..far.len()).filter(|at| is_far(&far[*at])).collect(),
             shunning: shunning.map(|t| t.topology_key.as_str()).collect(),
         }
@@ -212,7 +212,7 @@ impl<'p> Affinity<'p> {
     }
 }
 
-/// What the pods of a class are to a pod that is to be placed.
+/// What a pod, or all of a class, is to one that is to be placed.
 struct Relations<'c> {
     is_near: bool,
     /// Which of the pod's terms they match.

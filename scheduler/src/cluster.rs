@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
 use skiff_client::ObjectKey;
 
 use crate::affinity::{Labels, Terms};
 use crate::alike::{ClassId, Classes, Traits};
+use crate::budgets::Budgets;
+use crate::nominations::Nominations;
 use crate::resources::{Resources, is_sidecar, pod_requests, pod_requests_for_scoring};
 use crate::topology::{Column, NodeId, Tally, Topology};
 
@@ -41,15 +44,56 @@ pub(crate) fn priority(pod: &Pod) -> i32 {
     pod.spec.as_ref().and_then(|s| s.priority).unwrap_or_default()
 }
 
-/// What counts of a pod that is on a node, or assumed there. The pod itself is not kept.
-#[derive(Debug)]
+/// What counts of a pod that is on a node, assumed there, or nominated to be. The pod itself is not kept.
+#[derive(Clone, Debug)]
 pub(crate) struct Tenant {
-    uid: String,
-    pub(crate) class: ClassId,
+    pub(crate) key: Arc<ObjectKey>,
+    pub(crate) uid: String,
+    pub(crate) traits: Arc<Traits>,
+    pub(crate) terms: Arc<Terms>,
     pub(crate) priority: i32,
     requests: Resources,
     requests_for_scoring: Resources,
     ports: Vec<HostPort>,
+    /// When its kubelet took it on.
+    pub(crate) started: Option<Timestamp>,
+    /// The API says that it is being deleted to make room for another.
+    is_preempted: bool,
+}
+
+impl Tenant {
+    pub(crate) fn of(key: &ObjectKey, info: &PodInfo) -> Tenant {
+        Tenant {
+            key: Arc::new(key.clone()),
+            uid: uid_of(&info.pod).to_owned(),
+            traits: info.traits.clone(),
+            terms: info.terms.clone(),
+            priority: info.priority(),
+            requests: info.requests.clone(),
+            requests_for_scoring: info.requests_for_scoring.clone(),
+            ports: host_ports(&info.pod).collect(),
+            started: start_of(&info.pod),
+            is_preempted: is_preempted(&info.pod),
+        }
+    }
+}
+
+/// What pods take of a node together.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Load {
+    pub(crate) n_pods: i64,
+    pub(crate) requested: Resources,
+    pub(crate) requested_for_scoring: Resources,
+    pub(crate) ports: Vec<HostPort>,
+}
+
+impl Load {
+    pub(crate) fn add(&mut self, tenant: &Tenant) {
+        self.n_pods += 1;
+        self.requested.add(&tenant.requests);
+        self.requested_for_scoring.add(&tenant.requests_for_scoring);
+        self.ports.extend(tenant.ports.iter().cloned());
+    }
 }
 
 /// (host address, protocol, port)
@@ -65,10 +109,7 @@ pub(crate) struct NodeInfo {
     is_known: bool,
     pub(crate) tenants: Vec<Arc<Tenant>>,
     pub(crate) allocatable: Resources,
-    pub(crate) requested: Resources,
-    pub(crate) requested_for_scoring: Resources,
-    /// Taken by pods.
-    pub(crate) ports: Vec<HostPort>,
+    pub(crate) load: Load,
     pub(crate) is_cordoned: bool,
     /// It has taints that keep pods off, or away if there is another.
     pub(crate) has_taints: bool,
@@ -82,7 +123,11 @@ pub(crate) struct Cluster {
     nodes: Vec<NodeInfo>,
     ids: HashMap<String, NodeId>,
     free: Vec<NodeId>,
-    pods: HashMap<ObjectKey, Placed>,
+    pods: HashMap<Arc<ObjectKey>, Placed>,
+    /// How many of them have each priority.
+    priorities: BTreeMap<i32, usize>,
+    pub(crate) nominations: Nominations,
+    pub(crate) budgets: Budgets,
     classes: Classes,
     topology: Topology,
     namespaces: HashMap<String, Labels>,
@@ -96,9 +141,12 @@ pub(crate) struct Cluster {
 #[derive(Debug)]
 struct Placed {
     tenant: Arc<Tenant>,
+    class: ClassId,
     node: NodeId,
     /// The API does not say so yet.
     is_assumed: bool,
+    /// We are having it deleted to make room for another; the API does not say so yet.
+    is_doomed: bool,
 }
 
 /// What a change of a node means for pods that wait.
@@ -171,9 +219,7 @@ impl Cluster {
         let info = PodInfo::new(pod.clone());
         let is_known = self.pods.get(key).is_some_and(|placed| self.is_same(placed, &info, node));
         if is_known {
-            if let Some(placed) = self.pods.get_mut(key) {
-                placed.is_assumed = false;
-            }
+            self.refresh(key, pod);
             return false;
         }
         self.remove(key);
@@ -181,37 +227,75 @@ impl Cluster {
         true
     }
 
+    /// A pod that is where it was, and asks for what it did, may have been started or condemned.
+    fn refresh(&mut self, key: &ObjectKey, pod: &Pod) {
+        let Some(placed) = self.pods.get_mut(key) else { return };
+        placed.is_assumed = false;
+        let (started, is_preempted) = (start_of(pod), is_preempted(pod));
+        let old = placed.tenant.clone();
+        if (old.started, old.is_preempted) != (started, is_preempted) {
+            placed.tenant = Arc::new(Tenant { started, is_preempted, ..(*old).clone() });
+            let mut tenants = self.nodes[placed.node.index()].tenants.iter_mut();
+            if let Some(tenant) = tenants.find(|tenant| Arc::ptr_eq(tenant, &old)) {
+                *tenant = placed.tenant.clone();
+            }
+        }
+    }
+
     fn is_same(&self, placed: &Placed, info: &PodInfo, node: &str) -> bool {
         let Placed { tenant, node: at, .. } = placed;
         tenant.uid == uid_of(&info.pod)
             && self.nodes[at.index()].name == node
-            && self.classes.get(tenant.class).is_some_and(|class| class.traits == info.traits)
+            && tenant.traits == info.traits
             && tenant.requests == info.requests
             && tenant.requests_for_scoring == info.requests_for_scoring
     }
 
     fn place(&mut self, key: &ObjectKey, info: &PodInfo, node: &str, is_assumed: bool) {
         let node = self.id_of(node);
-        let tenant = Arc::new(Tenant {
-            uid: uid_of(&info.pod).to_owned(),
-            class: self.classes.add(&info.traits, &info.terms, node),
-            priority: info.priority(),
-            requests: info.requests.clone(),
-            requests_for_scoring: info.requests_for_scoring.clone(),
-            ports: host_ports(&info.pod).collect(),
-        });
+        let class = self.classes.add(&info.traits, &info.terms, node);
+        let mut tenant = Tenant::of(key, info);
+        if let Some(class) = self.classes.get(class) {
+            // Those that are alike share what makes them so.
+            (tenant.traits, tenant.terms) = (class.traits.clone(), class.terms.clone());
+        }
+        let tenant = Arc::new(tenant);
+        *self.priorities.entry(tenant.priority).or_default() += 1;
         self.nodes[node.index()].add(tenant.clone());
-        self.pods.insert(key.clone(), Placed { tenant, node, is_assumed });
+        let placed = Placed { tenant: tenant.clone(), class, node, is_assumed, is_doomed: false };
+        self.pods.insert(tenant.key.clone(), placed);
     }
 
     /// Takes a pod off its node. Answers which that was.
     pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<NodeId> {
-        let Placed { tenant, node, .. } = self.pods.remove(key)?;
-        self.classes.remove(tenant.class, node);
-        let info = &mut self.nodes[node.index()];
-        *info = info.with_tenants(|other| !std::ptr::eq(other, &*tenant));
+        let Placed { tenant, class, node, .. } = self.pods.remove(key)?;
+        self.classes.remove(class, node);
+        if let Some(count) = self.priorities.get_mut(&tenant.priority) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                self.priorities.remove(&tenant.priority);
+            }
+        }
+        self.nodes[node.index()].take(&tenant);
         self.let_go(node);
         Some(node)
+    }
+
+    /// Whether any pod that has a node has a lower priority than this.
+    pub(crate) fn has_lower_than(&self, priority: i32) -> bool {
+        self.priorities.first_key_value().is_some_and(|(lowest, _)| *lowest < priority)
+    }
+
+    /// A pod is being deleted to make room for another, or could not be.
+    pub(crate) fn doom(&mut self, victim: &Tenant, is_doomed: bool) {
+        if let Some(placed) = self.pods.get_mut(&*victim.key).filter(|p| p.tenant.uid == victim.uid) {
+            placed.is_doomed = is_doomed;
+        }
+    }
+
+    /// Whether a pod is on its way out to make room for another, as far as we or the API know.
+    pub(crate) fn is_being_preempted(&self, tenant: &Tenant) -> bool {
+        tenant.is_preempted || self.pods.get(&*tenant.key).is_some_and(|placed| placed.is_doomed)
     }
 
     pub(crate) fn namespace_changed(&mut self, name: &str, new: Option<&Namespace>) -> bool {
@@ -274,6 +358,11 @@ impl Cluster {
         after.iter().chain(before).map(|id| &self.nodes[id.index()])
     }
 
+    /// A node that there is.
+    pub(crate) fn find(&self, name: &str) -> Option<&NodeInfo> {
+        self.ids.get(name).map(|id| self.node(*id)).filter(|info| info.is_known)
+    }
+
     pub(crate) fn node(&self, id: NodeId) -> &NodeInfo {
         &self.nodes[id.index()]
     }
@@ -321,9 +410,7 @@ impl NodeInfo {
             is_known: false,
             tenants: Vec::new(),
             allocatable: Resources::default(),
-            requested: Resources::default(),
-            requested_for_scoring: Resources::default(),
-            ports: Vec::new(),
+            load: Load::default(),
             is_cordoned: false,
             has_taints: false,
             has_soft_taints: false,
@@ -345,26 +432,14 @@ impl NodeInfo {
     }
 
     fn add(&mut self, tenant: Arc<Tenant>) {
-        self.requested.add(&tenant.requests);
-        self.requested_for_scoring.add(&tenant.requests_for_scoring);
-        self.ports.extend(tenant.ports.iter().cloned());
+        self.load.add(&tenant);
         self.tenants.push(tenant);
     }
 
-    /// The node as it would be with only some of its pods.
-    pub(crate) fn with_tenants(&self, keep: impl Fn(&Tenant) -> bool) -> NodeInfo {
-        let mut info = NodeInfo {
-            name: self.name.clone(),
-            node: self.node.clone(),
-            allocatable: self.allocatable.clone(),
-            tenants: Vec::with_capacity(self.tenants.len()),
-            requested: Resources::default(),
-            requested_for_scoring: Resources::default(),
-            ports: Vec::new(),
-            ..*self
-        };
-        self.tenants.iter().filter(|tenant| keep(tenant)).for_each(|tenant| info.add(tenant.clone()));
-        info
+    fn take(&mut self, tenant: &Arc<Tenant>) {
+        self.tenants.retain(|other| !Arc::ptr_eq(other, tenant));
+        self.load = Load::default();
+        self.tenants.iter().for_each(|tenant| self.load.add(tenant));
     }
 
     pub(crate) fn label(&self, key: &str) -> Option<&String> {
@@ -389,8 +464,28 @@ pub(crate) fn host_ports(pod: &Pod) -> impl Iterator<Item = HostPort> {
     })
 }
 
-fn uid_of(pod: &Pod) -> &str {
+pub(crate) fn uid_of(pod: &Pod) -> &str {
     pod.metadata.uid.as_deref().unwrap_or_default()
+}
+
+fn start_of(pod: &Pod) -> Option<Timestamp> {
+    Some(pod.status.as_ref()?.start_time.as_ref()?.0)
+}
+
+/// What the status of a pod says that is to make room for another.
+pub(crate) const DISRUPTION_TARGET: &str = "DisruptionTarget";
+pub(crate) const PREEMPTED: &str = "PreemptionByScheduler";
+
+fn is_preempted(pod: &Pod) -> bool {
+    let conditions = || pod.status.as_ref()?.conditions.as_ref();
+    let target = || conditions()?.iter().find(|c| c.type_ == DISRUPTION_TARGET);
+    pod.metadata.deletion_timestamp.is_some()
+        && target().is_some_and(|c| c.status == "True" && c.reason.as_deref() == Some(PREEMPTED))
+}
+
+/// The node that a pod without one waits for.
+pub(crate) fn nominated_node(pod: &Pod) -> Option<&str> {
+    pod.status.as_ref()?.nominated_node_name.as_deref().filter(|n| !n.is_empty())
 }
 
 pub(crate) fn node_of(pod: &Pod) -> Option<&str> {
@@ -437,13 +532,17 @@ mod tests {
     #[track_caller]
     fn check(cluster: &mut Cluster, wanted: &[(usize, i64, i64, usize)]) {
         cluster.settle();
-        let seen =
-            |n: &NodeInfo| (n.tenants.len(), n.requested.get("cpu"), n.allocatable.get("cpu"), n.ports.len());
+        let seen = |n: &NodeInfo| {
+            (n.tenants.len(), n.load.requested.get("cpu"), n.allocatable.get("cpu"), n.load.ports.len())
+        };
         assert_eq!(cluster.nodes().map(seen).collect::<Vec<_>>(), wanted);
     }
 
     fn is_empty(cluster: &Cluster) -> bool {
-        cluster.ids.is_empty() && cluster.pods.is_empty() && cluster.classes.is_empty()
+        cluster.ids.is_empty()
+            && cluster.pods.is_empty()
+            && cluster.priorities.is_empty()
+            && cluster.classes.is_empty()
     }
 
     #[test]

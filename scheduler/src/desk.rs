@@ -4,12 +4,13 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use skiff_api::LabelSelector;
 use skiff_client::ObjectKey;
 use tokio::time::Instant;
 
-use crate::cluster::{Cluster, NodeChange, PodInfo, has_ended, node_of};
-use crate::framework::{Unschedulable, decide};
+use crate::cluster::{Cluster, NodeChange, PodInfo, Tenant, has_ended, node_of, nominated_node};
+use crate::framework::{Nomination, Unschedulable, decide};
 use crate::queue::{Event, Queue, Waiting};
 
 /// The name in a pod's `spec.schedulerName`, and the component in its events.
@@ -26,7 +27,7 @@ pub(crate) struct Desk {
 pub(crate) enum Next {
     /// The pod counts on the node from now on.
     Bind { key: ObjectKey, pod: Arc<Pod>, node: String },
-    /// It waits.
+    /// It waits; what `why` says of its nomination counts from now on.
     Refused { pod: Arc<Pod>, why: Unschedulable },
     /// There is none before this time, unless something changes.
     Later(Option<Instant>),
@@ -37,11 +38,13 @@ impl Desk {
     pub(crate) fn hear_pod(&mut self, key: &ObjectKey, pod: Option<&Arc<Pod>>, now: Instant) {
         let Some(pod) = pod.filter(|pod| !has_ended(pod)) else {
             self.queue.remove(key);
+            self.wait_for(key, None, now);
             return self.leave(key, now);
         };
         let was_placed = self.cluster.is_placed(key, pod);
         if let Some(node) = node_of(pod) {
             self.queue.remove(key);
+            self.wait_for(key, None, now);
             if self.cluster.pod_on(key, pod, node) {
                 self.queue.happened(Event::Others, now);
                 if was_placed && let Some(node) = self.cluster.node_of(key) {
@@ -56,10 +59,38 @@ impl Desk {
             self.leave(key, now);
         }
         match is_ours(pod) {
-            false => self.queue.remove(key),
+            false => {
+                self.queue.remove(key);
+                self.wait_for(key, None, now);
+            }
             // An assumption stands until its binding fails.
             true if was_placed => {}
-            true => self.queue.add(key, pod.clone()),
+            true => {
+                self.hear_nomination(key, pod, now);
+                self.queue.add(key, pod.clone());
+            }
+        }
+    }
+
+    /// The API's word on which node a pod waits for counts when it is another than before: what we decide is not there yet.
+    fn hear_nomination(&mut self, key: &ObjectKey, pod: &Arc<Pod>, now: Instant) {
+        let before = self.queue.get(key).filter(|before| before.metadata.uid == pod.metadata.uid);
+        let is_news = before.is_none_or(|before| nominated_node(before) != nominated_node(pod));
+        let node = if is_news { nominated_node(pod) } else { self.cluster.nominations.node_of(key) };
+        let node = node.map(str::to_owned);
+        let tenant = node.map(|node| (Tenant::of(key, &PodInfo::new(pod.clone())), node));
+        self.wait_for(key, tenant, now);
+    }
+
+    /// A pod waits for another node from now on, or for none: what it leaves may help others.
+    fn wait_for(&mut self, key: &ObjectKey, node: Option<(Tenant, String)>, now: Instant) {
+        let nominations = &mut self.cluster.nominations;
+        let left = match node {
+            Some((pod, node)) => nominations.set(pod, &node),
+            None => nominations.remove(key),
+        };
+        if let Some(node) = left.and_then(|node| self.cluster.find(&node)) {
+            self.queue.happened(Event::Room(node), now);
         }
     }
 
@@ -73,10 +104,18 @@ impl Desk {
     /// What the API says of a node now.
     pub(crate) fn hear_node(&mut self, name: &str, node: Option<&Arc<Node>>, now: Instant) {
         match self.cluster.node_changed(name, node) {
-            NodeChange::None => {}
+            NodeChange::None => return,
             NodeChange::Other(id) => self.queue.happened(Event::Node(self.cluster.node(id)), now),
             NodeChange::Gone => self.queue.happened(Event::NodeGone, now),
         }
+        // Those that wait for it may do so in vain.
+        let waiting = self.cluster.nominations.on(name).iter();
+        waiting.for_each(|pod| self.queue.hurry(&pod.key, now));
+    }
+
+    /// What the API says of a PodDisruptionBudget now.
+    pub(crate) fn hear_budget(&mut self, key: &ObjectKey, budget: Option<&PodDisruptionBudget>) {
+        self.cluster.budgets.set(key, budget);
     }
 
     /// What the API says of a namespace now: terms may select namespaces.
@@ -92,6 +131,12 @@ impl Desk {
             self.queue.happened(Event::Room(self.cluster.node(node)), now);
         }
         self.queue.retry(key, uid, now);
+    }
+
+    /// Not all of those could be deleted that were to make room for a pod.
+    pub(crate) fn hear_spared(&mut self, key: &ObjectKey, victims: &[Arc<Tenant>], now: Instant) {
+        victims.iter().for_each(|victim| self.cluster.doom(victim, false));
+        self.queue.hurry(key, now);
     }
 
     /// Decides about the next pod. `siblings` says what belongs together with one.
@@ -110,6 +155,7 @@ impl Desk {
         let (id, n_looked_at) = match decision {
             Ok(decision) => (decision.node.id, decision.n_looked_at),
             Err(why) => {
+                self.nominate(&key, &info, &why.nomination, now);
                 let waiting = Waiting { info, minds_others: why.minds_others };
                 self.queue.put_off(&key, waiting, now);
                 return Next::Refused { pod, why };
@@ -118,8 +164,26 @@ impl Desk {
         self.cluster.go_on_after(n_looked_at);
         let node = self.cluster.node(id).name().to_owned();
         self.cluster.assume(&key, &info, id);
+        self.wait_for(&key, None, now);
         self.queue.happened(Event::Others, now);
         Next::Bind { key, pod, node }
+    }
+
+    fn nominate(&mut self, key: &ObjectKey, info: &PodInfo, nomination: &Nomination, now: Instant) {
+        match nomination {
+            Nomination::Keep => {}
+            Nomination::Clear => self.wait_for(key, None, now),
+            Nomination::Node(preemption) => {
+                // Those that go already do so for another reason, or the API says for which.
+                let doomed = preemption.victims.iter().filter(|victim| !victim.traits.going);
+                doomed.for_each(|victim| self.cluster.doom(victim, true));
+                for displaced in &preemption.displaced {
+                    self.cluster.nominations.remove(&displaced.key);
+                    self.queue.hurry(&displaced.key, now);
+                }
+                self.wait_for(key, Some((Tenant::of(key, info), preemption.node.clone())), now);
+            }
+        }
     }
 }
 
@@ -194,15 +258,42 @@ mod tests {
             self.desk.hear_pod(&key(name), None, self.now);
         }
 
-        /// `pod on node`, `pod waits`, or nothing.
+        /// `pod on node`, `pod for victims on node`, `pod waits`, or nothing.
         fn next(&mut self) -> String {
             let name = |pod: &Pod| pod.metadata.name.clone().unwrap_or_default();
             match self.desk.next(|_| None, self.now) {
                 Next::Bind { pod, node, .. } => format!("{} on {node}", name(&pod)),
-                Next::Refused { pod, .. } => format!("{} waits", name(&pod)),
+                Next::Refused { pod, why } => match why.nomination {
+                    Nomination::Node(preemption) => {
+                        let victims: Vec<&str> =
+                            preemption.victims.iter().map(|victim| victim.key.name.as_str()).collect();
+                        format!("{} for {} on {}", name(&pod), victims.join(" "), preemption.node)
+                    }
+                    _ => format!("{} waits", name(&pod)),
+                },
                 Next::Later(_) => String::new(),
             }
         }
+
+        fn later(&mut self) {
+            self.now += std::time::Duration::from_secs(11);
+        }
+
+        fn waiting_for(&self, name: &str) -> Option<&str> {
+            self.desk.cluster.nominations.node_of(&key(name))
+        }
+    }
+
+    /// Asks for a CPU, and is more important than others.
+    fn important(name: &str, priority: i32, change: impl FnOnce(&mut Value)) -> Arc<Pod> {
+        pod(name, name, |pod| {
+            pod["spec"]["priority"] = priority.into();
+            change(pod);
+        })
+    }
+
+    fn nominated(node: &str) -> impl FnOnce(&mut Value) {
+        move |pod| pod["status"] = json!({"nominatedNodeName": node})
     }
 
     #[test]
@@ -281,5 +372,108 @@ mod tests {
         f.hear(&plain("a"));
         f.hear(&pod("a", "a", |pod| pod["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into()));
         assert_eq!(f.next(), "", "it is being deleted");
+    }
+
+    #[test]
+    fn a_pod_waits_for_the_room_that_is_made_for_it_and_others_leave_it_that() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.hear(&pod("a", "a", on("n")));
+        f.hear(&important("b", 10, |_| {}));
+        assert_eq!(f.next(), "b for a on n");
+        assert_eq!(f.waiting_for("b"), Some("n"));
+        f.hear(&important("b", 10, |pod| pod["status"] = json!({"qosClass": "Burstable"})));
+        assert_eq!(f.waiting_for("b"), Some("n"), "the API does not say so yet");
+        f.hear(&important("b", 10, nominated("n")));
+        assert_eq!(f.next(), "", "what the API says of it is no news");
+        f.hear(&important("c", 10, |_| {}));
+        assert_eq!(f.next(), "c waits", "a makes room for one only");
+        f.hear(&important("b", 10, |pod| {
+            nominated("n")(pod);
+            pod["metadata"]["labels"]["changed"] = "yes".into();
+        }));
+        assert_eq!(f.next(), "b waits", "a is still there, and enough");
+        f.later();
+        f.gone("a");
+        f.hear(&plain("d"));
+        let mut order = [f.next(), f.next(), f.next()];
+        order.sort();
+        assert_eq!(order, ["b on n", "c waits", "d waits"]);
+        assert_eq!(f.waiting_for("b"), None);
+    }
+
+    #[test]
+    fn a_less_important_pod_is_displaced_and_looks_for_another_node() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.hear(&pod("a", "a", on("n")));
+        f.hear(&important("b", 10, |_| {}));
+        assert_eq!(f.next(), "b for a on n");
+        f.hear(&important("c", 20, |_| {}));
+        assert_eq!(f.next(), "c for a on n");
+        assert_eq!((f.waiting_for("b"), f.waiting_for("c")), (None, Some("n")));
+        f.later();
+        assert_eq!(f.next(), "b waits", "c is to have the room");
+        f.gone("a");
+        f.later();
+        assert_eq!([f.next(), f.next()], ["c on n", "b waits"]);
+    }
+
+    #[test]
+    fn a_pod_whose_victims_could_not_be_deleted_tries_again() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.hear(&pod("a", "a", on("n")));
+        f.hear(&important("b", 10, |_| {}));
+        let Next::Refused { why: Unschedulable { nomination: Nomination::Node(preemption), .. }, .. } =
+            f.desk.next(|_| None, f.now)
+        else {
+            panic!("no preemption")
+        };
+        f.later();
+        assert_eq!(f.next(), "");
+        f.desk.hear_spared(&key("b"), &preemption.victims, f.now);
+        assert_eq!(f.next(), "b for a on n");
+    }
+
+    #[test]
+    fn the_room_that_a_pod_waits_for_is_that_of_others_once_it_does_not() {
+        let leaving: [&dyn Fn(&mut Fixture); 4] = [
+            &|f| f.gone("b"),
+            &|f| f.hear(&important("b", 10, |_| {})),
+            &|f| f.hear(&important("b", 10, nominated("elsewhere"))),
+            &|f| f.hear(&important("b", 10, on("elsewhere"))),
+        ];
+        for leave in leaving {
+            let mut f = Fixture::new();
+            f.node("n", |_| {});
+            // It is being decided about, and so out of the way.
+            f.hear(&important("b", 10, nominated("n")));
+            f.desk.queue.pop(f.now).unwrap();
+            f.hear(&plain("c"));
+            assert_eq!(f.next(), "c waits");
+            f.later();
+            assert_eq!(f.next(), "");
+            leave(&mut f);
+            assert_eq!(f.next(), "c on n");
+        }
+    }
+
+    #[test]
+    fn a_pod_does_not_wait_for_a_node_that_is_no_longer_one_for_it() {
+        let changes: [&dyn Fn(&mut Fixture); 2] = [&|f| f.desk.hear_node("n", None, f.now), &|f| {
+            f.node("n", |node| node["spec"]["unschedulable"] = true.into())
+        }];
+        for change in changes {
+            let mut f = Fixture::new();
+            f.node("n", |_| {});
+            f.hear(&pod("a", "a", on("n")));
+            f.hear(&important("b", 10, |_| {}));
+            assert_eq!(f.next(), "b for a on n");
+            f.later();
+            change(&mut f);
+            assert_eq!(f.next(), "b waits");
+            assert_eq!(f.waiting_for("b"), None);
+        }
     }
 }

@@ -2,14 +2,17 @@
 //!
 //! Source: upstream's scheduling framework; plugin names, weights and reasons are kube-scheduler's.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use skiff_api::LabelSelector;
+use skiff_client::key_of;
 
 use crate::affinity::{self, Affinity};
-use crate::cluster::{Cluster, NodeInfo, PodInfo};
+use crate::cluster::{Cluster, Load, NodeInfo, PodInfo, Tenant, uid_of};
 use crate::plugins::{self, Wants};
+use crate::preemption::{self, Plan, Preemption};
 use crate::spread::{self, Spread};
+use crate::topology::NodeId;
 
 /// What of a node, or beside it, is against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,7 +78,7 @@ impl Refusal {
         Refusal { first: reason, more: Vec::new(), for_good: false }
     }
 
-    fn reasons(&self) -> impl Iterator<Item = Reason> {
+    pub(crate) fn reasons(&self) -> impl Iterator<Item = Reason> {
         std::iter::once(self.first).chain(self.more.iter().copied())
     }
 }
@@ -104,20 +107,34 @@ const SPREAD_WEIGHT: i64 = 2;
 const AFFINITY_WEIGHT: i64 = 2;
 
 /// Why no node fits.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) struct Unschedulable {
     /// Worded as upstream words it.
     pub(crate) message: String,
     /// Pods on other nodes had to do with it: when they change it may fit.
     pub(crate) minds_others: bool,
+    pub(crate) nomination: Nomination,
+}
+
+/// What becomes of the node that a pod waits for.
+#[derive(Debug)]
+pub(crate) enum Nomination {
+    /// That, or none, as before.
+    Keep,
+    /// It waits for none.
+    Clear,
+    /// For this one, once it is made free.
+    Node(Preemption),
 }
 
 /// One pod, and what of the cluster was counted for it.
-struct Cycle<'c> {
+pub(crate) struct Cycle<'c> {
     wants: Wants<'c>,
-    cluster: &'c Cluster,
+    pub(crate) cluster: &'c Cluster,
     affinity: Affinity<'c>,
     spread: Spread,
+    /// Pods that wait for a node, whom this one leaves the room.
+    nominated: HashMap<NodeId, Vec<&'c Tenant>>,
 }
 
 /// What was decided.
@@ -134,13 +151,19 @@ pub(crate) fn decide<'c>(
     pod: &'c PodInfo,
     cluster: &'c Cluster,
     siblings: Option<&LabelSelector>,
-    pick: impl FnOnce(usize) -> usize,
+    pick: impl Fn(usize) -> usize,
 ) -> Result<Decision<'c>, Unschedulable> {
     let mut cycle = Cycle::new(pod, cluster);
+    // What was made free for it is most likely what fits, and is to be used.
+    if let Some(node) = cycle.nominated_node()
+        && cycle.filter(node, &node.load).is_ok()
+    {
+        return Ok(Decision { node, n_looked_at: 0 });
+    }
     let (mut feasible, mut refused) = (Vec::new(), Vec::new());
     let n_enough = n_enough(cluster.n_nodes());
     for node in cluster.nodes() {
-        match cycle.filter(node) {
+        match cycle.filter(node, &node.load) {
             Ok(()) => feasible.push(node),
             Err(why) => refused.push((node, why)),
         }
@@ -150,8 +173,7 @@ pub(crate) fn decide<'c>(
     }
     let n_looked_at = feasible.len() + refused.len();
     if feasible.is_empty() {
-        let minds_others = refused.iter().any(|(_, why)| why.reasons().any(Reason::minds_others));
-        return Err(Unschedulable { message: cycle.message(&refused), minds_others });
+        return Err(cycle.unschedulable(&refused, pick));
     }
     let totals = cycle.totals(&feasible, siblings);
     let best = totals.iter().copied().max().unwrap_or_default();
@@ -171,16 +193,61 @@ fn n_enough(n_nodes: usize) -> usize {
 }
 
 impl<'c> Cycle<'c> {
-    fn new(pod: &'c PodInfo, cluster: &'c Cluster) -> Cycle<'c> {
+    pub(crate) fn new(pod: &'c PodInfo, cluster: &'c Cluster) -> Cycle<'c> {
         let wants = Wants::of(pod, cluster);
         let spread = Spread::of(&wants, cluster);
-        Cycle { wants, cluster, affinity: Affinity::of(pod, cluster), spread }
+        let affinity = Affinity::of(pod, cluster);
+        let mut nominated = HashMap::new();
+        let is_minded = |t: &Tenant| t.priority >= pod.priority() && t.uid != uid_of(&pod.pod);
+        for (node, tenants) in cluster.nominations.iter() {
+            let minded: Vec<&Tenant> = tenants.iter().map(|t| &**t).filter(|t| is_minded(t)).collect();
+            if let Some(node) = cluster.find(node).filter(|_| !minded.is_empty()) {
+                nominated.insert(node.id, minded);
+            }
+        }
+        Cycle { wants, cluster, affinity, spread, nominated }
     }
 
-    fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
-        self.wants.filter(node)?;
+    pub(crate) fn pod(&self) -> &'c PodInfo {
+        self.wants.pod
+    }
+
+    pub(crate) fn priority(&self) -> i32 {
+        self.wants.pod.priority()
+    }
+
+    /// The node that the pod waits for, if it is there.
+    pub(crate) fn nominated_node(&self) -> Option<&'c NodeInfo> {
+        let nominations = &self.cluster.nominations;
+        self.cluster.find(nominations.node_of(&key_of(&*self.wants.pod.pod))?)
+    }
+
+    /// Whether a node that holds so much is one for the pod: both if those come that wait for it, whom the pod leaves the
+    /// room, and if they do not, whom it may want to be near.
+    pub(crate) fn filter(&mut self, node: &NodeInfo, load: &Load) -> Result<(), Refusal> {
+        if let Some(nominated) = self.nominated.get(&node.id).cloned() {
+            let mut with = load.clone();
+            for tenant in &nominated {
+                with.add(tenant);
+                self.shift(tenant, node.id, 1);
+            }
+            let answer = self.filter_as_is(node, &with);
+            nominated.iter().for_each(|tenant| self.shift(tenant, node.id, -1));
+            answer?;
+        }
+        self.filter_as_is(node, load)
+    }
+
+    fn filter_as_is(&self, node: &NodeInfo, load: &Load) -> Result<(), Refusal> {
+        self.wants.filter(node, load)?;
         self.spread.filter(node)?;
         self.affinity.filter(node)
+    }
+
+    /// Puts a pod on a node into what was counted, or takes it out: `by` is 1 or -1.
+    pub(crate) fn shift(&mut self, tenant: &Tenant, node: NodeId, by: i64) {
+        self.affinity.shift(tenant, node, by, self.cluster);
+        self.spread.shift(self.wants.pod, tenant, node, by);
     }
 
     fn totals(&self, nodes: &[&NodeInfo], siblings: Option<&LabelSelector>) -> Vec<i64> {
@@ -202,70 +269,47 @@ impl<'c> Cycle<'c> {
     }
 
     /// `0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s). preemption: …`
-    fn message(&mut self, refused: &[(&NodeInfo, Refusal)]) -> String {
+    fn unschedulable(
+        mut self,
+        refused: &[(&'c NodeInfo, Refusal)],
+        pick: impl Fn(usize) -> usize,
+    ) -> Unschedulable {
         if refused.is_empty() {
-            return "no nodes available to schedule pods".into();
+            let message = "no nodes available to schedule pods".into();
+            return Unschedulable { message, minds_others: false, nomination: Nomination::Clear };
         }
-        let pod = self.wants.pod;
         let mut reasons = Counted::default();
-        refused.iter().flat_map(|(_, why)| why.reasons()).for_each(|reason| reasons.add(Why::Is(reason)));
-        let message = reasons.text(refused.len(), pod);
-        let never = pod.pod.spec.as_ref().is_some_and(|s| s.preemption_policy.as_deref() == Some("Never"));
-        if never {
-            return format!("{message} preemption: not eligible due to preemptionPolicy=Never.");
-        }
-        let mut preempted = Counted::default();
-        for (node, why) in refused {
-            self.without_victims(node, why, &mut preempted);
-        }
-        format!("{message} preemption: {}", preempted.text(refused.len(), pod))
-    }
-
-    /// Why a node does not do without the pods of lower priority on it, either.
-    fn without_victims(&mut self, node: &NodeInfo, why: &Refusal, counted: &mut Counted) {
-        let mine = self.wants.pod.priority();
-        if why.for_good {
-            return counted.add(Why::Says("Preemption is not helpful for scheduling"));
-        }
-        if node.tenants.iter().all(|other| other.priority >= mine) {
-            return counted.add(Why::Says("No preemption victims found for incoming pod"));
-        }
-        let emptied = node.with_tenants(|other| other.priority >= mine);
-        self.shift(node, -1);
-        let refused = self.filter(&emptied);
-        self.shift(node, 1);
-        match refused {
-            Err(why) => why.reasons().for_each(|reason| counted.add(Why::Is(reason))),
-            // Upstream would delete them. What is not built says so.
-            Ok(()) => counted.add(Why::Says("Preemption is not supported by this scheduler")),
-        }
-    }
-
-    /// Takes the pods of lower priority on a node out of what was counted, or puts them back.
-    fn shift(&mut self, node: &NodeInfo, by: i64) {
-        let (pod, cluster) = (self.wants.pod, self.cluster);
-        let victims = node.tenants.iter().filter(|other| other.priority < pod.priority());
-        for class in victims.filter_map(|other| cluster.classes().get(other.class)) {
-            self.affinity.shift(class, node.id, by, cluster);
-            self.spread.shift(pod, class, node.id, by);
-        }
+        refused.iter().flat_map(|(_, why)| why.reasons()).for_each(|reason| reasons.add(Why::Is(reason), 1));
+        let message = reasons.text(refused.len(), self.wants.pod);
+        let minds_others = refused.iter().any(|(_, why)| why.reasons().any(Reason::minds_others));
+        let (message, nomination) = match preemption::plan(&mut self, refused, pick) {
+            Plan::NotEligible(why) => (format!("{message} preemption: {why}"), Nomination::Keep),
+            Plan::NoCandidate(counted) => {
+                let why = counted.text(refused.len(), self.wants.pod);
+                (format!("{message} preemption: {why}"), Nomination::Clear)
+            }
+            Plan::Preempt(preemption) => (message, Nomination::Node(preemption)),
+        };
+        Unschedulable { message, minds_others, nomination }
     }
 }
 
 /// What a message says of a node.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Why {
+pub(crate) enum Why {
     Is(Reason),
     Says(&'static str),
 }
 
 /// How many nodes each reason holds for.
 #[derive(Default)]
-struct Counted(BTreeMap<Why, usize>);
+pub(crate) struct Counted(BTreeMap<Why, usize>);
 
 impl Counted {
-    fn add(&mut self, why: Why) {
-        *self.0.entry(why).or_default() += 1;
+    pub(crate) fn add(&mut self, why: Why, n_nodes: usize) {
+        if n_nodes > 0 {
+            *self.0.entry(why).or_default() += n_nodes;
+        }
     }
 
     /// In the order of the text, as upstream sorts it.
@@ -296,4 +340,4 @@ fn scaled(mut marks: Vec<i64>, scale: Scale) -> Vec<i64> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

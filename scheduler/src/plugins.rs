@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use skiff_api::placement::{NodeFacts, requirement_holds, selects_node, tolerates, tolerates_all};
 
-use crate::cluster::{Cluster, HostPort, NodeInfo, PodInfo, host_ports, node_of};
+use crate::cluster::{Cluster, HostPort, Load, NodeInfo, PodInfo, host_ports, node_of};
 use crate::framework::{Reason, Refusal, Scale, Score};
 use crate::resources::{CPU, MEMORY};
 use crate::topology::Column;
@@ -47,9 +48,9 @@ impl<'p> Wants<'p> {
         }
     }
 
-    /// The first that refuses ends the look at a node; resources name all that is lacking. In upstream's order; spreading
-    /// and affinity to pods come after these.
-    pub(crate) fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
+    /// Whether a node that holds so much is one for the pod. The first that refuses ends the look at a node; resources name
+    /// all that is lacking. In upstream's order; spreading and affinity to pods come after these.
+    pub(crate) fn filter(&self, node: &NodeInfo, load: &Load) -> Result<(), Refusal> {
         if node.is_cordoned && !self.bears_cordons {
             return Err(Refusal::for_good(Reason::Cordoned));
         }
@@ -62,10 +63,10 @@ impl<'p> Wants<'p> {
         if !self.labels.hold(node) {
             return Err(Refusal::for_good(Reason::NodeAffinity));
         }
-        if self.ports.iter().any(|port| is_taken(port, node)) {
+        if self.ports.iter().any(|port| is_taken(port, load)) {
             return Err(Refusal::for_now(Reason::Ports));
         }
-        resources(self.pod, node)
+        resources(self.pod, node, load)
     }
 }
 
@@ -78,34 +79,12 @@ fn cordon() -> Taint {
     Taint { key: UNSCHEDULABLE_TAINT.into(), effect: "NoSchedule".into(), ..Taint::default() }
 }
 
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let effect = toleration.effect.as_deref().unwrap_or_default();
-    let key = toleration.key.as_deref().unwrap_or_default();
-    if !effect.is_empty() && effect != taint.effect {
-        return false;
-    }
-    if !key.is_empty() && key != taint.key {
-        return false;
-    }
-    match toleration.operator.as_deref().unwrap_or("Equal") {
-        "Exists" => true,
-        // An empty key with `Equal` matches no taint.
-        "Equal" => {
-            !key.is_empty()
-                && toleration.value.as_deref().unwrap_or_default()
-                    == taint.value.as_deref().unwrap_or_default()
-        }
-        _ => false,
-    }
-}
-
 pub(crate) fn bears_taints(pod: &Pod, node: &NodeInfo) -> bool {
     if !node.has_taints {
         return true;
     }
-    let taints = node.node.spec.iter().flat_map(|s| s.taints.iter().flatten());
-    let mut hard = taints.filter(|t| matches!(t.effect.as_str(), "NoSchedule" | "NoExecute"));
-    hard.all(|taint| tolerations(pod).iter().any(|t| tolerates(t, taint)))
+    let taints = node.node.spec.as_ref().and_then(|spec| spec.taints.as_deref()).unwrap_or_default();
+    pod.spec.as_ref().is_some_and(|spec| tolerates_all(spec, taints, &["NoSchedule", "NoExecute"]))
 }
 
 fn preferred_taints(wants: &Wants<'_>, node: &NodeInfo) -> i64 {
@@ -154,24 +133,13 @@ impl NodeLabels {
 /// Whether a node by itself, with the pods that are on it, is one for a pod: what [`Wants::filter`] says, asked once.
 pub(crate) fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
     let bears_cordons = || tolerations(&pod.pod).iter().any(|t| tolerates(t, &cordon()));
-    let spec = pod.pod.spec.as_ref();
-    let selector = spec.iter().flat_map(|s| s.node_selector.iter().flatten());
-    let affinity = spec.and_then(|s| s.affinity.as_ref()?.node_affinity.as_ref());
-    let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
-    let matches = |term: &NodeSelectorTerm| {
-        let (labels, fields) = (term.match_expressions.as_ref(), term.match_fields.as_ref());
-        let (labels, fields) = (labels.into_iter().flatten(), fields.into_iter().flatten());
-        (labels.clone().next().is_some() || fields.clone().next().is_some())
-            && labels.into_iter().all(|r| requirement_holds(r, node.label(&r.key).map(String::as_str)))
-            && fields.into_iter().all(|r| field_holds(r, node))
-    };
+    let facts = NodeFacts { name: node.name(), labels: node.node.metadata.labels.as_ref() };
     (!node.is_cordoned || bears_cordons())
         && node_of(&pod.pod).is_none_or(|name| name == node.name())
         && bears_taints(&pod.pod, node)
-        && selector.into_iter().all(|(key, value)| node.label(key) == Some(value))
-        && required.is_none_or(|r| r.node_selector_terms.iter().any(matches))
-        && !host_ports(&pod.pod).any(|port| is_taken(&port, node))
-        && resources(pod, node).is_ok()
+        && pod.pod.spec.as_ref().is_some_and(|spec| selects_node(spec, &facts))
+        && !host_ports(&pod.pod).any(|port| is_taken(&port, &node.load))
+        && resources(pod, node, &node.load).is_ok()
 }
 
 fn field_holds(requirement: &NodeSelectorRequirement, node: &NodeInfo) -> bool {
@@ -229,33 +197,15 @@ impl Holds {
     }
 }
 
-fn requirement_holds(requirement: &NodeSelectorRequirement, value: Option<&str>) -> bool {
-    let values = requirement.values.as_deref().unwrap_or_default();
-    let listed = || value.is_some_and(|v| values.iter().any(|w| w == v));
-    let compare = |holds: fn(i64, i64) -> bool| {
-        let bound = values.first().and_then(|v| v.parse().ok());
-        value.and_then(|v| v.parse().ok()).zip(bound).is_some_and(|(v, b)| holds(v, b))
-    };
-    match requirement.operator.as_str() {
-        "In" => listed(),
-        "NotIn" => !listed(),
-        "Exists" => value.is_some(),
-        "DoesNotExist" => value.is_none(),
-        "Gt" => compare(|v, b| v > b),
-        "Lt" => compare(|v, b| v < b),
-        _ => false,
-    }
-}
-
-fn is_taken((ip, protocol, port): &HostPort, node: &NodeInfo) -> bool {
+fn is_taken((ip, protocol, port): &HostPort, load: &Load) -> bool {
     let any = |ip: &str| ip == "0.0.0.0";
-    node.ports.iter().any(|(i, p, n)| n == port && p == protocol && (i == ip || any(i) || any(ip)))
+    load.ports.iter().any(|(i, p, n)| n == port && p == protocol && (i == ip || any(i) || any(ip)))
 }
 
 /// Every resource that a node has too little of; for good, if it would have even if it were empty.
-fn resources(pod: &PodInfo, node: &NodeInfo) -> Result<(), Refusal> {
-    let is_full = i64::try_from(node.tenants.len()).unwrap_or(i64::MAX) >= node.allocatable.n_pods();
-    let lacking = pod.requests.lacking(&node.allocatable, &node.requested);
+fn resources(pod: &PodInfo, node: &NodeInfo, load: &Load) -> Result<(), Refusal> {
+    let is_full = load.n_pods >= node.allocatable.n_pods();
+    let lacking = pod.requests.lacking(&node.allocatable, &load.requested);
     let for_good = lacking.iter().any(|(_, for_good)| *for_good);
     let lacking = lacking.into_iter().map(|(number, _)| Reason::Insufficient(number));
     let mut reasons = is_full.then_some(Reason::TooManyPods).into_iter().chain(lacking);
@@ -272,7 +222,7 @@ fn shares(pod: &PodInfo, node: &NodeInfo) -> [f64; 2] {
         if capacity == 0 {
             return 1.0;
         }
-        let taken = node.requested_for_scoring.common(which);
+        let taken = node.load.requested_for_scoring.common(which);
         (taken.saturating_add(pod.requests_for_scoring.common(which)) as f64 / capacity as f64).min(1.0)
     })
 }

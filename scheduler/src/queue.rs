@@ -194,13 +194,30 @@ impl Queue {
             }
         }
         for (key, was, due) in helped {
-            self.waiting.remove(&key);
-            self.due.remove(&(was, key.clone()));
-            if let Some(pending) = self.pods.get_mut(&key) {
-                pending.stage = Stage::BackingOff { due };
-            }
-            self.due.insert((due, key));
+            self.back_off(key, was, due);
         }
+    }
+
+    /// One that waits is due once its back-off is over, whatever it waits for.
+    pub(crate) fn hurry(&mut self, key: &ObjectKey, now: Instant) {
+        if let Some(Pending { attempts, stage: Stage::Waiting { due, tried, .. }, .. }) = self.pods.get(key) {
+            let (was, due) = (*due, (*tried + backoff(*attempts)).max(now));
+            self.back_off(key.clone(), was, due);
+        }
+    }
+
+    fn back_off(&mut self, key: ObjectKey, was: Instant, due: Instant) {
+        self.waiting.remove(&key);
+        self.due.remove(&(was, key.clone()));
+        if let Some(pending) = self.pods.get_mut(&key) {
+            pending.stage = Stage::BackingOff { due };
+        }
+        self.due.insert((due, key));
+    }
+
+    /// A pod as it was last heard of.
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Arc<Pod>> {
+        self.pods.get(key).map(|pending| &pending.pod)
     }
 
     /// Takes out the next pod, or says when to ask again.
@@ -329,6 +346,22 @@ mod tests {
             queue.happened(event, now);
             assert!(!is_waiting(&mut queue), "others count for it: {event:?}");
         }
+    }
+
+    #[test]
+    fn a_pod_in_a_hurry_is_due_once_its_back_off_is_over_whatever_it_waits_for() {
+        let mut queue = Queue::default();
+        let now = Instant::now();
+        queue.hurry(&key("a"), now);
+        add(&mut queue, "a", json!({}));
+        queue.pop(now).unwrap();
+        queue.hurry(&key("a"), now);
+        assert_eq!(popped(&mut queue, now), Err(None), "it is being decided about");
+        queue.put_off(&key("a"), alone("a"), now);
+        queue.hurry(&key("a"), now);
+        assert_eq!(popped(&mut queue, now), Err(Some(now + FIRST_BACKOFF)));
+        assert_eq!(popped(&mut queue, now + FIRST_BACKOFF).as_deref(), Ok("a"));
+        assert!(queue.due.is_empty() && queue.waiting.is_empty());
     }
 
     #[test]

@@ -2,32 +2,31 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use indexmap::IndexSet;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Binding, Namespace, Node, ObjectReference, Pod, Service};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, Client};
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use kube::Client;
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::LabelSelector;
 use skiff_client::{Change, EventRecorder, EventType, Informer, Informers, ObjectKey, key_of};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
 
-use crate::desk::{Desk, NAME, Next, is_ours};
+use self::writes::Report;
+use crate::cluster::Tenant;
+use crate::desk::{Desk, NAME, Next};
+use crate::framework::{Nomination, Unschedulable};
 
-/// Bindings and reports under way at once: more would not be faster, but would keep others from writing.
+mod writes;
+
+/// Bindings, reports and preemptions under way at once: more would not be faster, but would keep others from writing.
 const MAX_WRITES: usize = 64;
 /// Pods that are decided about before what has changed meanwhile is heard.
 const PASS_PODS: usize = 64;
-/// A report is of what a pod was when it was decided about; so many times it may have changed.
-const MAX_REPORT_ATTEMPTS: u32 = 4;
-const REPORT_AGAIN: Duration = Duration::from_millis(100);
 
 /// Schedules pods until `shutdown`.
 ///
@@ -41,6 +40,7 @@ pub async fn run(client: Client, shutdown: CancellationToken) {
         namespaces: informers.of::<Namespace>(),
         services: informers.of::<Service>(),
         sets: informers.of::<ReplicaSet>(),
+        budgets: informers.of::<PodDisruptionBudget>(),
         events: EventRecorder::new(client.clone(), NAME, ""),
         client,
         inbox: Mutex::default(),
@@ -97,8 +97,11 @@ struct Inbox {
     pods: IndexSet<ObjectKey>,
     nodes: IndexSet<ObjectKey>,
     namespaces: IndexSet<ObjectKey>,
-    /// Pods, with their UIDs, whose bindings failed: no more than [`MAX_WRITES`] at a time.
+    budgets: IndexSet<ObjectKey>,
+    /// Pods, with their UIDs, whose bindings failed: no more than [`MAX_WRITES`] at a time, as with the next.
     failed: Vec<(ObjectKey, String)>,
+    /// Pods for which no room could be made, with those of which some are left.
+    spared: Vec<(ObjectKey, Vec<Arc<Tenant>>)>,
 }
 
 struct Scheduler {
@@ -107,6 +110,7 @@ struct Scheduler {
     namespaces: Informer<Namespace>,
     services: Informer<Service>,
     sets: Informer<ReplicaSet>,
+    budgets: Informer<PodDisruptionBudget>,
     events: EventRecorder,
     client: Client,
     inbox: Mutex<Inbox>,
@@ -122,6 +126,8 @@ impl Scheduler {
         self.nodes.on_change(move |change| to.heard(change, |inbox| &mut inbox.nodes));
         let to = self.clone();
         self.namespaces.on_change(move |change| to.heard(change, |inbox| &mut inbox.namespaces));
+        let to = self.clone();
+        self.budgets.on_change(move |change| to.heard(change, |inbox| &mut inbox.budgets));
     }
 
     fn heard<K: kube::Resource>(
@@ -141,6 +147,7 @@ impl Scheduler {
         self.namespaces.synced().await;
         self.services.synced().await;
         self.sets.synced().await;
+        self.budgets.synced().await;
     }
 
     /// Waits until there is something to do again.
@@ -174,14 +181,13 @@ impl Scheduler {
             match desk.next(|pod| self.siblings(pod), Instant::now()) {
                 Next::Bind { key, pod, node } => drop(tokio::spawn(self.clone().bind(pod, key, node, place))),
                 Next::Refused { pod, why } => {
-                    self.events.event(&*pod, EventType::Warning, "FailedScheduling", &why.message);
-                    if !is_known(&pod, &why.message) {
-                        tokio::spawn(self.clone().report(
-                            key_of(&*pod),
-                            pod.metadata.uid.clone(),
-                            why.message,
-                            place,
-                        ));
+                    let Unschedulable { message, nomination, .. } = why;
+                    self.events.event(&*pod, EventType::Warning, "FailedScheduling", &message);
+                    let report = Report::new(&pod, message, &nomination);
+                    if let Nomination::Node(preemption) = nomination {
+                        tokio::spawn(self.clone().preempt(pod, report, preemption, place));
+                    } else if report.status(&pod).is_some() {
+                        tokio::spawn(self.clone().report(report, place));
                     }
                 }
                 Next::Later(until) => return Rest::Pods(until),
@@ -199,8 +205,14 @@ impl Scheduler {
         for key in &inbox.nodes {
             desk.hear_node(&key.name, self.nodes.get(key).as_ref(), now);
         }
+        for key in &inbox.budgets {
+            desk.hear_budget(key, self.budgets.get(key).as_deref());
+        }
         for (key, uid) in &inbox.failed {
             desk.hear_failure(key, uid, now);
+        }
+        for (key, victims) in &inbox.spared {
+            desk.hear_spared(key, victims, now);
         }
         for key in &inbox.pods {
             desk.hear_pod(key, self.pods.get(key).as_ref(), now);
@@ -227,81 +239,4 @@ impl Scheduler {
         let selector = json!({"matchLabels": all, "matchExpressions": of_set.match_expressions});
         LabelSelector::from_json(&selector).ok()
     }
-
-    async fn bind(self: Arc<Self>, pod: Arc<Pod>, key: ObjectKey, node: String, place: OwnedSemaphorePermit) {
-        let binding = Binding {
-            metadata: ObjectMeta {
-                name: Some(key.name.clone()),
-                namespace: Some(key.namespace.clone()),
-                uid: pod.metadata.uid.clone(),
-                ..ObjectMeta::default()
-            },
-            target: ObjectReference {
-                kind: Some("Node".into()),
-                name: Some(node.clone()),
-                ..ObjectReference::default()
-            },
-        };
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        let bound: Result<serde_json::Value, _> =
-            pods.create_subresource("binding", &key.name, &PostParams::default(), &binding).await;
-        drop(place);
-        match bound {
-            Ok(_) => {
-                let message = format!("Successfully assigned {key} to {node}");
-                self.events.event(&*pod, EventType::Normal, "Scheduled", &message);
-            }
-            Err(error) => {
-                debug!(pod = %key, node, %error, "a binding failed");
-                let mut inbox = self.inbox.lock();
-                // What the pod has become meanwhile is looked at after that.
-                inbox.pods.insert(key.clone());
-                inbox.failed.push((key, pod.metadata.uid.clone().unwrap_or_default()));
-                drop(inbox);
-                self.wake.notify_one();
-            }
-        }
-    }
-
-    /// Writes why a pod is not scheduled, of a version that waits: not over what has become of it meanwhile.
-    async fn report(
-        self: Arc<Self>,
-        key: ObjectKey,
-        uid: Option<String>,
-        message: String,
-        place: OwnedSemaphorePermit,
-    ) {
-        let pods: Api<Pod> = Api::namespaced(self.client.clone(), &key.namespace);
-        for attempt in 0..MAX_REPORT_ATTEMPTS {
-            tokio::time::sleep(REPORT_AGAIN * attempt).await;
-            let pod = self.pods.get(&key).filter(|pod| pod.metadata.uid == uid && is_ours(pod));
-            let Some(pod) = pod.filter(|pod| !is_known(pod, &message)) else { return };
-            let condition = json!({
-                "type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message,
-                "observedGeneration": pod.metadata.generation,
-                "lastTransitionTime": jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
-            });
-            let patch = json!({
-                "metadata": {"uid": uid, "resourceVersion": pod.metadata.resource_version},
-                "status": {"conditions": [condition]},
-            });
-            let patch = Patch::Strategic(patch);
-            match pods.patch_status(&key.name, &PatchParams::default(), &patch).await {
-                // The copy is not as new as the pod.
-                Err(kube::Error::Api(status)) if status.code == 409 => {}
-                Err(error) => return warn!(pod = %key, %error, "cannot write why a pod is not scheduled"),
-                Ok(_) => return,
-            }
-        }
-        drop(place);
-        debug!(pod = %key, "a pod changes too often to write why it is not scheduled");
-    }
-}
-
-/// Whether a pod says already that it is not scheduled, and why.
-fn is_known(pod: &Pod, message: &str) -> bool {
-    let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|c| c.type_ == "PodScheduled" && c.status == "False" && c.message.as_deref() == Some(message))
 }

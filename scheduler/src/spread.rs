@@ -2,14 +2,15 @@
 //!
 //! Source: upstream's PodTopologySpread plugin; KEP-895, KEP-3094, KEP-3243.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
 use skiff_api::LabelSelector;
 
 use crate::affinity::{key_requirements, matches, selector};
-use crate::alike::Class;
-use crate::cluster::{Cluster, NodeInfo, PodInfo};
+use crate::alike::{Class, Traits};
+use crate::cluster::{Cluster, NodeInfo, PodInfo, Tenant};
 use crate::framework::{MAX_SCORE, Reason, Refusal};
 use crate::plugins::{Wants, bears_taints};
 use crate::topology::{Column, NodeId};
@@ -67,12 +68,12 @@ impl Constraint {
             && (!self.honors_taints || bears_taints(&wants.pod.pod, node))
     }
 
-    /// Whether it spreads the pods of a class along with this one.
-    fn counts_pods(&self, pod: &PodInfo, class: &Class) -> bool {
-        !class.traits.going
-            && class.traits.namespace == pod.traits.namespace
+    /// Whether it spreads pods of such traits along with this one.
+    fn counts_pods(&self, pod: &PodInfo, traits: &Traits) -> bool {
+        !traits.going
+            && traits.namespace == pod.traits.namespace
             && !self.selector.is_empty()
-            && matches(&self.selector, Some(&class.traits.labels))
+            && matches(&self.selector, Some(&traits.labels))
     }
 }
 
@@ -101,6 +102,10 @@ struct Domains {
     /// Whether the pod itself is one of them.
     itself: i64,
     least: i64,
+    /// There are fewer domains than are wanted: those that are missing count as empty ones.
+    is_short: bool,
+    /// How many values have each count; empty until a pod is shifted.
+    n_at: BTreeMap<i64, usize>,
 }
 
 impl Domains {
@@ -112,12 +117,15 @@ impl Domains {
         cluster: &Cluster,
     ) -> Domains {
         let classes = cluster.classes().iter();
-        let matching: Vec<&Class> = classes.filter(|c| constraint.counts_pods(wants.pod, c)).collect();
+        let matching: Vec<&Class> =
+            classes.filter(|c| constraint.counts_pods(wants.pod, &c.traits)).collect();
         let mut domains = Domains {
             counts: vec![None; column.n_values()],
             counted: vec![false; cluster.n_ids()],
             itself: i64::from(matches(&constraint.selector, Some(&wants.pod.traits.labels))),
             least: 0,
+            is_short: false,
+            n_at: BTreeMap::new(),
             column: column.clone(),
             constraint,
         };
@@ -131,25 +139,43 @@ impl Domains {
             }
         }
         for (node, n) in matching.iter().flat_map(|class| &class.on) {
-            domains.add(*node, i64::from(*n));
+            if let Some(count) = domains.count_of(*node) {
+                *count += i64::from(*n);
+            }
         }
-        domains.find_least();
+        let there = || domains.counts.iter().flatten();
+        let (n_domains, least) = (there().count(), there().copied().min().unwrap_or(i64::MAX));
+        domains.is_short = n_domains < domains.constraint.min_domains;
+        domains.least = if domains.is_short { 0 } else { least };
         domains
     }
 
-    fn add(&mut self, node: NodeId, by: i64) {
-        if let Some(value) = self.column.value(node).filter(|_| self.counted[node.index()])
-            && let Some(count) = &mut self.counts[value]
-        {
-            *count += by;
-        }
+    /// That of a node's value, if the node counts.
+    fn count_of(&mut self, node: NodeId) -> Option<&mut i64> {
+        let value = self.column.value(node).filter(|_| self.counted[node.index()])?;
+        self.counts[value].as_mut()
     }
 
-    /// Domains that are still missing count as empty ones.
-    fn find_least(&mut self) {
-        let there = || self.counts.iter().flatten();
-        let is_missing = there().count() < self.constraint.min_domains;
-        self.least = if is_missing { 0 } else { there().copied().min().unwrap_or(i64::MAX) };
+    /// Each node may be a domain, and many pods are shifted while victims are looked for: the least is not searched for.
+    fn shift(&mut self, node: NodeId, by: i64) {
+        let Some(count) = self.count_of(node) else { return };
+        let old = *count;
+        *count += by;
+        let new = *count;
+        if self.n_at.is_empty() {
+            self.counts.iter().flatten().for_each(|count| *self.n_at.entry(*count).or_default() += 1);
+        } else {
+            *self.n_at.entry(new).or_default() += 1;
+            if let Some(n) = self.n_at.get_mut(&old) {
+                *n -= 1;
+                if *n == 0 {
+                    self.n_at.remove(&old);
+                }
+            }
+        }
+        if !self.is_short {
+            self.least = self.n_at.first_key_value().map_or(i64::MAX, |(least, _)| *least);
+        }
     }
 
     fn filter(&self, node: &NodeInfo) -> Result<(), Refusal> {
@@ -180,11 +206,10 @@ impl Spread {
         }
     }
 
-    /// A pod of a class has come to a node, or gone from it: `by` is 1 or -1.
-    pub(crate) fn shift(&mut self, pod: &PodInfo, class: &Class, node: NodeId, by: i64) {
-        for domains in self.domains.iter_mut().filter(|d| d.constraint.counts_pods(pod, class)) {
-            domains.add(node, by);
-            domains.find_least();
+    /// A pod has come to a node, or gone from it: `by` is 1 or -1.
+    pub(crate) fn shift(&mut self, pod: &PodInfo, tenant: &Tenant, node: NodeId, by: i64) {
+        for domains in self.domains.iter_mut().filter(|d| d.constraint.counts_pods(pod, &tenant.traits)) {
+            domains.shift(node, by);
         }
     }
 
@@ -233,7 +258,8 @@ pub(crate) fn scores(
             continue;
         }
         let place = |node: NodeId| if by_host { Some(node.index()) } else { column.value(node) };
-        for class in cluster.classes().iter().filter(|class| constraint.counts_pods(wants.pod, class)) {
+        for class in cluster.classes().iter().filter(|class| constraint.counts_pods(wants.pod, &class.traits))
+        {
             for (id, n) in &class.on {
                 let node = cluster.node(*id);
                 if let Some(Some(count)) = place(*id).and_then(|at| counts.get_mut(at))

@@ -24,6 +24,7 @@ use tracing::{info, warn};
 use crate::identity::Identity;
 use crate::join::{self, Purpose, Trusted};
 use crate::node::{self, ClusterNetwork, NodeArgs, NodeSetup, Parts, SSH_PORT};
+use crate::open_files;
 use crate::pki::write_private;
 use crate::token::{Token, ca_hash};
 
@@ -64,6 +65,7 @@ const RENEW_LOOK: Duration = Duration::from_secs(600);
 
 /// Runs until SIGINT or SIGTERM.
 pub(crate) async fn run(args: AgentArgs) -> Result<()> {
+    open_files::raise()?;
     let (name, ip) = (node::node_name(&args.node)?, node::node_ip(&args.node)?);
     let directory = args.node.layout.agent();
     for directory in [&directory, &args.node.layout.run_dir] {

@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -137,12 +137,8 @@ fn execute(command: Command) -> Result<ExitCode> {
         }
         Command::Kubeconfig { name } => {
             let path = kubeconfig(name.as_deref())?;
-            let text = std::fs::read_to_string(&path).with_context(|| {
-                format!(
-                    "reading {}; is the server running? for a throw-away cluster give --name",
-                    path.display()
-                )
-            })?;
+            let text =
+                std::fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
             print!("{text}");
             return Ok(ExitCode::SUCCESS);
         }
@@ -184,10 +180,16 @@ async fn serve(command: Command) -> Result<()> {
 }
 
 fn kubeconfig(name: Option<&str>) -> Result<PathBuf> {
-    match name {
-        Some(name) => Ok(Cluster::open(name)?.kubeconfig()),
-        None => Ok(PathBuf::from("/etc/skiff/skiff.yaml")),
+    if let Some(name) = name {
+        return Ok(Cluster::open(name)?.kubeconfig());
     }
+    let path = PathBuf::from("/etc/skiff/skiff.yaml");
+    ensure!(
+        path.exists(),
+        "{} is not there; is a server running on this machine? for a throw-away cluster give --name",
+        path.display()
+    );
+    Ok(path)
 }
 
 #[cfg(test)]

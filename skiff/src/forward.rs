@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::cluster::{API_PORT, Cluster, EGRESS, NODE_IP, client};
+use crate::open_files;
 
 /// Connections that one published port may have open.
 const MAX_CONNECTIONS: usize = 1024;
@@ -37,6 +38,7 @@ const MAX_HEAD_BYTES: usize = 16 * 1024;
 
 /// Runs until SIGTERM.
 pub(crate) async fn run(name: &str) -> Result<()> {
+    open_files::raise()?;
     let cluster = Arc::new(Cluster::open(name)?);
     let inside = Inside::enter(&cluster.netns())?;
     let shutdown = CancellationToken::new();

@@ -22,6 +22,7 @@ mod image;
 mod join;
 mod layout;
 mod node;
+mod open_files;
 mod pki;
 mod process;
 mod progress;

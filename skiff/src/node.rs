@@ -30,6 +30,7 @@ use tracing::info;
 use crate::bridges::{Events, Network};
 use crate::identity::Identity;
 use crate::layout::Layout;
+use crate::open_files;
 use crate::pki::write_private;
 use crate::role::Role;
 
@@ -388,6 +389,7 @@ async fn open_runtime(layout: &Layout, record: &Record) -> Result<Opened> {
         images: images.clone(),
         cgroups: skiff_cgroup::Cgroups::detect()?,
         pids_limit: None,
+        open_files: open_files::found(),
     })
     .await
     .context("opening the Linux runtime")?;

@@ -28,6 +28,7 @@ use tracing::info;
 
 use crate::identity::Identity;
 use crate::node::{self, ClusterNetwork, NodeArgs, NodeSetup, Parts, SSH_PORT};
+use crate::open_files;
 use crate::pki::{Pki, write_private};
 
 #[derive(Args, Clone, Debug)]
@@ -76,6 +77,7 @@ struct Node {
 
 /// Runs until SIGINT or SIGTERM.
 pub(crate) async fn run(args: ServerArgs) -> Result<()> {
+    open_files::raise()?;
     let node = Node { name: node::node_name(&args.node)?, ip: node::node_ip(&args.node)? };
     for directory in [&args.node.layout.data_dir, &args.node.layout.run_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;

@@ -82,6 +82,10 @@ fn helloworld_is_deployed_looked_at_changed_and_deleted() -> Result<()> {
         &cluster.kubectl(&["exec", &pod, "--", "sh", "-c", "echo hi from $HOSTNAME"])?,
         &[&format!("hi from {pod}")],
     )?;
+    // What the server raised for itself is not a container's.
+    let found = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.context("no limit")?;
+    let limit = cluster.kubectl(&["exec", &pod, "--", "sh", "-c", "ulimit -Sn"])?;
+    has(&limit, &[&found.to_string()])?;
     let failed = cluster.kubectl_fails(&["exec", &pod, "--", "sh", "-c", "exit 7"])?;
     has(&failed, &["exit code 7"])?;
 

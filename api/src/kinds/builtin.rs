@@ -9,6 +9,7 @@ mod apps;
 mod auth;
 pub mod autoscaling;
 mod core;
+mod cron;
 mod events;
 mod extension;
 mod limits;
@@ -17,6 +18,7 @@ mod node;
 mod pod;
 mod resource;
 mod service;
+mod stateful;
 mod storage;
 
 pub(crate) use pod::qos_class;

@@ -56,12 +56,6 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("apps.v1.StatefulSetSpec", "revisionHistoryLimit", "10"),
     ("apps.v1.StatefulSetSpec", "podManagementPolicy", r#""OrderedReady""#),
     ("apps.v1.StatefulSetSpec", "updateStrategy", "{}"),
-    (
-        "apps.v1.StatefulSetSpec",
-        "persistentVolumeClaimRetentionPolicy",
-        r#"{"whenDeleted":"Retain","whenScaled":"Retain"}"#,
-    ),
-    ("apps.v1.StatefulSetUpdateStrategy", "type", r#""RollingUpdate""#),
     ("batch.v1.CronJobSpec", "concurrencyPolicy", r#""Allow""#),
     ("batch.v1.CronJobSpec", "suspend", "false"),
     ("batch.v1.CronJobSpec", "successfulJobsHistoryLimit", "3"),

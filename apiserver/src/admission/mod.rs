@@ -49,6 +49,7 @@ impl Api {
             self.admit_service_account(object).await?;
             pod::add_default_tolerations(object);
             self.admit_priority(object).await?;
+            self.admit_topology(object)?;
             return self.admit_runtime_class(object).await;
         }
         if is_signing_request(&call.kind) {

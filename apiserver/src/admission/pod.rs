@@ -6,6 +6,9 @@ use skiff_api::{Cause, Object, Status};
 
 use crate::api::Api;
 
+/// Labels of a node that the pods on it have as well.
+const TOPOLOGY: [&str; 2] = ["topology.kubernetes.io/region", "topology.kubernetes.io/zone"];
+
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 const TOLERATION_S: i64 = 300;
@@ -111,6 +114,20 @@ impl Api {
             }
         }
         pod["spec"]["tolerations"] = Value::Array(tolerations);
+        Ok(())
+    }
+
+    /// `PodTopologyLabels`: what a pod on this node is labelled with.
+    pub(crate) fn topology_labels(&self, node: &str) -> Result<Vec<(&'static str, String)>, Status> {
+        let Some(node) = self.cached("nodes", node)? else { return Ok(Vec::new()) };
+        Ok(TOPOLOGY.iter().filter_map(|key| Some((*key, node.label(key)?.to_owned()))).collect())
+    }
+
+    pub(super) fn admit_topology(&self, pod: &mut Object) -> Result<(), Status> {
+        let node = pod["spec"]["nodeName"].as_str().unwrap_or_default().to_owned();
+        for (key, value) in self.topology_labels(&node)? {
+            pod["metadata"]["labels"][key] = value.into();
+        }
         Ok(())
     }
 

@@ -36,6 +36,7 @@ impl Api {
         if !causes.is_empty() {
             return Err(Status::invalid("", "Binding", name, causes));
         }
+        let topology = self.topology_labels(node)?;
         let pods = self.kind("", "v1", "pods")?.clone();
         let conflict = |why: String| Status::conflict("", "pods/binding", name, &why);
         self.modify(&pods, &call.info.namespace, name, dry_run, |current| {
@@ -60,7 +61,7 @@ impl Api {
             if pod["spec"]["schedulingGates"].as_array().is_some_and(|gates| !gates.is_empty()) {
                 return Err(conflict(format!("pod {name} has non-empty .spec.schedulingGates")));
             }
-            Ok(Next::Put(bound(pod, node, binding)))
+            Ok(Next::Put(bound(pod, node, binding, &topology)))
         })
         .await?;
         let status =
@@ -69,12 +70,18 @@ impl Api {
     }
 }
 
-/// The pod on its node: with the binding's annotations and the condition that it is scheduled.
-fn bound(pod: &Object, node: &str, binding: &Object) -> Object {
+/// The pod on its node: with the binding's annotations and labels, those that tell where the node is, and the condition
+/// that it is scheduled.
+fn bound(pod: &Object, node: &str, binding: &Object, topology: &[(&str, String)]) -> Object {
     let mut pod = pod.clone();
     pod["spec"]["nodeName"] = node.into();
-    for (key, value) in binding.meta()["annotations"].as_object().into_iter().flatten() {
-        pod["metadata"]["annotations"][key] = value.clone();
+    for field in ["annotations", "labels"] {
+        for (key, value) in binding.meta()[field].as_object().into_iter().flatten() {
+            pod["metadata"][field][key] = value.clone();
+        }
+    }
+    for (key, value) in topology {
+        pod["metadata"]["labels"][*key] = value.as_str().into();
     }
     let condition = json!({
         "type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now(),
@@ -84,5 +91,9 @@ fn bound(pod: &Object, node: &str, binding: &Object) -> Object {
     conditions.retain(|c| c["type"] != "PodScheduled");
     conditions.push(condition);
     pod["status"]["conditions"] = conditions.into();
+    // It waits for no node any more.
+    if let Some(status) = pod["status"].as_object_mut() {
+        status.remove("nominatedNodeName");
+    }
     pod
 }

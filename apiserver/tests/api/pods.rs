@@ -1,6 +1,6 @@
 //! Pods: admission, binding, graceful deletion, eviction; Services and their addresses; Events.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{Cluster, pod};
 
@@ -100,6 +100,28 @@ async fn a_pod_is_bound_once_and_deleted_gracefully() {
     admin.post(PODS, pod("q")).await.created();
     admin.delete(&format!("{PODS}/q")).await.ok();
     admin.get(&format!("{PODS}/q")).await.refused(404, "NotFound");
+}
+
+#[tokio::test]
+async fn a_pod_on_a_node_says_where_it_is_and_waits_for_no_other() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let zone = json!({"topology.kubernetes.io/zone": "z", "kubernetes.io/hostname": "one"});
+    admin.post("/api/v1/nodes", json!({"metadata": {"name": "one", "labels": zone}})).await.created();
+    admin.post(PODS, pod("p")).await.created();
+    let mut waiting = admin.get(&format!("{PODS}/p")).await.ok();
+    waiting["status"]["nominatedNodeName"] = "two".into();
+    admin.put(&format!("{PODS}/p/status"), waiting).await.ok();
+    let binding = json!({"metadata": {"name": "p", "labels": {"by": "binding"}}, "target": {"kind": "Node", "name": "one"}});
+    admin.post(&format!("{PODS}/p/binding"), binding).await.created();
+    let bound = admin.get(&format!("{PODS}/p")).await.ok();
+    assert_eq!(bound["metadata"]["labels"], json!({"by": "binding", "topology.kubernetes.io/zone": "z"}));
+    assert_eq!(bound["status"]["nominatedNodeName"], Value::Null);
+
+    let mut placed = pod("q");
+    placed["spec"]["nodeName"] = "one".into();
+    let placed = admin.post(PODS, placed).await.created();
+    assert_eq!(placed["metadata"]["labels"], json!({"topology.kubernetes.io/zone": "z"}));
 }
 
 #[tokio::test]

@@ -5,8 +5,9 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use skiff_api::placement::tolerates;
 
 const NOT_READY: &str = "node.kubernetes.io/not-ready";
 const UNREACHABLE: &str = "node.kubernetes.io/unreachable";
@@ -156,18 +157,6 @@ pub(super) fn bears_for(pod: &Pod, taints: &[Taint], now: Timestamp) -> Bears {
         least = Some(least.map_or(left, |l| l.min(left)));
     }
     least.map_or(Bears::Forever, Bears::For)
-}
-
-fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
-    let same_or_any = |wanted: Option<&str>, has: &str| wanted.is_none_or(|w| w.is_empty() || w == has);
-    let value = |v: &Option<String>| v.clone().unwrap_or_default();
-    same_or_any(toleration.effect.as_deref(), &taint.effect)
-        && same_or_any(toleration.key.as_deref(), &taint.key)
-        && match toleration.operator.as_deref().unwrap_or("Equal") {
-            "Exists" => true,
-            "Equal" | "" => value(&toleration.value) == value(&taint.value),
-            _ => false,
-        }
 }
 
 #[cfg(test)]

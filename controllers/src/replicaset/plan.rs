@@ -8,7 +8,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition, ReplicaSetStatus};
 use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::Value;
 
 use crate::driver::text;
 use crate::objects::{available_in_s, has_ended, is_active, is_ready, pod_condition};
@@ -129,17 +128,6 @@ fn conditions(
         }),
     }
     Some(conditions).filter(|c| !c.is_empty())
-}
-
-/// Adds `null` for every field of the status that there was and is no more.
-pub(super) fn with_nulls(mut patch: Value, old: Option<&ReplicaSetStatus>) -> Value {
-    let old = old.and_then(|s| serde_json::to_value(s).ok()).unwrap_or_default();
-    for field in old.as_object().into_iter().flatten().map(|(name, _)| name) {
-        if patch["status"][field].is_null() {
-            patch["status"][field] = Value::Null;
-        }
-    }
-    patch
 }
 
 #[cfg(test)]

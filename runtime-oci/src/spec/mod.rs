@@ -19,6 +19,7 @@ use skiff_cri::v1::{
 use skiff_cri::{ExecProcess, Sandbox};
 use skiff_images::RunConfig;
 
+pub use crate::config::OpenFiles;
 pub use crate::host::Host;
 pub use devices::HostDevice;
 pub use resources::resources;
@@ -61,6 +62,7 @@ pub struct Input<'a> {
     /// The profile that a `Localhost` seccomp profile names.
     pub localhost_seccomp: Option<LinuxSeccomp>,
     pub pids_limit: Option<i64>,
+    pub open_files: OpenFiles,
     pub host: &'a Host,
 }
 

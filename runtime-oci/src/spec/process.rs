@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use oci_spec::runtime::Process;
+use oci_spec::runtime::{PosixRlimitBuilder, PosixRlimitType, Process};
 use skiff_cri::ExecProcess;
 use skiff_cri::v1::{LinuxContainerSecurityContext, security_profile::ProfileType};
 
-use super::{Input, capabilities};
+use super::{Input, OpenFiles, capabilities};
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -33,8 +33,12 @@ pub(super) fn process(
     process.set_cwd(cwd.map_or_else(|| PathBuf::from("/"), PathBuf::from));
     process.set_capabilities(Some(capabilities::sets(&granted, ambient.unwrap_or_default())?));
     process.set_no_new_privileges(Some(security.no_new_privs));
-    // Those of this process: a container may not have more, and upstream gives it no less.
-    process.set_rlimits(None);
+    // The others are those of this process: a container may not have more, and upstream gives it no less.
+    let OpenFiles { soft, hard } = input.open_files;
+    let open_files = PosixRlimitBuilder::default().typ(PosixRlimitType::RlimitNofile).soft(soft).hard(hard);
+    process.set_rlimits(Some(vec![
+        open_files.build().map_err(|error| format!("failed to generate spec: {error}"))?,
+    ]));
     process.set_oom_score_adj(oom_score_adj(input));
     process.set_apparmor_profile(apparmor(input, security)?);
     Ok(process)

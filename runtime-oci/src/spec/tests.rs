@@ -47,6 +47,7 @@ fn built_on(config: &ContainerConfig, image: &RunConfig, host: &Host) -> Result<
         devices: &[],
         localhost_seccomp: None,
         pids_limit: Some(100),
+        open_files: OpenFiles { soft: 1024, hard: 4096 },
         host,
     })?;
     Ok(serde_json::to_value(spec).unwrap())

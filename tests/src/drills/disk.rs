@@ -85,6 +85,9 @@ impl Full {
 
 impl Drop for Full {
     fn drop(&mut self) {
+        // A process that another thread is just starting may have the file open for a moment: what is removed would go on
+        // taking its room until then.
+        let _ = File::create(&self.filler);
         let _ = fs::remove_file(&self.filler);
     }
 }

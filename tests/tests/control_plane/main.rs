@@ -6,11 +6,14 @@
 
 mod plane;
 
+mod cron;
+mod daemons;
 mod garbage;
 mod namespaces;
 mod nodes;
 mod scheduling;
 mod services;
+mod stateful;
 mod workloads;
 
 use plane::{ControlPlane, create, is_bound, is_ending, node, pod, until};

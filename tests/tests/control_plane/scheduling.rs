@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde_json::{Value, json};
 
-use crate::{ControlPlane, create, is_bound, node, pod, until};
+use crate::{ControlPlane, create, is_bound, is_ending, node, pod, until};
 
 fn asking(cpu: &str) -> Value {
     json!({"containers": [{"name": "c", "image": "image:1", "resources": {"requests": {"cpu": cpu}}}]})
@@ -149,5 +150,78 @@ async fn pods_are_spread_as_evenly_as_they_ask_whatever_else_they_prefer() -> Re
         let [a, b] = ["a1", "b1"].map(|node| counts.get(node).copied().unwrap_or_default());
         ensure!(a.abs_diff(b) <= 1, "{counts:?}");
     }
+    plane.stop().await
+}
+
+/// Half of the first node, with a priority.
+fn half(class: &str) -> Value {
+    let mut spec = asking("2");
+    spec["priorityClassName"] = json!(class);
+    spec
+}
+
+async fn create_class(plane: &ControlPlane, name: &str, value: i32, policy: &str) -> Result<()> {
+    let class = json!({"metadata": {"name": name}, "value": value, "preemptionPolicy": policy});
+    create(&plane.all::<PriorityClass>(), class).await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_more_important_pod_takes_the_place_of_the_least_important_one() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    for (class, value) in [("low", 1), ("medium", 10), ("high", 100)] {
+        create_class(&plane, class, value, "PreemptLowerPriority").await?;
+    }
+    let pods = plane.api::<Pod>();
+    for (name, class) in [("victim", "low"), ("kept", "medium")] {
+        create(&pods, pod(name, name, half(class))).await?;
+        plane.node_of(name).await?;
+    }
+    let uid = create(&pods, pod("preemptor", "preemptor", half("high"))).await?.metadata.uid;
+    let victim =
+        until("the end of the victim", async || Ok(Some(pods.get("victim").await?).filter(is_ending)));
+    let conditions = victim.await?.status.and_then(|s| s.conditions).unwrap_or_default();
+    let told = conditions.into_iter().find(|c| c.type_ == "DisruptionTarget").context("no condition")?;
+    ensure!(told.status == "True" && told.reason.as_deref() == Some("PreemptionByScheduler"), "{told:?}");
+    let why = "default-scheduler: preempting to accommodate a higher priority pod";
+    ensure!(told.message.as_deref() == Some(why), "{told:?}");
+    let message = plane.event("victim", "Preempted").await?;
+    ensure!(message == format!("Preempted by pod {} on node n1", uid.context("no UID")?), "{message}");
+    let message = plane.event("preemptor", "FailedScheduling").await?;
+    ensure!(message == "0/1 nodes are available: 1 Insufficient cpu.", "{message}");
+    // It waits for the room, and nobody else gets it.
+    let waiting = until("the nomination", async || {
+        let pod = pods.get("preemptor").await?;
+        Ok(pod.status.as_ref().and_then(|s| s.nominated_node_name.clone()).map(|node| (node, is_bound(&pod))))
+    });
+    ensure!(waiting.await? == ("n1".to_owned(), false));
+    create(&pods, pod("late", "late", half("medium"))).await?;
+    plane.event("late", "FailedScheduling").await?;
+    plane.end_pod("victim").await?;
+    ensure!(plane.node_of("preemptor").await? == "n1");
+    ensure!(!is_bound(&pods.get("late").await?), "the late pod took the room");
+    ensure!(!is_ending(&pods.get("kept").await?), "one was enough");
+    plane.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_not_to_preempt_waits() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    create_class(&plane, "polite", 100, "Never").await?;
+    let pods = plane.api::<Pod>();
+    for name in ["first", "second"] {
+        create(&pods, pod(name, name, asking("2"))).await?;
+        plane.node_of(name).await?;
+    }
+    is_refused(
+        &plane,
+        "polite",
+        half("polite"),
+        "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+    )
+    .await?;
+    plane.end_pod("first").await?;
+    ensure!(plane.node_of("polite").await? == "n1");
+    ensure!(!is_ending(&pods.get("second").await?));
     plane.stop().await
 }

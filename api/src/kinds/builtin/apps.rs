@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::cron::CronJobs;
+use super::stateful::StatefulSets;
 use super::{kind, pod};
 use crate::strategy::Strategy;
 use crate::table::Column;
@@ -42,7 +44,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             .short(&["sts"])
             .category("all")
             .subresources(&["scale", "status"])
-            .strategy(&Workload { name: "statefulset" })
+            .strategy(&StatefulSets)
             .columns(stateful_set_columns()),
     ]
 }
@@ -202,7 +204,7 @@ fn owner(object: &Object) -> Value {
     if group.is_empty() { format!("{kind}/{name}").into() } else { format!("{kind}.{group}/{name}").into() }
 }
 
-/// Deployments, ReplicaSets, DaemonSets and StatefulSets: a selector and a pod template.
+/// Deployments, ReplicaSets and DaemonSets: a selector and a pod template.
 struct Workload {
     name: &'static str,
 }
@@ -212,7 +214,6 @@ impl Strategy for Workload {
         let strategy = match self.name {
             "deployment" => Some(("strategy", json!({"maxUnavailable": "25%", "maxSurge": "25%"}))),
             "daemonset" => Some(("updateStrategy", json!({"maxUnavailable": 1, "maxSurge": 0}))),
-            "statefulset" => Some(("updateStrategy", json!({"partition": 0}))),
             _ => None,
         };
         if let Some((field, rolling)) = strategy
@@ -229,6 +230,18 @@ impl Strategy for Workload {
 
     fn prepare_create(&self, object: &mut Object) {
         object["status"] = json!({});
+        if self.name == "daemonset" {
+            let generation = template_generation(object);
+            set_template_generation(object, generation.max(1));
+        }
+    }
+
+    fn prepare_update(&self, new: &mut Object, old: &Object) {
+        if self.name == "daemonset" {
+            let has_changed = new["spec"]["template"] != old["spec"]["template"];
+            let generation = template_generation(old).saturating_add(i64::from(has_changed));
+            set_template_generation(new, generation);
+        }
     }
 
     fn validate(&self, object: &Object) -> Vec<Cause> {
@@ -246,29 +259,94 @@ impl Strategy for Workload {
             let field = "spec.template.spec.restartPolicy";
             causes.push(Cause::not_supported(field, policy, &["Always"]));
         }
-        if self.name == "deployment" {
-            causes.extend(validate_deployment_strategy(&spec["strategy"]));
+        match self.name {
+            "deployment" => causes.extend(validate_deployment_strategy(&spec["strategy"])),
+            "daemonset" => causes.extend(validate_daemon_set(spec)),
+            _ => {}
         }
         causes
     }
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
-        let mut causes = pod::immutable_selector(new, old);
-        if self.name == "statefulset" {
-            for field in ["serviceName", "podManagementPolicy", "volumeClaimTemplates"] {
-                if new["spec"][field] != old["spec"][field] {
-                    causes.push(Cause::forbidden(
-                        "spec",
-                        "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
-                         'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
-                         'minReadySeconds' are forbidden",
-                    ));
-                    break;
-                }
-            }
-        }
-        causes
+        pod::immutable_selector(new, old)
     }
+}
+
+/// How often the template has changed, as clients of a version before `apps/v1` knew it.
+const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
+
+fn template_generation(object: &Object) -> i64 {
+    let annotation = object["metadata"]["annotations"][TEMPLATE_GENERATION].as_str();
+    annotation.and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+fn set_template_generation(object: &mut Object, generation: i64) {
+    object["metadata"]["annotations"][TEMPLATE_GENERATION] = generation.to_string().into();
+}
+
+fn validate_daemon_set(spec: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if !spec["template"]["spec"]["activeDeadlineSeconds"].is_null() {
+        let field = "spec.template.spec.activeDeadlineSeconds";
+        causes.push(Cause::forbidden(field, "activeDeadlineSeconds in DaemonSet is not Supported"));
+    }
+    let path = "spec.updateStrategy";
+    let strategy = &spec["updateStrategy"];
+    let rolling = &strategy["rollingUpdate"];
+    match str_at(strategy, "/type") {
+        "OnDelete" => {}
+        "RollingUpdate" if rolling.is_null() => {
+            causes.push(Cause::required(format!("{path}.rollingUpdate"), ""));
+        }
+        "RollingUpdate" => causes.extend(validate_daemon_rollout(rolling, &format!("{path}.rollingUpdate"))),
+        _ => causes.push(Cause::not_supported(path, strategy, &["RollingUpdate", "OnDelete"])),
+    }
+    causes
+}
+
+/// Either so many fewer pods, or so many more, while a template is rolled out.
+fn validate_daemon_rollout(rolling: &Value, path: &str) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    for field in ["maxUnavailable", "maxSurge"] {
+        let (value, field) = (&rolling[field], format!("{path}.{field}"));
+        causes.extend(int_or_percent(value, &field));
+        causes.extend(not_more_than_all(value, &field));
+    }
+    let is_some = |field: &str| !matches!(&rolling[field], Value::Null) && !is_zero(&rolling[field]);
+    match (is_some("maxUnavailable"), is_some("maxSurge")) {
+        (true, true) => {
+            let why = "may not be set when maxUnavailable is non-zero";
+            causes.push(Cause::invalid(format!("{path}.maxSurge"), &rolling["maxSurge"], why));
+        }
+        (false, false) => {
+            causes.push(Cause::required(format!("{path}.maxUnavailable"), "cannot be 0 when maxSurge is 0"));
+        }
+        _ => {}
+    }
+    causes
+}
+
+/// A count of pods, or a share of all.
+fn int_or_percent(value: &Value, field: &str) -> Option<Cause> {
+    let Some(text) = value.as_str() else {
+        let is_negative = value.as_i64().is_some_and(|n| n < 0);
+        return is_negative.then(|| Cause::invalid(field, value, "must be greater than or equal to 0"));
+    };
+    let is_percent =
+        text.strip_suffix('%').is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()));
+    let why = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', \
+               regex used for validation is '[0-9]+%')";
+    (!is_percent).then(|| Cause::invalid(field, value, why))
+}
+
+fn not_more_than_all(value: &Value, field: &str) -> Option<Cause> {
+    let percent = value.as_str().and_then(|text| text.strip_suffix('%'));
+    let is_more = percent.is_some_and(|n| n.parse().map_or(!n.is_empty(), |n: u64| n > 100));
+    is_more.then(|| Cause::invalid(field, value, "must not be greater than 100%"))
+}
+
+fn is_zero(int_or_percent: &Value) -> bool {
+    int_or_percent == &json!(0) || int_or_percent == "0%"
 }
 
 fn validate_deployment_strategy(strategy: &Value) -> Vec<Cause> {
@@ -280,16 +358,16 @@ fn validate_deployment_strategy(strategy: &Value) -> Vec<Cause> {
             vec![Cause::forbidden(format!("{path}.rollingUpdate"), why)]
         }
         "RollingUpdate" => {
-            let is_zero = |v: &Value| v == &json!(0) || v == "0%";
+            let unavailable = format!("{path}.rollingUpdate.maxUnavailable");
+            let mut causes = Vec::new();
+            causes.extend(int_or_percent(&rolling["maxUnavailable"], &unavailable));
+            causes.extend(int_or_percent(&rolling["maxSurge"], &format!("{path}.rollingUpdate.maxSurge")));
             if is_zero(&rolling["maxUnavailable"]) && is_zero(&rolling["maxSurge"]) {
-                let field = format!("{path}.rollingUpdate.maxUnavailable");
-                return vec![Cause::invalid(
-                    field,
-                    &rolling["maxUnavailable"],
-                    "may not be 0 when `maxSurge` is 0",
-                )];
+                let why = "may not be 0 when `maxSurge` is 0";
+                causes.push(Cause::invalid(&unavailable, &rolling["maxUnavailable"], why));
             }
-            Vec::new()
+            causes.extend(not_more_than_all(&rolling["maxUnavailable"], &unavailable));
+            causes
         }
         "Recreate" => Vec::new(),
         _ => vec![Cause::not_supported(
@@ -376,20 +454,62 @@ fn default_job_spec(spec: &mut Value) {
     }
 }
 
-struct CronJobs;
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Strategy for CronJobs {
-    fn default(&self, object: &mut Object) {
-        pod::default_template(object, "/spec/jobTemplate/spec/template");
+    const DAEMONS: Workload = Workload { name: "daemonset" };
+
+    fn daemon_set(update_strategy: Value) -> Object {
+        let pod = json!({"restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "terminationGracePeriodSeconds": 30,
+            "containers": [{"name": "c", "image": "i", "imagePullPolicy": "Always", "terminationMessagePolicy": "File"}]});
+        let template = json!({"metadata": {"labels": {"a": "1"}}, "spec": pod});
+        json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"a": "1"}}, "template": template,
+            "updateStrategy": update_strategy}})
     }
 
-    fn validate(&self, object: &Object) -> Vec<Cause> {
-        let mut causes = Vec::new();
-        if str_at(object, "/spec/schedule").is_empty() {
-            causes.push(Cause::required("spec.schedule", ""));
+    #[track_caller]
+    fn check(rolling: Value, refused: &[(&str, &str)]) {
+        let causes =
+            DAEMONS.validate(&daemon_set(json!({"type": "RollingUpdate", "rollingUpdate": rolling})));
+        let of = |field: &str| {
+            causes.iter().find(|c| c.field == format!("spec.updateStrategy.rollingUpdate.{field}"))
+        };
+        assert_eq!(causes.len(), refused.len(), "{causes:?}");
+        for (field, words) in refused {
+            assert!(of(field).is_some_and(|c| c.message.contains(words)), "{field}: {words}: {causes:?}");
         }
-        let template = &object["spec"]["jobTemplate"]["spec"]["template"];
-        causes.extend(pod::validate_template(template, "spec.jobTemplate.spec.template"));
-        causes
+    }
+
+    #[test]
+    fn a_rollout_of_daemons_has_either_fewer_pods_or_more() {
+        check(json!({"maxUnavailable": 1, "maxSurge": 0}), &[]);
+        check(json!({"maxUnavailable": "0%", "maxSurge": "30%"}), &[]);
+        check(
+            json!({"maxUnavailable": 1, "maxSurge": 1}),
+            &[("maxSurge", "may not be set when maxUnavailable is non-zero")],
+        );
+        check(
+            json!({"maxUnavailable": 0, "maxSurge": 0}),
+            &[("maxUnavailable", "cannot be 0 when maxSurge is 0")],
+        );
+        check(json!({"maxUnavailable": "101%"}), &[("maxUnavailable", "must not be greater than 100%")]);
+        check(json!({"maxUnavailable": "many"}), &[("maxUnavailable", "a valid percent string")]);
+        check(json!({"maxUnavailable": -1}), &[("maxUnavailable", "must be greater than or equal to 0")]);
+    }
+
+    #[test]
+    fn the_template_generation_counts_templates_and_nothing_else() {
+        let generation = |o: &Object| o["metadata"]["annotations"][TEMPLATE_GENERATION].clone();
+        let mut old = daemon_set(json!({"type": "OnDelete"}));
+        DAEMONS.prepare_create(&mut old);
+        assert_eq!(generation(&old), "1");
+        let mut same = daemon_set(json!({"type": "RollingUpdate"}));
+        DAEMONS.prepare_update(&mut same, &old);
+        assert_eq!(generation(&same), "1", "a client that does not know it does not take it away");
+        let mut other = daemon_set(json!({"type": "OnDelete"}));
+        other["spec"]["template"]["spec"]["hostNetwork"] = true.into();
+        DAEMONS.prepare_update(&mut other, &old);
+        assert_eq!(generation(&other), "2");
     }
 }

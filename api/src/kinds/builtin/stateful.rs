@@ -1,0 +1,297 @@
+//! StatefulSets: a selector, a pod template, and claims for each pod.
+
+use serde_json::{Value, json};
+
+use super::pod;
+use crate::strategy::Strategy;
+use crate::table::cell::{items_at, str_at};
+use crate::{Cause, Object, name};
+
+pub(super) struct StatefulSets;
+
+/// What an update of the spec may change.
+const MUTABLE: [&str; 7] = [
+    "replicas",
+    "ordinals",
+    "template",
+    "updateStrategy",
+    "revisionHistoryLimit",
+    "persistentVolumeClaimRetentionPolicy",
+    "minReadySeconds",
+];
+
+impl Strategy for StatefulSets {
+    fn default(&self, object: &mut Object) {
+        let strategy = &mut object["spec"]["updateStrategy"];
+        if str_at(strategy, "/type").is_empty() {
+            strategy["type"] = "RollingUpdate".into();
+            if strategy["rollingUpdate"].is_null() {
+                strategy["rollingUpdate"] = json!({});
+            }
+        }
+        // Who names the type and nothing else gets nothing else.
+        let is_rolling = strategy["type"] == "RollingUpdate" && !strategy["rollingUpdate"].is_null();
+        if is_rolling && strategy["rollingUpdate"]["partition"].is_null() {
+            strategy["rollingUpdate"]["partition"] = 0.into();
+        }
+        let policy = &mut object["spec"]["persistentVolumeClaimRetentionPolicy"];
+        for when in ["whenDeleted", "whenScaled"] {
+            if policy[when].as_str().is_none_or(str::is_empty) {
+                policy[when] = "Retain".into();
+            }
+        }
+        pod::default_template(object, "/spec/template");
+    }
+
+    fn prepare_create(&self, object: &mut Object) {
+        object["status"] = json!({"replicas": 0, "availableReplicas": 0});
+        drop_max_unavailable(object);
+    }
+
+    fn prepare_update(&self, new: &mut Object, old: &Object) {
+        if old.pointer(MAX_UNAVAILABLE).is_none_or(Value::is_null) {
+            drop_max_unavailable(new);
+        }
+    }
+
+    fn validate(&self, object: &Object) -> Vec<Cause> {
+        let spec = &object["spec"];
+        let mut causes = validate_strategy(spec);
+        let policy = &spec["persistentVolumeClaimRetentionPolicy"];
+        for when in ["whenDeleted", "whenScaled"] {
+            let path = format!("spec.persistentVolumeClaimRetentionPolicy.{when}");
+            if !matches!(str_at(&policy[when], ""), "Retain" | "Delete") {
+                causes.push(Cause::not_supported(path, &policy[when], &["Retain", "Delete"]));
+            }
+        }
+        let numbers = [
+            ("replicas", &spec["replicas"]),
+            ("minReadySeconds", &spec["minReadySeconds"]),
+            ("ordinals.start", &spec["ordinals"]["start"]),
+        ];
+        causes.extend(
+            numbers.iter().filter_map(|(field, value)| not_negative(value, &format!("spec.{field}"))),
+        );
+        causes.extend(validate_selector(object));
+        causes.extend(pod::validate_template(&with_claims(spec), "spec.template"));
+        let pod = &spec["template"]["spec"];
+        if pod["restartPolicy"] != "Always" && !pod["restartPolicy"].is_null() {
+            let field = "spec.template.spec.restartPolicy";
+            causes.push(Cause::not_supported(field, &pod["restartPolicy"], &["Always"]));
+        }
+        if !pod["activeDeadlineSeconds"].is_null() {
+            let field = "spec.template.spec.activeDeadlineSeconds";
+            causes.push(Cause::forbidden(field, "activeDeadlineSeconds in StatefulSet is not Supported"));
+        }
+        causes
+    }
+
+    /// Names become parts of names of pods, and so of hosts.
+    fn validate_create(&self, object: &Object) -> Vec<Cause> {
+        let mut causes = Vec::new();
+        let own = &object["metadata"]["name"];
+        let own_name = own.as_str().unwrap_or_default();
+        if let Some(fault) = name::dns_label_fault(own_name)
+            && name::dns_subdomain_fault(own_name).is_none()
+        {
+            causes.push(Cause::invalid("metadata.name", own, &fault));
+        }
+        let service = &object["spec"]["serviceName"];
+        let service_name = service.as_str().filter(|name| !name.is_empty());
+        if let Some(fault) = service_name.and_then(name::dns_label_fault) {
+            causes.push(Cause::invalid("spec.serviceName", service, &fault));
+        }
+        causes
+    }
+
+    fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        let fixed = |object: &Object| {
+            let mut spec = object["spec"].as_object().cloned().unwrap_or_default();
+            spec.retain(|field, value| !MUTABLE.contains(&field.as_str()) && !value.is_null());
+            spec
+        };
+        if fixed(new) == fixed(old) {
+            return Vec::new();
+        }
+        let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
+                   'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
+                   'minReadySeconds' are forbidden";
+        vec![Cause::forbidden("spec", why)]
+    }
+}
+
+/// Of a feature that v1.36 does not turn on.
+const MAX_UNAVAILABLE: &str = "/spec/updateStrategy/rollingUpdate/maxUnavailable";
+
+fn drop_max_unavailable(object: &mut Object) {
+    if let Some(rolling) =
+        object.pointer_mut("/spec/updateStrategy/rollingUpdate").and_then(Value::as_object_mut)
+    {
+        rolling.remove("maxUnavailable");
+    }
+}
+
+fn not_negative(value: &Value, field: &str) -> Option<Cause> {
+    let is_negative = value.as_i64().is_some_and(|n| n < 0);
+    is_negative.then(|| Cause::invalid(field, value, "must be greater than or equal to 0"))
+}
+
+fn validate_strategy(spec: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let policy = &spec["podManagementPolicy"];
+    if !matches!(str_at(policy, ""), "OrderedReady" | "Parallel") {
+        let why = "must be 'OrderedReady' or 'Parallel'";
+        causes.push(Cause::invalid("spec.podManagementPolicy", policy, why));
+    }
+    let (path, strategy) = ("spec.updateStrategy", &spec["updateStrategy"]);
+    let rolling = &strategy["rollingUpdate"];
+    match str_at(strategy, "/type") {
+        "OnDelete" if !rolling.is_null() => {
+            let why = "only allowed for updateStrategy 'RollingUpdate'";
+            causes.push(Cause::invalid(format!("{path}.rollingUpdate"), rolling, why));
+        }
+        "OnDelete" => {}
+        "RollingUpdate" => {
+            causes.extend(not_negative(&rolling["partition"], &format!("{path}.rollingUpdate.partition")));
+        }
+        _ => causes.push(Cause::invalid(path, strategy, "must be 'RollingUpdate' or 'OnDelete'")),
+    }
+    causes
+}
+
+fn validate_selector(object: &Object) -> Vec<Cause> {
+    let selector = &object["spec"]["selector"];
+    let is_empty = items_at(selector, "/matchExpressions").is_empty()
+        && selector["matchLabels"].as_object().is_none_or(|labels| labels.is_empty());
+    if is_empty && !selector.is_null() {
+        return vec![Cause::invalid("spec.selector", selector, "empty selector is invalid for statefulset")];
+    }
+    pod::validate_selector(object)
+}
+
+/// The template as its pods will have it: with the volumes of their claims, and without what the controller sets.
+fn with_claims(spec: &Value) -> Value {
+    let mut template = spec["template"].clone();
+    let names: Vec<&str> =
+        items_at(spec, "/volumeClaimTemplates").iter().map(|claim| str_at(claim, "/metadata/name")).collect();
+    let Some(pod) = template.get_mut("spec").and_then(Value::as_object_mut) else { return template };
+    pod.remove("hostname");
+    pod.remove("subdomain");
+    if !names.is_empty() {
+        let claimed =
+            names.iter().map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+        let own = pod.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
+        let others = own.into_iter().filter(|volume| !names.contains(&str_at(volume, "/name")));
+        let volumes: Vec<Value> = claimed.chain(others).collect();
+        pod.insert("volumes".into(), volumes.into());
+    }
+    template
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(change: Value) -> Object {
+        let container = json!({"name": "c", "image": "i", "imagePullPolicy": "Always",
+            "terminationMessagePolicy": "File", "volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+        let pod = json!({"restartPolicy": "Always", "dnsPolicy": "ClusterFirst", "terminationGracePeriodSeconds": 30,
+            "containers": [container]});
+        let mut set = json!({"metadata": {"name": "web"}, "spec": {"replicas": 1, "serviceName": "svc",
+            "podManagementPolicy": "OrderedReady", "selector": {"matchLabels": {"a": "1"}},
+            "volumeClaimTemplates": [{"metadata": {"name": "data"}, "spec": {}}],
+            "template": {"metadata": {"labels": {"a": "1"}}, "spec": pod}}});
+        for (field, value) in change.as_object().into_iter().flatten() {
+            set["spec"][field] = value.clone();
+        }
+        StatefulSets.default(&mut set);
+        set
+    }
+
+    /// What a set with such a change is refused for: field and words.
+    #[track_caller]
+    fn check(change: Value, refused: &[(&str, &str)]) {
+        let set = set(change);
+        let causes = [StatefulSets.validate(&set), StatefulSets.validate_create(&set)].concat();
+        assert_eq!(causes.len(), refused.len(), "{causes:?}");
+        for (cause, (field, words)) in causes.iter().zip(refused) {
+            assert!(cause.field == *field && cause.message.contains(words), "{field}: {words}: {cause:?}");
+        }
+    }
+
+    #[test]
+    fn a_set_is_refused_for_what_its_controller_could_not_do() {
+        check(json!({}), &[]);
+        check(
+            json!({"podManagementPolicy": "Any"}),
+            &[("spec.podManagementPolicy", "must be 'OrderedReady' or 'Parallel'")],
+        );
+        let negative = "must be greater than or equal to 0";
+        check(json!({"replicas": -1}), &[("spec.replicas", negative)]);
+        check(json!({"ordinals": {"start": -1}}), &[("spec.ordinals.start", negative)]);
+        check(json!({"serviceName": "a.b"}), &[("spec.serviceName", "RFC 1123 label")]);
+        check(json!({"revisionHistoryLimit": -1}), &[]);
+        let rolling =
+            |kind: &str| json!({"updateStrategy": {"type": kind, "rollingUpdate": {"partition": -1}}});
+        check(rolling("RollingUpdate"), &[("spec.updateStrategy.rollingUpdate.partition", negative)]);
+        check(
+            rolling("OnDelete"),
+            &[("spec.updateStrategy.rollingUpdate", "only allowed for updateStrategy 'RollingUpdate'")],
+        );
+        check(rolling("Other"), &[("spec.updateStrategy", "must be 'RollingUpdate' or 'OnDelete'")]);
+        let policy = json!({"persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Keep"}});
+        check(
+            policy,
+            &[(
+                "spec.persistentVolumeClaimRetentionPolicy.whenDeleted",
+                "supported values: \"Retain\", \"Delete\"",
+            )],
+        );
+        check(json!({"selector": {}}), &[("spec.selector", "empty selector is invalid for statefulset")]);
+    }
+
+    #[test]
+    fn containers_may_mount_the_claims_of_their_pod_and_nothing_unknown() {
+        check(
+            json!({"volumeClaimTemplates": null}),
+            &[("spec.template.spec.containers[0].volumeMounts[0].name", "Not found")],
+        );
+    }
+
+    #[test]
+    fn a_strategy_that_is_not_named_rolls_and_one_that_is_gets_no_more_than_was_said() {
+        let strategy = |given: Value| set(json!({"updateStrategy": given}))["spec"]["updateStrategy"].clone();
+        let rolls = json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}});
+        assert_eq!(strategy(Value::Null), rolls);
+        assert_eq!(strategy(json!({})), rolls);
+        assert_eq!(strategy(json!({"type": "RollingUpdate", "rollingUpdate": {}})), rolls);
+        assert_eq!(strategy(json!({"type": "RollingUpdate"}))["rollingUpdate"], Value::Null);
+        assert_eq!(strategy(json!({"type": "OnDelete"}))["rollingUpdate"], Value::Null);
+    }
+
+    #[test]
+    fn what_is_off_in_this_version_is_dropped_unless_it_is_in_use() {
+        let rolling =
+            json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2}}});
+        let (old, mut new) = (set(rolling.clone()), set(rolling));
+        StatefulSets.prepare_update(&mut new, &old);
+        assert_eq!(new.pointer(MAX_UNAVAILABLE), Some(&json!(2)));
+        StatefulSets.prepare_create(&mut new);
+        assert_eq!(new.pointer(MAX_UNAVAILABLE), None);
+        assert_eq!(new["status"], json!({"replicas": 0, "availableReplicas": 0}));
+    }
+
+    #[test]
+    fn only_what_needs_no_new_pods_to_be_somebody_else_may_change() {
+        let old = set(json!({}));
+        for change in
+            [json!({"replicas": 5}), json!({"minReadySeconds": 5}), json!({"ordinals": {"start": 1}})]
+        {
+            assert_eq!(StatefulSets.validate_update(&set(change), &old).len(), 0);
+        }
+        let selector = json!({"selector": {"matchLabels": {"a": "2"}}});
+        for change in [json!({"serviceName": "other"}), json!({"volumeClaimTemplates": []}), selector] {
+            assert_eq!(StatefulSets.validate_update(&set(change), &old)[0].field, "spec");
+        }
+    }
+}
