@@ -38,6 +38,11 @@ impl PodInfo {
     pub(crate) fn priority(&self) -> i32 {
         priority(&self.pod)
     }
+
+    /// Whether it may have pods deleted that are less important.
+    pub(crate) fn may_preempt(&self) -> bool {
+        self.pod.spec.as_ref().is_none_or(|s| s.preemption_policy.as_deref() != Some("Never"))
+    }
 }
 
 pub(crate) fn priority(pod: &Pod) -> i32 {
@@ -222,8 +227,13 @@ impl Cluster {
             self.refresh(key, pod);
             return false;
         }
+        let known = self.pods.get(key).filter(|placed| placed.tenant.uid == uid_of(pod));
+        let is_doomed = known.is_some_and(|placed| placed.is_doomed);
         self.remove(key);
         self.place(key, &info, node, false);
+        if let Some(placed) = self.pods.get_mut(key) {
+            placed.is_doomed = is_doomed;
+        }
         true
     }
 
@@ -440,6 +450,16 @@ impl NodeInfo {
         self.tenants.retain(|other| !Arc::ptr_eq(other, tenant));
         self.load = Load::default();
         self.tenants.iter().for_each(|tenant| self.load.add(tenant));
+    }
+
+    /// What pods of this priority and above take; `None` if it has no others.
+    pub(crate) fn load_from(&self, priority: i32) -> Option<Load> {
+        if self.tenants.iter().all(|tenant| tenant.priority >= priority) {
+            return None;
+        }
+        let mut load = Load::default();
+        self.tenants.iter().filter(|tenant| tenant.priority >= priority).for_each(|tenant| load.add(tenant));
+        Some(load)
     }
 
     pub(crate) fn label(&self, key: &str) -> Option<&String> {

@@ -96,8 +96,12 @@ impl Desk {
 
     /// Takes a pod off its node, if it had one.
     fn leave(&mut self, key: &ObjectKey, now: Instant) {
-        if let Some(node) = self.cluster.remove(key) {
-            self.queue.happened(Event::Room(self.cluster.node(node)), now);
+        if let Some(id) = self.cluster.remove(key) {
+            let node = self.cluster.node(id);
+            self.queue.happened(Event::Room(node), now);
+            // What they wait for may have come, or another may have taken it.
+            let waiting = self.cluster.nominations.on(node.name()).iter();
+            waiting.for_each(|pod| self.queue.hurry(&pod.key, now));
         }
     }
 
@@ -400,6 +404,60 @@ mod tests {
         order.sort();
         assert_eq!(order, ["b on n", "c waits", "d waits"]);
         assert_eq!(f.waiting_for("b"), None);
+    }
+
+    #[test]
+    fn a_pod_that_could_preempt_is_woken_by_a_node_where_it_can() {
+        let mut f = Fixture::new();
+        f.node("n", |n| n["spec"]["unschedulable"] = true.into());
+        f.hear(&pod("a", "a", on("n")));
+        f.hear(&important("b", 10, |_| {}));
+        f.hear(&important("never", 10, |pod| pod["spec"]["preemptionPolicy"] = "Never".into()));
+        f.hear(&plain("d"));
+        let mut order = [f.next(), f.next(), f.next()];
+        order.sort();
+        assert_eq!(order, ["b waits", "d waits", "never waits"]);
+        f.later();
+        f.node("n", |_| {});
+        assert_eq!([f.next(), f.next()], ["b for a on n", ""], "it is full for the others");
+    }
+
+    #[test]
+    fn a_pod_that_leaves_something_that_may_be_preempted_wakes_who_may() {
+        let mut f = Fixture::new();
+        f.node("n", |n| n["status"]["allocatable"]["cpu"] = "2".into());
+        f.hear(&pod("low", "low", on("n")));
+        f.hear(&important("high", 20, on("n")));
+        let two = |pod: &mut Value| {
+            pod["spec"]["containers"][0]["resources"]["requests"]["cpu"] = "2".into();
+        };
+        f.hear(&important("b", 10, two));
+        assert_eq!(f.next(), "b waits");
+        f.later();
+        f.gone("high");
+        assert_eq!(f.next(), "b for low on n");
+    }
+
+    #[test]
+    fn a_victim_that_changes_before_it_is_deleted_is_still_one() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.node("m", |_| {});
+        f.hear(&pod("a", "a", on("n")));
+        f.hear(&important("other", 10, on("m")));
+        f.hear(&important("b", 10, |_| {}));
+        assert_eq!(f.next(), "b for a on n");
+        f.hear(&pod("a", "a", |pod| {
+            on("n")(pod);
+            pod["metadata"]["labels"]["changed"] = "yes".into();
+        }));
+        f.later();
+        f.hear(&important("b", 10, nominated("n")));
+        f.hear(&important("b", 10, |pod| {
+            nominated("n")(pod);
+            pod["metadata"]["labels"]["changed"] = "yes".into();
+        }));
+        assert_eq!(f.next(), "b waits", "a is going for it");
     }
 
     #[test]

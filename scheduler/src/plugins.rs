@@ -130,16 +130,26 @@ impl NodeLabels {
     }
 }
 
-/// Whether a node by itself, with the pods that are on it, is one for a pod: what [`Wants::filter`] says, asked once.
-pub(crate) fn fits(pod: &PodInfo, node: &NodeInfo) -> bool {
+/// Whether a node by itself may be one for a pod: what [`Wants::filter`] says, asked once. With the pods that are on it, or
+/// with those alone that it may not have deleted.
+pub(crate) fn may_fit(pod: &PodInfo, node: &NodeInfo) -> bool {
+    suits(pod, node)
+        && (has_room(pod, node, &node.load)
+            || pod.may_preempt()
+                && node.load_from(pod.priority()).is_some_and(|load| has_room(pod, node, &load)))
+}
+
+fn suits(pod: &PodInfo, node: &NodeInfo) -> bool {
     let bears_cordons = || tolerations(&pod.pod).iter().any(|t| tolerates(t, &cordon()));
     let facts = NodeFacts { name: node.name(), labels: node.node.metadata.labels.as_ref() };
     (!node.is_cordoned || bears_cordons())
         && node_of(&pod.pod).is_none_or(|name| name == node.name())
         && bears_taints(&pod.pod, node)
         && pod.pod.spec.as_ref().is_some_and(|spec| selects_node(spec, &facts))
-        && !host_ports(&pod.pod).any(|port| is_taken(&port, &node.load))
-        && resources(pod, node, &node.load).is_ok()
+}
+
+fn has_room(pod: &PodInfo, node: &NodeInfo, load: &Load) -> bool {
+    !host_ports(&pod.pod).any(|port| is_taken(&port, load)) && resources(pod, node, load).is_ok()
 }
 
 fn field_holds(requirement: &NodeSelectorRequirement, node: &NodeInfo) -> bool {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use crate::cluster::{Load, NodeInfo, Tenant};
+use crate::cluster::{NodeInfo, Tenant};
 use crate::framework::{Counted, Cycle, Refusal, Why};
 
 /// Of the nodes that may do, so many that do are enough to choose from: the larger of these.
@@ -74,8 +74,7 @@ pub(crate) fn plan<'c>(
 
 /// Why a pod may not have others deleted, if it may not.
 fn not_eligible(cycle: &Cycle<'_>, refused: &[(&NodeInfo, Refusal)]) -> Option<&'static str> {
-    let spec = cycle.pod().pod.spec.as_ref();
-    if spec.is_some_and(|s| s.preemption_policy.as_deref() == Some("Never")) {
+    if !cycle.pod().may_preempt() {
         return Some("not eligible due to preemptionPolicy=Never.");
     }
     let nominated = cycle.nominated_node()?;
@@ -120,18 +119,10 @@ fn n_enough(n_nodes: usize) -> usize {
 
 /// What has to go from a node. Else why the pod does not fit even without all that may; `None` where nothing may.
 fn candidate<'c>(cycle: &mut Cycle<'c>, node: &'c NodeInfo) -> Result<Candidate<'c>, Option<Refusal>> {
-    let mut load = Load::default();
-    let mut lower: Vec<&'c Arc<Tenant>> = Vec::new();
-    for tenant in &node.tenants {
-        if tenant.priority < cycle.priority() {
-            lower.push(tenant);
-        } else {
-            load.add(tenant);
-        }
-    }
-    if lower.is_empty() {
-        return Err(None);
-    }
+    let priority = cycle.priority();
+    let mut load = node.load_from(priority).ok_or(None)?;
+    let mut lower: Vec<&'c Arc<Tenant>> =
+        node.tenants.iter().filter(|tenant| tenant.priority < priority).collect();
     lower.iter().for_each(|tenant| cycle.shift(tenant, node.id, -1));
     if let Err(why) = cycle.filter(node, &load) {
         lower.iter().for_each(|tenant| cycle.shift(tenant, node.id, 1));

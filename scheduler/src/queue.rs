@@ -53,7 +53,7 @@ impl Waiting {
     fn is_helped_by(&self, event: Event<'_>) -> bool {
         match event {
             // What is counted over a topology changes with the nodes in it, on this node or any other.
-            Event::Node(node) | Event::Room(node) => self.minds_others || plugins::fits(&self.info, node),
+            Event::Node(node) | Event::Room(node) => self.minds_others || plugins::may_fit(&self.info, node),
             Event::NodeGone | Event::Others => self.minds_others,
         }
     }

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use skiff_client::ObjectKey;
 
 use super::*;
-use crate::cluster::{Cluster, PodInfo};
+use crate::cluster::{Cluster, Load, PodInfo};
 use crate::framework::tests::{
     HOST, Held, app, asking, cluster, far, info, near, node, plain, pod, put, spread, term, with_pods, zoned,
 };

@@ -14,7 +14,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
 use super::Scheduler;
-use crate::cluster::{DISRUPTION_TARGET, PREEMPTED, Tenant, nominated_node, uid_of};
+use crate::cluster::{DISRUPTION_TARGET, PREEMPTED, Tenant, has_ended, nominated_node, uid_of};
 use crate::desk::{NAME, is_ours};
 use crate::framework::Nomination;
 use crate::preemption::Preemption;
@@ -168,25 +168,41 @@ impl Scheduler {
         for displaced in &preemption.displaced {
             self.clear_nomination(&displaced.key, &displaced.uid).await;
         }
-        if let Err(error) = self.evict_all(&preemption, &pod).await {
-            warn!(pod = %report.key, node = preemption.node, %error, "cannot make room for a pod");
-            self.inbox.lock().spared.push((report.key, preemption.victims));
+        let Preemption { node, mut victims, .. } = preemption;
+        if let Err((n_evicted, error)) = self.evict_all(&victims, &report, &pod, &node).await {
+            if let Some(error) = error {
+                warn!(pod = %report.key, node, %error, "cannot make room for a pod");
+            }
+            // Those that go, go.
+            victims.drain(..n_evicted);
+            self.inbox.lock().spared.push((report.key, victims));
             self.wake.notify_one();
         }
         drop(place);
     }
 
-    async fn evict_all(&self, preemption: &Preemption, preemptor: &Pod) -> Result<(), kube::Error> {
-        for victim in &preemption.victims {
-            self.evict(victim, preemptor, &preemption.node).await?;
+    /// Answers how many were evicted when it ended early, and what ended it if not that nobody needs the room any more.
+    async fn evict_all(
+        &self,
+        victims: &[Arc<Tenant>],
+        report: &Report,
+        preemptor: &Pod,
+        node: &str,
+    ) -> Result<(), (usize, Option<kube::Error>)> {
+        for (n_evicted, victim) in victims.iter().enumerate() {
+            if self.pod(&report.key, &report.uid).is_none_or(|pod| !is_ours(&pod)) {
+                return Err((n_evicted, None));
+            }
+            self.evict(victim, preemptor, node).await.map_err(|error| (n_evicted, Some(error)))?;
         }
         Ok(())
     }
 
-    /// Deletes a pod to make room for another, unless it is on its way out already.
+    /// Deletes a pod to make room for another, unless it has ended or is on its way out already.
     async fn evict(&self, victim: &Tenant, preemptor: &Pod, node: &str) -> Result<(), kube::Error> {
         let pod = self.pod(&victim.key, &victim.uid);
-        let Some(pod) = pod.filter(|pod| pod.metadata.deletion_timestamp.is_none()) else { return Ok(()) };
+        let is_there = |pod: &Arc<Pod>| pod.metadata.deletion_timestamp.is_none() && !has_ended(pod);
+        let Some(pod) = pod.filter(is_there) else { return Ok(()) };
         let scheduler = preemptor.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or(NAME);
         let message = format!("{scheduler}: preempting to accommodate a higher priority pod");
         if let Some(condition) = condition(&pod, DISRUPTION_TARGET, "True", PREEMPTED, &message) {

@@ -94,7 +94,7 @@ async fn pods_come_one_after_the_other_and_go_the_other_way_round() -> Result<()
             let pods = plane.pods().await?;
             let going: Vec<_> = pods.iter().filter(|pod| is_ending(*pod)).collect();
             let is_it = |pod: &&Pod| pod.metadata.name.as_ref() == Some(&last);
-            Ok((pods.len() == n + 1 && going.len() == 1 && going.iter().all(|pod| is_it(pod))).then_some(()))
+            Ok((pods.len() == n + 1 && going.len() == 1 && going.iter().all(is_it)).then_some(()))
         })
         .await?;
         plane.end_pods().await?;

@@ -144,7 +144,7 @@ fn a_parallel_set_makes_all_at_once_and_waits_for_none_of_them() {
     check(parallel.clone(), &[], &all);
     check(parallel.clone(), &[(0, UNREADY)], &all[1..]);
     check(
-        parallel.clone(),
+        parallel,
         &[(0, UNREADY), (1, NEW), (2, NEW), (3, NEW), (4, UNREADY), (5, GOING)],
         &["delete web-4", "delete web-3"],
     );
@@ -169,7 +169,7 @@ fn pods_go_from_the_last_one_on_each_when_the_one_after_it_is_gone() {
     check(two.clone(), &[(0, NEW), (1, NEW), (2, GOING)], &[]);
     check(two.clone(), &[(0, NEW), (1, UNREADY), (2, NEW)], &["delete web-2"]);
     check(two.clone(), &[(0, NEW), (1, UNREADY), (2, UNREADY)], &[]);
-    check(two.clone(), &[(0, NEW), (1, NEW), (2, UNREADY)], &["delete web-2"]);
+    check(two, &[(0, NEW), (1, NEW), (2, UNREADY)], &["delete web-2"]);
     check(json!({"replicas": 1}), &[(0, UNREADY), (1, NEW)], &[]);
     check(json!({"ordinals": {"start": 1}, "replicas": 1}), &[(0, NEW), (1, NEW)], &["delete web-0"]);
 }
