@@ -9,7 +9,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde_json::json;
 
-use crate::driver::gone_is_fine;
+use crate::driver::is_not_found;
 use crate::lookup::Watched;
 use crate::objects::{controller_of, controller_reference, uid};
 
@@ -32,6 +32,7 @@ pub(crate) async fn claim<K: Namespaced, T: Namespaced>(
     let (mut owned, mut stays) = (Vec::new(), None);
     for object in candidates {
         let name = object.meta().name.as_deref().unwrap_or_default();
+        let mut is_adopted = false;
         let reference = match controller_of(object.meta()) {
             Some(reference) if reference.uid != uid(owner.meta()) => continue,
             Some(_) if selects(&object) => {
@@ -47,13 +48,17 @@ pub(crate) async fn claim<K: Namespaced, T: Namespaced>(
                 if !stays {
                     continue;
                 }
-                owned.push(object.clone());
+                is_adopted = true;
                 json!(controller_reference(owner))
             }
             _ => continue,
         };
         let patch = json!({"metadata": {"uid": object.meta().uid, "ownerReferences": [reference]}});
-        gone_is_fine(api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await)?;
+        match api.patch(name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+            Ok(_) if is_adopted => owned.push(object),
+            Err(error) if !is_not_found(&error) => return Err(error),
+            _ => {}
+        }
     }
     Ok(owned)
 }

@@ -13,7 +13,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
-use skiff_client::{EventType, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{Change, EventType, Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating};
@@ -68,8 +68,8 @@ impl DaemonSets {
         let pods = OwnedPods::new(context, &sets, &queue);
         let (wake, all, known) = (queue.clone(), pods.all().clone(), sets.clone());
         nodes.on_change(move |change| {
-            if let Some(node) = change.object().filter(|_| is_of_interest(&change.old, &change.new)) {
-                concerned(node, &known, &all).into_iter().for_each(|set| wake.add(set));
+            if is_of_interest(&change.old, &change.new) {
+                concerned(change, &known, &all).into_iter().for_each(|set| wake.add(set));
             }
         });
         let histories = Histories::new(context);
@@ -197,14 +197,17 @@ fn is_of_interest(old: &Option<Arc<Node>>, new: &Option<Arc<Node>>) -> bool {
 }
 
 /// The sets that must look at a node that has come, gone or changed.
-fn concerned(node: &Node, sets: &Informer<DaemonSet>, pods: &Pods) -> Vec<ObjectKey> {
-    let on_it = pods.on_node(node.metadata.name.as_deref().unwrap_or_default());
+fn concerned(change: &Change<Node>, sets: &Informer<DaemonSet>, pods: &Pods) -> Vec<ObjectKey> {
+    let name = change.object().and_then(|node| node.metadata.name.as_deref()).unwrap_or_default();
+    let on_it = pods.on_node(name);
     let there: HashSet<ObjectKey> =
         on_it.iter().filter_map(|pod| controller_key(&pod.metadata, "DaemonSet")).collect();
-    let is_for = |set: &DaemonSet| {
-        plan::template(set).spec.is_some_and(|spec| plan::verdict(&spec, node) == Verdict::Run)
+    let thinks_otherwise = |set: &DaemonSet| {
+        let template = plan::template(set).spec.unwrap_or_default();
+        let verdict = |node: &Option<Arc<Node>>| node.as_ref().map(|node| plan::verdict(&template, node));
+        verdict(&change.old) != verdict(&change.new)
     };
-    let sets = sets.filter(|key, set| there.contains(key) || is_for(set));
+    let sets = sets.filter(|key, set| there.contains(key) || thinks_otherwise(set));
     sets.iter().map(|set| key_of(&**set)).collect()
 }
 

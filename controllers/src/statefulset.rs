@@ -30,6 +30,8 @@ use plan::{Facts, Plan, Step};
 use pods::{StatefulPods, StepError};
 use waiting::Waiting;
 
+/// When to look again for a claim that has to go.
+const CLAIM_MAY_BE_GONE: Duration = Duration::from_secs(5);
 /// How many revisions whose names other templates have taken are tried one after the other.
 const MAX_COLLISIONS: i32 = 100;
 
@@ -261,11 +263,14 @@ impl Controller for StatefulSets {
         let status = facts.status(is_outdated_gone);
         let written = self.write_status(&set, &status).await;
         let cleaned = self.clean_up(&set, &revisions, &pods).await;
+        // One that began to go during the pass was not waited for.
+        let awaits_claim = applied.as_ref().is_err_and(StepError::awaits_claim).then_some(CLAIM_MAY_BE_GONE);
         if let Some(error) = applied.err().and_then(StepError::retry) {
             return Err(error);
         }
         written.and(cleaned)?;
         let next = facts.look_again_in_s(&status).and_then(|s| u64::try_from(s).ok());
-        Ok(next.map_or(Outcome::Done, |seconds| Outcome::After(Duration::from_secs(seconds.max(1)))))
+        let next = next.map(|seconds| Duration::from_secs(seconds.max(1)));
+        Ok([next, awaits_claim].into_iter().flatten().min().map_or(Outcome::Done, Outcome::After))
     }
 }

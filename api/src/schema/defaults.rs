@@ -42,6 +42,7 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("core.v1.PersistentVolumeClaimStatus", "phase", r#""Pending""#),
     ("core.v1.NamespaceStatus", "phase", r#""Active""#),
     ("core.v1.PodStatus", "phase", r#""Pending""#),
+    ("core.v1.ResourceFieldSelector", "divisor", r#""0""#),
     ("core.v1.ReplicationControllerSpec", "replicas", "1"),
     ("apps.v1.DeploymentSpec", "replicas", "1"),
     ("apps.v1.DeploymentSpec", "revisionHistoryLimit", "10"),

@@ -236,7 +236,9 @@ impl Facts<'_> {
         }
         // Nobody else deletes what waits for a node that is gone.
         let homeless = self.pods.iter().filter(|(node, _)| !self.nodes.contains_key(*node));
-        changes.delete.extend(homeless.flat_map(|(_, pods)| pods).filter(|pod| !is_bound(pod)).cloned());
+        changes.delete.extend(
+            homeless.flat_map(|(_, pods)| pods).filter(|pod| !is_bound(pod) && !is_going(pod)).cloned(),
+        );
         changes
     }
 

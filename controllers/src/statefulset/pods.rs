@@ -48,6 +48,15 @@ impl StepError {
         }
     }
 
+    /// Whether a claim has to go first.
+    pub(super) fn awaits_claim(&self) -> bool {
+        match self {
+            StepError::Going(_) => true,
+            StepError::Several(errors) => errors.iter().any(StepError::awaits_claim),
+            _ => false,
+        }
+    }
+
     /// What to try again for. What waits for a claim to go is woken when it has, and nothing helps in a namespace that
     /// is on its way out.
     pub(super) fn retry(self) -> Option<kube::Error> {

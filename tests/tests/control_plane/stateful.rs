@@ -20,13 +20,12 @@ fn set(more: Value) -> Value {
 }
 
 /// The pods that are there to stay, with the image of each.
-async fn pods(plane: &ControlPlane) -> Result<Vec<(String, String)>> {
+fn staying(pods: &[Pod]) -> Vec<(String, String)> {
     let image = |pod: &Pod| pod.spec.as_ref()?.containers.first()?.image.clone();
     let named = |pod: &Pod| Some((pod.metadata.name.clone()?, image(pod)?));
-    let mut pods: Vec<_> =
-        plane.pods().await?.iter().filter(|pod| !is_ending(*pod)).filter_map(named).collect();
-    pods.sort();
-    Ok(pods)
+    let mut staying: Vec<_> = pods.iter().filter(|pod| !is_ending(*pod)).filter_map(named).collect();
+    staying.sort();
+    staying
 }
 
 fn of(images: &[&str]) -> Vec<(String, String)> {
@@ -45,7 +44,16 @@ async fn settles(plane: &ControlPlane, wanted: &[(String, String)]) -> Result<St
             && status.replicas == count
             && status.ready_replicas.unwrap_or(0) == count
             && status.available_replicas == Some(count);
-        Ok((is_told && pods(plane).await? == wanted).then_some(set))
+        // It may not have heard yet of what these pods replace.
+        let is_updated = |pod: &&Pod| {
+            let labels = pod.metadata.labels.as_ref();
+            labels.and_then(|labels| labels.get("controller-revision-hash"))
+                == status.update_revision.as_ref()
+        };
+        let pods = plane.pods().await?;
+        let n_updated = pods.iter().filter(is_updated).count();
+        let is_told = is_told && status.updated_replicas.unwrap_or(0) == i32::try_from(n_updated)?;
+        Ok((is_told && staying(&pods) == wanted).then_some(set))
     })
     .await
 }

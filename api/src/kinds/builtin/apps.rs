@@ -245,7 +245,8 @@ impl Strategy for Workload {
     }
 
     fn validate(&self, object: &Object) -> Vec<Cause> {
-        let mut causes = pod::validate_selector(object);
+        let kind = if self.name == "daemonset" { "daemonset" } else { "deployment" };
+        let mut causes = pod::validate_selector(object, kind);
         let spec = &object["spec"];
         for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
             if spec[field].as_i64().is_some_and(|n| n < 0) {

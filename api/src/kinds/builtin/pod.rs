@@ -544,7 +544,9 @@ fn validate_resources(resources: &Value, path: &str, causes: &mut Vec<Cause>) {
 }
 
 /// A workload's selector must be there, must be unchangeable, and must match its own template.
-pub(super) fn validate_selector(object: &Object) -> Vec<Cause> {
+///
+/// `kind` is what upstream calls it there.
+pub(super) fn validate_selector(object: &Object, kind: &str) -> Vec<Cause> {
     let selector = &object["spec"]["selector"];
     let is_empty = |s: &Value| {
         items_at(s, "/matchExpressions").is_empty()
@@ -554,7 +556,8 @@ pub(super) fn validate_selector(object: &Object) -> Vec<Cause> {
         return vec![Cause::required("spec.selector", "")];
     }
     if is_empty(selector) {
-        return vec![Cause::invalid("spec.selector", selector, "empty selector is invalid for deployment")];
+        let why = format!("empty selector is invalid for {kind}");
+        return vec![Cause::invalid("spec.selector", selector, &why)];
     }
     let labels = &object["spec"]["template"]["metadata"]["labels"];
     match crate::LabelSelector::from_json(selector) {

@@ -40,6 +40,9 @@ impl Strategy for StatefulSets {
                 policy[when] = "Retain".into();
             }
         }
+        if let Some(claims) = object.pointer_mut("/spec/volumeClaimTemplates").and_then(Value::as_array_mut) {
+            claims.iter_mut().for_each(default_claim);
+        }
         pod::default_template(object, "/spec/template");
     }
 
@@ -72,7 +75,7 @@ impl Strategy for StatefulSets {
         causes.extend(
             numbers.iter().filter_map(|(field, value)| not_negative(value, &format!("spec.{field}"))),
         );
-        causes.extend(validate_selector(object));
+        causes.extend(pod::validate_selector(object, "statefulset"));
         causes.extend(pod::validate_template(&with_claims(spec), "spec.template"));
         let pod = &spec["template"]["spec"];
         if pod["restartPolicy"] != "Always" && !pod["restartPolicy"].is_null() {
@@ -107,8 +110,8 @@ impl Strategy for StatefulSets {
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         let fixed = |object: &Object| {
             let mut spec = object["spec"].as_object().cloned().unwrap_or_default();
-            spec.retain(|field, value| !MUTABLE.contains(&field.as_str()) && !value.is_null());
-            spec
+            spec.retain(|field, _| !MUTABLE.contains(&field.as_str()));
+            without_empty(&spec.into())
         };
         if fixed(new) == fixed(old) {
             return Vec::new();
@@ -117,6 +120,34 @@ impl Strategy for StatefulSets {
                    'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
                    'minReadySeconds' are forbidden";
         vec![Cause::forbidden("spec", why)]
+    }
+}
+
+/// A claim template is a whole object, though nobody writes all of it.
+fn default_claim(claim: &mut Value) {
+    claim["apiVersion"] = "v1".into();
+    claim["kind"] = "PersistentVolumeClaim".into();
+    if claim["status"]["phase"].as_str().is_none_or(str::is_empty) {
+        claim["status"]["phase"] = "Pending".into();
+    }
+}
+
+/// The same but for what says nothing: some clients leave it out, and some write it.
+fn without_empty(value: &Value) -> Value {
+    let says_something = |value: &Value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+        _ => true,
+    };
+    match value {
+        Value::Object(fields) => {
+            let fields = fields.iter().map(|(name, value)| (name.clone(), without_empty(value)));
+            Value::Object(fields.filter(|(_, value)| says_something(value)).collect())
+        }
+        Value::Array(items) => items.iter().map(without_empty).collect(),
+        other => other.clone(),
     }
 }
 
@@ -157,16 +188,6 @@ fn validate_strategy(spec: &Value) -> Vec<Cause> {
         _ => causes.push(Cause::invalid(path, strategy, "must be 'RollingUpdate' or 'OnDelete'")),
     }
     causes
-}
-
-fn validate_selector(object: &Object) -> Vec<Cause> {
-    let selector = &object["spec"]["selector"];
-    let is_empty = items_at(selector, "/matchExpressions").is_empty()
-        && selector["matchLabels"].as_object().is_none_or(|labels| labels.is_empty());
-    if is_empty && !selector.is_null() {
-        return vec![Cause::invalid("spec.selector", selector, "empty selector is invalid for statefulset")];
-    }
-    pod::validate_selector(object)
 }
 
 /// The template as its pods will have it: with the volumes of their claims, and without what the controller sets.
@@ -293,5 +314,21 @@ mod tests {
         for change in [json!({"serviceName": "other"}), json!({"volumeClaimTemplates": []}), selector] {
             assert_eq!(StatefulSets.validate_update(&set(change), &old)[0].field, "spec");
         }
+    }
+
+    #[test]
+    fn a_client_that_writes_what_is_empty_changes_nothing() {
+        let old = set(json!({"serviceName": null}));
+        let mut claim = old["spec"]["volumeClaimTemplates"][0].clone();
+        assert_eq!(
+            (&claim["kind"], &claim["status"]),
+            (&json!("PersistentVolumeClaim"), &json!({"phase": "Pending"}))
+        );
+        claim["spec"]["resources"] = json!({});
+        claim["metadata"]["labels"] = json!({});
+        let mut same = set(json!({"serviceName": "", "volumeClaimTemplates": [claim]}));
+        assert_eq!(StatefulSets.validate_update(&same, &old), []);
+        same["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] = "1Gi".into();
+        assert_eq!(StatefulSets.validate_update(&same, &old)[0].field, "spec");
     }
 }
