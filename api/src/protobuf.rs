@@ -53,7 +53,8 @@ pub fn type_of(api_version: &str, kind: &str) -> Option<TypeId> {
 
 /// The message of an object, without its envelope.
 pub fn message(id: TypeId, object: &Object) -> Bytes {
-    encode::message(Schema::builtin(), id, object).into()
+    // Kept with its object: what the vector has to spare would be kept too.
+    encode::message(Schema::builtin(), id, object).into_boxed_slice().into()
 }
 
 /// An object, or a list of objects, in its envelope; `None` if its type is unknown to protobuf.

@@ -6,6 +6,7 @@
 //! - Objects are kept by namespace: what asks for one namespace looks at no other. For what is asked otherwise and often
 //!   there is [`Informer::index`].
 //! - After a broken watch, objects that are gone are reported as deleted.
+//! - Objects have no `managedFields`.
 //!
 //! # Caveats
 //! - The copy lags behind the server. Whoever decides from it must bear a conflict.
@@ -225,7 +226,9 @@ where
         }
     }
 
-    fn apply(&self, object: K) {
+    fn apply(&self, mut object: K) {
+        // Who set which field is the API server's concern, and often longer than the object.
+        object.meta_mut().managed_fields = None;
         let new = Arc::new(object);
         let told = self.inner.told.lock();
         let old = self.put(&new);

@@ -103,31 +103,16 @@ impl Context {
     }
 }
 
-/// Runs all controllers until `shutdown`, for a cluster of one node that none can join.
-pub async fn run(config: Config, ca_pem: String, client: Client, shutdown: CancellationToken) {
-    run_all(config, None, ca_pem, client, shutdown).await;
-}
-
-/// Runs all controllers until `shutdown`, for a cluster that nodes join over the network.
-pub async fn run_joinable(
-    config: Config,
-    joining: Joining,
-    ca_pem: String,
-    client: Client,
-    shutdown: CancellationToken,
-) {
-    run_all(config, Some(joining), ca_pem, client, shutdown).await;
-}
-
-async fn run_all(
+/// Runs all controllers until `shutdown`, on what the informers see and as their client. Without `joining`, for a cluster
+/// of one node that none can join; with it, for one that nodes join over the network.
+pub async fn run(
     config: Config,
     joining: Option<Joining>,
     ca_pem: String,
-    client: Client,
+    informers: Informers,
     shutdown: CancellationToken,
 ) {
-    let informers = Informers::new(client.clone(), shutdown.clone());
-    let context = Context::new(client, informers);
+    let context = Context::new(informers.client().clone(), informers);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(driver::run(deployment::Deployments::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(ReplicaSets::<ReplicaSet>::new(&context), shutdown.clone()));

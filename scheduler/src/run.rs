@@ -28,12 +28,11 @@ const MAX_WRITES: usize = 64;
 /// Pods that are decided about before what has changed meanwhile is heard.
 const PASS_PODS: usize = 64;
 
-/// Schedules pods until `shutdown`.
+/// Schedules pods until `shutdown`: reads by the informers of the process, writes by its own client.
 ///
 /// # Panics
 /// If a decision does.
-pub async fn run(client: Client, shutdown: CancellationToken) {
-    let informers = Informers::new(client.clone(), shutdown.clone());
+pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
     let scheduler = Arc::new(Scheduler {
         pods: informers.of::<Pod>(),
         nodes: informers.of::<Node>(),

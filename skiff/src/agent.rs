@@ -18,6 +18,7 @@ use kube::{Api, Client};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
+use skiff_client::Informers;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
@@ -98,7 +99,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
         network,
         pod_cidr,
         claims_range: false,
-        services: client.clone(),
+        informers: Informers::new(client.clone(), shutdown.clone()),
         client,
         serving,
         ca_pem: trusted.ca_pem,

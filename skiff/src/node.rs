@@ -116,8 +116,8 @@ pub(crate) struct NodeSetup {
     pub(crate) own_ports: Vec<u16>,
     /// The node's own client.
     pub(crate) client: Client,
-    /// Of the proxy, the DNS and the routes.
-    pub(crate) services: Client,
+    /// By which the proxy, the DNS and the routes see the cluster.
+    pub(crate) informers: Informers,
     /// What the node API shows.
     pub(crate) serving: Arc<Identity>,
     pub(crate) ca_pem: String,
@@ -261,8 +261,7 @@ async fn start_nodelet(
 
 /// The service proxy, the cluster's DNS and the routes to other nodes.
 async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: &mut Parts) -> Result<()> {
-    let NodeSetup { args, network, .. } = setup;
-    let informers = Informers::new(setup.services.clone(), shutdown.clone());
+    let NodeSetup { args, network, informers, .. } = setup;
     let config = ProxyConfig {
         node_name: setup.name.clone(),
         node_ips: vec![setup.ip],
@@ -270,7 +269,7 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
         pod_cidr: setup.pod_cidr.clone(),
     };
     if !setup.claims_range {
-        let changed = range_changed(setup, &informers);
+        let changed = range_changed(setup, informers);
         let stop = shutdown.clone();
         parts.spawn(async move {
             match stop.run_until_cancelled(changed).await {
@@ -279,7 +278,7 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
             }
         });
     }
-    let proxy = ServiceProxy::new(config, &informers).with_own_ports(setup.own_ports.iter().copied());
+    let proxy = ServiceProxy::new(config, informers).with_own_ports(setup.own_ports.iter().copied());
     let stop = shutdown.clone();
     parts.spawn(async move {
         proxy.run(stop).await;
@@ -293,7 +292,7 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
         vxlan_device: args.vxlan_device.clone(),
         vxlan_port: args.vxlan_port,
     };
-    let routes = PeerRoutes::new(config, &informers);
+    let routes = PeerRoutes::new(config, informers);
     let stop = shutdown.clone();
     parts.spawn(async move {
         routes.run(stop).await;
@@ -305,7 +304,7 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
         domain: network.cluster_domain.clone(),
         upstreams: upstreams(args, network),
     };
-    let dns = ClusterDns::start(config, &informers).await.context("starting the cluster's DNS")?;
+    let dns = ClusterDns::start(config, informers).await.context("starting the cluster's DNS")?;
     let stop = shutdown.clone();
     parts.spawn(async move {
         dns.run(stop).await;

@@ -2,11 +2,14 @@
 //!
 //! ```text
 //!  store ─ API server ─┬─ TLS on :6443
-//!                      └─ in process ─┬─ scheduler      as system:kube-scheduler
-//!                                     ├─ controllers    as system:kube-controller-manager
-//!                                     ├─ proxy and DNS  as system:kube-proxy
+//!                      └─ in process ─┬─ informers      as system:kube-controller-manager
+//!                                     │   ├─ scheduler  writes as system:kube-scheduler
+//!                                     │   ├─ controllers
+//!                                     │   └─ proxy, DNS and routes, which only read
 //!                                     └─ nodelet        as system:node:<name>
 //! ```
+//!
+//! All that run here see the cluster by the same informers: an object is decoded once, and there once.
 //!
 //! Components come up in the order in which they need each other, and go down together. Containers are not among
 //! them: shims and Wasm hosts are processes of their own, and go on.
@@ -22,6 +25,7 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, KubeletConfig, ServiceAccountConfig, ServiceCidr, TlsConfig, UserInfo};
+use skiff_client::Informers;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
@@ -99,13 +103,15 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
             Ok("API server")
         });
     }
-    start_control_plane(&args, &node, &pki, &api, &shutdown, &mut parts)?;
-    publish_network(&args, &api).await?;
-    start_node(&args, &node, &pki, &api, &shutdown, &mut parts).await?;
-    info!(node = node.name, "the node is ready");
+    let informers = Informers::new(client(&api, "system:kube-controller-manager", &[]), shutdown.clone());
+    let server = Server { args, node, pki, api, informers, shutdown };
+    server.start_control_plane(&mut parts)?;
+    server.publish_network().await?;
+    server.start_node(&mut parts).await?;
+    info!(node = server.node.name, "the node is ready");
 
-    let outcome = node::run_until_stopped(parts, &shutdown).await;
-    api.close().await;
+    let outcome = node::run_until_stopped(parts, &server.shutdown).await;
+    server.api.close().await;
     outcome
 }
 
@@ -187,68 +193,88 @@ fn administrator(api: &ApiServer) -> Client {
     client(api, "system:apiserver", &["system:masters"])
 }
 
-fn start_control_plane(
-    args: &ServerArgs,
-    node: &Node,
-    pki: &Pki,
-    api: &ApiServer,
-    shutdown: &CancellationToken,
-    parts: &mut Parts,
-) -> Result<()> {
-    let scheduler = client(api, "system:kube-scheduler", &[]);
-    let stop = shutdown.clone();
-    parts.spawn(async move {
-        skiff_scheduler::run(scheduler, stop).await;
-        Ok("scheduler")
-    });
-    let config = skiff_controllers::Config { service_lb: args.service_lb };
-    let controllers = client(api, "system:kube-controller-manager", &[]);
-    let (reserved_names, reserved_ips) = serving_names(args, node)?;
-    let joining = skiff_controllers::Joining::new(skiff_controllers::JoiningOptions {
-        server: &format!("https://{}", SocketAddr::new(node.ip.into(), args.port)),
-        ca_pem: &pki.ca_pem,
-        ca_key_pem: &pki.ca_key_pem,
-        reserved_names,
-        reserved_ips,
-        cluster_cidr: &args.cluster_cidr,
-        node_prefix: NODE_PREFIX,
-        service_cidr: Some(&args.service_cidr),
-    })
-    .context("preparing for nodes to join")?;
-    let (ca_pem, stop) = (pki.ca_pem.clone(), shutdown.clone());
-    parts.spawn(async move {
-        skiff_controllers::run_joinable(config, joining, ca_pem, controllers, stop).await;
-        Ok("controllers")
-    });
-    Ok(())
+/// A server whose API answers, and what its other parts are made from.
+struct Server {
+    args: ServerArgs,
+    node: Node,
+    pki: Pki,
+    api: ApiServer,
+    informers: Informers,
+    shutdown: CancellationToken,
 }
 
-/// The server's own node: its clients need no certificates, its range is the first.
-async fn start_node(
-    args: &ServerArgs,
-    node: &Node,
-    pki: &Pki,
-    api: &ApiServer,
-    shutdown: &CancellationToken,
-    parts: &mut Parts,
-) -> Result<()> {
-    let user = format!("system:node:{}", node.name);
-    let serving = pki.server(&user, Some("system:nodes"), &[&node.name], &[node.ip.into()])?;
-    let setup = NodeSetup {
-        args: args.node.clone(),
-        name: node.name.clone(),
-        ip: node.ip,
-        network: network(args),
-        pod_cidr: args.pod_cidr.clone(),
-        claims_range: true,
-        own_ports: vec![SSH_PORT, args.port, args.node.kubelet_port],
-        client: client(api, &user, &["system:nodes"]),
-        services: client(api, "system:kube-proxy", &["system:node-proxier"]),
-        serving: Identity::fixed(&serving)?,
-        ca_pem: pki.ca_pem.clone(),
-    };
-    node::start(setup, shutdown, parts).await?;
-    label_control_plane(api, &node.name).await
+impl Server {
+    fn start_control_plane(&self, parts: &mut Parts) -> Result<()> {
+        let Server { args, node, pki, .. } = self;
+        let scheduler = client(&self.api, "system:kube-scheduler", &[]);
+        let (seen, stop) = (self.informers.clone(), self.shutdown.clone());
+        parts.spawn(async move {
+            skiff_scheduler::run(scheduler, seen, stop).await;
+            Ok("scheduler")
+        });
+        let config = skiff_controllers::Config { service_lb: args.service_lb };
+        let (reserved_names, reserved_ips) = serving_names(args, node)?;
+        let joining = skiff_controllers::Joining::new(skiff_controllers::JoiningOptions {
+            server: &format!("https://{}", SocketAddr::new(node.ip.into(), args.port)),
+            ca_pem: &pki.ca_pem,
+            ca_key_pem: &pki.ca_key_pem,
+            reserved_names,
+            reserved_ips,
+            cluster_cidr: &args.cluster_cidr,
+            node_prefix: NODE_PREFIX,
+            service_cidr: Some(&args.service_cidr),
+        })
+        .context("preparing for nodes to join")?;
+        let (ca_pem, seen, stop) = (pki.ca_pem.clone(), self.informers.clone(), self.shutdown.clone());
+        parts.spawn(async move {
+            skiff_controllers::run(config, Some(joining), ca_pem, seen, stop).await;
+            Ok("controllers")
+        });
+        Ok(())
+    }
+
+    /// The server's own node: its clients need no certificates, its range is the first.
+    async fn start_node(&self, parts: &mut Parts) -> Result<()> {
+        let Server { args, node, pki, api, .. } = self;
+        let user = format!("system:node:{}", node.name);
+        let serving = pki.server(&user, Some("system:nodes"), &[&node.name], &[node.ip.into()])?;
+        let setup = NodeSetup {
+            args: args.node.clone(),
+            name: node.name.clone(),
+            ip: node.ip,
+            network: network(args),
+            pod_cidr: args.pod_cidr.clone(),
+            claims_range: true,
+            own_ports: vec![SSH_PORT, args.port, args.node.kubelet_port],
+            client: client(api, &user, &["system:nodes"]),
+            informers: self.informers.clone(),
+            serving: Identity::fixed(&serving)?,
+            ca_pem: pki.ca_pem.clone(),
+        };
+        node::start(setup, &self.shutdown, parts).await?;
+        label_control_plane(api, &node.name).await
+    }
+
+    /// Tells nodes that join what they have in common with the others.
+    async fn publish_network(&self) -> Result<()> {
+        let maps: Api<ConfigMap> = Api::namespaced(administrator(&self.api), "kube-system");
+        let network = network(&self.args);
+        let map = serde_json::json!({
+            "metadata": {"name": node::CONFIG_MAP},
+            "data": {"kubelet": node::kubelet_configuration(&network)?, "network": serde_json::to_string(&network)?},
+        });
+        let map: ConfigMap = serde_json::from_value(map)?;
+        let publish = async {
+            match maps.create(&PostParams::default(), &map).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => {
+                    let patch = Patch::Merge(serde_json::json!({"data": map.data}));
+                    maps.patch(node::CONFIG_MAP, &PatchParams::default(), &patch).await
+                }
+                created => created,
+            }
+        };
+        publish.await.map(drop).with_context(|| format!("writing kube-system/{}", node::CONFIG_MAP))
+    }
 }
 
 fn network(args: &ServerArgs) -> ClusterNetwork {
@@ -258,27 +284,6 @@ fn network(args: &ServerArgs) -> ClusterNetwork {
         cluster_dns: args.cluster_dns,
         cluster_domain: args.cluster_domain.clone(),
     }
-}
-
-/// Tells nodes that join what they have in common with the others.
-async fn publish_network(args: &ServerArgs, api: &ApiServer) -> Result<()> {
-    let maps: Api<ConfigMap> = Api::namespaced(administrator(api), "kube-system");
-    let network = network(args);
-    let map = serde_json::json!({
-        "metadata": {"name": node::CONFIG_MAP},
-        "data": {"kubelet": node::kubelet_configuration(&network)?, "network": serde_json::to_string(&network)?},
-    });
-    let map: ConfigMap = serde_json::from_value(map)?;
-    let publish = async {
-        match maps.create(&PostParams::default(), &map).await {
-            Err(kube::Error::Api(status)) if status.code == 409 => {
-                let patch = Patch::Merge(serde_json::json!({"data": map.data}));
-                maps.patch(node::CONFIG_MAP, &PatchParams::default(), &patch).await
-            }
-            created => created,
-        }
-    };
-    publish.await.map(drop).with_context(|| format!("writing kube-system/{}", node::CONFIG_MAP))
 }
 
 /// A node may not give itself a role; the server, whose node this is, may.

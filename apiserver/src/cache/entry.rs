@@ -43,8 +43,8 @@ impl Entry {
             .collect();
         Entry {
             key,
-            // Writing a `Value` to memory cannot fail.
-            json: serde_json::to_vec(&object).unwrap_or_default().into(),
+            // Writing a `Value` to memory cannot fail. A vector that grew has up to as much room to spare as it holds.
+            json: serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice().into(),
             protobuf: OnceLock::new(),
             labels: labels.unwrap_or_default(),
             fields,

@@ -10,6 +10,7 @@ use kube::runtime::wait::await_condition;
 use rcgen::{BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, KeyPair};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, KubeletConfig, ServiceAccountConfig, UserInfo};
+use skiff_client::Informers;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -68,8 +69,9 @@ impl Cluster {
         let shutdown = CancellationToken::new();
         let user = UserInfo::new("system:kube-controller-manager", &[]);
         let client = Client::new(server.service_for(user), "default");
+        let informers = Informers::new(client, shutdown.clone());
         let config = crate::Config { service_lb: false };
-        let controllers = crate::run_joinable(config, joining, ca_pem.clone(), client, shutdown.clone());
+        let controllers = crate::run(config, Some(joining), ca_pem.clone(), informers, shutdown.clone());
         let controllers = tokio::spawn(controllers);
         Cluster { server, shutdown, controllers, ca_pem, _folder: folder }
     }

@@ -14,6 +14,7 @@ use kube::{Api, Client, Resource};
 use serde_json::{Value, json};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
+use skiff_client::Informers;
 use tokio_util::sync::CancellationToken;
 
 mod nodes;
@@ -65,14 +66,9 @@ impl Plane {
         let shutdown = CancellationToken::new();
         let config = skiff_controllers::Config { service_lb: false };
         // As whom they run in a cluster, so that a right they lack shows.
-        let manager = client("system:kube-controller-manager", &[]);
+        let informers = Informers::new(client("system:kube-controller-manager", &[]), shutdown.clone());
         let (stop, ca) = (shutdown.clone(), "the CA".to_owned());
-        let controllers = tokio::spawn(async move {
-            match joining {
-                None => skiff_controllers::run(config, ca, manager, stop).await,
-                Some(joining) => skiff_controllers::run_joinable(config, joining, ca, manager, stop).await,
-            }
-        });
+        let controllers = tokio::spawn(skiff_controllers::run(config, joining, ca, informers, stop));
         let client = client("admin", &["system:masters"]);
         let plane = Plane { server, client, shutdown, controllers, _folder: folder };
         let accounts: Api<k8s_openapi::api::core::v1::ServiceAccount> = plane.api();

@@ -11,6 +11,7 @@ use kube::{Api, Client};
 use serde_json::json;
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
+use skiff_client::Informers;
 use skiff_hollow::api::Caller;
 use skiff_hollow::census::{Census, Counts};
 use skiff_hollow::fleet::{FLEET_LABEL, Fleet, FleetOptions, Machine, WatchMode};
@@ -59,10 +60,20 @@ impl Plane {
         .await?;
         let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
         let client = |name| Client::new(server.service_for(UserInfo::new(name, &[])), "default");
-        running.spawn(skiff_scheduler::run(client("system:kube-scheduler"), shutdown.clone()));
+        let informers = Informers::new(client("system:kube-controller-manager"), shutdown.clone());
+        running.spawn(skiff_scheduler::run(
+            client("system:kube-scheduler"),
+            informers.clone(),
+            shutdown.clone(),
+        ));
         let controllers = skiff_controllers::Config { service_lb: true };
-        let manager = client("system:kube-controller-manager");
-        running.spawn(skiff_controllers::run(controllers, "the CA".into(), manager, shutdown.clone()));
+        running.spawn(skiff_controllers::run(
+            controllers,
+            None,
+            "the CA".into(),
+            informers,
+            shutdown.clone(),
+        ));
         Ok(Plane { server, running, shutdown, _folder: folder })
     }
 

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
+use skiff_client::Informers;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -40,10 +41,17 @@ impl ControlPlane {
             |name, groups: &[&str]| Client::new(server.service_for(UserInfo::new(name, groups)), "default");
         let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
         // As whom they run in a cluster, so that a right they lack shows.
-        running.spawn(skiff_scheduler::run(client("system:kube-scheduler", &[]), shutdown.clone()));
-        let manager = client("system:kube-controller-manager", &[]);
+        let informers = Informers::new(client("system:kube-controller-manager", &[]), shutdown.clone());
+        let scheduler = client("system:kube-scheduler", &[]);
+        running.spawn(skiff_scheduler::run(scheduler, informers.clone(), shutdown.clone()));
         let controllers = skiff_controllers::Config { service_lb: true };
-        running.spawn(skiff_controllers::run(controllers, "the CA".into(), manager, shutdown.clone()));
+        running.spawn(skiff_controllers::run(
+            controllers,
+            None,
+            "the CA".into(),
+            informers,
+            shutdown.clone(),
+        ));
 
         let client = client("admin", &["system:masters"]);
         let plane = ControlPlane { client, server, running, shutdown, _folder: folder };
