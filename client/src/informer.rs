@@ -2,7 +2,7 @@
 //!
 //! # Guarantees
 //! - Listeners see every object at least once, and for one object never an older version after a newer one.
-//! - A listener runs before the change can be read by nobody but itself: the copy is updated first.
+//! - When a listener runs, the copy already shows the change.
 //! - Objects are kept by namespace: what asks for one namespace looks at no other. For what is asked otherwise and often
 //!   there is [`Informer::index`].
 //! - After a broken watch, objects that are gone are reported as deleted.

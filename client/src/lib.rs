@@ -1,9 +1,9 @@
 //! What every client component needs over kube-rs.
 //!
-//! - [`Informers`]: one watch per kind per process, shared by all who ask for the kind. Each keeps a complete,
+//! - [`Informers`]: one watch per kind and field selector, shared by all in a process who ask for it. Each keeps a complete,
 //!   current copy ([`Informer`]) and calls its listeners on every change. An [`Index`] finds objects by what they say.
 //! - [`WorkQueue`]: keys to look at, each held once, never handed to two workers at a time, with back-off.
-//! - [`EventRecorder`]: what `kubectl describe` shows, counted rather than repeated.
+//! - [`EventRecorder`], [`SeriesRecorder`]: what `kubectl describe` shows, counted rather than repeated.
 //!
 //! Nothing here knows whether the API server is in this process or across TLS: that is the `kube::Client`'s.
 
@@ -12,7 +12,7 @@ mod index;
 mod informer;
 mod queue;
 
-pub use events::{EventRecorder, EventType, reference};
+pub use events::{EventRecorder, EventType, SeriesRecorder, reference};
 pub use index::Index;
 pub use informer::{Change, Informer, Informers, ObjectKey, key_of};
 pub use queue::{Backoff, WorkQueue};

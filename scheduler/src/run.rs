@@ -11,7 +11,7 @@ use kube::Client;
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::LabelSelector;
-use skiff_client::{Change, EventRecorder, EventType, Informer, Informers, ObjectKey, key_of};
+use skiff_client::{Change, EventType, Informer, Informers, ObjectKey, SeriesRecorder, key_of};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -28,11 +28,12 @@ const MAX_WRITES: usize = 64;
 /// Pods that are decided about before what has changed meanwhile is heard.
 const PASS_PODS: usize = 64;
 
-/// Schedules pods until `shutdown`: reads by the informers of the process, writes by its own client.
+/// Schedules pods until `shutdown`: reads by the informers of the process, writes by its own client. Events say on which
+/// `host` it runs; a host name has at most 64 bytes, and a reporter's 128.
 ///
 /// # Panics
 /// If a decision does.
-pub async fn run(client: Client, informers: Informers, shutdown: CancellationToken) {
+pub async fn run(client: Client, informers: Informers, host: String, shutdown: CancellationToken) {
     let scheduler = Arc::new(Scheduler {
         pods: informers.of::<Pod>(),
         nodes: informers.of::<Node>(),
@@ -40,7 +41,7 @@ pub async fn run(client: Client, informers: Informers, shutdown: CancellationTok
         services: informers.of::<Service>(),
         sets: informers.of::<ReplicaSet>(),
         budgets: informers.of::<PodDisruptionBudget>(),
-        events: EventRecorder::new(client.clone(), NAME, ""),
+        events: SeriesRecorder::new(client.clone(), NAME, &format!("{NAME}-{host}")),
         client,
         inbox: Mutex::default(),
         wake: Notify::new(),
@@ -110,7 +111,7 @@ struct Scheduler {
     services: Informer<Service>,
     sets: Informer<ReplicaSet>,
     budgets: Informer<PodDisruptionBudget>,
-    events: EventRecorder,
+    events: SeriesRecorder,
     client: Client,
     inbox: Mutex<Inbox>,
     wake: Notify,
@@ -181,7 +182,8 @@ impl Scheduler {
                 Next::Bind { key, pod, node } => drop(tokio::spawn(self.clone().bind(pod, key, node, place))),
                 Next::Refused { pod, why } => {
                     let Unschedulable { message, nomination, .. } = why;
-                    self.events.event(&*pod, EventType::Warning, "FailedScheduling", &message);
+                    let (reason, action) = ("FailedScheduling", "Scheduling");
+                    self.events.event(&*pod, None, EventType::Warning, reason, action, &message);
                     let report = Report::new(&pod, message, &nomination);
                     if let Nomination::Node(preemption) = nomination {
                         tokio::spawn(self.clone().preempt(pod, report, preemption, place));

@@ -466,10 +466,15 @@ pub(crate) async fn tear_down(layout: &Layout) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn host_name() -> Result<String> {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").context("reading the host name")?;
+    Ok(name.trim().to_owned())
+}
+
 pub(crate) fn node_name(args: &NodeArgs) -> Result<String> {
     let name = match &args.node_name {
         Some(name) => name.clone(),
-        None => std::fs::read_to_string("/proc/sys/kernel/hostname").context("reading the host name")?,
+        None => host_name()?,
     };
     let name = name.trim().to_lowercase();
     match skiff_api::name::dns_subdomain_fault(&name) {

@@ -9,7 +9,8 @@
 //!                                     └─ nodelet        as system:node:<name>
 //! ```
 //!
-//! All that run here see the cluster by the same informers: an object is decoded once, and there once.
+//! Scheduler, controllers, proxy, DNS and routes see the cluster by the same informers: an object is decoded once, and there
+//! once.
 //!
 //! Components come up in the order in which they need each other, and go down together. Containers are not among
 //! them: shims and Wasm hosts are processes of their own, and go on.
@@ -62,7 +63,7 @@ pub(crate) struct ServerArgs {
     pub(crate) cluster_dns: Ipv4Addr,
     #[arg(long, default_value = "cluster.local")]
     pub(crate) cluster_domain: String,
-    /// Give Services of type LoadBalancer this node's address
+    /// Give Services of type LoadBalancer the addresses of all ready nodes
     #[arg(long, default_value = "true", action = clap::ArgAction::Set)]
     pub(crate) service_lb: bool,
     /// Where to write the administrator's kubeconfig
@@ -207,9 +208,9 @@ impl Server {
     fn start_control_plane(&self, parts: &mut Parts) -> Result<()> {
         let Server { args, node, pki, .. } = self;
         let scheduler = client(&self.api, "system:kube-scheduler", &[]);
-        let (seen, stop) = (self.informers.clone(), self.shutdown.clone());
+        let (seen, host, stop) = (self.informers.clone(), node::host_name()?, self.shutdown.clone());
         parts.spawn(async move {
-            skiff_scheduler::run(scheduler, seen, stop).await;
+            skiff_scheduler::run(scheduler, seen, host, stop).await;
             Ok("scheduler")
         });
         let config = skiff_controllers::Config { service_lb: args.service_lb };

@@ -9,7 +9,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
-use skiff_client::{EventType, ObjectKey, key_of};
+use skiff_client::{EventType, ObjectKey, key_of, reference};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};
 
@@ -112,7 +112,7 @@ impl Scheduler {
         match bound {
             Ok(_) => {
                 let message = format!("Successfully assigned {key} to {node}");
-                self.events.event(&*pod, EventType::Normal, "Scheduled", &message);
+                self.events.event(&*pod, None, EventType::Normal, "Scheduled", "Binding", &message);
             }
             Err(error) => {
                 debug!(pod = %key, node, %error, "a binding failed");
@@ -220,7 +220,8 @@ impl Scheduler {
             deleted => drop(deleted?),
         }
         let message = format!("Preempted by pod {} on node {node}", uid_of(preemptor));
-        self.events.event(&*pod, EventType::Normal, "Preempted", &message);
+        let related = Some(reference(preemptor));
+        self.events.event(&*pod, related, EventType::Normal, "Preempted", "Preempting", &message);
         Ok(())
     }
 

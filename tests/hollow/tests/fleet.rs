@@ -64,6 +64,7 @@ impl Plane {
         running.spawn(skiff_scheduler::run(
             client("system:kube-scheduler"),
             informers.clone(),
+            "host".into(),
             shutdown.clone(),
         ));
         let controllers = skiff_controllers::Config { service_lb: true };

@@ -43,7 +43,7 @@ impl ControlPlane {
         // As whom they run in a cluster, so that a right they lack shows.
         let informers = Informers::new(client("system:kube-controller-manager", &[]), shutdown.clone());
         let scheduler = client("system:kube-scheduler", &[]);
-        running.spawn(skiff_scheduler::run(scheduler, informers.clone(), shutdown.clone()));
+        running.spawn(skiff_scheduler::run(scheduler, informers.clone(), "host".into(), shutdown.clone()));
         let controllers = skiff_controllers::Config { service_lb: true };
         running.spawn(skiff_controllers::run(
             controllers,

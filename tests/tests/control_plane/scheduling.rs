@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::api::scheduling::v1::PriorityClass;
 use serde_json::{Value, json};
 
+use crate::plane::list;
 use crate::{ControlPlane, create, is_bound, is_ending, node, pod, until};
 
 fn asking(cpu: &str) -> Value {
@@ -91,6 +92,39 @@ async fn a_pod_that_fitted_nowhere_gets_the_node_that_comes() -> Result<()> {
     large["status"]["allocatable"]["cpu"] = json!("8");
     plane.add_node(large).await?;
     ensure!(plane.node_of("big").await? == "large");
+    plane.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_of_a_pod_again_makes_a_series() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    let pods = plane.api::<Pod>();
+    for name in ["filler-1", "filler-2"] {
+        create(&pods, pod(name, name, asking("2"))).await?;
+        plane.node_of(name).await?;
+    }
+    for name in ["one", "two", "three"] {
+        create(&pods, pod(name, name, asking("2"))).await?;
+    }
+    let events = plane.api::<Event>();
+    let refusals = async || {
+        let is_one = |e: &Event| e.reason.as_deref() == Some("FailedScheduling");
+        let mut all = list(&events).await?;
+        all.retain(is_one);
+        anyhow::Ok(all)
+    };
+    until("a refusal of each", async || Ok((refusals().await?.len() == 3).then_some(()))).await?;
+    // The room is for one. The others are refused in the same words, as what they have become by the first refusal.
+    plane.end_pod("filler-1").await?;
+    until("a refusal of two more", async || Ok((refusals().await?.len() == 5).then_some(()))).await?;
+    plane.end_pod("filler-2").await?;
+    let event = until("a series", async || Ok(refusals().await?.into_iter().find(|e| e.series.is_some())));
+    let event = event.await?;
+    ensure!(event.series.as_ref().and_then(|series| series.count) == Some(2), "{event:?}");
+    ensure!(event.action.as_deref() == Some("Scheduling"), "{event:?}");
+    ensure!(event.reporting_component.as_deref() == Some("default-scheduler"), "{event:?}");
+    ensure!(event.reporting_instance.as_deref() == Some("default-scheduler-host"), "{event:?}");
+    ensure!(event.event_time.is_some() && event.first_timestamp.is_none(), "{event:?}");
     plane.stop().await
 }
 
