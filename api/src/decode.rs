@@ -2,7 +2,8 @@
 //!
 //! Parsing knows no schema: it yields a JSON document and the paths of fields that stood twice. Conforming
 //! then walks the document beside the schema: fields the schema lacks are pruned and noted, values of the
-//! wrong type refused, quantities and times brought into canonical form.
+//! wrong type refused, quantities and times brought into canonical form. What upstream leaves out of JSON, such as
+//! `hostNetwork: false`, is left out too: a client that reads and writes an object changes nothing.
 
 use serde_json::Value;
 
@@ -203,7 +204,7 @@ impl Walk<'_> {
                     if let Err(error) = self.value(&field.shape, value, type_.short_name()) {
                         failed = Some(error);
                     }
-                    true
+                    !field.omits(value)
                 }
             };
             self.path.truncate(depth);

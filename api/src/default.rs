@@ -17,7 +17,7 @@ fn walk(schema: &Schema, shape: &Shape, value: &mut Value) {
         (Shape::Object(id), Value::Object(map)) => {
             for field in &schema.get(*id).fields {
                 if let Some(default) = &field.default
-                    && !map.contains_key(&*field.name)
+                    && map.get(&*field.name).is_none_or(|value| field.is_unset(value))
                 {
                     map.insert(field.name.as_ref().into(), default.clone());
                 }

@@ -123,7 +123,7 @@ impl Kinds {
         self.kinds.push(Arc::new(kind));
     }
 
-    /// In the order of declaration, which is the order of discovery.
+    /// In the order of declaration, which within a group is that of discovery.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
         self.kinds.iter()
     }

@@ -1,8 +1,40 @@
 //! Reading and writing `metadata` of an object.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::Object;
+use crate::{Cause, Object, name};
+
+const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;
+
+/// Labels that lie at `field`.
+pub fn validate_labels(labels: &Value, field: &str) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    for (key, value) in labels.as_object().into_iter().flatten() {
+        if let Some(fault) = name::qualified_name_fault(key) {
+            causes.push(Cause::invalid(field, &json!(key), &fault));
+        }
+        let value = value.as_str().unwrap_or_default();
+        if let Some(fault) = name::label_value_fault(value) {
+            causes.push(Cause::invalid(field, &json!(value), &fault));
+        }
+    }
+    causes
+}
+
+/// Annotations that lie at `field`.
+pub fn validate_annotations(annotations: &Value, field: &str) -> Vec<Cause> {
+    let (mut causes, mut bytes) = (Vec::new(), 0);
+    for (key, value) in annotations.as_object().into_iter().flatten() {
+        if let Some(fault) = name::qualified_name_fault(&key.to_lowercase()) {
+            causes.push(Cause::invalid(field, &json!(key), &fault));
+        }
+        bytes += key.len() + value.as_str().map_or(0, str::len);
+    }
+    if bytes > MAX_ANNOTATIONS_BYTES {
+        causes.push(Cause::too_long(field, MAX_ANNOTATIONS_BYTES));
+    }
+    causes
+}
 
 /// Borrowed access to the metadata of an object. Missing fields read as empty.
 pub trait Meta {

@@ -57,6 +57,12 @@ pub fn message(id: TypeId, object: &Object) -> Bytes {
     encode::message(Schema::builtin(), id, object).into_boxed_slice().into()
 }
 
+/// Whether upstream's types hold the same for both: fields that are not set and those of zero value, lists and maps that are
+/// not there and empty ones are one to them.
+pub fn same(id: TypeId, a: &Object, b: &Object) -> bool {
+    a == b || message(id, a) == message(id, b)
+}
+
 /// An object, or a list of objects, in its envelope; `None` if its type is unknown to protobuf.
 pub fn document(object: &Object) -> Option<Bytes> {
     let text = |field: &str| object[field].as_str().unwrap_or_default();

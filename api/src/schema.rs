@@ -116,6 +116,27 @@ pub struct Field {
     pub default: Option<Value>,
 }
 
+impl Field {
+    /// Whether JSON leaves the field out where it has this value.
+    pub fn omits(&self, value: &Value) -> bool {
+        self.presence == Presence::OmitEmpty && is_zero(value)
+    }
+
+    /// Whether upstream cannot tell this value from one that is not set.
+    pub fn is_unset(&self, value: &Value) -> bool {
+        value.is_null() || (self.presence != Presence::Optional && is_zero(value))
+    }
+}
+
+fn is_zero(value: &Value) -> bool {
+    match value {
+        Value::Bool(yes) => !yes,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        _ => false,
+    }
+}
+
 /// One object type of a schema.
 #[derive(Clone, Debug)]
 pub struct TypeRef {

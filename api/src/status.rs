@@ -32,6 +32,11 @@ impl Cause {
         Cause::new("FieldValueInvalid", field, format!("Invalid value: {value}: {detail}"))
     }
 
+    /// Of a whole of several fields, which together are wrong: none of them is shown.
+    pub fn invalid_together(field: impl Into<String>, detail: &str) -> Self {
+        Cause::new("FieldValueInvalid", field, format!("Invalid value: {detail}"))
+    }
+
     pub fn duplicate(field: impl Into<String>, value: &Value) -> Self {
         Cause::new("FieldValueDuplicate", field, format!("Duplicate value: {value}"))
     }
@@ -53,6 +58,12 @@ impl Cause {
     pub fn too_long(field: impl Into<String>, max_bytes: usize) -> Self {
         let message = format!("Too long: may not be more than {max_bytes} bytes");
         Cause::new("FieldValueTooLong", field, message)
+    }
+
+    pub fn too_many(field: impl Into<String>, n: usize, most: usize) -> Self {
+        let items = if most == 1 { "item" } else { "items" };
+        let message = format!("Too many: {n}: must have at most {most} {items}");
+        Cause::new("FieldValueTooMany", field, message)
     }
 
     pub fn type_invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {

@@ -1,5 +1,6 @@
-//! Objects that every cluster has: namespaces, priority classes, the `kubernetes` Service and its endpoints.
-//! Runs at every start, and changes only what is missing or of an older address.
+//! Objects that every cluster has: namespaces, priority classes, the `kubernetes` Service and its endpoints, the range of
+//! Services and an IPAddress for each of their addresses. Runs at every start, and changes only what is missing, of an older
+//! address, or of a Service that is gone.
 
 use std::net::IpAddr;
 

@@ -10,7 +10,7 @@ use crate::respond::{self, Response};
 
 pub(crate) const CONFIGURATION_PATH: &str = "/.well-known/openid-configuration";
 pub(crate) const KEYS_PATH: &str = "/openid/v1/jwks";
-/// The keys are those of this start.
+/// The key is the same at every start; for so long clients may keep it.
 const CACHED: &str = "public, max-age=3600";
 
 /// The two documents.

@@ -19,7 +19,7 @@ use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating};
 use crate::history::{self, Histories, Made, REVISION_HASH, hash_of};
 use crate::lookup::Pods;
-use crate::objects::{controller_key, status_patch};
+use crate::objects::{controller_key, says_same, status_patch};
 use crate::owned_pods::{OwnedPods, PodOwner, new_pod};
 
 mod backoff;
@@ -171,7 +171,7 @@ impl DaemonSets {
         is_processed: bool,
     ) -> Result<Option<Duration>, kube::Error> {
         let (status, next_available_s) = facts.status(is_processed);
-        if facts.set.status.as_ref() != Some(&status) {
+        if !says_same::<DaemonSet, _>(facts.set.status.as_ref(), &status) {
             let key = key_of(facts.set);
             let api: Api<DaemonSet> = Api::namespaced(self.client.clone(), &key.namespace);
             let patch = status_patch(&facts.set.metadata, &status, facts.set.status.as_ref());

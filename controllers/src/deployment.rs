@@ -16,7 +16,9 @@ use crate::Context;
 use crate::claiming::claim;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_conflict, is_terminating, text};
 use crate::lookup::{Owned, Pods, Selecting};
-use crate::objects::{Selector, controller_key, controller_of, has_ended, selects, status_patch, uid};
+use crate::objects::{
+    Selector, controller_key, controller_of, has_ended, says_same, selects, status_patch, uid,
+};
 
 mod plan;
 mod status;
@@ -208,7 +210,7 @@ impl Deployments {
         made: bool,
     ) -> Result<Outcome, kube::Error> {
         let next = status::status(deployment, sets, new, made, Timestamp::now());
-        if deployment.status.as_ref() != Some(&next.status) {
+        if !says_same::<Deployment, _>(deployment.status.as_ref(), &next.status) {
             let api: Api<Deployment> = Api::namespaced(self.client.clone(), &key.namespace);
             let patch = status_patch(&deployment.metadata, &next.status, deployment.status.as_ref());
             gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await)?;

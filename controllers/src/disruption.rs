@@ -1,10 +1,7 @@
-//! PodDisruptionBudgets: how many of their pods may go.
+//! PodDisruptionBudgets: how many of their pods may go. [`stale`] looks after pods that were to go and did not.
 //!
 //! The API server takes from what is written here when it evicts, and notes the pod in `disruptedPods`; the write of
 //! either fails if the other was faster.
-//!
-//! # Caveats
-//! A `DisruptionTarget` condition of a pod that was not deleted after all is not taken back.
 //!
 //! Source: upstream's disruption controller.
 
@@ -26,9 +23,10 @@ use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found, text};
 use crate::lookup::{Pods, Selecting, required};
 use crate::namespace::resource;
-use crate::objects::{Selector, controller_of, uid};
+use crate::objects::{Selector, controller_of, says_same, uid};
 
 mod plan;
+pub(crate) mod stale;
 
 use plan::Scale;
 
@@ -226,7 +224,7 @@ impl Controller for Budgets {
                 (plan::failed(&budget, &error.to_string(), now), None)
             }
         };
-        if budget.status.as_ref() != Some(&status) {
+        if !says_same::<PodDisruptionBudget, _>(budget.status.as_ref(), &status) {
             let api: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), &key.namespace);
             let written = PodDisruptionBudget { status: Some(status), ..(*budget).clone() };
             gone_is_fine(api.replace_status(&key.name, &PostParams::default(), &written).await)?;

@@ -24,7 +24,9 @@ use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating, text};
 use crate::lookup::{Pods, Selecting};
 use crate::making::{Making, batches};
-use crate::objects::{Selector, controller_key, controller_of, controller_reference, selects, uid};
+use crate::objects::{
+    Selector, controller_key, controller_of, controller_reference, says_same, selects, uid,
+};
 
 mod indexes;
 mod plan;
@@ -225,7 +227,7 @@ impl Jobs {
         let n_active = status.active.unwrap_or(0) - i32::try_from(n_failed).unwrap_or(0);
         status.active = Some(n_active).filter(|n| *n > 0);
         let mut job = job;
-        if job.status.as_ref() != Some(&status) {
+        if !says_same::<Job, _>(job.status.as_ref(), &status) {
             job = self.write(key, &job, &status).await?;
             for (kind, reason, message) in &plan.events {
                 self.events.event(&job, *kind, reason, message);
@@ -242,7 +244,7 @@ impl Jobs {
         };
         plan::count_untracked(&mut status, tracked);
         let is_over = !plan.has_more && plan::finish(&mut status, plan.finished.as_ref());
-        if job.status.as_ref() != Some(&status) {
+        if !says_same::<Job, _>(job.status.as_ref(), &status) {
             job = self.write(key, &job, &status).await?;
         }
         if let Some(condition) = plan.finished.as_ref().filter(|_| is_over) {

@@ -12,7 +12,7 @@
 //! | `cronjob` | Jobs for a CronJob, when their time has come |
 //! | `daemonset` | a pod on every node that a DaemonSet is for, rolled over as its strategy says |
 //! | `deployment` | ReplicaSets for the revisions of a Deployment, rolled over as its strategy says |
-//! | `disruption` | how many pods of a PodDisruptionBudget may go |
+//! | `disruption` | how many pods of a PodDisruptionBudget may go; takes back that a pod is to go which stays |
 //! | `replicaset` | pods for a ReplicaSet or a ReplicationController |
 //! | `statefulset` | pods and claims of a StatefulSet, each with a name and a number of its own |
 //! | `endpoints` | EndpointSlices and Endpoints for a Service |
@@ -125,6 +125,7 @@ pub async fn run(
     tasks.spawn(driver::run(account::Accounts::new(&context, ca_pem), shutdown.clone()));
     tasks.spawn(driver::run(node::Nodes::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(disruption::Budgets::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(disruption::stale::StaleDisruptions::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(job::Jobs::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(cronjob::CronJobs::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(quota::Quotas::new(&context), shutdown.clone()));

@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Taint};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
-use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{Change, EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of, reference};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine};
@@ -70,10 +70,13 @@ impl Nodes {
         let queue = WorkQueue::default();
         let seen: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
         let zones: Arc<Mutex<Zones>> = Arc::default();
+        let events = context.events("node-controller");
         let (wake, counted, times) = (queue.clone(), zones.clone(), seen.clone());
+        let teller = events.clone();
         nodes.on_change(move |change| {
             let Some(name) = change.object().and_then(|node| node.metadata.name.clone()) else { return };
             wake.add(ObjectKey::new("", &name));
+            tell(&teller, &name, change);
             // A node that is back says so before it first renews its lease.
             if let (Some(old), Some(new)) = (&change.old, &change.new)
                 && heartbeat(old) != heartbeat(new)
@@ -121,7 +124,6 @@ impl Nodes {
             }
         });
         queue.add_after(pulse(), LOOK_EVERY);
-        let events = context.events("node-controller");
         let evictions = context.events("taint-eviction-controller");
         Nodes {
             client: context.client.clone(),
@@ -164,7 +166,7 @@ impl Nodes {
         gone_is_fine(api.patch_status(&name, &PatchParams::default(), &Patch::Strategic(patch)).await)?;
         if ready_status(node) == Some("True") {
             let message = format!("Node {name} status is now: NodeNotReady");
-            self.events.event(node, EventType::Normal, "NodeNotReady", &message);
+            self.events.event_about(bare(node), EventType::Normal, "NodeNotReady", &message);
         }
         Ok(())
     }
@@ -254,6 +256,25 @@ impl Nodes {
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         gone_is_fine(api.delete(&key.name, &params).await)
     }
+}
+
+/// Events are about the node, not about a version of it.
+fn bare(node: &Node) -> ObjectReference {
+    ObjectReference { resource_version: None, ..reference(node) }
+}
+
+/// Says that a node has come or gone. As upstream, this process also says it of every node that it finds when it starts.
+fn tell(events: &EventRecorder, name: &str, change: &Change<Node>) {
+    let (node, reason, what) = match change {
+        Change { old: None, new: Some(node) } => {
+            (node, "RegisteredNode", format!("Registered Node {name} in Controller"))
+        }
+        Change { old: Some(node), new: None } => {
+            (node, "RemovingNode", format!("Removing Node {name} from Controller"))
+        }
+        _ => return,
+    };
+    events.event_about(bare(node), EventType::Normal, reason, &format!("Node {name} event: {what}"));
 }
 
 /// When the node last said whether it is ready. Whoever else writes the condition leaves this as it is.

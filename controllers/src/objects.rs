@@ -6,6 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, 
 use k8s_openapi::serde::Serialize;
 use kube::Resource;
 use serde_json::{Value, json};
+use skiff_api::protobuf;
 use skiff_client::ObjectKey;
 
 /// A reference that makes `owner` the one controller of what carries it.
@@ -72,6 +73,17 @@ pub(crate) fn status_patch<S: Serialize>(meta: &ObjectMeta, new: &S, old: Option
         }
     }
     patch
+}
+
+/// Whether a status of a `K` says what another says. The API leaves out a count that is zero.
+pub(crate) fn says_same<K: k8s_openapi::Resource, S: Serialize + PartialEq>(
+    old: Option<&S>,
+    new: &S,
+) -> bool {
+    let json = |status: Option<&S>| json!({"status": status});
+    old == Some(new)
+        || protobuf::type_of(K::API_VERSION, K::KIND)
+            .is_some_and(|id| protobuf::same(id, &json(old), &json(Some(new))))
 }
 
 pub(crate) fn pod_condition<'p>(pod: &'p Pod, type_: &str) -> Option<&'p PodCondition> {

@@ -19,7 +19,7 @@ use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating};
-use crate::objects::{is_active, status_patch};
+use crate::objects::{is_active, says_same, status_patch};
 use crate::owned_pods::{OwnedPods, PodOwner, new_pod};
 
 mod plan;
@@ -163,7 +163,7 @@ impl<K: Replicated> ReplicaSets<K> {
         let set = set.as_set();
         let counted = plan::status(&set, pods, failure, Timestamp::now());
         let status = K::own_status(counted.status);
-        if set.status.as_ref() != Some(&status) {
+        if !says_same::<ReplicaSet, _>(set.status.as_ref(), &status) {
             let api: Api<K> = Api::namespaced(self.client.clone(), &key.namespace);
             let patch = status_patch(&set.metadata, &status, set.status.as_ref());
             gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(patch)).await)?;

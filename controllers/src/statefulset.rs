@@ -246,8 +246,8 @@ impl Controller for StatefulSets {
         let claim = |name: &str| self.pods.claim(&set, name);
         let facts = Facts {
             set: &set,
-            current: &Revision::new(&revisions.current),
-            update: &Revision::new(&revisions.update),
+            current: &Revision::new(&set, &revisions.current),
+            update: &Revision::new(&set, &revisions.update),
             n_collisions: revisions.n_collisions,
             pods: &pods,
             claims: &claim,

@@ -28,6 +28,8 @@ pub(crate) fn namespaces(pod: &Pod) -> NamespaceOption {
         network: host(pod.is_host_network()).into(),
         ipc: host(flag(spec.host_ipc)).into(),
         pid: pid.into(),
+        // The runtime says whether it can.
+        userns_options: (spec.host_users == Some(false)).then(UserNamespace::default),
         ..NamespaceOption::default()
     }
 }

@@ -68,6 +68,12 @@ impl Sandboxes {
                 format!("hostIP {:?} is not supported: only IPv4 is", mapping.host_ip),
             ));
         }
+        if options.userns_options.as_ref().is_some_and(|userns| userns.mode() == NamespaceMode::Pod) {
+            return Err(CriError::new(
+                Code::Unimplemented,
+                "user namespaces (hostUsers: false) are not supported",
+            ));
+        }
         if options.pid() == NamespaceMode::Pod {
             return Err(CriError::new(
                 Code::Unimplemented,

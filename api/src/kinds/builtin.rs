@@ -1,9 +1,12 @@
-//! The built-in kinds of v1.36, a file a family of groups. The order is that of discovery.
+//! The built-in kinds of v1.36, a file a family of groups. Within a group the order is that of discovery.
+
+use serde_json::{Value, json};
 
 use super::{Kind, Scope, Storage};
 use crate::schema::TypeRef;
 use crate::strategy::{Plain, Strategy};
 use crate::table::Column;
+use crate::{Cause, protobuf};
 
 mod apps;
 mod auth;
@@ -12,6 +15,7 @@ mod core;
 mod cron;
 mod events;
 mod extension;
+mod job;
 mod limits;
 mod network;
 mod node;
@@ -94,6 +98,23 @@ fn kind(group: &'static str, version: &'static str, kind: &str, plural: &str) ->
         selectable: &[],
         strategy: &Plain,
     }
+}
+
+/// Refuses negative numbers among some fields of `object`, which lies at `path`.
+fn not_negative(object: &Value, path: &str, fields: &[&str]) -> Vec<Cause> {
+    let negative = fields.iter().filter(|field| object[**field].as_i64().is_some_and(|n| n < 0));
+    let why = "must be greater than or equal to 0";
+    negative.map(|field| Cause::invalid(format!("{path}.{field}"), &object[*field], why)).collect()
+}
+
+/// Whether two specs of a built-in type say the same.
+fn same_spec(type_name: &str, a: &Value, b: &Value) -> bool {
+    TypeRef::builtin(type_name).map_or(a == b, |type_| protobuf::same(type_.id, a, b))
+}
+
+/// Whether they say the same in one field.
+fn same_field(type_name: &str, field: &str, a: &Value, b: &Value) -> bool {
+    same_spec(type_name, &json!({ field: a }), &json!({ field: b }))
 }
 
 /// The words of a declaration.

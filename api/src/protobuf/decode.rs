@@ -6,7 +6,7 @@ use serde_json::{Map, Number, Value};
 
 use super::encode::ZERO_TIME_S;
 use super::wire::{self, DecodeError, FieldBytes, Reader};
-use crate::schema::{Alternative, Field, Message, ObjectType, Presence, Schema, Shape, TypeId, What};
+use crate::schema::{Alternative, Field, Message, ObjectType, Schema, Shape, TypeId, What};
 
 /// How deep the JSON may nest, so that it can be read again once it is stored.
 const MAX_DEPTH: usize = 100;
@@ -103,8 +103,7 @@ impl Decoder<'_> {
             }
             shape => {
                 let value = self.single(shape, found, name)?;
-                let left_out = value.is_null() || (field.presence == Presence::OmitEmpty && is_zero(&value));
-                if left_out {
+                if value.is_null() || field.omits(&value) {
                     into.remove(name);
                 } else {
                     into.insert(name.to_owned(), value);
@@ -347,15 +346,6 @@ fn time(shape: &Shape, bytes: &[u8], name: &str) -> Result<Value, DecodeError> {
     let at = at.ok_or_else(|| DecodeError::NoTime { field: name.to_owned(), seconds, nanos })?;
     let format = if is_micro { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
     Ok(at.strftime(format).to_string().into())
-}
-
-fn is_zero(value: &Value) -> bool {
-    match value {
-        Value::Bool(yes) => !yes,
-        Value::Number(number) => number.as_f64() == Some(0.0),
-        Value::String(text) => text.is_empty(),
-        _ => false,
-    }
 }
 
 /// What a map has where its entry names no value.

@@ -57,6 +57,7 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("apps.v1.StatefulSetSpec", "revisionHistoryLimit", "10"),
     ("apps.v1.StatefulSetSpec", "podManagementPolicy", r#""OrderedReady""#),
     ("apps.v1.StatefulSetSpec", "updateStrategy", "{}"),
+    ("batch.v1.PodFailurePolicyOnPodConditionsPattern", "status", r#""True""#),
     ("batch.v1.CronJobSpec", "concurrencyPolicy", r#""Allow""#),
     ("batch.v1.CronJobSpec", "suspend", "false"),
     ("batch.v1.CronJobSpec", "successfulJobsHistoryLimit", "3"),

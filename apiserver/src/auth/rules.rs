@@ -149,7 +149,8 @@ pub(super) const NODE: &[Rule] = &[
 ];
 
 /// What a node's own service proxy, routes and DNS need: upstream's `system:node-proxier`, which there is a
-/// user of its own. Here they run in the node's process with the node's certificate. None of it is secret.
+/// user of its own. Here an agent's run with the node's certificate; the server's see by the controllers' informers. None of it
+/// is secret.
 pub(super) const NODE_SERVICES: &[Rule] = &[
     rule(&[""], &["nodes"], READ),
     rule(&[""], &["services", "endpoints"], &["list", "watch"]),

@@ -4,13 +4,11 @@
 
 use rand::Rng;
 use serde_json::{Value, json};
-use skiff_api::meta::Meta;
-use skiff_api::{Cause, Kind, Object, Status, name};
+use skiff_api::meta::{self, Meta};
+use skiff_api::{Cause, Kind, Object, Status, name, protobuf};
 
 use super::now;
 use crate::api::Call;
-
-const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;
 
 /// Puts the request's namespace in, or refuses an object of another.
 pub(crate) fn match_namespace(call: &Call, object: &mut Object) -> Result<(), Status> {
@@ -115,7 +113,12 @@ pub(crate) fn prepare_update(new: &mut Object, old: &Object) {
 
 pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
     let generation = old.meta()["generation"].as_i64().unwrap_or(0);
-    if generation > 0 && kind.strategy.counts_generations() && new["spec"] != old["spec"] {
+    let spec = |object: &Object| json!({"spec": object["spec"]});
+    if generation > 0
+        && kind.strategy.counts_generations()
+        && new["spec"] != old["spec"]
+        && !protobuf::same(kind.schema.id, &spec(new), &spec(old))
+    {
         new.set_meta("generation", generation + 1);
     }
 }
@@ -134,8 +137,8 @@ pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
     {
         causes.push(Cause::invalid("metadata.namespace", &json!(object.namespace()), &fault));
     }
-    validate_labels(&meta["labels"], &mut causes);
-    validate_annotations(&meta["annotations"], &mut causes);
+    causes.extend(meta::validate_labels(&meta["labels"], "metadata.labels"));
+    causes.extend(meta::validate_annotations(&meta["annotations"], "metadata.annotations"));
     validate_owners(&meta["ownerReferences"], &mut causes);
     for (at, finalizer) in object.finalizers().iter().enumerate() {
         let field = format!("metadata.finalizers[{at}]");
@@ -163,31 +166,6 @@ fn name_fault(kind: &Kind, text: &str) -> Option<String> {
         ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
         ("networking.k8s.io", "IPAddress") => name::ip_address_fault(text),
         _ => name::dns_subdomain_fault(text),
-    }
-}
-
-fn validate_labels(labels: &Value, causes: &mut Vec<Cause>) {
-    for (key, value) in labels.as_object().into_iter().flatten() {
-        if let Some(fault) = name::qualified_name_fault(key) {
-            causes.push(Cause::invalid("metadata.labels", &json!(key), &fault));
-        }
-        let value = value.as_str().unwrap_or_default();
-        if let Some(fault) = name::label_value_fault(value) {
-            causes.push(Cause::invalid("metadata.labels", &json!(value), &fault));
-        }
-    }
-}
-
-fn validate_annotations(annotations: &Value, causes: &mut Vec<Cause>) {
-    let mut bytes = 0;
-    for (key, value) in annotations.as_object().into_iter().flatten() {
-        if let Some(fault) = name::qualified_name_fault(&key.to_lowercase()) {
-            causes.push(Cause::invalid("metadata.annotations", &json!(key), &fault));
-        }
-        bytes += key.len() + value.as_str().map_or(0, str::len);
-    }
-    if bytes > MAX_ANNOTATIONS_BYTES {
-        causes.push(Cause::too_long("metadata.annotations", MAX_ANNOTATIONS_BYTES));
     }
 }
 

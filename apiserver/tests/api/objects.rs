@@ -1,6 +1,6 @@
 //! Create, update, patch, delete.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::fixture::{Cluster, config_map};
 
@@ -193,6 +193,34 @@ async fn a_namespace_terminates_once_it_is_finalized() {
     admin.put(&format!("{url}/finalize"), going).await.ok();
     admin.get(url).await.refused(404, "NotFound");
     admin.delete("/api/v1/namespaces/kube-system").await.refused(403, "Forbidden");
+}
+
+#[tokio::test]
+async fn a_client_that_writes_what_says_nothing_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/apis/apps/v1/namespaces/a/deployments";
+    let pod = json!({"hostNetwork": false, "nodeSelector": {"a": "1"}, "containers": [{"name": "c", "image": "nginx",
+        "livenessProbe": {"exec": {"command": ["true"]}, "timeoutSeconds": 0}}]});
+    let template = json!({"metadata": {"labels": {"app": "web"}}, "spec": pod});
+    let deployment = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"},
+        "spec": {"replicas": 0, "selector": {"matchLabels": {"app": "web"}}, "template": template}});
+    let mut read = admin.post(url, deployment).await.created();
+    let spec = &read["spec"]["template"]["spec"];
+    assert_eq!(spec["hostNetwork"], Value::Null, "it is left out, as upstream leaves it out");
+    assert_eq!(
+        spec["containers"][0]["livenessProbe"]["timeoutSeconds"], 1,
+        "zero is not set, and has a default"
+    );
+    assert_eq!(read["spec"]["replicas"], 0, "here zero says something");
+
+    let url = format!("{url}/web");
+    let spec = &mut read["spec"]["template"]["spec"];
+    (spec["hostPID"], spec["tolerations"]) = (json!(false), json!([]));
+    let mut read = admin.put(&url, read).await.ok();
+    assert_eq!(read["metadata"]["generation"], 1);
+    read["spec"]["template"]["spec"]["nodeSelector"]["b"] = "".into();
+    assert_eq!(admin.put(&url, read).await.ok()["metadata"]["generation"], 2);
 }
 
 #[tokio::test]

@@ -370,7 +370,7 @@ fn look_at_indexes<'v>(view: &View<'v>, status: &JobStatus, tally: &mut Tally<'v
             if view.spec.max_failed_indexes.is_some_and(|most| n_failed > most) {
                 let why = "Job has exceeded the specified maximal number of failed indexes";
                 plan.finished = view.failure("MaxFailedIndexesExceeded", why);
-            } else if n_failed > 0 && n_failed + tally.succeeded >= view.completions() {
+            } else if n_failed > 0 && n_failed.saturating_add(tally.succeeded) >= view.completions() {
                 plan.finished = view.failure("FailedIndexes", "Job has failed indexes");
             }
         }
@@ -496,10 +496,11 @@ fn make_indexes(view: &View<'_>, tally: &Tally<'_>, plan: &mut Plan, missing: us
         .filter(|pod| is_active(pod) || going(pod))
         .filter_map(|pod| view.index(pod))
         .collect();
-    let has_failed = |index: i32| tally.failed_indexes.as_ref().is_some_and(|failed| failed.has(index));
-    let pending = (0..view.completions()).filter(|index| {
-        !tally.succeeded_indexes.has(*index) && !taken.contains(index) && !has_failed(*index)
-    });
+    let done = match &tally.failed_indexes {
+        Some(failed) => tally.succeeded_indexes.and(failed),
+        None => tally.succeeded_indexes.clone(),
+    };
+    let pending = done.missing(view.completions()).filter(|index| !taken.contains(index));
     for index in pending.take(missing) {
         let Some(_) = view.spec.backoff_limit_per_index else {
             plan.make.push(NewPod { index: Some(index), failures: None });

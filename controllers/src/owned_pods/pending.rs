@@ -19,7 +19,7 @@ use crate::objects::uid;
 /// After this an event that never came is no longer waited for.
 pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
-/// By ReplicaSet.
+/// By owner.
 #[derive(Default)]
 pub(super) struct Pending(Mutex<HashMap<ObjectKey, Expected>>);
 

@@ -21,9 +21,12 @@ pub(super) struct Revision {
 }
 
 impl Revision {
-    pub(super) fn new(revision: &ControllerRevision) -> Revision {
+    /// A revision that somebody else wrote, and that says nothing of the template, leaves it as it is in the set.
+    pub(super) fn new(set: &StatefulSet, revision: &ControllerRevision) -> Revision {
         let name = revision.metadata.name.clone().unwrap_or_default();
-        Revision { name, template: history::template_of(revision).unwrap_or_default() }
+        let of_set = || set.spec.as_ref().map(|spec| spec.template.clone());
+        let template = history::template_of(revision).or_else(of_set).unwrap_or_default();
+        Revision { name, template }
     }
 }
 

@@ -8,6 +8,7 @@ mod plane;
 
 mod cron;
 mod daemons;
+mod disruption;
 mod garbage;
 mod namespaces;
 mod nodes;

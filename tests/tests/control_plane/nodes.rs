@@ -1,12 +1,12 @@
 //! Nodes' taints and the pods that do not bear them.
 //!
-//! That a node is given up when its lease stops takes a grace of 50 s, which the controller's own tests look at; from
+//! That a node is given up when its lease stops takes a grace of 50 s, which `tests/tests/nodes.rs` waits for; from
 //! there on a node that says itself that it is not ready goes the same way.
 
 use anyhow::{Context as _, Result, ensure};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
-use kube::api::{Patch, PatchParams};
+use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::json;
 
 use crate::{ControlPlane, create, is_ending, node, pod, until};
@@ -40,6 +40,18 @@ async fn fickle_and_patient(plane: &ControlPlane) -> Result<Api<Pod>> {
     plane.node_of("fickle").await?;
     plane.node_of("patient").await?;
     Ok(pods)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_comes_or_goes_is_told_of() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    plane.add_node(node("n2")).await?;
+    let event = plane.event("n2", "RegisteredNode").await?;
+    ensure!(event == "Node n2 event: Registered Node n2 in Controller", "{event}");
+    plane.all::<Node>().delete("n2", &DeleteParams::default()).await?;
+    let event = plane.event("n2", "RemovingNode").await?;
+    ensure!(event == "Node n2 event: Removing Node n2 from Controller", "{event}");
+    plane.stop().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

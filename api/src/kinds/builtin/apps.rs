@@ -3,8 +3,9 @@
 use serde_json::{Value, json};
 
 use super::cron::CronJobs;
+use super::job::Jobs;
 use super::stateful::StatefulSets;
-use super::{kind, pod};
+use super::{kind, not_negative, pod};
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{
@@ -248,12 +249,8 @@ impl Strategy for Workload {
         let kind = if self.name == "daemonset" { "daemonset" } else { "deployment" };
         let mut causes = pod::validate_selector(object, kind);
         let spec = &object["spec"];
-        for field in ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"] {
-            if spec[field].as_i64().is_some_and(|n| n < 0) {
-                let why = "must be greater than or equal to 0";
-                causes.push(Cause::invalid(format!("spec.{field}"), &spec[field], why));
-            }
-        }
+        let numbers = ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"];
+        causes.extend(not_negative(spec, "spec", &numbers));
         causes.extend(pod::validate_template(&spec["template"], "spec.template"));
         let policy = &spec["template"]["spec"]["restartPolicy"];
         if policy != "Always" && !policy.is_null() {
@@ -376,82 +373,6 @@ fn validate_deployment_strategy(strategy: &Value) -> Vec<Cause> {
             &strategy["type"],
             &["Recreate", "RollingUpdate"],
         )],
-    }
-}
-
-struct Jobs;
-
-impl Strategy for Jobs {
-    fn default(&self, object: &mut Object) {
-        let labels = object["spec"]["template"]["metadata"]["labels"].clone();
-        if labels.is_object() && object["metadata"]["labels"].as_object().is_none_or(|l| l.is_empty()) {
-            object["metadata"]["labels"] = labels;
-        }
-        default_job_spec(&mut object["spec"]);
-        pod::default_template(object, "/spec/template");
-    }
-
-    /// A job that does not choose its own selector gets one over its UID.
-    fn prepare_create(&self, object: &mut Object) {
-        object["status"] = json!({});
-        if object["spec"]["manualSelector"] == true {
-            return;
-        }
-        let (uid, name) = (object["metadata"]["uid"].clone(), object["metadata"]["name"].clone());
-        let labels = &mut object["spec"]["template"]["metadata"]["labels"];
-        for (key, value) in [("controller-uid", &uid), ("job-name", &name)] {
-            labels[key] = value.clone();
-            labels[format!("batch.kubernetes.io/{key}")] = value.clone();
-        }
-        object["spec"]["selector"] = json!({"matchLabels": {"batch.kubernetes.io/controller-uid": uid}});
-    }
-
-    fn validate(&self, object: &Object) -> Vec<Cause> {
-        let template = &object["spec"]["template"];
-        let mut causes = pod::validate_template(template, "spec.template");
-        let policy = &template["spec"]["restartPolicy"];
-        if policy != "OnFailure" && policy != "Never" {
-            let field = "spec.template.spec.restartPolicy";
-            causes.push(Cause::not_supported(field, policy, &["OnFailure", "Never"]));
-        }
-        causes
-    }
-
-    fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
-        let mut causes = pod::immutable_selector(new, old);
-        for field in ["completions", "template", "completionMode"] {
-            if new["spec"][field] != old["spec"][field] {
-                causes.push(Cause::invalid(
-                    format!("spec.{field}"),
-                    &new["spec"][field],
-                    "field is immutable",
-                ));
-            }
-        }
-        causes
-    }
-}
-
-/// One completion by one pod, unless the job says how many of either.
-/// Only of a Job itself: in a CronJob's template nothing is filled in.
-fn default_job_spec(spec: &mut Value) {
-    let unset = |v: &Value| v.is_null();
-    if unset(&spec["completions"]) && unset(&spec["parallelism"]) {
-        spec["completions"] = 1.into();
-    }
-    let per_index = !unset(&spec["backoffLimitPerIndex"]);
-    let replaces = if unset(&spec["podFailurePolicy"]) { "TerminatingOrFailed" } else { "Failed" };
-    for (field, value) in [
-        ("parallelism", json!(1)),
-        ("backoffLimit", if per_index { json!(i32::MAX) } else { json!(6) }),
-        ("completionMode", json!("NonIndexed")),
-        ("suspend", json!(false)),
-        ("manualSelector", json!(false)),
-        ("podReplacementPolicy", json!(replaces)),
-    ] {
-        if unset(&spec[field]) {
-            spec[field] = value;
-        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::pod;
+use super::{job, not_negative, pod};
 use crate::schedule::{Schedule, time_zone};
 use crate::strategy::Strategy;
 use crate::table::cell::str_at;
@@ -30,12 +30,7 @@ impl Strategy for CronJobs {
                 }
             }
         }
-        for field in ["startingDeadlineSeconds", "successfulJobsHistoryLimit", "failedJobsHistoryLimit"] {
-            if spec[field].as_i64().is_some_and(|n| n < 0) {
-                let why = "must be greater than or equal to 0";
-                causes.push(Cause::invalid(format!("spec.{field}"), &spec[field], why));
-            }
-        }
+        causes.extend(not_negative(spec, "spec", &["startingDeadlineSeconds"]));
         let concurrency = &spec["concurrencyPolicy"];
         match str_at(concurrency, "") {
             "Allow" | "Forbid" | "Replace" => {}
@@ -45,7 +40,9 @@ impl Strategy for CronJobs {
                 causes.push(Cause::not_supported("spec.concurrencyPolicy", concurrency, &known));
             }
         }
-        causes.extend(validate_job(&spec["jobTemplate"]["spec"], "spec.jobTemplate.spec"));
+        causes.extend(validate_template(&spec["jobTemplate"]["spec"], "spec.jobTemplate.spec"));
+        let limits = ["successfulJobsHistoryLimit", "failedJobsHistoryLimit"];
+        causes.extend(not_negative(spec, "spec", &limits));
         causes
     }
 
@@ -97,15 +94,8 @@ fn validate_zone(zone: &Value) -> Option<Cause> {
     Some(Cause::invalid("spec.timeZone", zone, &why))
 }
 
-fn validate_job(spec: &Value, path: &str) -> Vec<Cause> {
-    let mut causes = pod::validate_template(&spec["template"], &format!("{path}.template"));
-    let policy = &spec["template"]["spec"]["restartPolicy"];
-    let field = format!("{path}.template.spec.restartPolicy");
-    match str_at(policy, "") {
-        "OnFailure" | "Never" => {}
-        "" | "Always" => causes.push(Cause::required(field, "valid values: \"OnFailure\", \"Never\"")),
-        _ => causes.push(Cause::not_supported(field, policy, &["OnFailure", "Never"])),
-    }
+fn validate_template(spec: &Value, path: &str) -> Vec<Cause> {
+    let mut causes = job::validate_spec(spec, path);
     if !spec["selector"].is_null() {
         let why = "`selector` will be auto-generated";
         causes.push(Cause::invalid(format!("{path}.selector"), &spec["selector"], why));

@@ -8,7 +8,7 @@ use super::kind as declare;
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{NONE, condition, int_at, items_at, since_text, str_at, text_or};
-use crate::{Cause, Kind, Object, name};
+use crate::{Cause, Kind, Object, meta, name};
 
 pub(super) fn kind() -> Kind {
     declare("", "v1", "Pod", "pods")
@@ -349,7 +349,11 @@ fn is_latest(image: &str) -> bool {
 }
 
 pub(super) fn validate_template(template: &Value, path: &str) -> Vec<Cause> {
-    validate_spec(&template["spec"], &format!("{path}.spec"))
+    let meta = &template["metadata"];
+    let mut causes = meta::validate_labels(&meta["labels"], &format!("{path}.labels"));
+    causes.extend(meta::validate_annotations(&meta["annotations"], &format!("{path}.annotations")));
+    causes.extend(validate_spec(&template["spec"], &format!("{path}.spec")));
+    causes
 }
 
 /// The rules that a person's mistakes run into most; each cause is worded as upstream's.

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::pod;
+use super::{not_negative, pod, same_spec};
 use crate::strategy::Strategy;
 use crate::table::cell::{items_at, str_at};
 use crate::{Cause, Object, name};
@@ -67,14 +67,8 @@ impl Strategy for StatefulSets {
                 causes.push(Cause::not_supported(path, &policy[when], &["Retain", "Delete"]));
             }
         }
-        let numbers = [
-            ("replicas", &spec["replicas"]),
-            ("minReadySeconds", &spec["minReadySeconds"]),
-            ("ordinals.start", &spec["ordinals"]["start"]),
-        ];
-        causes.extend(
-            numbers.iter().filter_map(|(field, value)| not_negative(value, &format!("spec.{field}"))),
-        );
+        causes.extend(not_negative(spec, "spec", &["replicas", "minReadySeconds"]));
+        causes.extend(not_negative(&spec["ordinals"], "spec.ordinals", &["start"]));
         causes.extend(pod::validate_selector(object, "statefulset"));
         causes.extend(pod::validate_template(&with_claims(spec), "spec.template"));
         let pod = &spec["template"]["spec"];
@@ -111,9 +105,9 @@ impl Strategy for StatefulSets {
         let fixed = |object: &Object| {
             let mut spec = object["spec"].as_object().cloned().unwrap_or_default();
             spec.retain(|field, _| !MUTABLE.contains(&field.as_str()));
-            without_empty(&spec.into())
+            spec.into()
         };
-        if fixed(new) == fixed(old) {
+        if same_spec("io.k8s.api.apps.v1.StatefulSetSpec", &fixed(new), &fixed(old)) {
             return Vec::new();
         }
         let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
@@ -132,25 +126,6 @@ fn default_claim(claim: &mut Value) {
     }
 }
 
-/// The same but for what says nothing: some clients leave it out, and some write it.
-fn without_empty(value: &Value) -> Value {
-    let says_something = |value: &Value| match value {
-        Value::Null => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(fields) => !fields.is_empty(),
-        _ => true,
-    };
-    match value {
-        Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| (name.clone(), without_empty(value)));
-            Value::Object(fields.filter(|(_, value)| says_something(value)).collect())
-        }
-        Value::Array(items) => items.iter().map(without_empty).collect(),
-        other => other.clone(),
-    }
-}
-
 /// Of a feature that v1.36 does not turn on.
 const MAX_UNAVAILABLE: &str = "/spec/updateStrategy/rollingUpdate/maxUnavailable";
 
@@ -160,11 +135,6 @@ fn drop_max_unavailable(object: &mut Object) {
     {
         rolling.remove("maxUnavailable");
     }
-}
-
-fn not_negative(value: &Value, field: &str) -> Option<Cause> {
-    let is_negative = value.as_i64().is_some_and(|n| n < 0);
-    is_negative.then(|| Cause::invalid(field, value, "must be greater than or equal to 0"))
 }
 
 fn validate_strategy(spec: &Value) -> Vec<Cause> {
@@ -183,7 +153,7 @@ fn validate_strategy(spec: &Value) -> Vec<Cause> {
         }
         "OnDelete" => {}
         "RollingUpdate" => {
-            causes.extend(not_negative(&rolling["partition"], &format!("{path}.rollingUpdate.partition")));
+            causes.extend(not_negative(rolling, &format!("{path}.rollingUpdate"), &["partition"]));
         }
         _ => causes.push(Cause::invalid(path, strategy, "must be 'RollingUpdate' or 'OnDelete'")),
     }

@@ -31,7 +31,7 @@ fn revision(name: &str) -> Revision {
     let template = json!({"metadata": {"labels": {"a": "1"}}, "spec": {"containers": [{"name": name}]}});
     let revision = json!({"metadata": {"name": name}, "revision": 1,
         "data": {"spec": {"template": template}}});
-    Revision::new(&serde_json::from_value(revision).unwrap())
+    Revision::new(&set(json!({})), &serde_json::from_value(revision).unwrap())
 }
 
 /// What a test says of a pod: its revision, whether it is ready (and for how long), its phase, whether it goes.
@@ -393,4 +393,15 @@ fn the_oldest_revisions_go_that_nothing_is_of() {
     assert_eq!(gone(1), ["a", "c"]);
     assert_eq!(gone(0), ["a", "c", "d"]);
     assert_eq!(gone(-1), Vec::<String>::new(), "all are kept");
+}
+
+#[test]
+fn a_revision_without_a_template_leaves_that_of_the_set() {
+    let image = json!({"metadata": {}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let set = set(json!({"template": image}));
+    let empty: ControllerRevision =
+        serde_json::from_value(json!({"metadata": {"name": "r"}, "revision": 1, "data": {}})).unwrap();
+    let pod = new_stateful_pod(&set, &Revision::new(&set, &empty), 0);
+    let containers = pod.spec.unwrap_or_default().containers;
+    assert_eq!(containers.first().and_then(|c| c.image.as_deref()), Some("i"));
 }
