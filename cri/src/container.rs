@@ -22,7 +22,7 @@ pub struct Sandbox {
     /// IPC and UTS namespaces, held likewise; `None` where the pod shares the host's.
     pub ipcns: Option<PathBuf>,
     pub utsns: Option<PathBuf>,
-    /// The pause process of a pod that shares one PID namespace.
+    /// The pause process of a pod that shares one PID namespace; `None` so far, since such pods are refused.
     pub pause_pid: Option<u32>,
     /// The pod's cgroup, relative to every hierarchy's root, without a leading slash:
     /// `skiff/kubepods/burstable/pod<uid>`.

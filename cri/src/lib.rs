@@ -2,7 +2,7 @@
 //!
 //! [`v1`] holds the messages, made at build time from `proto/cri.proto`. [`Cri`] is what a nodelet
 //! calls: sandboxes, containers and images, one method a CRI call. `skiff-runtime` implements it in
-//! this process; a remote containerd or CRI-O implements it over a socket. [`ContainerRuntime`] is the
+//! this process; a remote containerd or CRI-O could over a socket, which is not built. [`ContainerRuntime`] is the
 //! smaller seam inside `skiff-runtime`: what one kind of container (runc, wasmtime) must do once a
 //! sandbox stands.
 

@@ -23,8 +23,7 @@ pub(crate) struct LayerSize {
 }
 
 impl Blobs {
-    /// Makes the directories and throws away what a crash left half done.
-    /// `clean` removes what a crash left half done; only for who has the store to itself.
+    /// Makes the directories. `clean` removes what a crash left half done; only for who has the store to itself.
     pub(crate) fn open(root: &Path, clean: bool) -> Result<Blobs, Error> {
         let blobs = Blobs { root: root.to_owned() };
         let ingest = blobs.ingest();

@@ -86,7 +86,8 @@ fn lock(root: &Path) -> Result<(File, bool), Error> {
 }
 
 impl Images {
-    /// Opens the store below `root`, making it if need be. What a crash left half done is removed.
+    /// Opens the store below `root`, making it if need be. What a crash left half done is removed, unless
+    /// somebody else has the store open.
     pub fn open(root: &Path, registries: Registries) -> Result<Arc<Images>, Error> {
         Images::with_caps(root, registries, Caps::default())
     }
@@ -167,7 +168,7 @@ impl Images {
     }
 
     /// Forgets an image, all its names at once, as CRI has it. Succeeds if there is none. Its content stays
-    /// until [`Images::collect_garbage`] finds that no container uses it.
+    /// until [`Images::collect_garbage`], which no node calls yet, finds that no container uses it.
     pub fn remove(&self, reference: &str) -> Result<(), Error> {
         let Some(image) = self.resolve(reference) else { return Ok(()) };
         let mut image = Arc::unwrap_or_clone(image);

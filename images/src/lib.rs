@@ -9,7 +9,7 @@
 //! <root>/blobs/sha256/<hex>   manifests, configs, layers as they came; complete and checked
 //! <root>/images/<hex>.json    one record an image: names, digests, kind, config
 //! <root>/layers/<hex>/        a layer unpacked, by diff ID: a lower directory of an overlay
-//! <root>/ingest/              blobs and layers on their way; emptied when the store is opened
+//! <root>/ingest/              blobs and layers on their way; emptied by who opens the store alone
 //! ```
 //!
 //! # Guarantees

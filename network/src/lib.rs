@@ -1,7 +1,7 @@
 //! A node's network.
 //!
-//! - [`PodNetwork`]: a bridge, a veth pair and an address for each pod, and the routes that keep the pod and
-//!   service ranges on this machine.
+//! - [`PodNetwork`]: a bridge, a veth pair and an address for each pod, and the routes that keep what nobody claims of the
+//!   pod and service ranges from leaving.
 //! - [`PeerRoutes`]: the way to other nodes' pods, by route or by tunnel.
 //! - [`ServiceProxy`]: Services and their endpoints as nftables maps, changed element by element; who gets in, who
 //!   sticks to which endpoint, whose address and port it is.

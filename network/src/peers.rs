@@ -10,7 +10,8 @@
 //! when it connects.
 //!
 //! # Guarantees
-//! - A pass reads what the kernel has and changes only what differs; packets on their way to other nodes notice nothing.
+//! - A pass reads what the kernel has and changes only the routes, neighbours and devices that differ; the few nft rules are
+//!   replaced in one transaction. Packets on their way to other nodes notice nothing.
 //! - A node's range is believed only within the cluster's, and only while no earlier node has it.
 //! - VXLAN is taken from the cluster's nodes only. It is neither encrypted nor signed: who can send with a node's
 //!   address can send to pods.

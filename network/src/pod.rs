@@ -11,7 +11,8 @@
 //! # Guarantees
 //! - `attach` and `detach` may be repeated, and finish what an interrupted call began.
 //! - A host port leads to the one sandbox that has it; another is refused it, and takes nothing away when it goes.
-//! - Nothing addressed to the pod or service range leaves by the uplink: both have an `unreachable` route.
+//! - What no route claims of the pod and service ranges is unreachable; other nodes' ranges leave by the uplink, to those
+//!   nodes only (`peers`).
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -34,7 +35,7 @@ pub struct PodNetworkConfig {
     pub bridge: String,
     /// This node's pod range, `10.42.0.0/24`.
     pub pod_cidr: String,
-    /// The whole cluster's pod range, kept off the uplink.
+    /// The whole cluster's pod range: what no node claims of it is unreachable.
     pub cluster_cidr: String,
     pub service_cidr: String,
     pub mtu: u32,

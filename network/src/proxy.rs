@@ -10,7 +10,8 @@
 //!                                      → goto affinity_X       (session affinity: a chain and a set an endpoint)
 //!  endpoints: ip . proto . port . 0..N → pod ip . pod port     (one rule a count picks at random)
 //!  only_endpoint: ip . proto . port    → pod ip . pod port     (where there is nothing to pick)
-//!  inside_…: the same three for this node and its pods, where `externalTrafficPolicy: Local` is not for them
+//!  udp_endpoints: the same for UDP, which needs a map of its own
+//!  inside_…: the same four for this node and its pods, where `externalTrafficPolicy: Local` is not for them
 //! ```
 //!
 //! # Guarantees

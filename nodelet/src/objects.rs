@@ -1,7 +1,8 @@
-//! The API objects that pods of this node refer to, each kept current by a watch of its own.
+//! The API objects that pods of this node refer to: Secrets and ConfigMaps, each kept current by a watch of its own. Services
+//! are watched all together; RuntimeClasses are read when asked for, and remembered for a minute.
 //!
-//! An object is watched from the first pod that refers to it to the last one that goes. When it
-//! changes, the pods that refer to it are woken: nothing polls.
+//! A Secret or ConfigMap is watched from the first pod that refers to it to the last one that goes. When it changes, the pods
+//! that refer to it are woken.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;

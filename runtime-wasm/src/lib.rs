@@ -21,15 +21,12 @@
 //! # Guarantees
 //! - Containers outlive nodelet: only their host process keeps them, and their records are files.
 //! - Guests of different namespaces never share a process.
-//! - A guest sees its volumes, its arguments and its pod's network, and nothing else of the node.
+//! - A guest sees its volumes, its arguments and its pod's network, and nothing else of the node: it has a root of its
+//!   own, looks up names as its pod does, and its thread may ask the kernel for little.
 //!
 //! # Caveats
-//! - `wasi:sockets/ip-name-lookup` asks the resolver that the node's `/etc/resolv.conf` names, from within
-//!   the pod's network namespace: cluster names resolve only where that resolver knows them.
 //! - `wasi:http/outgoing-handler` speaks plain HTTP; `https` is refused.
-//! - Volumes are directories: a volume mount of a single file is refused.
-//! - The host runs without new privileges, without core dumps and with few capabilities; it has no seccomp
-//!   filter and no read-only root yet.
+//! - A file that is mounted into a directory that is itself mounted is not seen.
 
 pub mod compile;
 pub mod host;

@@ -14,7 +14,7 @@ const WASM_HANDLERS: [&str; 2] = ["wasmtime", "wasmtime-dedicated"];
 
 /// All container runtimes of the node.
 pub(crate) struct Dispatch {
-    /// By handler, such as `runc` and `crun`.
+    /// By handler; today there is `runc` only.
     pub(crate) linux: BTreeMap<String, Arc<dyn ContainerRuntime>>,
     pub(crate) default_handler: String,
     pub(crate) wasm: Arc<dyn ContainerRuntime>,

@@ -4,7 +4,7 @@
 //!             NodeRuntime (cri.rs) ── what nodelet calls
 //!       ┌───────────┼──────────────────────┐
 //!  sandbox.rs   records.rs            ContainerRuntime, one a kind
-//!  namespaces,  what was made,        runtime-oci (runc, crun, …)
+//!  namespaces,  what was made,        runtime-oci (runc)         
 //!  cgroup, net  on disk               runtime-wasm (wasmtime)
 //! ```
 //!

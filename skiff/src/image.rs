@@ -29,7 +29,7 @@ pub(crate) enum ImageCommand {
         #[arg(long)]
         name: Option<String>,
     },
-    /// Remove images
+    /// Forget images; nothing yet takes their content off the disk
     Rm {
         #[arg(required = true)]
         names: Vec<String>,

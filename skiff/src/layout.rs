@@ -1,5 +1,5 @@
-//! Where files lie. Everything of one node is below a data directory and a run directory, so that several nodes
-//! share a machine.
+//! Where files lie. Everything of one node is below a data directory, a run directory and a log directory, so that several
+//! nodes share a machine.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! The `skiff` program: the command line, and the wiring of the components.
 //!
-//! - [`cli`]: what a person types. [`role`]: what Skiff starts itself as (shim, wasm host, forwarder, …).
+//! - [`cli`]: what a person types. [`role`]: what Skiff starts itself as (shim, Wasm host, Wasm compiler).
 //! - [`server`]: the control plane and a node in one process. [`node`]: one node, wherever its server is. [`layout`]: where
 //!   files lie.
 //! - [`agent`]: a node whose server is elsewhere; [`join`]: how it becomes a member; [`token`]: what lets it.

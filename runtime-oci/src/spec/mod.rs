@@ -55,7 +55,7 @@ pub struct Input<'a> {
     pub accounts: &'a Accounts,
     /// Where the root filesystem is mounted.
     pub rootfs: &'a Path,
-    /// The PID namespace to join instead of a new one: the pod's, or that of a targeted container.
+    /// The PID namespace to join instead of a new one, such as that of a targeted container.
     pub pid_namespace: PidNamespace,
     /// The host's devices that the container asks for; all of them if it is privileged.
     pub devices: &'a [HostDevice],
