@@ -519,7 +519,7 @@ fn validate_template_update(new: &Object, old: &Object) -> Option<Cause> {
         return differ(template, was).then(|| Cause::invalid("spec.template", template, IMMUTABLE));
     }
     let (spec, mut allowed) = (&template["spec"], was["spec"].clone());
-    allowed["affinity"]["nodeAffinity"] = spec["affinity"]["nodeAffinity"].clone();
+    allow_node_affinity(&mut allowed, &spec["affinity"]);
     for field in ["nodeSelector", "tolerations", "schedulingGates"] {
         allowed[field] = spec[field].clone();
     }
@@ -531,6 +531,18 @@ fn validate_template_update(new: &Object, old: &Object) -> Option<Cause> {
     }
     let differ = differ(&json!({"spec": spec}), &json!({"spec": allowed}));
     differ.then(|| Cause::invalid("spec.template.spec", spec, IMMUTABLE))
+}
+
+/// Takes over the part of an affinity that is about nodes; an affinity of no other part may also go.
+fn allow_node_affinity(allowed: &mut Value, affinity: &Value) {
+    if allowed["affinity"].is_null() && affinity.is_null() {
+        return;
+    }
+    allowed["affinity"]["nodeAffinity"] = affinity["nodeAffinity"].clone();
+    let is_empty = |value: &Value| value.as_object().is_none_or(|parts| parts.values().all(Value::is_null));
+    if affinity.is_null() && is_empty(&allowed["affinity"]) {
+        allowed["affinity"] = Value::Null;
+    }
 }
 
 fn may_change_template(job: &Object) -> bool {
@@ -793,7 +805,13 @@ mod tests {
                 {"nodeSelectorTerms": []}}});
             spec["containers"][0]["resources"] = json!({"requests": {"cpu": "1"}});
         };
-        assert_eq!(refused(&waiting, all), None);
+        for allowed in [&selector as &dyn Fn(&mut Object), &all] {
+            assert_eq!(refused(&waiting, allowed), None);
+        }
+        let mut placed = waiting.clone();
+        all(&mut placed);
+        let anywhere = |j: &mut Object| j["spec"]["template"]["spec"]["affinity"] = Value::Null;
+        assert_eq!(refused(&placed, anywhere), None);
         assert_eq!(refused(&waiting, image).as_deref(), Some("spec.template.spec"));
         let other_pods = |j: &mut Object| {
             j["spec"]["template"]["spec"]["affinity"] = json!({"podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "z"}]}});
