@@ -44,7 +44,8 @@ fn about(name: Name) -> (&'static str, &'static str) {
             "Pods on nodes that are only objects",
             "From the first create to the last bind, by 16 clients; the API server and the client share the machine with the \
              scheduler. Upstream: etcd, kube-apiserver, and kube-scheduler without a limit on its requests. Skiff's node life \
-             cycle taints such nodes before the clock starts; the pods tolerate all taints.",
+             cycle taints such nodes before the clock starts, and a node a second to be emptied while it runs; the pods tolerate \
+             all taints.",
         ),
         Name::PodStart => (
             "From the create to Running",
