@@ -106,15 +106,18 @@ fn open_envelope(out: &mut BytesMut, api_version: &str, kind: &str, message_byte
     out.put_slice(&head);
 }
 
+/// Bytes before each event of a stream: its length, big-endian.
+pub const FRAME_HEAD: usize = 4;
+
 /// An event of a watch as it is sent: four bytes of length, then the event around the enveloped object.
 pub fn watch_frame(kind: &str, object: &[u8]) -> Bytes {
     let mut raw = Vec::with_capacity(object.len() + 8);
     wire::put_delimited(&mut raw, 1, object);
-    let mut event = vec![0; 4];
+    let mut event = vec![0; FRAME_HEAD];
     wire::put_delimited(&mut event, 1, kind.as_bytes());
     wire::put_delimited(&mut event, 2, &raw);
-    let length = u32::try_from(event.len() - 4).unwrap_or(u32::MAX);
-    event[..4].copy_from_slice(&length.to_be_bytes());
+    let length = u32::try_from(event.len() - FRAME_HEAD).unwrap_or(u32::MAX);
+    event[..FRAME_HEAD].copy_from_slice(&length.to_be_bytes());
     event.into()
 }
 

@@ -54,7 +54,7 @@ impl Api {
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::parse(parts.method.as_str(), parts.uri.path(), &query);
-        let measured = self.measured(&info, &query);
+        let measured = self.measured(&info);
         let long_running = measured.long_running;
         let handled = AssertUnwindSafe(Box::pin(self.pass(parts, body, query, info)));
         let handled = async {
@@ -89,7 +89,7 @@ impl Api {
         let streams =
             matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
         let documents = Encoding::of_documents(&headers, &query);
-        let checked = self.admit(&headers, &extensions, &query, &info).await;
+        let checked = self.admit(&headers, &extensions, &info).await;
         let (user, permit) = match checked {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
@@ -101,7 +101,7 @@ impl Api {
             Err(status) => return respond::failure(&documents, &status),
         };
         let place = Place(Arc::new(permit));
-        let long_running = info.is_long_running(&query);
+        let long_running = info.is_long_running();
         let result = if info.is_resource {
             let mut extensions = extensions;
             extensions.insert(place.clone());
@@ -130,12 +130,11 @@ impl Api {
         &self,
         headers: &http::HeaderMap,
         extensions: &http::Extensions,
-        query: &Query,
         info: &RequestInfo,
     ) -> Result<(UserInfo, OwnedSemaphorePermit), Status> {
         let user = self.authenticator.authenticate(headers, extensions)?;
         let level = Level::of(&user, info);
-        let permit = self.limits.admit(level, &info.verb, info.is_long_running(query)).await?;
+        let permit = self.limits.admit(level, &info.verb, info.is_long_running()).await?;
         let user = self.impersonated(user, headers)?;
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer.authorize(&attributes);
@@ -241,7 +240,7 @@ impl Api {
     }
 
     /// The labels of a request's metrics; what the server does not know is not named.
-    fn measured(&self, info: &RequestInfo, query: &Query) -> Measured {
+    fn measured(&self, info: &RequestInfo) -> Measured {
         const VERBS: &[&str] =
             &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
         let verb = VERBS.iter().find(|verb| **verb == info.verb).copied().unwrap_or("other");
@@ -254,7 +253,7 @@ impl Api {
             version: of(&info.version),
             resource: of(&info.resource),
             subresource: of(&info.subresource),
-            long_running: info.is_long_running(query),
+            long_running: info.is_long_running(),
         }
     }
 }

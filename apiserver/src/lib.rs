@@ -43,6 +43,7 @@ mod openid;
 mod bootstrap;
 mod server;
 mod tls;
+mod websocket;
 
 pub use auth::UserInfo;
 pub use auth::authorize::{Attributes, Authorizer, Decision};

@@ -185,10 +185,9 @@ impl RequestInfo {
     }
 
     /// Whether the request goes on for as long as the client likes.
-    pub(crate) fn is_long_running(&self, query: &Query) -> bool {
+    pub(crate) fn is_long_running(&self) -> bool {
         self.verb == "watch"
-            || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy")
-            || (self.subresource == "log" && query.flag("follow"))
+            || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log")
     }
 }
 

@@ -41,3 +41,6 @@ mod joining;
 
 #[path = "api/certificates.rs"]
 mod certificates;
+
+#[path = "api/websocket.rs"]
+mod websocket;

@@ -10,7 +10,7 @@ mod destination;
 mod forward;
 mod pod;
 mod rewrite;
-mod upgrade;
+pub(crate) mod upgrade;
 
 pub(crate) use destination::PodProxy;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use http::HeaderValue;
 use http::header::CONTENT_TYPE;
+use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
@@ -13,7 +13,8 @@ use skiff_api::{Cause, Object, Status};
 use super::{NodeAddress, upgrade};
 use crate::api::{Api, Call};
 use crate::request::{Query, encode};
-use crate::respond::{self, Response};
+use crate::respond::Response;
+use crate::websocket::Socket;
 
 /// Parameters of `PodLogOptions` that are passed on to the kubelet.
 const LOG_PARAMETERS: &[&str] =
@@ -22,13 +23,16 @@ const LOG_PARAMETERS: &[&str] =
 const MAX_ERROR_BYTES: usize = 4 << 10;
 
 impl Api {
-    pub(crate) async fn pod_log(&self, call: Call) -> Result<Response, Status> {
+    pub(crate) async fn pod_log(&self, mut call: Call) -> Result<Response, Status> {
         check_log_options(&call)?;
+        let socket = Socket::asked_for(&mut call, &self.shutdown).await?;
         let pod = self.newest_pod(&call).await?;
         let container = choose_container(&pod, call.query.get("container").unwrap_or_default())?;
         let Some(node) = node_of(&pod) else {
-            // Nothing runs yet: an empty log, as upstream.
-            return Ok(respond::text(200, ""));
+            // Nothing runs yet.
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::NO_CONTENT;
+            return Ok(response);
         };
         let address = self.node_address(node)?;
         let mut parameters = Vec::new();
@@ -48,6 +52,9 @@ impl Api {
         let answer = self.kubelet.send(address, request).await?;
         if !answer.status().is_success() {
             return Err(kubelet_error(answer).await);
+        }
+        if let Some(socket) = socket {
+            return socket.log(answer.into_body().into_data_stream());
         }
         let mut response = Response::new(Body::new(answer.into_body()));
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain"));

@@ -23,7 +23,7 @@ use crate::respond::Response;
 
 const BUFFER_BYTES: usize = 16 << 10;
 /// Upstream's `--streaming-connection-idle-timeout`, here for the whole stream.
-const MAX_STREAM: Duration = Duration::from_secs(4 * 3600);
+pub(crate) const MAX_STREAM: Duration = Duration::from_secs(4 * 3600);
 
 /// Headers of the handshake that are passed on, either way; nothing else is, no credentials in particular.
 const HANDSHAKE: &[&str] = &[
@@ -66,7 +66,7 @@ pub(super) async fn pass_through(
 }
 
 /// The client's side of a connection that is to be taken over.
-pub(super) fn client_of(call: &mut Call) -> Result<OnUpgrade, Status> {
+pub(crate) fn client_of(call: &mut Call) -> Result<OnUpgrade, Status> {
     call.extensions.remove::<OnUpgrade>().ok_or_else(|| {
         Status::bad_request("unable to upgrade: this connection cannot be upgraded, use HTTP/1.1")
     })
@@ -112,7 +112,7 @@ async fn copy(client: OnUpgrade, backend: OnUpgrade, shutdown: CancellationToken
 }
 
 /// The protocol that a client asks to switch to, if it is one that is passed through.
-pub(super) fn requested(headers: &HeaderMap) -> Option<&'static str> {
+pub(crate) fn requested(headers: &HeaderMap) -> Option<&'static str> {
     let connection = headers.get_all(CONNECTION).iter().filter_map(|v| v.to_str().ok());
     let upgrades = connection.flat_map(|v| v.split(',')).any(|v| v.trim().eq_ignore_ascii_case("upgrade"));
     let protocol = headers.get(UPGRADE)?.to_str().ok()?;
@@ -136,7 +136,8 @@ fn copy_handshake(from: &HeaderMap, to: &mut HeaderMap) {
     }
 }
 
-pub(super) fn without_token(value: &HeaderValue) -> Option<HeaderValue> {
+/// Protocols without the token that may be among them.
+pub(crate) fn without_token(value: &HeaderValue) -> Option<HeaderValue> {
     let rest: Vec<&str> = value
         .to_str()
         .ok()?

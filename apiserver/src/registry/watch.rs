@@ -1,13 +1,14 @@
 //! Watches: the initial state if asked for, then every change, then bookmarks.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use rand::Rng;
@@ -23,6 +24,7 @@ use crate::api::{Api, Call};
 use crate::cache::{Caches, Change, Entry, Watcher};
 use crate::respond::{self, Response, Shape, Syntax};
 use crate::store::Revision;
+use crate::websocket::{Messages, Socket};
 
 /// Upstream's `--min-request-timeout`: a watch without `timeoutSeconds` ends between this and twice this.
 const MIN_TIMEOUT_S: u64 = 1800;
@@ -30,14 +32,18 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 impl Api {
-    pub(super) async fn watch(&self, call: Call) -> Result<Response, Status> {
+    pub(super) async fn watch(&self, mut call: Call) -> Result<Response, Status> {
         let options = ListOptions::parse(&call)?;
         call.encoding.check_streams()?;
         let syntax = call.encoding.syntax;
+        let socket = Socket::asked_for(&mut call, &self.shutdown).await?;
         let (watcher, initial_end) = match self.start_watch(&call, &options).await {
             Ok(started) => started,
             // As upstream: clients take a version that is too old from the stream, and list again.
-            Err(status) if status.code == 410 => return Ok(expired(&status, syntax)),
+            Err(status) if status.code == 410 => {
+                let expired = futures::stream::iter([event("ERROR", &status.to_json(), syntax)]);
+                return Ok(streamed(expired, syntax, socket));
+            }
             Err(status) => return Err(status),
         };
         let cache = self.caches.of(&call.kind)?;
@@ -65,7 +71,7 @@ impl Api {
             pending_bookmark: None,
             encoder,
         };
-        Ok(streamed(Body::from_stream(stream.into_stream()), syntax))
+        Ok(streamed(stream.into_stream(), syntax, socket))
     }
 
     /// Registers the watch. The second value is the revision of the bookmark that ends the initial events.
@@ -109,8 +115,24 @@ impl Api {
     }
 }
 
-fn streamed(body: Body, syntax: Syntax) -> Response {
-    let mut response = Response::new(body);
+/// The answer that is `events`, each of them a message if there is a socket.
+fn streamed(
+    events: impl Stream<Item = Bytes> + Send + 'static,
+    syntax: Syntax,
+    socket: Option<Socket>,
+) -> Response {
+    if let Some(socket) = socket {
+        return match syntax {
+            // A message has a length of its own.
+            Syntax::Protobuf => {
+                let events =
+                    events.map(|mut frame| Ok(frame.split_off(protobuf::FRAME_HEAD.min(frame.len()))));
+                socket.events(Messages::Binary, events)
+            }
+            _ => socket.events(Messages::Text, events.map(Ok)),
+        };
+    }
+    let mut response = Response::new(Body::from_stream(events.map(Ok::<_, Infallible>)));
     let headers = response.headers_mut();
     let media_type = match syntax {
         Syntax::Protobuf => "application/vnd.kubernetes.protobuf;stream=watch",
@@ -119,11 +141,6 @@ fn streamed(body: Body, syntax: Syntax) -> Response {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
-}
-
-/// A watch whose one event says that it cannot go on from its version.
-fn expired(status: &Status, syntax: Syntax) -> Response {
-    streamed(Body::from(event("ERROR", &status.to_json(), syntax)), syntax)
 }
 
 struct WatchStream {
@@ -142,10 +159,10 @@ struct WatchStream {
 }
 
 impl WatchStream {
-    fn into_stream(self) -> impl Stream<Item = Result<Bytes, std::convert::Infallible>> + Send {
+    fn into_stream(self) -> impl Stream<Item = Bytes> + Send {
         futures::stream::unfold(self, |mut stream| async move {
             let frame = stream.next().await?;
-            Some((Ok(frame), stream))
+            Some((frame, stream))
         })
     }
 

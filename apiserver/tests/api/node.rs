@@ -78,7 +78,7 @@ async fn answer(mut request: Request<hyper::body::Incoming>) -> Result<Response<
     Ok(Response::new(Body::from(path)))
 }
 
-async fn pod_on_node(cluster: &Cluster) -> Client {
+pub(crate) async fn pod_on_node(cluster: &Cluster) -> Client {
     let port = kubelet(cluster).await;
     let admin = cluster.namespace("a").await;
     let node = json!({

@@ -75,7 +75,7 @@ fn about(name: Name) -> (&'static str, &'static str) {
              which has an address and a network namespace. Either side maps native code that was made before.",
         ),
         Name::Hollow => (
-            "API latency by verb, Skiff alone",
+            "Latency of the API by verb, Skiff alone",
             "`skiff-hollow` plays the nodes: leases, statuses, and pods that become Running, in one process over the API and on \
              the same cores. Deployments make the pods, the scheduler binds them; probes of every verb go on meanwhile and for \
              a minute with all pods running. Times are of one request, sent to whole answer; WATCH is from an update to its \

@@ -61,8 +61,7 @@ pub(super) fn page(
     if !vacuous.is_empty() {
         writeln!(
             out,
-            "Of those that passed, {} say nothing: they return if what they are about is not served, or see that nobody \
-             does it.\n",
+            "Of those that passed, {} say nothing: they return if what they are about is not served.\n",
             vacuous.len()
         )?;
         for test in vacuous {
