@@ -15,6 +15,7 @@ use crate::auth::authorize::Authorizer;
 use crate::auth::token::TokenKeys;
 use crate::cache::{Caches, Entry};
 use crate::discovery::Discovery;
+use crate::heavy::Heavy;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::openid::OpenId;
@@ -38,6 +39,7 @@ pub(crate) struct Api {
     pub(crate) kubelet: Kubelet,
     pub(crate) pod_proxy: PodProxy,
     pub(crate) limits: Limits,
+    pub(crate) heavy: Heavy,
     pub(crate) quota_turns: Turns,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,
@@ -55,7 +57,7 @@ impl Api {
 
     /// An object of the core group out of the cache.
     pub(crate) fn cached(&self, plural: &str, key: &str) -> Result<Option<Arc<Entry>>, Status> {
-        Ok(self.caches.of(self.kind("", "v1", plural)?)?.get(key))
+        Ok(self.caches.of(self.kind("", "v1", plural)?)?.get(key)?)
     }
 
     /// The same, but asks again with everything applied that was acknowledged before, if it is not there.

@@ -21,6 +21,9 @@ use crate::services::ServiceCidr;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
+/// Events about damage at a start; the log has all of it.
+const MAX_TOLD: usize = 100;
+
 const PRIORITY_CLASSES: &[(&str, i64, &str)] = &[
     (
         "system-cluster-critical",
@@ -46,12 +49,13 @@ impl Api {
     pub(crate) async fn bootstrap(&self, advertised: Advertised) -> Result<(), Status> {
         for name in NAMESPACES {
             let namespace = json!({"metadata": {"name": name}});
-            self.ensure(("", "v1", "namespaces"), "", name, namespace, Existing::Stays).await?;
+            let of = ("", "v1", "namespaces");
+            go_on(self.ensure(of, "", name, namespace, Existing::Stays).await)?;
         }
         for (name, value, description) in PRIORITY_CLASSES {
             let class = json!({"metadata": {"name": name}, "value": value, "description": description});
             let of = ("scheduling.k8s.io", "v1", "priorityclasses");
-            self.ensure(of, "", name, class, Existing::Stays).await?;
+            go_on(self.ensure(of, "", name, class, Existing::Stays).await)?;
         }
         let labels = json!({"component": "apiserver", "provider": "kubernetes"});
         let service = json!({
@@ -61,10 +65,12 @@ impl Api {
                 "ports": [{"name": "https", "port": 443, "protocol": "TCP", "targetPort": advertised.port}],
             },
         });
-        self.ensure(("", "v1", "services"), "default", "kubernetes", service, Existing::Stays).await?;
-        self.repair_addresses().await?;
-        self.ensure_service_cidr(advertised.cidr).await?;
-        self.publish_endpoints(advertised).await
+        let of = ("", "v1", "services");
+        go_on(self.ensure(of, "default", "kubernetes", service, Existing::Stays).await)?;
+        go_on(self.repair_addresses().await)?;
+        go_on(self.ensure_service_cidr(advertised.cidr).await)?;
+        go_on(self.publish_endpoints(advertised).await)?;
+        self.tell_of_damage().await
     }
 
     /// The range of Service addresses as an object. The finalizer stays: as long as the cluster lives, the
@@ -117,6 +123,34 @@ impl Api {
         self.ensure(of, "default", "kubernetes", slice, Existing::IsReplaced).await
     }
 
+    /// An event for each stored value that cannot be read: the log of the server is not what people look at.
+    async fn tell_of_damage(&self) -> Result<(), Status> {
+        for (cache, key, why) in self.caches.damaged().into_iter().take(MAX_TOLD) {
+            let kind = cache.kind().clone();
+            let (namespace, name) =
+                if kind.is_namespaced() { key.split_once('/') } else { None }.unwrap_or(("", &key));
+            let place = if namespace.is_empty() { "default" } else { namespace };
+            let path = format!("{}{key}", kind.prefix(None));
+            let event = json!({
+                "metadata": {"generateName": "damaged-object."},
+                "involvedObject": {
+                    "apiVersion": kind.api_version(), "kind": kind.kind, "namespace": namespace, "name": name,
+                },
+                "type": "Warning", "reason": "StorageReadError", "action": "Reading",
+                "message": format!(
+                    "{path} cannot be read from the storage: {why}. Restore a backup, or delete the object with ignoreStoreReadErrorWithClusterBreakingPotential"
+                ),
+                "source": {"component": "apiserver"}, "reportingComponent": "apiserver", "reportingInstance": "",
+                "count": 1, "firstTimestamp": now(), "lastTimestamp": now(),
+            });
+            // The namespace may be what cannot be read.
+            if let Err(error) = self.ensure(("", "v1", "events"), place, "", event, Existing::Stays).await {
+                tracing::warn!(%error, path, "cannot record an event about a damaged object");
+            }
+        }
+        Ok(())
+    }
+
     async fn ensure(
         &self,
         (group, version, plural): (&str, &str, &str),
@@ -167,7 +201,18 @@ impl Api {
     }
 
     fn exists(&self, call: &Call) -> Result<bool, Status> {
-        Ok(self.caches.of(&call.kind)?.get(&call.key()).is_some())
+        Ok(self.caches.of(&call.kind)?.get(&call.key())?.is_some())
+    }
+}
+
+/// What cannot be read is no reason to keep the rest of the cluster from starting: who asks for it is told.
+fn go_on(step: Result<(), Status>) -> Result<(), Status> {
+    match step {
+        Err(status) if status.reason == "StorageReadError" => {
+            tracing::error!(%status, "an object that every cluster has cannot be looked at");
+            Ok(())
+        }
+        step => step,
     }
 }
 

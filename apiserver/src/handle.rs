@@ -1,9 +1,13 @@
-//! The pipeline of one request: who asks, is there room, may they, and then what it is about.
+//! The pipeline of one request: who asks, may they, is there room, and then what it is about.
 //!
 //! ```text
-//! parse ─ authenticate ─ in-flight limit ─ impersonate ─ authorize ─┬─ resource ─ registry or subresource
-//!                                                                   └─ discovery, health, metrics, openapi, version
+//! parse ─ authenticate ─ impersonate ─ authorize ─ body ─ in-flight limit ─┬─ resource ─ registry or subresource
+//!                                                                          └─ discovery, health, metrics, openapi, version
 //! ```
+//!
+//! # Guarantees
+//! - What is authorized is what is served: all of it is read from one [`RequestInfo`].
+//! - A mutation that was begun runs to its end, whatever becomes of the connection.
 
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
@@ -16,27 +20,31 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request};
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Status};
 use tokio::sync::OwnedSemaphorePermit;
 
-use crate::api::{Api, Call};
+use crate::api::{Api, Call, key_of};
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
 use crate::discovery;
+use crate::heavy::{self, HEAVY_BYTES};
+use crate::limits::connections::Connection;
 use crate::limits::{Level, REQUEST_TIMEOUT};
 use crate::metrics::Measured;
 use crate::negotiate::Offer;
 use crate::registry::store_failure;
-use crate::request::{Query, RequestInfo};
+use crate::request::{Query, RequestInfo, duration};
 use crate::respond::{self, Encoding, Response};
 
 /// The place of a request among those in flight, held for as long as anything of it goes on.
 #[derive(Clone)]
-pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Arc<OwnedSemaphorePermit>);
+pub(crate) struct Place(
+    #[expect(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, Vec<OwnedSemaphorePermit>)>,
+);
 
 /// What is left of a request's head once it is understood.
 struct Head {
@@ -48,14 +56,27 @@ struct Head {
 
 impl Api {
     /// Answers one request. Never fails: every error is a `Status`.
-    pub(crate) async fn serve(&self, request: Request<Body>) -> Response {
+    pub(crate) async fn serve(self: &Arc<Self>, request: Request<Body>) -> Response {
         let started = Instant::now();
         let _in_flight = self.metrics.begin();
         let (parts, body) = request.into_parts();
+        let is_head = parts.method == http::Method::HEAD;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::parse(parts.method.as_str(), parts.uri.path(), &query);
         let measured = self.measured(&info);
         let long_running = measured.long_running;
+        let limit = match query.non_empty("timeout").map(duration).transpose() {
+            _ if long_running => REQUEST_TIMEOUT,
+            Ok(asked) => {
+                asked.filter(|asked| !asked.is_zero()).map_or(REQUEST_TIMEOUT, |at| at.min(REQUEST_TIMEOUT))
+            }
+            Err(why) => {
+                let why = format!("invalid timeout specified in the request URL - {why}");
+                let response = respond::failure(&Encoding::plain(), &Status::bad_request(why));
+                self.metrics.observe(measured, response.status().as_u16(), started.elapsed());
+                return response;
+            }
+        };
         let handled = AssertUnwindSafe(Box::pin(self.pass(parts, body, query, info)));
         let handled = async {
             match handled.catch_unwind().await {
@@ -69,17 +90,18 @@ impl Api {
         let response = if long_running {
             handled.await
         } else {
-            tokio::time::timeout(REQUEST_TIMEOUT, handled).await.unwrap_or_else(|_| {
+            tokio::time::timeout(limit, handled).await.unwrap_or_else(|_| {
                 let why = "Timeout: request did not complete within the allotted timeout";
                 respond::failure(&Encoding::plain(), &Status::timeout(why))
             })
         };
         self.metrics.observe(measured, response.status().as_u16(), started.elapsed());
-        response
+        // HTTP/1 leaves it out by itself; HTTP/2 would send it.
+        if is_head { response.map(|_| Body::empty()) } else { response }
     }
 
     async fn pass(
-        &self,
+        self: &Arc<Self>,
         parts: http::request::Parts,
         body: Body,
         query: Query,
@@ -89,8 +111,7 @@ impl Api {
         let streams =
             matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
         let documents = Encoding::of_documents(&headers, &query);
-        let checked = self.admit(&headers, &extensions, &info).await;
-        let (user, permit) = match checked {
+        let (user, level) = match self.identify(&headers, &extensions, &info) {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
         };
@@ -100,13 +121,22 @@ impl Api {
             Err(_) if streams => documents,
             Err(status) => return respond::failure(&documents, &status),
         };
-        let place = Place(Arc::new(permit));
         let long_running = info.is_long_running();
+        let is_mutation = info.is_resource && !long_running && !matches!(info.verb.as_str(), "get" | "list");
+        let admitted = self.enter(level, &info, body, is_mutation).await;
+        let (place, body) = match admitted {
+            Ok(admitted) => admitted,
+            Err(status) => return respond::failure(&documents, &status),
+        };
         let result = if info.is_resource {
             let mut extensions = extensions;
             extensions.insert(place.clone());
             let head = Head { method, uri, headers, extensions };
-            self.resource(user, info, query, head, body, encoding).await
+            if is_mutation {
+                self.to_its_end(user, info, query, head, body, encoding).await
+            } else {
+                self.resource(user, info, query, head, body, encoding).await
+            }
         } else {
             self.path(&info, &query, &headers, &encoding).await
         };
@@ -125,23 +155,75 @@ impl Api {
         if forgotten { Offer::NoTables } else { Offer::Shapes }
     }
 
-    /// Who asks, whether there is room, and whether they may.
-    async fn admit(
+    /// Who asks, in whose places, and whether they may.
+    fn identify(
         &self,
         headers: &http::HeaderMap,
         extensions: &http::Extensions,
         info: &RequestInfo,
-    ) -> Result<(UserInfo, OwnedSemaphorePermit), Status> {
+    ) -> Result<(UserInfo, Level), Status> {
         let user = self.authenticator.authenticate(headers, extensions)?;
-        let level = Level::of(&user, info);
-        let permit = self.limits.admit(level, &info.verb, info.is_long_running()).await?;
+        if let Some(connection) = extensions.get::<Arc<Connection>>() {
+            connection.identify(&user)?;
+        }
         let user = self.impersonated(user, headers)?;
+        // As upstream: who acts as somebody else takes that one's places.
+        let level = Level::of(&user, info);
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer.authorize(&attributes);
         if !decision.allowed {
             return Err(attributes.forbidden(&decision.reason));
         }
-        Ok((user, permit))
+        Ok((user, level))
+    }
+
+    /// Waits for room. The body of a mutation is there before it takes a place: one that is slow holds up nobody.
+    async fn enter(
+        &self,
+        level: Level,
+        info: &RequestInfo,
+        body: Body,
+        is_mutation: bool,
+    ) -> Result<(Place, Body), Status> {
+        let (body, room) = if is_mutation {
+            let received = self.limits.receive(level, body).await?;
+            (Body::from(received.bytes), received.room)
+        } else {
+            (body, Vec::new())
+        };
+        let permit = self.limits.admit(level, &info.verb, info.is_long_running()).await?;
+        Ok((Place(Arc::new((permit, room))), body))
+    }
+
+    /// Handles a mutation in a task of its own, which goes on if the client does not wait for it: what was given out, charged
+    /// and written belongs together.
+    async fn to_its_end(
+        self: &Arc<Self>,
+        user: UserInfo,
+        info: RequestInfo,
+        query: Query,
+        head: Head,
+        body: Body,
+        encoding: Encoding,
+    ) -> Result<Response, Status> {
+        let api = self.clone();
+        let is_heavy = body.size_hint().lower().max(self.stored_bytes(&info)) >= HEAVY_BYTES as u64;
+        let work = Box::pin(async move { api.resource(user, info, query, head, body, encoding).await });
+        if is_heavy {
+            return self.heavy.drive(work).await?;
+        }
+        tokio::spawn(work).await.unwrap_or_else(|error| Err(heavy::failure(&error)))
+    }
+
+    /// How large the object is that a request is about.
+    fn stored_bytes(&self, info: &RequestInfo) -> u64 {
+        let kind = self.kinds.by_resource(&info.group, &info.version, &info.resource);
+        let cache = kind.and_then(|kind| Some((kind, self.caches.of(kind).ok()?)));
+        let entry = cache.and_then(|(kind, cache)| {
+            let key = key_of(kind, &info.namespace, &info.name);
+            cache.get(&key).ok().flatten()
+        });
+        entry.map_or(0, |entry| entry.json.len() as u64)
     }
 
     async fn resource(
@@ -173,7 +255,8 @@ impl Api {
             warnings,
         };
         if !call.info.subresource.is_empty() {
-            if !call.kind.has_subresource(&call.info.subresource) {
+            // A subresource below `/watch/` would be authorized as a watch and served as something else.
+            if call.info.verb == "watch" || !call.kind.has_subresource(&call.info.subresource) {
                 return Err(Status::no_such_path());
             }
             return self.handle_subresource(call).await;

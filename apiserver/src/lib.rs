@@ -20,6 +20,7 @@ mod request;
 mod respond;
 
 mod auth;
+mod heavy;
 mod limits;
 
 mod api;

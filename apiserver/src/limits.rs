@@ -1,56 +1,107 @@
-//! What keeps one client from taking all: requests in flight, sizes, times.
+//! What keeps one client from taking all: requests in flight, bodies, sizes, times.
 //!
-//! A request that finds no place waits for one, for a while. Some places are kept for nodes, so that a burst of anybody else
-//! does not make healthy nodes look dead: upstream's API Priority and Fairness (KEP-1040) with three levels and no queues for
-//! each client.
+//! A request that finds no place waits for one, for a while. Each level keeps some places for itself, so that a burst of one
+//! neither makes healthy nodes look dead nor shuts the administrator out: upstream's API Priority and Fairness (KEP-1040)
+//! without queues for each client.
+//!
+//! A place is taken once a request's body is there: a body that trickles in holds nothing but its bytes.
+
+pub(crate) mod connections;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use skiff_api::Status;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 
-use crate::auth::UserInfo;
+use crate::auth::{ANONYMOUS, MASTERS, SERVICE_ACCOUNT_PREFIX, UserInfo, rules};
 use crate::request::RequestInfo;
 
 /// The largest body of a request, as upstream.
 pub(crate) const MAX_BODY_BYTES: usize = 3 << 20;
 /// How long a request that is no watch or stream may take, as upstream.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// Upstream's defaults of `--max-requests-inflight` and `--max-mutating-requests-inflight`, of which some are kept.
+/// About upstream's defaults of `--max-requests-inflight` and `--max-mutating-requests-inflight`.
 const READS: usize = 400;
-const WRITES: usize = 200;
-/// Of each of the two, for heartbeats alone and for nodes alone.
-const KEPT_FOR_HEARTBEATS: usize = 40;
-const KEPT_FOR_NODES: usize = 40;
+const WRITES: usize = 300;
 /// Watches and streams at once: some for each node of a large cluster.
 const LONG_RUNNING: usize = 65_536;
-/// How long a request waits for a place, and how many of a level may. They hold little: their bodies are read later.
+/// How long a request waits for a place, and how many of a level may.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 const MAX_WAITING: usize = 5000;
+/// What bodies may take at once, of those who are trusted and of all others.
+const BODIES_KIB: usize = 64 << 10;
+/// Each piece of a body must come within this time, and after it the whole at this rate.
+const BODY_STALL: Duration = Duration::from_secs(10);
+const BODY_MIN_BYTES_PER_S: u64 = 1024;
 
 /// Who is let in before whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Level {
+    Administrator,
     /// What a node says to be alive: its lease, its object and that object's status (upstream's `node-high`).
     Heartbeat,
     /// Everything else from nodes (`system`).
     Node,
+    /// The cluster's own components, and service accounts of `kube-system` (`workload-high`).
+    Component,
+    /// All other service accounts (`workload-low`).
+    ServiceAccount,
+    /// Everybody else with a name (`global-default`).
     Other,
+    /// Who has none (`catch-all`).
+    Anonymous,
 }
+
+const LEVELS: [Level; 7] = [
+    Level::Administrator,
+    Level::Heartbeat,
+    Level::Node,
+    Level::Component,
+    Level::ServiceAccount,
+    Level::Other,
+    Level::Anonymous,
+];
 
 impl Level {
     pub(crate) fn of(user: &UserInfo, info: &RequestInfo) -> Level {
-        if user.node_name().is_none() {
-            return Level::Other;
+        if user.node_name().is_some() {
+            return match (info.group.as_str(), info.resource.as_str()) {
+                ("coordination.k8s.io", "leases") | ("", "nodes") => Level::Heartbeat,
+                _ => Level::Node,
+            };
         }
-        match (info.group.as_str(), info.resource.as_str()) {
-            ("coordination.k8s.io", "leases") | ("", "nodes") => Level::Heartbeat,
-            _ => Level::Node,
+        let account = user.name.strip_prefix(SERVICE_ACCOUNT_PREFIX);
+        match () {
+            () if user.is_in(MASTERS) => Level::Administrator,
+            () if user.name == ANONYMOUS => Level::Anonymous,
+            () if rules::is_component(&user.name) => Level::Component,
+            () if account.is_some_and(|account| account.starts_with("kube-system:")) => Level::Component,
+            () if account.is_some() => Level::ServiceAccount,
+            () => Level::Other,
         }
+    }
+
+    /// Places for reads, and as many for writes, that nobody else gets.
+    fn kept(self) -> usize {
+        match self {
+            Level::Heartbeat | Level::Node => 40,
+            Level::Administrator | Level::Component => 20,
+            Level::ServiceAccount | Level::Other => 10,
+            Level::Anonymous => 5,
+        }
+    }
+
+    fn may_borrow(self) -> bool {
+        self != Level::Anonymous
+    }
+
+    fn is_trusted(self) -> bool {
+        !matches!(self, Level::ServiceAccount | Level::Other | Level::Anonymous)
     }
 }
 
@@ -58,6 +109,8 @@ pub(crate) struct Limits {
     reads: Places,
     writes: Places,
     long_running: Arc<Semaphore>,
+    /// In KiB: of trusted levels and of the others.
+    bodies: [Arc<Semaphore>; 2],
 }
 
 impl Default for Limits {
@@ -66,54 +119,45 @@ impl Default for Limits {
             reads: Places::new(READS),
             writes: Places::new(WRITES),
             long_running: Arc::new(Semaphore::new(LONG_RUNNING)),
+            bodies: [(); 2].map(|()| Arc::new(Semaphore::new(BODIES_KIB))),
         }
     }
 }
 
 /// The places of one kind of requests.
 struct Places {
-    /// For everybody.
+    /// For everybody who may borrow.
     common: Arc<Semaphore>,
-    heartbeats: Arc<Semaphore>,
-    nodes: Arc<Semaphore>,
+    kept: [Arc<Semaphore>; LEVELS.len()],
     /// Places to wait in, of each level: one that waits is not to keep out those who go before it.
-    waiting: [Semaphore; 3],
+    waiting: [Semaphore; LEVELS.len()],
 }
 
 impl Places {
     fn new(n: usize) -> Places {
-        let places = |n| Arc::new(Semaphore::new(n));
+        let kept: usize = LEVELS.iter().map(|level| level.kept()).sum();
         Places {
-            common: places(n - KEPT_FOR_HEARTBEATS - KEPT_FOR_NODES),
-            heartbeats: places(KEPT_FOR_HEARTBEATS),
-            nodes: places(KEPT_FOR_NODES),
-            waiting: [(); 3].map(|()| Semaphore::new(MAX_WAITING)),
-        }
-    }
-
-    fn kept(&self, level: Level) -> Option<&Arc<Semaphore>> {
-        match level {
-            Level::Heartbeat => Some(&self.heartbeats),
-            Level::Node => Some(&self.nodes),
-            Level::Other => None,
+            common: Arc::new(Semaphore::new(n.saturating_sub(kept))),
+            kept: LEVELS.map(|level| Arc::new(Semaphore::new(level.kept()))),
+            waiting: LEVELS.map(|_| Semaphore::new(MAX_WAITING)),
         }
     }
 
     fn take(&self, level: Level) -> Option<OwnedSemaphorePermit> {
-        let places = [Some(&self.common), self.kept(level)];
-        places.into_iter().flatten().find_map(|places| places.clone().try_acquire_owned().ok())
+        let own = self.kept[level as usize].clone().try_acquire_owned().ok();
+        own.or_else(|| level.may_borrow().then(|| self.common.clone().try_acquire_owned().ok()).flatten())
     }
 
     async fn wait(&self, level: Level) -> Option<OwnedSemaphorePermit> {
-        let common = self.common.clone().acquire_owned();
+        let own = self.kept[level as usize].clone().acquire_owned();
         // They are closed by nobody.
-        match self.kept(level) {
-            None => common.await.ok(),
-            Some(kept) => tokio::select! {
-                // Both only wait, in the order in which requests came.
-                place = common => place.ok(),
-                place = kept.clone().acquire_owned() => place.ok(),
-            },
+        if !level.may_borrow() {
+            return own.await.ok();
+        }
+        tokio::select! {
+            // Both only wait, in the order in which requests came.
+            place = own => place.ok(),
+            place = self.common.clone().acquire_owned() => place.ok(),
         }
     }
 
@@ -121,11 +165,20 @@ impl Places {
         if let Some(place) = self.take(level) {
             return Ok(place);
         }
-        let refused = || Status::too_many_requests("too many requests, please try again later", 1);
-        let _waiting = self.waiting[level as usize].try_acquire().map_err(|_| refused())?;
+        let _waiting = self.waiting[level as usize].try_acquire().map_err(|_| too_many())?;
         let place = tokio::time::timeout(MAX_WAIT, self.wait(level)).await;
-        place.ok().flatten().ok_or_else(refused)
+        place.ok().flatten().ok_or_else(too_many)
     }
+}
+
+fn too_many() -> Status {
+    Status::too_many_requests("too many requests, please try again later", 1)
+}
+
+/// A body that was read, and the room that it takes.
+pub(crate) struct Received {
+    pub(crate) bytes: Bytes,
+    pub(crate) room: Vec<OwnedSemaphorePermit>,
 }
 
 impl Limits {
@@ -140,29 +193,62 @@ impl Limits {
         long_running: bool,
     ) -> Result<OwnedSemaphorePermit, Status> {
         match verb {
-            _ if long_running => self
-                .long_running
-                .clone()
-                .try_acquire_owned()
-                .map_err(|_| Status::too_many_requests("too many requests, please try again later", 1)),
+            _ if long_running => self.long_running.clone().try_acquire_owned().map_err(|_| too_many()),
             "get" | "list" | "head" => self.reads.admit(level).await,
             _ => self.writes.admit(level).await,
         }
     }
+
+    /// Reads a whole body, for as long as it comes fast enough.
+    ///
+    /// # Errors
+    /// 413 past [`MAX_BODY_BYTES`], 504 for a body that trickles, 429 if the bodies of others take all room.
+    pub(crate) async fn receive(&self, level: Level, body: Body) -> Result<Received, Status> {
+        let room = &self.bodies[usize::from(level.is_trusted())];
+        let mut body = Limited::new(body, MAX_BODY_BYTES);
+        let (mut bytes, mut held, started) = (BytesMut::new(), Vec::new(), Instant::now());
+        let mut held_kib = 0;
+        loop {
+            let frame = tokio::time::timeout(BODY_STALL, body.frame()).await.map_err(|_| too_slow())?;
+            let Some(frame) = frame else { break };
+            let Ok(data) = frame.map_err(|error| unreadable(&*error))?.into_data() else { continue };
+            bytes.extend_from_slice(&data);
+            let elapsed_s = started.elapsed().as_secs();
+            if started.elapsed() > BODY_STALL && (bytes.len() as u64) < elapsed_s * BODY_MIN_BYTES_PER_S {
+                return Err(too_slow());
+            }
+            let needed_kib = bytes.len().div_ceil(1024);
+            if let Ok(more) = u32::try_from(needed_kib - held_kib)
+                && more > 0
+            {
+                let taken = room.clone().acquire_many_owned(more);
+                let taken = tokio::time::timeout(MAX_WAIT, taken).await.map_err(|_| too_many())?;
+                held.push(taken.map_err(|_| too_many())?);
+                held_kib = needed_kib;
+            }
+        }
+        Ok(Received { bytes: bytes.freeze(), room: held })
+    }
 }
 
-/// Reads a whole body.
+fn too_slow() -> Status {
+    Status::timeout("Timeout: the body of the request did not come fast enough")
+}
+
+fn unreadable(error: &(dyn std::error::Error + Send + Sync + 'static)) -> Status {
+    if error.is::<LengthLimitError>() {
+        return Status::too_large(format!("Request entity too large: limit is {MAX_BODY_BYTES}"));
+    }
+    Status::bad_request(format!("unable to read the body of the request: {error}"))
+}
+
+/// Reads a body that the pipeline has received already.
 ///
 /// # Errors
 /// 413 past [`MAX_BODY_BYTES`].
 pub(crate) async fn read_body(body: Body) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            Err(Status::too_large(format!("Request entity too large: limit is {MAX_BODY_BYTES}")))
-        }
-        Err(error) => Err(Status::bad_request(format!("unable to read the body of the request: {error}"))),
-    }
+    let collected = Limited::new(body, MAX_BODY_BYTES).collect().await;
+    collected.map(|collected| collected.to_bytes()).map_err(|error| unreadable(&*error))
 }
 
 #[cfg(test)]
@@ -180,11 +266,16 @@ mod tests {
         places
     }
 
+    /// All that a level may have while the others have nothing.
+    async fn all_of(limits: &Limits, level: Level) -> Vec<OwnedSemaphorePermit> {
+        let kept: usize = LEVELS.iter().map(|level| level.kept()).sum();
+        taken(limits, level, WRITES - kept + level.kept()).await
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_request_waits_for_a_place_and_is_refused_only_when_none_comes() {
         let limits = Limits::default();
-        let others = WRITES - KEPT_FOR_HEARTBEATS - KEPT_FOR_NODES;
-        let mut held = taken(&limits, Level::Other, others).await;
+        let mut held = all_of(&limits, Level::Other).await;
         let mut waits = std::pin::pin!(limits.admit(Level::Other, "create", false));
         assert!(waits.as_mut().now_or_never().is_none(), "it waits");
         held.pop();
@@ -196,26 +287,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn nodes_keep_places_however_many_others_write() {
-        let limits = Limits::default();
-        let others = WRITES - KEPT_FOR_HEARTBEATS - KEPT_FOR_NODES;
-        let _others = taken(&limits, Level::Other, others).await;
-        let mut nodes = taken(&limits, Level::Node, KEPT_FOR_NODES).await;
-        limits.admit(Level::Node, "update", false).await.expect_err("no node goes before others for long");
-        let heartbeats = taken(&limits, Level::Heartbeat, KEPT_FOR_HEARTBEATS).await;
-        let mut node = std::pin::pin!(limits.admit(Level::Node, "update", false));
-        assert!(node.as_mut().now_or_never().is_none());
-        drop(heartbeats);
-        assert!(node.as_mut().now_or_never().is_none(), "those places are for heartbeats");
-        nodes.pop();
-        drop(node.await.expect("a node's place"));
+    async fn no_level_takes_the_places_of_another() {
+        for flooding in LEVELS {
+            let limits = Limits::default();
+            let held = all_of(&limits, flooding).now_or_never();
+            // Who may not borrow has its own places only.
+            let _held = match held {
+                Some(held) => held,
+                None => taken(&limits, flooding, flooding.kept()).await,
+            };
+            for level in LEVELS.into_iter().filter(|level| *level != flooding) {
+                let places = taken(&limits, level, level.kept()).now_or_never();
+                assert!(places.is_some(), "{flooding:?} keeps {level:?} out");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn no_more_requests_wait_than_may() {
         let limits = Limits::default();
-        let others = WRITES - KEPT_FOR_HEARTBEATS - KEPT_FOR_NODES;
-        let _held = taken(&limits, Level::Other, others).await;
+        let _held = all_of(&limits, Level::Other).await;
         let mut waiting: Vec<_> =
             (0..MAX_WAITING).map(|_| Box::pin(limits.admit(Level::Other, "create", false))).collect();
         assert!(waiting.iter_mut().all(|waits| waits.as_mut().now_or_never().is_none()));
@@ -226,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_says_to_be_alive_goes_first() {
+    fn who_asks_decides_whose_places_are_taken() {
         let level = |user: &UserInfo, method: &str, path: &str| {
             Level::of(user, &RequestInfo::parse(method, path, &Query::default()))
         };
@@ -235,9 +326,48 @@ mod tests {
         assert_eq!(level(&node, "PUT", lease), Level::Heartbeat);
         assert_eq!(level(&node, "PATCH", "/api/v1/nodes/n/status"), Level::Heartbeat);
         assert_eq!(level(&node, "PATCH", "/api/v1/namespaces/a/pods/p/status"), Level::Node);
-        let other = UserInfo::new("system:kube-scheduler", &[]);
-        assert_eq!(level(&other, "PUT", lease), Level::Other);
-        let pretender = UserInfo::new("system:node:n", &[]);
-        assert_eq!(level(&pretender, "PUT", lease), Level::Other);
+        for (name, groups, expected) in [
+            ("system:kube-scheduler", [].as_slice(), Level::Component),
+            ("system:node:n", &[], Level::Other),
+            ("admin", &["system:masters"], Level::Administrator),
+            ("system:serviceaccount:kube-system:x", &["system:serviceaccounts"], Level::Component),
+            ("system:serviceaccount:a:default", &["system:serviceaccounts"], Level::ServiceAccount),
+            ("jane", &[], Level::Other),
+        ] {
+            assert_eq!(level(&UserInfo::new(name, groups), "PUT", lease), expected, "{name}");
+        }
+        assert_eq!(level(&UserInfo::anonymous(), "GET", "/version"), Level::Anonymous);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_trickles_is_given_up() {
+        let limits = Limits::default();
+        let second = |n: u8| async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            Ok::<_, std::convert::Infallible>(Bytes::from(vec![n]))
+        };
+        let trickle = futures::StreamExt::then(futures::stream::iter(0..60), second);
+        let refused = limits.receive(Level::Other, Body::from_stream(trickle)).await.err().expect("refused");
+        assert_eq!(refused.code, 504);
+        let silent = Body::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
+        let refused = limits.receive(Level::Other, silent).await.err().expect("refused");
+        assert_eq!(refused.code, 504);
+        let whole = limits.receive(Level::Other, Body::from(vec![b'x'; 5000])).await.expect("is read");
+        assert_eq!((whole.bytes.len(), limits.bodies[0].available_permits()), (5000, BODIES_KIB - 5));
+        drop(whole);
+        assert_eq!(limits.bodies[0].available_permits(), BODIES_KIB);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_bodies_of_the_untrusted_leave_room_for_others() {
+        let limits = Limits::default();
+        let mut held = Vec::new();
+        let body = || Body::from(vec![b'x'; 1 << 20]);
+        for _ in 0..BODIES_KIB / 1024 {
+            held.push(limits.receive(Level::ServiceAccount, body()).await.expect("is read"));
+        }
+        let refused = limits.receive(Level::Other, body()).await.err().expect("no room");
+        assert_eq!(refused.code, 429);
+        limits.receive(Level::Administrator, body()).now_or_never().expect("at once").expect("has room");
     }
 }

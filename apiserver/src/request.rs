@@ -3,6 +3,8 @@
 //! Source: the API's URL layout as kube-apiserver's request info resolver has it, with the legacy
 //! `/api/v1/watch/…` paths.
 
+use std::time::Duration;
+
 use skiff_api::FieldSelector;
 
 /// The query's parameters, decoded, in order.
@@ -32,10 +34,65 @@ impl Query {
         self.0.iter().filter(move |(k, _)| k == key).map(|(_, v)| v.as_str())
     }
 
-    /// A flag as Kubernetes reads them: present and neither `false` nor `0`.
+    /// A flag: absent is false.
     pub(crate) fn flag(&self, key: &str) -> bool {
-        self.get(key).is_some_and(|value| !matches!(value, "false" | "0"))
+        self.get(key).is_some_and(is_true)
     }
+}
+
+/// A duration as Go's `time.ParseDuration` reads it, such as `1m30s`; what is negative counts as none.
+///
+/// # Errors
+/// Go's own sentence.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    const UNITS: [(&str, f64); 8] = [
+        ("ns", 1e-9),
+        ("us", 1e-6),
+        ("µs", 1e-6),
+        ("μs", 1e-6),
+        ("ms", 1e-3),
+        ("s", 1.0),
+        ("m", 60.0),
+        ("h", 3600.0),
+    ];
+    let invalid = || format!("time: invalid duration {text:?}");
+    let (is_negative, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Ok(Duration::ZERO);
+    }
+    if rest.is_empty() {
+        return Err(invalid());
+    }
+    let mut seconds = 0.0;
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
+        let number: f64 = rest[..end].parse().map_err(|_| invalid())?;
+        rest = &rest[end..];
+        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
+        let unit = &rest[..end];
+        if unit.is_empty() {
+            return Err(format!("time: missing unit in duration {text:?}"));
+        }
+        let Some((_, of)) = UNITS.iter().find(|(name, _)| *name == unit) else {
+            return Err(format!("time: unknown unit {unit:?} in duration {text:?}"));
+        };
+        seconds += number * of;
+        rest = &rest[end..];
+    }
+    // Go counts nanoseconds in 63 bits.
+    if seconds > 9_223_372_036.0 {
+        return Err(invalid());
+    }
+    Ok(if is_negative { Duration::ZERO } else { Duration::from_secs_f64(seconds) })
+}
+
+/// A flag's value as Kubernetes reads them (apimachinery's `Convert_Slice_string_To_bool`): all but `0` and `false`, in
+/// capitals or not, is true. Python's clients write `False`.
+pub(crate) fn is_true(value: &str) -> bool {
+    !(value == "0" || value.eq_ignore_ascii_case("false"))
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,6 +142,14 @@ pub(crate) fn encode(text: &str) -> String {
     out
 }
 
+/// Where a request's name stands. What is authorized by a name must be what is served.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum NamedBy {
+    #[default]
+    Path,
+    FieldSelector,
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct RequestInfo {
     /// Whether the path names a resource; otherwise only `path` and `verb` mean anything.
@@ -98,7 +163,9 @@ pub(crate) struct RequestInfo {
     pub(crate) namespace: String,
     pub(crate) resource: String,
     pub(crate) subresource: String,
+    /// Of a collection whose field selector asks for one name, that one.
     pub(crate) name: String,
+    pub(crate) named_by: NamedBy,
     /// The terms of a collection's field selector: field, whether it must be equal, value. Authorization may
     /// depend on them.
     pub(crate) fields: Vec<(String, bool, String)>,
@@ -177,9 +244,13 @@ impl RequestInfo {
             let selector = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default());
             // One that cannot be read is refused where it is applied.
             self.fields = selector.map(|s| s.terms).unwrap_or_default();
-            if self.name.is_empty() {
+            // Not so of a deletion, as upstream: who may delete one object may not delete collections.
+            if self.name.is_empty() && self.verb != "deletecollection" {
                 let named = self.fields.iter().find(|(f, equal, _)| f == "metadata.name" && *equal);
-                self.name = named.map(|(_, _, name)| name.clone()).unwrap_or_default();
+                if let Some((_, _, name)) = named {
+                    self.name.clone_from(name);
+                    self.named_by = NamedBy::FieldSelector;
+                }
             }
         }
     }
@@ -227,6 +298,7 @@ mod tests {
     fn paths_of_resources() {
         check("GET /api/v1/pods", expect!["list group= version=v1 ns= pods name= rest=[]"]);
         check("GET /api/v1/pods?watch=true", expect!["watch group= version=v1 ns= pods name= rest=[]"]);
+        check("GET /api/v1/pods?watch=False", expect!["list group= version=v1 ns= pods name= rest=[]"]);
         check("GET /api/v1/pods?watch=0", expect!["list group= version=v1 ns= pods name= rest=[]"]);
         check("GET /api/v1/namespaces", expect!["list group= version=v1 ns= namespaces name= rest=[]"]);
         check("GET /api/v1/namespaces/a", expect!["get group= version=v1 ns=a namespaces name=a rest=[]"]);
@@ -264,6 +336,36 @@ mod tests {
             "GET /api/v1/namespaces/a/pods?fieldSelector=metadata.name%3Db&watch=1",
             expect!["watch group= version=v1 ns=a pods name=b rest=[]"],
         );
+    }
+
+    #[test]
+    fn durations_are_read_as_go_reads_them() {
+        let ms = |text: &str| duration(text).map(|d| d.as_millis());
+        for (text, expected) in
+            [("0", 0), ("1.5s", 1500), ("1m30s", 90_000), ("2h", 7_200_000), ("-1s", 0), (".5s", 500)]
+        {
+            assert_eq!(ms(text), Ok(expected), "{text}");
+        }
+        assert_eq!(ms("10").unwrap_err(), "time: missing unit in duration \"10\"");
+        assert_eq!(ms("1x").unwrap_err(), "time: unknown unit \"x\" in duration \"1x\"");
+        for text in ["", "-", "s", "1..2s", "99999999999h"] {
+            assert_eq!(ms(text).unwrap_err(), format!("time: invalid duration {text:?}"));
+        }
+    }
+
+    #[test]
+    fn flags_are_false_as_upstream_reads_them() {
+        for (value, expected) in [
+            ("false", false),
+            ("False", false),
+            ("FALSE", false),
+            ("0", false),
+            ("", true),
+            ("no", true),
+            ("1", true),
+        ] {
+            assert_eq!(is_true(value), expected, "{value:?}");
+        }
     }
 
     #[test]

@@ -16,7 +16,6 @@ use hyper_util::server::conn::auto;
 use skiff_api::{Kinds, Status};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,11 +25,14 @@ use crate::api::Api;
 use crate::auth::UserInfo;
 use crate::auth::authenticate::{Authenticator, PeerAddress, PeerCertificate};
 use crate::auth::authorize::ComponentAuthorizer;
+use crate::auth::node_index::NodeIndex;
 use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::bootstrap::Advertised;
-use crate::cache::Caches;
+use crate::cache::{Caches, Observer};
 use crate::discovery::Discovery;
+use crate::heavy::Heavy;
 use crate::limits::Limits;
+use crate::limits::connections::{self, Connections, FIRST_REQUEST};
 use crate::metrics::Metrics;
 use crate::openid::OpenId;
 use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
@@ -38,8 +40,6 @@ use crate::services::{ServiceAllocator, ServiceCidr};
 use crate::store::{Store, StoreError};
 use crate::tls::{self, TlsConfig, TlsError};
 
-/// One for each node of a large cluster, and for others.
-const MAX_CONNECTIONS: usize = 16_384;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long requests may take to end once the server is told to stop.
@@ -109,7 +109,9 @@ impl ApiServer {
         let tokens = Arc::new(TokenKeys::new(&issuer, &account.private_key_pem, &account.public_key_pem)?);
 
         let kinds = Arc::new(Kinds::builtin());
-        let caches = Caches::start(&kinds, config.store.clone(), closed.clone()).await?;
+        let nodes = Arc::new(NodeIndex::default());
+        let observers: [(&str, Arc<dyn Observer>); 1] = [("pods", nodes.clone())];
+        let caches = Caches::start(&kinds, config.store.clone(), &observers, closed.clone()).await?;
         let authenticator = Authenticator {
             tokens: tokens.clone(),
             caches: caches.clone(),
@@ -129,13 +131,14 @@ impl ApiServer {
         let api = Arc::new(Api {
             openid,
             authenticator,
-            authorizer: Arc::new(ComponentAuthorizer { caches: caches.clone(), kinds: kinds.clone() }),
+            authorizer: Arc::new(ComponentAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes }),
             tokens,
             services,
             discovery: Discovery::new(kinds.clone(), config.advertise, config.port),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             limits: Limits::default(),
+            heavy: Heavy::default(),
             quota_turns: Turns::default(),
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
@@ -152,30 +155,26 @@ impl ApiServer {
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
         let acceptor = self.tls.clone().ok_or(Error::NoTls)?;
         let connections = TaskTracker::new();
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Arc::new(Connections::default());
         loop {
-            // Waiting for a place before accepting leaves the rest in the kernel's queue.
-            let place = tokio::select! {
-                () = shutdown.cancelled() => break,
-                place = places.clone().acquire_owned() => place,
-            };
-            let Ok(place) = place else { break };
             let accepted = tokio::select! {
                 () = shutdown.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((stream, address)) => {
+                    let Some(place) = places.open(address.ip()) else {
+                        tracing::debug!(%address, "too many connections");
+                        continue;
+                    };
                     let connection = Connection {
                         address: PeerAddress(address),
+                        place,
                         api: self.api.clone(),
                         acceptor: acceptor.clone(),
                         shutdown: shutdown.clone(),
                     };
-                    connections.spawn(async move {
-                        connection.run(stream).await;
-                        drop(place);
-                    });
+                    connections.spawn(connection.run(stream));
                 }
                 Err(error) => {
                     // Out of descriptors, or a connection that went away: others may still come.
@@ -207,13 +206,14 @@ impl ApiServer {
 
 fn stored_services(kinds: &Kinds, caches: &Caches) -> Result<Vec<skiff_api::Object>, Status> {
     let Some(kind) = kinds.by_resource("", "v1", "services") else { return Ok(Vec::new()) };
-    let (_, services) = caches.of(kind)?.snapshot();
-    Ok(services.values().map(|entry| entry.parse()).collect())
+    // The addresses of those that cannot be read are kept by their IPAddress objects.
+    Ok(caches.of(kind)?.readable().values().map(|entry| entry.parse()).collect())
 }
 
 /// One accepted connection.
 struct Connection {
     address: PeerAddress,
+    place: Arc<connections::Connection>,
     api: Arc<Api>,
     acceptor: TlsAcceptor,
     shutdown: CancellationToken,
@@ -225,21 +225,27 @@ impl Connection {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
         let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
-        let stream = match handshake.await {
+        let handshake = tokio::select! {
+            () = self.place.ended.cancelled() => return tracing::debug!("a connection makes room for another"),
+            handshake = handshake => handshake,
+        };
+        let stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.map(PeerCertificate::new);
-        let (api, address) = (self.api.clone(), self.address);
+        let (api, address, place) = (self.api.clone(), self.address, self.place.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
-            let (api, peer) = (api.clone(), peer.clone());
+            place.note_request();
+            let (api, peer, place) = (api.clone(), peer.clone(), place.clone());
             async move {
                 let mut request = request.map(Body::new);
                 // Nothing that comes from outside names itself.
                 request.extensions_mut().remove::<UserInfo>();
                 request.extensions_mut().insert(address);
+                request.extensions_mut().insert(place);
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
                 }
@@ -249,8 +255,24 @@ impl Connection {
         let builder = http_builder();
         let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
         let mut connection = std::pin::pin!(connection);
+        // Whatever protocol it will speak: until a request has come, nothing else ends a connection that is silent.
+        let silent = async {
+            tokio::time::sleep(FIRST_REQUEST).await;
+            if self.place.has_asked() {
+                std::future::pending::<()>().await;
+            }
+        };
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
+            () = silent => return tracing::debug!("a connection without a request in time"),
+            () = self.place.ended.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                // What it has asked is answered; it is not waited for without end.
+                match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
+                    Ok(ended) => ended,
+                    Err(_) => return tracing::debug!("a connection that had to make room did not end"),
+                }
+            }
             () = self.shutdown.cancelled() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await

@@ -44,3 +44,12 @@ mod certificates;
 
 #[path = "api/websocket.rs"]
 mod websocket;
+
+#[path = "api/naming.rs"]
+mod naming;
+
+#[path = "api/dropped.rs"]
+mod dropped;
+
+#[path = "api/damage.rs"]
+mod damage;

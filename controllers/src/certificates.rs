@@ -33,6 +33,7 @@ mod x509;
 pub(crate) use x509::Authority;
 pub use x509::AuthorityError;
 
+use crate::node_ipam::Cidr;
 use x509::Request;
 
 const LEASES: &str = "kube-node-lease";
@@ -43,6 +44,8 @@ pub(crate) struct Config {
     /// DNS names of the API server and others that no node may have as its own.
     pub(crate) reserved_names: Vec<String>,
     pub(crate) reserved_ips: Vec<IpAddr>,
+    /// Of pods and Services: a node that serves as one of their addresses stands in for any of them.
+    pub(crate) reserved_ranges: Vec<Cidr>,
 }
 
 pub(crate) struct SigningRequests {
@@ -127,6 +130,7 @@ impl SigningRequests {
                 nodes: &nodes,
                 reserved_names: &self.config.reserved_names,
                 reserved_ips: &self.config.reserved_ips,
+                reserved_ranges: &self.config.reserved_ranges,
             };
             return match plan::serving(csr, request, &cluster) {
                 Ok(message) => self.add_condition("approval", csr, approved(message)).await,

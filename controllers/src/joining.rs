@@ -78,6 +78,7 @@ impl Joining {
             authority: self.authority,
             reserved_names: self.reserved_names,
             reserved_ips: self.reserved_ips,
+            reserved_ranges: self.ranges.taken(),
         };
         tasks.spawn(driver::run(SigningRequests::new(context, config), shutdown.clone()));
         tasks.spawn(driver::run(NodeCidrs::new(context, self.ranges), shutdown.clone()));

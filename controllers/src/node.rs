@@ -30,7 +30,7 @@ use crate::objects::{has_ended, is_ready, uid};
 mod plan;
 mod zones;
 
-use plan::{Bears, Evicting, bears_for, ready_status};
+use plan::{Bears, Evicting, FirstSeen, bears_for, ready_status};
 use zones::{Leave, Passed, Zone, Zones};
 
 /// Upstream's `node-monitor-grace-period`.
@@ -56,6 +56,8 @@ pub(crate) struct Nodes {
     seen: Arc<Mutex<HashMap<String, Instant>>>,
     /// When any node was last looked at.
     looked: Mutex<Instant>,
+    /// Of nodes with taints that do not say since when they are there.
+    tainted: Mutex<HashMap<String, FirstSeen>>,
 }
 
 /// The key under which it is seen that this process goes on; no node has it.
@@ -136,6 +138,7 @@ impl Nodes {
             zones,
             seen,
             looked: Mutex::new(Instant::now()),
+            tainted: Mutex::default(),
         }
     }
 
@@ -225,6 +228,7 @@ impl Nodes {
     /// Deletes the pods that do not bear the node's taints any longer; answers when the next one is due.
     async fn evict(&self, node: &str, taints: &[Taint]) -> Result<Option<Duration>, kube::Error> {
         let mut next: Option<Duration> = None;
+        let seen = self.first_seen(node, taints);
         if !taints.iter().any(|taint| taint.effect == "NoExecute") {
             return Ok(next);
         }
@@ -232,13 +236,24 @@ impl Nodes {
             if pod.metadata.deletion_timestamp.is_some() || has_ended(&pod) {
                 continue;
             }
-            match bears_for(&pod, taints, Timestamp::now()) {
+            match bears_for(&pod, taints, &seen, Timestamp::now()) {
                 Bears::Forever => {}
                 Bears::For(left) if !left.is_zero() => next = Some(next.map_or(left, |n| n.min(left))),
                 Bears::For(_) => self.delete(&pod).await?,
             }
         }
         Ok(next)
+    }
+
+    /// Since when the node's taints are known. What a node no longer has is forgotten.
+    fn first_seen(&self, node: &str, taints: &[Taint]) -> FirstSeen {
+        let mut tainted = self.tainted.lock();
+        let mut seen = tainted.remove(node).unwrap_or_default();
+        seen.look(taints, Timestamp::now());
+        if !seen.is_empty() {
+            tainted.insert(node.to_owned(), seen.clone());
+        }
+        seen
     }
 
     async fn delete(&self, pod: &Pod) -> Result<(), kube::Error> {
@@ -307,6 +322,7 @@ impl Controller for Nodes {
         }
         let Some(node) = self.nodes.get(key) else {
             self.seen.lock().remove(&key.name);
+            self.tainted.lock().remove(&key.name);
             return Ok(Outcome::Done);
         };
         let left = self.time_left(&key.name, &node);

@@ -1,6 +1,7 @@
 //! The command line.
 
 use std::io::IsTerminal as _;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -24,6 +25,10 @@ struct Cli {
     /// What to log, such as `debug` or `skiff_nodelet=debug`
     #[arg(long, global = true, env = "SKIFF_LOG", default_value = "info,kube_client=off")]
     log: String,
+    /// Threads that serve requests; what keeps a processor busy has threads of its own [default: one a processor, two at
+    /// least]
+    #[arg(long, global = true, env = "SKIFF_THREADS")]
+    threads: Option<NonZeroUsize>,
     #[command(subcommand)]
     command: Command,
 }
@@ -104,7 +109,7 @@ enum Command {
 
 pub(crate) fn run() -> ExitCode {
     let cli = Cli::parse();
-    match prepare(&cli).and_then(|()| execute(cli.command)) {
+    match prepare(&cli).and_then(|()| execute(cli.command, cli.threads)) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("skiff: {error:#}");
@@ -128,7 +133,7 @@ fn prepare(cli: &Cli) -> Result<()> {
         .map_err(|_| anyhow!("a TLS provider was installed before Skiff's own"))
 }
 
-fn execute(command: Command) -> Result<ExitCode> {
+fn execute(command: Command, threads: Option<NonZeroUsize>) -> Result<ExitCode> {
     match command {
         Command::Check => return Ok(if check::run() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
         Command::Completion { shell } => {
@@ -144,14 +149,17 @@ fn execute(command: Command) -> Result<ExitCode> {
         }
         _ => {}
     }
-    // Two threads: a small machine's cores belong to its pods.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(threads.map_or_else(default_threads, NonZeroUsize::get))
         .enable_all()
         .build()
         .context("starting the async runtime")?;
     runtime.block_on(serve(command))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn default_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, NonZeroUsize::get).max(2)
 }
 
 async fn serve(command: Command) -> Result<()> {

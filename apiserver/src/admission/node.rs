@@ -12,6 +12,8 @@ use skiff_api::{Object, Status};
 use crate::api::{Api, Call, is_core};
 
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+/// How long a node lives on one renewal of its lease, where that does not say.
+const LEASE_S: i64 = 40;
 const RESTRICTED_LABEL_DOMAIN: &str = "node-restriction.kubernetes.io";
 
 /// Labels of the `kubernetes.io` domains that a node may set on itself.
@@ -49,7 +51,8 @@ impl Api {
             };
         }
         if is_core(kind, "Node") {
-            return restrict_registration(call, node, object);
+            restrict_registration(call, node, object)?;
+            return self.restrict_addresses(call, node, object, &Value::Null);
         }
         if is_core(kind, "PersistentVolumeClaim") {
             return Err(forbid(call, "may only update PVC status"));
@@ -77,7 +80,8 @@ impl Api {
             return restrict_pod_update(call, node, new, old);
         }
         if is_core(&call.kind, "Node") {
-            return restrict_own_node(call, node, new, old);
+            restrict_own_node(call, node, new, old)?;
+            return self.restrict_addresses(call, node, new, old);
         }
         if is_core(&call.kind, "PersistentVolumeClaim") {
             return restrict_claim_update(call, node, new, old);
@@ -99,6 +103,44 @@ impl Api {
             return Err(forbid(call, why));
         }
         Ok(())
+    }
+
+    /// An address that another living node has as its own is not claimed by this one: who does could stand in for the other,
+    /// or keep it from renewing its certificate. One that a dead node had may be taken.
+    fn restrict_addresses(&self, call: &Call, node: &str, new: &Object, old: &Object) -> Result<(), Status> {
+        let before = addresses(old, &["InternalIP", "ExternalIP"]);
+        let claimed: BTreeSet<&str> =
+            addresses(new, &["InternalIP", "ExternalIP"]).difference(&before).copied().collect();
+        if claimed.is_empty() {
+            return Ok(());
+        }
+        let (_, nodes) = self.caches.of(&call.kind)?.snapshot()?;
+        for entry in nodes.values().filter(|entry| entry.name() != node) {
+            let other = entry.parse();
+            let own = addresses(&other, &["InternalIP"]);
+            if let Some(address) = claimed.intersection(&own).next()
+                && self.is_alive(entry.name())?
+            {
+                let why = format!(
+                    "node {node:?} is not allowed to claim address {address} of node {:?}",
+                    entry.name()
+                );
+                return Err(forbid(call, &why));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a node has renewed its lease within the lease's time.
+    fn is_alive(&self, node: &str) -> Result<bool, Status> {
+        let leases = self.caches.of(self.kind("coordination.k8s.io", "v1", "leases")?)?;
+        let Some(lease) = leases.get(&format!("kube-node-lease/{node}"))? else { return Ok(false) };
+        let lease = lease.parse();
+        let renewed: Option<jiff::Timestamp> =
+            lease["spec"]["renewTime"].as_str().and_then(|at| at.parse().ok());
+        let lasts_s = lease["spec"]["leaseDurationSeconds"].as_i64().unwrap_or(LEASE_S);
+        let now_s = jiff::Timestamp::now().as_second();
+        Ok(renewed.is_some_and(|at| now_s.saturating_sub(at.as_second()) <= lasts_s))
     }
 
     fn restrict_own_pod(&self, call: &Call, node: &str) -> Result<(), Status> {
@@ -159,6 +201,13 @@ impl Api {
     }
 }
 
+/// The addresses of some types that a node declares.
+fn addresses<'n>(node: &'n Object, types: &[&str]) -> BTreeSet<&'n str> {
+    let all = node["status"]["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let of_types = all.iter().filter(|address| address["type"].as_str().is_some_and(|t| types.contains(&t)));
+    of_types.filter_map(|address| address["address"].as_str()).collect()
+}
+
 /// What of the API's objects a pod refers to, if anything.
 fn referenced(pod: &Object) -> Option<&'static str> {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -215,6 +264,13 @@ fn restrict_pod_update(call: &Call, node: &str, new: &Object, old: &Object) -> R
     }
     if new.meta()["labels"] != old.meta()["labels"] {
         return refuse(format!("node {node:?} cannot update labels through pod status"));
+    }
+    // Who may make a pod of its own out of somebody else's, or the other way round, gets what neither would.
+    let mirrored = |pod: &Object| pod.meta()["annotations"][MIRROR_ANNOTATION].clone();
+    if mirrored(new) != mirrored(old) {
+        return refuse(format!(
+            "node {node:?} cannot update annotation {MIRROR_ANNOTATION:?} through pod status"
+        ));
     }
     if new["status"]["resourceClaimStatuses"] != old["status"]["resourceClaimStatuses"] {
         return refuse(format!("node {node:?} cannot update resource claim statues"));

@@ -47,7 +47,7 @@ pub(crate) struct Charge {
 
 impl Api {
     fn quotas(&self, namespace: &str) -> Result<Vec<Object>, Status> {
-        let (_, all) = self.caches.of(self.kind("", "v1", "resourcequotas")?)?.snapshot();
+        let (_, all) = self.caches.of(self.kind("", "v1", "resourcequotas")?)?.snapshot()?;
         Ok(all.values().filter(|entry| entry.namespace() == namespace).map(|entry| entry.parse()).collect())
     }
 
@@ -73,7 +73,7 @@ impl Api {
             return Ok(Charge::default());
         }
         self.caches.wait_for_newest().await?;
-        let Some(entry) = self.caches.of(kind)?.get(&format!("{namespace}/{name}")) else {
+        let Some(entry) = self.caches.of(kind)?.get(&format!("{namespace}/{name}"))? else {
             return Ok(Charge::default());
         };
         let old = entry.parse();

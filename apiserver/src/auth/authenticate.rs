@@ -7,12 +7,14 @@ use std::time::Duration;
 use http::HeaderMap;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
-use skiff_api::meta::Meta;
 use skiff_api::{Kinds, Status};
 
 use super::token::{Claims, ObjectClaim, TokenKeys};
 use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, SERVICE_ACCOUNTS, UserInfo, bootstrap_token};
 use crate::cache::Caches;
+
+/// How long after its `deletionTimestamp` an object keeps the tokens that are bound to it, as upstream.
+const BOUND_LEEWAY_S: i64 = 60;
 
 /// The client certificate of a connection, as a request extension. TLS has verified its chain, but not that this is its
 /// time.
@@ -127,7 +129,8 @@ impl Authenticator {
         Ok((user_of_claims(&claims), accepted))
     }
 
-    /// A token dies with its service account, and with its pod or secret.
+    /// A token dies with its service account, and with its pod, secret or node: when that is gone, or has been due to go
+    /// for a minute.
     fn check_bindings(&self, claims: &Claims) -> Result<(), String> {
         let bound = &claims.kubernetes;
         let expected = format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", bound.namespace, bound.serviceaccount.name);
@@ -153,9 +156,14 @@ impl Authenticator {
         let cache = self.caches.of(kind).map_err(|_| gone())?;
         let key =
             if namespace.is_empty() { bound.name.clone() } else { format!("{namespace}/{}", bound.name) };
-        let entry = cache.get(&key).ok_or_else(gone)?;
-        if entry.parse().uid() == bound.uid { Ok(()) } else { Err(gone()) }
+        let entry = cache.get(&key).ok().flatten().ok_or_else(gone)?;
+        let is_leaving = entry.deletion_s.is_some_and(|at_s| at_s + BOUND_LEEWAY_S < signed_now_s());
+        if *entry.uid == *bound.uid && !is_leaving { Ok(()) } else { Err(gone()) }
     }
+}
+
+fn signed_now_s() -> i64 {
+    i64::try_from(super::token::now_s()).unwrap_or(i64::MAX)
 }
 
 fn user_of_claims(claims: &Claims) -> UserInfo {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use skiff_api::{Kinds, Status};
 
+use super::node_index::NodeIndex;
 use super::rules::{self, Rule};
 use super::{AUTHENTICATED, BOOTSTRAPPERS, MASTERS, SERVICE_ACCOUNTS, UserInfo};
 use crate::cache::Caches;
@@ -104,6 +105,7 @@ impl<'a> Attributes<'a> {
 pub(crate) struct ComponentAuthorizer {
     pub(crate) caches: Arc<Caches>,
     pub(crate) kinds: Arc<Kinds>,
+    pub(crate) nodes: Arc<NodeIndex>,
 }
 
 impl Authorizer for ComponentAuthorizer {

@@ -38,7 +38,7 @@ impl Authenticator {
         let missing = || format!("there is no secret kube-system/{name}");
         let kind = self.kinds.by_resource("", "v1", "secrets").ok_or_else(missing)?;
         let cache = self.caches.of(kind).map_err(|_| missing())?;
-        let entry = cache.get(&format!("kube-system/{name}")).ok_or_else(missing)?;
+        let entry = cache.get(&format!("kube-system/{name}")).ok().flatten().ok_or_else(missing)?;
         check(&entry.parse(), id, secret, Timestamp::now())
     }
 }

@@ -5,6 +5,7 @@ pub(crate) mod authorize;
 mod bootstrap_token;
 mod impersonate;
 mod node;
+pub(crate) mod node_index;
 pub(crate) mod rules;
 pub(crate) mod token;
 

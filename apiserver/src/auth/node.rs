@@ -1,20 +1,15 @@
 //! The node authorizer: a node reads what its pods need, and itself. What it may write of these objects is
 //! narrowed further by admission (`admission/node.rs`), which sees the objects.
 //!
-//! Source: upstream's node authorizer with `AuthorizeNodeWithSelectors`. Where upstream keeps a graph, this looks
-//! the pods of the node up in the cache.
+//! Source: upstream's node authorizer with `AuthorizeNodeWithSelectors`.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
-use serde_json::Value;
-use skiff_api::Object;
-
 use super::authorize::{Attributes, ComponentAuthorizer, Decision};
+use super::node_index::Referred;
 use super::rules;
-use crate::cache::{Entry, ResourceCache};
+use crate::cache::Entry;
 
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 const LEASES: &str = "kube-node-lease";
 
 impl ComponentAuthorizer {
@@ -129,45 +124,28 @@ impl ComponentAuthorizer {
         let (namespace, name) = (asked.namespace, asked.name);
         Some(match asked.resource {
             "pods" => {
-                let pod = self.cache("", "pods")?.get(&format!("{namespace}/{name}"))?;
+                let pod = self.entry("", "pods", &format!("{namespace}/{name}"))?;
                 pod.field("spec.nodeName") == node
             }
             "persistentvolumes" => {
-                let volume = self.cache("", "persistentvolumes")?.get(name)?.parse();
+                let volume = self.entry("", "persistentvolumes", name)?.parse();
                 let claim = &volume["spec"]["claimRef"];
-                self.a_pod_refers(
-                    node,
-                    claim["namespace"].as_str()?,
-                    "persistentvolumeclaims",
-                    claim["name"].as_str()?,
-                )?
+                let (namespace, name) = (claim["namespace"].as_str()?, claim["name"].as_str()?);
+                self.nodes.refers(node, Referred::Claim, namespace, name)
             }
             "volumeattachments" => {
-                self.cache("storage.k8s.io", "volumeattachments")?.get(name)?.parse()["spec"]["nodeName"]
-                    == node
+                self.entry("storage.k8s.io", "volumeattachments", name)?.parse()["spec"]["nodeName"] == node
             }
             "resourceslices" => {
-                self.cache("resource.k8s.io", "resourceslices")?.get(name)?.parse()["spec"]["nodeName"]
-                    == node
+                self.entry("resource.k8s.io", "resourceslices", name)?.parse()["spec"]["nodeName"] == node
             }
-            resource => self.a_pod_refers(node, namespace, resource, name)?,
+            resource => self.nodes.refers(node, Referred::of(resource)?, namespace, name),
         })
     }
 
-    /// Whether a pod on the node, in a namespace, refers to an object.
-    fn a_pod_refers(&self, node: &str, namespace: &str, resource: &str, name: &str) -> Option<bool> {
-        let (_, pods) = self.cache("", "pods")?.snapshot();
-        let from = format!("{namespace}/");
-        let here = pods
-            .range::<_, str>((Bound::Included(from.as_str()), Bound::Unbounded))
-            .map(|(_, entry)| entry)
-            .take_while(|entry: &&Arc<Entry>| entry.namespace() == namespace);
-        let mut here = here.filter(|entry| entry.field("spec.nodeName") == node);
-        Some(here.any(|entry| refers(&entry.parse(), resource, name)))
-    }
-
-    fn cache(&self, group: &str, plural: &str) -> Option<&Arc<ResourceCache>> {
-        self.caches.of(self.kinds.by_resource(group, "v1", plural)?).ok()
+    /// What cannot be read is related to nobody.
+    fn entry(&self, group: &str, plural: &str, key: &str) -> Option<Arc<Entry>> {
+        self.caches.of(self.kinds.by_resource(group, "v1", plural)?).ok()?.get(key).ok()?
     }
 }
 
@@ -212,71 +190,4 @@ fn own_node(node: &str, asked: &Attributes<'_>) -> Decision {
         }
         _ => Decision::deny(""),
     }
-}
-
-/// Whether a pod refers to an object of its namespace. A mirror pod, which a node can make itself, refers to none.
-fn refers(pod: &Object, resource: &str, name: &str) -> bool {
-    if !pod["metadata"]["annotations"][MIRROR_ANNOTATION].is_null() {
-        return false;
-    }
-    match resource {
-        "secrets" => names_in(pod, "secret").any(|one| one == name),
-        "configmaps" => names_in(pod, "configMap").any(|one| one == name),
-        "persistentvolumeclaims" => refers_to_claim(pod, name),
-        "serviceaccounts" => pod["spec"]["serviceAccountName"] == name,
-        "resourceclaims" => refers_to_resource_claim(pod, name),
-        _ => false,
-    }
-}
-
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
-}
-
-fn refers_to_claim(pod: &Object, name: &str) -> bool {
-    let pod_name = pod["metadata"]["name"].as_str().unwrap_or_default();
-    list(&pod["spec"]["volumes"]).any(|volume| {
-        let of_its_own = volume["ephemeral"]["volumeClaimTemplate"].is_object()
-            && volume["name"].as_str().is_some_and(|v| name == format!("{pod_name}-{v}"));
-        of_its_own || volume["persistentVolumeClaim"]["claimName"] == name
-    })
-}
-
-fn refers_to_resource_claim(pod: &Object, name: &str) -> bool {
-    list(&pod["spec"]["resourceClaims"]).any(|claim| claim["resourceClaimName"] == name)
-        || list(&pod["status"]["resourceClaimStatuses"]).any(|claim| claim["resourceClaimName"] == name)
-        || pod["status"]["extendedResourceClaimStatus"]["resourceClaimName"] == name
-}
-
-/// Names of secrets or config maps that a pod refers to, wherever in it they stand.
-fn names_in<'p>(pod: &'p Object, what: &'static str) -> impl Iterator<Item = &'p str> {
-    let spec = &pod["spec"];
-    let containers = ["containers", "initContainers", "ephemeralContainers"].map(|field| list(&spec[field]));
-    let mut names: Vec<&'p str> = Vec::new();
-    let mut push = |value: &'p Value| names.extend(value.as_str());
-    for container in containers.into_iter().flatten() {
-        for from in list(&container["envFrom"]) {
-            push(&from[format!("{what}Ref")]["name"]);
-        }
-        for env in list(&container["env"]) {
-            push(&env["valueFrom"][format!("{what}KeyRef")]["name"]);
-        }
-    }
-    for volume in list(&spec["volumes"]) {
-        if what == "secret" {
-            push(&volume["secret"]["secretName"]);
-            push(&volume["csi"]["nodePublishSecretRef"]["name"]);
-        } else {
-            push(&volume["configMap"]["name"]);
-        }
-        for source in list(&volume["projected"]["sources"]) {
-            push(&source[what]["name"]);
-        }
-    }
-    if what == "secret" {
-        for secret in list(&spec["imagePullSecrets"]) {
-            push(&secret["name"]);
-        }
-    }
-    names.into_iter()
 }

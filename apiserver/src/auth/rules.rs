@@ -172,6 +172,11 @@ const KUBELET_CONFIG: Rule = only(&["configmaps"], "kube-system", "kubelet-confi
 /// How to reach and trust the cluster: a node that joins knows no more than a token, and checks the signature.
 const CLUSTER_INFO: &[Rule] = &[only(&["configmaps"], "kube-public", "cluster-info")];
 
+/// Whether a user is one of the cluster's own components.
+pub(crate) fn is_component(user: &str) -> bool {
+    of_component(user).is_some()
+}
+
 pub(super) fn of_component(user: &str) -> Option<&'static [Rule]> {
     match user {
         "system:kube-controller-manager" => Some(CONTROLLERS),

@@ -1,10 +1,15 @@
 //! Service-account tokens: signed here, bound to an audience, an expiry and, for pods, to the pod.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
 use thiserror::Error;
 
 /// What signs service-account tokens and checks them.
@@ -14,6 +19,8 @@ pub(crate) struct TokenKeys {
     signing: EncodingKey,
     verifying: DecodingKey,
     key_id: String,
+    /// Tokens whose signature was verified, by their digest: a client sends the same one with each request.
+    verified: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
 }
 
 #[derive(Debug, Error)]
@@ -26,6 +33,8 @@ pub enum TokenKeyError {
 
 /// Tokens are a few hundred bytes; nothing larger is looked at.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
+/// How many verified tokens are remembered, of some 500 bytes each; past them all are forgotten.
+const MAX_VERIFIED: usize = 8192;
 
 impl TokenKeys {
     /// Reads a key pair in PEM: EC (ES256) or RSA (RS256).
@@ -47,7 +56,8 @@ impl TokenKeys {
         }
         .map_err(TokenKeyError::VerifyingKey)?;
         let key_id = super::authenticate::fingerprint(public_pem);
-        Ok(TokenKeys { issuer: issuer.to_owned(), algorithm, signing, verifying, key_id })
+        let (issuer, verified) = (issuer.to_owned(), Mutex::default());
+        Ok(TokenKeys { issuer, algorithm, signing, verifying, key_id, verified })
     }
 
     pub(crate) fn issuer(&self) -> &str {
@@ -75,17 +85,48 @@ impl TokenKeys {
         &self,
         token: &str,
         audiences: &[String],
-    ) -> Result<Claims, jsonwebtoken::errors::Error> {
+    ) -> Result<Arc<Claims>, jsonwebtoken::errors::Error> {
         if token.len() > MAX_TOKEN_BYTES {
-            return Err(jsonwebtoken::errors::ErrorKind::InvalidToken.into());
+            return Err(ErrorKind::InvalidToken.into());
         }
+        let digest: [u8; 32] = Sha256::digest(token).into();
+        let known = self.verified.lock().get(&digest).cloned();
+        let claims = match known {
+            Some(claims) => claims,
+            None => {
+                let claims = Arc::new(self.check_signature(token)?);
+                let mut verified = self.verified.lock();
+                if verified.len() >= MAX_VERIFIED {
+                    verified.clear();
+                }
+                verified.insert(digest, claims.clone());
+                claims
+            }
+        };
+        claims.check(audiences, now_s())?;
+        Ok(claims)
+    }
+
+    /// What never changes of a token: its signature and issuer.
+    fn check_signature(&self, token: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
         let mut validation = Validation::new(self.algorithm);
         validation.set_issuer(&[&self.issuer]);
-        validation.set_audience(audiences);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
-        validation.validate_nbf = true;
-        validation.leeway = 0;
+        // `Claims::check` does these, each time.
+        (validation.validate_aud, validation.validate_exp, validation.validate_nbf) = (false, false, false);
         Ok(jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation)?.claims)
+    }
+}
+
+impl Claims {
+    fn check(&self, audiences: &[String], now_s: u64) -> Result<(), jsonwebtoken::errors::Error> {
+        let refusal = match () {
+            () if self.exp <= now_s => ErrorKind::ExpiredSignature,
+            () if self.nbf > now_s => ErrorKind::ImmatureSignature,
+            () if !self.aud.iter().any(|one| audiences.contains(one)) => ErrorKind::InvalidAudience,
+            () => return Ok(()),
+        };
+        Err(refusal.into())
     }
 }
 
@@ -126,4 +167,48 @@ pub(crate) struct ObjectClaim {
 
 pub(crate) fn now_s() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keys() -> TokenKeys {
+        let pair = rcgen::KeyPair::generate().expect("a key");
+        let (private, public) = (pair.serialize_pem(), pair.public_key_pem());
+        TokenKeys::new("issuer", private.as_bytes(), public.as_bytes()).expect("keys")
+    }
+
+    fn claims(exp: u64) -> Claims {
+        let bound = ObjectClaim { name: "default".into(), uid: "1".into() };
+        let kubernetes = KubernetesClaims {
+            namespace: "a".into(),
+            node: None,
+            pod: None,
+            secret: None,
+            serviceaccount: bound,
+            warnafter: None,
+        };
+        let (iss, jti, sub) =
+            ("issuer".to_owned(), "1".to_owned(), "system:serviceaccount:a:default".to_owned());
+        Claims { aud: vec!["api".into()], exp, iat: 0, iss, jti, kubernetes, nbf: 0, sub }
+    }
+
+    #[test]
+    fn a_token_is_verified_once_and_its_time_and_audience_each_time() {
+        let keys = keys();
+        let token = keys.sign(&claims(now_s() + 600)).expect("signs");
+        let api = ["api".to_owned()];
+        keys.verify(&token, &api).expect("valid");
+        assert_eq!(keys.verified.lock().len(), 1);
+        keys.verify(&token, &["other".to_owned()]).expect_err("another audience");
+        // As if it had come long ago.
+        let old = Arc::new(claims(now_s() - 1));
+        keys.verified.lock().values_mut().for_each(|known| *known = old.clone());
+        let refused = keys.verify(&token, &api).expect_err("expired");
+        assert_eq!(refused.kind(), &ErrorKind::ExpiredSignature);
+        let forged = self::keys().sign(&claims(now_s() + 600)).expect("signs");
+        keys.verify(&forged, &api).expect_err("another key's");
+        assert_eq!(keys.verified.lock().len(), 1, "what is not valid is not remembered");
+    }
 }

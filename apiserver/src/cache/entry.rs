@@ -20,17 +20,33 @@ pub(crate) struct Entry {
     labels: Box<[(Box<str>, Box<str>)]>,
     /// The selectable fields of its kind that are set, besides name and namespace.
     fields: Box<[(&'static str, Box<str>)]>,
+    pub(crate) uid: Box<str>,
+    /// Seconds of the epoch.
+    pub(crate) deletion_s: Option<i64>,
     pub(crate) mod_revision: Revision,
 }
 
 impl Entry {
-    /// Reads a stored value. `None` if it is no JSON object.
-    pub(crate) fn decode(kind: &Kind, key: &str, value: &[u8], mod_revision: Revision) -> Option<Entry> {
-        let object: Object = serde_json::from_slice(value).ok()?;
-        object.is_object().then(|| Entry::encode(kind, key.into(), object, mod_revision))
+    /// Reads a stored value.
+    ///
+    /// # Errors
+    /// Why it is no object of this name.
+    pub(crate) fn decode(
+        kind: &Kind,
+        key: &str,
+        value: &[u8],
+        mod_revision: Revision,
+    ) -> Result<(Entry, Object), String> {
+        let object: Object = serde_json::from_slice(value)
+            .map_err(|error| format!("it is no JSON that can be read: {error}"))?;
+        let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
+        if !object["metadata"].is_object() || object.name() != name {
+            return Err("it is no object of this name".to_owned());
+        }
+        Ok(Entry::encode(kind, key.into(), object, mod_revision))
     }
 
-    fn encode(kind: &Kind, key: Arc<str>, mut object: Object, mod_revision: Revision) -> Entry {
+    fn encode(kind: &Kind, key: Arc<str>, mut object: Object, mod_revision: Revision) -> (Entry, Object) {
         object.set_meta("resourceVersion", mod_revision.to_string());
         let labels = object.meta()["labels"].as_object().map(|labels| {
             labels.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect()
@@ -41,20 +57,24 @@ impl Entry {
             .map(|field| (*field, kind.strategy.field(&object, field).into_boxed_str()))
             .filter(|(_, value)| !value.is_empty())
             .collect();
-        Entry {
+        let deletion: Option<jiff::Timestamp> = object.meta_str("deletionTimestamp").parse().ok();
+        let entry = Entry {
             key,
+            uid: object.uid().into(),
+            deletion_s: deletion.map(jiff::Timestamp::as_second),
             // Writing a `Value` to memory cannot fail. A vector that grew has up to as much room to spare as it holds.
             json: serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice().into(),
             protobuf: OnceLock::new(),
             labels: labels.unwrap_or_default(),
             fields,
             mod_revision,
-        }
+        };
+        (entry, object)
     }
 
     /// The same object as of another revision: how a deleted object is sent.
     pub(crate) fn at_revision(&self, kind: &Kind, mod_revision: Revision) -> Entry {
-        Entry::encode(kind, self.key.clone(), self.parse(), mod_revision)
+        Entry::encode(kind, self.key.clone(), self.parse(), mod_revision).0
     }
 
     pub(crate) fn parse(&self) -> Object {

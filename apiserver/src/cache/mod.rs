@@ -11,6 +11,7 @@
 //!   watchers' channels.
 //! - An object is encoded once, with its `resourceVersion`; all readers and watchers share those bytes.
 //! - A watcher that is too slow is dropped, and must watch again; nothing waits for it.
+//! - What cannot be read fails whoever would have got it: nothing is left out of a list.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,20 +21,23 @@ use skiff_api::{Kind, Kinds, Status};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use self::unreadable::Damaged;
 use crate::store::{Batch, Range, Revision, Store, StoreError};
 
 mod entry;
 mod resource;
+mod unreadable;
 mod watcher;
 
 pub(crate) use entry::Entry;
-pub(crate) use resource::{ResourceCache, Snapshot};
+pub(crate) use resource::{Observer, ResourceCache, Snapshot};
 pub(crate) use watcher::{Change, Filter, Watcher, frame};
 
 const ROOT: &str = "/registry/";
 /// How long a read waits for the cache to reach a revision, as upstream.
 const FRESHNESS_TIMEOUT: Duration = Duration::from_secs(3);
 const FILL_PAGE: usize = 500;
+const RESYNC_DELAY_MIN: Duration = Duration::from_millis(50);
 const RESYNC_DELAY_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) struct Caches {
@@ -44,19 +48,26 @@ pub(crate) struct Caches {
 }
 
 impl Caches {
-    /// Fills every cache from the store and starts the dispatcher, which runs until `shutdown`.
+    /// Fills every cache from the store and starts the dispatcher, which runs until `shutdown`. Observers are given by the
+    /// folder of their resource.
     pub(crate) async fn start(
         kinds: &Kinds,
         store: Arc<dyn Store>,
+        observers: &[(&str, Arc<dyn Observer>)],
         shutdown: CancellationToken,
     ) -> Result<Arc<Caches>, StoreError> {
         let mut by_folder = HashMap::new();
         for kind in kinds.stored() {
-            by_folder.insert(kind.registry_folder.clone(), Arc::new(ResourceCache::new(kind)));
+            let folder = kind.registry_folder.clone();
+            let mut cache = ResourceCache::new(kind);
+            if let Some((_, observer)) = observers.iter().find(|(of, _)| *of == folder) {
+                cache = cache.observed_by(observer.clone());
+            }
+            by_folder.insert(folder, Arc::new(cache));
         }
         let caches = Arc::new(Caches { store, by_folder, applied: watch::Sender::new(0) });
-        let revision = caches.fill().await?;
-        tokio::spawn(caches.clone().dispatch(revision, shutdown));
+        caches.fill().await?;
+        tokio::spawn(caches.clone().dispatch(shutdown));
         Ok(caches)
     }
 
@@ -88,10 +99,20 @@ impl Caches {
         }
     }
 
+    /// The keys in the store whose values cannot be read, and why.
+    pub(crate) fn damaged(&self) -> Vec<(Arc<ResourceCache>, Arc<str>, Arc<str>)> {
+        let mut all = Vec::new();
+        for cache in self.by_folder.values() {
+            all.extend(cache.damaged().into_iter().map(|(key, damage)| (cache.clone(), key, damage.why)));
+        }
+        all
+    }
+
     /// Reads everything at one revision, replacing what the caches hold.
     async fn fill(&self) -> Result<Revision, StoreError> {
         let revision = self.store.revision().await?;
         let mut found: HashMap<&str, Vec<Entry>> = HashMap::new();
+        let mut damaged: HashMap<&str, Damaged> = HashMap::new();
         let mut start = None;
         loop {
             let range =
@@ -99,10 +120,12 @@ impl Caches {
             let page = self.store.range(range).await?;
             start = page.items.last().map(|last| format!("{}\0", last.key));
             for kv in page.items {
-                if let Some((cache, key)) = self.route(&kv.key)
-                    && let Some(entry) = cache.decode(key, &kv.value, kv.mod_revision)
-                {
-                    found.entry(cache.folder()).or_default().push(entry);
+                let Some((cache, key)) = self.route(&kv.key) else { continue };
+                match cache.decode(key, &kv.value, kv.integrity, kv.mod_revision) {
+                    Ok((entry, _)) => found.entry(cache.folder()).or_default().push(entry),
+                    Err(damage) => {
+                        damaged.entry(cache.folder()).or_default().insert(key.into(), damage);
+                    }
                 }
             }
             if !page.more {
@@ -110,40 +133,56 @@ impl Caches {
             }
         }
         for (folder, cache) in &self.by_folder {
-            cache.reset(found.remove(folder.as_str()).unwrap_or_default(), revision);
+            let entries = found.remove(folder.as_str()).unwrap_or_default();
+            cache.reset(entries, damaged.remove(folder.as_str()).unwrap_or_default(), revision);
         }
         self.applied.send_replace(revision);
         Ok(revision)
     }
 
-    async fn dispatch(self: Arc<Self>, mut from: Revision, shutdown: CancellationToken) {
-        let mut delay = Duration::from_millis(50);
+    /// Follows the store. A watch that broke is taken up where it ended, so that clients notice nothing; only if what it
+    /// missed is compacted, everything is read anew.
+    async fn dispatch(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut delay = RESYNC_DELAY_MIN;
         loop {
+            let before = self.applied();
             let ended = tokio::select! {
                 () = shutdown.cancelled() => return,
-                ended = self.follow(from) => ended,
+                ended = self.follow() => ended,
             };
-            match ended {
-                Ok(()) => return,
-                Err(error) => {
-                    tracing::warn!(%error, "the watch of the store broke; reading everything again")
+            let Err(error) = ended else { return };
+            if self.applied() > before {
+                delay = RESYNC_DELAY_MIN;
+            }
+            tracing::warn!(error = &error as &dyn std::error::Error, "the watch of the store broke");
+            let refill = matches!(error, StoreError::Compacted { .. } | StoreError::Future { .. });
+            loop {
+                tokio::select! {
+                    () = shutdown.cancelled() => return,
+                    () = tokio::time::sleep(delay) => {}
                 }
-            }
-            tokio::select! {
-                () = shutdown.cancelled() => return,
-                () = tokio::time::sleep(delay) => {}
-            }
-            delay = (delay * 2).min(RESYNC_DELAY_MAX);
-            match self.fill().await {
-                Ok(revision) => from = revision,
-                Err(error) => tracing::warn!(%error, "cannot read the store"),
+                delay = (delay * 2).min(RESYNC_DELAY_MAX);
+                if !refill {
+                    break;
+                }
+                // Nothing is followed before all is read: the caches would go back to what was.
+                match self.fill().await {
+                    Ok(_) => {
+                        delay = RESYNC_DELAY_MIN;
+                        break;
+                    }
+                    Err(StoreError::Closed) => return,
+                    Err(error) => {
+                        tracing::warn!(error = &error as &dyn std::error::Error, "cannot read the store");
+                    }
+                }
             }
         }
     }
 
     /// Applies changes until the store closes.
-    async fn follow(&self, from: Revision) -> Result<(), StoreError> {
-        let mut watch = self.store.watch(ROOT, from).await?;
+    async fn follow(&self) -> Result<(), StoreError> {
+        let mut watch = self.store.watch(ROOT, self.applied()).await?;
         while let Some(batch) = watch.next().await {
             self.apply(batch?);
         }
@@ -153,7 +192,8 @@ impl Caches {
     fn apply(&self, batch: Batch) {
         for event in batch.events {
             if let Some((cache, key)) = self.route(&event.key) {
-                cache.apply(key, event.value.as_ref(), event.mod_revision);
+                let value = event.value.as_ref().map(|value| (value, event.integrity));
+                cache.apply(key, value, event.mod_revision);
             }
         }
         self.applied.send_if_modified(|applied| {

@@ -1,25 +1,30 @@
 //! The cache of one resource: snapshot, recent events, watchers.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use imbl::OrdMap;
 use parking_lot::Mutex;
-use skiff_api::{Kind, Status};
+use skiff_api::{Kind, Object, Status};
 use tokio::sync::mpsc;
 
 use super::Entry;
+use super::unreadable::{self, Damage, Damaged, Unreadable};
 use super::watcher::{Change, ChangeKind, Filter, Happened, Watcher};
-use crate::store::Revision;
+use crate::store::{Integrity, Revision};
 
 /// All objects by key, as of one revision. Cloning it shares it.
 pub(crate) type Snapshot = OrdMap<Arc<str>, Arc<Entry>>;
 
-/// Recent events are kept up to this many and this many bytes, whichever is reached first.
-const RING_EVENTS: usize = 4096;
+/// Recent events are kept: so many of them at most; past the smaller number of bytes only those that are as young as
+/// upstream's cache keeps them, so that clients find what they missed; past the larger one none.
+const RING_EVENTS: usize = 16_384;
 const RING_BYTES: usize = 4 << 20;
+const RING_BYTES_MAX: usize = 64 << 20;
+const RING_FRESH: Duration = Duration::from_secs(75);
 /// Changes that may wait for one watcher before it counts as too slow.
 const WATCHER_CHANGES: usize = 1024;
 /// Snapshots kept for the next pages of lists.
@@ -28,6 +33,7 @@ const KEEP_SNAPSHOT: Duration = Duration::from_secs(75);
 
 pub(crate) struct ResourceCache {
     kind: Arc<Kind>,
+    observer: Option<Arc<dyn Observer>>,
     state: Mutex<State>,
 }
 
@@ -41,6 +47,15 @@ struct State {
     ring_after: Revision,
     snapshots: VecDeque<(Instant, Revision, Snapshot)>,
     watchers: Watchers,
+    damaged: Damaged,
+}
+
+/// Told of every change of a resource, in order, before it counts as applied.
+pub(crate) trait Observer: Send + Sync + 'static {
+    /// `None` where it was deleted.
+    fn changed(&self, key: &str, object: Option<&Object>);
+    /// Everything is to be seen anew.
+    fn cleared(&self);
 }
 
 impl ResourceCache {
@@ -53,8 +68,13 @@ impl ResourceCache {
             ring_after: 0,
             snapshots: VecDeque::new(),
             watchers: Watchers::default(),
+            damaged: Damaged::new(),
         };
-        ResourceCache { kind, state: Mutex::new(state) }
+        ResourceCache { kind, observer: None, state: Mutex::new(state) }
+    }
+
+    pub(super) fn observed_by(self, observer: Arc<dyn Observer>) -> ResourceCache {
+        ResourceCache { observer: Some(observer), ..self }
     }
 
     /// The kind in whose version the objects are stored.
@@ -66,14 +86,51 @@ impl ResourceCache {
         &self.kind.registry_folder
     }
 
-    pub(crate) fn get(&self, key: &str) -> Option<Arc<Entry>> {
-        self.state.lock().objects.get(key).cloned()
+    /// # Errors
+    /// If it is stored and cannot be read: whoever takes that for gone would do harm.
+    pub(crate) fn get(&self, key: &str) -> Result<Option<Arc<Entry>>, Unreadable> {
+        let state = self.state.lock();
+        if let Some(damage) = state.damaged.get_key_value(key) {
+            return Err(Unreadable::new(&self.kind, std::iter::once(damage)));
+        }
+        Ok(state.objects.get(key).cloned())
     }
 
     /// All objects, and the revision of the last change among them.
-    pub(crate) fn snapshot(&self) -> (Revision, Snapshot) {
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub(crate) fn snapshot(&self) -> Result<(Revision, Snapshot), Unreadable> {
+        self.snapshot_of(None)
+    }
+
+    /// The same, for who looks at one namespace only.
+    pub(crate) fn snapshot_of(&self, namespace: Option<&str>) -> Result<(Revision, Snapshot), Unreadable> {
         let state = self.state.lock();
-        (state.revision, state.objects.clone())
+        self.check(&state, namespace)?;
+        Ok((state.revision, state.objects.clone()))
+    }
+
+    /// What can be read, for who knows that it may not be all.
+    pub(crate) fn readable(&self) -> Snapshot {
+        self.state.lock().objects.clone()
+    }
+
+    pub(crate) fn damaged(&self) -> Damaged {
+        self.state.lock().damaged.clone()
+    }
+
+    /// The refusal for one value.
+    pub(crate) fn unreadable(&self, key: &str, damage: Damage) -> Unreadable {
+        Unreadable::new(&self.kind, std::iter::once((&Arc::from(key), &damage)))
+    }
+
+    fn check(&self, state: &State, namespace: Option<&str>) -> Result<(), Unreadable> {
+        let mut damaged = unreadable::within(&state.damaged, namespace).peekable();
+        match damaged.peek() {
+            None => Ok(()),
+            Some(_) => Err(Unreadable::new(&self.kind, damaged)),
+        }
     }
 
     /// Keeps the snapshot of a list that has more pages.
@@ -95,18 +152,35 @@ impl ResourceCache {
         state.snapshots.iter().find(|(_, at, _)| *at == revision).map(|(_, _, snapshot)| snapshot.clone())
     }
 
-    pub(crate) fn decode(&self, key: &str, value: &Bytes, mod_revision: Revision) -> Option<Entry> {
-        let entry = Entry::decode(&self.kind, key, value, mod_revision);
-        if entry.is_none() {
-            tracing::error!(key, folder = self.folder(), "the stored value is no object; it is left out");
-        }
-        entry
+    pub(crate) fn decode(
+        &self,
+        key: &str,
+        value: &Bytes,
+        integrity: Integrity,
+        mod_revision: Revision,
+    ) -> Result<(Entry, Object), Damage> {
+        let entry = match integrity {
+            Integrity::Sound => Entry::decode(&self.kind, key, value, mod_revision),
+            Integrity::Damaged => Err("it is not what was written".to_owned()),
+        };
+        entry.map_err(|why| {
+            tracing::error!(
+                key = format!("{}{key}", self.kind.prefix(None)), why,
+                "a stored value cannot be read; restore a backup, or delete it with ignoreStoreReadErrorWithClusterBreakingPotential"
+            );
+            Damage { mod_revision, why: why.into() }
+        })
     }
 
     /// Starts over from `entries`. Every watcher is dropped: it may have missed something.
-    pub(super) fn reset(&self, entries: Vec<Entry>, revision: Revision) {
+    pub(super) fn reset(&self, entries: Vec<Entry>, damaged: Damaged, revision: Revision) {
         let mut state = self.state.lock();
+        if let Some(observer) = &self.observer {
+            observer.cleared();
+            entries.iter().for_each(|entry| observer.changed(&entry.key, Some(&entry.parse())));
+        }
         state.objects = entries.into_iter().map(|e| (e.key.clone(), Arc::new(e))).collect();
+        state.damaged = damaged;
         state.revision = revision;
         state.ring.clear();
         state.ring_bytes = 0;
@@ -116,15 +190,18 @@ impl ResourceCache {
     }
 
     /// Applies one change of the store and hands it to the watchers.
-    pub(super) fn apply(&self, key: &str, value: Option<&Bytes>, revision: Revision) {
-        let entry = match value {
-            Some(value) => match self.decode(key, value, revision) {
-                Some(entry) => Some(Arc::new(entry)),
-                None => return,
-            },
-            None => None,
-        };
+    pub(super) fn apply(&self, key: &str, value: Option<(&Bytes, Integrity)>, revision: Revision) {
+        let decoded =
+            value.map(|(value, integrity)| self.decode(key, value, integrity, revision)).transpose();
         let mut state = self.state.lock();
+        let (entry, object) = match decoded {
+            Ok(decoded) => decoded.map(|(entry, object)| (Arc::new(entry), object)).unzip(),
+            Err(damage) => return self.lose(&mut state, key, damage),
+        };
+        state.damaged.remove(key);
+        if let Some(observer) = &self.observer {
+            observer.changed(key, object.as_ref());
+        }
         let previous = state.objects.get(key).cloned();
         let change = match (entry, &previous) {
             (Some(entry), None) => Change::new(ChangeKind::Added, entry),
@@ -140,22 +217,37 @@ impl ResourceCache {
         };
         state.revision = revision;
         let (left, entered) = (OnceLock::new(), OnceLock::new());
-        let happened = Arc::new(Happened { revision, change, previous, left, entered });
+        let happened = Arc::new(Happened { revision, at: Instant::now(), change, previous, left, entered });
         let kind = self.kind.clone();
         state.watchers.send(&happened, &kind);
         state.remember(happened);
     }
 
+    /// Notes that a value can no longer be read. Who watches asks again, and is told.
+    fn lose(&self, state: &mut State, key: &str, damage: Damage) {
+        state.revision = damage.mod_revision;
+        state.objects.remove(key);
+        state.ring.clear();
+        state.ring_bytes = 0;
+        state.ring_after = damage.mod_revision;
+        state.watchers = Watchers::default();
+        state.damaged.insert(key.into(), damage);
+        if let Some(observer) = &self.observer {
+            observer.changed(key, None);
+        }
+    }
+
     /// A watch of what happens after `after`; `None` starts with all present objects, in order of their keys.
     ///
     /// # Errors
-    /// 410 if events after `after` are no longer known.
+    /// 410 if events after `after` are no longer known; 500 if something that it would begin with cannot be read.
     pub(crate) fn watch(&self, filter: Filter, after: Option<Revision>) -> Result<Watcher, Status> {
+        let (sender, changes) = mpsc::channel(WATCHER_CHANGES);
         let mut state = self.state.lock();
-        let backlog = match after {
+        let begins = match after {
             None => {
-                let matching = state.objects.values().filter(|entry| filter.matches(entry));
-                matching.map(|entry| Change::new(ChangeKind::Added, entry.clone())).collect()
+                self.check(&state, filter.namespace.as_deref())?;
+                Begins::With(state.objects.clone())
             }
             Some(after) if after < state.ring_after => {
                 let oldest = state.ring_after;
@@ -163,26 +255,62 @@ impl ResourceCache {
             }
             Some(after) => {
                 let from = state.ring.partition_point(|happened| happened.revision <= after);
-                state.ring.range(from..).filter_map(|happened| seen(happened, &filter, &self.kind)).collect()
+                Begins::After(state.ring.range(from..).cloned().collect())
             }
         };
-        let (sender, changes) = mpsc::channel(WATCHER_CHANGES);
         // A watch from the future waits for what comes after it.
         let (revision, after) = (state.revision, after.unwrap_or(state.revision));
         let single_key = filter.single_key(self.kind.is_namespaced());
-        state.watchers.add(single_key, Registered { filter, after, sender });
+        state.watchers.add(single_key, Registered { filter: filter.clone(), after, sender });
+        drop(state);
+        // Filtered only now: thousands that come back at once are not to hold up what happens.
+        let backlog = match begins {
+            Begins::With(objects) => {
+                let of_namespace = filter.namespace.as_ref().map(|namespace| format!("{namespace}/"));
+                let from = of_namespace.as_deref().unwrap_or_default();
+                let within = objects.range::<_, str>((Bound::Included(from), Bound::Unbounded));
+                let within = within.map(|(_, entry)| entry).take_while(|entry| entry.key.starts_with(from));
+                let matching = within.filter(|entry| filter.matches(entry));
+                matching.map(|entry| Change::new(ChangeKind::Added, entry.clone())).collect()
+            }
+            Begins::After(ring) => {
+                ring.iter().filter_map(|happened| seen(happened, &filter, &self.kind)).collect()
+            }
+        };
         Ok(Watcher { changes, backlog, revision })
     }
 }
 
+#[cfg(test)]
+impl ResourceCache {
+    /// How many watchers are held that have no index, and how often all were looked at.
+    pub(super) fn watchers(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        (state.watchers.others.len(), state.watchers.n_sweeps)
+    }
+}
+
+/// What a watch begins with.
+enum Begins {
+    With(Snapshot),
+    After(Vec<Arc<Happened>>),
+}
+
 impl State {
     fn remember(&mut self, happened: Arc<Happened>) {
+        let now = happened.at;
         self.ring_bytes += happened.change.entry.json.len();
         self.ring.push_back(happened);
-        while self.ring.len() > RING_EVENTS || self.ring_bytes > RING_BYTES {
-            let Some(oldest) = self.ring.pop_front() else { return };
+        while let Some(oldest) = self.ring.front() {
+            let is_fresh = now.saturating_duration_since(oldest.at) < RING_FRESH;
+            let keep = self.ring.len() <= RING_EVENTS
+                && self.ring_bytes <= if is_fresh { RING_BYTES_MAX } else { RING_BYTES };
+            if keep {
+                return;
+            }
             self.ring_bytes -= oldest.change.entry.json.len();
             self.ring_after = oldest.revision;
+            self.ring.pop_front();
         }
     }
 
@@ -232,11 +360,19 @@ struct Watchers {
     by_key: HashMap<String, Vec<Registered>>,
     by_node: HashMap<String, Vec<Registered>>,
     others: Vec<Registered>,
+    /// How many may still be added before those that are gone are looked for.
+    until_sweep: usize,
+    #[cfg(test)]
+    n_sweeps: usize,
 }
 
 impl Watchers {
     fn add(&mut self, single_key: Option<String>, watcher: Registered) {
-        self.sweep();
+        match self.until_sweep.checked_sub(1) {
+            Some(left) => self.until_sweep = left,
+            // As many as there are: each that is added pays for looking at one.
+            None => self.until_sweep = self.sweep().max(64),
+        }
         if let Some(key) = single_key {
             self.by_key.entry(key).or_default().push(watcher);
         } else if let Some(node) = watcher.filter.node_name() {
@@ -246,15 +382,22 @@ impl Watchers {
         }
     }
 
-    /// Forgets watchers whose clients have gone and whose objects never change.
-    fn sweep(&mut self) {
-        let retain = |list: &mut Vec<Registered>| {
+    /// Forgets watchers whose clients have gone and whose objects never change. How many are left.
+    fn sweep(&mut self) -> usize {
+        #[cfg(test)]
+        {
+            self.n_sweeps += 1;
+        }
+        let mut left = 0;
+        let mut retain = |list: &mut Vec<Registered>| {
             list.retain(|w| !w.sender.is_closed());
+            left += list.len();
             !list.is_empty()
         };
         self.by_key.retain(|_, list| retain(list));
         self.by_node.retain(|_, list| retain(list));
         retain(&mut self.others);
+        left
     }
 
     fn send(&mut self, happened: &Happened, kind: &Kind) {

@@ -21,8 +21,9 @@ impl Fixture {
         let store = SqliteStore::open(SqliteOptions::new(folder.path().join("state.db"))).expect("opens");
         let store: Arc<dyn Store> = Arc::new(store);
         let kinds = Kinds::builtin();
-        let caches =
-            Caches::start(&kinds, store.clone(), CancellationToken::new()).await.expect("the caches fill");
+        let caches = Caches::start(&kinds, store.clone(), &[], CancellationToken::new())
+            .await
+            .expect("the caches fill");
         Fixture { store, caches, kinds, _folder: folder }
     }
 
@@ -112,7 +113,7 @@ async fn all_watchers_share_one_encoded_event() {
     let kind = f.pods().kind();
     let frames: Vec<_> = changes.iter().map(|change| change.protobuf_frame(kind).as_ptr()).collect();
     assert!(frames.windows(2).all(|pair| pair[0] == pair[1]), "protobuf too");
-    let cached = f.pods().get("a/x").expect("the object");
+    let cached = f.pods().get("a/x").expect("is readable").expect("the object");
     assert_eq!(cached.protobuf(kind).as_ptr(), changes[0].entry.protobuf(kind).as_ptr(), "lists too");
 }
 
@@ -165,7 +166,8 @@ async fn a_watcher_that_is_too_slow_is_dropped_and_others_are_not() {
 async fn a_watch_from_before_the_ring_is_expired() {
     let f = Fixture::new().await;
     let revision = f.put("x", json!({"big": "x".repeat(60)}), "").await;
-    let filled = Caches::start(&f.kinds, f.store.clone(), CancellationToken::new()).await.expect("fills");
+    let filled =
+        Caches::start(&f.kinds, f.store.clone(), &[], CancellationToken::new()).await.expect("fills");
     let kind = f.kinds.by_resource("", "v1", "pods").expect("pods");
     let refused = filled.of(kind).expect("cached").watch(Filter::default(), Some(revision - 1));
     let status = refused.map(|_| ()).expect_err("too old");
@@ -212,4 +214,134 @@ impl Store for NoStore {
         Err(StoreError::Closed)
     }
     async fn close(&self) {}
+}
+
+/// A store whose watches break, and whose ranges fail, when told to.
+struct Breaking {
+    inner: SqliteStore,
+    /// What the running watch is told to end with.
+    breaks: tokio::sync::broadcast::Sender<StoreError>,
+    /// Where each watch began.
+    began: parking_lot::Mutex<Vec<Revision>>,
+    failing_ranges: std::sync::atomic::AtomicUsize,
+}
+
+#[async_trait::async_trait]
+impl Store for Breaking {
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        self.inner.revision().await
+    }
+    async fn compacted(&self) -> Result<Revision, StoreError> {
+        self.inner.compacted().await
+    }
+    async fn get(&self, key: &str) -> Result<Option<crate::store::KeyValue>, StoreError> {
+        self.inner.get(key).await
+    }
+    async fn range(&self, range: Range) -> Result<crate::store::Ranged, StoreError> {
+        use std::sync::atomic::Ordering::SeqCst;
+        if self.failing_ranges.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok() {
+            return Err(StoreError::Overloaded);
+        }
+        self.inner.range(range).await
+    }
+    async fn write(&self, write: Write) -> Result<Written, StoreError> {
+        self.inner.write(write).await
+    }
+    async fn watch(&self, prefix: &str, after: Revision) -> Result<crate::store::Watch, StoreError> {
+        self.began.lock().push(after);
+        let (mut watch, mut breaks) = (self.inner.watch(prefix, after).await?, self.breaks.subscribe());
+        let (out, batches) = tokio::sync::mpsc::channel(16);
+        tokio::spawn(async move {
+            loop {
+                let item = tokio::select! {
+                    item = watch.next() => item,
+                    broken = breaks.recv() => broken.ok().map(Err),
+                };
+                let Some(item) = item else { return };
+                let ends = item.is_err();
+                if out.send(item).await.is_err() || ends {
+                    return;
+                }
+            }
+        });
+        Ok(crate::store::Watch { batches })
+    }
+    async fn compact(&self, revision: Revision) -> Result<(), StoreError> {
+        self.inner.compact(revision).await
+    }
+    async fn size_bytes(&self) -> Result<u64, StoreError> {
+        self.inner.size_bytes().await
+    }
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+async fn breaking() -> (Fixture, Arc<Breaking>) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let inner = SqliteStore::open(SqliteOptions::new(folder.path().join("state.db"))).expect("opens");
+    let (breaks, _) = tokio::sync::broadcast::channel(4);
+    let (began, failing_ranges) = Default::default();
+    let breaking = Arc::new(Breaking { inner, breaks, began, failing_ranges });
+    let (store, kinds) = (breaking.clone() as Arc<dyn Store>, Kinds::builtin());
+    let caches = Caches::start(&kinds, store.clone(), &[], CancellationToken::new()).await.expect("fills");
+    (Fixture { store, caches, kinds, _folder: folder }, breaking)
+}
+
+#[tokio::test]
+async fn a_broken_watch_of_the_store_is_taken_up_where_it_ended() {
+    let (f, breaking) = breaking().await;
+    let first = f.put("x", json!({}), "").await;
+    let mut watcher = f.pods().watch(Filter::default(), Some(first)).expect("watches");
+    for _ in 0..3 {
+        breaking.breaks.send(StoreError::Overloaded).expect("a watch runs");
+        f.put("x", json!({"again": "1"}), "").await;
+    }
+    let seen = drain(&mut watcher);
+    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert!(seen.windows(2).all(|pair| pair[0].2 < pair[1].2), "each once and in order: {seen:?}");
+    assert!(!watcher.changes.is_closed(), "nobody has to watch again");
+    assert!(breaking.began.lock()[1..].iter().all(|after| *after >= first));
+}
+
+#[tokio::test]
+async fn a_cache_never_goes_back_while_it_cannot_be_filled_anew() {
+    let (f, breaking) = breaking().await;
+    f.put("x", json!({"n": "1"}), "").await;
+    let last = f.put("x", json!({"n": "2"}), "").await;
+    breaking.failing_ranges.store(2, std::sync::atomic::Ordering::SeqCst);
+    breaking.breaks.send(StoreError::Compacted { requested: 1, compacted: 2 }).expect("a watch runs");
+    // What is written meanwhile is there once the cache is filled.
+    let newer = f.put("y", json!({}), "").await;
+    let began = breaking.began.lock().clone();
+    assert_eq!(began.len(), 2, "no watch before all was read: {began:?}");
+    assert!(began[1] >= last && newer > last);
+    let x = f.pods().get("a/x").expect("readable").expect("is there");
+    assert_eq!(x.label("n"), Some("2"));
+}
+
+#[tokio::test]
+async fn a_client_that_comes_back_soon_finds_what_it_missed_however_large() {
+    let f = Fixture::new().await;
+    let start = f.put("x", json!({}), "").await;
+    let big = json!({"big": "x".repeat(100_000)});
+    for _ in 0..60 {
+        f.put("x", big.clone(), "").await;
+    }
+    let mut again = f.pods().watch(Filter::default(), Some(start)).expect("is not too late");
+    assert_eq!(drain(&mut again).len(), 60);
+}
+
+#[tokio::test]
+async fn watchers_that_left_are_forgotten_without_looking_at_all_each_time() {
+    let f = Fixture::new().await;
+    let start = f.put("x", json!({}), "").await;
+    let stay: Vec<_> =
+        (0..200).map(|_| f.pods().watch(Filter::default(), Some(start)).expect("watches")).collect();
+    for _ in 0..5000 {
+        drop(f.pods().watch(Filter::default(), Some(start)).expect("watches"));
+    }
+    let (held, sweeps) = f.pods().watchers();
+    assert!(held <= 2 * stay.len() + 64, "{held} are held");
+    assert!(sweeps <= 40, "{sweeps} times all were looked at");
 }

@@ -1,6 +1,7 @@
 //! What a watcher asked for, and what it gets.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use skiff_api::{FieldSelector, Kind, LabelSelector, protobuf};
@@ -113,6 +114,7 @@ impl Filter {
 /// A change as it happened to the object, before any selector.
 pub(crate) struct Happened {
     pub(crate) revision: Revision,
+    pub(crate) at: Instant,
     /// The change for who sees both the old and the new state.
     pub(crate) change: Change,
     pub(crate) previous: Option<Arc<Entry>>,

@@ -150,14 +150,16 @@ fn validate_usages(usages: &[Value], old: Option<&[Value]>, causes: &mut Vec<Cau
         }
     }
     if old.is_none_or(|old| !has_duplicates(old)) {
-        for (at, usage) in usages.iter().enumerate().filter(|(at, usage)| usages[..*at].contains(usage)) {
+        let mut seen = HashSet::new();
+        for (at, usage) in usages.iter().enumerate().filter(|(_, usage)| !seen.insert(*usage)) {
             causes.push(Cause::duplicate(format!("spec.usages[{at}]"), usage));
         }
     }
 }
 
 fn has_duplicates(values: &[Value]) -> bool {
-    values.iter().enumerate().any(|(at, value)| values[..at].contains(value))
+    let mut seen = HashSet::new();
+    !values.iter().all(|value| seen.insert(value))
 }
 
 fn validate_signer(spec: &Value, old: Option<&Object>, causes: &mut Vec<Cause>) {

@@ -92,7 +92,7 @@ impl Api {
 
     async fn newest_pod(&self, call: &Call) -> Result<Object, Status> {
         self.caches.wait_for_newest().await?;
-        let entry = self.caches.of(&call.kind)?.get(&call.key()).ok_or_else(|| call.not_found())?;
+        let entry = self.caches.of(&call.kind)?.get(&call.key())?.ok_or_else(|| call.not_found())?;
         Ok(entry.parse())
     }
 

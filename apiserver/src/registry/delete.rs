@@ -5,23 +5,36 @@
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
-use skiff_api::{Kind, Object, Status};
+use skiff_api::{Cause, Kind, Object, Status};
 
 use super::modify::{Current, Next, Outcome};
 use super::options::{DeleteOptions, ListOptions, Propagation};
-use super::{now, timestamp};
+use super::{now, store_failure, timestamp};
 use crate::api::{Api, Call, is_core};
+use crate::auth::authorize::Attributes;
 use crate::limits::read_body;
 use crate::respond::{self, Response};
+use crate::store::{Expect, Write, Written};
 
 const ORPHAN: &str = "orphan";
 const FOREGROUND: &str = "foregroundDeletion";
+/// The verb for deleting what cannot be read.
+const UNSAFE_DELETE: &str = "unsafe-delete-ignore-read-errors";
 
 impl Api {
     pub(super) async fn delete(&self, call: Call) -> Result<Response, Status> {
         let body = read_body(call.take_body()).await?;
         let options = DeleteOptions::parse(&call, &body)?;
         let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
+        if options.unreadable {
+            self.delete_unreadable(&call).await?;
+            return Ok(respond::document_response(
+                &call.encoding,
+                &call.warnings,
+                200,
+                &respond::success(json!({})),
+            ));
+        }
         let outcome = self.delete_object(&call, &namespace, &name, &options).await?;
         // The old way of asking for a cascade is told that it goes on.
         let code = if !outcome.deleted && options.orphan_dependents == Some(false) { 202 } else { 200 };
@@ -62,12 +75,38 @@ impl Api {
         Ok(outcome)
     }
 
+    /// Removes a value that cannot be read, whatever it was: finalizers and dependents cannot be heeded.
+    async fn delete_unreadable(&self, call: &Call) -> Result<(), Status> {
+        let asked = Attributes { verb: UNSAFE_DELETE, ..Attributes::of(&call.user, &call.info) };
+        let decision = self.authorizer.authorize(&asked);
+        if !decision.allowed {
+            return Err(asked.forbidden(&decision.reason));
+        }
+        self.caches.wait_for_newest().await?;
+        let cache = self.caches.of(&call.kind)?;
+        let Some(damage) = cache.damaged().remove(call.key().as_str()) else {
+            let why = "is exclusively used to delete corrupt object(s), try again by removing this option";
+            let field = "ignoreStoreReadErrorWithClusterBreakingPotential";
+            let causes = vec![Cause::invalid(field, &json!(true), why)];
+            return Err(Status::invalid(&call.kind.group, &call.kind.plural, &call.info.name, causes));
+        };
+        let key = cache.kind().key(&call.info.namespace, &call.info.name);
+        tracing::warn!(key, user = call.user.name, why = %damage.why, "deleting a value that cannot be read");
+        let write = Write::delete(key, Expect::ModRevision(damage.mod_revision));
+        match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+            Written::Done { .. } => Ok(()),
+            Written::Mismatch { .. } => {
+                Err(Status::modified(&call.kind.group, &call.kind.plural, &call.info.name))
+            }
+        }
+    }
+
     pub(super) async fn delete_collection(&self, call: Call) -> Result<Response, Status> {
         let list = ListOptions::parse(&call)?;
         let body = read_body(call.take_body()).await?;
         let options = DeleteOptions::parse(&call, &body)?;
         let revision = self.caches.wait_for_newest().await?;
-        let (_, snapshot) = self.caches.of(&call.kind)?.snapshot();
+        let (_, snapshot) = self.caches.of(&call.kind)?.snapshot_of(list.filter.namespace.as_deref())?;
         let mut items = Vec::new();
         for entry in snapshot.values().filter(|entry| list.filter.matches(entry)) {
             match self.delete_object(&call, entry.namespace(), entry.name(), &options).await {
@@ -164,7 +203,8 @@ fn plan_again(object: &Object, options: &DeleteOptions) -> Next {
     let pending_s = object.meta()["deletionGracePeriodSeconds"].as_i64().unwrap_or(0);
     let mut object = object.clone();
     let waits = !object.finalizers().is_empty();
-    match options.grace_s.map(|grace_s| grace_s.max(0)) {
+    // A negative time is a second, as upstream has it.
+    match options.grace_s.map(|grace_s| if grace_s < 0 { 1 } else { grace_s }) {
         Some(grace_s) if grace_s < pending_s => {
             let since: Option<Timestamp> = object.meta_str("deletionTimestamp").parse().ok();
             if grace_s == 0 && !waits {
@@ -248,6 +288,8 @@ mod tests {
         assert!(matches!(again(None), Next::Put(same) if same == pod));
         assert!(matches!(again(Some(60)), Next::Put(same) if same == pod));
         assert!(matches!(again(Some(0)), Next::Delete(_)));
+        let Next::Put(negative) = again(Some(-1)) else { panic!("a negative time is not force") };
+        assert_eq!(negative["metadata"]["deletionGracePeriodSeconds"], 1);
         let Next::Put(shorter) = again(Some(10)) else { panic!("still graceful") };
         assert_eq!(shorter["metadata"]["deletionTimestamp"], "2026-01-01T00:00:10Z");
         assert_eq!(shorter["metadata"]["deletionGracePeriodSeconds"], 10);

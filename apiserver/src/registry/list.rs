@@ -13,14 +13,15 @@ use http::HeaderValue;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use skiff_api::table::IncludeObject;
 use skiff_api::{Kind, Status, protobuf};
 use std::io::Write;
 
 use super::options::{ListOptions, VersionMatch, revision};
-use super::{is_stored_as, store_failure};
+use super::{convert, is_stored_as, store_failure};
 use crate::api::{Api, Call};
 use crate::cache::{Entry, Snapshot};
-use crate::respond::{self, GZIP_FROM_BYTES, Response, Shape};
+use crate::respond::{self, GZIP_FROM_BYTES, Response, Shape, Syntax};
 use crate::store::{Range, Revision, StoreError};
 
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
@@ -88,12 +89,16 @@ impl Api {
         if page.next.is_some() {
             self.caches.of(&call.kind)?.keep_snapshot(revision, snapshot);
         }
-        self.encode_list(&call, page).await
+        self.encode_list(call, page).await
     }
 
     async fn source(&self, call: &Call, options: &ListOptions) -> Result<Source, Refusal> {
         let cache = self.caches.of(&call.kind)?;
         if !options.continue_token.is_empty() {
+            if !matches!(options.resource_version.as_str(), "" | "0") {
+                let why = "specifying resource version is not allowed when using continue";
+                return Err(Status::bad_request(why).into());
+            }
             return self.continued(call, &options.continue_token).await;
         }
         let version = options.resource_version.as_str();
@@ -113,7 +118,8 @@ impl Api {
                 self.caches.applied()
             }
         };
-        let (changed, snapshot) = cache.snapshot();
+        let (changed, snapshot) =
+            cache.snapshot_of(options.filter.namespace.as_deref()).map_err(Status::from)?;
         Ok(Source { revision: reached.max(changed), snapshot, start: None })
     }
 
@@ -121,7 +127,10 @@ impl Api {
         let token = ContinueToken::decode(text)?;
         let Ok(revision) = Revision::try_from(token.rv) else {
             let reached = self.caches.wait_for_newest().await?;
-            let (changed, snapshot) = self.caches.of(&call.kind)?.snapshot();
+            let namespace = call.kind.is_namespaced().then_some(call.info.namespace.as_str());
+            let namespace = namespace.filter(|namespace| !namespace.is_empty());
+            let (changed, snapshot) =
+                self.caches.of(&call.kind)?.snapshot_of(namespace).map_err(Status::from)?;
             return Ok(Source { revision: reached.max(changed), snapshot, start: Some(token.start) });
         };
         match self.snapshot_at(call, revision).await {
@@ -155,9 +164,9 @@ impl Api {
             start = page.items.last().map(|kv| format!("{}\0", kv.key));
             for kv in page.items {
                 let key = kv.key.strip_prefix(prefix.as_str()).unwrap_or(&kv.key);
-                if let Some(entry) = cache.decode(key, &kv.value, kv.mod_revision) {
-                    snapshot.insert(entry.key.clone(), Arc::new(entry));
-                }
+                let decoded = cache.decode(key, &kv.value, kv.integrity, kv.mod_revision);
+                let (entry, _) = decoded.map_err(|damage| cache.unreadable(key, damage))?;
+                snapshot.insert(entry.key.clone(), Arc::new(entry));
             }
             if !page.more {
                 return Ok(snapshot);
@@ -165,7 +174,7 @@ impl Api {
         }
     }
 
-    async fn encode_list(&self, call: &Call, page: Page) -> Result<Response, Status> {
+    async fn encode_list(&self, call: Call, page: Page) -> Result<Response, Status> {
         let mut metadata = json!({"resourceVersion": page.revision.to_string()});
         if let Some(next) = &page.next {
             metadata["continue"] = ContinueToken::encode(page.revision as i64, next).into();
@@ -173,51 +182,103 @@ impl Api {
         if let Some(remaining) = page.remaining {
             metadata["remainingItemCount"] = remaining.into();
         }
-        let kind = &call.kind;
-        if is_stored_as(self, kind)? {
-            if call.encoding.is_plain() {
-                let head =
-                    json!({"kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata});
-                return Ok(streamed_json(call, &head, page.entries));
-            }
-            if call.encoding.is_protobuf() {
-                let messages = messages(kind.clone(), page.entries).await?;
-                let list = protobuf::List::new(&kind.api_version(), &kind.list_kind(), &metadata, messages);
-                let list = list.ok_or_else(|| Status::internal("lists have no metadata"))?;
-                let size_bytes = list.size_bytes();
-                return Ok(streamed(call, size_bytes, list.chunks(CHUNK_BYTES)));
-            }
+        let kind = call.kind.clone();
+        let as_stored = is_stored_as(self, &kind)?;
+        if as_stored && call.encoding.is_protobuf() {
+            let messages = self.messages(kind.clone(), page.entries).await?;
+            let list = protobuf::List::new(&kind.api_version(), &kind.list_kind(), &metadata, messages);
+            let list = list.ok_or_else(|| Status::internal("lists have no metadata"))?;
+            let size_bytes = list.size_bytes();
+            return Ok(streamed(&call, size_bytes, list.chunks(CHUNK_BYTES)));
         }
-        let objects =
-            page.entries.iter().map(|entry| self.parsed(kind, entry)).collect::<Result<Vec<_>, _>>()?;
-        let document = match call.encoding.shape {
-            Shape::Object => json!({
-                "kind": kind.list_kind(), "apiVersion": kind.api_version(), "metadata": metadata, "items": objects,
-            }),
-            Shape::Metadata => {
-                let items: Vec<Value> = objects.iter().map(respond::metadata_only).collect();
-                json!({
-                    "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-                    "items": items,
-                })
-            }
-            Shape::Table => {
-                let now_s = respond::now_s();
-                let row = |object| respond::row(kind, &call.stored, object, call.encoding.include, now_s);
-                respond::table_of(Some(&call.stored), objects.iter().map(row).collect(), metadata)
-            }
+        let items = Items {
+            in_version: self.caches.of(&kind)?.kind().clone(),
+            printed: call.stored.clone(),
+            shape: call.encoding.shape,
+            include: call.encoding.include,
+            now_s: respond::now_s(),
+            as_stored,
+            kind,
         };
-        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &document))
+        if call.encoding.syntax == Syntax::Json {
+            return Ok(streamed_json(&call, items, metadata, page.entries));
+        }
+        // These have no form that could be sent item by item.
+        let few = page.entries.len() <= FEW;
+        let encode = move || {
+            let mut document = items.list(metadata);
+            let all = page.entries.iter().map(|entry| items.shaped(entry)).collect();
+            document[items.field()] = Value::Array(all);
+            respond::document_response(&call.encoding, &call.warnings, 200, &document)
+        };
+        if few { Ok(encode()) } else { self.heavy.run(encode).await }
+    }
+
+    /// The objects in protobuf: all of them before the first is sent, since a list begins with its length.
+    async fn messages(&self, kind: Arc<Kind>, entries: Vec<Arc<Entry>>) -> Result<Vec<Bytes>, Status> {
+        let few = entries.len() <= FEW;
+        let encode = move || entries.iter().map(|entry| entry.protobuf(&kind)).collect();
+        if few { Ok(encode()) } else { self.heavy.run(encode).await }
     }
 }
 
-/// The objects in protobuf: all of them before the first is sent, since a list begins with its length.
-async fn messages(kind: Arc<Kind>, entries: Vec<Arc<Entry>>) -> Result<Vec<Bytes>, Status> {
-    // Encoding this many for the first time is too much for a thread that serves others.
-    const FEW: usize = 100;
-    let few = entries.len() <= FEW;
-    let encode = move || entries.iter().map(|entry| entry.protobuf(&kind)).collect();
-    if few { Ok(encode()) } else { tokio::task::spawn_blocking(encode).await.map_err(Status::internal) }
+/// Encoding more than this many is too much for a thread that serves others.
+const FEW: usize = 100;
+
+/// How the items of a list are written.
+struct Items {
+    kind: Arc<Kind>,
+    /// The version in which they are in the cache.
+    in_version: Arc<Kind>,
+    /// The version that rows are printed of.
+    printed: Arc<Kind>,
+    shape: Shape,
+    include: IncludeObject,
+    now_s: i64,
+    /// Whether the cache holds the version that is asked for.
+    as_stored: bool,
+}
+
+impl Items {
+    /// The list without its items.
+    fn list(&self, metadata: Value) -> Value {
+        match self.shape {
+            Shape::Object => json!({
+                "kind": self.kind.list_kind(), "apiVersion": self.kind.api_version(), "metadata": metadata,
+            }),
+            Shape::Metadata => json!({
+                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+            }),
+            Shape::Table => {
+                let mut table = respond::table_of(Some(&self.printed), Vec::new(), metadata);
+                if let Some(table) = table.as_object_mut() {
+                    table.remove(self.field());
+                }
+                table
+            }
+        }
+    }
+
+    fn field(&self) -> &'static str {
+        if self.shape == Shape::Table { "rows" } else { "items" }
+    }
+
+    fn shaped(&self, entry: &Entry) -> Value {
+        let object = convert(&self.in_version, &self.kind, entry.parse());
+        match self.shape {
+            Shape::Object => object,
+            Shape::Metadata => respond::metadata_only(&object),
+            Shape::Table => respond::row(&self.kind, &self.printed, &object, self.include, self.now_s),
+        }
+    }
+
+    fn json(&self, entry: &Entry) -> Bytes {
+        if self.as_stored && self.shape == Shape::Object {
+            return entry.json.clone();
+        }
+        // Writing a `Value` to memory cannot fail.
+        serde_json::to_vec(&self.shaped(entry)).unwrap_or_default().into()
+    }
 }
 
 /// The part of the snapshot that a list answers with.
@@ -249,13 +310,14 @@ fn select(source: Source, options: &ListOptions) -> Page {
     }
 }
 
-/// A list out of objects that are encoded as JSON.
-fn streamed_json(call: &Call, head: &Value, entries: Vec<Arc<Entry>>) -> Response {
+/// A list in JSON, written item by item.
+fn streamed_json(call: &Call, items: Items, metadata: Value, entries: Vec<Arc<Entry>>) -> Response {
     let size_bytes: usize = entries.iter().map(|entry| entry.json.len() + 1).sum();
-    let mut head = serde_json::to_vec(head).unwrap_or_default();
+    let mut head = serde_json::to_vec(&items.list(metadata)).unwrap_or_default();
     head.pop();
-    head.extend_from_slice(b",\"items\":[");
-    streamed(call, size_bytes, JsonChunks { head, entries: entries.into_iter(), first: true, done: false })
+    head.extend_from_slice(format!(",\"{}\":[", items.field()).as_bytes());
+    let chunks = JsonChunks { head, items, entries: entries.into_iter(), first: true, done: false };
+    streamed(call, size_bytes, chunks)
 }
 
 /// A list in pieces: at once if it is small, piece by piece if not.
@@ -285,8 +347,14 @@ fn streamed(
     response
 }
 
+/// Pieces that are made as they are sent. Others get their turn between two of them.
 fn stream(chunks: impl Iterator<Item = Bytes> + Send + 'static) -> Body {
-    Body::from_stream(futures::stream::iter(chunks.map(Ok::<Bytes, std::convert::Infallible>)))
+    let stream = futures::stream::unfold(chunks, |mut chunks| async move {
+        tokio::task::yield_now().await;
+        let chunk = chunks.next()?;
+        Some((Ok::<Bytes, std::convert::Infallible>(chunk), chunks))
+    });
+    Body::from_stream(stream)
 }
 
 struct Gzipped<C> {
@@ -318,6 +386,7 @@ impl<C: Iterator<Item = Bytes>> Iterator for Gzipped<C> {
 struct JsonChunks {
     /// What is not sent yet of what stands before the items.
     head: Vec<u8>,
+    items: Items,
     entries: std::vec::IntoIter<Arc<Entry>>,
     first: bool,
     done: bool,
@@ -341,7 +410,7 @@ impl Iterator for JsonChunks {
             if !std::mem::take(&mut self.first) {
                 chunk.put_u8(b',');
             }
-            chunk.put_slice(&entry.json);
+            chunk.put_slice(&self.items.json(&entry));
         }
         Some(chunk.freeze())
     }

@@ -53,7 +53,7 @@ impl Api {
             Some("0") => {}
             Some(version) => self.caches.wait_for(options::revision(version)?).await?,
         }
-        let entry = self.caches.of(&call.kind)?.get(&call.key()).ok_or_else(|| call.not_found())?;
+        let entry = self.caches.of(&call.kind)?.get(&call.key())?.ok_or_else(|| call.not_found())?;
         if is_stored_as(self, &call.kind)? {
             if call.encoding.is_plain() {
                 return Ok(respond::encoded(call, 200, entry.json.clone()));

@@ -47,7 +47,7 @@ impl Api {
     ) -> Result<Outcome, Status> {
         let gone = || Status::not_found(&kind.group, &kind.plural, name);
         self.caches.wait_for_newest().await?;
-        let entry = self.caches.of(kind)?.get(&key_of(kind, namespace, name)).ok_or_else(gone)?;
+        let entry = self.caches.of(kind)?.get(&key_of(kind, namespace, name))?.ok_or_else(gone)?;
         let mut current = Current { object: self.parsed(kind, &entry)?, revision: entry.mod_revision };
         drop(entry);
         for _ in 0..MAX_ATTEMPTS {
@@ -89,7 +89,7 @@ impl Api {
         let object = self.as_stored(kind, object)?;
         let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
         if dry_run {
-            let exists = self.caches.of(kind)?.get(&key_of(kind, &namespace, &name)).is_some();
+            let exists = self.caches.of(kind)?.get(&key_of(kind, &namespace, &name))?.is_some();
             return Ok((!exists).then_some(object));
         }
         let value = self.encode_stored(kind, &object)?.into();

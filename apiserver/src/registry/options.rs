@@ -9,8 +9,11 @@ use skiff_api::{Cause, FieldSelector, Kind, LabelSelector, Status, decode};
 use crate::api::Call;
 use crate::cache::Filter;
 use crate::negotiate::body_format;
-use crate::request::Query;
+use crate::request::{NamedBy, Query, is_true};
 use crate::store::Revision;
+
+/// Upstream's limit of a field manager's name.
+const MAX_MANAGER_BYTES: usize = 128;
 
 pub(crate) fn revision(version: &str) -> Result<Revision, Status> {
     version.parse().map_err(|_| {
@@ -38,13 +41,33 @@ impl WriteOptions {
             None | Some("" | "Warn") => FieldValidation::Warn,
             Some("Strict") => FieldValidation::Strict,
             Some(other) => {
-                let supported = ["Ignore", "Strict", "Warn"];
+                let supported = ["", "Ignore", "Strict", "Warn"];
                 let cause = Cause::not_supported("fieldValidation", &json!(other), &supported);
                 return Err(Status::invalid("meta.k8s.io", kind, "", vec![cause]));
             }
         };
+        let mut causes = manager_faults(call.query.get("fieldManager").unwrap_or_default());
+        if kind == "PatchOptions" && call.query.get("force").is_some() {
+            causes.push(Cause::forbidden("force", "may not be specified for non-apply patch"));
+        }
+        if !causes.is_empty() {
+            return Err(Status::invalid("meta.k8s.io", kind, "", causes));
+        }
         Ok(WriteOptions { dry_run: dry_run(call.query.all("dryRun"), kind)?, validation })
     }
+}
+
+/// What is wrong with the name of a field manager.
+fn manager_faults(manager: &str) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if manager.len() > MAX_MANAGER_BYTES {
+        causes.push(Cause::too_long("fieldManager", MAX_MANAGER_BYTES));
+    }
+    if let Some((at, c)) = manager.char_indices().find(|(_, c)| c.is_control()) {
+        let why = format!("invalid character U+{:04X} (at position {at})", u32::from(c));
+        causes.push(Cause::invalid("fieldManager", &json!(manager), &why));
+    }
+    causes
 }
 
 fn dry_run<'a>(values: impl Iterator<Item = &'a str>, kind: &str) -> Result<bool, Status> {
@@ -83,12 +106,18 @@ impl ListOptions {
     pub(crate) fn parse(call: &Call) -> Result<ListOptions, Status> {
         let query = &call.query;
         let mut filter = filter(&call.kind, &call.info.namespace, query)?;
-        // The legacy path of a watch names its object.
-        if call.info.verb == "watch"
-            && !call.info.name.is_empty()
-            && filter.fields.required("metadata.name").is_none()
-        {
-            filter.fields.terms.push(("metadata.name".into(), true, call.info.name.clone()));
+        // The legacy path of a watch names its object; a selector may not name another, nor leave it open.
+        if !call.info.name.is_empty() && call.info.named_by == NamedBy::Path {
+            match filter.fields.required("metadata.name") {
+                Some(name) if name == call.info.name => {}
+                None if filter.fields.is_empty() => {
+                    filter.fields.terms.push(("metadata.name".into(), true, call.info.name.clone()));
+                }
+                _ => {
+                    let why = "fieldSelector metadata.name doesn't match requested name";
+                    return Err(Status::bad_request(why));
+                }
+            }
         }
         let number = |key: &str| match query.non_empty(key) {
             None => Ok(None),
@@ -113,7 +142,7 @@ impl ListOptions {
             continue_token: query.get("continue").unwrap_or_default().to_owned(),
             timeout_s: number("timeoutSeconds")?,
             bookmarks: query.flag("allowWatchBookmarks"),
-            send_initial_events: query.non_empty("sendInitialEvents").map(|v| !matches!(v, "false" | "0")),
+            send_initial_events: query.non_empty("sendInitialEvents").map(is_true),
         };
         options.check(call.info.verb == "watch")?;
         Ok(options)
@@ -194,6 +223,8 @@ fn filter(kind: &Kind, namespace: &str, query: &Query) -> Result<Filter, Status>
     Ok(Filter { namespace, labels, fields })
 }
 
+const UNREADABLE: &str = "ignoreStoreReadErrorWithClusterBreakingPotential";
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Propagation {
     Orphan,
@@ -210,6 +241,8 @@ pub(crate) struct DeleteOptions {
     pub(crate) dry_run: bool,
     /// The legacy `orphanDependents`, which changes the answer's code.
     pub(crate) orphan_dependents: Option<bool>,
+    /// `ignoreStoreReadErrorWithClusterBreakingPotential`: delete what cannot be read.
+    pub(crate) unreadable: bool,
 }
 
 impl DeleteOptions {
@@ -228,6 +261,7 @@ impl DeleteOptions {
         };
         let mut options = DeleteOptions::from_json(&document)?;
         options.dry_run |= dry_run(call.query.all("dryRun"), "DeleteOptions")?;
+        options.check_unreadable(call)?;
         Ok(options)
     }
 
@@ -241,7 +275,7 @@ impl DeleteOptions {
             ),
         };
         let orphan_dependents = document["orphanDependents"].as_bool();
-        let supported = ["Background", "Foreground", "Orphan"];
+        let supported = ["Foreground", "Background", "Orphan", "nil"];
         let propagation = match &document["propagationPolicy"] {
             Value::Null => None,
             Value::String(policy) => match policy.as_str() {
@@ -268,7 +302,37 @@ impl DeleteOptions {
                 .map(|orphan| if orphan { Propagation::Orphan } else { Propagation::Background })),
             dry_run: dry_run(dry.iter().map(|v| v.as_str().unwrap_or_default()), "DeleteOptions")?,
             orphan_dependents,
+            unreadable: document[UNREADABLE] == true,
         })
+    }
+
+    /// Deleting what cannot be read goes with nothing else: none of it could be heeded.
+    fn check_unreadable(&self, call: &Call) -> Result<(), Status> {
+        if !self.unreadable {
+            return Ok(());
+        }
+        let invalid = |why: &str| Cause::invalid(UNREADABLE, &json!(true), why);
+        if call.info.verb == "deletecollection" {
+            let why = "is not allowed with DELETECOLLECTION, try again after removing the option";
+            return Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", vec![invalid(why)]));
+        }
+        let others = [
+            ("dryRun", self.dry_run),
+            ("propagationPolicy", self.propagation.is_some() && self.orphan_dependents.is_none()),
+            ("orphanDependents", self.orphan_dependents.is_some()),
+            ("gracePeriodSeconds", self.grace_s.is_some()),
+            ("preconditions", self.uid.is_some() || self.resource_version.is_some()),
+        ];
+        let causes: Vec<Cause> = others
+            .into_iter()
+            .filter(|(_, is_set)| *is_set)
+            .map(|(name, _)| invalid(&format!("cannot be set together with .{name}")))
+            .collect();
+        if causes.is_empty() {
+            Ok(())
+        } else {
+            Err(Status::invalid("meta.k8s.io", "DeleteOptions", "", causes))
+        }
     }
 }
 
@@ -283,8 +347,10 @@ fn from_query(query: &Query) -> Result<Value, Status> {
     if let Some(policy) = query.non_empty("propagationPolicy") {
         document["propagationPolicy"] = policy.into();
     }
-    if query.non_empty("orphanDependents").is_some() {
-        document["orphanDependents"] = query.flag("orphanDependents").into();
+    for flag in ["orphanDependents", UNREADABLE] {
+        if query.non_empty(flag).is_some() {
+            document[flag] = query.flag(flag).into();
+        }
     }
     Ok(document)
 }

@@ -47,7 +47,7 @@ impl Api {
         let kind = call.kind.clone();
         if part == Part::Main && creates_on_update(&kind) {
             self.caches.wait_for_newest().await?;
-            let exists = self.caches.of(&kind)?.get(&key_of(&kind, new.namespace(), new.name())).is_some();
+            let exists = self.caches.of(&kind)?.get(&key_of(&kind, new.namespace(), new.name()))?.is_some();
             if !exists {
                 let created = self.create_object(&mut call, new, options.dry_run).await?;
                 return call.object(201, created);

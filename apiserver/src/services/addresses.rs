@@ -44,14 +44,14 @@ impl Api {
     /// Makes what is missing, and removes what is left of Services that are gone.
     pub(crate) async fn repair_addresses(&self) -> Result<(), Status> {
         self.caches.wait_for_newest().await?;
-        let (_, services) = self.caches.of(self.kind("", "v1", "services")?)?.snapshot();
+        let (_, services) = self.caches.of(self.kind("", "v1", "services")?)?.snapshot()?;
         let services: Vec<Object> = services.values().map(|entry| entry.parse()).collect();
         for service in &services {
             if let Some(ip) = cluster_ip(service) {
                 self.write_address(ip, service).await?;
             }
         }
-        let (_, addresses) = self.caches.of(self.addresses_kind()?)?.snapshot();
+        let (_, addresses) = self.caches.of(self.addresses_kind()?)?.snapshot()?;
         let ours = addresses.values().filter(|entry| entry.label(MANAGED_BY) == Some(ALLOCATOR));
         for address in ours.map(|entry| entry.parse()) {
             let Ok(ip) = address.name().parse() else { continue };
@@ -69,7 +69,7 @@ impl Api {
 
     async fn write_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
         let kind = self.addresses_kind()?.clone();
-        if self.caches.of(&kind)?.get(&ip.to_string()).is_some() {
+        if self.caches.of(&kind)?.get(&ip.to_string())?.is_some() {
             return Ok(());
         }
         let mut address = json!({
@@ -84,7 +84,7 @@ impl Api {
 
     async fn remove_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
         self.caches.wait_for_newest().await?;
-        let entry = self.caches.of(self.addresses_kind()?)?.get(&ip.to_string());
+        let entry = self.caches.of(self.addresses_kind()?)?.get(&ip.to_string())?;
         match entry.map(|entry| entry.parse()) {
             Some(address) if is_of(&address, service) => self.delete_address(&address).await,
             _ => Ok(()),

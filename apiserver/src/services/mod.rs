@@ -165,8 +165,11 @@ impl ServiceAllocator {
 
     fn is_reserved(&self, one: Held, service: &Object) -> bool {
         let (Held::Ip(ip), Some(addresses)) = (one, &self.addresses) else { return false };
-        let entry = addresses.get(&ip.to_string());
-        entry.is_some_and(|entry| !addresses::is_of(&entry.parse(), service))
+        match addresses.get(&ip.to_string()) {
+            Ok(entry) => entry.is_some_and(|entry| !addresses::is_of(&entry.parse(), service)),
+            // Somebody has it, and it cannot be read who.
+            Err(_) => true,
+        }
     }
 
     /// Completes a Service with addresses and ports; of other kinds nothing is done.

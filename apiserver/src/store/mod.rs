@@ -4,6 +4,7 @@
 //! - Every successful write takes the next revision; it is durable before it is acknowledged.
 //! - A compare and its write are one atomic step.
 //! - A range sees one revision, even page by page, until that revision is compacted.
+//! - A value that is not what was written is handed out as [`Integrity::Damaged`], never as something else.
 //! - A watch delivers every change after its revision once and in order, or ends with an error.
 //!
 //! # Caveats
@@ -31,10 +32,19 @@ pub type Revision = u64;
 /// The largest value that is stored: etcd's own default limit for a request.
 pub const MAX_VALUE_BYTES: usize = 1_572_864;
 
+/// Whether a value is what was written, by its checksum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Integrity {
+    #[default]
+    Sound,
+    Damaged,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyValue {
     pub key: Arc<str>,
     pub value: Bytes,
+    pub integrity: Integrity,
     pub create_revision: Revision,
     pub mod_revision: Revision,
 }
@@ -124,6 +134,7 @@ pub struct Event {
     pub key: Arc<str>,
     /// `None` where the key was deleted or expired.
     pub value: Option<Bytes>,
+    pub integrity: Integrity,
     pub mod_revision: Revision,
     pub create_revision: Revision,
 }
@@ -159,6 +170,11 @@ pub enum StoreError {
     Corrupt { path: PathBuf, source: Arc<rusqlite::Error> },
     #[error("the disk under the database is full; free some space on it")]
     Full { source: Arc<rusqlite::Error> },
+    #[error(
+        "database {path} is at revision {found} and was at {recorded} before: it was emptied, or replaced by an older copy; \
+         restore a newer one, or remove {record} to go on with what there is"
+    )]
+    RolledBack { path: PathBuf, record: PathBuf, found: Revision, recorded: Revision },
     #[error("database {path} was written by a newer version (schema {found}, this program knows {known})")]
     Newer { path: PathBuf, found: i64, known: i64 },
     #[error("database {path} is in use by another process")]

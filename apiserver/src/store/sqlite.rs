@@ -29,6 +29,7 @@ use super::{
 
 mod log;
 mod read;
+mod record;
 mod writer;
 
 use read::Readers;
@@ -43,6 +44,8 @@ const LIVE_BATCHES: usize = 256;
 const WATCH_BATCHES: usize = 16;
 /// How many changes a lagging watch reads at once.
 const CATCH_UP_EVENTS: usize = 500;
+/// The WAL and the record of the revision are looked after each time that this many looks for expired keys were taken.
+const TEND_TICKS: u32 = 6;
 
 #[derive(Clone, Debug)]
 pub struct SqliteOptions {
@@ -76,7 +79,7 @@ pub struct SqliteStore {
     closed: CancellationToken,
     thread: Mutex<Option<std::thread::JoinHandle<()>>>,
     /// Held for as long as the store is open: two writers would give out the same revisions.
-    _lock: File,
+    lock: Mutex<Option<File>>,
 }
 
 impl SqliteStore {
@@ -84,13 +87,14 @@ impl SqliteStore {
     ///
     /// # Errors
     /// [`StoreError::Corrupt`] if the file is not a sound database, [`StoreError::InUse`] if another process
-    /// has it open.
+    /// has it open, [`StoreError::RolledBack`] if it has been further than it is.
     pub fn open(options: SqliteOptions) -> Result<SqliteStore, StoreError> {
         let path = options.path.clone();
         let lock = lock_file(&path)?;
         let connection = log::open_writer(&path)?;
         let revision =
             log::newest(&connection).map_err(|e| log::classify(&path, "read the newest revision", e))?;
+        record::check(&path, revision)?;
 
         let published = Arc::new(AtomicU64::new(revision));
         let readers = Arc::new(Readers::open(&path)?);
@@ -112,7 +116,7 @@ impl SqliteStore {
             live,
             closed,
             thread: Mutex::new(Some(thread)),
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -136,6 +140,15 @@ impl Drop for SqliteStore {
         // The writer ends when the last sender of its queue is gone.
         self.closed.cancel();
         self.jobs.lock().take();
+    }
+}
+
+#[cfg(test)]
+impl SqliteStore {
+    /// One round of what is done now and then.
+    pub(crate) async fn expire(&self) -> Result<(), StoreError> {
+        let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
+        expire_all(&jobs).await
     }
 }
 
@@ -201,6 +214,9 @@ impl Store for SqliteStore {
             // A panic of the writer was already answered to its callers as `Closed`.
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
+        self.readers.close();
+        // Whoever still holds this store only gets errors from it; another process may open the file.
+        self.lock.lock().take();
     }
 }
 
@@ -284,6 +300,7 @@ async fn maintain(
     // Upgraded only while it sends, so that dropping the store ends the writer.
     let weak = jobs.downgrade();
     drop(jobs);
+    let mut ticks_to_tend = TEND_TICKS;
     let mut history: VecDeque<(Instant, Revision)> = VecDeque::new();
     let mut ticks = tokio::time::interval(options.expiry_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -293,9 +310,15 @@ async fn maintain(
             _ = ticks.tick() => {}
         }
         let Some(jobs) = weak.upgrade() else { return };
-        let (answer, _) = oneshot::channel();
-        // A full queue means that writes are being made; expiry can wait for the next tick.
-        let _ = jobs.try_send(Job::Expire(answer));
+        if let Err(error) = expire_all(&jobs).await {
+            tracing::warn!(%error, "cannot delete what has expired");
+        }
+        ticks_to_tend -= 1;
+        if ticks_to_tend == 0 {
+            ticks_to_tend = TEND_TICKS;
+            // A full queue means that writes are being made; this can wait.
+            let _ = jobs.try_send(Job::Tend);
+        }
 
         let newest = published.load(Ordering::Acquire);
         let now = Instant::now();
@@ -308,6 +331,17 @@ async fn maintain(
             history.pop_front();
         }
         compact_in_steps(&jobs, target).await;
+    }
+}
+
+/// Deletes all that has expired, some at a time so that writes get in between.
+async fn expire_all(jobs: &mpsc::Sender<Job>) -> Result<(), StoreError> {
+    loop {
+        let (answer, answered) = oneshot::channel();
+        jobs.send(Job::Expire(answer)).await.map_err(|_| StoreError::Closed)?;
+        if !answered.await.map_err(|_| StoreError::Closed)?? {
+            return Ok(());
+        }
     }
 }
 

@@ -296,4 +296,110 @@ mod sqlite {
         let size_bytes = fs::metadata(&path).expect("exists").len();
         assert!(size_bytes < 400_000, "still {size_bytes} bytes");
     }
+
+    /// A store that looks for expired keys only when it is told to.
+    fn open_still(path: &std::path::Path) -> SqliteStore {
+        let mut options = SqliteOptions::new(path);
+        options.expiry_interval = Duration::from_secs(3600);
+        SqliteStore::open(options).expect("opens")
+    }
+
+    #[tokio::test]
+    async fn expiry_keeps_pace_with_creation() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open_still(&folder.path().join("state.db"));
+        let create = |n| store.write(Write::create(format!("/e/{n}"), "1").with_ttl(Duration::ZERO));
+        futures::future::try_join_all((0..1000).map(create)).await.expect("writes");
+        store.expire().await.expect("expires");
+        assert_eq!(super::keys(&store, Range::prefix("/e/")).await, Vec::<String>::new(), "in one round");
+        // And what came after the times that are done with.
+        futures::future::try_join_all((1000..1300).map(create)).await.expect("writes");
+        store.expire().await.expect("expires");
+        assert_eq!(super::keys(&store, Range::prefix("/e/")).await, Vec::<String>::new());
+    }
+
+    #[tokio::test]
+    async fn a_damaged_value_is_never_taken_for_what_was_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.db");
+        let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+        let first = super::create(&store, "/d/a", "{\"replicas\": 1}").await;
+        super::create(&store, "/d/b", "{}").await;
+        store.close().await;
+        drop(store);
+        let connection = rusqlite::Connection::open(&path).expect("opens");
+        // Still valid JSON, and a valid database.
+        let flip = "UPDATE kv SET value = CAST('{\"replicas\": 9}' AS BLOB) WHERE key = '/d/a'";
+        assert_eq!(connection.execute(flip, []).expect("writes"), 1);
+        drop(connection);
+        let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+        let found = store.get("/d/a").await.expect("get").expect("exists");
+        assert_eq!(found.integrity, Integrity::Damaged);
+        let ranged = store.range(Range::prefix("/d/")).await.expect("range");
+        let seen: Vec<_> = ranged.items.iter().map(|kv| (&*kv.key, kv.integrity)).collect();
+        assert_eq!(seen, [("/d/a", Integrity::Damaged), ("/d/b", Integrity::Sound)]);
+        let mut watch = store.watch("/d/", first - 1).await.expect("watch");
+        assert_eq!(super::events(&mut watch, 2).await[0].integrity, Integrity::Damaged);
+    }
+
+    #[tokio::test]
+    async fn a_database_that_has_been_further_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.db");
+        let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+        super::create(&store, "/a", "1").await;
+        store.close().await;
+        drop(store);
+        let copy = fs::read(&path).expect("reads");
+        let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+        super::create(&store, "/b", "1").await;
+        store.close().await;
+        drop(store);
+
+        fs::write(&path, copy).expect("an older copy");
+        let opened = SqliteStore::open(SqliteOptions::new(&path)).map(|_| ());
+        assert!(matches!(&opened, Err(StoreError::RolledBack { found: 2, recorded: 3, .. })), "{opened:?}");
+        fs::remove_file(&path).expect("removes");
+        let opened = SqliteStore::open(SqliteOptions::new(&path)).map(|_| ());
+        assert!(matches!(&opened, Err(StoreError::RolledBack { found: 1, recorded: 3, .. })), "{opened:?}");
+
+        fs::remove_file(folder.path().join("state.revision")).expect("removes");
+        SqliteStore::open(SqliteOptions::new(&path)).expect("goes on with what there is");
+    }
+
+    #[tokio::test]
+    async fn a_database_of_the_first_version_goes_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.db");
+        let connection = rusqlite::Connection::open(&path).expect("opens");
+        connection
+            .execute_batch(
+                "PRAGMA user_version = 1;
+                 CREATE TABLE kv (revision INTEGER PRIMARY KEY, key TEXT NOT NULL, deleted INTEGER NOT NULL,
+                     create_revision INTEGER NOT NULL, prev_revision INTEGER NOT NULL, expires_ms INTEGER,
+                     value BLOB NOT NULL);
+                 CREATE TABLE meta (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+                 INSERT INTO meta VALUES ('compacted', 1);
+                 INSERT INTO kv VALUES (2, '/a', 0, 2, 0, NULL, CAST('1' AS BLOB));",
+            )
+            .expect("an old database");
+        drop(connection);
+        let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+        let found = store.get("/a").await.expect("get").expect("exists");
+        assert_eq!((found.integrity, found.value.as_ref()), (Integrity::Sound, &b"1"[..]));
+        assert_eq!(super::create(&store, "/b", "1").await, 3);
+    }
+
+    #[tokio::test]
+    async fn a_clean_end_leaves_nothing_in_the_wal() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.db");
+        let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+        super::create(&store, "/a", "1").await;
+        let wal = folder.path().join("state.db-wal");
+        assert!(fs::metadata(&wal).expect("exists").len() > 0);
+        store.get("/a").await.expect("a reader was used");
+        store.close().await;
+        assert_eq!(fs::metadata(&wal).map_or(0, |m| m.len()), 0);
+    }
 }

@@ -67,7 +67,7 @@ impl Api {
 
     /// The call's object as it stands in the cache.
     fn object_of(&self, call: &Call) -> Result<Object, Status> {
-        let entry = self.caches.of(&call.kind)?.get(&call.key()).ok_or_else(|| call.not_found())?;
+        let entry = self.caches.of(&call.kind)?.get(&call.key())?.ok_or_else(|| call.not_found())?;
         self.parsed(&call.kind, &entry)
     }
 }

@@ -110,6 +110,19 @@ impl Cluster {
         Cluster { server, store: self.store.clone(), pki: self.pki.clone(), _folder: self._folder.clone() }
     }
 
+    /// A server over the same file, after `change` did something to it while nobody had it open.
+    pub(crate) async fn reopened(self, change: impl FnOnce(&std::path::Path)) -> Cluster {
+        let Cluster { server, store, pki, _folder } = self;
+        server.close().await;
+        drop((server, store));
+        let database = _folder.path().join("state.db");
+        change(&database);
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::open(SqliteOptions::new(&database)).expect("the store opens again"));
+        let server = ApiServer::start(config(&pki, store.clone())).await.expect("the server starts again");
+        Cluster { server, store, pki, _folder }
+    }
+
     pub(crate) fn admin(&self) -> Client {
         self.client("admin", &["system:masters"])
     }

@@ -10,6 +10,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
@@ -175,4 +176,37 @@ async fn a_stopped_server_ends_its_watches() {
     task.await.expect("ends");
     assert!(events.next().await.is_none());
     assert_eq!(cluster.admin().get("/readyz").await.code, 500);
+}
+
+/// A connection after its handshake.
+async fn connected(
+    cluster: &Cluster,
+    to: SocketAddr,
+    alpn: &str,
+) -> tokio_rustls::client::TlsStream<TcpStream> {
+    let connector = tokio_rustls::TlsConnector::from(client_tls(cluster, None, alpn));
+    let tcp = TcpStream::connect(to).await.expect("connects");
+    connector.connect(ServerName::IpAddress(to.ip().into()), tcp).await.expect("TLS")
+}
+
+#[tokio::test]
+async fn a_connection_that_asks_nothing_is_ended() {
+    let cluster = Cluster::start().await;
+    let (address, shutdown, task) = listen(&cluster).await;
+    let mut silent = connected(&cluster, address, "http/1.1").await;
+    let mut half = connected(&cluster, address, "h2").await;
+    half.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("writes the preface, and no SETTINGS");
+    let mut begun = connected(&cluster, address, "http/1.1").await;
+    begun.write_all(b"GET /version HT").await.expect("writes part of a line");
+    // From here on time passes as soon as all wait.
+    tokio::time::pause();
+    for stream in [&mut silent, &mut half, &mut begun] {
+        let mut rest = Vec::new();
+        let ended = tokio::time::timeout(std::time::Duration::from_secs(25), stream.read_to_end(&mut rest));
+        // With or without a goodbye, it is over.
+        let _ = ended.await.expect("the server ends it");
+    }
+    tokio::time::resume();
+    shutdown.cancel();
+    task.await.expect("ends");
 }

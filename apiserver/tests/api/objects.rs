@@ -321,3 +321,30 @@ async fn a_lease_is_created_by_an_update() {
     );
     admin.put(&format!("{MAPS}/none"), config_map("none", "1")).await.refused(404, "NotFound");
 }
+
+#[tokio::test]
+async fn options_in_the_query_are_checked_as_upstream_checks_them() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/configmaps";
+    let refused = admin.get(&format!("{url}?timeout=soon")).await.refused(400, "BadRequest");
+    assert_eq!(
+        refused,
+        "invalid timeout specified in the request URL - time: invalid duration \"soon\"".to_owned()
+    );
+    let long = "m".repeat(129);
+    let refused = admin.post(&format!("{url}?fieldManager={long}"), config_map("x", "v")).await;
+    assert!(refused.refused(422, "Invalid").contains("fieldManager: Too long"), "{refused:?}");
+    let refused = admin.post(&format!("{url}?fieldManager=a%01"), config_map("x", "v")).await;
+    assert!(refused.refused(422, "Invalid").contains("invalid character U+0001 (at position 1)"));
+    admin.post(&format!("{url}?fieldManager=me"), config_map("x", "v")).await.created();
+    admin.post(url, config_map("y", "v")).await.created();
+    let refused = admin.patch(&format!("{url}/x?force=true"), "merge", json!({})).await;
+    assert!(refused.refused(422, "Invalid").contains("may not be specified for non-apply patch"));
+    let page = admin.get(&format!("{url}?limit=1")).await.ok();
+    let next = page["metadata"]["continue"].as_str().expect("more").to_owned();
+    let both = format!("{url}?limit=1&continue={next}&resourceVersion=1");
+    let why = admin.get(&both).await.refused(400, "BadRequest");
+    assert_eq!(why, "specifying resource version is not allowed when using continue");
+    admin.get(&format!("{url}?limit=1&continue={next}")).await.ok();
+}

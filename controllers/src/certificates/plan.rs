@@ -11,6 +11,7 @@ use k8s_openapi::api::certificates::v1::CertificateSigningRequest;
 use k8s_openapi::api::core::v1::Node;
 
 use super::x509::{Request, not_after};
+use crate::node_ipam::Cidr;
 
 pub(super) const KUBELET_CLIENT: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub(super) const KUBELET_SERVING: &str = "kubernetes.io/kubelet-serving";
@@ -171,14 +172,16 @@ pub(super) struct Cluster<'c> {
     /// Names and addresses of the API server and others that no node may have.
     pub(super) reserved_names: &'c [String],
     pub(super) reserved_ips: &'c [IpAddr],
+    pub(super) reserved_ranges: &'c [Cidr],
 }
 
 /// Whether a node gets a serving certificate: the answer, or why not.
 ///
 /// A node writes its own addresses, so what its Node says proves nothing against a node that lies. What keeps it
 /// from standing in for others is the rest: it must ask for itself, with its own certificate; its only DNS name is its
-/// own; each address is one it has declared, that no other node declares, and that is neither the API server's nor
-/// reserved. Until it has declared addresses it gets none.
+/// own; each address is one it has declared, that no other node declares, and that is neither the API server's, nor a pod's
+/// or Service's, nor reserved. An external address that somebody else claims does not count against an internal one, so that
+/// no node can keep another from renewing. Until it has declared addresses it gets none.
 pub(super) fn serving(
     csr: &CertificateSigningRequest,
     request: &Request,
@@ -204,13 +207,20 @@ pub(super) fn serving(
     let (own, others): (Vec<&Node>, Vec<&Node>) =
         cluster.nodes.iter().partition(|node| node.metadata.name.as_deref() == Some(name));
     for ip in &request.ips {
-        if ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() || cluster.reserved_ips.contains(ip) {
+        let is_reserved = cluster.reserved_ips.contains(ip)
+            || cluster.reserved_ranges.iter().any(|range| range.contains(*ip))
+            || ip.is_loopback()
+            || ip.is_unspecified()
+            || ip.is_multicast();
+        if is_reserved {
             return Err(format!("address {ip} is not for nodes"));
         }
-        if !own.iter().any(|node| declares(node, *ip)) {
+        let Some(claim) = own.iter().filter_map(|node| claim(node, *ip)).min() else {
             return Err(format!("address {ip} is not in the status of node {name:?}"));
-        }
-        if let Some(other) = others.iter().find(|node| declares(node, *ip)) {
+        };
+        if let Some(other) =
+            others.iter().find(|other| self::claim(other, *ip).is_some_and(|its| its <= claim))
+        {
             let other = other.metadata.name.as_deref().unwrap_or_default();
             return Err(format!("address {ip} is also in the status of node {other:?}"));
         }
@@ -229,8 +239,23 @@ pub(super) fn declared(node: &Node) -> Vec<IpAddr> {
     ips.filter_map(|a| a.address.parse().ok()).collect()
 }
 
-fn declares(node: &Node, ip: IpAddr) -> bool {
-    declared(node).contains(&ip)
+/// As what a node declares an address; the stronger claim first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Claim {
+    Internal,
+    External,
+}
+
+fn claim(node: &Node, ip: IpAddr) -> Option<Claim> {
+    let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
+    let of_this = addresses.filter(|a| a.address.parse() == Ok(ip));
+    of_this
+        .filter_map(|a| match a.type_.as_str() {
+            "InternalIP" => Some(Claim::Internal),
+            "ExternalIP" => Some(Claim::External),
+            _ => None,
+        })
+        .min()
 }
 
 pub(super) fn has_condition(csr: &CertificateSigningRequest, type_: &str) -> bool {

@@ -141,8 +141,35 @@ pub(super) enum Bears {
     For(Duration),
 }
 
+/// When each `NoExecute` taint of a node that does not say since when it is there was first seen. Taken for now, a time that
+/// nobody knows would never pass.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct FirstSeen(Vec<(String, Timestamp)>);
+
+impl FirstSeen {
+    /// Takes note of what is there, and forgets what is not.
+    pub(super) fn look(&mut self, taints: &[Taint], now: Timestamp) {
+        let unknown: Vec<&Taint> =
+            taints.iter().filter(|t| t.effect == NO_EXECUTE && t.time_added.is_none()).collect();
+        self.0.retain(|(key, _)| unknown.iter().any(|taint| taint.key == *key));
+        for taint in unknown {
+            if self.of(taint).is_none() {
+                self.0.push((taint.key.clone(), now));
+            }
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn of(&self, taint: &Taint) -> Option<Timestamp> {
+        self.0.iter().find(|(key, _)| *key == taint.key).map(|(_, at)| *at)
+    }
+}
+
 /// How long a pod bears the `NoExecute` taints of its node, of which it has had to since it was made at the earliest.
-pub(super) fn bears_for(pod: &Pod, taints: &[Taint], now: Timestamp) -> Bears {
+pub(super) fn bears_for(pod: &Pod, taints: &[Taint], seen: &FirstSeen, now: Timestamp) -> Bears {
     let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
     let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
     let mut least: Option<Duration> = None;
@@ -151,7 +178,8 @@ pub(super) fn bears_for(pod: &Pod, taints: &[Taint], now: Timestamp) -> Bears {
             return Bears::For(Duration::ZERO);
         };
         let Some(seconds) = toleration.toleration_seconds else { continue };
-        let since = taint.time_added.as_ref().map_or(now, |t| t.0).max(created.unwrap_or(Timestamp::MIN));
+        let added = taint.time_added.as_ref().map(|t| t.0).or_else(|| seen.of(taint)).unwrap_or(now);
+        let since = added.max(created.unwrap_or(Timestamp::MIN));
         let left = since.as_second().saturating_add(seconds.max(0)).saturating_sub(now.as_second());
         let left = Duration::from_secs(u64::try_from(left).unwrap_or(0));
         least = Some(least.map_or(left, |l| l.min(left)));
@@ -291,9 +319,38 @@ mod tests {
     }
 
     #[test]
+    fn a_taint_that_does_not_say_since_when_it_is_there_counts_from_when_it_was_seen() {
+        let taint = |key: &str| Taint { key: key.into(), effect: NO_EXECUTE.into(), ..Taint::default() };
+        let mut seen = FirstSeen::default();
+        let toleration = json!({"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
+        let bears = |seen: &FirstSeen, now: i64| {
+            bears_for(&pod(10, toleration.clone()), &[taint("x"), taint("y")], seen, at(now))
+        };
+        seen.look(&[taint("x")], at(100));
+        seen.look(&[taint("x"), taint("y")], at(200));
+        assert_eq!(bears(&seen, 200), Bears::For(Duration::from_secs(200)));
+        assert_eq!(
+            bears(&seen, 400),
+            Bears::For(Duration::ZERO),
+            "it is due though nobody said when it began"
+        );
+        seen.look(&[taint("y")], at(300));
+        seen.look(&[taint("x"), taint("y")], at(350));
+        assert_eq!(
+            bears(&seen, 350),
+            Bears::For(Duration::from_secs(150)),
+            "one that was taken away begins anew"
+        );
+        seen.look(&[], at(500));
+        assert!(seen.is_empty());
+    }
+
+    #[test]
     fn a_pod_bears_a_taint_for_as_long_as_it_tolerates_it() {
         let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), Evicting::Begun, at(100));
-        let bears = |toleration: Value, now: i64| bears_for(&pod(10, toleration), &taints, at(now));
+        let bears = |toleration: Value, now: i64| {
+            bears_for(&pod(10, toleration), &taints, &FirstSeen::default(), at(now))
+        };
         let tolerating = |seconds: i64| json!({"key": UNREACHABLE, "operator": "Exists", "effect": NO_EXECUTE, "tolerationSeconds": seconds});
         assert_eq!(bears(tolerating(300), 150), Bears::For(Duration::from_secs(250)));
         assert_eq!(bears(tolerating(300), 500), Bears::For(Duration::ZERO));
@@ -308,7 +365,7 @@ mod tests {
         let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), Evicting::Begun, at(100));
         let toleration = json!({"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": 300});
         assert_eq!(
-            bears_for(&pod(1000, toleration), &taints, at(1100)),
+            bears_for(&pod(1000, toleration), &taints, &FirstSeen::default(), at(1100)),
             Bears::For(Duration::from_secs(200))
         );
     }

@@ -36,6 +36,14 @@ impl Cidr {
         self.first | 1_u128.checked_shl(host_bits.into()).map_or(u128::MAX, |size| size - 1)
     }
 
+    pub(crate) fn contains(&self, address: IpAddr) -> bool {
+        let (is_v4, number) = match address {
+            IpAddr::V4(v4) => (true, u128::from(u32::from(v4))),
+            IpAddr::V6(v6) => (false, u128::from(v6)),
+        };
+        self.is_v4 == is_v4 && (self.first..=self.last()).contains(&number)
+    }
+
     pub(super) fn overlaps(&self, other: &Cidr) -> bool {
         self.is_v4 == other.is_v4 && self.first <= other.last() && other.first <= self.last()
     }
@@ -96,6 +104,11 @@ impl NodeRanges {
 
     pub(super) fn reserved(&self) -> Option<Cidr> {
         self.reserved
+    }
+
+    /// The ranges of pods and of Services: no address of them is a machine's own.
+    pub(crate) fn taken(&self) -> Vec<Cidr> {
+        std::iter::once(self.cluster).chain(self.reserved).collect()
     }
 
     fn shift(&self) -> u32 {

@@ -17,6 +17,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::kubeconfig::Access;
 
@@ -36,10 +37,56 @@ pub struct Server {
     authority: String,
     name: ServerName<'static>,
     tls: TlsConnector,
+    http1: TlsConnector,
+    anonymous: TlsConnector,
     authorization: Option<HeaderValue>,
+    /// Sent with each request: whom to act as.
+    acting_as: Vec<(&'static str, HeaderValue)>,
 }
 
 impl Server {
+    /// The same server, asked as somebody else.
+    pub fn acting_as(&self, user: &str, groups: &[&str]) -> Result<Server> {
+        let mut acting_as = vec![("impersonate-user", HeaderValue::from_str(user)?)];
+        for group in groups {
+            acting_as.push(("impersonate-group", HeaderValue::from_str(group)?));
+        }
+        Ok(Server { acting_as, ..self.clone() })
+    }
+
+    /// A connection on which nothing was sent yet, for who wants to speak HTTP badly, and without a name.
+    pub async fn raw(&self) -> Result<TlsStream<TcpStream>> {
+        self.raw_with(&self.anonymous).await
+    }
+
+    /// The same for HTTP/1.1, with the server's own identity.
+    pub async fn raw_http1(&self) -> Result<TlsStream<TcpStream>> {
+        self.raw_with(&self.http1).await
+    }
+
+    async fn raw_with(&self, tls: &TlsConnector) -> Result<TlsStream<TcpStream>> {
+        let connecting = async {
+            let stream = TcpStream::connect(&self.authority).await?;
+            anyhow::Ok(tls.connect(self.name.clone(), stream).await?)
+        };
+        tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.context("timed out")?
+    }
+
+    /// The head of a request in HTTP/1.1, whose body is to follow.
+    pub fn head_of_post(&self, path: &str, body_bytes: usize) -> String {
+        let mut head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: {JSON}\r\ncontent-length: {body_bytes}\r\n",
+            self.authority
+        );
+        let more = self.acting_as.iter().map(|(name, value)| (*name, value));
+        let more = more.chain(self.authorization.iter().map(|value| ("authorization", value)));
+        for (name, value) in more {
+            head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap_or_default()));
+        }
+        head.push_str("\r\n");
+        head
+    }
+
     pub fn new(access: &Access) -> Result<Server> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(&access.ca_pem) {
@@ -49,6 +96,8 @@ impl Server {
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots);
+        let mut anonymous = builder.clone().with_no_client_auth();
+        anonymous.alpn_protocols = vec![b"h2".to_vec()];
         let mut config = match &access.identity_pem {
             Some((chain, key)) => {
                 let chain = CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>();
@@ -58,6 +107,8 @@ impl Server {
             }
             None => builder.with_no_client_auth(),
         };
+        let mut http1 = config.clone();
+        http1.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.alpn_protocols = vec![b"h2".to_vec()];
         let (host, _) = access.authority.rsplit_once(':').context("the server has no port")?;
         let authorization =
@@ -66,7 +117,10 @@ impl Server {
             authority: access.authority.clone(),
             name: ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?,
             tls: TlsConnector::from(Arc::new(config)),
+            http1: TlsConnector::from(Arc::new(http1)),
+            anonymous: TlsConnector::from(Arc::new(anonymous)),
             authorization: authorization.transpose()?,
+            acting_as: Vec::new(),
         })
     }
 
@@ -129,6 +183,9 @@ impl Connection {
             .header(USER_AGENT, "skiff-load");
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, content_type);
+        }
+        for (name, value) in &self.server.acting_as {
+            request = request.header(*name, value);
         }
         if let Some(authorization) = &self.server.authorization {
             request = request.header(AUTHORIZATION, authorization);
@@ -211,6 +268,11 @@ impl std::fmt::Display for Refused {
 }
 
 impl std::error::Error for Refused {}
+
+/// The status with which a request failed; 0 if there was no answer.
+pub fn status_of(error: &anyhow::Error) -> u16 {
+    error.downcast_ref::<Refused>().map_or(0, |refused| refused.status)
+}
 
 /// Whether a request failed with this status.
 pub fn is_status(error: &anyhow::Error, status: u16) -> bool {

@@ -1,5 +1,6 @@
 //! One measurement each. All take their own time bound from the caller.
 
+pub mod abuse;
 pub mod create;
 pub mod dns;
 pub mod idle;

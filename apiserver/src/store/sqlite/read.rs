@@ -29,6 +29,12 @@ impl Readers {
         })
     }
 
+    /// Calls made later fail.
+    pub(super) fn close(&self) {
+        self.permits.close();
+        self.idle.lock().clear();
+    }
+
     pub(super) async fn run<T: Send + 'static>(
         &self,
         operation: &'static str,

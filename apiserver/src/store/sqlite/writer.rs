@@ -1,15 +1,16 @@
 //! The writer thread: takes all that waits, commits it in one transaction, then answers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::log::{self, NewRow};
-use crate::store::{Batch, Event, Expect, Op, Revision, StoreError, Write, Written};
+use super::log::{self, BUSY_WAIT, NewRow};
+use super::record;
+use crate::store::{Batch, Event, Expect, Integrity, Op, Revision, StoreError, Write, Written};
 
 /// How many writes share one transaction at most.
 const MAX_BATCH: usize = 512;
@@ -17,6 +18,11 @@ const MAX_BATCH: usize = 512;
 const COMPACT_REVISIONS: u64 = 1000;
 const VACUUM_PAGES: u32 = 256;
 const EXPIRE_KEYS: usize = 256;
+/// The WAL is folded in when it is larger than this, and now and then however small it is.
+const FOLD_ABOVE_BYTES: u64 = 4 << 20;
+const FOLD_AFTER: Duration = Duration::from_secs(5 * 60);
+/// How long folding waits for a reader; writes wait as long.
+const FOLD_WAIT: Duration = Duration::from_millis(100);
 
 type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
 
@@ -24,8 +30,10 @@ pub(super) enum Job {
     Write(Write, Answer<Written>),
     /// One step towards compacting to a revision; answers whether it is done.
     Compact(Revision, Answer<bool>),
-    /// Deletes expired keys; answers how many.
-    Expire(Answer<usize>),
+    /// Deletes some of the keys that have expired; answers whether there may be more.
+    Expire(Answer<bool>),
+    /// Folds the WAL into the database if it is due, and records the revision beside it.
+    Tend,
 }
 
 pub(super) struct Writer {
@@ -35,6 +43,9 @@ pub(super) struct Writer {
     queue: mpsc::Receiver<Job>,
     live: broadcast::Sender<Arc<Batch>>,
     published: Arc<AtomicU64>,
+    /// All that expired up to this time is deleted.
+    expired_to_ms: i64,
+    folded: Instant,
 }
 
 impl Writer {
@@ -47,7 +58,8 @@ impl Writer {
         published: Arc<AtomicU64>,
     ) -> Writer {
         connection.set_prepared_statement_cache_capacity(32);
-        Writer { connection, path, revision, queue, live, published }
+        let (expired_to_ms, folded) = (0, Instant::now());
+        Writer { connection, path, revision, queue, live, published, expired_to_ms, folded }
     }
 
     /// Runs until every sender of the queue is gone and the queue is empty.
@@ -74,12 +86,41 @@ impl Writer {
                 Some(Job::Expire(answer)) => {
                     let _ = answer.send(self.expire());
                 }
+                Some(Job::Tend) => {
+                    if self.folded.elapsed() >= FOLD_AFTER || wal_bytes(&self.path) > FOLD_ABOVE_BYTES {
+                        self.fold();
+                    }
+                    self.record();
+                }
                 Some(Job::Write(..)) | None => {}
             }
         }
         // A clean end leaves one file; after a kill the WAL is replayed instead.
-        if let Err(error) = self.connection.pragma_update(None, "wal_checkpoint", "TRUNCATE") {
-            tracing::debug!(%error, "last checkpoint of the store");
+        self.fold();
+        self.record();
+    }
+
+    /// Moves what stands in the WAL into the database and empties it. A reader in the middle of something keeps it for
+    /// another time.
+    fn fold(&mut self) {
+        self.folded = Instant::now();
+        let folded = (|| {
+            self.connection.busy_timeout(FOLD_WAIT)?;
+            let busy: bool =
+                self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            self.connection.busy_timeout(BUSY_WAIT)?;
+            Ok::<_, rusqlite::Error>(busy)
+        })();
+        match folded {
+            Ok(false) => {}
+            Ok(true) => tracing::debug!("the WAL of the store is being read; it is folded in later"),
+            Err(error) => tracing::warn!(%error, "cannot fold the WAL of the store into the database"),
+        }
+    }
+
+    fn record(&self) {
+        if let Err(error) = record::write(&self.path, self.revision) {
+            tracing::warn!(%error, "cannot record the revision of the store beside it");
         }
     }
 
@@ -117,6 +158,7 @@ impl Writer {
         match outcome {
             Ok(results) => {
                 self.revision = revision;
+                self.expired_to_ms = self.expired_to_ms.min(before_first_expiry_ms(writes));
                 self.publish(events);
                 Ok(results)
             }
@@ -158,17 +200,27 @@ impl Writer {
         Ok(false)
     }
 
-    fn expire(&mut self) -> Result<usize, StoreError> {
-        let expired = log::expired(&self.connection, now_ms(), EXPIRE_KEYS)
+    fn expire(&mut self) -> Result<bool, StoreError> {
+        let now_ms = now_ms();
+        // A clock that was set back: what was written since expires from then on.
+        let after_ms = if self.expired_to_ms > now_ms { 0 } else { self.expired_to_ms };
+        let expired = log::expired(&self.connection, after_ms, now_ms, EXPIRE_KEYS)
             .map_err(|e| log::classify(&self.path, "look for expired keys", e))?;
-        if expired.is_empty() {
-            return Ok(0);
+        let more = expired.len() == EXPIRE_KEYS;
+        let reached_ms = match expired.last() {
+            // Others may have expired in the same millisecond.
+            Some(last) if more => last.at_ms - 1,
+            _ => now_ms,
+        };
+        if !expired.is_empty() {
+            let writes: Vec<Write> = expired
+                .into_iter()
+                .map(|one| Write::delete(one.key, Expect::ModRevision(one.revision)))
+                .collect();
+            self.transact(&writes)?;
         }
-        let writes: Vec<Write> = expired
-            .into_iter()
-            .map(|(key, revision)| Write::delete(key, Expect::ModRevision(revision)))
-            .collect();
-        self.transact(&writes).map(|results| results.len())
+        self.expired_to_ms = reached_ms;
+        Ok(more)
     }
 }
 
@@ -204,17 +256,38 @@ fn apply(
         create_revision,
         // A tombstone is swept by itself, but a row that follows one must not keep it either.
         prev_revision: head.as_ref().map_or(0, |h| h.revision),
-        expires_ms: ttl.map(|ttl| now_ms.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX))),
+        expires_ms: ttl.map(|ttl| expires_ms(ttl, now_ms)),
         value: value.map_or(&[], |v| v),
     };
     log::append(connection, &row)?;
     events.push(Event {
         key: write.key.as_str().into(),
         value: value.cloned(),
+        integrity: Integrity::Sound,
         mod_revision: *revision,
         create_revision,
     });
     Ok(Written::Done { revision: *revision })
+}
+
+fn expires_ms(ttl: Duration, now_ms: i64) -> i64 {
+    now_ms.saturating_add(i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX))
+}
+
+/// A time before all that was just written expires.
+fn before_first_expiry_ms(writes: &[Write]) -> i64 {
+    let ttls = writes.iter().filter_map(|write| match &write.op {
+        Op::Put { ttl, .. } => *ttl,
+        Op::Delete => None,
+    });
+    // The clock may have been set back since the times of the rows were taken; a second is more than a commit lasts.
+    ttls.min().map_or(i64::MAX, |ttl| expires_ms(ttl, now_ms()).saturating_sub(1000))
+}
+
+fn wal_bytes(database: &Path) -> u64 {
+    let mut name = database.as_os_str().to_owned();
+    name.push("-wal");
+    std::fs::metadata(name).map_or(0, |metadata| metadata.len())
 }
 
 fn now_ms() -> i64 {

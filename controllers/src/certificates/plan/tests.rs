@@ -97,10 +97,21 @@ fn node(name: &str, addresses: &[&str]) -> Node {
 
 #[test]
 fn a_node_serves_as_itself_and_as_nobody_else() {
-    let (a, b) = (node("a", &["192.0.2.1", "192.0.2.9"]), node("b", &["192.0.2.2", "192.0.2.9"]));
+    let mut a = node("a", &["192.0.2.1", "192.0.2.9", "10.96.0.10", "10.244.3.7"]);
+    let mut b = node("b", &["192.0.2.2", "192.0.2.9"]);
+    for (node, address) in [(&mut a, "192.0.2.30"), (&mut b, "192.0.2.30"), (&mut b, "192.0.2.1")] {
+        let addresses = node.status.as_mut().unwrap().addresses.as_mut().unwrap();
+        addresses.push(NodeAddress { type_: "ExternalIP".into(), address: address.into() });
+    }
     let (reserved_names, reserved_ips) = (["api".to_owned()], ["192.0.2.100".parse().unwrap()]);
     let nodes = [&a, &b];
-    let cluster = Cluster { nodes: &nodes, reserved_names: &reserved_names, reserved_ips: &reserved_ips };
+    let ranges = ["10.244.0.0/16", "10.96.0.0/16"].map(|range| Cidr::parse(range).unwrap());
+    let cluster = Cluster {
+        nodes: &nodes,
+        reserved_names: &reserved_names,
+        reserved_ips: &reserved_ips,
+        reserved_ranges: &ranges,
+    };
     let ask = |by: &str, of: &str, sans: &[&str]| {
         let csr = csr(&format!("system:node:{by}"), &[NODES], KUBELET_SERVING, SERVER_AUTH);
         serving(&csr, &of_node(of, sans), &cluster)
@@ -121,6 +132,10 @@ fn a_node_serves_as_itself_and_as_nobody_else() {
         ("a", "a", &["192.0.2.1", "192.0.2.1"], "a subjectAltName is given twice"),
         ("a", "a", &["192.0.2.2"], "address 192.0.2.2 is not in the status of node \"a\""),
         ("a", "a", &["192.0.2.9"], "address 192.0.2.9 is also in the status of node \"b\""),
+        ("b", "b", &["192.0.2.1"], "address 192.0.2.1 is also in the status of node \"a\""),
+        ("a", "a", &["192.0.2.30"], "address 192.0.2.30 is also in the status of node \"b\""),
+        ("a", "a", &["10.96.0.10"], "address 10.96.0.10 is not for nodes"),
+        ("a", "a", &["10.244.3.7"], "address 10.244.3.7 is not for nodes"),
         ("a", "a", &["192.0.2.100"], "address 192.0.2.100 is not for nodes"),
         ("a", "a", &["127.0.0.1"], "address 127.0.0.1 is not for nodes"),
         ("new", "new", &["new", "192.0.2.50"], "address 192.0.2.50 is not in the status of node \"new\""),

@@ -96,6 +96,11 @@ async fn get(sender: &mut Sender, address: SocketAddr) -> Result<()> {
     Ok(())
 }
 
+/// One question on a connection of its own.
+pub async fn ask_once(address: SocketAddr) -> Result<()> {
+    get(&mut connect(address).await?, address).await
+}
+
 /// Asks until it is answered.
 pub async fn first_answer(address: SocketAddr) -> Result<()> {
     let end = Instant::now() + PATIENCE;

@@ -1,0 +1,93 @@
+//! Work that keeps a processor busy, away from the threads that serve everybody: parsing, patching and encoding what is large.
+//!
+//! Only as many such pieces run at once as there are processors; the others wait, and light requests pass them by.
+
+use std::sync::Arc;
+
+use skiff_api::Status;
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// From this size on a body, or a stored object that is changed, is heavy: some milliseconds of work.
+pub(crate) const HEAVY_BYTES: usize = 64 << 10;
+
+pub(crate) struct Heavy {
+    permits: Arc<Semaphore>,
+}
+
+impl Default for Heavy {
+    fn default() -> Self {
+        let n = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Heavy { permits: Arc::new(Semaphore::new(n)) }
+    }
+}
+
+impl Heavy {
+    async fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.permits.clone().acquire_owned().await.map_err(Status::internal)
+    }
+
+    /// Runs a piece of work. It goes on if nobody waits for it.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let permit = self.permit().await?;
+        let task = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            work()
+        });
+        task.await.map_err(|error| failure(&error))
+    }
+
+    /// Drives a future to its end on a thread of its own. It goes on if nobody waits for it.
+    pub(crate) async fn drive<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Result<T, Status> {
+        let runtime = Handle::current();
+        self.run(move || runtime.block_on(work)).await
+    }
+}
+
+/// What is said of a task that did not end as it should.
+pub(crate) fn failure(error: &tokio::task::JoinError) -> Status {
+    let why = if error.is_panic() { "the request handler panicked" } else { "the server is shutting down" };
+    Status::internal(why)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_than_there_are_processors_work_at_once() {
+        let heavy = Heavy::default();
+        let n = heavy.permits.available_permits();
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let work = |_| {
+            let (running, most) = (running.clone(), most.clone());
+            heavy.run(move || {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::yield_now();
+                running.fetch_sub(1, Ordering::SeqCst);
+            })
+        };
+        let all = futures::future::join_all((0..40 * n).map(work)).await;
+        assert!(all.iter().all(Result::is_ok) && most.load(Ordering::SeqCst) <= n);
+    }
+
+    #[tokio::test]
+    async fn the_thread_that_serves_goes_on_meanwhile() {
+        let heavy = Heavy::default();
+        let (start, started) = std::sync::mpsc::channel::<()>();
+        // This never ends unless something else runs on the one thread of this test's runtime.
+        let work = heavy.run(move || started.recv().is_ok());
+        let (ended, ()) = tokio::join!(work, async move { start.send(()).expect("it waits") });
+        assert!(ended.expect("ends"));
+        let panicked = heavy.run(|| panic!("on purpose")).await.map(|()| ()).expect_err("says so");
+        assert_eq!((panicked.code, heavy.drive(async { 1 }).await.expect("goes on")), (500, 1));
+    }
+}
