@@ -19,6 +19,8 @@ const MEDIA_TYPES: [(&str, Media); 3] = [
     ("application/yaml", Media::Yaml),
     (protobuf::CONTENT_TYPE, Media::Protobuf),
 ];
+const META_V1: &str = "meta.k8s.io/v1";
+const META_V1BETA1: &str = "meta.k8s.io/v1beta1";
 const STREAM_TYPES: [&str; 2] =
     ["application/json;stream=watch", "application/vnd.kubernetes.protobuf;stream=watch"];
 
@@ -50,6 +52,8 @@ pub(crate) struct Encoding {
     pub(crate) shape: Shape,
     pub(crate) syntax: Syntax,
     pub(crate) include: IncludeObject,
+    /// The version of tables and of metadata.
+    pub(crate) meta_version: &'static str,
     pub(crate) gzip: bool,
 }
 
@@ -70,7 +74,7 @@ impl Encoding {
     /// # Errors
     /// 406 if none can.
     pub(crate) fn negotiate(headers: &HeaderMap, query: &Query, offer: Offer) -> Result<Encoding, Status> {
-        let Some((shape, media, pretty)) = choose(headers, offer) else {
+        let Some(Chosen { shape, media, pretty, meta_version }) = choose(headers, offer) else {
             return Err(Status::not_acceptable(&MEDIA_TYPES.map(|(name, _)| name)));
         };
         let include = match query.get("includeObject") {
@@ -82,21 +86,26 @@ impl Encoding {
             }
         };
         let syntax = syntax(media, pretty || wants_pretty(query));
-        Ok(Encoding { shape, syntax, include, gzip: accepts_gzip(headers) })
+        Ok(Encoding { shape, syntax, include, meta_version, gzip: accepts_gzip(headers) })
     }
 
     /// What errors and other documents of no kind are answered in: JSON where the client accepts nothing else
     /// that they can be.
     pub(crate) fn of_documents(headers: &HeaderMap, query: &Query) -> Encoding {
-        let (_, media, pretty) =
-            choose(headers, Offer::AsItIs).unwrap_or((Shape::Object, Media::Json, false));
+        let Chosen { media, pretty, .. } = choose(headers, Offer::AsItIs).unwrap_or(Chosen::ANYTHING);
         let syntax = syntax(media, pretty || wants_pretty(query));
         Encoding { syntax, gzip: accepts_gzip(headers), ..Encoding::plain() }
     }
 
     /// What errors are answered in when the request itself could not be understood.
     pub(crate) fn plain() -> Encoding {
-        Encoding { shape: Shape::Object, syntax: Syntax::Json, include: IncludeObject::Metadata, gzip: false }
+        Encoding {
+            shape: Shape::Object,
+            syntax: Syntax::Json,
+            include: IncludeObject::Metadata,
+            meta_version: META_V1,
+            gzip: false,
+        }
     }
 
     /// Whether objects can be sent as the cache holds them in JSON.
@@ -136,14 +145,28 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
         .any(|v| v.to_str().is_ok_and(|v| v.split(',').any(|e| e.trim().split(';').next() == Some("gzip"))))
 }
 
-/// Shape, media type and whether it is to be pretty, of the best clause that can be served.
-fn choose(headers: &HeaderMap, offer: Offer) -> Option<(Shape, Media, bool)> {
+/// What a clause asks for.
+#[derive(Clone, Copy)]
+struct Chosen {
+    shape: Shape,
+    media: Media,
+    pretty: bool,
+    meta_version: &'static str,
+}
+
+impl Chosen {
+    const ANYTHING: Chosen =
+        Chosen { shape: Shape::Object, media: Media::Json, pretty: false, meta_version: META_V1 };
+}
+
+/// The best clause that can be served.
+fn choose(headers: &HeaderMap, offer: Offer) -> Option<Chosen> {
     let accept: Vec<&str> = headers.get_all(ACCEPT).iter().filter_map(|v| v.to_str().ok()).collect();
     let clauses = accept.iter().flat_map(|line| line.split(','));
     let mut clauses: Vec<Clause<'_>> =
         clauses.filter(|c| !c.trim().is_empty()).take(MAX_CLAUSES).map(Clause::parse).collect();
     if clauses.is_empty() {
-        return Some((Shape::Object, Media::Json, false));
+        return Some(Chosen::ANYTHING);
     }
     // Of the same quality, what is named goes before what is any.
     clauses.sort_by_key(|clause| (std::cmp::Reverse(clause.quality), clause.media_type.matches('*').count()));
@@ -177,7 +200,7 @@ impl<'h> Clause<'h> {
         clause
     }
 
-    fn served(&self, offer: Offer) -> Option<(Shape, Media, bool)> {
+    fn served(&self, offer: Offer) -> Option<Chosen> {
         let matches = |name: &str| match self.media_type {
             "*/*" | "application/*" => true,
             media_type => media_type == name,
@@ -190,7 +213,8 @@ impl<'h> Clause<'h> {
                 Offer::NoTables => shape != Shape::Table,
                 Offer::AsItIs => !self.transforms(),
             };
-            is_offered.then_some((shape, *media, pretty))
+            let meta_version = if self.parameter("v") == "v1beta1" { META_V1BETA1 } else { META_V1 };
+            is_offered.then_some(Chosen { shape, media: *media, pretty, meta_version })
         })
     }
 
@@ -212,7 +236,12 @@ impl<'h> Clause<'h> {
         if !self.transforms() {
             return Some(Shape::Object);
         }
-        if (self.parameter("g"), self.parameter("v")) != ("meta.k8s.io", "v1") {
+        let is_served = match (self.parameter("g"), self.parameter("v")) {
+            ("meta.k8s.io", "v1") => true,
+            ("meta.k8s.io", "v1beta1") => media != Media::Protobuf,
+            _ => false,
+        };
+        if !is_served {
             return None;
         }
         match self.parameter("as") {
@@ -289,6 +318,7 @@ mod tests {
         );
         check("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None);
         check("application/json;as=Table;v=v9;g=meta.k8s.io", None);
+        check("application/json;as=Table;v=v1beta1;g=meta.k8s.io", Some((Shape::Table, Syntax::Json)));
         check(
             "application/vnd.kubernetes.protobuf;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,application/json",
             Some((Shape::Metadata, Syntax::Protobuf)),

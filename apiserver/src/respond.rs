@@ -36,35 +36,57 @@ pub(crate) fn shaped(call: &Call, kind: &Kind, object: Object) -> Value {
     match call.encoding.shape {
         _ if !is_of_kind(kind, &object) => object,
         Shape::Object => object,
-        Shape::Metadata => metadata_only(&object),
+        Shape::Metadata => metadata_only(&object, call.encoding.meta_version),
         Shape::Table => {
             let revision = object["metadata"]["resourceVersion"].clone();
-            let row = row(kind, &call.stored, &object, call.encoding.include, now_s());
-            table_of(Some(&call.stored), vec![row], json!({"resourceVersion": revision}))
+            let rows = Rows::of(&call.encoding, kind, &call.stored);
+            rows.table(Some(&call.stored), vec![rows.row(&object)], json!({"resourceVersion": revision}))
         }
     }
 }
 
-/// A table; without `kind` it has no column definitions, as in all events of a watch but the first.
-pub(crate) fn table_of(kind: Option<&Kind>, rows: Vec<Value>, metadata: Value) -> Value {
-    let columns = kind.map_or(Value::Array(Vec::new()), table::column_definitions);
-    json!({
-        "kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
-        "columnDefinitions": columns, "rows": rows,
-    })
+/// How the rows of a table are printed.
+pub(crate) struct Rows<'k> {
+    kind: &'k Kind,
+    /// The version that is stored, whose columns are printed.
+    stored: &'k Kind,
+    include: IncludeObject,
+    meta_version: &'static str,
+    now_s: i64,
 }
 
-/// The row of an object of `kind`, whose cells are of the version that is stored.
-pub(crate) fn row(kind: &Kind, stored: &Kind, object: &Object, include: IncludeObject, now_s: i64) -> Value {
-    if is_same_version(kind, stored) {
-        return table::row(kind, object, object, include, now_s);
+impl<'k> Rows<'k> {
+    pub(crate) fn of(encoding: &Encoding, kind: &'k Kind, stored: &'k Kind) -> Rows<'k> {
+        let Encoding { include, meta_version, .. } = *encoding;
+        Rows { kind, stored, include, meta_version, now_s: now_s() }
     }
-    let printed = convert(kind, stored, object.clone());
-    table::row(stored, &printed, object, include, now_s)
+
+    /// A table; without `columns` it has no column definitions, as in all events of a watch but the first.
+    pub(crate) fn table(&self, columns: Option<&Kind>, rows: Vec<Value>, metadata: Value) -> Value {
+        let columns = columns.map_or(Value::Array(Vec::new()), table::column_definitions);
+        json!({
+            "kind": "Table", "apiVersion": self.meta_version, "metadata": metadata,
+            "columnDefinitions": columns, "rows": rows,
+        })
+    }
+
+    /// The row of an object of `kind`.
+    pub(crate) fn row(&self, object: &Object) -> Value {
+        let mut row = if is_same_version(self.kind, self.stored) {
+            table::row(self.kind, object, object, self.include, self.now_s)
+        } else {
+            let printed = convert(self.kind, self.stored, object.clone());
+            table::row(self.stored, &printed, object, self.include, self.now_s)
+        };
+        if self.include == IncludeObject::Metadata {
+            row["object"]["apiVersion"] = self.meta_version.into();
+        }
+        row
+    }
 }
 
-pub(crate) fn metadata_only(object: &Object) -> Value {
-    json!({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": object["metadata"]})
+pub(crate) fn metadata_only(object: &Object, version: &str) -> Value {
+    json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": object["metadata"]})
 }
 
 pub(crate) fn now_s() -> i64 {

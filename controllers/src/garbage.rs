@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt as _;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{
     ApiResource, DeleteParams, DynamicObject, Patch, PatchParams, Preconditions, PropagationPolicy,
@@ -32,7 +33,7 @@ use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::{Kind, Kinds};
-use skiff_client::WorkQueue;
+use skiff_client::{EventRecorder, EventType, WorkQueue};
 use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -71,6 +72,7 @@ struct Collector {
     client: Client,
     kinds: Kinds,
     seen: Arc<Seen>,
+    events: EventRecorder,
 }
 
 /// Collects until `shutdown`.
@@ -91,7 +93,8 @@ pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
             watch(client.clone(), seen.clone(), kind.clone(), stop.clone())
         }));
     }
-    tasks.spawn(driver::run(Collector { client: context.client, kinds, seen }, shutdown));
+    let events = context.events("garbage-collector-controller");
+    tasks.spawn(driver::run(Collector { client: context.client, kinds, seen, events }, shutdown));
     while let Some(ended) = tasks.join_next().await {
         if let Err(failed) = ended {
             error!(%failed, "a part of the garbage collector has ended");
@@ -240,6 +243,7 @@ impl Collector {
         };
         let mut owners = Vec::new();
         for owner in &entry.owners {
+            self.tell_of_owner_elsewhere(uid, entry, owner);
             match self.owner_state(entry, owner).await? {
                 Some(state) => owners.push((owner, state)),
                 // No retry makes sense of it, and to guess would be to delete.
@@ -290,6 +294,30 @@ impl Collector {
             other => other,
         };
         gone_is_fine(deleted)
+    }
+
+    /// A reference to an object of another namespace is to nothing, which is not what whoever wrote it meant.
+    fn tell_of_owner_elsewhere(&self, uid: &str, entry: &Entry, owner: &OwnerReference) {
+        let elsewhere = self.seen.graph.lock().get(&owner.uid).is_some_and(|known| {
+            known.namespace.is_some() && known.namespace != entry.namespace && known.name == owner.name
+        });
+        if !elsewhere {
+            return;
+        }
+        let namespace = entry.namespace.clone().unwrap_or_default();
+        let OwnerReference { api_version, kind, name, uid: owner_uid, .. } = owner;
+        let message = format!(
+            "ownerRef [{api_version}/{kind}, namespace: {namespace}, name: {name}, uid: {owner_uid}] does not exist in namespace {namespace:?}"
+        );
+        let about = ObjectReference {
+            api_version: Some(entry.kind.api_version()),
+            kind: Some(entry.kind.kind.clone()),
+            namespace: entry.namespace.clone(),
+            name: Some(entry.name.clone()),
+            uid: Some(uid.to_owned()),
+            ..ObjectReference::default()
+        };
+        self.events.event_about(about, EventType::Warning, "OwnerRefInvalidNamespace", &message);
     }
 
     /// How an owner is: that it is gone only the API says, for the graph may be behind. `None` if the reference makes no

@@ -27,6 +27,7 @@
 //! | `certificates` | approves, signs and deletes certificate signing requests |
 //! | `bootstrap` | `cluster-info` and its signatures; deletes bootstrap tokens that have expired |
 //! | `node_ipam` | a range of pod addresses for each node |
+//! | `unbuilt` | says of claims and CustomResourceDefinitions that this version does nothing with them |
 //! | `balancer` | addresses for Services of type LoadBalancer |
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
@@ -65,6 +66,7 @@ mod statefulset;
 mod strays;
 #[cfg(test)]
 mod testing;
+mod unbuilt;
 
 use deletions::Deletions;
 use lookup::Pods;
@@ -130,6 +132,8 @@ pub async fn run(
     tasks.spawn(driver::run(cronjob::CronJobs::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(quota::Quotas::new(&context), shutdown.clone()));
     tasks.spawn(driver::run(strays::Strays::new(&context), shutdown.clone()));
+    tasks.spawn(driver::run(unbuilt::Definitions::new(&context), shutdown.clone()));
+    unbuilt::tell_of_claims(&context);
     tasks.spawn(garbage::run(context.clone(), shutdown.clone()));
     if config.service_lb {
         tasks.spawn(driver::run(balancer::Balancers::new(&context), shutdown.clone()));

@@ -3,6 +3,10 @@
 use std::path::Path;
 use std::process::Command;
 
+use skiff_apiserver::store::{SqliteStore, StoreError};
+
+use crate::layout::Layout;
+
 /// One thing that Skiff needs.
 struct Need {
     what: &'static str,
@@ -13,8 +17,9 @@ struct Need {
 }
 
 /// Prints a line a need; answers whether the host can run Skiff.
-pub(crate) fn run() -> bool {
-    let needs = needs();
+pub(crate) fn run(layout: &Layout) -> bool {
+    let mut needs = needs();
+    needs.extend(database(layout));
     for need in &needs {
         match &need.found {
             Ok(found) => println!("ok       {:<18} {found}", need.what),
@@ -41,6 +46,25 @@ fn needs() -> Vec<Need> {
         need("cgroup: cpu", controller("cpu"), "enable CONFIG_CGROUP_SCHED in the kernel"),
         need("cgroup: pids", controller("pids"), "enable CONFIG_CGROUP_PIDS in the kernel"),
     ]
+}
+
+/// Whether every value in the database of a server that does not run is what was written. None where there is no server.
+fn database(layout: &Layout) -> Option<Need> {
+    let path = layout.database();
+    if !path.exists() {
+        return None;
+    }
+    let found = match SqliteStore::damaged(&path) {
+        Ok(keys) if keys.is_empty() => Ok(format!("{} is sound", path.display())),
+        Ok(keys) => Err(format!("damaged in {}: {}", path.display(), keys.join(", "))),
+        Err(StoreError::InUse { .. }) => {
+            Ok("in use by a running server, whose events and log name what is damaged".to_owned())
+        }
+        Err(error) => Err(error.to_string()),
+    };
+    let fix =
+        "restore a backup, or delete these objects with ignoreStoreReadErrorWithClusterBreakingPotential";
+    Some(Need { what: "database", found, fix, required: false })
 }
 
 fn root() -> Result<String, String> {

@@ -92,7 +92,10 @@ enum Command {
         command: ImageCommand,
     },
     /// Say what this host lacks, and what to do about it
-    Check,
+    Check {
+        #[command(flatten)]
+        layout: Layout,
+    },
     /// Print a completion script
     Completion { shell: clap_complete::Shell },
     #[command(hide = true)]
@@ -135,7 +138,9 @@ fn prepare(cli: &Cli) -> Result<()> {
 
 fn execute(command: Command, threads: Option<NonZeroUsize>) -> Result<ExitCode> {
     match command {
-        Command::Check => return Ok(if check::run() { ExitCode::SUCCESS } else { ExitCode::FAILURE }),
+        Command::Check { layout } => {
+            return Ok(if check::run(&layout) { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skiff", &mut std::io::stdout());
             return Ok(ExitCode::SUCCESS);
@@ -183,7 +188,7 @@ async fn serve(command: Command) -> Result<()> {
             };
             image::run(command, &layout).await
         }
-        Command::Check | Command::Completion { .. } | Command::Kubeconfig { .. } => Ok(()),
+        Command::Check { .. } | Command::Completion { .. } | Command::Kubeconfig { .. } => Ok(()),
     }
 }
 

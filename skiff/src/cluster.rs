@@ -415,7 +415,7 @@ fn prepare(cluster: &Cluster) -> Result<()> {
     lan::make(&cluster.lan(), shape, &nodes).context("making the cluster's network namespaces")?;
     let pki = Pki::open(&cluster.layout().pki())?;
     let server = format!("https://{}:{API_PORT}", cluster.api_address());
-    write_private(&cluster.kubeconfig(), &pki.kubeconfig(&format!("skiff-{}", cluster.name), &server))
+    write_private(&cluster.kubeconfig(), &pki.kubeconfig(&format!("skiff-{}", cluster.name), &server)?)
 }
 
 /// Waits until the nodes of these names are ready.

@@ -11,12 +11,15 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
+use aws_lc_rs::encoding::{AsDer as _, EcPrivateKeyRfc5915Der};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
 
+const PEM_COLUMNS: usize = 64;
 const YEAR_DAYS: i64 = 365;
 const CA_YEARS: i64 = 10;
 
@@ -103,9 +106,10 @@ impl Pki {
     }
 
     /// The administrator's kubeconfig for an API server at `server`.
-    pub(crate) fn kubeconfig(&self, cluster: &str, server: &str) -> String {
+    pub(crate) fn kubeconfig(&self, cluster: &str, server: &str) -> Result<String> {
         let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
-        format!(
+        let key_pem = sec1(&self.admin.key_pem)?;
+        Ok(format!(
             "apiVersion: v1
 kind: Config
 clusters:
@@ -127,9 +131,26 @@ current-context: {cluster}
 ",
             encode(&self.ca_pem),
             encode(&self.admin.certificate_pem),
-            encode(&self.admin.key_pem),
-        )
+            encode(&key_pem),
+        ))
     }
+}
+
+/// A P-256 key as `EC PRIVATE KEY` (RFC 5915), with its curve. Every client reads that; Java's of fabric8 no PKCS#8.
+fn sec1(pkcs8_pem: &str) -> Result<String> {
+    let pkcs8 = KeyPair::from_pem(pkcs8_pem).context("reading the administrator's key")?.serialize_der();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &pkcs8)
+        .context("the administrator's key is not of P-256")?;
+    let der: EcPrivateKeyRfc5915Der<'_> =
+        pair.private_key().as_der().context("writing the administrator's key")?;
+    let text = base64::engine::general_purpose::STANDARD.encode(der.as_ref());
+    let mut pem = String::from("-----BEGIN EC PRIVATE KEY-----\n");
+    for at in (0..text.len()).step_by(PEM_COLUMNS) {
+        pem.push_str(&text[at..text.len().min(at + PEM_COLUMNS)]);
+        pem.push('\n');
+    }
+    pem.push_str("-----END EC PRIVATE KEY-----\n");
+    Ok(pem)
 }
 
 fn sign(
@@ -226,6 +247,19 @@ mod tests {
             let mode = file.unwrap().metadata().unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o600);
         }
+    }
+
+    #[test]
+    fn the_key_of_a_kubeconfig_is_one_that_every_client_reads() {
+        let key = KeyPair::generate().unwrap();
+        let pem = sec1(&key.serialize_pem()).unwrap();
+        let (_, parsed) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).unwrap();
+        assert_eq!(parsed.label, "EC PRIVATE KEY");
+        // The name of the curve, without which no reader knows whose key it is; then the public half.
+        let p256 = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+        assert!(parsed.contents.windows(p256.len()).any(|part| part == p256));
+        let public = key.public_key_raw();
+        assert!(parsed.contents.windows(public.len()).any(|part| part == public));
     }
 
     #[test]

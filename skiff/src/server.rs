@@ -182,7 +182,7 @@ fn write_kubeconfig(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<()> {
     let host = if args.bind.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { args.bind };
     let server = format!("https://{}", SocketAddr::new(host, args.port));
     tracing::debug!(node = node.name, path = %path.display(), "writing the kubeconfig");
-    write_private(path, &pki.kubeconfig("skiff", &server))
+    write_private(path, &pki.kubeconfig("skiff", &server)?)
 }
 
 fn client(api: &ApiServer, user: &str, groups: &[&str]) -> Client {

@@ -7,11 +7,12 @@
 //!  page    docs/benchmarks.md, .svg           drawn anew from all that is stored
 //! ```
 //!
-//! `hollow` and `smoke` have no other side and no turns.
+//! `hollow`, `smoke` and `abuse` have no other side and no turns.
 //!
 //! Machines differ and are shared, so only ratios within a run mean something. A side that cannot do what is measured is
 //! recorded with its own words for why.
 
+mod abuse;
 mod api;
 mod chart;
 mod cluster;
@@ -45,6 +46,8 @@ pub(crate) struct Options {
     skiff: Option<PathBuf>,
     #[command(flatten)]
     hollow: hollow::Size,
+    #[command(flatten)]
+    abuse: abuse::Size,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -75,7 +78,9 @@ pub(crate) enum Name {
     WasmDensity,
     /// API latency by verb of Skiff alone, with 1,000 hollow nodes and 30,000 pods
     Hollow,
-    /// All of the above but `smoke`
+    /// What one client or pod can do to others; writes docs/reliability.md
+    Abuse,
+    /// All of the above but `smoke` and `abuse`
     All,
     /// Draw the page and the chart anew, and measure nothing
     Page,
@@ -122,6 +127,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Name::Clean => {
             let _alone = alone()?;
             clean()
+        }
+        Name::Abuse => {
+            let _alone = alone()?;
+            let tools = Tools::build(options.skiff.as_deref())?;
+            clean()?;
+            abuse::abuse(&tools, &options.abuse)
         }
         Name::All => measure(&ALL, options),
         name => measure(&[name], options),
@@ -177,6 +188,6 @@ fn one(name: Name, tools: &Tools, book: &mut Book, options: &Options) -> Result<
         Name::WasmHttp => wasm::http(tools, book),
         Name::WasmDensity => wasm::density(tools, book),
         Name::Hollow => hollow::hollow(tools, book, options.hollow),
-        Name::Smoke | Name::All | Name::Page | Name::Clean => Ok(()),
+        Name::Abuse | Name::Smoke | Name::All | Name::Page | Name::Clean => Ok(()),
     }
 }

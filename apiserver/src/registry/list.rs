@@ -13,7 +13,6 @@ use http::HeaderValue;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use skiff_api::table::IncludeObject;
 use skiff_api::{Kind, Status, protobuf};
 use std::io::Write;
 
@@ -21,7 +20,7 @@ use super::options::{ListOptions, VersionMatch, revision};
 use super::{convert, is_stored_as, store_failure};
 use crate::api::{Api, Call};
 use crate::cache::{Entry, Snapshot};
-use crate::respond::{self, GZIP_FROM_BYTES, Response, Shape, Syntax};
+use crate::respond::{self, Encoding, GZIP_FROM_BYTES, Response, Rows, Shape, Syntax};
 use crate::store::{Range, Revision, StoreError};
 
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
@@ -194,9 +193,7 @@ impl Api {
         let items = Items {
             in_version: self.caches.of(&kind)?.kind().clone(),
             printed: call.stored.clone(),
-            shape: call.encoding.shape,
-            include: call.encoding.include,
-            now_s: respond::now_s(),
+            encoding: call.encoding,
             as_stored,
             kind,
         };
@@ -232,9 +229,7 @@ struct Items {
     in_version: Arc<Kind>,
     /// The version that rows are printed of.
     printed: Arc<Kind>,
-    shape: Shape,
-    include: IncludeObject,
-    now_s: i64,
+    encoding: Encoding,
     /// Whether the cache holds the version that is asked for.
     as_stored: bool,
 }
@@ -242,15 +237,15 @@ struct Items {
 impl Items {
     /// The list without its items.
     fn list(&self, metadata: Value) -> Value {
-        match self.shape {
+        match self.encoding.shape {
             Shape::Object => json!({
                 "kind": self.kind.list_kind(), "apiVersion": self.kind.api_version(), "metadata": metadata,
             }),
             Shape::Metadata => json!({
-                "kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1", "metadata": metadata,
+                "kind": "PartialObjectMetadataList", "apiVersion": self.encoding.meta_version, "metadata": metadata,
             }),
             Shape::Table => {
-                let mut table = respond::table_of(Some(&self.printed), Vec::new(), metadata);
+                let mut table = self.rows().table(Some(&self.printed), Vec::new(), metadata);
                 if let Some(table) = table.as_object_mut() {
                     table.remove(self.field());
                 }
@@ -260,20 +255,24 @@ impl Items {
     }
 
     fn field(&self) -> &'static str {
-        if self.shape == Shape::Table { "rows" } else { "items" }
+        if self.encoding.shape == Shape::Table { "rows" } else { "items" }
+    }
+
+    fn rows(&self) -> Rows<'_> {
+        Rows::of(&self.encoding, &self.kind, &self.printed)
     }
 
     fn shaped(&self, entry: &Entry) -> Value {
         let object = convert(&self.in_version, &self.kind, entry.parse());
-        match self.shape {
+        match self.encoding.shape {
             Shape::Object => object,
-            Shape::Metadata => respond::metadata_only(&object),
-            Shape::Table => respond::row(&self.kind, &self.printed, &object, self.include, self.now_s),
+            Shape::Metadata => respond::metadata_only(&object, self.encoding.meta_version),
+            Shape::Table => self.rows().row(&object),
         }
     }
 
     fn json(&self, entry: &Entry) -> Bytes {
-        if self.as_stored && self.shape == Shape::Object {
+        if self.as_stored && self.encoding.shape == Shape::Object {
             return entry.json.clone();
         }
         // Writing a `Value` to memory cannot fail.

@@ -13,7 +13,6 @@ use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use rand::Rng;
 use serde_json::{Value, json};
-use skiff_api::table::IncludeObject;
 use skiff_api::{Kind, Status, protobuf};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -22,7 +21,7 @@ use super::options::{ListOptions, revision};
 use super::{convert, is_stored_as};
 use crate::api::{Api, Call};
 use crate::cache::{Caches, Change, Entry, Watcher};
-use crate::respond::{self, Response, Shape, Syntax};
+use crate::respond::{self, Encoding, Response, Rows, Shape, Syntax};
 use crate::store::Revision;
 use crate::websocket::{Messages, Socket};
 
@@ -54,9 +53,8 @@ impl Api {
         let encoder = EventEncoder {
             kind: call.kind.clone(),
             stored: cache.kind().clone(),
-            shape: call.encoding.shape,
+            encoding: call.encoding,
             syntax,
-            include: call.encoding.include,
             as_stored: is_stored_as(self, &call.kind)?,
             sent_columns: false,
         };
@@ -218,16 +216,15 @@ async fn due(timer: &mut Option<Pin<Box<Sleep>>>) {
 struct EventEncoder {
     kind: Arc<Kind>,
     stored: Arc<Kind>,
-    shape: Shape,
+    encoding: Encoding,
     syntax: Syntax,
-    include: IncludeObject,
     as_stored: bool,
     sent_columns: bool,
 }
 
 impl EventEncoder {
     fn change(&mut self, change: &Change) -> Bytes {
-        if self.shape == Shape::Object && self.as_stored {
+        if self.encoding.shape == Shape::Object && self.as_stored {
             return match self.syntax {
                 Syntax::Protobuf => change.protobuf_frame(&self.stored),
                 _ => change.frame(),
@@ -239,20 +236,25 @@ impl EventEncoder {
 
     fn shaped(&mut self, entry: &Entry) -> Value {
         let object = convert(&self.stored, &self.kind, entry.parse());
-        match self.shape {
+        match self.encoding.shape {
             Shape::Object => object,
-            Shape::Metadata => respond::metadata_only(&object),
+            Shape::Metadata => respond::metadata_only(&object, self.encoding.meta_version),
             Shape::Table => {
-                let row = respond::row(&self.kind, &self.stored, &object, self.include, respond::now_s());
+                let row = self.rows().row(&object);
                 self.table(vec![row], entry.mod_revision)
             }
         }
     }
 
+    fn rows(&self) -> Rows<'_> {
+        Rows::of(&self.encoding, &self.kind, &self.stored)
+    }
+
     /// Only the first event of a watch carries the columns.
     fn table(&mut self, rows: Vec<Value>, revision: Revision) -> Value {
-        let columns = (!std::mem::replace(&mut self.sent_columns, true)).then_some(&*self.stored);
-        respond::table_of(columns, rows, json!({"resourceVersion": revision.to_string()}))
+        let is_first = !std::mem::replace(&mut self.sent_columns, true);
+        let columns = is_first.then_some(&*self.stored);
+        self.rows().table(columns, rows, json!({"resourceVersion": revision.to_string()}))
     }
 
     fn bookmark(&mut self, revision: Revision, ends_initial_events: bool) -> Bytes {
@@ -262,9 +264,9 @@ impl EventEncoder {
         }
         let document =
             |kind: &str, version: &str| json!({"kind": kind, "apiVersion": version, "metadata": metadata});
-        let object = match self.shape {
+        let object = match self.encoding.shape {
             Shape::Object => document(&self.kind.kind, &self.kind.api_version()),
-            Shape::Metadata => document("PartialObjectMetadata", "meta.k8s.io/v1"),
+            Shape::Metadata => document("PartialObjectMetadata", self.encoding.meta_version),
             Shape::Table => {
                 let mut table = self.table(Vec::new(), revision);
                 table["metadata"] = metadata;

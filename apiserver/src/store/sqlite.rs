@@ -120,6 +120,16 @@ impl SqliteStore {
         })
     }
 
+    /// Reads every value of a database that nobody has open, and answers the keys of those that are not what was written.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`].
+    pub fn damaged(path: &Path) -> Result<Vec<String>, StoreError> {
+        let _lock = lock_file(path)?;
+        let connection = log::open_reader(path)?;
+        log::damaged(&connection).map_err(|e| log::classify(path, "read all values", e))
+    }
+
     async fn submit<T>(
         &self,
         make: impl FnOnce(oneshot::Sender<Result<T, StoreError>>) -> Job,

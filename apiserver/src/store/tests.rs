@@ -332,7 +332,10 @@ mod sqlite {
         let flip = "UPDATE kv SET value = CAST('{\"replicas\": 9}' AS BLOB) WHERE key = '/d/a'";
         assert_eq!(connection.execute(flip, []).expect("writes"), 1);
         drop(connection);
+        assert_eq!(SqliteStore::damaged(&path).expect("reads"), ["/d/a"]);
         let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+        let in_use = SqliteStore::damaged(&path);
+        assert!(matches!(in_use, Err(StoreError::InUse { .. })), "{in_use:?}");
         let found = store.get("/d/a").await.expect("get").expect("exists");
         assert_eq!(found.integrity, Integrity::Damaged);
         let ranged = store.range(Range::prefix("/d/")).await.expect("range");

@@ -47,7 +47,8 @@ fn cluster(objects: Vec<(&str, Meta)>) -> Cluster {
         let found = held.iter().find(|(path, _)| *path == asked.path).map(|(_, object)| object.clone());
         if asked.method == Method::GET { found } else { found.map(|_| json!({"metadata": {"name": "x"}})) }
     });
-    Cluster { collector: Collector { client: api.client(), kinds, seen }, api }
+    let events = EventRecorder::new(api.client(), "garbage-collector-controller", "");
+    Cluster { collector: Collector { client: api.client(), kinds, seen, events }, api }
 }
 
 fn foreground(name: &str) -> Meta {
@@ -135,4 +136,28 @@ async fn an_object_of_the_cluster_is_not_deleted_for_an_owner_that_no_namespace_
     cluster.collector.seen.put(&node, &object);
     cluster.collector.reconcile(&"node".into()).await.unwrap();
     assert!(cluster.api.written().is_empty());
+}
+
+#[tokio::test]
+async fn an_owner_of_another_namespace_is_told_of() {
+    let cluster =
+        cluster(vec![("pods", meta("Pod", "pod", json!({"ownerReferences": [reference("elsewhere")]})))]);
+    let kinds = Kinds::builtin();
+    let sets = kinds.by_resource("apps", "v1", "replicasets").unwrap().clone();
+    cluster.collector.seen.put(&sets, &meta("ReplicaSet", "elsewhere", json!({"namespace": "other"})));
+    cluster.collector.reconcile(&"pod".into()).await.unwrap();
+    let told = async {
+        loop {
+            let written = cluster.api.written();
+            if let Some(event) = written.iter().find(|w| w.body["reason"] == "OwnerRefInvalidNamespace") {
+                break event.body.clone();
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let event = tokio::time::timeout(Duration::from_secs(20), told).await.expect("an event");
+    assert_eq!(
+        event["message"],
+        "ownerRef [apps/v1/ReplicaSet, namespace: d, name: elsewhere, uid: elsewhere] does not exist in namespace \"d\""
+    );
 }

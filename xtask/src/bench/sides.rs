@@ -44,6 +44,10 @@ impl Tools {
         Ok(Tools { skiff, load, hollow, programs, served })
     }
 
+    pub(super) fn is_release(&self) -> bool {
+        program("release").is_ok_and(|built| built == self.skiff)
+    }
+
     pub(super) fn wasm_module(&self) -> PathBuf {
         self.served.dir.join("wasm-http/module.wasm")
     }

@@ -216,6 +216,20 @@ pub(super) fn range(connection: &Connection, range: &Range) -> Result<Ranged, Re
     Ok(Ranged { revision, items, more })
 }
 
+/// The keys whose newest value is not what was written.
+pub(super) fn damaged(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare(RANGE)?;
+    let mut rows = statement.query(params!["", char::MAX.to_string(), i64::MAX, i64::MAX])?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        let kv = key_value(row)?;
+        if kv.integrity == Integrity::Damaged {
+            found.push(kv.key.to_string());
+        }
+    }
+    Ok(found)
+}
+
 /// The changes after `after`, at most `limit`. The batch reaches to the newest revision, or to its last event
 /// if there is more.
 pub(super) fn events(
