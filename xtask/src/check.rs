@@ -8,20 +8,21 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 17] = [
+const ARROWS: [(&str, &[&str]); 18] = [
     ("skiff-api", &[]),
-    ("skiff-cgroup", &[]),
+    ("skiff-cgroup", &["skiff-tree"]),
     ("skiff-cri", &[]),
-    ("skiff-images", &[]),
+    ("skiff-images", &["skiff-tree"]),
+    ("skiff-tree", &[]),
     ("skiff-client", &["skiff-api"]),
     ("skiff-apiserver", &["skiff-api"]),
     ("skiff-scheduler", &["skiff-api", "skiff-client"]),
     ("skiff-controllers", &["skiff-api", "skiff-client"]),
     ("skiff-network", &["skiff-api", "skiff-client"]),
-    ("skiff-nodelet", &["skiff-api", "skiff-cri", "skiff-client"]),
-    ("skiff-runtime", &["skiff-cgroup", "skiff-cri", "skiff-images"]),
-    ("skiff-runtime-oci", &["skiff-cgroup", "skiff-cri", "skiff-images"]),
-    ("skiff-runtime-wasm", &["skiff-cgroup", "skiff-cri", "skiff-images"]),
+    ("skiff-nodelet", &["skiff-api", "skiff-cri", "skiff-client", "skiff-tree"]),
+    ("skiff-runtime", &["skiff-cgroup", "skiff-cri", "skiff-images", "skiff-tree"]),
+    ("skiff-runtime-oci", &["skiff-cgroup", "skiff-cri", "skiff-images", "skiff-tree"]),
+    ("skiff-runtime-wasm", &["skiff-cgroup", "skiff-cri", "skiff-images", "skiff-tree"]),
     ("skiff", &["*"]),
     ("skiff-hollow", &["skiff-client"]),
     ("skiff-load", &[]),
