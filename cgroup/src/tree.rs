@@ -1,10 +1,15 @@
 //! Reading and writing the files of a hierarchy, with errors that name the file.
 
+use std::ffi::CStr;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::thread;
 use std::time::Duration;
+
+use rustix::fs::{AtFlags, Mode, OFlags};
+use skiff_tree::{Entry, Visitor};
 
 use crate::Error;
 
@@ -59,58 +64,100 @@ pub(crate) fn create(directory: &Path) -> Result<(), Error> {
     }
 }
 
-/// `directory` and every group below it, the innermost first. A group that vanishes meanwhile is left out.
-pub(crate) fn innermost_first(directory: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut waiting = vec![directory.to_owned()];
-    while let Some(next) = waiting.pop() {
-        if let Ok(entries) = fs::read_dir(&next) {
-            for entry in entries.flatten() {
-                if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-                    waiting.push(entry.path());
-                }
-            }
-            found.push(next);
-        }
-    }
-    found.reverse();
-    found
-}
-
-/// The process IDs in `directory` and below.
+/// The process IDs in `directory` and below. What is below is the container's own making, as deep as it likes: it is
+/// reached by descriptor, for its path may be longer than the system takes.
 pub(crate) fn pids(directory: &Path) -> Result<Vec<u32>, Error> {
-    let mut all = Vec::new();
-    for group in innermost_first(directory) {
-        match read(&group.join("cgroup.procs")) {
-            Ok(text) => all.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
-            Err(err) if err.is_not_found() => {}
-            // A threaded group lists its processes only in the domain above.
-            Err(Error::Read { source, .. }) if source.raw_os_error() == Some(95) => {}
-            Err(err) => return Err(err),
-        }
+    let mut members = Members(Vec::new());
+    let file = directory.join(MEMBERS);
+    members.add(fs::File::open(&file)).map_err(|source| Error::Read { file, source })?;
+    if let Some(root) = open(directory)? {
+        let below = skiff_tree::walk(root, &mut members);
+        below.map_err(|err| Error::Read { file: directory.to_owned(), source: err.into() })?;
     }
+    let mut all = members.0;
     all.sort_unstable();
     all.dedup();
     Ok(all)
 }
 
-/// Removes `directory` and every group below. A group is busy until the last of its processes has been
-/// reaped, which may take a moment after they were killed.
+const MEMBERS: &str = "cgroup.procs";
+
+/// `None` if the group is not there.
+fn open(directory: &Path) -> Result<Option<OwnedFd>, Error> {
+    match skiff_tree::open_root(directory) {
+        Ok(root) => Ok(Some(root)),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(err) => Err(Error::Read { file: directory.to_owned(), source: err.into() }),
+    }
+}
+
+struct Members(Vec<u32>);
+
+impl Members {
+    fn add(&mut self, file: io::Result<fs::File>) -> io::Result<()> {
+        let mut text = String::new();
+        match file.and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text)) {
+            Ok(_) => self.0.extend(text.lines().filter_map(|line| line.parse::<u32>().ok())),
+            // The group is gone, before its file was opened or after.
+            Err(err) if err.kind() == io::ErrorKind::NotFound || err.raw_os_error() == Some(NO_DEVICE) => {}
+            // A threaded group lists its processes only in the domain above.
+            Err(err) if err.raw_os_error() == Some(NOT_SUPPORTED) => {}
+            Err(err) => return Err(err),
+        }
+        Ok(())
+    }
+}
+
+const NO_DEVICE: i32 = 19;
+const NOT_SUPPORTED: i32 = 95;
+
+impl Visitor for Members {
+    fn file(&mut self, entry: Entry<'_>) -> io::Result<()> {
+        if entry.name.to_bytes() != MEMBERS.as_bytes() {
+            return Ok(());
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = rustix::fs::openat(entry.parent, entry.name, flags, Mode::empty());
+        self.add(opened.map(fs::File::from).map_err(io::Error::from))
+    }
+}
+
+/// Removes `directory` and every group below, the innermost first.
 pub(crate) fn remove(directory: &Path) -> Result<(), Error> {
-    let mut wait = Duration::from_millis(1);
-    let mut tries = 0;
-    for group in innermost_first(directory) {
-        while let Err(source) = fs::remove_dir(&group) {
-            tries += 1;
+    let failed = |source| Error::Remove { path: directory.to_owned(), source };
+    let mut removal = Removal { wait: Duration::from_millis(1), tries: 0 };
+    if let Some(root) = open(directory)? {
+        skiff_tree::walk(root, &mut removal).map_err(|err| failed(err.into()))?;
+    }
+    removal.remove(|| fs::remove_dir(directory)).map_err(failed)
+}
+
+/// A group is busy until the last of its processes has been reaped, which may take a moment after they were killed.
+/// The tries are those of the whole tree.
+struct Removal {
+    wait: Duration,
+    tries: u32,
+}
+
+impl Removal {
+    fn remove(&mut self, attempt: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        while let Err(source) = attempt() {
+            self.tries += 1;
             match source.kind() {
                 io::ErrorKind::NotFound => break,
-                io::ErrorKind::ResourceBusy if tries < N_REMOVE_TRIES => {
-                    thread::sleep(wait);
-                    wait = (wait * 2).min(Duration::from_millis(64));
+                io::ErrorKind::ResourceBusy if self.tries < N_REMOVE_TRIES => {
+                    thread::sleep(self.wait);
+                    self.wait = (self.wait * 2).min(Duration::from_millis(64));
                 }
-                _ => return Err(Error::Remove { path: group, source }),
+                _ => return Err(source),
             }
         }
+        Ok(())
     }
-    Ok(())
+}
+
+impl Visitor for Removal {
+    fn leave(&mut self, parent: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+        self.remove(|| Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?))
+    }
 }

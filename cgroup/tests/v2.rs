@@ -121,6 +121,32 @@ fn freezing_and_pids_go_through_the_group_files() {
 }
 
 #[test]
+fn groups_nested_past_what_a_path_can_name_are_listed_and_removed_from_the_innermost_out() {
+    let (root, cgroups) = tree();
+    let top = root.path().join(PATH);
+    // Plain directories stand for groups here: what is removed has no files of its own.
+    let mut at = skiff_tree::open_root(&top).unwrap();
+    for _ in 0..3000 {
+        rustix::fs::mkdirat(&at, "c", rustix::fs::Mode::RWXU).unwrap();
+        let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::DIRECTORY;
+        at = rustix::fs::openat(&at, "c", flags, rustix::fs::Mode::empty()).unwrap();
+    }
+    let flags = rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY;
+    let procs = rustix::fs::openat(&at, "cgroup.procs", flags, rustix::fs::Mode::RUSR).unwrap();
+    rustix::io::write(&procs, b"77\n").unwrap();
+    let group = cgroups.group(PATH).unwrap();
+    assert_eq!(group.pids().unwrap(), [77]);
+    rustix::fs::unlinkat(&at, "cgroup.procs", rustix::fs::AtFlags::empty()).unwrap();
+    for file in fs::read_dir(&top).unwrap().flatten().filter(|e| e.path().is_file()) {
+        fs::remove_file(file.path()).unwrap();
+    }
+    group.remove().unwrap();
+    assert!(!top.exists());
+    group.remove().unwrap();
+    assert!(group.pids().unwrap().is_empty());
+}
+
+#[test]
 fn a_directory_without_hierarchies_is_refused() {
     let root = tempfile::tempdir().unwrap();
     assert!(Cgroups::at(root.path()).is_err());

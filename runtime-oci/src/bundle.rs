@@ -20,8 +20,6 @@ const MAX_OPTIONS_BYTES: usize = 4000;
 const MAX_FILE_BYTES: u64 = 1 << 20;
 /// How deep a directory of devices is searched.
 const MAX_DEVICE_DEPTH: usize = 4;
-/// Entries of a writable layer that are counted; more take too long to look at.
-const MAX_COUNTED_FILES: usize = 200_000;
 
 /// The files of one container.
 #[derive(Clone, Debug)]
@@ -148,32 +146,13 @@ impl Bundle {
             nix::mount::umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
                 .map_err(|err| Error::io("unmount", &rootfs)(err.into()))?;
         }
-        match fs::remove_dir_all(&self.directory) {
-            Err(err) if err.kind() != io::ErrorKind::NotFound => {
-                Err(Error::io("remove", &self.directory)(err))
-            }
-            _ => Ok(()),
-        }
+        skiff_tree::remove(&self.directory).map_err(|err| Error::io("remove", &self.directory)(err.into()))
     }
 
     /// Bytes that the container has written to its root filesystem.
     pub(crate) fn writable_bytes(&self) -> u64 {
-        let mut waiting = vec![self.upper()];
-        let (mut n_bytes, mut n_files) = (0, 0);
-        while let Some(directory) = waiting.pop() {
-            for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-                let Ok(metadata) = entry.metadata() else { continue };
-                n_bytes += metadata.blocks() * 512;
-                n_files += 1;
-                if n_files > MAX_COUNTED_FILES {
-                    return n_bytes;
-                }
-                if metadata.is_dir() {
-                    waiting.push(entry.path());
-                }
-            }
-        }
-        n_bytes
+        // Unreadable is what a container that is being removed has.
+        skiff_tree::measure(&self.upper()).map(|usage| usage.bytes).unwrap_or_default()
     }
 }
 

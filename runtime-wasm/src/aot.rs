@@ -75,7 +75,7 @@ impl AotCache {
         for entry in fs::read_dir(&root).map_err(|err| fail(&root, err))? {
             let path = entry.map_err(|err| fail(&root, err))?.path();
             if path.file_name().and_then(|name| name.to_str()) != Some(&self.compatibility) {
-                fs::remove_dir_all(&path).map_err(|err| fail(&path, err))?;
+                skiff_tree::remove(&path).map_err(|err| fail(&path, err.into()))?;
             }
         }
         let ours = root.join(&self.compatibility);

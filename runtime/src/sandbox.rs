@@ -170,12 +170,7 @@ impl Sandboxes {
             }
         }
         for path in [sandbox.directory, self.run.join(id)] {
-            match fs::remove_dir_all(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(failed("remove", &path, &error));
-                }
-                _ => {}
-            }
+            skiff_tree::remove(&path).map_err(|error| failed("remove", &path, &error.into()))?;
         }
         Ok(())
     }

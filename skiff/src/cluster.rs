@@ -518,12 +518,7 @@ pub(crate) async fn down(name: &str) -> Result<()> {
         netns::remove(&namespace)?;
     }
     for directory in [&layout.data_dir, &layout.run_dir] {
-        match fs::remove_dir_all(directory) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("removing {}", directory.display()));
-            }
-            _ => {}
-        }
+        skiff_tree::remove(directory).with_context(|| format!("removing {}", directory.display()))?;
     }
     steps.done();
     println!("The cluster {name:?} is gone.");

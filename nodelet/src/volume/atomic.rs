@@ -42,7 +42,8 @@ pub(crate) fn write(
     if let (Some(_), Some(old)) = (fresh, old) {
         hide_stale(volume, &wanted)?;
         let old = volume.join(old);
-        fs::remove_dir_all(&old).map_err(VolumeError::host("remove the old data directory", &old))?;
+        let failed = VolumeError::host("remove the old data directory", &old);
+        skiff_tree::remove(&old).map_err(|error| failed(error.into()))?;
     }
     Ok(())
 }
@@ -77,22 +78,28 @@ fn read_data_link(volume: &Path) -> Result<Option<PathBuf>, VolumeError> {
 }
 
 fn same_content(data: &Path, payload: &Payload) -> bool {
-    let mut found = BTreeSet::new();
-    collect_files(data, Path::new(""), &mut found);
+    let found = files(data);
     found.len() == payload.len()
         && payload.iter().all(|(path, file)| {
             found.contains(Path::new(path)) && fs::read(data.join(path)).is_ok_and(|bytes| bytes == file.data)
         })
 }
 
-fn collect_files(root: &Path, below: &Path, found: &mut BTreeSet<PathBuf>) {
-    for entry in fs::read_dir(root.join(below)).into_iter().flatten().flatten() {
-        let path = below.join(entry.file_name());
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => collect_files(root, &path, found),
-            _ => drop(found.insert(path)),
+/// The files below `root`, by their paths there: only what [`write_files`] made, so every path has a length that the
+/// system takes.
+fn files(root: &Path) -> BTreeSet<PathBuf> {
+    let mut found = BTreeSet::new();
+    let mut waiting = vec![PathBuf::new()];
+    while let Some(below) = waiting.pop() {
+        for entry in fs::read_dir(root.join(&below)).into_iter().flatten().flatten() {
+            let path = below.join(entry.file_name());
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => waiting.push(path),
+                _ => drop(found.insert(path)),
+            }
         }
     }
+    found
 }
 
 fn write_data(
@@ -108,7 +115,7 @@ fn write_data(
         .and_then(|()| set_owner(&dir));
     if let Err(error) = written {
         // Leaving a half-written directory behind would only use space; the first error says more.
-        let _ = fs::remove_dir_all(&dir);
+        let _ = skiff_tree::remove(&dir);
         return Err(error);
     }
     Ok(PathBuf::from(name))

@@ -53,12 +53,7 @@ pub(crate) fn remove_tree(dir: &Path) -> Result<(), VolumeError> {
     if let Some(left) = mounts_below(&dir)?.first() {
         return Err(VolumeError::Content(format!("{} is still mounted", left.display())));
     }
-    match fs::remove_dir_all(&dir) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(VolumeError::host("remove", &dir)(error))
-        }
-        _ => Ok(()),
-    }
+    skiff_tree::remove(&dir).map_err(|error| VolumeError::host("remove", &dir)(error.into()))
 }
 
 /// Mount points at or below `dir`, the newest first.
@@ -108,5 +103,29 @@ mod tests {
         remove_tree(&pod).unwrap();
         assert!(!pod.exists());
         remove_tree(&pod).unwrap();
+    }
+
+    #[test]
+    fn a_volume_of_sixty_thousand_nested_directories_is_removed_on_a_small_stack() {
+        use rustix::fs::{Mode, OFlags, mkdirat, openat};
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("volume");
+        make_dir(&volume, 0o777).unwrap();
+        // A tmpfs inside the volume would be unmounted with all that is in it: here it stands for the disk.
+        assert!(ensure_tmpfs(&volume, None, 0o777).unwrap());
+        let top = volume.join("top");
+        fs::create_dir(&top).unwrap();
+        let mut at = skiff_tree::open_root(&top).unwrap();
+        for _ in 0..60_000 {
+            mkdirat(&at, "d", Mode::RWXU).unwrap();
+            at = openat(&at, "d", OFlags::RDONLY | OFlags::DIRECTORY, Mode::empty()).unwrap();
+        }
+        drop(at);
+        let removed = std::thread::Builder::new().stack_size(128 * 1024).spawn(move || {
+            remove_tree(&top).unwrap();
+            top.exists()
+        });
+        assert!(!removed.unwrap().join().unwrap());
+        remove_tree(&volume).unwrap();
     }
 }

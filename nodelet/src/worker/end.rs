@@ -136,11 +136,9 @@ async fn remove_from_disk(
 ) -> Result<(), crate::volume::VolumeError> {
     shared.volumes.tear_down(uid).await?;
     let logs = shared.config.pod_log_dir(namespace, name, uid);
-    crate::volume::blocking(move || match std::fs::remove_dir_all(&logs) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(crate::volume::VolumeError::host("remove the logs in", &logs)(error))
-        }
-        _ => Ok(()),
+    crate::volume::blocking(move || {
+        let failed = crate::volume::VolumeError::host("remove the logs in", &logs);
+        skiff_tree::remove(&logs).map_err(|error| failed(error.into()))
     })
     .await
 }
