@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -22,7 +22,7 @@ use kube::runtime::{WatchStreamExt, watcher};
 use parking_lot::RwLock;
 use skiff_cri::ContainerEvent;
 use tokio::sync::{broadcast, watch};
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinError, JoinSet};
 
 use crate::admission::{NODE_AFFINITY, NodeView, refusal};
 use crate::event::EventType;
@@ -37,9 +37,29 @@ pub(crate) type PodIndex = Arc<RwLock<BTreeMap<(String, String), Arc<Pod>>>>;
 /// Pods wait for it, but for no longer.
 const READ_LABELS: Duration = Duration::from_secs(5);
 
+/// A worker that panicked is made anew after this, doubling.
+const FIRST_REVIVAL: Duration = Duration::from_secs(1);
+const MAX_REVIVAL: Duration = Duration::from_secs(300);
+/// After so long without a panic the next one counts as the first.
+const FORGET_PANICS: Duration = Duration::from_secs(600);
+
 struct Handle {
     desired: watch::Sender<Desired>,
     ended: Arc<AtomicBool>,
+    started: Instant,
+    n_panics: u32,
+}
+
+impl Handle {
+    /// How long to wait before the worker that just panicked is made anew.
+    fn next_revival(&mut self) -> Duration {
+        if self.started.elapsed() > FORGET_PANICS {
+            self.n_panics = 0;
+        }
+        let wait = FIRST_REVIVAL.saturating_mul(1 << self.n_panics.min(9)).min(MAX_REVIVAL);
+        self.n_panics = self.n_panics.saturating_add(1);
+        wait
+    }
 }
 
 pub(crate) struct Pods {
@@ -48,14 +68,27 @@ pub(crate) struct Pods {
     labels: BTreeMap<String, String>,
     index: PodIndex,
     handles: HashMap<String, Handle>,
-    workers: JoinSet<String>,
+    workers: JoinSet<()>,
+    /// Whose worker each task is: a task that panicked cannot say so itself.
+    tasks: HashMap<Id, String>,
+    /// Pods whose worker panicked, each waiting for a new one.
+    revivals: JoinSet<String>,
     /// The API's list of pods has been read once.
     listed: bool,
 }
 
 impl Pods {
     pub(crate) fn new(shared: Arc<Shared>, labels: BTreeMap<String, String>, index: PodIndex) -> Pods {
-        Pods { shared, labels, index, handles: HashMap::new(), workers: JoinSet::new(), listed: false }
+        Pods {
+            shared,
+            labels,
+            index,
+            handles: HashMap::new(),
+            workers: JoinSet::new(),
+            tasks: HashMap::new(),
+            revivals: JoinSet::new(),
+            listed: false,
+        }
     }
 
     /// Runs until dropped; dropping it ends the workers and leaves all containers running.
@@ -67,14 +100,15 @@ impl Pods {
         futures::pin_mut!(stream);
         let mut listing = Vec::new();
         loop {
-            // Both arms only wait: an event that is taken is handled before the next is asked for.
+            // All arms only wait: an event that is taken is handled before the next is asked for.
             tokio::select! {
                 event = stream.next() => match event {
                     Some(Ok(event)) => Box::pin(self.handle(event, &mut listing)).await,
                     Some(Err(error)) => tracing::warn!(%error, "cannot watch this node's pods, trying again"),
                     None => return,
                 },
-                Some(ended) = self.workers.join_next() => self.forget(ended),
+                Some(ended) = self.workers.join_next_with_id() => self.ended(ended),
+                Some(due) = self.revivals.join_next() => if let Ok(uid) = due { self.work(&uid) },
             }
         }
     }
@@ -126,15 +160,19 @@ impl Pods {
             self.shared.events.pod(&pod, EventType::Warning, reason, message);
         }
         let uid = pod.uid().to_owned();
-        let (desired, desired_rx) = watch::channel(Desired { pod, in_api: true, rejection });
+        let (desired, _) = watch::channel(Desired { pod, in_api: true, rejection });
         let ended = Arc::new(AtomicBool::new(false));
-        let worker = Worker::new(self.shared.clone(), desired_rx, ended.clone());
-        let finished = uid.clone();
-        self.workers.spawn(async move {
-            worker.run().await;
-            finished
-        });
-        self.handles.insert(uid, Handle { desired, ended });
+        self.handles.insert(uid.clone(), Handle { desired, ended, started: Instant::now(), n_panics: 0 });
+        self.work(&uid);
+    }
+
+    /// Starts the worker of a pod that has a handle and no worker.
+    fn work(&mut self, uid: &str) {
+        let Some(handle) = self.handles.get_mut(uid) else { return };
+        handle.started = Instant::now();
+        let worker = Worker::new(self.shared.clone(), handle.desired.subscribe(), handle.ended.clone());
+        let task = self.workers.spawn(worker.run());
+        self.tasks.insert(task.id(), uid.to_owned());
     }
 
     /// Whoever bound the pod may have seen a label that this node has not heard of. Answers whether there was news.
@@ -185,15 +223,18 @@ impl Pods {
         self.index.write().retain(|_, pod| pod.uid() != uid);
     }
 
-    fn forget(&mut self, ended: Result<String, tokio::task::JoinError>) {
-        match ended {
-            Ok(uid) => drop(self.handles.remove(&uid)),
-            // A worker that panicked takes its pod's state with it; the next event makes a new one.
-            Err(error) => {
-                tracing::error!(%error, "a pod's worker failed");
-                self.handles.retain(|_, handle| !handle.desired.is_closed());
-            }
-        }
+    /// A worker has finished with its pod, or panicked: then a new one reads all of the pod's state again.
+    fn ended(&mut self, ended: Result<(Id, ()), JoinError>) {
+        let id = ended.as_ref().map_or_else(JoinError::id, |(id, ())| *id);
+        let Some(uid) = self.tasks.remove(&id) else { return };
+        let Err(error) = ended else { return drop(self.handles.remove(&uid)) };
+        let Some(handle) = self.handles.get_mut(&uid) else { return };
+        let wait = handle.next_revival();
+        tracing::error!(uid, %error, wait_s = wait.as_secs(), "a pod's worker failed; it is made anew");
+        self.revivals.spawn(async move {
+            tokio::time::sleep(wait).await;
+            uid
+        });
     }
 }
 

@@ -122,6 +122,12 @@ async fn refused_port_forward(Path((_, _)): Path<(String, String)>) -> Response 
     (StatusCode::NOT_IMPLEMENTED, "this node does not offer port forwarding yet\n").into_response()
 }
 
+/// A boolean of a query, as the API's options are decoded: absent is false, and so are "false" in any case and "0".
+/// Everything else is true, an empty value too.
+fn query_flag(value: Option<&str>) -> bool {
+    value.is_some_and(|value| value != "0" && !value.eq_ignore_ascii_case("false"))
+}
+
 /// A status and what the caller reads.
 type Refusal = (StatusCode, String);
 

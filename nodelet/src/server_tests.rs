@@ -175,6 +175,77 @@ async fn exec_speaks_the_channel_protocol_and_ends_with_the_exit_code() {
     );
 }
 
+type Socket = tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>;
+
+async fn exec(pki: &Pki, port: u16, path: &str) -> Socket {
+    let mut request = format!("ws://localhost:{port}/exec/default/{path}").into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse().unwrap());
+    let stream = pki.connect(port, API_SERVER).await.unwrap();
+    tokio_tungstenite::client_async(request, stream).await.unwrap().0
+}
+
+/// What channel 3 says, and whether the server closed in order.
+async fn end_of(mut socket: Socket) -> (serde_json::Value, bool) {
+    let (mut end, mut closed) = (String::new(), false);
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Binary(data) if data[0] == 3 => end = String::from_utf8_lossy(&data[1..]).into_owned(),
+            Message::Close(frame) => closed = frame.is_some_and(|f| u16::from(f.code) == 1000),
+            _ => {}
+        }
+    }
+    (serde_json::from_str(&end).unwrap_or_default(), closed)
+}
+
+#[tokio::test]
+async fn why_there_is_no_process_is_told_over_the_error_channel() {
+    let (node, pki, port) = node().await;
+    node.api.put_pod(pod("web", json!({ "initContainers": [{ "name": "early", "image": "app:1" }] })));
+    node.pod_status("web", |s| s["initContainerStatuses"][0]["state"]["running"].is_object()).await;
+    node.cri.exit("early", 0);
+    node.phase("web", "Running").await;
+    let told = async |path: &str| {
+        let (end, closed) = end_of(exec(&pki, port, path).await).await;
+        assert!(closed, "{path}");
+        assert_eq!(
+            (&end["status"], &end["reason"], &end["code"]),
+            (&json!("Failure"), &json!("InternalError"), &json!(500))
+        );
+        end["message"].as_str().unwrap().to_owned()
+    };
+    node.cri.refuse_exec("exec: \"none\": executable file not found in $PATH");
+    assert_eq!(
+        told("web/app?command=none&output=1").await,
+        "Internal error occurred: error executing command in container: exec: \"none\": executable file not found in $PATH"
+    );
+    let ended =
+        "Internal error occurred: error executing command in container: container not found (\"early\")";
+    assert_eq!(told("web/early?command=ls&output=1").await, ended);
+    let missing = told("none/app?command=ls&output=1").await;
+    assert!(missing.contains("pod \"none\" not found"), "{missing}");
+}
+
+#[tokio::test]
+async fn a_client_that_closes_is_answered_and_its_process_gets_all_input_and_lives_on() {
+    let (node, pki, port) = node().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let mut socket = exec(&pki, port, "web/app?command=cat&input=1&output=1").await;
+    // More than the process's pipes hold: it must not wait for a reader that has left.
+    for _ in 0..50 {
+        socket.send(Message::binary([&[0][..], &[b'x'; 1000]].concat())).await.unwrap();
+    }
+    socket.close(None).await.unwrap();
+    let mut answered = false;
+    while let Some(Ok(message)) = socket.next().await {
+        answered |= matches!(message, Message::Close(_));
+    }
+    assert!(answered, "the Close was not answered");
+    drop(socket);
+    let read = crate::testing::eventually("the process's end", async || node.cri.finished_exec()).await;
+    assert_eq!(read, 50_000);
+}
+
 #[tokio::test]
 async fn what_is_not_offered_is_refused_by_name() {
     let (node, pki, port) = node().await;

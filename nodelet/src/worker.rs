@@ -20,6 +20,7 @@
 //! - Nothing is kept that a restart of nodelet could not read again, except back-off.
 
 mod end;
+mod held;
 mod start;
 
 pub(crate) use end::end_orphan;
@@ -51,6 +52,7 @@ use crate::status::generate::OWNED_CONDITIONS;
 use crate::status::{self, StatusInputs, StatusWriter, Waiting};
 use crate::volume::{MountedVolumes, Volumes};
 use crate::wake::Wakers;
+use held::Held;
 
 /// What all workers share.
 pub(crate) struct Shared {
@@ -126,6 +128,9 @@ pub(crate) struct Worker {
     status: Option<PodStatus>,
     probes: Probes,
     waiting: HashMap<String, Waiting>,
+    held: Held,
+    /// A sandbox that could not be made is not tried again before, whatever wakes this worker.
+    no_sandbox_before: Option<tokio::time::Instant>,
     crashes: Backoff,
     pulls: PullHistory,
     /// Consecutive passes that failed, for a wait that grows.
@@ -154,6 +159,8 @@ impl Worker {
             wake,
             status: None,
             waiting: HashMap::new(),
+            held: Held::default(),
+            no_sandbox_before: None,
             crashes: Backoff::new(Duration::from_secs(10), Duration::from_secs(300)),
             pulls: PullHistory::default(),
             n_failures: 0,

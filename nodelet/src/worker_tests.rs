@@ -193,6 +193,90 @@ async fn a_missing_secret_keeps_the_pod_waiting_until_it_comes() {
     assert!(node.cri.config(&id).envs.iter().any(|e| e.key == "X" && e.value == "v"));
 }
 
+fn n_logged(node: &Node, what: &str) -> usize {
+    node.cri.log().iter().filter(|line| *line == what).count()
+}
+
+/// Wakes all workers and waits until one has looked again, twenty times.
+async fn twenty_passes(node: &Node) {
+    for _ in 0..20 {
+        let before = node.cri.n_passes();
+        node.cri.wake_all();
+        eventually("a pass", async || (node.cri.n_passes() > before).then_some(())).await;
+    }
+}
+
+#[tokio::test]
+async fn a_container_that_cannot_be_created_is_not_tried_again_when_its_failure_wakes_the_worker() {
+    let node = Node::started().await;
+    node.cri.fail_create("app", Some("exec: no such file"));
+    node.api.put_pod(pod("web", json!({})));
+    let waiting = |s: &serde_json::Value| s["containerStatuses"][0]["state"]["waiting"].clone();
+    let status = node.pod_status("web", |s| waiting(s)["reason"] == "CreateContainerError").await;
+    assert_eq!(waiting(&status)["message"], "exec: no such file");
+    twenty_passes(&node).await;
+    assert_eq!(n_logged(&node, "create app"), 1);
+    assert_eq!(node.events.messages("Failed"), ["Error: exec: no such file"]);
+    // Another definition is another matter.
+    node.cri.fail_create("app", None);
+    let path = "/api/v1/namespaces/default/pods/web";
+    let mut changed = node.api.get(path).unwrap();
+    changed["spec"]["containers"][0]["image"] = json!("app:2");
+    node.api.put(path, changed);
+    node.phase("web", "Running").await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_cannot_be_made_is_not_tried_again_for_what_its_failure_reports() {
+    let node = Node::started().await;
+    node.cri.fail_sandboxes("no addresses left");
+    node.api.put_pod(pod("web", json!({})));
+    eventually("a try", async || (n_logged(&node, "no sandbox") > 0).then_some(())).await;
+    twenty_passes(&node).await;
+    let n_tries = n_logged(&node, "no sandbox");
+    assert!(n_tries < 5, "{n_tries} tries");
+}
+
+#[tokio::test]
+async fn a_missing_secret_is_told_once_a_period_and_used_as_soon_as_it_comes() {
+    let node = Node::started().await;
+    let spec = json!({ "containers": [{ "name": "app", "image": "app:1",
+        "env": [{ "name": "X", "valueFrom": { "secretKeyRef": { "name": "s", "key": "k" } } }] }] });
+    node.api.put_pod(pod("web", spec));
+    let reason = |s: &serde_json::Value| s["containerStatuses"][0]["state"]["waiting"]["reason"].clone();
+    node.pod_status("web", |s| reason(s) == "CreateContainerConfigError").await;
+    twenty_passes(&node).await;
+    assert_eq!(node.events.messages("Failed"), ["Error: secret \"s\" not found"]);
+    node.api.put(
+        "/api/v1/namespaces/default/secrets/s",
+        json!({ "metadata": { "name": "s", "namespace": "default" }, "data": { "k": "dg==" } }),
+    );
+    node.phase("web", "Running").await;
+}
+
+#[tokio::test]
+async fn a_conflict_does_not_end_the_writing_of_a_pods_status() {
+    let node = Node::started().await;
+    node.api.conflict(3);
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    node.api.conflict(1);
+    node.cri.exit("app", 1);
+    node.pod_status("web", |s| s["containerStatuses"][0]["restartCount"] == 1).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_panicked_is_made_anew_without_any_event_of_the_api() {
+    let node = Node::started().await;
+    node.cri.panic_once();
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    assert_eq!(n_logged(&node, "sandbox"), 1, "the new worker found the sandbox of the old one");
+    node.api.delete_pod("web", 30);
+    node.pod_gone("web").await;
+    assert!(node.cri.is_empty());
+}
+
 #[tokio::test]
 async fn volumes_follow_their_config_map() {
     let node = Node::started().await;

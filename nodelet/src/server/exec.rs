@@ -8,6 +8,14 @@
 //! ```
 //!
 //! In the first version of the protocol channel 3 is for an error's text, and says nothing of success.
+//!
+//! The connection is upgraded before anything else: what goes wrong then reaches the user over channel 3. An HTTP error
+//! would make clients try the older SPDY instead and show only that its answer was no.
+//!
+//! A client that leaves takes its input with it: the process reads the end of it and lives on, its output unread. Only a
+//! terminal hangs up, as terminals do.
+
+use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Path, RawQuery, State};
@@ -19,12 +27,12 @@ use futures::{SinkExt, StreamExt};
 use serde::Deserialize;
 use serde_json::json;
 use skiff_cri::v1::ExecRequest;
-use skiff_cri::{CriError, ExecSession, TerminalSize};
+use skiff_cri::{Code, CriError, ExecSession, TerminalSize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 
 use crate::pod::PodExt;
-use crate::server::{Api, Refusal};
+use crate::server::{Api, query_flag};
 use crate::snapshot;
 
 const V5: &str = "v5.channel.k8s.io";
@@ -38,6 +46,8 @@ const RESIZE: u8 = 4;
 const CLOSE: u8 = 255;
 const BUFFER: usize = 32 * 1024;
 const MAX_MESSAGE: usize = 1024 * 1024;
+/// For the client to answer the end of an exchange that never began.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Default, PartialEq, Eq)]
 struct ExecQuery {
@@ -54,7 +64,7 @@ fn parse_query(query: &str) -> ExecQuery {
     for pair in query.split('&') {
         let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
         let value = percent_decode(value);
-        let on = matches!(value.as_str(), "1" | "true" | "True");
+        let on = query_flag(Some(&value));
         match key {
             "command" => parsed.command.push(value),
             "stdin" | "input" => parsed.stdin |= on,
@@ -98,6 +108,9 @@ pub(super) async fn exec(
     let bad = |message: &str| (StatusCode::BAD_REQUEST, message.to_owned()).into_response();
     let asked = headers.get(header::UPGRADE).and_then(|v| v.to_str().ok()).unwrap_or_default();
     if asked.to_ascii_lowercase().starts_with("spdy/") {
+        if let Err(error) = find(&api, &namespace, &pod, &container).await {
+            return (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response();
+        }
         return bad("this node does not speak SPDY: ask with a WebSocket (v5.channel.k8s.io)\n");
     }
     let Ok(upgrade) = upgrade else { return bad("you must ask for an upgrade to a WebSocket\n") };
@@ -108,10 +121,6 @@ pub(super) async fn exec(
     if !(query.stdin || query.stdout || query.stderr) {
         return bad("you must specify at least 1 of stdin, stdout, stderr\n");
     }
-    let session = match open(&api, &namespace, &pod, &container, &query).await {
-        Ok(session) => session,
-        Err(refusal) => return refusal.into_response(),
-    };
     let first = match &query {
         ExecQuery { stdout: true, .. } => STDOUT,
         ExecQuery { stderr: true, .. } => STDERR,
@@ -123,32 +132,53 @@ pub(super) async fn exec(
             Some(V4) => Version::V4,
             _ => Version::V1,
         };
-        Exchange::run(socket, session, version, first).await;
+        match open(&api, (&namespace, &pod, &container), &query).await {
+            Ok(session) => {
+                let departure = if query.tty { Departure::HangUp } else { Departure::EndOfInput };
+                Exchange { version, first, departure }.run(socket, session).await;
+            }
+            Err(error) => refuse(socket, error, version).await,
+        }
     })
+}
+
+/// The ID of the running container that is meant.
+async fn find(api: &Api, namespace: &str, pod: &str, container: &str) -> Result<String, CriError> {
+    let missing = |message: &str| CriError::new(Code::NotFound, message.trim_end());
+    let found = api.find(namespace, pod, container).map_err(|(_, message)| missing(&message))?;
+    let snapshot = snapshot::read(&*api.shared.cri, "", found.pod.uid()).await?;
+    let running = snapshot.running().find(|c| c.name == found.container);
+    let running = running.ok_or_else(|| missing(&format!("container not found ({container:?})")))?;
+    Ok(running.id.clone())
 }
 
 async fn open(
     api: &Api,
-    namespace: &str,
-    pod: &str,
-    container: &str,
+    (namespace, pod, container): (&str, &str, &str),
     query: &ExecQuery,
-) -> Result<ExecSession, Refusal> {
-    let found = api.find(namespace, pod, container)?;
-    let failed = |error: CriError| (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"));
-    let snapshot = snapshot::read(&*api.shared.cri, "", found.pod.uid()).await.map_err(failed)?;
-    let running = snapshot.running().find(|c| c.name == found.container);
-    let running =
-        running.ok_or_else(|| (StatusCode::NOT_FOUND, format!("container not found ({container:?})\n")))?;
+) -> Result<ExecSession, CriError> {
     let request = ExecRequest {
-        container_id: running.id.clone(),
+        container_id: find(api, namespace, pod, container).await?,
         cmd: query.command.clone(),
         tty: query.tty,
         stdin: query.stdin,
         stdout: query.stdout,
         stderr: query.stderr,
     };
-    api.shared.cri.exec(request).await.map_err(failed)
+    api.shared.cri.exec(request).await
+}
+
+/// Says over channel 3 why there is no process, and ends the exchange as if there had been one.
+async fn refuse(socket: WebSocket, error: CriError, version: Version) {
+    let (sink, mut stream) = socket.split();
+    let (out, out_rx) = mpsc::channel::<Message>(8);
+    let writer = tokio::spawn(write_messages(sink, out_rx));
+    say_end(&out, &end_status(Err(error)), version).await;
+    drop(out);
+    let _ = writer.await;
+    // The client's own Close, so that the connection ends in order; one that sends none is not waited for.
+    let _ =
+        tokio::time::timeout(CLOSE_TIMEOUT, async { while let Some(Ok(_)) = stream.next().await {} }).await;
 }
 
 type Sink = mpsc::Sender<Message>;
@@ -160,10 +190,25 @@ enum Version {
     V5,
 }
 
-struct Exchange;
+/// What a client that leaves does to the process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Departure {
+    /// It reads the end of its input.
+    EndOfInput,
+    /// Its terminal is gone, and it with it.
+    HangUp,
+}
+
+struct Exchange {
+    version: Version,
+    /// The channel whose empty message says that the process runs.
+    first: u8,
+    departure: Departure,
+}
 
 impl Exchange {
-    async fn run(socket: WebSocket, session: ExecSession, version: Version, first: u8) {
+    async fn run(self, socket: WebSocket, session: ExecSession) {
+        let Exchange { version, first, departure } = self;
         let ExecSession { stdin, stdout, stderr, resize, exit } = session;
         let (sink, stream) = socket.split();
         let (out, out_rx) = mpsc::channel::<Message>(8);
@@ -171,31 +216,44 @@ impl Exchange {
         // As upstream tells the client that the stream is open.
         let _ = out.send(framed(first, &[])).await;
         let input = read_messages(stream, stdin, resize, version == Version::V5);
-        let output = async {
-            tokio::join!(copy(stdout, STDOUT, out.clone()), copy(stderr, STDERR, out.clone()));
+        let (to_stdout, to_stderr) = (out.clone(), out.clone());
+        let output = async move {
+            tokio::join!(copy(stdout, STDOUT, to_stdout), copy(stderr, STDERR, to_stderr));
             exit.await
         };
-        // Reading input is dropped where it stands: what is not read by then nobody wants. Dropping the
-        // output's half, when the client leaves, ends the process.
+        // Reading input is dropped where it stands once the process has ended: what is not read by then nobody wants.
+        // When the client leaves first, the output is still read, or the process would wait for a reader for ever.
+        let mut output = Box::pin(output);
         let ended = tokio::select! {
-            ended = output => Some(ended),
-            () = input => None,
+            ended = &mut output => Some(ended),
+            () = input => match departure {
+                Departure::EndOfInput => Some(output.await),
+                // Dropping the output's half ends the process.
+                Departure::HangUp => {
+                    drop(output);
+                    None
+                }
+            },
         };
         if let Some(ended) = ended {
             let status = match ended {
                 Ok(result) => end_status(result),
                 Err(_) => end_status(Err(CriError::unknown("the runtime lost the process"))),
             };
-            if let Some(last) = last_words(&status, version) {
-                let _ = out.send(framed(ERROR, last.as_bytes())).await;
-            }
-            // kubectl takes any other ending for a broken stream.
-            let normal = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
-            let _ = out.send(Message::Close(Some(normal))).await;
+            say_end(&out, &status, version).await;
         }
         drop(out);
         let _ = writer.await;
     }
+}
+
+async fn say_end(out: &Sink, status: &serde_json::Value, version: Version) {
+    if let Some(last) = last_words(status, version) {
+        let _ = out.send(framed(ERROR, last.as_bytes())).await;
+    }
+    // kubectl takes any other ending for a broken stream.
+    let normal = CloseFrame { code: close_code::NORMAL, reason: Utf8Bytes::default() };
+    let _ = out.send(Message::Close(Some(normal))).await;
 }
 
 /// What goes over channel 3 at the end.
@@ -225,13 +283,12 @@ async fn copy(from: Option<Box<dyn AsyncRead + Send + Unpin>>, channel: u8, out:
     let Some(mut from) = from else { return };
     let mut buffer = vec![0; BUFFER];
     while let Ok(n_read @ 1..) = from.read(&mut buffer).await {
-        if out.send(framed(channel, &buffer[..n_read])).await.is_err() {
-            return;
-        }
+        // A client that has left reads nothing; the process must be able to write all the same.
+        let _left = out.send(framed(channel, &buffer[..n_read])).await;
     }
 }
 
-/// Reads until the client leaves.
+/// Reads until the client leaves. Input ends there at the latest, after all that was sent before.
 async fn read_messages(
     mut messages: SplitStream<WebSocket>,
     mut stdin: Option<Box<dyn AsyncWrite + Send + Unpin>>,
@@ -242,7 +299,11 @@ async fn read_messages(
         let data = match message {
             Message::Binary(data) => data,
             Message::Text(text) => Bytes::from(text),
-            Message::Close(_) => return,
+            // Reading on sends the answer to it.
+            Message::Close(_) => {
+                stdin = None;
+                continue;
+            }
             _ => continue,
         };
         match (data.first(), data.get(1..).unwrap_or_default()) {
@@ -290,13 +351,17 @@ fn end_status(result: Result<i32, CriError>) -> serde_json::Value {
             "reason": "NonZeroExitCode",
             "details": { "causes": [{ "reason": "ExitCode", "message": code.to_string() }] },
         }),
-        Err(error) => json!({
-            "metadata": {},
-            "status": "Failure",
-            "message": format!("error executing command in container: {error}"),
-            "reason": "InternalError",
-            "code": 500,
-        }),
+        Err(error) => {
+            let message = format!("error executing command in container: {error}");
+            json!({
+                "metadata": {},
+                "status": "Failure",
+                "message": format!("Internal error occurred: {message}"),
+                "reason": "InternalError",
+                "details": { "causes": [{ "message": message }] },
+                "code": 500,
+            })
+        }
     }
 }
 
@@ -323,6 +388,24 @@ mod tests {
             parse_query("command=sh&command=-c&command=echo+a%20b&input=1&output=1&error=1&tty=1"),
             expected
         );
+    }
+
+    #[test]
+    fn booleans_of_a_query_are_false_where_upstreams_are() {
+        for (text, expected) in [
+            ("tty=false", false),
+            ("tty=False", false),
+            ("tty=FALSE", false),
+            ("tty=0", false),
+            ("", false),
+            ("tty=true", true),
+            ("tty=1", true),
+            ("tty=", true),
+            ("tty", true),
+            ("tty=f", true),
+        ] {
+            assert_eq!(parse_query(&format!("command=ls&{text}")).tty, expected, "{text:?}");
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::logs::{LogOptions, Stream, follow};
 use crate::pod::{PodExt, init_containers};
-use crate::server::Api;
+use crate::server::{Api, query_flag};
 use crate::snapshot::{self, ContainerInfo, PodSnapshot, RunState};
 
 /// `PodLogOptions`, as the API server passes them on.
@@ -32,7 +32,7 @@ pub(super) struct LogQuery {
 }
 
 fn flag(value: &Option<String>) -> bool {
-    value.as_deref().is_some_and(|v| !matches!(v, "false" | "0" | "False" | "FALSE" | "f" | "F"))
+    query_flag(value.as_deref())
 }
 
 fn options(query: &LogQuery) -> Result<LogOptions, String> {

@@ -153,13 +153,21 @@ impl Task {
                         return;
                     }
                 }
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
-                    tracing::debug!(pod = %self.name, uid = %self.uid, "the pod is gone; its status is dropped");
-                    self.written.send_modify(|w| w.gone = true);
-                    return;
-                }
+                Err(kube::Error::Api(status)) if status.code == 404 => return self.gone(),
                 Err(error) => {
                     tracing::warn!(pod = %self.name, %error, "cannot write the pod's status, trying again");
+                    // A conflict may be another pod of this name, a change that came between, or admission's word:
+                    // only the pod itself tells which.
+                    if matches!(&error, kube::Error::Api(status) if status.code == 409) {
+                        match self.api.get(&self.name).await {
+                            Ok(pod) if pod.uid() == self.uid => known = seen(&pod).unwrap_or(known),
+                            Ok(_) => return self.gone(),
+                            Err(kube::Error::Api(status)) if status.code == 404 => return self.gone(),
+                            Err(error) => {
+                                tracing::debug!(pod = %self.name, %error, "cannot read the pod again")
+                            }
+                        }
+                    }
                     // A newer status is tried at once; both arms only wait.
                     tokio::select! {
                         _ = tokio::time::sleep(retry) => retry = (retry * 2).min(MAX_RETRY),
@@ -168,6 +176,11 @@ impl Task {
                 }
             }
         }
+    }
+
+    fn gone(&self) {
+        tracing::debug!(pod = %self.name, uid = %self.uid, "the pod is gone; its status is dropped");
+        self.written.send_modify(|w| w.gone = true);
     }
 
     async fn patch(&self, status: Value) -> Result<Pod, kube::Error> {

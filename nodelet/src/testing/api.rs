@@ -22,6 +22,8 @@ struct State {
     objects: BTreeMap<String, Value>,
     events: broadcast::Sender<(String, String, Value)>,
     requests: Vec<String>,
+    /// So many patches are refused with a conflict.
+    n_conflicts: usize,
 }
 
 #[derive(Clone)]
@@ -34,6 +36,7 @@ impl Default for FakeApi {
             objects: BTreeMap::new(),
             events: broadcast::channel(1024).0,
             requests: Vec::new(),
+            n_conflicts: 0,
         };
         FakeApi(Arc::new(Mutex::new(state)))
     }
@@ -70,6 +73,11 @@ impl FakeApi {
 
     pub(crate) fn requests(&self) -> Vec<String> {
         self.0.lock().requests.clone()
+    }
+
+    /// The next patches meet a change that came between.
+    pub(crate) fn conflict(&self, n_patches: usize) {
+        self.0.lock().n_conflicts = n_patches;
     }
 
     /// Puts an object there, as another client would.
@@ -200,6 +208,11 @@ impl FakeApi {
         let Some(mut object) = self.get(at) else { return failure(StatusCode::NOT_FOUND, "NotFound") };
         let uid = &patch["metadata"]["uid"];
         if !uid.is_null() && *uid != object["metadata"]["uid"] {
+            return failure(StatusCode::CONFLICT, "Conflict");
+        }
+        let left = self.0.lock().n_conflicts.checked_sub(1);
+        if let Some(left) = left {
+            self.0.lock().n_conflicts = left;
             return failure(StatusCode::CONFLICT, "Conflict");
         }
         let before = object.clone();

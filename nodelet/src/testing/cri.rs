@@ -1,6 +1,7 @@
 //! A runtime in memory. Containers run until they are stopped or told to exit.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -21,18 +22,30 @@ struct State {
     broken_images: HashMap<String, String>,
     /// Commands that fail, by container name.
     failing_execs: HashMap<String, i32>,
+    /// What creating a container of that name fails with.
+    failing_creates: HashMap<String, String>,
+    /// What making a sandbox fails with.
+    failing_sandboxes: Option<String>,
+    /// What `exec` fails with.
+    refused_exec: Option<String>,
+    /// How often a pod's state was read.
+    n_passes: usize,
+    /// The next creation panics, as a fault in a runtime would.
+    panics: bool,
     log: Vec<String>,
 }
 
 pub(crate) struct FakeCri {
     state: Mutex<State>,
+    /// How many bytes of input the last process read, once it has ended by itself.
+    finished_exec: Arc<Mutex<Option<u64>>>,
     events: broadcast::Sender<ContainerEvent>,
 }
 
 impl Default for FakeCri {
     fn default() -> Self {
         let state = State { images: vec!["app:1".to_owned(), "app:2".to_owned()], ..State::default() };
-        FakeCri { state: Mutex::new(state), events: broadcast::channel(256).0 }
+        FakeCri { state: Mutex::new(state), finished_exec: Arc::default(), events: broadcast::channel(256).0 }
     }
 }
 
@@ -66,6 +79,39 @@ impl FakeCri {
 
     pub(crate) fn fail_exec(&self, container: &str, code: i32) {
         self.state.lock().failing_execs.insert(container.to_owned(), code);
+    }
+
+    pub(crate) fn fail_create(&self, container: &str, message: Option<&str>) {
+        let mut state = self.state.lock();
+        match message {
+            Some(message) => drop(state.failing_creates.insert(container.to_owned(), message.to_owned())),
+            None => drop(state.failing_creates.remove(container)),
+        }
+    }
+
+    pub(crate) fn fail_sandboxes(&self, message: &str) {
+        self.state.lock().failing_sandboxes = Some(message.to_owned());
+    }
+
+    pub(crate) fn refuse_exec(&self, message: &str) {
+        self.state.lock().refused_exec = Some(message.to_owned());
+    }
+
+    pub(crate) fn finished_exec(&self) -> Option<u64> {
+        *self.finished_exec.lock()
+    }
+
+    pub(crate) fn n_passes(&self) -> usize {
+        self.state.lock().n_passes
+    }
+
+    /// An event of a sandbox that nobody knows, so that every worker looks.
+    pub(crate) fn wake_all(&self) {
+        self.tell("nobody's", "");
+    }
+
+    pub(crate) fn panic_once(&self) {
+        self.state.lock().panics = true;
     }
 
     /// IDs of containers of that name, the oldest first.
@@ -171,6 +217,12 @@ impl Cri for FakeCri {
         request: RunPodSandboxRequest,
     ) -> Result<RunPodSandboxResponse, CriError> {
         let config = request.config.unwrap_or_default();
+        let failing = self.state.lock().failing_sandboxes.clone();
+        if let Some(message) = failing {
+            self.state.lock().log.push("no sandbox".to_owned());
+            self.tell("never-made", "");
+            return Err(CriError::unknown(message));
+        }
         let mut state = self.state.lock();
         let (id, now) = state.id("sandbox");
         let options = config.linux.and_then(|l| l.security_context).and_then(|s| s.namespace_options);
@@ -240,6 +292,18 @@ impl Cri for FakeCri {
     ) -> Result<CreateContainerResponse, CriError> {
         let config = request.config.unwrap_or_default();
         let mut state = self.state.lock();
+        if std::mem::take(&mut state.panics) {
+            drop(state);
+            panic!("a test's panic");
+        }
+        let name = config.metadata.as_ref().unwrap().name.clone();
+        if let Some(message) = state.failing_creates.get(&name).cloned() {
+            state.log.push(format!("create {name}"));
+            drop(state);
+            // What was made of it is removed again, and that is told.
+            self.tell(&request.pod_sandbox_id, "removed");
+            return Err(CriError::unknown(message));
+        }
         let (id, now) = state.id("container");
         let status = ContainerStatus {
             id: id.clone(),
@@ -291,6 +355,7 @@ impl Cri for FakeCri {
         &self,
         request: ListContainersRequest,
     ) -> Result<ListContainersResponse, CriError> {
+        self.state.lock().n_passes += 1;
         let selector = request.filter.unwrap_or_default().label_selector;
         let state = self.state.lock();
         let found = state.containers.values().filter(|(_, c)| selected(&c.labels, &selector));
@@ -350,15 +415,21 @@ impl Cri for FakeCri {
     }
 
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession, CriError> {
+        if let Some(message) = &self.state.lock().refused_exec {
+            return Err(CriError::unknown(message));
+        }
+        let finished = self.finished_exec.clone();
         // `cat`: what comes in goes out; then it ends with 7.
         let (stdin, mut pipe) = tokio::io::duplex(1024);
         let (mut output, stdout) = tokio::io::duplex(1024);
         let (exit_tx, exit) = tokio::sync::oneshot::channel();
         tokio::spawn(async move {
             let _ = tokio::io::AsyncWriteExt::write_all(&mut output, request.cmd.join(" ").as_bytes()).await;
-            let _ = tokio::io::copy(&mut pipe, &mut output).await;
+            let copied = tokio::io::copy(&mut pipe, &mut output).await;
             drop(output);
-            let _ = exit_tx.send(Ok(7));
+            if exit_tx.send(Ok(7)).is_ok() {
+                *finished.lock() = copied.ok();
+            }
         });
         let resize = tokio::sync::mpsc::channel(1).0;
         Ok(ExecSession {

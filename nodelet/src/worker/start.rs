@@ -20,13 +20,18 @@ use crate::event::EventType;
 use crate::hooks;
 use crate::images::{ImagePull, StartFailure, pull_secrets};
 use crate::plan::{Actions, Kill, KillReason};
-use crate::pod::{PodExt, containers, init_containers, is_sidecar, optional};
+use crate::pod::{PodExt, containers, hash_container, init_containers, is_sidecar, optional};
 use crate::snapshot::{PodSnapshot, RunState, read_sandbox};
 use crate::status::Waiting;
 use crate::termination::{self, Victim};
 use crate::volume::{MountedVolumes, VolumeError, blocking};
+use crate::worker::held::Sources;
 use crate::worker::{RESYNC, Worker};
 
+const CONFIG_ERROR: &str = "CreateContainerConfigError";
+/// Why a container is not tried again at once, whatever happens. Pulls and crashes have a back-off of their own.
+const HELD: [&str; 5] =
+    [CONFIG_ERROR, "CreateContainerError", "ErrImageNeverPull", "InvalidImageName", "ImageInspectError"];
 const SHOW_SANDBOX_AFTER: Duration = Duration::from_millis(150);
 
 /// The sandbox that containers are started in.
@@ -165,9 +170,15 @@ impl Worker {
         actions: &Actions,
         volumes: &'a MountedVolumes,
     ) -> Result<Target<'a>, Duration> {
+        let left =
+            self.no_sandbox_before.and_then(|due| due.checked_duration_since(tokio::time::Instant::now()));
+        if let Some(left) = left.filter(|left| actions.create_sandbox && !left.is_zero()) {
+            return Err(left);
+        }
         let made = self.sandbox(pod, actions).await;
         match made {
             Ok((id, config, handler, ips)) => {
+                self.no_sandbox_before = None;
                 let ips = if ips.is_empty() { self.pod_ips(pod, snapshot) } else { ips };
                 Ok(Target { pod, snapshot, volumes, id, config, handler, ips })
             }
@@ -176,7 +187,10 @@ impl Worker {
                     let message = format!("Failed to create pod sandbox: {message}");
                     self.shared.events.pod(pod, EventType::Warning, "FailedCreatePodSandBox", &message);
                 }
-                Err(self.next_retry())
+                let wait = self.next_retry();
+                // What the failed one leaves is removed, and that wakes this worker.
+                self.no_sandbox_before = Some(tokio::time::Instant::now() + wait);
+                Err(wait)
             }
         }
     }
@@ -228,7 +242,10 @@ impl Worker {
                 return Duration::ZERO;
             }
             match self.start(target, container).await {
-                Ok(()) => drop(self.waiting.remove(&container.name)),
+                Ok(()) => {
+                    self.waiting.remove(&container.name);
+                    self.held.release(&container.name);
+                }
                 Err(failure) => {
                     wait = wait.min(failure.retry_after);
                     let waiting = Waiting { reason: failure.reason, message: failure.message };
@@ -243,7 +260,38 @@ impl Worker {
     }
 
     async fn start(&mut self, target: &Target<'_>, container: &Container) -> Result<(), StartFailure> {
+        let hash = hash_container(container);
+        if let Some((failure, sources)) = self.held.get((&container.name, hash), tokio::time::Instant::now())
+            && (failure.reason != CONFIG_ERROR || sources == self.sources(target, container).await)
+        {
+            return Err(failure);
+        }
         self.check_crash_backoff(target, container)?;
+        let started = self.create_and_start(target, container).await;
+        if let Err(failure) = &started
+            && HELD.contains(&failure.reason.as_str())
+        {
+            let sources = self.sources(target, container).await;
+            let now = tokio::time::Instant::now();
+            self.held.hold((&container.name, hash), sources, failure, now);
+        }
+        started
+    }
+
+    /// Whether the objects that the container's environment comes from are there. One that arrives is no reason to
+    /// wait any longer.
+    async fn sources(&self, target: &Target<'_>, container: &Container) -> Sources {
+        match self.environment(target, container).await {
+            Ok(_) => Sources::Complete,
+            Err(_) => Sources::Missing,
+        }
+    }
+
+    async fn create_and_start(
+        &mut self,
+        target: &Target<'_>,
+        container: &Container,
+    ) -> Result<(), StartFailure> {
         let fail = |event: String, failure: StartFailure| {
             self.shared.events.container(target.pod, container, EventType::Warning, "Failed", &event);
             failure
@@ -257,10 +305,7 @@ impl Worker {
         let config = match self.container_config(target, container, &image).await {
             Ok(config) => config,
             Err(message) => {
-                return Err(fail(
-                    format!("Error: {message}"),
-                    StartFailure::new("CreateContainerConfigError", message),
-                ));
+                return Err(fail(format!("Error: {message}"), StartFailure::new(CONFIG_ERROR, message)));
             }
         };
         // The runtime opens the log, but the directory is the kubelet's to make.
