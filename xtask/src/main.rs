@@ -5,6 +5,7 @@ mod check;
 mod cluster;
 mod command;
 mod conformance;
+mod differ;
 mod fixtures;
 mod peers;
 mod setup;
@@ -41,6 +42,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Derive api/src/schema/builtin.txt anew
     Codegen,
+    /// Compare the API server's answers with those of upstream's; may write docs/differences.md
+    Differ(differ::Options),
     /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
     Bench(bench::Options),
 }
@@ -56,6 +59,7 @@ fn main() -> Result<()> {
         Task::Test => test::run_all(),
         Task::Conformance(options) => conformance::run(options),
         Task::Codegen => test::codegen(),
+        Task::Differ(options) => differ::run(&options),
         Task::Bench(options) => bench::run(&options),
     }
 }

@@ -46,13 +46,15 @@ const SOCKET_TIMEOUT: Duration = Duration::from_secs(20);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Peers {
-    /// Namespaces and an empty store; nothing runs yet. Builds what of the programs is not there.
-    pub(crate) fn prepare(programs: &Programs, parts: &[Part], served: &Served) -> Result<Peers> {
+    /// Namespaces and an empty store; nothing runs yet. Builds what of the programs is not there. `served` is what
+    /// containerd pulls from.
+    pub(crate) fn prepare(programs: &Programs, parts: &[Part], served: Option<&Served>) -> Result<Peers> {
         parts.iter().try_for_each(|part| programs.require(part.program()))?;
         let certificates = Certificates::make(&programs.dir.join("pki"))?;
-        let images = match parts.contains(&Part::Containerd) {
-            true => Some(containers::images(programs, served)?),
-            false => None,
+        let images = match (parts.contains(&Part::Containerd), served) {
+            (true, Some(served)) => Some(containers::images(programs, served)?),
+            (true, None) => bail!("containerd needs a registry with images"),
+            (false, _) => None,
         };
         let space = Space::make(programs, &run_dir()?)?;
         let (running, others) = (BTreeMap::new(), Vec::new());

@@ -167,8 +167,8 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Sends a request and answers as soon as the head of a success is there.
-    pub async fn open(
+    /// Sends a request and answers as soon as the head of an answer is there, whatever it says.
+    pub async fn send(
         &self,
         method: Method,
         path: &str,
@@ -193,7 +193,19 @@ impl Connection {
         let request = request.body(Full::new(body)).with_context(what)?;
         let mut sender = self.sender.clone();
         sender.ready().await.with_context(what)?;
-        let response = sender.send_request(request).await.with_context(what)?;
+        sender.send_request(request).await.with_context(what)
+    }
+
+    /// The same where anything but a success is an error.
+    pub async fn open(
+        &self,
+        method: Method,
+        path: &str,
+        content_type: &'static str,
+        body: Bytes,
+    ) -> Result<Response<Incoming>> {
+        let what = || format!("{method} {path}");
+        let response = self.send(method.clone(), path, content_type, body).await?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);

@@ -52,7 +52,7 @@ pub(super) fn idle(tools: &Tools, book: &mut Book) -> Result<()> {
 /// Each turn is a cluster of its own, from an empty store.
 pub(super) fn start(tools: &Tools, book: &mut Book) -> Result<()> {
     // Programs and images are there before the first clock runs.
-    Peers::prepare(&tools.programs, &NODE, &tools.served)?.down()?;
+    Peers::prepare(&tools.programs, &NODE, Some(&tools.served))?.down()?;
     book.case("empty store", "first_pod_running_ms");
     book.take([Who::Skiff, Who::Upstream], |who, _| match who {
         Who::Skiff => start_skiff(tools),
@@ -76,7 +76,7 @@ fn start_skiff(tools: &Tools) -> Result<Value> {
 }
 
 fn start_upstream(tools: &Tools) -> Result<Value> {
-    let mut peers = Peers::prepare(&tools.programs, &NODE, &tools.served)?;
+    let mut peers = Peers::prepare(&tools.programs, &NODE, Some(&tools.served))?;
     let side = peers_side(&peers);
     let later = side.ask_later(tools, TURN, &question())?;
     peers.launch(&NODE, || api_ready(tools, &side))?;

@@ -284,7 +284,7 @@ pub(super) fn peers_side(peers: &Peers) -> Side {
 
 /// Upstream's side with these parts running.
 pub(super) fn peers_up(tools: &Tools, parts: &[Part]) -> Result<Peers> {
-    let mut peers = Peers::prepare(&tools.programs, parts, &tools.served)?;
+    let mut peers = Peers::prepare(&tools.programs, parts, Some(&tools.served))?;
     let side = peers_side(&peers);
     peers.launch(parts, || api_ready(tools, &side))?;
     Ok(peers)

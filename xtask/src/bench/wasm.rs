@@ -41,7 +41,7 @@ fn serve(tools: &Tools, peers: &mut Peers, code: &Path, count: usize) -> Result<
 
 pub(super) fn http(tools: &Tools, book: &mut Book) -> Result<()> {
     let code = compile(tools)?;
-    let peers = Peers::prepare(&tools.programs, &[], &tools.served)?;
+    let peers = Peers::prepare(&tools.programs, &[], Some(&tools.served))?;
     let mut both = Both { skiff: Skiff::up(tools)?, peers };
     let pod = both.skiff.side().ask(
         tools,
@@ -64,7 +64,7 @@ pub(super) fn http(tools: &Tools, book: &mut Book) -> Result<()> {
 
 pub(super) fn density(tools: &Tools, book: &mut Book) -> Result<()> {
     let code = compile(tools)?;
-    let mut peers = Peers::prepare(&tools.programs, &[], &tools.served)?;
+    let mut peers = Peers::prepare(&tools.programs, &[], Some(&tools.served))?;
     let upstream = peers_side(&peers);
     let ready = |addresses: Vec<String>| {
         upstream.ask(tools, TURN, &[words("web-ready"), addresses].concat()).map(drop)

@@ -1,0 +1,160 @@
+//! `skiff-differ`: `cargo xtask differ` runs it beside upstream's API server.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::os::fd::AsFd as _;
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use clap::Parser;
+use futures::{StreamExt as _, TryStreamExt as _, stream};
+use nix::sched::{CloneFlags, setns};
+use skiff_differ::answer::Answer;
+use skiff_differ::case::Case;
+use skiff_differ::mutate::{Corpus, cases};
+use skiff_differ::objects::{self, Subject};
+use skiff_differ::record::{self, Recorded};
+use skiff_differ::report::{Judged, Report, sorts};
+use skiff_differ::sides::Side;
+use skiff_load::kubeconfig::Access;
+
+/// The same mutated requests to Skiff's API server and to upstream's
+#[derive(Parser)]
+#[command(name = "skiff-differ", version)]
+struct Cli {
+    /// Upstream's, of an administrator
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Enter this network namespace first
+    #[arg(long)]
+    netns: Option<PathBuf>,
+    /// Instead of a server: upstream's recorded answers
+    #[arg(long, conflicts_with = "kubeconfig")]
+    replay: Option<PathBuf>,
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[arg(long, default_value_t = 5000)]
+    requests: usize,
+    /// Only these kinds
+    #[arg(long, value_delimiter = ',')]
+    kinds: Vec<String>,
+    /// Write the requests with upstream's answers
+    #[arg(long)]
+    record: Option<PathBuf>,
+    /// Write what differs, a JSON object a line
+    #[arg(long)]
+    differences: Option<PathBuf>,
+    /// Write the page
+    #[arg(long)]
+    page: Option<PathBuf>,
+    /// How many sorts of differences are printed
+    #[arg(long, default_value_t = 40)]
+    show: usize,
+}
+
+/// Requests at once.
+const CONCURRENCY: usize = 4;
+
+fn main() -> Result<()> {
+    let cli = Cli::parse();
+    if let Some(netns) = &cli.netns {
+        // Before any other thread exists, so that all of them are inside.
+        let file = File::open(netns).with_context(|| format!("opening {}", netns.display()))?;
+        setns(file.as_fd(), CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", netns.display()))?;
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(Box::pin(run(&cli)))
+}
+
+async fn run(cli: &Cli) -> Result<()> {
+    let subjects = objects::all()?;
+    let corpus = Corpus::of(&subjects);
+    let chosen: Vec<Subject> = subjects
+        .iter()
+        .filter(|subject| cli.kinds.is_empty() || cli.kinds.contains(&subject.kind.kind))
+        .cloned()
+        .collect();
+    let recorded = match (&cli.kubeconfig, &cli.replay) {
+        (Some(kubeconfig), _) => {
+            let (side, refused) = Side::upstream(&Access::read(kubeconfig)?, &subjects).await?;
+            refused.iter().for_each(|why| eprintln!("upstream refuses {why}"));
+            let cases = cases(&chosen, &corpus, cli.seed, cli.requests);
+            let answers = ask(&side, &subjects, &cases).await?;
+            cases.into_iter().zip(answers).map(|(case, answer)| Recorded { case, answer }).collect()
+        }
+        (None, Some(path)) => record::read(path)?,
+        (None, None) => bail!("give upstream's --kubeconfig, or recorded answers to --replay"),
+    };
+    if let Some(path) = &cli.record {
+        record::write(path, &recorded)?;
+    }
+    let ids: Vec<&str> = chosen.iter().map(|subject| subject.id.as_str()).collect();
+    let recorded: Vec<Recorded> =
+        recorded.into_iter().filter(|recorded| ids.contains(&recorded.case.subject.as_str())).collect();
+    let (side, refused) = Side::skiff(&subjects).await?;
+    refused.iter().for_each(|why| eprintln!("Skiff refuses {why}"));
+    let cases: Vec<Case> = recorded.iter().map(|recorded| recorded.case.clone()).collect();
+    let answers = ask(&side, &subjects, &cases).await?;
+    let kinds: HashMap<&str, &str> =
+        subjects.iter().map(|subject| (subject.id.as_str(), subject.kind.kind.as_str())).collect();
+    let judged: Vec<Judged> = recorded
+        .into_iter()
+        .zip(answers)
+        .map(|(Recorded { case, answer }, skiff)| {
+            let kind = kinds.get(case.subject.as_str()).copied().unwrap_or_default().to_owned();
+            Judged::new(case, kind, answer, skiff)
+        })
+        .collect();
+    finish(cli, &judged)
+}
+
+async fn ask(side: &Side, subjects: &[Subject], cases: &[Case]) -> Result<Vec<Answer>> {
+    let by_id: HashMap<&str, &Subject> =
+        subjects.iter().map(|subject| (subject.id.as_str(), subject)).collect();
+    stream::iter(cases)
+        .map(|case| {
+            let subject = by_id.get(case.subject.as_str()).copied();
+            async move {
+                let subject = subject.with_context(|| format!("no object {}", case.subject))?;
+                side.ask(subject, case).await
+            }
+        })
+        .buffered(CONCURRENCY)
+        .try_collect()
+        .await
+}
+
+fn finish(cli: &Cli, judged: &[Judged]) -> Result<()> {
+    let report = Report::of(judged);
+    let table = report.table();
+    for (count, what, example) in sorts(judged).into_iter().take(cli.show) {
+        println!("{count:5}  {what}\n       {example}");
+    }
+    println!("{table}");
+    if let Some(path) = &cli.differences {
+        let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        for judged in judged.iter().filter(|judged| judged.verdict != skiff_differ::compare::Verdict::Same) {
+            writeln!(file, "{}", judged.to_json())?;
+        }
+    }
+    if let Some(path) = &cli.page {
+        let text = page(&table, judged);
+        fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn page(table: &str, judged: &[Judged]) -> String {
+    let mut text = format!(
+        "# Differences from upstream's API server\n\n\
+         Written by `cargo xtask differ --page`: {} mutated requests, each sent to Skiff's API server and to a real \
+         kube-apiserver of the pinned version. \"For the same\" compares status, reason and the fields and reasons of all causes.\n\n\
+         {table}\n## What still differs\n\nThe most frequent sorts, with how often they occurred (upstream / Skiff):\n\n",
+        judged.len()
+    );
+    for (count, what, _) in sorts(judged).into_iter().take(100) {
+        text += &format!("- {count}: {}\n", what.replace('|', "·"));
+    }
+    text
+}

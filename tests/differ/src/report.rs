@@ -1,0 +1,176 @@
+//! Agreement by kind and class, the differences, and the page.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::answer::Answer;
+use crate::case::Case;
+use crate::compare::{Verdict, compare};
+
+/// One case with both answers.
+pub struct Judged {
+    pub case: Case,
+    pub kind: String,
+    pub upstream: Answer,
+    pub skiff: Answer,
+    pub verdict: Verdict,
+}
+
+impl Judged {
+    pub fn new(case: Case, kind: String, upstream: Answer, skiff: Answer) -> Judged {
+        let verdict = compare(&upstream, &skiff);
+        Judged { case, kind, upstream, skiff, verdict }
+    }
+
+    /// One line of the file of differences.
+    pub fn to_json(&self) -> Value {
+        json!({
+            "verdict": self.verdict.text(), "text": self.case.text(), "case": self.case,
+            "upstream": self.upstream, "skiff": self.skiff,
+        })
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+pub struct Tally {
+    pub refused: usize,
+    pub refused_here_too: usize,
+    pub refused_alike: usize,
+    pub accepted: usize,
+    pub accepted_here_too: usize,
+    pub objects_equal: usize,
+    pub warnings_differ: usize,
+}
+
+impl Tally {
+    fn add(&mut self, judged: &Judged) {
+        let is = |verdict| usize::from(judged.verdict == verdict);
+        if judged.upstream.is_accepted() {
+            self.accepted += 1;
+            self.accepted_here_too += 1 - is(Verdict::Refused);
+            self.objects_equal += is(Verdict::Same) + is(Verdict::Warnings);
+            self.warnings_differ += is(Verdict::Warnings);
+        } else {
+            self.refused += 1;
+            self.refused_here_too += 1 - is(Verdict::Accepted);
+            self.refused_alike += is(Verdict::Same);
+        }
+    }
+}
+
+pub struct Report {
+    pub kinds: BTreeMap<String, Tally>,
+    pub total: Tally,
+}
+
+impl Report {
+    pub fn of(all: &[Judged]) -> Report {
+        let mut report = Report { kinds: BTreeMap::new(), total: Tally::default() };
+        for judged in all {
+            report.kinds.entry(judged.kind.clone()).or_default().add(judged);
+            report.total.add(judged);
+        }
+        report
+    }
+
+    /// The table, as Markdown that reads well as it is.
+    pub fn table(&self) -> String {
+        let mut out = String::from(
+            "| kind | refused by upstream | refused here too | for the same | accepted by upstream | accepted here too | stored alike | warnings differ |\n\
+             |---|--:|--:|--:|--:|--:|--:|--:|\n",
+        );
+        let rows = self.kinds.iter().map(|(kind, tally)| (kind.as_str(), tally));
+        for (kind, t) in rows.chain([("all", &self.total)]) {
+            let _ = writeln!(
+                out,
+                "| {kind} | {} | {} | {} | {} | {} | {} | {} |",
+                t.refused,
+                share(t.refused_here_too, t.refused),
+                share(t.refused_alike, t.refused),
+                t.accepted,
+                share(t.accepted_here_too, t.accepted),
+                share(t.objects_equal, t.accepted),
+                t.warnings_differ,
+            );
+        }
+        out
+    }
+}
+
+fn share(part: usize, of: usize) -> String {
+    if of == 0 { "–".into() } else { format!("{:.1} %", 100.0 * part as f64 / of as f64) }
+}
+
+/// Differences of one sort, the most frequent first: kind, verdict, what upstream and Skiff said, how often, an example.
+pub fn sorts(all: &[Judged]) -> Vec<(usize, String, String)> {
+    let mut groups: BTreeMap<String, (usize, String)> = BTreeMap::new();
+    for judged in all.iter().filter(|judged| judged.verdict != Verdict::Same) {
+        let said = |answer: &Answer| {
+            let fields: Vec<String> =
+                answer.causes.iter().map(|(field, why)| format!("{} {}", general(field), why.trim_start_matches("FieldValue"))).collect();
+            format!("{} {} [{}]", answer.code, answer.reason, fields.join(", "))
+        };
+        let what = match judged.verdict {
+            Verdict::Object => first_difference("", &judged.upstream.object, &judged.skiff.object),
+            Verdict::Warnings => format!("{:?} / {:?}", judged.upstream.warnings, judged.skiff.warnings),
+            _ => format!("{} / {}", said(&judged.upstream), said(&judged.skiff)),
+        };
+        let key = format!("{} | {} | {what}", judged.verdict.text(), judged.kind);
+        let words = if judged.upstream.is_accepted() { &judged.skiff.message } else { &judged.upstream.message };
+        let words: String = words.chars().take(220).collect();
+        let group = groups.entry(key).or_insert_with(|| (0, format!("{} -> {words}", judged.case.text())));
+        group.0 += 1;
+    }
+    let mut sorted: Vec<(usize, String, String)> =
+        groups.into_iter().map(|(key, (count, example))| (count, key, example)).collect();
+    sorted.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
+    sorted
+}
+
+/// A field's path without its indexes and keys.
+fn general(field: &str) -> String {
+    let (mut out, mut depth) = (String::new(), 0);
+    for c in field.chars() {
+        match c {
+            '[' => {
+                depth += 1;
+                if depth == 1 {
+                    out.push_str("[]");
+                }
+            }
+            ']' => depth = (depth as usize).saturating_sub(1),
+            c if depth == 0 => out.push(c),
+            _ => {}
+        }
+    }
+    out
+}
+
+fn first_difference(path: &str, upstream: &Value, skiff: &Value) -> String {
+    match (upstream, skiff) {
+        (Value::Object(a), Value::Object(b)) => {
+            for key in a.keys().chain(b.keys()) {
+                let (left, right) = (a.get(key), b.get(key));
+                if left != right {
+                    let path = format!("{path}.{key}");
+                    return match (left, right) {
+                        (Some(left), Some(right)) => first_difference(&path, left, right),
+                        (left, right) => format!("{path}: {} / {}", brief(left), brief(right)),
+                    };
+                }
+            }
+            String::new()
+        }
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
+            let at = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
+            first_difference(&format!("{path}[]"), a.get(at).unwrap_or(&Value::Null), b.get(at).unwrap_or(&Value::Null))
+        }
+        (a, b) => format!("{path}: {} / {}", brief(Some(a)), brief(Some(b))),
+    }
+}
+
+fn brief(value: Option<&Value>) -> String {
+    value.map_or("none".into(), |value| value.to_string().chars().take(60).collect())
+}

@@ -1,0 +1,59 @@
+//! `cargo xtask differ`: the same mutated requests to Skiff's API server and to upstream's, which is started for it with
+//! an etcd in a network namespace of their own. Skiff's runs inside `skiff-differ`, without controllers; neither has any.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::bench;
+use crate::command::{cargo, program, root, run as execute};
+use crate::peers::{self, Part, Peers, Programs};
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// Another seed makes other requests
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    #[arg(long, default_value_t = 5000)]
+    requests: usize,
+    /// Only these kinds, as `Pod,Service`
+    #[arg(long)]
+    kinds: Option<String>,
+    /// Write the requests with upstream's answers, to be replayed without a second server
+    #[arg(long)]
+    record: Option<PathBuf>,
+    /// Write what differs, a JSON object a line
+    #[arg(long)]
+    differences: Option<PathBuf>,
+    /// Write docs/differences.md
+    #[arg(long)]
+    page: bool,
+}
+
+const PARTS: [Part; 2] = [Part::Etcd, Part::ApiServer];
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let _alone = bench::alone()?;
+    let programs = Programs::open()?;
+    execute(cargo().args(["build", "-p", "skiff-differ"]))?;
+    peers::clean()?;
+    let mut peers = Peers::prepare(&programs, &PARTS, None)?;
+    peers.launch(&PARTS, || Ok(()))?;
+    let mut differ = std::process::Command::new(program("debug")?.with_file_name("skiff-differ"));
+    differ.arg("--netns").arg(peers.netns()).arg("--kubeconfig").arg(peers.kubeconfig());
+    differ.args(["--seed", &options.seed.to_string(), "--requests", &options.requests.to_string()]);
+    if let Some(kinds) = &options.kinds {
+        differ.args(["--kinds", kinds]);
+    }
+    for (flag, path) in [("--record", &options.record), ("--differences", &options.differences)] {
+        if let Some(path) = path {
+            differ.arg(flag).arg(path);
+        }
+    }
+    if options.page {
+        differ.arg("--page").arg(root().join("docs/differences.md"));
+    }
+    let judged = execute(&mut differ);
+    peers.down()?;
+    judged
+}
