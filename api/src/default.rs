@@ -7,6 +7,7 @@ use crate::{Kind, Object};
 
 /// Fills in the defaults of `kind`: those that stand in the schema, then those of its strategy.
 pub fn apply(kind: &Kind, object: &mut Object) {
+    kind.write(object);
     walk(&kind.schema.schema, &Shape::Object(kind.schema.id), object);
     kind.strategy.default(object);
 }

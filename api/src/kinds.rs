@@ -1,12 +1,12 @@
 //! The kinds table: one declaration a kind.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::Object;
-use crate::schema::TypeRef;
+use crate::schema::{Schema, TypeRef};
 use crate::strategy::Strategy;
 use crate::table::Column;
+use crate::{Cause, Object};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -21,6 +21,19 @@ pub enum Storage {
     Stored,
     /// Nowhere: created, answered and forgotten, like `TokenReview`.
     Virtual,
+}
+
+/// What `metadata.generation` counts of a kind's objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Generation {
+    /// They have none.
+    None,
+    /// It is 1 for good.
+    One,
+    /// Changes of `spec`.
+    Spec,
+    /// Changes of anything but `metadata` and `status`.
+    Content,
 }
 
 /// One kind of object in one version, as everything but its own rules needs to know it.
@@ -87,6 +100,36 @@ impl Kind {
             }
             _ => format!("/registry/{}/", self.registry_folder),
         }
+    }
+
+    /// Brings an object into the form in which it is stored and answered.
+    pub fn write(&self, object: &mut Object) {
+        if std::ptr::eq(&*self.schema.schema, &**Schema::builtin()) {
+            written::write(&self.schema.schema, self.schema.id, object);
+        }
+    }
+
+    /// What its `metadata.generation` counts.
+    pub fn generation(&self) -> Generation {
+        builtin::generation(self)
+    }
+
+    /// What is wrong with a new object, or with one that replaces `old`: the rules of its types and those of its kind.
+    pub fn validate(&self, object: &Object, old: Option<&Object>) -> Vec<Cause> {
+        let mut causes = builtin::rules::check(self, object, old);
+        causes.extend(self.strategy.validate(object));
+        match old {
+            Some(old) => causes.extend(self.strategy.validate_update(object, old)),
+            None => causes.extend(self.strategy.validate_create(object)),
+        }
+        let mut seen = HashSet::new();
+        causes.retain(|cause| seen.insert((cause.reason, cause.field.clone())));
+        causes
+    }
+
+    /// What an object that was just written most likely does not mean; `old` is what it replaces.
+    pub fn warnings(&self, object: &Object, old: Option<&Object>) -> Vec<String> {
+        builtin::rules::warnings::of(self, object, old)
     }
 
     /// The value of a selectable field of an object, `""` where it is unset; `None` if the kind does not
@@ -162,3 +205,4 @@ pub(crate) use builtin::package;
 pub(crate) use builtin::qos_class;
 
 mod builtin;
+mod written;

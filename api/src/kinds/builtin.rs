@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Kind, Scope, Storage};
+use super::{Generation, Kind, Scope, Storage};
 use crate::schema::TypeRef;
 use crate::strategy::{Plain, Strategy};
 use crate::table::Column;
@@ -21,6 +21,7 @@ mod network;
 mod node;
 mod pod;
 mod resource;
+pub(super) mod rules;
 mod service;
 mod stateful;
 mod storage;
@@ -44,6 +45,24 @@ pub(super) fn declarations() -> Vec<Kind> {
     .into_iter()
     .flatten()
     .collect()
+}
+
+/// The kinds of which upstream counts something else than changes of `spec`.
+pub(super) fn generation(kind: &Kind) -> Generation {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "PodTemplate") | ("discovery.k8s.io", "EndpointSlice") => Generation::Content,
+        (
+            "admissionregistration.k8s.io",
+            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
+        ) => Generation::Content,
+        ("scheduling.k8s.io", "PriorityClass") => Generation::One,
+        ("storage.k8s.io", "CSIDriver") => Generation::One,
+        ("", "Node") | ("storage.k8s.io" | "resource.k8s.io" | "coordination.k8s.io", _) => Generation::None,
+        ("certificates.k8s.io" | "apiregistration.k8s.io", _) => Generation::None,
+        ("networking.k8s.io", "ServiceCIDR" | "IPAddress") => Generation::None,
+        _ if kind.strategy.counts_generations() => Generation::Spec,
+        _ => Generation::None,
+    }
 }
 
 /// Where the types of a built-in group lie.

@@ -52,12 +52,16 @@ impl Api {
             if certificates::is_signing_request(&kind) {
                 certificates::prepare_create(&call.user, &mut object);
             }
+            kind.write(&mut object);
             check(&kind, &object)?;
             self.check_limits(&kind, &object)?;
             let name = object.name().to_owned();
             let charge = self.charge(&kind, &object, dry_run).await?;
             match self.write_new(&kind, object, dry_run).await {
-                Ok(Some(created)) => return Ok(created),
+                Ok(Some(created)) => {
+                    call.warnings.extend(kind.warnings(&created, None));
+                    return Ok(created);
+                }
                 Ok(None) => self.refund(charge).await,
                 Err(status) => {
                     self.refund(charge).await;
@@ -118,8 +122,7 @@ fn keeps_no_status(kind: &Kind) -> bool {
 
 fn check(kind: &Kind, object: &Object) -> Result<(), Status> {
     let mut causes = metadata::validate(kind, object);
-    causes.extend(kind.strategy.validate(object));
-    causes.extend(kind.strategy.validate_create(object));
+    causes.extend(kind.validate(object, None));
     if certificates::is_signing_request(kind) {
         causes.extend(certificates::validate_create(object));
     }

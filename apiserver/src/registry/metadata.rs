@@ -4,6 +4,7 @@
 
 use rand::Rng;
 use serde_json::{Value, json};
+use skiff_api::kinds::Generation;
 use skiff_api::meta::{self, Meta};
 use skiff_api::{Cause, Kind, Object, Status, name, protobuf};
 
@@ -62,7 +63,11 @@ pub(crate) fn generate_name(object: &mut Object) -> bool {
 
 /// What the server alone decides about a new object.
 pub(crate) fn prepare_create(kind: &Kind, object: &mut Object) {
-    let counts = kind.strategy.counts_generations() && !object["spec"].is_null();
+    let counts = match kind.generation() {
+        Generation::None => false,
+        Generation::Spec => !object["spec"].is_null(),
+        Generation::One | Generation::Content => true,
+    };
     let meta = object.meta_mut();
     for field in
         ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "generation"]
@@ -97,7 +102,7 @@ pub(crate) fn prepare_update(new: &mut Object, old: &Object) {
     }
     for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
     {
-        let keep = matches!(field, "deletionTimestamp" | "deletionGracePeriodSeconds" | "generation");
+        let keep = field == "generation";
         if keep || meta.get(field).is_none_or(|v| v.is_null() || v == "") {
             match old_meta.get(field) {
                 Some(value) => meta.insert(field.into(), value.clone()),
@@ -113,11 +118,20 @@ pub(crate) fn prepare_update(new: &mut Object, old: &Object) {
 
 pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
     let generation = old.meta()["generation"].as_i64().unwrap_or(0);
-    let spec = |object: &Object| json!({"spec": object["spec"]});
+    let part = |object: &Object| match kind.generation() {
+        Generation::Content => {
+            let mut content = object.clone();
+            for field in ["metadata", "status"] {
+                _ = content.as_object_mut().map(|content| content.remove(field));
+            }
+            content
+        }
+        _ => json!({"spec": object["spec"]}),
+    };
     if generation > 0
-        && kind.strategy.counts_generations()
-        && new["spec"] != old["spec"]
-        && !protobuf::same(kind.schema.id, &spec(new), &spec(old))
+        && matches!(kind.generation(), Generation::Spec | Generation::Content)
+        && part(new) != part(old)
+        && !protobuf::same(kind.schema.id, &part(new), &part(old))
     {
         new.set_meta("generation", generation + 1);
     }
@@ -132,6 +146,13 @@ pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
     } else if let Some(fault) = name_fault(kind, name) {
         causes.push(Cause::invalid("metadata.name", &json!(name), &fault));
     }
+    let prefix = object.meta_str("generateName");
+    if !prefix.is_empty()
+        && let Some(fault) =
+            name_fault(kind, prefix.strip_suffix('-').filter(|rest| !rest.is_empty()).unwrap_or(prefix))
+    {
+        causes.push(Cause::invalid("metadata.generateName", &json!(prefix), &fault));
+    }
     if kind.is_namespaced()
         && let Some(fault) = name::dns_label_fault(object.namespace())
     {
@@ -143,13 +164,25 @@ pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
     for (at, finalizer) in object.finalizers().iter().enumerate() {
         let field = format!("metadata.finalizers[{at}]");
         if let Some(fault) = name::qualified_name_fault(finalizer) {
-            causes.push(Cause::invalid(field, &json!(finalizer), &fault));
-        } else if !finalizer.contains('/') && !is_standard_finalizer(finalizer) {
+            causes.push(Cause::invalid("metadata.finalizers", &json!(finalizer), &fault));
+        }
+        if !finalizer.contains('/') && !is_standard_finalizer(finalizer) && has_known_finalizers(kind) {
             let fault = "name is neither a standard finalizer name nor is it fully qualified";
             causes.push(Cause::invalid(field, &json!(finalizer), fault));
         }
     }
     causes
+}
+
+/// Kinds of newer groups take any name.
+fn has_known_finalizers(kind: &Kind) -> bool {
+    !matches!(
+        kind.group.as_str(),
+        "coordination.k8s.io"
+            | "admissionregistration.k8s.io"
+            | "apiregistration.k8s.io"
+            | "apiextensions.k8s.io"
+    )
 }
 
 fn is_standard_finalizer(finalizer: &str) -> bool {
@@ -159,8 +192,7 @@ fn is_standard_finalizer(finalizer: &str) -> bool {
 /// The shape of names: subdomains, but for some kinds.
 fn name_fault(kind: &Kind, text: &str) -> Option<String> {
     match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "Service") => name::dns1035_label_fault(text),
-        ("", "Namespace") => name::dns_label_fault(text),
+        ("", "Service" | "Namespace") => name::dns_label_fault(text),
         // Events have always been named more freely; `events.k8s.io` is as strict as the rest.
         ("", "Event") | ("rbac.authorization.k8s.io", _) => name::path_segment_fault(text),
         ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
@@ -171,8 +203,9 @@ fn name_fault(kind: &Kind, text: &str) -> Option<String> {
 
 fn validate_owners(owners: &Value, causes: &mut Vec<Cause>) {
     let mut controller: Option<&str> = None;
-    for (at, owner) in owners.as_array().into_iter().flatten().enumerate() {
-        let field = |name: &str| format!("metadata.ownerReferences[{at}].{name}");
+    for owner in owners.as_array().into_iter().flatten() {
+        // Named by the list, without the index, as upstream does.
+        let field = |name: &str| format!("metadata.ownerReferences.{name}");
         if owner["apiVersion"].as_str().is_none_or(str::is_empty) {
             causes.push(Cause::invalid(field("apiVersion"), &json!(""), "version must not be empty"));
         }

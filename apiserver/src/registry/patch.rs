@@ -5,7 +5,7 @@ use http::header::CONTENT_TYPE;
 use serde_json::Value;
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
-use skiff_api::{Kind, Object, Status, decode, default, patch};
+use skiff_api::{Cause, Kind, Object, Status, decode, default, patch};
 
 use super::options::WriteOptions;
 use super::update::Part;
@@ -88,14 +88,18 @@ impl Api {
             _ => Part::Approval,
         };
         let kind = call.kind.clone();
-        let mut warnings = Vec::new();
+        let (mut warnings, mut old) = (Vec::new(), None);
         let outcome = self
             .update_object(&call, part, options.dry_run, |current| {
                 warnings.clear();
+                old = Some(current.clone());
                 patched(&kind, &patch, current, options.validation, &mut warnings)
             })
             .await?;
         call.warnings.extend(warnings);
+        if part == Part::Main {
+            call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
+        }
         call.object(200, outcome.object)
     }
 }
@@ -109,7 +113,7 @@ fn patched(
 ) -> Result<Object, Status> {
     let mut object = current.clone();
     patch.apply(kind, &mut object)?;
-    let decoded = decode::conform(kind, object, validation)?;
+    let decoded = decode::conform(kind, object, validation).map_err(undecodable)?;
     warnings.extend(decoded.warnings);
     let mut object = decoded.object;
     default::apply(kind, &mut object);
@@ -127,4 +131,13 @@ fn patched(
         }
     }
     Ok(object)
+}
+
+/// A patch that makes something else than an object of its kind is what is wrong, not the request.
+fn undecodable(status: Status) -> Status {
+    if status.code != 400 {
+        return status;
+    }
+    let cause = Cause::invalid_together("patch", &status.message);
+    Status::invalid("", "", "", vec![cause])
 }

@@ -53,7 +53,16 @@ impl Api {
                 return call.object(201, created);
             }
         }
-        let outcome = self.update_object(&call, part, options.dry_run, |_| Ok(new.clone())).await?;
+        let mut old = None;
+        let outcome = self
+            .update_object(&call, part, options.dry_run, |current| {
+                old = Some(current.clone());
+                Ok(new.clone())
+            })
+            .await?;
+        if part == Part::Main {
+            call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
+        }
         call.object(200, outcome.object)
     }
 
@@ -82,6 +91,7 @@ impl Api {
                     certificates::prepare_update(part, &mut new, &current.object);
                 }
                 self.admit_update(call, &mut new, &current.object)?;
+                kind.write(&mut new);
                 check(kind, part, &new, &current.object)?;
                 if part == Part::Main {
                     allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object))?);
@@ -230,10 +240,7 @@ fn check(kind: &Kind, part: Part, new: &Object, old: &Object) -> Result<(), Stat
     let mut causes = metadata::validate_update(new, old);
     causes.extend(metadata::validate(kind, new));
     match part {
-        Part::Main => {
-            causes.extend(kind.strategy.validate(new));
-            causes.extend(kind.strategy.validate_update(new, old));
-        }
+        Part::Main => causes.extend(kind.validate(new, Some(old))),
         Part::Status => causes.extend(kind.strategy.validate_status_update(new, old)),
         Part::Finalize | Part::Approval => {}
     }

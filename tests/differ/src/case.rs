@@ -158,6 +158,16 @@ impl Case {
         }
     }
 
+    /// The same for the same case, in every version.
+    pub fn id(&self) -> String {
+        // FNV-1a: nobody chooses cases so that they collide.
+        let text = serde_json::to_string(self).unwrap_or_default();
+        let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3)
+        });
+        format!("{hash:016x}")
+    }
+
     /// What it does, for people.
     pub fn text(&self) -> String {
         let edit = |edit: &Edit| match &edit.set {

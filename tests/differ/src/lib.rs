@@ -20,6 +20,9 @@ pub mod answer;
 pub mod case;
 pub mod sides;
 
+pub mod ask;
+
 pub mod compare;
+pub mod known;
 pub mod record;
 pub mod report;

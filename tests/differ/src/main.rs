@@ -8,10 +8,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Parser;
-use futures::{StreamExt as _, TryStreamExt as _, stream};
 use nix::sched::{CloneFlags, setns};
-use skiff_differ::answer::Answer;
+use skiff_differ::ask::ask;
 use skiff_differ::case::Case;
+use skiff_differ::known;
 use skiff_differ::mutate::{Corpus, cases};
 use skiff_differ::objects::{self, Subject};
 use skiff_differ::record::{self, Recorded};
@@ -45,6 +45,9 @@ struct Cli {
     /// Write what differs, a JSON object a line
     #[arg(long)]
     differences: Option<PathBuf>,
+    /// Write the list of the cases that differ, for the test of the recorded answers
+    #[arg(long)]
+    known: Option<PathBuf>,
     /// Write the page
     #[arg(long)]
     page: Option<PathBuf>,
@@ -53,15 +56,13 @@ struct Cli {
     show: usize,
 }
 
-/// Requests at once.
-const CONCURRENCY: usize = 4;
-
 fn main() -> Result<()> {
     let cli = Cli::parse();
     if let Some(netns) = &cli.netns {
         // Before any other thread exists, so that all of them are inside.
         let file = File::open(netns).with_context(|| format!("opening {}", netns.display()))?;
-        setns(file.as_fd(), CloneFlags::CLONE_NEWNET).with_context(|| format!("entering {}", netns.display()))?;
+        setns(file.as_fd(), CloneFlags::CLONE_NEWNET)
+            .with_context(|| format!("entering {}", netns.display()))?;
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(Box::pin(run(&cli)))
@@ -75,13 +76,14 @@ async fn run(cli: &Cli) -> Result<()> {
         .filter(|subject| cli.kinds.is_empty() || cli.kinds.contains(&subject.kind.kind))
         .cloned()
         .collect();
-    let recorded = match (&cli.kubeconfig, &cli.replay) {
+    let recorded: Vec<Recorded> = match (&cli.kubeconfig, &cli.replay) {
         (Some(kubeconfig), _) => {
             let (side, refused) = Side::upstream(&Access::read(kubeconfig)?, &subjects).await?;
             refused.iter().for_each(|why| eprintln!("upstream refuses {why}"));
             let cases = cases(&chosen, &corpus, cli.seed, cli.requests);
             let answers = ask(&side, &subjects, &cases).await?;
-            cases.into_iter().zip(answers).map(|(case, answer)| Recorded { case, answer }).collect()
+            let pairs = cases.into_iter().zip(answers).filter(|(_, answer)| answer.is_there());
+            pairs.map(|(case, answer)| Recorded { case, answer }).collect()
         }
         (None, Some(path)) => record::read(path)?,
         (None, None) => bail!("give upstream's --kubeconfig, or recorded answers to --replay"),
@@ -109,22 +111,6 @@ async fn run(cli: &Cli) -> Result<()> {
     finish(cli, &judged)
 }
 
-async fn ask(side: &Side, subjects: &[Subject], cases: &[Case]) -> Result<Vec<Answer>> {
-    let by_id: HashMap<&str, &Subject> =
-        subjects.iter().map(|subject| (subject.id.as_str(), subject)).collect();
-    stream::iter(cases)
-        .map(|case| {
-            let subject = by_id.get(case.subject.as_str()).copied();
-            async move {
-                let subject = subject.with_context(|| format!("no object {}", case.subject))?;
-                side.ask(subject, case).await
-            }
-        })
-        .buffered(CONCURRENCY)
-        .try_collect()
-        .await
-}
-
 fn finish(cli: &Cli, judged: &[Judged]) -> Result<()> {
     let report = Report::of(judged);
     let table = report.table();
@@ -137,6 +123,9 @@ fn finish(cli: &Cli, judged: &[Judged]) -> Result<()> {
         for judged in judged.iter().filter(|judged| judged.verdict != skiff_differ::compare::Verdict::Same) {
             writeln!(file, "{}", judged.to_json())?;
         }
+    }
+    if let Some(path) = &cli.known {
+        fs::write(path, known::write(judged)).with_context(|| format!("writing {}", path.display()))?;
     }
     if let Some(path) = &cli.page {
         let text = page(&table, judged);

@@ -40,18 +40,87 @@ impl Random {
 }
 
 const TEXTS: [&str; 40] = [
-    "", " ", "a", "abc", "A_b", "-a", "a-", "a..b", "UPPER", "a/b", "/a", "../x", "a/../b", "é", "1", "true", "a b",
-    "127.0.0.1", "169.254.169.254", "10.0.0.300", "010.0.0.1", "0.0.0.0", "fe80::1", "::1", "2001:DB8::1",
-    "::ffff:1.2.3.4", "224.0.0.1", "10.0.0.0/33", "10.0.0.1/24", "192.0.2.0/24", "http://x", "a\nb", "*", "*.a.b",
-    "a.example.com", "example.com/a", "kubernetes.io/a", "k8s.io/x", "$(A)", "a:b",
+    "",
+    " ",
+    "a",
+    "abc",
+    "A_b",
+    "-a",
+    "a-",
+    "a..b",
+    "UPPER",
+    "a/b",
+    "/a",
+    "../x",
+    "a/../b",
+    "é",
+    "1",
+    "true",
+    "a b",
+    "127.0.0.1",
+    "169.254.169.254",
+    "10.0.0.300",
+    "010.0.0.1",
+    "0.0.0.0",
+    "fe80::1",
+    "::1",
+    "2001:DB8::1",
+    "::ffff:1.2.3.4",
+    "224.0.0.1",
+    "10.0.0.0/33",
+    "10.0.0.1/24",
+    "192.0.2.0/24",
+    "http://x",
+    "a\nb",
+    "*",
+    "*.a.b",
+    "a.example.com",
+    "example.com/a",
+    "kubernetes.io/a",
+    "k8s.io/x",
+    "$(A)",
+    "a:b",
 ];
-const NUMBERS: [i64; 16] =
-    [-1, 0, 1, 2, 3, 10, 100, 101, 1000, 65_535, 65_536, 100_000, 2_147_483_647, 2_147_483_648, -2_147_483_649, 1 << 40];
+const NUMBERS: [i64; 16] = [
+    -1,
+    0,
+    1,
+    2,
+    3,
+    10,
+    100,
+    101,
+    1000,
+    65_535,
+    65_536,
+    100_000,
+    2_147_483_647,
+    2_147_483_648,
+    -2_147_483_649,
+    1 << 40,
+];
 const QUANTITIES: [&str; 18] = [
-    "0", "-1", "1", "1.5", "100m", "0.5m", "1e3", "abc", "", "1Gi", "1000Mi", "0.1", "1n", "1.0000000001", "100E",
-    "3Ki", "1024", "5Zi",
+    "0",
+    "-1",
+    "1",
+    "1.5",
+    "100m",
+    "0.5m",
+    "1e3",
+    "abc",
+    "",
+    "1Gi",
+    "1000Mi",
+    "0.1",
+    "1n",
+    "1.0000000001",
+    "100E",
+    "3Ki",
+    "1024",
+    "5Zi",
 ];
-const PORTS: [&str; 12] = ["0", "1", "50%", "0%", "101%", "-5%", "http", "", "a--b", "A", "a_b", "toolongforaportname"];
+const PORTS: [&str; 12] =
+    ["0", "1", "50%", "0%", "101%", "-5%", "http", "", "a--b", "A", "a_b", "toolongforaportname"];
 const TIMES: [&str; 5] =
     ["2020-01-01T00:00:00Z", "nonsense", "", "9999-12-31T23:59:59Z", "2020-01-01T00:00:00.123456+02:00"];
 const MAX_DEPTH: usize = 24;
@@ -130,7 +199,14 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    fn edits(&self, shape: &Shape, value: &Value, at: &mut Vec<Step>, random: &mut Random, edits: &mut Vec<Edit>) {
+    fn edits(
+        &self,
+        shape: &Shape,
+        value: &Value,
+        at: &mut Vec<Step>,
+        random: &mut Random,
+        edits: &mut Vec<Edit>,
+    ) {
         if at.len() > MAX_DEPTH {
             return;
         }
@@ -143,7 +219,10 @@ impl Walk<'_> {
         match (shape, value) {
             (Shape::Object(id), Value::Object(map)) => {
                 for field in &self.schema.get(*id).fields {
-                    if at.is_empty() && matches!(&*field.name, "apiVersion" | "kind" | "status") && random.below(4) > 0 {
+                    if at.is_empty()
+                        && matches!(&*field.name, "apiVersion" | "kind" | "status")
+                        && random.below(4) > 0
+                    {
                         continue;
                     }
                     at.push(Step::Key(field.name.to_string()));

@@ -107,18 +107,9 @@ fn share(part: usize, of: usize) -> String {
 pub fn sorts(all: &[Judged]) -> Vec<(usize, String, String)> {
     let mut groups: BTreeMap<String, (usize, String)> = BTreeMap::new();
     for judged in all.iter().filter(|judged| judged.verdict != Verdict::Same) {
-        let said = |answer: &Answer| {
-            let fields: Vec<String> =
-                answer.causes.iter().map(|(field, why)| format!("{} {}", general(field), why.trim_start_matches("FieldValue"))).collect();
-            format!("{} {} [{}]", answer.code, answer.reason, fields.join(", "))
-        };
-        let what = match judged.verdict {
-            Verdict::Object => first_difference("", &judged.upstream.object, &judged.skiff.object),
-            Verdict::Warnings => format!("{:?} / {:?}", judged.upstream.warnings, judged.skiff.warnings),
-            _ => format!("{} / {}", said(&judged.upstream), said(&judged.skiff)),
-        };
-        let key = format!("{} | {} | {what}", judged.verdict.text(), judged.kind);
-        let words = if judged.upstream.is_accepted() { &judged.skiff.message } else { &judged.upstream.message };
+        let key = sort(judged);
+        let words =
+            if judged.upstream.is_accepted() { &judged.skiff.message } else { &judged.upstream.message };
         let words: String = words.chars().take(220).collect();
         let group = groups.entry(key).or_insert_with(|| (0, format!("{} -> {words}", judged.case.text())));
         group.0 += 1;
@@ -127,6 +118,23 @@ pub fn sorts(all: &[Judged]) -> Vec<(usize, String, String)> {
         groups.into_iter().map(|(key, (count, example))| (count, key, example)).collect();
     sorted.sort_by(|a, b| b.0.cmp(&a.0).then_with(|| a.1.cmp(&b.1)));
     sorted
+}
+
+/// Of which sort a difference is: verdict, kind, what upstream said and what Skiff did.
+pub fn sort(judged: &Judged) -> String {
+    let said = |answer: &Answer| {
+        let field = |(field, why): &(String, String)| {
+            format!("{} {}", general(field), why.trim_start_matches("FieldValue"))
+        };
+        let fields: Vec<String> = answer.causes.iter().map(field).collect();
+        format!("{} {} [{}]", answer.code, answer.reason, fields.join(", "))
+    };
+    let what = match judged.verdict {
+        Verdict::Object => differences(&judged.upstream.object, &judged.skiff.object),
+        Verdict::Warnings => format!("{:?} / {:?}", judged.upstream.warnings, judged.skiff.warnings),
+        _ => format!("{} / {}", said(&judged.upstream), said(&judged.skiff)),
+    };
+    format!("{} | {} | {what}", judged.verdict.text(), judged.kind)
 }
 
 /// A field's path without its indexes and keys.
@@ -148,26 +156,37 @@ fn general(field: &str) -> String {
     out
 }
 
-fn first_difference(path: &str, upstream: &Value, skiff: &Value) -> String {
+/// The first few places where two objects differ.
+fn differences(upstream: &Value, skiff: &Value) -> String {
+    let mut found = Vec::new();
+    difference("", upstream, skiff, &mut found);
+    found.join(", ")
+}
+
+const MOST_DIFFERENCES: usize = 3;
+
+fn difference(path: &str, upstream: &Value, skiff: &Value, found: &mut Vec<String>) {
+    if upstream == skiff || found.len() == MOST_DIFFERENCES {
+        return;
+    }
     match (upstream, skiff) {
         (Value::Object(a), Value::Object(b)) => {
-            for key in a.keys().chain(b.keys()) {
-                let (left, right) = (a.get(key), b.get(key));
-                if left != right {
-                    let path = format!("{path}.{key}");
-                    return match (left, right) {
-                        (Some(left), Some(right)) => first_difference(&path, left, right),
-                        (left, right) => format!("{path}: {} / {}", brief(left), brief(right)),
-                    };
+            let missing = b.keys().filter(|key| !a.contains_key(*key));
+            for key in a.keys().chain(missing) {
+                let path = format!("{path}.{key}");
+                match (a.get(key), b.get(key)) {
+                    (Some(left), Some(right)) => difference(&path, left, right, found),
+                    (left, right) if found.len() < MOST_DIFFERENCES => {
+                        found.push(format!("{path}: {} / {}", brief(left), brief(right)));
+                    }
+                    _ => {}
                 }
             }
-            String::new()
         }
         (Value::Array(a), Value::Array(b)) if a.len() == b.len() => {
-            let at = a.iter().zip(b).position(|(a, b)| a != b).unwrap_or(0);
-            first_difference(&format!("{path}[]"), a.get(at).unwrap_or(&Value::Null), b.get(at).unwrap_or(&Value::Null))
+            a.iter().zip(b).for_each(|(a, b)| difference(&format!("{path}[]"), a, b, found));
         }
-        (a, b) => format!("{path}: {} / {}", brief(Some(a)), brief(Some(b))),
+        (a, b) => found.push(format!("{path}: {} / {}", brief(Some(a)), brief(Some(b)))),
     }
 }
 

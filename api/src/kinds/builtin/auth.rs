@@ -133,6 +133,9 @@ struct Bindings;
 impl Strategy for Bindings {
     /// Subjects without a group get the one of their kind.
     fn default(&self, object: &mut Object) {
+        if object["roleRef"]["apiGroup"].as_str().is_none_or(str::is_empty) {
+            object["roleRef"]["apiGroup"] = "rbac.authorization.k8s.io".into();
+        }
         let Some(Value::Array(subjects)) = object.get_mut("subjects") else { return };
         for subject in subjects {
             let named = matches!(str_at(subject, "/kind"), "User" | "Group");

@@ -53,7 +53,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             .strategy(&Volumes)
             .columns(volume_columns()),
         pod::kind(),
-        kind("", "v1", "PodTemplate", "podtemplates").columns(vec![
+        kind("", "v1", "PodTemplate", "podtemplates").strategy(&PodTemplates).columns(vec![
             Column::name(),
             Column::new("Containers", "string", |o, _| containers(o, "/template/spec", "name")),
             Column::new("Images", "string", |o, _| containers(o, "/template/spec", "image")),
@@ -204,12 +204,37 @@ struct ConfigMaps;
 
 impl Strategy for ConfigMaps {
     fn validate(&self, object: &Object) -> Vec<Cause> {
-        config_keys(object, &["data", "binaryData"])
+        let mut causes = config_keys(object, &["data", "binaryData"]);
+        if content_bytes(object, "data", Content::Text) + content_bytes(object, "binaryData", Content::Base64)
+            > MAX_CONTENT_BYTES
+        {
+            causes.push(Cause::too_long("", MAX_CONTENT_BYTES));
+        }
+        causes
     }
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         frozen(new, old, &["data", "binaryData"])
     }
+}
+
+/// Of a ConfigMap or Secret: what a node can hold in memory of many of them.
+const MAX_CONTENT_BYTES: usize = 1 << 20;
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Content {
+    Text,
+    Base64,
+}
+
+/// How many bytes the values of a map have.
+fn content_bytes(object: &Object, field: &str, content: Content) -> usize {
+    let values = object[field].as_object().into_iter().flatten().filter_map(|(_, value)| value.as_str());
+    let bytes = |text: &str| match content {
+        Content::Text => text.len(),
+        Content::Base64 => text.trim_end_matches('=').len() * 3 / 4,
+    };
+    values.map(bytes).sum()
 }
 
 /// What is wrong with the keys of the maps that pods mount as files, each key at most once over all of them.
@@ -228,7 +253,7 @@ fn config_keys(object: &Object, fields: &[&str]) -> Vec<Cause> {
     causes
 }
 
-fn config_key_faults(key: &str) -> Vec<String> {
+pub(super) fn config_key_faults(key: &str) -> Vec<String> {
     const MAX_BYTES: usize = 253;
     let mut faults = Vec::new();
     if key.len() > MAX_BYTES {
@@ -280,16 +305,11 @@ impl Strategy for Secrets {
     }
 
     fn validate(&self, object: &Object) -> Vec<Cause> {
-        let required: &[&str] = match str_at(object, "/type") {
-            "kubernetes.io/tls" => &["tls.crt", "tls.key"],
-            "kubernetes.io/dockerconfigjson" => &[".dockerconfigjson"],
-            "kubernetes.io/dockercfg" => &[".dockercfg"],
-            "kubernetes.io/ssh-auth" => &["ssh-privatekey"],
-            _ => &[],
-        };
         let mut causes = config_keys(object, &["data"]);
-        let missing = required.iter().filter(|key| object["data"].get(**key).is_none());
-        causes.extend(missing.map(|key| Cause::required(format!("data[{key}]"), "")));
+        if content_bytes(object, "data", Content::Base64) > MAX_CONTENT_BYTES {
+            causes.push(Cause::too_long("data", MAX_CONTENT_BYTES));
+        }
+        causes.extend(secret_type_faults(object));
         causes
     }
 
@@ -302,16 +322,92 @@ impl Strategy for Secrets {
     }
 }
 
+/// What a Secret of a type that Kubernetes knows must hold.
+fn secret_type_faults(object: &Object) -> Vec<Cause> {
+    const ACCOUNT: &str = "kubernetes.io/service-account.name";
+    let data = &object["data"];
+    let has = |key: &str| data.get(key).is_some();
+    let required = |key: &str| Cause::required(format!("data[{key}]"), "");
+    let missing = |keys: &[&str]| -> Vec<Cause> {
+        keys.iter().filter(|key| !has(key)).map(|key| required(key)).collect()
+    };
+    match str_at(object, "/type") {
+        "kubernetes.io/tls" => missing(&["tls.crt", "tls.key"]),
+        "kubernetes.io/dockerconfigjson" => json_fault(data, ".dockerconfigjson"),
+        "kubernetes.io/dockercfg" => json_fault(data, ".dockercfg"),
+        "kubernetes.io/ssh-auth" if data["ssh-privatekey"].as_str().is_none_or(str::is_empty) => {
+            vec![required("ssh-privatekey")]
+        }
+        "kubernetes.io/basic-auth" if !has("username") && !has("password") => {
+            missing(&["username", "password"])
+        }
+        "kubernetes.io/service-account-token"
+            if object["metadata"]["annotations"][ACCOUNT].as_str().is_none_or(str::is_empty) =>
+        {
+            vec![Cause::required(format!("metadata.annotations[{ACCOUNT}]"), "")]
+        }
+        _ => Vec::new(),
+    }
+}
+
+/// Credentials of registries are a JSON object, which is not shown if it is none.
+fn json_fault(data: &Value, key: &str) -> Vec<Cause> {
+    use base64::Engine as _;
+    let path = format!("data[{key}]");
+    let Some(text) = data[key].as_str() else { return vec![Cause::required(path, "")] };
+    let bytes = base64::engine::general_purpose::STANDARD.decode(text).unwrap_or_default();
+    match serde_json::from_slice::<Option<serde_json::Map<String, Value>>>(&bytes) {
+        Ok(_) => Vec::new(),
+        Err(error) => vec![Cause::invalid(path, &"<secret contents redacted>".into(), &error.to_string())],
+    }
+}
+
 /// Of volumes and of claims.
 struct Volumes;
 
 impl Strategy for Volumes {
     fn prepare_create(&self, object: &mut Object) {
         object["status"] = json!({"phase": "Pending"});
+        if object["kind"] == "PersistentVolumeClaim" {
+            mirror_source(&mut object["spec"]);
+        }
+    }
+
+    fn prepare_update(&self, new: &mut Object, _old: &Object) {
+        if new["kind"] == "PersistentVolumeClaim" {
+            mirror_source(&mut new["spec"]);
+        }
     }
 
     fn counts_generations(&self) -> bool {
         false
+    }
+}
+
+/// A source is named by the old field and the new one alike, unless it is in another namespace.
+fn mirror_source(spec: &mut Value) {
+    let Some(spec) = spec.as_object_mut() else { return };
+    let is_there =
+        |spec: &serde_json::Map<String, Value>, field: &str| spec.get(field).is_some_and(|s| !s.is_null());
+    match (is_there(spec, "dataSource"), is_there(spec, "dataSourceRef")) {
+        (true, false) => {
+            // Only claims and what has a group of its own can be a source; the old field drops others.
+            let source = spec["dataSource"].clone();
+            let is_known = source["kind"] == "PersistentVolumeClaim"
+                && str_at(&source, "/apiGroup").is_empty()
+                || source["kind"] == "VolumeSnapshot" && source["apiGroup"] == "snapshot.storage.k8s.io";
+            if is_known {
+                spec.insert("dataSourceRef".into(), source);
+            } else {
+                spec.remove("dataSource");
+            }
+        }
+        (false, true) if str_at(&spec["dataSourceRef"], "/namespace").is_empty() => {
+            let mut source = spec["dataSourceRef"].clone();
+            _ = source.as_object_mut().map(|source| source.remove("namespace"));
+            spec.insert("dataSource".into(), source);
+        }
+        _ => {}
     }
 }
 
@@ -365,7 +461,20 @@ impl Strategy for ReplicationControllers {
     }
 
     fn validate(&self, object: &Object) -> Vec<Cause> {
-        pod::validate_template(&object["spec"]["template"], "spec.template")
+        let template = &object["spec"]["template"];
+        if template.is_null() { Vec::new() } else { pod::validate_template(template, "spec.template") }
+    }
+}
+
+struct PodTemplates;
+
+impl Strategy for PodTemplates {
+    fn default(&self, object: &mut Object) {
+        pod::default_template(object, "/template");
+    }
+
+    fn validate(&self, object: &Object) -> Vec<Cause> {
+        pod::validate_template(&object["template"], "template")
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{Cause, Kind, Object, name};
 pub(super) fn kinds() -> Vec<Kind> {
     let networking = |name: &str, plural: &str| kind("networking.k8s.io", "v1", name, plural);
     vec![
-        kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices").columns(vec![
+        kind("discovery.k8s.io", "v1", "EndpointSlice", "endpointslices").strategy(&Slices).columns(vec![
             Column::name(),
             Column::new("AddressType", "string", |o, _| text(o, "/addressType")),
             Column::new("Ports", "string", |o, _| {
@@ -26,7 +26,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             }),
             Column::age(),
         ]),
-        networking("IngressClass", "ingressclasses").cluster().columns(vec![
+        networking("IngressClass", "ingressclasses").cluster().strategy(&IngressClasses).columns(vec![
             Column::name(),
             Column::new("Controller", "string", |o, _| text(o, "/spec/controller")),
             Column::new("Parameters", "string", |o, _| parameters(o)),
@@ -66,7 +66,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             .short(&["ip"])
             .strategy(&IpAddresses)
             .columns(vec![Column::name(), Column::new("ParentRef", "string", |o, _| parent(o))]),
-        networking("NetworkPolicy", "networkpolicies").short(&["netpol"]).columns(vec![
+        networking("NetworkPolicy", "networkpolicies").short(&["netpol"]).strategy(&Policies).columns(vec![
             Column::name(),
             Column::new("Pod-Selector", "string", |o, _| selector(o, "/spec/podSelector")),
             Column::age(),
@@ -118,6 +118,42 @@ fn parent(address: &Object) -> Value {
     };
     let parts = [resource.as_str(), parts[1], parts[2]];
     parts.into_iter().filter(|p| !p.is_empty()).collect::<Vec<_>>().join("/").into()
+}
+
+struct IngressClasses;
+
+impl Strategy for IngressClasses {
+    fn default(&self, object: &mut Object) {
+        let parameters = &mut object["spec"]["parameters"];
+        if parameters.is_object() && parameters["scope"].is_null() {
+            parameters["scope"] = "Cluster".into();
+        }
+    }
+}
+
+struct Policies;
+
+impl Strategy for Policies {
+    /// A policy that says nothing of it is one of what comes in, and of what goes out if it has rules for that.
+    fn default(&self, object: &mut Object) {
+        let spec = &mut object["spec"];
+        if items_at(spec, "/policyTypes").is_empty() {
+            let has_egress = !items_at(spec, "/egress").is_empty();
+            let types: &[&str] = if has_egress { &["Ingress", "Egress"] } else { &["Ingress"] };
+            spec["policyTypes"] = types.into();
+        }
+    }
+}
+
+struct Slices;
+
+impl Strategy for Slices {
+    /// What slices of the beta version said of a node is no longer written.
+    fn prepare_create(&self, object: &mut Object) {
+        for endpoint in object["endpoints"].as_array_mut().into_iter().flatten() {
+            _ = endpoint.as_object_mut().map(|endpoint| endpoint.remove("deprecatedTopology"));
+        }
+    }
 }
 
 /// What an address is given out to, which never changes.

@@ -1,6 +1,6 @@
 //! Nodes.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::kind as declare;
 use crate::strategy::Strategy;
@@ -75,13 +75,24 @@ impl Strategy for Nodes {
         if object["status"]["allocatable"].is_null() && object["status"]["capacity"].is_object() {
             object["status"]["allocatable"] = object["status"]["capacity"].clone();
         }
+        // The old field and the first of the new ones say the same.
+        let spec = &mut object["spec"];
+        let first = str_at(spec, "/podCIDRs/0").to_owned();
+        match str_at(spec, "/podCIDR").to_owned() {
+            old if old.is_empty() && !first.is_empty() => spec["podCIDR"] = first.into(),
+            old if !old.is_empty() && old != first => spec["podCIDRs"] = json!([old]),
+            _ => {}
+        }
     }
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         let mut causes = Vec::new();
-        for field in ["providerID", "podCIDR"] {
+        for field in ["providerID", "podCIDRs"] {
             if !old["spec"][field].is_null() && new["spec"][field] != old["spec"][field] {
-                let why = format!("node updates may not change {field} except from \"\" to valid");
+                let why = format!(
+                    "node updates may not change {} except from \"\" to valid",
+                    field.trim_end_matches('s')
+                );
                 causes.push(Cause::forbidden(format!("spec.{field}"), &why));
             }
         }

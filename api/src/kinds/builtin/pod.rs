@@ -4,11 +4,11 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::kind as declare;
+use super::{kind as declare, rules};
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{NONE, condition, int_at, items_at, since_text, str_at, text_or};
-use crate::{Cause, Kind, Object, meta, name};
+use crate::{Cause, Kind, Object};
 
 pub(super) fn kind() -> Kind {
     declare("", "v1", "Pod", "pods")
@@ -206,39 +206,8 @@ impl Strategy for Pods {
         }]);
     }
 
-    fn validate(&self, object: &Object) -> Vec<Cause> {
-        validate_spec(&object["spec"], "spec")
-    }
-
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
-        // What may change in place is taken over from the new spec; all else must be equal.
-        let mut allowed = old["spec"].clone();
-        for list in ["containers", "initContainers"] {
-            let count = items_at(&new["spec"], &format!("/{list}")).len();
-            if count == items_at(&allowed, &format!("/{list}")).len() {
-                for at in 0..count {
-                    allowed[list][at]["image"] = new["spec"][list][at]["image"].clone();
-                }
-            }
-        }
-        for field in
-            ["activeDeadlineSeconds", "terminationGracePeriodSeconds", "tolerations", "schedulingGates"]
-        {
-            match &new["spec"][field] {
-                Value::Null => allowed.as_object_mut().and_then(|a| a.remove(field)),
-                value => allowed.as_object_mut().and_then(|a| a.insert(field.into(), value.clone())),
-            };
-        }
-        if allowed == new["spec"] {
-            return Vec::new();
-        }
-        vec![Cause::forbidden(
-            "spec",
-            "pod updates may not change fields other than `spec.containers[*].image`,\
-             `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to \
-             existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was \
-             previously negative)",
-        )]
+        rules::pod_update::check(new, old)
     }
 
     fn prepare_status_update(&self, new: &mut Object, old: &Object) {
@@ -308,12 +277,24 @@ fn default_spec(spec: &mut Value) {
         map.insert("serviceAccountName".into(), account.clone());
         map.insert("serviceAccount".into(), account);
     }
+    if let Some(Value::Array(volumes)) = map.get_mut("volumes") {
+        volumes.iter_mut().for_each(default_volume);
+    }
     let host_network = map.get("hostNetwork") == Some(&Value::Bool(true));
     for list in ["initContainers", "containers", "ephemeralContainers"] {
         let Some(Value::Array(containers)) = map.get_mut(list) else { continue };
         for container in containers {
             default_container(container, host_network, list != "ephemeralContainers");
         }
+    }
+}
+
+/// A volume that says nothing of its content has none.
+fn default_volume(volume: &mut Value) {
+    if let Value::Object(volume) = volume
+        && volume.iter().all(|(field, value)| field == "name" || value.is_null())
+    {
+        volume.insert("emptyDir".into(), json!({}));
     }
 }
 
@@ -348,53 +329,15 @@ fn is_latest(image: &str) -> bool {
     last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
 }
 
+/// What is wrong with a template, wherever it lies.
 pub(super) fn validate_template(template: &Value, path: &str) -> Vec<Cause> {
-    let meta = &template["metadata"];
-    let mut causes = meta::validate_labels(&meta["labels"], &format!("{path}.labels"));
-    causes.extend(meta::validate_annotations(&meta["annotations"], &format!("{path}.annotations")));
-    causes.extend(validate_spec(&template["spec"], &format!("{path}.spec")));
-    causes
-}
-
-/// The rules that a person's mistakes run into most; each cause is worded as upstream's.
-fn validate_spec(spec: &Value, path: &str) -> Vec<Cause> {
-    let mut causes = Vec::new();
-    let volumes = validate_volumes(spec, path, &mut causes);
-    if items_at(spec, "/containers").is_empty() {
-        causes.push(Cause::required(format!("{path}.containers"), ""));
-    }
-    let mut names = HashSet::new();
-    for list in ["initContainers", "containers", "ephemeralContainers"] {
-        for (at, container) in items_at(spec, &format!("/{list}")).iter().enumerate() {
-            let path = format!("{path}.{list}[{at}]");
-            validate_container(container, &path, &volumes, &mut causes);
-            let name = &container["name"];
-            if !name.is_null() && !names.insert(name.to_string()) {
-                causes.push(Cause::duplicate(format!("{path}.name"), name));
-            }
-        }
-    }
-    one_of(spec, "restartPolicy", path, &["Always", "OnFailure", "Never"], &mut causes);
-    one_of(
-        spec,
-        "dnsPolicy",
-        path,
-        &["ClusterFirstWithHostNet", "ClusterFirst", "Default", "None"],
-        &mut causes,
-    );
-    validate_sysctls(spec, &format!("{path}.securityContext.sysctls"), &mut causes);
-    if let Some(host) = spec["hostname"].as_str()
-        && let Some(fault) = name::dns_label_fault(host)
-    {
-        causes.push(Cause::invalid(format!("{path}.hostname"), &spec["hostname"], &fault));
-    }
-    causes
+    rules::check_template(template, path)
 }
 
 const SYSCTL_MAX_BYTES: usize = 253;
 
 /// Which of them a node lets a pod set is the node's to say.
-fn validate_sysctls(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
+pub(super) fn validate_sysctls(spec: &Value, path: &str, causes: &mut Vec<Cause>) {
     let is_hosts = |field: &str| spec[field] == true;
     let mut seen = HashSet::new();
     for (at, sysctl) in items_at(spec, "/securityContext/sysctls").iter().enumerate() {
@@ -436,115 +379,6 @@ fn is_sysctl_name(name: &str) -> bool {
         && name.split(['.', '/']).all(|part| {
             is_edge(part.chars().next()) && is_edge(part.chars().next_back()) && part.chars().all(is_inner)
         })
-}
-
-fn one_of(object: &Value, field: &str, path: &str, allowed: &[&str], causes: &mut Vec<Cause>) {
-    let value = &object[field];
-    if let Some(text) = value.as_str()
-        && !allowed.contains(&text)
-    {
-        causes.push(Cause::not_supported(format!("{path}.{field}"), value, allowed));
-    }
-}
-
-/// Checks the volumes and answers their names.
-fn validate_volumes(spec: &Value, path: &str, causes: &mut Vec<Cause>) -> HashSet<String> {
-    let mut names = HashSet::new();
-    for (at, volume) in items_at(spec, "/volumes").iter().enumerate() {
-        let path = format!("{path}.volumes[{at}]");
-        match str_at(volume, "/name") {
-            "" => causes.push(Cause::required(format!("{path}.name"), "")),
-            text => {
-                if let Some(fault) = name::dns_label_fault(text) {
-                    causes.push(Cause::invalid(format!("{path}.name"), &volume["name"], &fault));
-                }
-                if !names.insert(text.to_owned()) {
-                    causes.push(Cause::duplicate(format!("{path}.name"), &volume["name"]));
-                }
-            }
-        }
-        match volume.as_object().map_or(0, |v| v.len()) {
-            0 | 1 => causes.push(Cause::required(path, "must specify a volume type")),
-            2 => {}
-            _ => causes.push(Cause::forbidden(path, "may not specify more than 1 volume type")),
-        }
-    }
-    names
-}
-
-fn validate_container(container: &Value, path: &str, volumes: &HashSet<String>, causes: &mut Vec<Cause>) {
-    match str_at(container, "/name") {
-        "" => causes.push(Cause::required(format!("{path}.name"), "")),
-        text => {
-            if let Some(fault) = name::dns_label_fault(text) {
-                causes.push(Cause::invalid(format!("{path}.name"), &container["name"], &fault));
-            }
-        }
-    }
-    match str_at(container, "/image") {
-        "" => causes.push(Cause::required(format!("{path}.image"), "")),
-        image if image.trim() != image => {
-            let why = "must not have leading or trailing whitespace";
-            causes.push(Cause::invalid(format!("{path}.image"), &container["image"], why));
-        }
-        _ => {}
-    }
-    one_of(container, "imagePullPolicy", path, &["Always", "IfNotPresent", "Never"], causes);
-    one_of(container, "terminationMessagePolicy", path, &["FallbackToLogsOnError", "File"], causes);
-    for (at, port) in items_at(container, "/ports").iter().enumerate() {
-        validate_port(port, &format!("{path}.ports[{at}]"), causes);
-    }
-    for (at, mount) in items_at(container, "/volumeMounts").iter().enumerate() {
-        let path = format!("{path}.volumeMounts[{at}]");
-        if !volumes.contains(str_at(mount, "/name")) {
-            causes.push(Cause::not_found(format!("{path}.name"), &mount["name"]));
-        }
-        if str_at(mount, "/mountPath").is_empty() {
-            causes.push(Cause::required(format!("{path}.mountPath"), ""));
-        }
-        let escapes = |p: &str| p.starts_with('/') || p.split('/').any(|part| part == "..");
-        if escapes(str_at(mount, "/subPath")) {
-            causes.push(Cause::invalid(
-                format!("{path}.subPath"),
-                &mount["subPath"],
-                "must not contain '..'",
-            ));
-        }
-    }
-    validate_resources(&container["resources"], path, causes);
-}
-
-fn validate_port(port: &Value, path: &str, causes: &mut Vec<Cause>) {
-    const RANGE: &str = "must be between 1 and 65535, inclusive";
-    match port["containerPort"].as_i64() {
-        None => causes.push(Cause::required(format!("{path}.containerPort"), "")),
-        Some(1..=65535) => {}
-        Some(_) => {
-            causes.push(Cause::invalid(format!("{path}.containerPort"), &port["containerPort"], RANGE))
-        }
-    }
-    if !matches!(port["hostPort"].as_i64(), None | Some(0..=65535)) {
-        causes.push(Cause::invalid(format!("{path}.hostPort"), &port["hostPort"], RANGE));
-    }
-    one_of(port, "protocol", path, &["SCTP", "TCP", "UDP"], causes);
-}
-
-fn validate_resources(resources: &Value, path: &str, causes: &mut Vec<Cause>) {
-    let quantity = |v: &Value| v.as_str().and_then(|q| q.parse::<crate::quantity::Quantity>().ok());
-    for (name, request) in resources["requests"].as_object().into_iter().flatten() {
-        let field = format!("{path}.resources.requests");
-        if quantity(request).is_some_and(|q| q.is_negative()) {
-            let why = "must be greater than or equal to 0";
-            causes.push(Cause::invalid(format!("{field}[{name}]"), request, why));
-        }
-        if let (Some(request_q), Some(limit)) = (quantity(request), quantity(&resources["limits"][name]))
-            && request_q > limit
-        {
-            let limit = resources["limits"][name].as_str().unwrap_or_default();
-            let why = format!("must be less than or equal to {name} limit of {limit}");
-            causes.push(Cause::invalid(field, request, &why));
-        }
-    }
 }
 
 /// A workload's selector must be there, must be unchangeable, and must match its own template.

@@ -124,9 +124,6 @@ impl Strategy for Services {
     fn validate(&self, object: &Object) -> Vec<Cause> {
         let spec = &object["spec"];
         let mut causes = Vec::new();
-        if let Some(fault) = name::dns1035_label_fault(str_at(object, "/metadata/name")) {
-            causes.push(Cause::invalid("metadata.name", &object["metadata"]["name"], &fault));
-        }
         const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
         let type_ = str_at(spec, "/type");
         if !TYPES.contains(&type_) {

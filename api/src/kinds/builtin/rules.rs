@@ -1,0 +1,79 @@
+//! What upstream's validation refuses, for objects as they are written and as they change.
+//!
+//! ```text
+//!  table.txt ─ table ──┐ single fields, by type: required, enums, bounds, formats, unique keys
+//!                      ├─ walk: the object beside its schema, wherever a type occurs ─ causes
+//!  hooks ─ pod, … ─────┘ what depends on several fields, by type
+//!  update              what may not change
+//! ```
+//!
+//! # Guarantees
+//! The work is linear in the object's size, its depth is bounded, and so is the number of causes.
+
+use serde_json::Value;
+
+use crate::{Cause, Kind, Object};
+
+mod path;
+
+mod format;
+mod table;
+
+mod hooks;
+mod walk;
+
+mod amounts;
+mod autoscaling;
+mod claim;
+mod container;
+mod flow;
+mod labels;
+mod network;
+mod other;
+mod pod;
+pub(super) mod pod_update;
+mod registration;
+mod scheduling;
+mod service;
+mod storage;
+mod volume;
+mod workload;
+
+mod update;
+pub(crate) mod warnings;
+
+use path::{Faults, Path};
+use walk::Walk;
+
+/// What is wrong with an object; `old` is what it replaces.
+pub(crate) fn check(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Cause> {
+    let is_builtin = std::ptr::eq(&*kind.schema.schema, &**crate::schema::Schema::builtin());
+    if !is_builtin {
+        return Vec::new();
+    }
+    let is_pod = kind.group.is_empty() && kind.kind == "Pod";
+    let mut walk = Walk::new(object, old, is_pod);
+    walk.root(kind.schema.id);
+    if kind.group.is_empty() && kind.kind == "Service" {
+        service::annotations(&mut walk.faults, object);
+    }
+    if let Some(old) = old {
+        update::check(kind, object, old, &mut walk.faults);
+    }
+    once_each(walk.faults)
+}
+
+/// What is wrong with a pod template that lies at `path`.
+pub(super) fn check_template(template: &Value, path: &str) -> Vec<Cause> {
+    let mut walk = Walk::new(template, None, false);
+    walk.value("core.v1.PodTemplateSpec", template, &Path::ROOT.child(path));
+    once_each(walk.faults)
+}
+
+/// One fault may be found by a rule of a field and by that of a kind.
+fn once_each(faults: Faults) -> Vec<Cause> {
+    let mut seen = std::collections::HashSet::new();
+    let mut causes = faults.causes;
+    causes.retain(|cause| seen.insert((cause.reason, cause.field.clone(), cause.message.clone())));
+    causes
+}

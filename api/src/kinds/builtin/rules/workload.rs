@@ -1,0 +1,45 @@
+//! What keeps pods going.
+
+use serde_json::Value;
+
+use super::path::{Path, has};
+use super::walk::{Below, Walk};
+
+/// A controller whose selector does not match its own template would make pods without end.
+pub(super) fn replication_controller<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    let selector = value["selector"].as_object().filter(|selector| !selector.is_empty());
+    let template = path.child("template");
+    match selector {
+        None => walk.faults.required(&path.child("selector"), ""),
+        Some(selector) if has(value, "template") => {
+            let meta = &value["template"]["metadata"];
+            if selector.iter().any(|(key, value)| meta["labels"].get(key) != Some(value)) {
+                let why = "`selector` does not match template `labels`";
+                let field = template.child("metadata");
+                walk.faults.invalid(&field.child("labels"), &meta["labels"], why);
+            }
+        }
+        Some(_) => {}
+    }
+    let (pod, spec) = (&value["template"]["spec"], template.child("spec"));
+    if has(value, "template") && pod["restartPolicy"] != "Always" && has(pod, "restartPolicy") {
+        walk.faults.not_supported(&spec.child("restartPolicy"), &pod["restartPolicy"], &["Always"]);
+    }
+    if has(pod, "activeDeadlineSeconds") {
+        let why = "activeDeadlineSeconds in ReplicationController is not Supported";
+        walk.faults.forbidden(&spec.child("activeDeadlineSeconds"), why);
+    }
+    Below::All
+}
+
+pub(super) fn revision<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
+    let root = Path::ROOT;
+    if walk.old.is_none() {
+        match value.get("data") {
+            None | Some(Value::Null) => walk.faults.required(&root.child("data"), "data is mandatory"),
+            Some(Value::Object(_)) => {}
+            Some(_) => walk.faults.required(&root.child("data"), "data must be a valid JSON object"),
+        }
+    }
+    Below::All
+}

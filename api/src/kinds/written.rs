@@ -1,0 +1,150 @@
+//! What upstream writes of an object, whatever its author wrote: zeros of the fields that are values in Go, nothing of empty
+//! lists and maps, which are not told from absent ones.
+
+use serde_json::{Map, Value, json};
+
+use crate::Object;
+use crate::schema::{Field, Presence, Schema, Shape, TypeId};
+
+/// Deeper than any built-in type that is not recursive.
+const MAX_DEPTH: usize = 48;
+
+/// Lists that are written although they are not there, because their type says nothing of leaving them out; besides those
+/// that are required.
+const NULL_LISTS: [(&str, &str); 5] = [
+    ("io.k8s.api.rbac.v1.Role", "rules"),
+    ("io.k8s.api.rbac.v1.ClusterRole", "rules"),
+    ("io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerStatus", "currentMetrics"),
+    ("io.k8s.api.discovery.v1.EndpointSlice", "ports"),
+    ("io.k8s.api.resource.v1.DeviceClaim", "requests"),
+];
+
+/// Brings an object of a built-in type into the form in which upstream stores and answers it.
+pub(super) fn write(schema: &Schema, id: TypeId, object: &mut Object) {
+    let mut walk = Walk { schema, depth: 0 };
+    walk.object(id, object);
+}
+
+struct Walk<'s> {
+    schema: &'s Schema,
+    depth: usize,
+}
+
+impl Walk<'_> {
+    fn object(&mut self, id: TypeId, value: &mut Value) {
+        let Value::Object(map) = value else { return };
+        if self.depth == MAX_DEPTH {
+            return;
+        }
+        self.depth += 1;
+        let type_ = self.schema.get(id);
+        for field in &type_.fields {
+            let is_null_list = is_list(&field.shape)
+                && (field.required || NULL_LISTS.contains(&(&*type_.name, &*field.name)));
+            self.field(field, is_null_list, map);
+        }
+        self.depth -= 1;
+    }
+
+    fn field(&mut self, field: &Field, is_null_list: bool, map: &mut Map<String, Value>) {
+        let name = &*field.name;
+        if matches!(name, "metadata" | "creationTimestamp" | "kind" | "apiVersion") {
+            return;
+        }
+        if let Some(value) = map.get_mut(name) {
+            self.value(&field.shape, value);
+        }
+        let is_empty = match map.get(name) {
+            None | Some(Value::Null) => true,
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(Value::Object(entries)) => matches!(field.shape, Shape::Map(_)) && entries.is_empty(),
+            Some(_) => false,
+        };
+        if !is_empty {
+            return;
+        }
+        if is_null_list {
+            map.insert(name.into(), Value::Null);
+            return;
+        }
+        map.remove(name);
+        if field.presence == Presence::Value {
+            let zero = self.zero(&field.shape);
+            map.insert(name.into(), zero);
+        }
+    }
+
+    fn value(&mut self, shape: &Shape, value: &mut Value) {
+        match (shape, value) {
+            (Shape::Object(id), value) => self.object(*id, value),
+            (Shape::List(inner), Value::Array(items)) => {
+                items.iter_mut().for_each(|item| self.value(inner, item))
+            }
+            (Shape::Map(inner), Value::Object(map)) => {
+                map.values_mut().for_each(|item| self.value(inner, item))
+            }
+            _ => {}
+        }
+    }
+
+    fn zero(&mut self, shape: &Shape) -> Value {
+        match shape {
+            Shape::String => json!(""),
+            Shape::Int32 | Shape::Int64 | Shape::Double | Shape::IntOrString => json!(0),
+            Shape::Bool => json!(false),
+            Shape::Quantity => json!("0"),
+            Shape::Object(id) => {
+                let mut value = json!({});
+                self.object(*id, &mut value);
+                value
+            }
+            _ => Value::Null,
+        }
+    }
+}
+
+fn is_list(shape: &Shape) -> bool {
+    matches!(shape, Shape::List(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema::TypeRef;
+
+    #[track_caller]
+    fn check(type_: &str, given: Value, wanted: Value) {
+        let of = TypeRef::builtin(&format!("io.k8s.api.{type_}")).unwrap();
+        let mut object = given;
+        write(&of.schema, of.id, &mut object);
+        assert_eq!(object, wanted);
+    }
+
+    #[test]
+    fn empty_lists_and_maps_are_left_out_and_empty_objects_stay() {
+        check(
+            "core.v1.Endpoints",
+            json!({"subsets": [{"addresses": [], "ports": [{"port": 1, "name": "a"}]}]}),
+            json!({"subsets": [{"ports": [{"port": 1, "name": "a"}]}]}),
+        );
+        let spec = json!({"containers": [], "nodeSelector": {}, "securityContext": {}, "volumes": []});
+        check("core.v1.PodSpec", spec, json!({"containers": null, "securityContext": {}}));
+    }
+
+    #[test]
+    fn zeros_of_values_are_written() {
+        check(
+            "apps.v1.DaemonSetStatus",
+            json!({}),
+            json!({"currentNumberScheduled": 0, "numberMisscheduled": 0, "desiredNumberScheduled": 0, "numberReady": 0}),
+        );
+        check("rbac.v1.Role", json!({}), json!({"rules": null}));
+        check(
+            "policy.v1.PodDisruptionBudget",
+            json!({"spec": {}})["spec"].take(),
+            json!({
+                "spec": {}, "status": {"currentHealthy": 0, "desiredHealthy": 0, "disruptionsAllowed": 0, "expectedPods": 0},
+            }),
+        );
+    }
+}
