@@ -6,6 +6,7 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PropagationPolicy};
 use serde_json::{Value, json};
+use skiff_apiserver::store::{Expect, Write, Written};
 
 use crate::plane::list;
 use crate::workloads::deployment;
@@ -152,5 +153,29 @@ async fn what_has_two_owners_goes_with_the_last_of_them() -> Result<()> {
     ensure!(left.len() == 1 && left[0].name == "last-owner", "{left:?}");
     maps.delete("last-owner", &DeleteParams::background()).await?;
     is_gone(&maps, "both").await?;
+    plane.stop().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_owner_that_cannot_be_read_costs_its_dependents_nothing() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    deploy(&plane).await?;
+    let sets = plane.api::<ReplicaSet>();
+    let before = list(&sets).await?;
+    let damaged = Write::put("/registry/deployments/default/web", "no object any more", Expect::Any);
+    let written = plane.store.write(damaged).await?;
+    ensure!(matches!(written, Written::Done { .. }), "{written:?}");
+    // Something about the set changes, so that its owner is looked for.
+    let touch = json!({"metadata": {"annotations": {"looked": "at"}}});
+    let name = before[0].metadata.name.as_deref().context("no name")?;
+    sets.patch(name, &PatchParams::default(), &Patch::Merge(touch)).await?;
+    collector_has_passed(&plane.api()).await?;
+    let listed = list(&plane.api::<Deployment>()).await;
+    let refused = listed.map(drop).err().context("the list leaves it out")?;
+    ensure!(format!("{refused:#}").contains("failed to read one or more deployments.apps"), "{refused:#}");
+    let after = list(&sets).await?;
+    ensure!(after.len() == before.len() && !after.iter().any(is_ending), "{after:?}");
+    let pods = plane.pods().await?;
+    ensure!(pods.len() == N_PODS && !pods.iter().any(is_ending), "{pods:?}");
     plane.stop().await
 }

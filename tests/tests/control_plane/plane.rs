@@ -12,7 +12,7 @@ use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use skiff_apiserver::store::{SqliteOptions, SqliteStore};
+use skiff_apiserver::store::{SqliteOptions, SqliteStore, Store};
 use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
 use skiff_client::Informers;
 use tokio::task::JoinSet;
@@ -26,6 +26,8 @@ const LOOK_AGAIN: Duration = Duration::from_millis(20);
 pub(crate) struct ControlPlane {
     client: Client,
     server: ApiServer,
+    /// Below the API: for what only a disk does.
+    pub(crate) store: Arc<dyn Store>,
     running: JoinSet<()>,
     shutdown: CancellationToken,
     _folder: tempfile::TempDir,
@@ -36,7 +38,9 @@ impl ControlPlane {
         // Where several providers are linked, none is the default.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir()?;
-        let server = ApiServer::start(config(&folder)?).await?;
+        let config = config(&folder)?;
+        let store = config.store.clone();
+        let server = ApiServer::start(config).await?;
         let client =
             |name, groups: &[&str]| Client::new(server.service_for(UserInfo::new(name, groups)), "default");
         let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
@@ -54,7 +58,7 @@ impl ControlPlane {
         ));
 
         let client = client("admin", &["system:masters"]);
-        let plane = ControlPlane { client, server, running, shutdown, _folder: folder };
+        let plane = ControlPlane { client, server, store, running, shutdown, _folder: folder };
         plane.has_account("default").await?;
         plane.add_node(node("n1")).await?;
         Ok(plane)
