@@ -87,7 +87,7 @@ mod tests {
         let work = heavy.run(move || started.recv().is_ok());
         let (ended, ()) = tokio::join!(work, async move { start.send(()).expect("it waits") });
         assert!(ended.expect("ends"));
-        let panicked = heavy.run(|| panic!("on purpose")).await.map(|()| ()).expect_err("says so");
+        let panicked = heavy.run(|| panic!("on purpose")).await.expect_err("says so");
         assert_eq!((panicked.code, heavy.drive(async { 1 }).await.expect("goes on")), (500, 1));
     }
 }
