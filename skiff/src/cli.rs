@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -17,6 +18,9 @@ use crate::server::{self, ServerArgs};
 use crate::services::{self, ServiceCommand};
 use crate::token::{self, TokenCommand};
 use crate::{check, forward, node};
+
+/// How long whatever is still running when a command is done may take to end.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A Kubernetes-compatible cluster in one binary, for Linux containers and WebAssembly
 #[derive(Parser, Debug)]
@@ -159,8 +163,10 @@ fn execute(command: Command, threads: Option<NonZeroUsize>) -> Result<ExitCode> 
         .enable_all()
         .build()
         .context("starting the async runtime")?;
-    runtime.block_on(serve(command))?;
-    Ok(ExitCode::SUCCESS)
+    let outcome = runtime.block_on(serve(command));
+    // A piece of work on a thread of its own is not waited for without end.
+    runtime.shutdown_timeout(SHUTDOWN_TIMEOUT);
+    outcome.map(|()| ExitCode::SUCCESS)
 }
 
 fn default_threads() -> usize {

@@ -7,6 +7,8 @@ mod pod;
 pub(crate) mod quota;
 mod service_account;
 
+use std::collections::HashSet;
+
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
 
@@ -89,12 +91,12 @@ impl Api {
 /// `DenyServiceExternalIPs`: whoever may write a Service could otherwise take over any address
 /// (CVE-2020-8554). Addresses that are there already may stay.
 fn deny_external_ips(new: &Object, old: Option<&Object>) -> Result<(), Status> {
-    let list = |object: &Object| -> Vec<String> {
+    fn list(object: &Object) -> HashSet<&str> {
         let ips = object["spec"]["externalIPs"].as_array();
-        ips.into_iter().flatten().filter_map(|ip| ip.as_str().map(str::to_owned)).collect()
-    };
+        ips.into_iter().flatten().filter_map(serde_json::Value::as_str).collect()
+    }
     let before = old.map(list).unwrap_or_default();
-    if list(new).iter().all(|ip| before.contains(ip)) {
+    if list(new).is_subset(&before) {
         return Ok(());
     }
     Err(Status::forbidden("", "services", new.name(), "Use of external IPs is denied by admission control."))

@@ -2,6 +2,8 @@
 //!
 //! Source: apimachinery's `ValidateObjectMeta` and `ValidateObjectMetaUpdate`.
 
+use std::collections::HashSet;
+
 use rand::Rng;
 use serde_json::{Value, json};
 use skiff_api::kinds::Generation;
@@ -241,7 +243,7 @@ pub(crate) fn validate_update(new: &Object, old: &Object) -> Vec<Cause> {
         }
     }
     if old.is_being_deleted() {
-        let before = old.finalizers();
+        let before: HashSet<&str> = old.finalizers().into_iter().collect();
         let added: Vec<String> =
             new.finalizers().iter().filter(|f| !before.contains(f)).map(|f| format!("{f:?}")).collect();
         if !added.is_empty() {

@@ -3,6 +3,7 @@
 //! The Services themselves are what is remembered; the objects are written beside them. A server that ended in
 //! between puts them right at its next start.
 
+use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
@@ -46,16 +47,16 @@ impl Api {
         self.caches.wait_for_newest().await?;
         let (_, services) = self.caches.of(self.kind("", "v1", "services")?)?.snapshot()?;
         let services: Vec<Object> = services.values().map(|entry| entry.parse()).collect();
-        for service in &services {
-            if let Some(ip) = cluster_ip(service) {
-                self.write_address(ip, service).await?;
-            }
+        let by_ip: HashMap<Ipv4Addr, &Object> =
+            services.iter().filter_map(|service| Some((cluster_ip(service)?, service))).collect();
+        for (ip, service) in &by_ip {
+            self.write_address(*ip, service).await?;
         }
         let (_, addresses) = self.caches.of(self.addresses_kind()?)?.snapshot()?;
         let ours = addresses.values().filter(|entry| entry.label(MANAGED_BY) == Some(ALLOCATOR));
         for address in ours.map(|entry| entry.parse()) {
             let Ok(ip) = address.name().parse() else { continue };
-            let is_used = services.iter().any(|s| cluster_ip(s) == Some(ip) && is_of(&address, s));
+            let is_used = by_ip.get(&ip).is_some_and(|service| is_of(&address, service));
             if !is_used {
                 self.delete_address(&address).await?;
             }

@@ -4,7 +4,7 @@
 //! Nothing is given out twice: all allocation is under one lock, and what is in use is read back from the
 //! stored Services at start and whenever one changes.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
@@ -185,7 +185,7 @@ impl ServiceAllocator {
         }
         let name = service.name().to_owned();
         let refuse = |causes| Err(Status::invalid("", "Service", &name, causes));
-        let before: Vec<Held> = old.map(held_by).unwrap_or_default();
+        let before: HashSet<Held> = old.map(held_by).unwrap_or_default();
         let mut causes = Vec::new();
         self.cluster_ip(service, &before, &mut allocation, &mut causes);
         self.node_ports(service, &before, &mut allocation, &mut causes);
@@ -208,7 +208,7 @@ impl ServiceAllocator {
         }
     }
 
-    fn take(&self, one: Held, service: &Object, before: &[Held], allocation: &mut Allocation) -> bool {
+    fn take(&self, one: Held, service: &Object, before: &HashSet<Held>, allocation: &mut Allocation) -> bool {
         if before.contains(&one) {
             return true;
         }
@@ -227,7 +227,7 @@ impl ServiceAllocator {
     fn cluster_ip(
         &self,
         service: &mut Object,
-        before: &[Held],
+        before: &HashSet<Held>,
         allocation: &mut Allocation,
         causes: &mut Vec<Cause>,
     ) {
@@ -280,7 +280,7 @@ impl ServiceAllocator {
         &self,
         wanted: &str,
         service: &Object,
-        before: &[Held],
+        before: &HashSet<Held>,
         allocation: &mut Allocation,
     ) -> Result<Ipv4Addr, String> {
         if !wanted.is_empty() {
@@ -316,13 +316,15 @@ impl ServiceAllocator {
     fn node_ports(
         &self,
         service: &mut Object,
-        before: &[Held],
+        before: &HashSet<Held>,
         allocation: &mut Allocation,
         causes: &mut Vec<Cause>,
     ) {
         let wants = needs_node_ports(service);
         let owner = service.clone();
         let mut mine: BTreeSet<(u16, Protocol)> = BTreeSet::new();
+        // Looking through the whole range once is enough to know that it is full.
+        let mut full: BTreeSet<Protocol> = BTreeSet::new();
         for (at, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
             let protocol = Protocol::of(port);
             let field = format!("spec.ports[{at}].nodePort");
@@ -343,10 +345,16 @@ impl ServiceAllocator {
                 let free = mine.contains(&(given, protocol))
                     || self.take(Held::Port(given, protocol), &owner, before, allocation);
                 free.then_some(given)
+            } else if full.contains(&protocol) {
+                None
             } else {
                 self.pick_port(&owner, protocol, before, allocation)
             };
             match taken {
+                None if given == 0 => {
+                    full.insert(protocol);
+                    causes.push(Cause::invalid(field, &json!(given), "provided port is already allocated"));
+                }
                 Some(number) => {
                     mine.insert((number, protocol));
                     port["nodePort"] = number.into();
@@ -362,21 +370,21 @@ impl ServiceAllocator {
         &self,
         owner: &Object,
         protocol: Protocol,
-        before: &[Held],
+        before: &HashSet<Held>,
         allocation: &mut Allocation,
     ) -> Option<u16> {
         let start = rand::rng().random_range(NODE_PORTS);
         (start..=*NODE_PORTS.end())
             .chain(*NODE_PORTS.start()..start)
             .filter(|port| !before.contains(&Held::Port(*port, protocol)))
-            .find(|port| self.take(Held::Port(*port, protocol), owner, &[], allocation))
+            .find(|port| self.take(Held::Port(*port, protocol), owner, &HashSet::new(), allocation))
     }
 
     /// A load balancer with local traffic policy answers health checks on a port of its own.
     fn health_check_port(
         &self,
         service: &mut Object,
-        before: &[Held],
+        before: &HashSet<Held>,
         allocation: &mut Allocation,
         causes: &mut Vec<Cause>,
     ) {
@@ -442,17 +450,18 @@ pub(crate) fn carry_over(service: &mut Object, old: &Object) {
         return;
     }
     let ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let mut used: Vec<Value> = Vec::new();
+    let mut by_port: HashMap<(Option<u64>, Protocol), &Value> = HashMap::new();
+    for port in &ports {
+        by_port.entry((port["port"].as_u64(), Protocol::of(port))).or_insert(&port["nodePort"]);
+    }
+    let mut used: HashSet<&Value> = HashSet::new();
     for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
         if port["nodePort"].as_u64().is_some_and(|p| p > 0) {
             continue;
         }
-        let same = ports.iter().find(|p| p["port"] == port["port"] && Protocol::of(p) == Protocol::of(port));
-        if let Some(number) =
-            same.map(|p| p["nodePort"].clone()).filter(|n| !n.is_null() && !used.contains(n))
-        {
-            used.push(number.clone());
-            port["nodePort"] = number;
+        let same = by_port.get(&(port["port"].as_u64(), Protocol::of(port))).copied();
+        if let Some(number) = same.filter(|number| !number.is_null() && used.insert(number)) {
+            port["nodePort"] = number.clone();
         }
     }
     if service["spec"]["healthCheckNodePort"].is_null() && !old["spec"]["healthCheckNodePort"].is_null() {
@@ -460,16 +469,15 @@ pub(crate) fn carry_over(service: &mut Object, old: &Object) {
     }
 }
 
-fn held_by(service: &Object) -> Vec<Held> {
+fn held_by(service: &Object) -> HashSet<Held> {
     let spec = &service["spec"];
-    let mut held = Vec::new();
+    let mut held = HashSet::new();
     if let Some(ip) = spec["clusterIP"].as_str().and_then(|ip| ip.parse().ok()) {
-        held.push(Held::Ip(ip));
+        held.insert(Held::Ip(ip));
     }
     let number = |value: &Value| value.as_u64().and_then(|p| u16::try_from(p).ok()).filter(|p| *p > 0);
     for port in spec["ports"].as_array().into_iter().flatten() {
-        let one = number(&port["nodePort"]).map(|number| Held::Port(number, Protocol::of(port)));
-        held.extend(one.filter(|one| !held.contains(one)));
+        held.extend(number(&port["nodePort"]).map(|number| Held::Port(number, Protocol::of(port))));
     }
     held.extend(number(&spec["healthCheckNodePort"]).map(|port| Held::Port(port, Protocol::Tcp)));
     held

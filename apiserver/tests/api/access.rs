@@ -1,6 +1,7 @@
 //! Who may do what, discovery, health.
 
 use serde_json::{Value, json};
+use skiff_apiserver::store::{Expect, Write};
 
 use crate::fixture::{Cluster, config_map, pod};
 
@@ -270,4 +271,48 @@ async fn the_clusters_first_objects_are_there_and_stay_over_a_restart() {
     assert_eq!(slice["endpoints"][0]["addresses"], json!(["192.0.2.1"]));
     let class = admin.get("/apis/scheduling.k8s.io/v1/priorityclasses/system-node-critical").await.ok();
     assert_eq!(class["value"], 2_000_001_000);
+}
+
+#[tokio::test]
+async fn a_token_ends_a_minute_after_what_it_is_bound_to_was_due_to_go() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let secret = json!({"metadata": {"name": "s"}, "stringData": {"k": "v"}});
+    admin.post("/api/v1/namespaces/a/secrets", secret).await.created();
+    admin.post("/api/v1/namespaces/a/pods", pod("p")).await.created();
+    let token = async |kind: &str, name: &str| {
+        let bound = json!({"kind": kind, "apiVersion": "v1", "name": name});
+        let url = "/api/v1/namespaces/a/serviceaccounts/default/token";
+        let answer = admin.post(url, json!({"spec": {"boundObjectRef": bound}})).await.created();
+        answer["status"]["token"].as_str().expect("a token").to_owned()
+    };
+    let (of_pod, of_secret) = (token("Pod", "p").await, token("Secret", "s").await);
+    let is_valid = async |token: &str| {
+        let review = json!({"spec": {"token": token}});
+        let answer = admin.post("/apis/authentication.k8s.io/v1/tokenreviews", review).await.created();
+        answer["status"]["authenticated"] == true
+    };
+    // As if a finalizer had held it for so long.
+    let due = async |plural: &str, name: &str, ago_s: i64| {
+        let url = format!("/api/v1/namespaces/a/{plural}/{name}");
+        let mut object = admin.get(&url).await.ok();
+        let at = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(ago_s);
+        object["metadata"]["deletionTimestamp"] = at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string().into();
+        object["metadata"]["finalizers"] = json!(["example.com/held"]);
+        let key = format!("/registry/{plural}/a/{name}");
+        cluster.store.write(Write::put(key, object.to_string(), Expect::Any)).await.expect("writes");
+        admin.get(&url).await.ok();
+    };
+    for (plural, name, bound) in [("pods", "p", &of_pod), ("secrets", "s", &of_secret)] {
+        due(plural, name, 30).await;
+        assert!(is_valid(bound).await, "{plural}: not yet");
+        due(plural, name, 62).await;
+        assert!(!is_valid(bound).await, "{plural}: for longer than a minute");
+    }
+    let account = admin.post("/api/v1/namespaces/a/serviceaccounts/default/token", json!({"spec": {}})).await;
+    let of_account = account.created()["status"]["token"].as_str().expect("a token").to_owned();
+    due("serviceaccounts", "default", 30).await;
+    assert!(is_valid(&of_account).await);
+    due("serviceaccounts", "default", 62).await;
+    assert!(!is_valid(&of_account).await, "with its account too");
 }

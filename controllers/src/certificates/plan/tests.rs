@@ -99,9 +99,11 @@ fn node(name: &str, addresses: &[&str]) -> Node {
 fn a_node_serves_as_itself_and_as_nobody_else() {
     let mut a = node("a", &["192.0.2.1", "192.0.2.9", "10.96.0.10", "10.244.3.7"]);
     let mut b = node("b", &["192.0.2.2", "192.0.2.9"]);
-    for (node, address) in [(&mut a, "192.0.2.30"), (&mut b, "192.0.2.30"), (&mut b, "192.0.2.1")] {
+    for (node, external) in [(&mut a, &["192.0.2.30"][..]), (&mut b, &["192.0.2.30", "192.0.2.1"])] {
         let addresses = node.status.as_mut().unwrap().addresses.as_mut().unwrap();
-        addresses.push(NodeAddress { type_: "ExternalIP".into(), address: address.into() });
+        addresses.extend(
+            external.iter().map(|a| NodeAddress { type_: "ExternalIP".into(), address: (*a).to_owned() }),
+        );
     }
     let (reserved_names, reserved_ips) = (["api".to_owned()], ["192.0.2.100".parse().unwrap()]);
     let nodes = [&a, &b];
