@@ -8,11 +8,15 @@
 use serde_json::Value;
 
 use crate::schema::{Schema, Shape, TypeId};
-use crate::{Kind, Object, Status, protobuf, quantity};
+use crate::time::{Moment, Precision};
+use crate::{Kind, Object, Status, depth, protobuf, quantity};
 
+mod order;
 mod parse;
+mod path;
 
-use parse::Fault;
+pub(crate) use order::Fault;
+use path::{Noted, Path, Steps};
 
 /// What to do about unknown and duplicate fields: the `fieldValidation` parameter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,9 +66,27 @@ pub fn decode(
     finish(kind, object, Origin { source, duplicates }, validation)
 }
 
-/// Prunes and checks the shape of an object that is already parsed, such as the result of a patch.
+/// Prunes and checks the shape of an object that is already parsed, such as a default of our own.
 pub fn conform(kind: &Kind, object: Object, validation: FieldValidation) -> Result<Decoded, Status> {
     finish(kind, object, Origin::default(), validation)
+}
+
+/// An object in its shape, and the fields that its kind does not have.
+pub(crate) struct Shaped {
+    pub(crate) object: Object,
+    pub(crate) unknown: Vec<Fault>,
+}
+
+/// As [`conform`], for who words errors and warnings itself.
+///
+/// # Errors
+/// What a value of the wrong type is, in upstream's words.
+pub(crate) fn shape(kind: &Kind, mut object: Object) -> Result<Shaped, String> {
+    depth::check(&object).map_err(|error| error.to_string())?;
+    let mut walk = Walk { schema: &kind.schema.schema, unknown: Noted::default() };
+    walk.object(kind.schema.id, &mut object, Place::Root, &Path::Root)?;
+    let unknown = walk.unknown.places.iter().map(|place| Fault::Unknown(place.to_string())).collect();
+    Ok(Shaped { object, unknown })
 }
 
 /// Parses JSON without a schema, under the same caps on size and depth. Used for patches.
@@ -72,6 +94,39 @@ pub fn parse(bytes: &[u8]) -> Result<Object, Status> {
     match parse::parse(bytes, parse::Text::Json) {
         Ok((object, _)) => Ok(object),
         Err(error) => Err(Status::bad_request(format!("error decoding the request body: {error}"))),
+    }
+}
+
+/// A document without a schema, and the fields that stood twice in it.
+pub(crate) fn parse_strictly(bytes: &[u8]) -> Result<Parsed<'_>, String> {
+    let (document, duplicates) = parse::parse(bytes, parse::Text::Json).map_err(|error| error.to_string())?;
+    Ok(Parsed { document, bytes, duplicates })
+}
+
+pub(crate) struct Parsed<'b> {
+    pub(crate) document: Object,
+    bytes: &'b [u8],
+    duplicates: Vec<Steps>,
+}
+
+impl Parsed<'_> {
+    /// The fields that stood twice, and those that items of the document (a list of objects) have beside `known` ones, in
+    /// the order of the document.
+    pub(crate) fn faults(&self, known: Option<&[&str]>) -> Vec<Fault> {
+        let mut unknown = Noted::default();
+        if let (Some(known), Value::Array(items)) = (known, &self.document) {
+            for (at, item) in items.iter().enumerate() {
+                for name in item.as_object().into_iter().flatten().map(|(name, _)| name) {
+                    if !known.contains(&name.as_str()) {
+                        unknown.note(&Path::Field(&Path::Item(&Path::Root, at), name));
+                    }
+                }
+            }
+        }
+        if unknown.places.is_empty() && self.duplicates.is_empty() {
+            return Vec::new();
+        }
+        order::in_document_order(self.bytes, &unknown.places, &self.duplicates)
     }
 }
 
@@ -93,8 +148,9 @@ pub fn document(bytes: &[u8], format: Format, api_version: &str, kind: &str) -> 
 
 /// Prunes and checks a document of a type that is no kind of its own, such as `DeleteOptions`.
 pub fn conform_to(schema: &Schema, id: TypeId, mut object: Object) -> Result<Object, Status> {
-    let mut walk = Walk { schema, path: String::new(), unknown: Vec::new() };
-    walk.object(id, &mut object, false).map_err(Status::bad_request)?;
+    depth::check(&object)?;
+    let mut walk = Walk { schema, unknown: Noted::default() };
+    walk.object(id, &mut object, Place::Inner, &Path::Root).map_err(Status::bad_request)?;
     Ok(object)
 }
 
@@ -103,18 +159,18 @@ pub fn conform_to(schema: &Schema, id: TypeId, mut object: Object) -> Result<Obj
 struct Origin<'s> {
     /// The JSON it was read from, which has the fields in the order of their author.
     source: Option<&'s [u8]>,
-    duplicates: Vec<String>,
+    duplicates: Vec<Steps>,
 }
 
 impl Origin<'_> {
     /// What strict decoding has against the document, in the order in which upstream meets it.
-    fn faults(self, unknown: Vec<String>) -> Vec<String> {
+    fn faults(self, unknown: &[Steps]) -> Vec<String> {
         if unknown.is_empty() && self.duplicates.is_empty() {
             return Vec::new();
         }
         let faults = match self.source {
-            Some(source) => parse::in_document_order(source, &unknown, &self.duplicates),
-            None => unknown.into_iter().map(Fault::Unknown).collect(),
+            Some(source) => order::in_document_order(source, unknown, &self.duplicates),
+            None => unknown.iter().map(|place| Fault::Unknown(place.to_string())).collect(),
         };
         faults.iter().map(Fault::to_string).collect()
     }
@@ -126,6 +182,7 @@ fn finish(
     origin: Origin<'_>,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
+    depth::check(&object).map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
     let Value::Object(map) = &mut object else {
         return Err(cannot_be_handled(
             kind,
@@ -147,12 +204,13 @@ fn finish(
             }
         }
     }
-    let mut walk = Walk { schema: &kind.schema.schema, path: String::new(), unknown: Vec::new() };
-    walk.object(kind.schema.id, &mut object, true).map_err(|error| cannot_be_handled(kind, &error))?;
+    let mut walk = Walk { schema: &kind.schema.schema, unknown: Noted::default() };
+    walk.object(kind.schema.id, &mut object, Place::Root, &Path::Root)
+        .map_err(|error| cannot_be_handled(kind, &error))?;
     if validation == FieldValidation::Ignore {
         return Ok(Decoded { object, warnings: Vec::new() });
     }
-    let faults = origin.faults(walk.unknown);
+    let faults = origin.faults(&walk.unknown.places);
     let warnings = match validation {
         FieldValidation::Strict if !faults.is_empty() => {
             let error = format!("strict decoding error: {}", faults.join(", "));
@@ -172,170 +230,163 @@ fn cannot_be_handled(kind: &Kind, error: &str) -> Status {
 /// One pass over a document, in step with its schema.
 struct Walk<'s> {
     schema: &'s Schema,
-    /// Where the walk is: `spec.containers[0].name`.
-    path: String,
-    unknown: Vec<String>,
+    unknown: Noted,
 }
 
-/// Bounds what one bad document can make the server say.
-const MAX_UNKNOWN: usize = 100;
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// Keeps `apiVersion` and `kind` whether or not the type lists them.
+    Root,
+    Inner,
+}
 
 impl Walk<'_> {
-    /// `root` objects keep `apiVersion` and `kind` whether or not the type lists them.
-    fn object(&mut self, id: TypeId, value: &mut Value, root: bool) -> Result<(), String> {
+    fn object(&mut self, id: TypeId, value: &mut Value, place: Place, path: &Path<'_>) -> Result<(), String> {
         let schema = self.schema;
         let type_ = schema.get(id);
-        let Value::Object(map) = value else { return Err(self.mismatch(value, type_.short_name(), None)) };
+        let Value::Object(map) = value else { return Err(mismatch(value, type_.short_name(), None, path)) };
         let mut failed = None;
         map.retain(|name, value| {
-            if failed.is_some() || (root && matches!(name.as_str(), "apiVersion" | "kind")) {
+            if failed.is_some() || (place == Place::Root && matches!(name.as_str(), "apiVersion" | "kind")) {
                 return true;
             }
-            let depth = self.enter(name);
-            let keep = match type_.field(name) {
+            let path = &Path::Field(path, name);
+            match type_.field(name) {
                 None => {
-                    if self.unknown.len() < MAX_UNKNOWN {
-                        self.unknown.push(self.path.clone());
-                    }
+                    self.unknown.note(path);
                     false
                 }
                 Some(_) if value.is_null() => false,
                 Some(field) => {
-                    if let Err(error) = self.value(&field.shape, value, type_.short_name()) {
+                    if let Err(error) = self.value(&field.shape, value, type_.short_name(), path) {
                         failed = Some(error);
                     }
                     !field.omits(value)
                 }
-            };
-            self.path.truncate(depth);
-            keep
+            }
         });
         failed.map_or(Ok(()), Err)
     }
 
-    fn enter(&mut self, field: &str) -> usize {
-        let depth = self.path.len();
-        if depth > 0 {
-            self.path.push('.');
-        }
-        self.path.push_str(field);
-        depth
-    }
-
     /// `owner` is the type whose field this is, for the message.
-    fn value(&mut self, shape: &Shape, value: &mut Value, owner: &str) -> Result<(), String> {
+    fn value(
+        &mut self,
+        shape: &Shape,
+        value: &mut Value,
+        owner: &str,
+        path: &Path<'_>,
+    ) -> Result<(), String> {
         match shape {
             Shape::Any | Shape::SchemaOr(..) => Ok(()),
-            Shape::Object(id) => self.object(*id, value, false),
+            Shape::Object(id) => self.object(*id, value, Place::Inner, path),
             Shape::List(inner) => {
-                let Value::Array(items) = value else { return Err(self.mismatch(value, owner, Some("[]"))) };
-                items.retain(|item| !item.is_null());
+                let Value::Array(items) = value else {
+                    return Err(mismatch(value, owner, Some("[]"), path));
+                };
                 for (at, item) in items.iter_mut().enumerate() {
-                    let depth = self.path.len();
-                    self.path.push_str(&format!("[{at}]"));
-                    self.value(inner, item, owner)?;
-                    self.path.truncate(depth);
+                    self.element(inner, item, owner, &Path::Item(path, at))?;
                 }
                 Ok(())
             }
             Shape::Map(inner) => {
-                let Value::Object(map) = value else { return Err(self.mismatch(value, owner, Some("map"))) };
+                let Value::Object(map) = value else {
+                    return Err(mismatch(value, owner, Some("map"), path));
+                };
                 for (key, value) in map.iter_mut() {
-                    if value.is_null() && **inner == Shape::String {
-                        *value = Value::String(String::new());
-                    }
-                    let depth = self.enter(key);
-                    self.value(inner, value, owner)?;
-                    self.path.truncate(depth);
+                    self.element(inner, value, owner, &Path::Field(path, key))?;
                 }
                 Ok(())
             }
-            scalar => self.scalar(scalar, value, owner),
+            scalar => scalar_value(scalar, value, owner, path),
         }
     }
 
-    fn scalar(&mut self, shape: &Shape, value: &mut Value, owner: &str) -> Result<(), String> {
-        let go_type = match (shape, &*value) {
-            (Shape::String, Value::String(_)) | (Shape::Bool, Value::Bool(_)) => return Ok(()),
-            (Shape::Double, Value::Number(_)) => return Ok(()),
-            (Shape::Int64, Value::Number(n)) if n.is_i64() => return Ok(()),
-            (Shape::Int32, Value::Number(n)) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {
+    /// Of a list or a map. There a null is the zero value of its type, as Go reads it.
+    fn element(
+        &mut self,
+        shape: &Shape,
+        value: &mut Value,
+        owner: &str,
+        path: &Path<'_>,
+    ) -> Result<(), String> {
+        if value.is_null() {
+            *value = shape.zero();
+            if value.is_null() {
                 return Ok(());
             }
-            (Shape::IntOrString, Value::String(_)) => return Ok(()),
-            (Shape::IntOrString, Value::Number(n)) if n.is_i64() => return Ok(()),
-            (Shape::Bytes, Value::String(text)) => return self.base64(text),
-            (Shape::Quantity, Value::String(_) | Value::Number(_)) => return self.quantity(value),
-            (Shape::Time | Shape::MicroTime, Value::String(text)) => {
-                let canonical = time(text, *shape == Shape::MicroTime)?;
-                *value = canonical.into();
-                return Ok(());
-            }
-            (Shape::String, _) => "string",
-            (Shape::Bool, _) => "bool",
-            (Shape::Int32, _) => "int32",
-            (Shape::Int64, _) => "int64",
-            (Shape::Double, _) => "float64",
-            (Shape::IntOrString, _) => "intstr.IntOrString",
-            (Shape::Bytes, _) => "[]uint8",
-            (Shape::Quantity, _) => "resource.Quantity",
-            _ => "time.Time",
-        };
-        Err(self.mismatch(value, owner, Some(go_type)))
-    }
-
-    fn base64(&self, text: &str) -> Result<(), String> {
-        use base64::Engine as _;
-        match base64::engine::general_purpose::STANDARD.decode(text) {
-            Ok(_) => Ok(()),
-            Err(base64::DecodeError::InvalidByte(at, _)) => {
-                Err(format!("illegal base64 data at input byte {at} ({})", self.path))
-            }
-            Err(_) => Err(format!("illegal base64 data at input byte {} ({})", text.len(), self.path)),
         }
-    }
-
-    fn quantity(&self, value: &mut Value) -> Result<(), String> {
-        let text = match &*value {
-            Value::String(text) => text.clone(),
-            number => number.to_string(),
-        };
-        let canonical = quantity::canonical(&text).map_err(|error| format!("{}: {error}", self.path))?;
-        *value = canonical.into();
-        Ok(())
-    }
-
-    fn mismatch(&self, value: &Value, owner: &str, go_type: Option<&str>) -> String {
-        let found = match value {
-            Value::Null => "null",
-            Value::Bool(_) => "bool",
-            Value::Number(_) => "number",
-            Value::String(_) => "string",
-            Value::Array(_) => "array",
-            Value::Object(_) => "object",
-        };
-        match go_type {
-            Some(go_type) => format!(
-                "json: cannot unmarshal {found} into Go struct field {owner}.{} of type {go_type}",
-                self.path
-            ),
-            None if self.path.is_empty() => {
-                format!("json: cannot unmarshal {found} into Go value of type {owner}")
-            }
-            None => {
-                format!("json: cannot unmarshal {found} into Go struct field {} of type {owner}", self.path)
-            }
-        }
+        self.value(shape, value, owner, path)
     }
 }
 
-/// RFC 3339 in UTC: whole seconds for `Time`, always six decimals for `MicroTime`.
-fn time(text: &str, micro: bool) -> Result<String, String> {
-    let at: jiff::Timestamp = text.parse().map_err(|_| {
-        format!("parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?}")
-    })?;
-    let format = if micro { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
-    Ok(at.strftime(format).to_string())
+fn scalar_value(shape: &Shape, value: &mut Value, owner: &str, path: &Path<'_>) -> Result<(), String> {
+    let go_type = match (shape, &*value) {
+        (Shape::String, Value::String(_)) | (Shape::Bool, Value::Bool(_)) => return Ok(()),
+        (Shape::Double, Value::Number(_)) => return Ok(()),
+        (Shape::Int64, Value::Number(n)) if n.is_i64() => return Ok(()),
+        (Shape::Int32, Value::Number(n)) if n.as_i64().is_some_and(|n| i32::try_from(n).is_ok()) => {
+            return Ok(());
+        }
+        (Shape::IntOrString, Value::String(_)) => return Ok(()),
+        (Shape::IntOrString, Value::Number(n)) if n.is_i64() => return Ok(()),
+        (Shape::Bytes, Value::String(text)) => return base64(text, path),
+        (Shape::Quantity, Value::String(_) | Value::Number(_)) => return quantity(value, path),
+        (Shape::Time | Shape::MicroTime, Value::String(text)) => {
+            let precision = if *shape == Shape::MicroTime { Precision::Micros } else { Precision::Seconds };
+            let at = Moment::parse(text, precision).map_err(|error| error.to_string())?;
+            *value = at.to_text(precision).into();
+            return Ok(());
+        }
+        (Shape::String, _) => "string",
+        (Shape::Bool, _) => "bool",
+        (Shape::Int32, _) => "int32",
+        (Shape::Int64, _) => "int64",
+        (Shape::Double, _) => "float64",
+        (Shape::IntOrString, _) => "intstr.IntOrString",
+        (Shape::Bytes, _) => "[]uint8",
+        (Shape::Quantity, _) => "resource.Quantity",
+        _ => "time.Time",
+    };
+    Err(mismatch(value, owner, Some(go_type), path))
+}
+
+fn base64(text: &str, path: &Path<'_>) -> Result<(), String> {
+    use base64::Engine as _;
+    match base64::engine::general_purpose::STANDARD.decode(text) {
+        Ok(_) => Ok(()),
+        Err(base64::DecodeError::InvalidByte(at, _)) => {
+            Err(format!("illegal base64 data at input byte {at} ({path})"))
+        }
+        Err(_) => Err(format!("illegal base64 data at input byte {} ({path})", text.len())),
+    }
+}
+
+fn quantity(value: &mut Value, path: &Path<'_>) -> Result<(), String> {
+    let text = match &*value {
+        Value::String(text) => text.clone(),
+        number => number.to_string(),
+    };
+    let canonical = quantity::canonical(&text).map_err(|error| format!("{path}: {error}"))?;
+    *value = canonical.into();
+    Ok(())
+}
+
+fn mismatch(value: &Value, owner: &str, go_type: Option<&str>, path: &Path<'_>) -> String {
+    let found = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    match go_type {
+        Some(go_type) => {
+            format!("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {go_type}")
+        }
+        None if path.is_root() => format!("json: cannot unmarshal {found} into Go value of type {owner}"),
+        None => format!("json: cannot unmarshal {found} into Go struct field {path} of type {owner}"),
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ pub mod schema;
 
 pub mod decode;
 pub mod default;
+pub mod depth;
+pub mod encode;
 pub mod kinds;
 pub mod meta;
 pub mod name;
@@ -26,6 +28,7 @@ pub mod selector;
 pub mod status;
 pub mod strategy;
 pub mod table;
+pub mod time;
 
 pub use kinds::{Kind, Kinds, Scope};
 pub use selector::{FieldSelector, LabelSelector};

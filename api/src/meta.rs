@@ -1,5 +1,7 @@
 //! Reading and writing `metadata` of an object.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use crate::{Cause, Object, name};
@@ -34,6 +36,43 @@ pub fn validate_annotations(annotations: &Value, field: &str) -> Vec<Cause> {
         causes.push(Cause::too_long(field, MAX_ANNOTATIONS_BYTES));
     }
     causes
+}
+
+/// When owners that stand twice were met, which the warning says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// In what the client sent.
+    Before,
+    /// In what mutating admission made of it, or a patch.
+    After,
+}
+
+/// Leaves each of an object's `ownerReferences` once; the sentence for a `Warning` header if there was one more often.
+/// References are the same if all their fields are. Upstream does so before mutating admission and after it; of a patch only after.
+///
+/// Source: `dedupOwnerReferencesAndAddWarning` of apiserver's `endpoints/handlers/rest.go`.
+pub fn merge_owner_references(object: &mut Object, admission: Admission) -> Option<String> {
+    let references = object.get_mut("metadata")?.get_mut("ownerReferences")?.as_array_mut()?;
+    let (mut met, mut duplicates) = (HashSet::new(), Vec::new());
+    references.retain(|reference| {
+        let is_new = met.insert(reference.to_string());
+        if !is_new {
+            duplicates.push(reference["uid"].as_str().unwrap_or_default().to_owned());
+        }
+        is_new
+    });
+    if duplicates.is_empty() {
+        return None;
+    }
+    let when = match admission {
+        Admission::Before => "",
+        Admission::After => " after mutating admission happens",
+    };
+    Some(format!(
+        ".metadata.ownerReferences contains duplicate entries{when}; API server dedups owner references in 1.20+, and may \
+         reject such requests as early as 1.24; please fix your requests; duplicate UID(s) observed: {}",
+        duplicates.join(", ")
+    ))
 }
 
 /// Borrowed access to the metadata of an object. Missing fields read as empty.
@@ -89,5 +128,40 @@ impl Meta for Object {
 
     fn meta_str(&self, field: &str) -> &str {
         self["metadata"][field].as_str().unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn owners_that_stand_twice_are_merged_with_a_warning() {
+        let owner =
+            |uid: &str, name: &str| json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid});
+        let owners = [owner("1", "a"), owner("2", "b"), owner("1", "a"), owner("1", "c"), owner("2", "b")];
+        let mut object = json!({"metadata": {"ownerReferences": owners}});
+        let warning = merge_owner_references(&mut object, Admission::Before).unwrap();
+        assert!(
+            warning.starts_with(".metadata.ownerReferences contains duplicate entries; API server"),
+            "{warning}"
+        );
+        assert!(warning.ends_with("duplicate UID(s) observed: 1, 2"), "{warning}");
+        let left = [owner("1", "a"), owner("2", "b"), owner("1", "c")];
+        assert_eq!(
+            object["metadata"]["ownerReferences"],
+            json!(left),
+            "one of another name is another owner"
+        );
+        assert_eq!(merge_owner_references(&mut object, Admission::After), None);
+        assert_eq!(merge_owner_references(&mut json!({"metadata": {}}), Admission::After), None);
+    }
+
+    #[test]
+    fn a_hundred_thousand_owners_are_merged_at_once() {
+        let owners: Vec<Value> =
+            (0..100_000).map(|n| json!({"uid": "same", "name": n.to_string()})).collect();
+        let mut object = json!({"metadata": {"ownerReferences": owners}});
+        assert_eq!(merge_owner_references(&mut object, Admission::Before), None);
     }
 }

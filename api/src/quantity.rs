@@ -28,9 +28,13 @@ pub struct Quantity {
 #[error("quantities must match the regular expression '^([+-]?[0-9.]+)([eEinumkKMGTP]*[-+]?[0-9]*)$'")]
 pub struct QuantityError;
 
+/// In billionths.
+const MILLI: i128 = 1_000_000;
 const NANO: i128 = 1_000_000_000;
-/// Upstream's largest value, 2^63-1, which larger ones are cut to.
-const MAX: i128 = i64::MAX as i128 * NANO;
+/// Larger values are cut to this: 10^28, which leaves room for sums. Upstream knows no bound here.
+const MAX: i128 = 10_i128.pow(37);
+/// Upstream's largest value with a binary suffix, 2^63-1.
+const MAX_BINARY: i128 = i64::MAX as i128 * NANO;
 const DECIMAL: [(&str, i32); 10] =
     [("n", -9), ("u", -6), ("m", -3), ("", 0), ("k", 3), ("M", 6), ("G", 9), ("T", 12), ("P", 15), ("E", 18)];
 const BINARY: [&str; 6] = ["Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
@@ -61,6 +65,11 @@ impl Quantity {
     /// The next whole number of units.
     pub fn rounded_up(self) -> Quantity {
         Quantity { nanos: div_up(self.nanos, NANO) * NANO, suffixes: self.suffixes }
+    }
+
+    /// The next whole number of thousandths, away from zero.
+    pub fn rounded_up_to_thousandths(self) -> Quantity {
+        Quantity { nanos: div_up(self.nanos, MILLI) * MILLI, suffixes: self.suffixes }
     }
 
     pub fn is_whole(self) -> bool {
@@ -97,9 +106,81 @@ impl PartialOrd for Quantity {
     }
 }
 
-/// The canonical text of a quantity: `1000m` is `1`, `1024Ki` is `1Mi`, `0.5` is `500m`.
+/// The text that a quantity is kept with: `1000m` is `1`, `1024Ki` is `1Mi`, `0.5` is `500m`. What looks canonical to upstream
+/// stays as it was written: `+5`, `007`, `1.500`.
 pub fn canonical(text: &str) -> Result<String, QuantityError> {
-    Ok(text.parse::<Quantity>()?.to_string())
+    let text = text.trim();
+    let quantity: Quantity = text.parse()?;
+    Ok(if Written::read(text)?.is_kept() { text.to_owned() } else { quantity.to_string() })
+}
+
+/// The text of a quantity as an amount of a resource, which has whole thousandths; `None` if it is kept.
+pub fn rounded_up_to_thousandths(text: &str) -> Option<String> {
+    let quantity: Quantity = text.parse().ok()?;
+    let is_fine = Written::read(text).is_ok_and(|written| written.exponent() < -3);
+    is_fine.then(|| quantity.rounded_up_to_thousandths().to_string())
+}
+
+/// The parts of a quantity's text.
+struct Written<'t> {
+    negative: bool,
+    /// Without zeros in front; empty is zero.
+    whole: &'t str,
+    fraction: &'t str,
+    scale: Scale,
+    suffixes: Suffixes,
+}
+
+impl<'t> Written<'t> {
+    fn read(text: &'t str) -> Result<Written<'t>, QuantityError> {
+        let (negative, unsigned) = match text.as_bytes().first() {
+            Some(b'-') => (true, &text[1..]),
+            Some(b'+') => (false, &text[1..]),
+            Some(_) => (false, text),
+            None => return Err(QuantityError),
+        };
+        let digits_end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
+        let (number, suffix) = unsigned.split_at(digits_end);
+        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+        if fraction.contains('.') {
+            return Err(QuantityError);
+        }
+        let (scale, suffixes) = scale(suffix)?;
+        Ok(Written { negative, whole: whole.trim_start_matches('0'), fraction, scale, suffixes })
+    }
+
+    /// Of ten, of the last digit.
+    fn exponent(&self) -> i32 {
+        let suffix = match self.scale {
+            Scale::Ten(exponent) => exponent,
+            Scale::Two(_) => 0,
+        };
+        suffix - i32::try_from(self.fraction.len()).unwrap_or(i32::MAX)
+    }
+
+    /// Whether upstream takes the text for canonical already. It looks no closer than this.
+    fn is_kept(&self) -> bool {
+        let whole = if self.whole.is_empty() { "0" } else { self.whole };
+        let digits = whole.len() + self.fraction.len();
+        match self.scale {
+            Scale::Ten(_) => {
+                let last = format!("{whole}{}", self.fraction);
+                let exponent = self.exponent();
+                digits <= 18
+                    && exponent >= -9
+                    && exponent % 3 == 0
+                    && !last.ends_with("000")
+                    && !last.starts_with('0')
+            }
+            Scale::Two(shift) => {
+                let room = 14 - i64::from(shift * 3 / 10);
+                let value = whole.parse::<i64>().ok().filter(|value| value.checked_mul(1 << shift).is_some());
+                self.fraction.is_empty()
+                    && i64::try_from(digits).is_ok_and(|digits| digits <= room)
+                    && value.is_some_and(|value| value & 7 != 0)
+            }
+        }
+    }
 }
 
 fn div_up(value: i128, by: i128) -> i128 {
@@ -111,24 +192,14 @@ impl FromStr for Quantity {
     type Err = QuantityError;
 
     fn from_str(text: &str) -> Result<Self, QuantityError> {
-        let (negative, unsigned) = match text.as_bytes().first() {
-            Some(b'-') => (true, &text[1..]),
-            Some(b'+') => (false, &text[1..]),
-            _ => (false, text),
-        };
-        let digits_end = unsigned.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(unsigned.len());
-        let (number, suffix) = unsigned.split_at(digits_end);
-        let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-            return Err(QuantityError);
-        }
-        let (scale, suffixes) = scale(suffix)?;
-        let magnitude = match scale {
-            Scale::Ten(exponent) => decimal(whole, fraction, exponent + 9),
-            Scale::Two(shift) => binary(whole, fraction, shift),
+        let written = Written::read(text)?;
+        let magnitude = match written.scale {
+            Scale::Ten(exponent) => decimal(written.whole, written.fraction, exponent + 9),
+            Scale::Two(shift) => binary(written.whole, written.fraction, shift),
         };
         let nanos = magnitude.min(MAX);
-        Ok(Quantity { nanos: if negative { -nanos } else { nanos }, suffixes })
+        let suffixes = written.suffixes;
+        Ok(Quantity { nanos: if written.negative { -nanos } else { nanos }, suffixes })
     }
 }
 
@@ -171,9 +242,16 @@ fn decimal(whole: &str, fraction: &str, exponent: i32) -> i128 {
     value + i128::from(rest)
 }
 
+/// `whole.fraction` × 2^`shift` in billionths, rounded up, cut to [`MAX_BINARY`].
 fn binary(whole: &str, fraction: &str, shift: u32) -> i128 {
-    let value = decimal(whole, fraction, 9);
-    value.saturating_mul(1 << shift.min(60)).min(MAX)
+    /// Digits that are looked at; what comes after them only rounds up the last.
+    const DIGITS: usize = 18;
+    let whole = decimal(whole, "", 0).saturating_mul(1 << shift).saturating_mul(NANO);
+    let kept: String = fraction.chars().chain(std::iter::repeat('0')).take(DIGITS).collect();
+    let rest = fraction.bytes().skip(DIGITS).any(|digit| digit != b'0');
+    // Below 10^18, and 2^60 at most.
+    let fraction = (decimal(&kept, "", 0) + i128::from(rest)) << shift;
+    whole.saturating_add(div_up(fraction, NANO)).min(MAX_BINARY)
 }
 
 impl fmt::Display for Quantity {
@@ -182,9 +260,9 @@ impl fmt::Display for Quantity {
             return f.write_str("0");
         }
         match self.suffixes {
-            // Small or fractional values read better in decimal; upstream switches as well.
-            Suffixes::Binary if self.nanos.abs() >= 1024 * NANO => {
-                let mut units = div_up(self.nanos, NANO);
+            // Small values read better in decimal, and fractions would be lost; upstream switches as well.
+            Suffixes::Binary if self.nanos.abs() >= 1024 * NANO && self.is_whole() => {
+                let mut units = self.nanos / NANO;
                 let mut at = 0;
                 while units % 1024 == 0 && at < BINARY.len() {
                     units /= 1024;
@@ -235,7 +313,8 @@ mod tests {
             ("1000", "1k"),
             ("100", "100"),
             ("1e3", "1e3"),
-            ("1E3", "1e3"),
+            ("1E3", "1E3"),
+            ("1.10Ki", "1126400m"),
             ("12e6", "12e6"),
             ("0", "0"),
             ("0.0001", "100u"),
@@ -250,9 +329,26 @@ mod tests {
         }
     }
 
+    /// Each line is a text, and what apimachinery v0.36.3 makes of it: its canonical form and that rounded up to
+    /// thousandths, or `-` twice.
+    #[test]
+    fn quantities_are_read_written_and_rounded_as_upstream_does() {
+        let mut differing = Vec::new();
+        for line in include_str!("quantity.cases.tsv").lines() {
+            let fields: Vec<&str> = line.split('\t').collect();
+            let [given, wanted, rounded] = fields[..] else { panic!("{line}") };
+            let ours = canonical(given).unwrap_or("-".into());
+            let ours_rounded = rounded_up_to_thousandths(&ours).unwrap_or(ours.clone());
+            if (ours.as_str(), ours_rounded.as_str()) != (wanted, rounded) {
+                differing.push(format!("{given}: {wanted} {rounded}, not {ours} {ours_rounded}"));
+            }
+        }
+        assert!(differing.is_empty(), "{differing:#?}");
+    }
+
     #[test]
     fn what_is_no_quantity_is_refused() {
-        for text in ["", "m", "1x", "1..2", "1Kib", "0x10", "1 Gi", "e3", "--1"] {
+        for text in ["", "1x", "1..2", "1Kib", "0x10", "1 Gi", "1e", "--1"] {
             assert_eq!(canonical(text), Err(QuantityError), "{text}");
         }
     }

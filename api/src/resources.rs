@@ -140,6 +140,18 @@ pub fn pod_limits(pod: &Object, overhead: Overhead) -> Resources {
 }
 
 fn pod_sum(pod: &Object, side: &str) -> Resources {
+    let mut sum = sum_of_containers(pod, side);
+    // What is said of the whole pod counts instead of its containers' sum.
+    for (name, amount) in Resources::from_json(&pod["spec"]["resources"][side]).iter() {
+        if matches!(name, "cpu" | "memory") || name.starts_with("hugepages-") {
+            sum.set(name, amount);
+        }
+    }
+    sum
+}
+
+/// Of the containers together, or more where an init container needs more.
+pub(crate) fn sum_of_containers(pod: &Object, side: &str) -> Resources {
     let of = |container: &Value| Resources::from_json(&container["resources"][side]);
     let list = |field: &str| pod["spec"][field].as_array().map(Vec::as_slice).unwrap_or_default();
     let mut sum = Resources::default();
@@ -161,12 +173,6 @@ fn pod_sum(pod: &Object, side: &str) -> Resources {
         }
     }
     sum.raise(&init);
-    // What is said of the whole pod counts instead of its containers' sum.
-    for (name, amount) in Resources::from_json(&pod["spec"]["resources"][side]).iter() {
-        if matches!(name, "cpu" | "memory") || name.starts_with("hugepages-") {
-            sum.set(name, amount);
-        }
-    }
     sum
 }
 

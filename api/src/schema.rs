@@ -92,6 +92,21 @@ pub enum ListType {
     Map,
 }
 
+impl Shape {
+    /// What a list or map holds where no value is said; `Null` where nothing stands for nothing.
+    pub fn zero(&self) -> Value {
+        match self {
+            Shape::String | Shape::Bytes => "".into(),
+            Shape::Int32 | Shape::Int64 | Shape::IntOrString | Shape::Double => 0.into(),
+            Shape::Bool => false.into(),
+            Shape::Quantity => "0".into(),
+            Shape::Object(_) | Shape::Map(_) => Value::Object(serde_json::Map::new()),
+            Shape::List(_) => Value::Array(Vec::new()),
+            Shape::Time | Shape::MicroTime | Shape::Any | Shape::SchemaOr(..) => Value::Null,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Field {
     pub name: Box<str>,

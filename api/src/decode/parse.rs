@@ -1,10 +1,12 @@
-//! JSON and YAML to a document, with the paths of fields that stood twice.
+//! JSON and YAML to a document, with the places of fields that stood twice.
 
-use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+
+use super::path::{Noted, Path, Steps};
+use crate::depth::{self, MAX_DEPTH, TooDeep};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ParseError {
@@ -12,6 +14,8 @@ pub(super) enum ParseError {
     Json(#[source] serde_json::Error),
     #[error("invalid YAML: {0}")]
     Yaml(String),
+    #[error("{0}")]
+    TooDeep(#[source] TooDeep),
     #[error("the body is empty")]
     Empty,
 }
@@ -23,37 +27,60 @@ pub(super) enum Text {
     Yaml,
 }
 
-/// Parses one document. JSON nests at most 128 deep; YAML is held to a budget of nodes, aliases and depth.
-pub(super) fn parse(bytes: &[u8], format: Text) -> Result<(Value, Vec<String>), ParseError> {
+/// Parses one document. It nests at most [`MAX_DEPTH`] deep; YAML is held to a budget of nodes and aliases, too.
+pub(super) fn parse(bytes: &[u8], format: Text) -> Result<(Value, Vec<Steps>), ParseError> {
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(ParseError::Empty);
     }
-    let mut duplicates = Vec::new();
-    let seed = Node { path: String::new(), duplicates: &mut duplicates };
+    let mut duplicates = Noted::default();
     let value = match format {
         Text::Json => {
+            let mut too_deep = None;
+            let seed = Node {
+                path: &Path::Root,
+                left: MAX_DEPTH,
+                too_deep: &mut too_deep,
+                duplicates: &mut duplicates,
+            };
             let mut json = serde_json::Deserializer::from_slice(bytes);
-            let value = seed.deserialize(&mut json).map_err(ParseError::Json)?;
+            let value = seed.deserialize(&mut json);
+            if let Some(error) = too_deep {
+                return Err(ParseError::TooDeep(error));
+            }
+            let value = value.map_err(ParseError::Json)?;
             json.end().map_err(ParseError::Json)?;
             value
         }
         Text::Yaml => {
             let text = std::str::from_utf8(bytes).map_err(|e| ParseError::Yaml(e.to_string()))?;
-            serde_saphyr::from_str::<Value>(text).map_err(|e| ParseError::Yaml(e.to_string()))?
+            let value = serde_saphyr::from_str::<Value>(text).map_err(|e| ParseError::Yaml(e.to_string()))?;
+            depth::check(&value).map_err(ParseError::TooDeep)?;
+            value
         }
     };
-    Ok((value, duplicates))
+    Ok((value, duplicates.places))
 }
 
-struct Node<'d> {
-    path: String,
-    duplicates: &'d mut Vec<String>,
+struct Node<'p, 'd> {
+    path: &'p Path<'p>,
+    /// Levels that may still be opened.
+    left: usize,
+    /// Why reading ended, if it was this.
+    too_deep: &'d mut Option<TooDeep>,
+    duplicates: &'d mut Noted,
 }
 
-/// Bounds what one bad document can make the server say.
-const MAX_DUPLICATES: usize = 100;
+impl Node<'_, '_> {
+    /// Levels that may still be opened once one more is.
+    fn open<E: serde::de::Error>(&mut self) -> Result<usize, E> {
+        self.left.checked_sub(1).ok_or_else(|| {
+            *self.too_deep = Some(TooDeep);
+            E::custom(TooDeep)
+        })
+    }
+}
 
-impl<'de> DeserializeSeed<'de> for Node<'_> {
+impl<'de> DeserializeSeed<'de> for Node<'_, '_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
@@ -61,7 +88,7 @@ impl<'de> DeserializeSeed<'de> for Node<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for Node<'_> {
+impl<'de> Visitor<'de> for Node<'_, '_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -96,148 +123,34 @@ impl<'de> Visitor<'de> for Node<'_> {
         Ok(Value::Null)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut seq: A) -> Result<Value, A::Error> {
+        let left = self.open()?;
         let mut items = Vec::new();
         loop {
-            let path = format!("{}[{}]", self.path, items.len());
-            match seq.next_element_seed(Node { path, duplicates: self.duplicates })? {
+            let path = &Path::Item(self.path, items.len());
+            let node = Node { path, left, too_deep: self.too_deep, duplicates: self.duplicates };
+            match seq.next_element_seed(node)? {
                 Some(item) => items.push(item),
                 None => return Ok(Value::Array(items)),
             }
         }
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut access: A) -> Result<Value, A::Error> {
+        let left = self.open()?;
         let mut map = Map::new();
         while let Some(key) = access.next_key::<String>()? {
             if key.len() > 1024 * 1024 {
                 return Err(A::Error::custom("a field name of more than 1 MiB"));
             }
-            let path = if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
-            if map.contains_key(&key) && self.duplicates.len() < MAX_DUPLICATES {
-                self.duplicates.push(path.clone());
+            let path = &Path::Field(self.path, &key);
+            if map.contains_key(&key) {
+                self.duplicates.note(path);
             }
-            let value = access.next_value_seed(Node { path, duplicates: self.duplicates })?;
+            let node = Node { path, left, too_deep: self.too_deep, duplicates: self.duplicates };
+            let value = access.next_value_seed(node)?;
             map.insert(key, value);
         }
         Ok(Value::Object(map))
-    }
-}
-
-/// Orders faults as they stand in a JSON document. What is in an unknown field is not looked at, as upstream, so
-/// fields that stand twice in there are no faults.
-pub(super) fn in_document_order(bytes: &[u8], unknown: &[String], duplicates: &[String]) -> Vec<Fault> {
-    let wanted = |paths: &[String]| paths.iter().cloned().collect::<HashSet<String>>();
-    let mut order = Order { unknown: wanted(unknown), duplicates: wanted(duplicates), faults: Vec::new() };
-    let mut json = serde_json::Deserializer::from_slice(bytes);
-    // The document was read once before, so it can be read again.
-    let _ = Place { path: String::new(), order: &mut order }.deserialize(&mut json);
-    order.faults
-}
-
-/// A field that is not as strict decoding wants it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Fault {
-    Unknown(String),
-    Duplicate(String),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Fault::Unknown(path) => write!(f, "unknown field {path:?}"),
-            Fault::Duplicate(path) => write!(f, "duplicate field {path:?}"),
-        }
-    }
-}
-
-/// As upstream.
-const MAX_FAULTS: usize = 100;
-
-struct Order {
-    unknown: HashSet<String>,
-    duplicates: HashSet<String>,
-    faults: Vec<Fault>,
-}
-
-impl Order {
-    fn note(&mut self, fault: Fault) {
-        if self.faults.len() < MAX_FAULTS && !self.faults.contains(&fault) {
-            self.faults.push(fault);
-        }
-    }
-}
-
-/// Where the second reading is.
-struct Place<'o> {
-    path: String,
-    order: &'o mut Order,
-}
-
-impl<'de> DeserializeSeed<'de> for Place<'_> {
-    type Value = ();
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Place<'_> {
-    type Value = ();
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_i64<E>(self, _: i64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_u64<E>(self, _: u64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_str<E>(self, _: &str) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_unit<E>(self) -> Result<(), E> {
-        Ok(())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<(), A::Error> {
-        let mut at = 0;
-        while seq
-            .next_element_seed(Place { path: format!("{}[{at}]", self.path), order: self.order })?
-            .is_some()
-        {
-            at += 1;
-        }
-        Ok(())
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<(), A::Error> {
-        let mut met = HashSet::new();
-        while let Some(key) = access.next_key::<String>()? {
-            let path = if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
-            if self.order.unknown.contains(&path) {
-                self.order.note(Fault::Unknown(path));
-                access.next_value::<IgnoredAny>()?;
-                continue;
-            }
-            if !met.insert(key) && self.order.duplicates.contains(&path) {
-                self.order.note(Fault::Duplicate(path.clone()));
-            }
-            access.next_value_seed(Place { path, order: self.order })?;
-        }
-        Ok(())
     }
 }

@@ -91,3 +91,98 @@ fn bombs_are_refused() {
     }
     assert_eq!(document(laughs.as_bytes(), Format::Yaml, "", "").unwrap_err().code, 400);
 }
+
+/// A name that makes any copy of the path of an element cost as much as the whole document does.
+fn long_name() -> String {
+    "n".repeat(100_000)
+}
+
+#[test]
+fn reading_costs_no_more_for_the_length_of_the_names_around_a_value() {
+    let items = vec!["0"; 200_000].join(",");
+    let name = long_name();
+    let text = format!(r#"{{"{name}": {{"{name}": [{items}]}}}}"#);
+    assert_eq!(parse(text.as_bytes()).unwrap()[&name][&name].as_array().map(Vec::len), Some(200_000));
+    // As strict decoding reads it, twice.
+    let text = format!(r#"{{"kind": "Pod", "kind": "Pod", "{name}": {{"{name}": [{items}]}}}}"#);
+    let decoded = decode_as("Pod", &text, FieldValidation::Warn).unwrap();
+    assert_eq!(decoded.warnings.len(), 2);
+}
+
+#[test]
+fn pruning_costs_no_more_for_the_length_of_the_names_around_a_value() {
+    let name = long_name();
+    let labels: Vec<String> = (0..100_000).map(|n| format!(r#""l{n}": null"#)).collect();
+    let text = format!(
+        r#"{{"metadata": {{"annotations": {{"{name}": "x"}}, "labels": {{{}}}}}}}"#,
+        labels.join(",")
+    );
+    let decoded = decode_as("Pod", &text, FieldValidation::Strict).unwrap();
+    assert_eq!(decoded.object["metadata"]["labels"]["l7"], "");
+}
+
+#[test]
+fn what_is_said_of_faults_is_bounded_however_many_and_long_they_are() {
+    let name = long_name();
+    let fields: Vec<String> = (0..5000).map(|n| format!(r#""{name}{n}": 1"#)).take(20).collect();
+    let text = format!(r#"{{"metadata": {{{}}}}}"#, fields.join(","));
+    let warnings = decode_as("Pod", &text, FieldValidation::Warn).unwrap().warnings;
+    assert_eq!(warnings.len(), 1, "the first, and there is no room for more");
+    let twice: Vec<String> = (0..5000).map(|n| format!(r#""f{n}": 1, "f{n}": 2"#)).collect();
+    let warnings =
+        decode_as("Pod", &format!("{{{}}}", twice.join(",")), FieldValidation::Warn).unwrap().warnings;
+    assert_eq!(warnings.len(), 100);
+}
+
+#[test]
+fn a_null_in_a_list_or_map_is_the_zero_value_of_its_type() {
+    let text = r#"{"metadata": {"finalizers": [null, "a"], "labels": {"l": null}},
+        "spec": {"containers": [null, {"name": "c", "args": [null], "resources": {"limits": {"cpu": null}}}]}}"#;
+    let object = decode_as("Pod", text, FieldValidation::Strict).unwrap().object;
+    assert_eq!(object["metadata"]["finalizers"], json!(["", "a"]));
+    assert_eq!(object["metadata"]["labels"], json!({"l": ""}));
+    assert_eq!(object["spec"]["containers"][0], json!({}));
+    assert_eq!(object["spec"]["containers"][1]["args"], json!([""]));
+    assert_eq!(object["spec"]["containers"][1]["resources"]["limits"], json!({"cpu": "0"}));
+    let text = r#"{"binaryData": {"b": null}, "data": {"d": null}}"#;
+    let object = decode_as("ConfigMap", text, FieldValidation::Strict).unwrap().object;
+    assert_eq!((&object["binaryData"], &object["data"]), (&json!({"b": ""}), &json!({"d": ""})));
+}
+
+#[test]
+fn a_time_in_the_year_9999_is_kept_also_through_protobuf() {
+    let text = r#"{"metadata": {"name": "l"}, "spec": {"renewTime": "9999-12-31T23:59:59.000001Z"}}"#;
+    let lease = decode_as("Lease", text, FieldValidation::Strict).unwrap().object;
+    assert_eq!(lease["spec"]["renewTime"], "9999-12-31T23:59:59.000001Z");
+    let encoded = protobuf::document(&lease).unwrap();
+    assert_eq!(document(&encoded, Format::Protobuf, "", "").unwrap()["spec"], lease["spec"]);
+    let text = r#"{"metadata": {"creationTimestamp": "9999-12-31T23:59:59Z"}}"#;
+    let pod = decode_as("Pod", text, FieldValidation::Strict).unwrap().object;
+    let encoded = protobuf::document(&pod).unwrap();
+    let read = document(&encoded, Format::Protobuf, "", "").unwrap();
+    assert_eq!(read["metadata"]["creationTimestamp"], "9999-12-31T23:59:59Z");
+    for time in ["9999-12-31T23:59:59-01:00", "2026-01-01", "2026-01-01 00:00:00Z"] {
+        let text = format!(r#"{{"metadata": {{"creationTimestamp": "{time}"}}}}"#);
+        assert_eq!(decode_as("Pod", &text, FieldValidation::Ignore).unwrap_err().code, 400, "{time}");
+    }
+}
+
+#[test]
+fn nothing_that_nests_too_deep_is_taken_in_any_format() {
+    let deep = |levels: usize| format!("{}{}{}", r#"{"a":"#.repeat(levels), "1", "}".repeat(levels));
+    let error = document(deep(121).as_bytes(), Format::Json, "", "").unwrap_err();
+    assert!(error.code == 400 && error.message.contains("exceeded max depth"), "{error}");
+    assert!(document(deep(120).as_bytes(), Format::Json, "", "").is_ok());
+    assert_eq!(document(deep(100_000).as_bytes(), Format::Json, "", "").unwrap_err().code, 400);
+    assert_eq!(document(deep(100_000).as_bytes(), Format::Yaml, "", "").unwrap_err().code, 400);
+    let kinds = Kinds::builtin();
+    let revision = kinds.iter().find(|k| k.kind == "ControllerRevision").unwrap();
+    for (levels, wanted) in [(119, true), (120, false)] {
+        let object = json!({"apiVersion": "apps/v1", "kind": "ControllerRevision", "revision": 1});
+        let mut object = object;
+        object["data"] = (0..levels).fold(json!(1), |inner, _| json!({"a": inner}));
+        assert_eq!(conform(revision, object.clone(), FieldValidation::Ignore).is_ok(), wanted, "{levels}");
+        let encoded = protobuf::document(&object).unwrap();
+        assert_eq!(document(&encoded, Format::Protobuf, "", "").is_ok(), wanted, "{levels}");
+    }
+}

@@ -4,12 +4,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Number, Value};
 
-use super::encode::ZERO_TIME_S;
 use super::wire::{self, DecodeError, FieldBytes, Reader};
+use crate::depth::{self, MAX_DEPTH};
 use crate::schema::{Alternative, Field, Message, ObjectType, Schema, Shape, TypeId, What};
+use crate::time::{Moment, Precision};
 
-/// How deep the JSON may nest, so that it can be read again once it is stored.
-const MAX_DEPTH: usize = 100;
 /// How many values one message may hold: its smallest are two bytes on the wire and far more in memory.
 const MAX_VALUES: usize = 250_000;
 
@@ -160,7 +159,7 @@ impl Decoder<'_> {
         name: &str,
         map: &mut Map<String, Value>,
     ) -> Result<(), DecodeError> {
-        let (mut key, mut value) = (String::new(), zero(shape));
+        let (mut key, mut value) = (String::new(), shape.zero());
         let mut reader = Reader::new(bytes);
         while let Some(found) = reader.field(name)? {
             match (found.number, shape) {
@@ -222,9 +221,8 @@ impl Decoder<'_> {
         }
         let value: Value = serde_json::from_slice(raw)
             .map_err(|source| DecodeError::NotJson { field: name.to_owned(), source })?;
-        if self.depth + depth_of(&value) > MAX_DEPTH {
-            return Err(DecodeError::TooDeep(MAX_DEPTH));
-        }
+        let left = MAX_DEPTH.saturating_sub(self.depth);
+        depth::levels(&value, left).map_err(|_| DecodeError::TooDeep(MAX_DEPTH))?;
         Ok(value)
     }
 
@@ -334,38 +332,9 @@ fn time(shape: &Shape, bytes: &[u8], name: &str) -> Result<Value, DecodeError> {
             if found.number == 1 { seconds = found.bits as i64 } else { nanos = found.bits as i32 }
         }
     }
-    let is_micro = *shape == Shape::MicroTime;
-    let kept_ns = if is_micro { nanos / 1000 * 1000 } else { 0 };
-    if seconds == ZERO_TIME_S && kept_ns == 0 {
-        return Ok(Value::Null);
-    }
-    // Years that JSON's times have.
-    let years = ZERO_TIME_S..=253_402_300_799;
-    let in_range = years.contains(&seconds) && (0..1_000_000_000).contains(&kept_ns);
-    let at = in_range.then(|| jiff::Timestamp::new(seconds, kept_ns).ok()).flatten();
+    let precision = if *shape == Shape::MicroTime { Precision::Micros } else { Precision::Seconds };
+    let kept_ns = if precision == Precision::Micros { nanos / 1000 * 1000 } else { 0 };
+    let at = u32::try_from(kept_ns).ok().and_then(|kept_ns| Moment::new(seconds, kept_ns));
     let at = at.ok_or_else(|| DecodeError::NoTime { field: name.to_owned(), seconds, nanos })?;
-    let format = if is_micro { "%Y-%m-%dT%H:%M:%S.%6fZ" } else { "%Y-%m-%dT%H:%M:%SZ" };
-    Ok(at.strftime(format).to_string().into())
-}
-
-/// What a map has where its entry names no value.
-fn zero(shape: &Shape) -> Value {
-    match shape {
-        Shape::String | Shape::Bytes => "".into(),
-        Shape::Int32 | Shape::Int64 | Shape::IntOrString => 0.into(),
-        Shape::Bool => false.into(),
-        Shape::Double => 0.into(),
-        Shape::Quantity => "0".into(),
-        Shape::Object(_) | Shape::Map(_) => Value::Object(Map::new()),
-        Shape::List(_) => Value::Array(Vec::new()),
-        Shape::Time | Shape::MicroTime | Shape::Any | Shape::SchemaOr(..) => Value::Null,
-    }
-}
-
-fn depth_of(value: &Value) -> usize {
-    match value {
-        Value::Array(items) => 1 + items.iter().map(depth_of).max().unwrap_or(0),
-        Value::Object(map) => 1 + map.values().map(depth_of).max().unwrap_or(0),
-        _ => 0,
-    }
+    Ok(if at.is_zero() { Value::Null } else { at.to_text(precision).into() })
 }

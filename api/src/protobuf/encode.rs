@@ -7,9 +7,7 @@ use serde_json::{Map, Value};
 
 use super::wire::{DELIMITED, FIXED64, VARINT};
 use crate::schema::{Alternative, Field, Message, ObjectType, Presence, Schema, Shape, TypeId, What};
-
-/// `0001-01-01T00:00:00Z`, which Go takes for no time at all.
-pub(super) const ZERO_TIME_S: i64 = -62_135_596_800;
+use crate::time::{Moment, Precision};
 
 /// The message of a document that conforms to its type. What does not conform is left out.
 pub(super) fn message(schema: &Schema, id: TypeId, document: &Value) -> Vec<u8> {
@@ -126,18 +124,17 @@ impl Writer<'_> {
     }
 
     fn time(&mut self, number: u16, value: &Value, precision: Precision) {
-        let parsed = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+        // What is stored was read once before, by a server that may have taken other fractions.
+        let text = value.as_str().unwrap_or_default();
+        let parsed = Moment::parse(text, Precision::Seconds).ok();
         self.delimited(number, |w| {
             let Some(at) = parsed else { return };
-            // Seconds count down to before the moment, and the rest up from there.
-            let total_ns = at.as_nanosecond();
-            let seconds = total_ns.div_euclid(1_000_000_000);
-            let micros = total_ns.rem_euclid(1_000_000_000) / 1000;
-            if seconds == i128::from(ZERO_TIME_S) && micros == 0 {
+            let micros = at.nanos() / 1000;
+            if at.seconds_only().is_zero() && micros == 0 {
                 return;
             }
-            w.number(2, if precision == Precision::Micros { micros as u64 * 1000 } else { 0 });
-            w.number(1, seconds as u64);
+            w.number(2, if precision == Precision::Micros { u64::from(micros) * 1000 } else { 0 });
+            w.number(1, at.seconds() as u64);
         });
     }
 
@@ -188,10 +185,4 @@ impl Writer<'_> {
         super::wire::put_varint(&mut self.out, value);
         self.out[start..].reverse();
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Precision {
-    Seconds,
-    Micros,
 }

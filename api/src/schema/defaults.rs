@@ -10,7 +10,6 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("core.v1.PodSpec", "schedulerName", r#""default-scheduler""#),
     ("core.v1.PodSpec", "securityContext", "{}"),
     ("core.v1.PodSpec", "terminationGracePeriodSeconds", "30"),
-    ("core.v1.PodSpec", "enableServiceLinks", "true"),
     ("core.v1.Container", "terminationMessagePath", r#""/dev/termination-log""#),
     ("core.v1.Container", "terminationMessagePolicy", r#""File""#),
     ("core.v1.Container", "resources", "{}"),

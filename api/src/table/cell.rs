@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::Object;
+use crate::time::{Moment, Precision};
 
 pub(crate) const NONE: &str = "<none>";
 pub(crate) const UNSET: &str = "<unset>";
@@ -70,7 +71,7 @@ pub(crate) fn since(object: &Object, path: &str, now_s: i64) -> Value {
 }
 
 pub(crate) fn seconds(time: &str) -> Option<i64> {
-    time.parse::<jiff::Timestamp>().ok().map(|t| t.as_second())
+    Moment::parse(time, Precision::Seconds).ok().map(Moment::seconds)
 }
 
 pub(crate) fn since_text(time: &str, now_s: i64) -> String {

@@ -23,7 +23,7 @@ use crate::store::{KeyValue, StoreError};
 pub(crate) use convert::{convert, is_same_version};
 pub(crate) use modify::Next;
 pub(crate) use options::{DeleteOptions, WriteOptions};
-pub(crate) use patch::Patch;
+pub(crate) use patch::read_patch;
 pub(crate) use update::Part;
 
 impl Api {

@@ -3,11 +3,12 @@
 use serde_json::{Value, json};
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
+use skiff_api::patch::Patch;
 use skiff_api::{Cause, Kind, LabelSelector, Object, Status, decode};
 
 use super::read_document;
 use crate::api::{Api, Call};
-use crate::registry::{Part, Patch, WriteOptions};
+use crate::registry::{Part, WriteOptions, read_patch};
 use crate::respond::{self, Response};
 
 impl Api {
@@ -19,7 +20,7 @@ impl Api {
         }
         let options = WriteOptions::parse(&call)?;
         let change = if call.info.verb == "patch" {
-            Change::Patch(Patch::read(&mut call).await?)
+            Change::Patch(read_patch(&mut call, options.validation).await?)
         } else {
             Change::Replace(read_document(&mut call, "autoscaling/v1", "Scale").await?)
         };
@@ -43,15 +44,10 @@ impl Change {
     fn wanted(&self, kind: Option<&Kind>, current: &Object) -> Result<Value, Status> {
         let wanted = match (self, kind) {
             (Change::Replace(scale), _) => scale.clone(),
-            (Change::Patch(Patch::Json(patch)), _) => {
-                let mut scale = scale_of(current);
-                skiff_api::patch::json(&mut scale, patch)?;
-                scale
-            }
             // A scale has no lists: both merges are the same.
-            (Change::Patch(Patch::Merge(patch) | Patch::Strategic(patch)), _) => {
+            (Change::Patch(patch), _) => {
                 let mut scale = scale_of(current);
-                skiff_api::patch::merge(&mut scale, patch);
+                patch.edit(None, &mut scale)?;
                 scale
             }
         };

@@ -226,7 +226,6 @@ impl Strategy for Workload {
                 }
             }
         }
-        pod::default_template(object, "/spec/template");
     }
 
     fn prepare_create(&self, object: &mut Object) {

@@ -457,7 +457,6 @@ impl Strategy for ReplicationControllers {
                 object["metadata"]["labels"] = labels;
             }
         }
-        pod::default_template(object, "/spec/template");
     }
 
     fn validate(&self, object: &Object) -> Vec<Cause> {
@@ -469,10 +468,6 @@ impl Strategy for ReplicationControllers {
 struct PodTemplates;
 
 impl Strategy for PodTemplates {
-    fn default(&self, object: &mut Object) {
-        pod::default_template(object, "/template");
-    }
-
     fn validate(&self, object: &Object) -> Vec<Cause> {
         pod::validate_template(&object["template"], "template")
     }

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::{job, not_negative, pod};
+use super::{job, not_negative};
 use crate::schedule::{Schedule, time_zone};
 use crate::strategy::Strategy;
 use crate::table::cell::str_at;
@@ -14,11 +14,6 @@ pub(super) struct CronJobs;
 const MAX_NAME_BYTES: usize = 52;
 
 impl Strategy for CronJobs {
-    /// In the template of the Job nothing else is filled in: that is done when the Job is made.
-    fn default(&self, object: &mut Object) {
-        pod::default_template(object, "/spec/jobTemplate/spec/template");
-    }
-
     fn validate(&self, object: &Object) -> Vec<Cause> {
         let spec = &object["spec"];
         let mut causes = Vec::new();

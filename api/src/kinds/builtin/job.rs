@@ -44,7 +44,6 @@ impl Strategy for Jobs {
             object["metadata"]["labels"] = labels;
         }
         default_spec(&mut object["spec"]);
-        pod::default_template(object, "/spec/template");
     }
 
     /// A job that does not choose its own selector gets one over its UID. What it says of that itself stays, and is

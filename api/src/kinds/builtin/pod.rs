@@ -8,7 +8,7 @@ use super::{kind as declare, rules};
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{NONE, condition, int_at, items_at, since_text, str_at, text_or};
-use crate::{Cause, Kind, Object};
+use crate::{Cause, Kind, Object, default};
 
 pub(super) fn kind() -> Kind {
     declare("", "v1", "Pod", "pods")
@@ -192,7 +192,7 @@ struct Pods;
 
 impl Strategy for Pods {
     fn default(&self, object: &mut Object) {
-        default_spec(&mut object["spec"]);
+        default::pod(object);
     }
 
     fn prepare_create(&self, object: &mut Object) {
@@ -259,74 +259,6 @@ pub(crate) fn qos_class(spec: &Value) -> &'static str {
         (true, true) => "Guaranteed",
         (true, false) => "Burstable",
     }
-}
-
-/// The defaults of the pod spec in the template at a path.
-pub(super) fn default_template(object: &mut Object, path: &str) {
-    if let Some(spec) = object.pointer_mut(path).and_then(|template| template.get_mut("spec")) {
-        default_spec(spec);
-    }
-}
-
-/// Defaults of a pod spec that depend on its other fields.
-fn default_spec(spec: &mut Value) {
-    let Value::Object(map) = spec else { return };
-    // The old name of the service account and the new one are kept alike.
-    let account = map.get("serviceAccountName").or(map.get("serviceAccount")).cloned();
-    if let Some(account) = account.filter(|a| a != "") {
-        map.insert("serviceAccountName".into(), account.clone());
-        map.insert("serviceAccount".into(), account);
-    }
-    if let Some(Value::Array(volumes)) = map.get_mut("volumes") {
-        volumes.iter_mut().for_each(default_volume);
-    }
-    let host_network = map.get("hostNetwork") == Some(&Value::Bool(true));
-    for list in ["initContainers", "containers", "ephemeralContainers"] {
-        let Some(Value::Array(containers)) = map.get_mut(list) else { continue };
-        for container in containers {
-            default_container(container, host_network, list != "ephemeralContainers");
-        }
-    }
-}
-
-/// A volume that says nothing of its content has none.
-fn default_volume(volume: &mut Value) {
-    if let Value::Object(volume) = volume
-        && volume.iter().all(|(field, value)| field == "name" || value.is_null())
-    {
-        volume.insert("emptyDir".into(), json!({}));
-    }
-}
-
-fn default_container(container: &mut Value, host_network: bool, has_resources: bool) {
-    if container["imagePullPolicy"].as_str().is_none_or(str::is_empty) {
-        let policy = if is_latest(str_at(container, "/image")) { "Always" } else { "IfNotPresent" };
-        container["imagePullPolicy"] = policy.into();
-    }
-    if has_resources && container["resources"]["limits"].is_object() {
-        let limits = container["resources"]["limits"].as_object().cloned().unwrap_or_default();
-        for (name, limit) in limits {
-            if container["resources"]["requests"][&name].is_null() {
-                container["resources"]["requests"][&name] = limit;
-            }
-        }
-    }
-    if let Some(Value::Array(ports)) = container.get_mut("ports") {
-        for port in ports {
-            if host_network && port["hostPort"].as_i64().unwrap_or_default() == 0 {
-                port["hostPort"] = port["containerPort"].clone();
-            }
-        }
-    }
-}
-
-/// Whether an image reference names no tag and no digest, or the tag `latest`.
-fn is_latest(image: &str) -> bool {
-    if image.contains('@') {
-        return false;
-    }
-    let last = image.rsplit('/').next().unwrap_or(image);
-    last.split_once(':').is_none_or(|(_, tag)| tag == "latest")
 }
 
 /// What is wrong with a template, wherever it lies.

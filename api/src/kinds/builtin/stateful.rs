@@ -43,7 +43,6 @@ impl Strategy for StatefulSets {
         if let Some(claims) = object.pointer_mut("/spec/volumeClaimTemplates").and_then(Value::as_array_mut) {
             claims.iter_mut().for_each(default_claim);
         }
-        pod::default_template(object, "/spec/template");
     }
 
     fn prepare_create(&self, object: &mut Object) {
