@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::name::Digest;
+use crate::tree::{self, Doomed};
 use crate::{Error, PullCause};
 
 #[derive(Clone, Debug)]
@@ -27,8 +28,8 @@ impl Blobs {
     pub(crate) fn open(root: &Path, clean: bool) -> Result<Blobs, Error> {
         let blobs = Blobs { root: root.to_owned() };
         let ingest = blobs.ingest();
-        if clean && ingest.exists() {
-            fs::remove_dir_all(&ingest).map_err(Error::io("clear", &ingest))?;
+        if clean {
+            tree::remove(&ingest).map_err(Error::io("clear", &ingest))?;
         }
         for directory in [root.join("blobs/sha256"), root.join("layers"), ingest, blobs.empty_layer()] {
             fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
@@ -112,7 +113,7 @@ impl Blobs {
     /// Gives an unpacked layer its name, once all of it is on disk.
     pub(crate) fn commit_layer(
         &self,
-        unpacked: tempfile::TempDir,
+        unpacked: Doomed,
         diff_id: &Digest,
         size: LayerSize,
     ) -> Result<(), PullCause> {
@@ -124,8 +125,8 @@ impl Blobs {
         fs::write(&size_file, text).map_err(PullCause::io("write", &size_file))?;
         let target = self.layer(diff_id);
         fs::rename(unpacked.path(), &target).map_err(PullCause::io("rename to", &target))?;
-        // It is no longer where `TempDir` would remove it.
-        let _moved = unpacked.keep();
+        // It is no longer where it would be removed.
+        unpacked.keep();
         sync_directory(&self.root.join("layers"))
     }
 
@@ -136,8 +137,8 @@ impl Blobs {
     }
 
     /// Takes a layer's name away at once; its files go afterwards, when the result is dropped.
-    pub(crate) fn remove_layer(&self, diff_id: &Digest) -> io::Result<tempfile::TempDir> {
-        let grave = tempfile::TempDir::new_in(self.ingest())?;
+    pub(crate) fn remove_layer(&self, diff_id: &Digest) -> io::Result<Doomed> {
+        let grave = Doomed::new_in(&self.ingest())?;
         fs::rename(self.layer(diff_id), grave.path().join("layer"))?;
         fs::remove_file(self.layer_size_file(diff_id))?;
         Ok(grave)

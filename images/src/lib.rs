@@ -32,6 +32,7 @@ mod pull;
 mod records;
 mod registries;
 mod registry;
+pub mod tree;
 mod unpack;
 
 #[doc(hidden)]

@@ -15,6 +15,7 @@ use crate::name::{Digest, ImageName, Version};
 use crate::progress::{Phase, Reporter};
 use crate::registries::Auth;
 use crate::registry::{self, Remote};
+use crate::tree::Doomed;
 use crate::unpack;
 
 /// Blobs on their way at once, as containerd.
@@ -311,8 +312,7 @@ async fn unpack_once(images: &Arc<Images>, blob: &Digest, diff_id: &Digest) -> R
             return Ok(());
         }
         let ingest = images.blobs.ingest();
-        let into =
-            tempfile::TempDir::new_in(&ingest).map_err(PullCause::io("create a directory in", &ingest))?;
+        let into = Doomed::new_in(&ingest).map_err(PullCause::io("create a directory in", &ingest))?;
         let size = unpack::unpack(&images.blobs.blob(&blob), &diff_id, into.path(), &images.caps)?;
         images.blobs.commit_layer(into, &diff_id, size)
     })
