@@ -41,6 +41,8 @@ pub enum HostError {
     Speak { name: String, source: io::Error },
     #[error("the Wasm host {name} broke off")]
     BrokeOff { name: String },
+    #[error("the Wasm host {name} did not answer within {seconds} s")]
+    Late { name: String, seconds: u64 },
     #[error("find Wasm hosts in {path}: {source}")]
     Find { path: PathBuf, source: io::Error },
     #[error("end the Wasm host {name} (PID {pid}): {source}")]
@@ -94,6 +96,7 @@ pub(crate) struct Hosts {
     cgroups: Cgroups,
     records: Records,
     events: broadcast::Sender<ContainerEvent>,
+    patience: Patience,
     /// Hosts that a task listens to.
     watched: Mutex<HashMap<String, ()>>,
     starting: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
@@ -110,10 +113,33 @@ pub(crate) struct HostsConfig {
     pub(crate) cgroups: Cgroups,
     pub(crate) records: Records,
     pub(crate) events: broadcast::Sender<ContainerEvent>,
+    pub(crate) patience: Patience,
+}
+
+/// How long a host may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Patience {
+    /// For an answer, besides what the request itself is given.
+    pub(crate) answer: Duration,
+    /// To say that it is there, which costs it nothing.
+    pub(crate) sign_of_life: Duration,
+    /// The same for hosts found at the start, which the node must not wait for. They get the longer time after it.
+    pub(crate) at_start: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Patience {
+        Patience {
+            answer: Duration::from_secs(30),
+            sign_of_life: Duration::from_secs(5),
+            at_start: Duration::from_secs(1),
+        }
+    }
 }
 
 impl Hosts {
-    /// Finds the hosts that run already and listens to them.
+    /// Finds the hosts that run already and listens to them. One that gives no sign of life holds nothing up: it is
+    /// replaced meanwhile.
     pub(crate) async fn open(config: HostsConfig) -> Result<Arc<Hosts>, HostError> {
         let cancelled = CancellationToken::new();
         let hosts = Arc::new(Hosts {
@@ -124,19 +150,66 @@ impl Hosts {
             cgroups: config.cgroups,
             records: config.records,
             events: config.events,
+            patience: config.patience,
             watched: Mutex::default(),
             starting: Mutex::default(),
             _cancel: cancelled.clone().drop_guard(),
             cancelled,
         });
+        let mut alive = Vec::new();
         for host in hosts.found()? {
             if host.process.is_alive() {
-                hosts.watch(&host.name).await;
+                alive.push(host.name);
             } else {
                 hosts.bury(&host)?;
             }
         }
+        let watches = alive.iter().map(|name| hosts.watch_within(name, hosts.patience.at_start));
+        let watched = futures::future::join_all(watches).await;
+        for (name, _) in alive.into_iter().zip(watched).filter(|(_, is_watched)| !is_watched) {
+            let (hosts, cancelled) = (hosts.clone(), hosts.cancelled.clone());
+            tokio::spawn(async move { cancelled.run_until_cancelled(hosts.judge(&name)).await });
+        }
         Ok(hosts)
+    }
+
+    /// Listens to a host that was slow to answer, or replaces it.
+    async fn judge(self: &Arc<Self>, name: &str) {
+        if !self.watch(name).await
+            && let Err(err) = self.replace(name).await
+        {
+            tracing::warn!(host = name, %err, "a Wasm host that does not answer could not be ended");
+        }
+        // What it did before it was listened to.
+        let (hosts, host) = (self.clone(), name.to_owned());
+        let looked = tokio::task::spawn_blocking(move || hosts.look_again(&host)).await;
+        if let Ok(Err(err)) = looked {
+            tracing::warn!(host = name, %err, "look at the containers of a Wasm host");
+        }
+    }
+
+    /// Ends a host that does not answer: its containers have ended with it, and the next start makes another.
+    async fn replace(self: &Arc<Self>, name: &str) -> Result<(), HostError> {
+        tracing::warn!(host = name, "the Wasm host does not answer; it is ended and its containers with it");
+        let (hosts, host) = (self.clone(), name.to_owned());
+        match tokio::task::spawn_blocking(move || hosts.kill(&host)).await {
+            Ok(killed) => killed,
+            Err(err) => std::panic::resume_unwind(err.into_panic()),
+        }
+    }
+
+    /// Blocks.
+    fn kill(&self, name: &str) -> Result<(), HostError> {
+        for host in self.found()?.into_iter().filter(|host| host.name == name) {
+            host.process.kill(KILL_PATIENCE).map_err(|source| HostError::Kill {
+                name: host.name.clone(),
+                pid: host.process.pid,
+                source,
+            })?;
+            self.bury(&host)?;
+        }
+        self.watched.lock().remove(name);
+        Ok(())
     }
 
     fn files(&self, name: &str) -> HostFiles {
@@ -158,8 +231,24 @@ impl Hosts {
         Ok(hosts)
     }
 
-    /// Asks a host that runs.
-    pub(crate) async fn ask(&self, name: &str, request: &Request) -> Result<Reply, HostError> {
+    /// Asks a host that runs. One that gives no answer in time and no sign of life either is ended; so is one that
+    /// cannot even stop a container, for nothing else would.
+    pub(crate) async fn ask(self: &Arc<Self>, name: &str, request: &Request) -> Result<Reply, HostError> {
+        let own_time = match request {
+            Request::Stop { grace_ms, .. } => Duration::from_millis(*grace_ms),
+            _ => Duration::ZERO,
+        };
+        let patience = self.patience.answer.saturating_add(own_time);
+        if let Ok(reply) = tokio::time::timeout(patience, self.exchange(name, request)).await {
+            return reply;
+        }
+        if matches!(request, Request::Stop { .. }) || self.subscribe(name).await.is_err() {
+            self.replace(name).await?;
+        }
+        Err(HostError::Late { name: name.to_owned(), seconds: patience.as_secs() })
+    }
+
+    async fn exchange(&self, name: &str, request: &Request) -> Result<Reply, HostError> {
         let speak = |source| HostError::Speak { name: name.to_owned(), source };
         let mut stream = UnixStream::connect(self.files(name).socket).await.map_err(speak)?;
         protocol::write(&mut stream, request).await.map_err(speak)?;
@@ -200,6 +289,10 @@ impl Hosts {
         if self.is_watched(name) || self.watch(name).await {
             return Ok(());
         }
+        if self.found()?.iter().any(|host| host.name == name && host.process.is_alive()) {
+            // It has the name and gives no sign of life.
+            self.replace(name).await?;
+        }
         let start = |detail: String| HostError::Start { name: name.to_owned(), detail };
         let (program, args) = self.command.split_first().ok_or(HostError::NoCommand)?;
         let mut launcher = Command::new(program)
@@ -214,6 +307,7 @@ impl Hosts {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
+            .kill_on_drop(true)
             .spawn()
             .map_err(|err| start(format!("{program:?}: {err}")))?;
         let stderr = launcher.stderr.take();
@@ -242,7 +336,11 @@ impl Hosts {
 
     /// Listens to a host until it ends; false if it does not answer.
     async fn watch(self: &Arc<Self>, name: &str) -> bool {
-        let Ok(stream) = self.subscribe(name).await else { return false };
+        self.watch_within(name, self.patience.sign_of_life).await
+    }
+
+    async fn watch_within(self: &Arc<Self>, name: &str, patience: Duration) -> bool {
+        let Ok(stream) = self.subscribe_within(name, patience).await else { return false };
         if self.watched.lock().insert(name.to_owned(), ()).is_none() {
             let task = listen(Arc::downgrade(self), name.to_owned(), stream);
             let cancelled = self.cancelled.clone();
@@ -252,6 +350,14 @@ impl Hosts {
     }
 
     async fn subscribe(&self, name: &str) -> io::Result<UnixStream> {
+        self.subscribe_within(name, self.patience.sign_of_life).await
+    }
+
+    async fn subscribe_within(&self, name: &str, patience: Duration) -> io::Result<UnixStream> {
+        tokio::time::timeout(patience, self.subscribe_at_leisure(name)).await?
+    }
+
+    async fn subscribe_at_leisure(&self, name: &str) -> io::Result<UnixStream> {
         let mut stream = UnixStream::connect(self.files(name).socket).await?;
         protocol::write(&mut stream, &Request::Subscribe).await?;
         match protocol::read(&mut stream).await? {
@@ -379,5 +485,127 @@ impl Hosts {
             self.announce(&record.container.sandbox_id, &record.container.id);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use skiff_cri::{RuntimeContainer, RuntimeState};
+
+    const QUICK: Patience = Patience {
+        answer: Duration::from_millis(200),
+        sign_of_life: Duration::from_millis(200),
+        at_start: Duration::from_millis(50),
+    };
+    const NAME: &str = "silent";
+
+    /// A host that takes connections and never says a word, with one container. Needs root, for its control group.
+    struct Silent {
+        child: std::process::Child,
+        process: ProcessId,
+        directory: tempfile::TempDir,
+        records: Records,
+        /// Connections wait in its backlog.
+        _listener: std::os::unix::net::UnixListener,
+    }
+
+    fn silent() -> Silent {
+        let directory = tempfile::tempdir_in("/tmp").unwrap();
+        let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
+        let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        let start_time = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse().unwrap();
+        let process = ProcessId { pid: child.id(), start_time };
+        let files = HostFiles::new(directory.path(), NAME);
+        let listener = std::os::unix::net::UnixListener::bind(&files.socket).unwrap();
+        let cgroup = format!("skiff-wasm-silent-{}", child.id());
+        let record = HostRecord { name: NAME.to_owned(), process, cgroup };
+        fs::write(&files.record, serde_json::to_vec(&record).unwrap()).unwrap();
+        let records = Records::open(directory.path()).unwrap();
+        let container = RuntimeContainer {
+            id: "c".to_owned(),
+            sandbox_id: "s".to_owned(),
+            state: RuntimeState::Running,
+            pid: None,
+            created_at_ns: 0,
+            started_at_ns: 0,
+            finished_at_ns: 0,
+            exit_code: 0,
+            reason: String::new(),
+            message: String::new(),
+        };
+        let record = Record { container, host: NAME.to_owned(), process, cgroup: String::new() };
+        records.store(&record).unwrap();
+        Silent { child, process, directory, records, _listener: listener }
+    }
+
+    impl Silent {
+        async fn open(&self) -> (Arc<Hosts>, broadcast::Receiver<ContainerEvent>) {
+            let events = broadcast::Sender::new(16);
+            let heard = events.subscribe();
+            let config = HostsConfig {
+                run_dir: self.directory.path().to_owned(),
+                state_dir: self.directory.path().to_owned(),
+                command: Vec::new(),
+                cgroup_root: "skiff-wasm-silent".to_owned(),
+                cgroups: Cgroups::detect().unwrap(),
+                records: self.records.clone(),
+                events,
+                patience: QUICK,
+            };
+            (Hosts::open(config).await.unwrap(), heard)
+        }
+
+        fn state(&self) -> RuntimeState {
+            self.records.load("c").unwrap().unwrap().container.state
+        }
+    }
+
+    impl Drop for Silent {
+        fn drop(&mut self) {
+            _ = self.child.kill();
+            _ = self.child.wait();
+        }
+    }
+
+    async fn hear_of_the_end(silent: &Silent, mut heard: broadcast::Receiver<ContainerEvent>) {
+        let ended = async {
+            while silent.state() != RuntimeState::Exited {
+                heard.recv().await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), ended).await.unwrap();
+        assert!(!silent.process.is_alive());
+    }
+
+    #[tokio::test]
+    async fn a_host_found_silent_does_not_hold_up_the_start_and_is_replaced() {
+        let silent = silent();
+        // The host is still there when this answers: the node does not wait for its end.
+        let (_hosts, heard) = silent.open().await;
+        hear_of_the_end(&silent, heard).await;
+    }
+
+    #[tokio::test]
+    async fn a_host_that_falls_silent_is_replaced_by_whoever_asks_it() {
+        let silent = silent();
+        let (hosts, heard) = silent.open().await;
+        let asked = hosts.ask(NAME, &Request::Usage { id: "c".to_owned() }).await;
+        // Either this call was late or the judgement at the start was there first.
+        assert!(matches!(
+            asked,
+            Err(HostError::Late { .. } | HostError::BrokeOff { .. } | HostError::Speak { .. })
+        ));
+        hear_of_the_end(&silent, heard).await;
+    }
+
+    #[tokio::test]
+    async fn a_silent_host_is_ended_before_another_is_started_in_its_name() {
+        let silent = silent();
+        let (hosts, heard) = silent.open().await;
+        let started = hosts.start_and_ask(NAME, &Request::Usage { id: "c".to_owned() }).await;
+        // There is no command here to start another with, but the silent one is gone by then.
+        assert!(matches!(started, Err(HostError::NoCommand)), "{started:?}");
+        hear_of_the_end(&silent, heard).await;
     }
 }

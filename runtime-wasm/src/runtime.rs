@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,7 +21,7 @@ use skiff_images::{Image, ImageKind, Images, WasmModule};
 use tokio::sync::broadcast;
 
 use crate::aot::{self, AotCache, AotError};
-use crate::hosts::{HostError, Hosts, HostsConfig};
+use crate::hosts::{HostError, Hosts, HostsConfig, Patience};
 use crate::protocol::{FailureKind, Reply, Request};
 use crate::record::{Record, RecordError, Records};
 use crate::{engine, plan};
@@ -105,6 +105,7 @@ impl WasmRuntime {
             cgroups: cgroups.clone(),
             records: records.clone(),
             events: events.clone(),
+            patience: Patience::default(),
         })
         .await?;
         let runtime = WasmRuntime {
@@ -210,7 +211,13 @@ impl ContainerRuntime for WasmRuntime {
             .ok_or_else(|| CriError::not_found("image", &reference.name))?;
         let (path, digest) = self.module(&image)?;
         self.aot.ensure(&path, &digest).await.map_err(aot_error)?;
-        let is_directory = |path: &str| Ok(fs::metadata(path)?.is_dir());
+        // A source that is missing is made, as for other containers.
+        let is_directory = |path: &str| match fs::metadata(path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                fs::DirBuilder::new().recursive(true).mode(0o755).create(path).map(|()| true)
+            }
+            found => Ok(found?.is_dir()),
+        };
         let spec = plan::spec(&container, &image.config.config, digest, is_directory)?;
         let host = plan::host_name(&container.sandbox, &container.handler, &self.compatibility);
         let id = spec.id.clone();

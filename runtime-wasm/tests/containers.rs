@@ -38,7 +38,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 14] = tests![
+    let tests: [(&str, fn()); 16] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
         a_runaway_guest_is_stopped_within_its_grace,
         a_guest_past_its_memory_limit_is_oom_killed,
@@ -48,6 +48,8 @@ fn run_tests() -> ExitCode {
         an_import_that_is_not_offered_is_named,
         containers_survive_the_runtime_and_are_found_again,
         a_host_that_dies_takes_its_containers_with_it_and_says_so,
+        a_guest_that_opens_without_end_is_told_so_and_its_neighbours_start_and_end,
+        a_stopped_host_is_replaced_and_its_containers_have_ended,
         a_guest_sees_its_volumes_and_nothing_else,
         a_component_answers_in_its_pods_network_namespace,
         idle_servers_share_one_host_and_cost_little,
@@ -202,6 +204,45 @@ async fn a_host_that_dies_takes_its_containers_with_it_and_says_so() {
     // The next container gets a new host.
     node.run("d", &guests::exit(0), Options::default()).await;
     node.wait_exit("d").await;
+    node.end().await;
+}
+
+async fn a_guest_that_opens_without_end_is_told_so_and_its_neighbours_start_and_end() {
+    let node = Node::new().await;
+    let volume = tempfile::tempdir().unwrap();
+    let mounts = [(volume.path().to_str().unwrap(), "/data", true)];
+    let options = || Options { mounts: &mounts, ..Options::default() };
+    node.run("ends", &guests::open_forever(false), options()).await;
+    let ended = node.wait_exit("ends").await;
+    assert_eq!(ended.exit_code, 33, "WASI's mfile: {ended:?}");
+    // Several that keep all they have, in the same host.
+    for id in ["a", "b", "c"] {
+        node.run(id, &guests::open_forever(true), options()).await;
+    }
+    let full = async {
+        while ["a", "b", "c"].iter().any(|id| node.log(id) != ["stdout F full"]) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, full).await.unwrap();
+    node.run("neighbour", &guests::make_file(), options()).await;
+    // The volume is read-only; that this is said means that it could be opened.
+    assert_eq!(node.wait_exit("neighbour").await.exit_code, 69);
+    node.runtime.remove("neighbour").await.unwrap();
+    node.end().await;
+}
+
+async fn a_stopped_host_is_replaced_and_its_containers_have_ended() {
+    let mut node = Node::new().await;
+    node.run("c", &guests::endless_loop(), Options::default()).await;
+    let host = nix::unistd::Pid::from_raw(node.hosts()[0]);
+    nix::sys::signal::kill(host, nix::sys::signal::Signal::SIGSTOP).unwrap();
+    node.reopen().await;
+    let ended = node.wait_exit("c").await;
+    assert_eq!(ended.exit_code, 137);
+    node.runtime.remove("c").await.unwrap();
+    node.run("next", &guests::exit(0), Options::default()).await;
+    assert_eq!(node.wait_exit("next").await.exit_code, 0);
     node.end().await;
 }
 

@@ -12,6 +12,7 @@ use wasmtime_wasi_http::p2::bindings::ProxyPre;
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::budget::{Budget, Share};
+use super::descriptors::{self, Descriptors, MAX_RESOURCES, Opened};
 use super::log::{ContainerLog, GuestOutput, Stream};
 use super::outgoing::Outgoing;
 use super::root;
@@ -51,6 +52,7 @@ pub(crate) enum Guest {
 pub(crate) struct ModuleState {
     pub(crate) wasi: WasiP1Ctx,
     share: Share,
+    pub(super) opened: Opened,
 }
 
 pub(crate) struct ComponentState {
@@ -59,6 +61,14 @@ pub(crate) struct ComponentState {
     http: WasiHttpCtx,
     outgoing: Outgoing,
     share: Share,
+    opened: Opened,
+}
+
+impl ComponentState {
+    /// What it has open, and the table that says so.
+    pub(super) fn opened(&mut self) -> (&mut Opened, &mut ResourceTable) {
+        (&mut self.opened, &mut self.table)
+    }
 }
 
 impl WasiView for ComponentState {
@@ -99,6 +109,7 @@ impl Guest {
     fn module(module: &Module) -> Result<Guest, GuestError> {
         let mut linker = wasmtime::Linker::new(module.engine());
         p1::add_to_linker_async(&mut linker, |state: &mut ModuleState| &mut state.wasi)
+            .and_then(|()| descriptors::guard_module(&mut linker))
             .map_err(|err| GuestError::Link(one_line(&err)))?;
         if module.get_export("_start").is_none_or(|export| export.func().is_none()) {
             return Err(GuestError::NoStart);
@@ -119,6 +130,7 @@ impl Guest {
         let mut linker = wasmtime::component::Linker::new(component.engine());
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(link)?;
         wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(link)?;
+        descriptors::guard_component(&mut linker).map_err(link)?;
         let exports = |interface: &str| {
             let ty = component.component_type();
             ty.exports(component.engine()).any(|(name, _)| name.starts_with(interface))
@@ -141,11 +153,17 @@ pub(crate) struct Instances {
     pub(crate) spec: Arc<ContainerSpec>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) log: Arc<ContainerLog>,
+    pub(crate) descriptors: Arc<Descriptors>,
 }
 
 impl Instances {
     pub(crate) fn module_store(&self) -> Result<Store<ModuleState>, GuestError> {
-        let state = ModuleState { wasi: self.wasi()?.build_p1(), share: Share::of(&self.budget) };
+        let mut state = ModuleState {
+            wasi: self.wasi()?.build_p1(),
+            share: Share::of(&self.budget),
+            opened: Opened::of(&self.descriptors),
+        };
+        state.wasi.ctx().table.set_max_capacity(MAX_RESOURCES);
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.share);
         yield_every_tick(&mut store);
@@ -153,12 +171,15 @@ impl Instances {
     }
 
     pub(crate) fn component_store(&self) -> Result<Store<ComponentState>, GuestError> {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(MAX_RESOURCES);
         let state = ComponentState {
             wasi: self.wasi()?.build(),
-            table: ResourceTable::new(),
+            table,
             http: WasiHttpCtx::new(),
-            outgoing: Outgoing,
+            outgoing: Outgoing { descriptors: self.descriptors.clone() },
             share: Share::of(&self.budget),
+            opened: Opened::of(&self.descriptors),
         };
         let mut store = Store::new(&self.engine, state);
         store.limiter(|state| &mut state.share);

@@ -6,6 +6,7 @@
 //!
 //! - [`server`]: requests, records, events. [`container`]: a container's thread. [`guest`]: modules and
 //!   components. [`http`], [`outgoing`]: `wasi:http`. [`budget`]: memory. [`ticker`]: epochs. [`log`]: output.
+//! - [`descriptors`]: each container's share of the process's descriptors.
 //! - [`root`]: what a container sees of the file system. [`seccomp`]: system calls that nobody here needs.
 //!
 //! # Assumptions
@@ -13,6 +14,7 @@
 
 mod budget;
 mod container;
+mod descriptors;
 mod guest;
 mod http;
 mod log;
@@ -45,6 +47,8 @@ use crate::hosts::{HostFiles, HostRecord};
 use crate::process::ProcessId;
 use crate::record::{Records, Sync, write_atomically};
 
+/// Descriptors that a host asks for: the kernel's own bound of a process, unless someone has changed it.
+const WANTED_FILES: u64 = 1 << 20;
 /// How long a host stays that has nothing to run.
 const IDLE: Duration = Duration::from_secs(10);
 /// A log that grew further is begun anew when its host starts.
@@ -278,7 +282,11 @@ fn harden() -> Result<(), rustix::io::Errno> {
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) })?;
     let files = rustix::process::getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum })?;
+    // Each container may take its share of this: where the kernel lets us, there is room for hundreds of them.
+    let more = files.maximum.map(|maximum| maximum.max(WANTED_FILES));
+    if setrlimit(Resource::Nofile, Rlimit { current: more, maximum: more }).is_err() {
+        setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum })?;
+    }
     // SAFETY: changes a number inside the allocator. A heap a thread would cost far more than it saves here.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
     Ok(())

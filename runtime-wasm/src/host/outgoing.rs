@@ -1,6 +1,7 @@
 //! `wasi:http/outgoing-handler`: requests that a guest sends, from within the pod's network namespace.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Scheme;
@@ -12,10 +13,15 @@ use tokio::time::timeout;
 use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
+use super::descriptors::{Descriptors, One};
+
 /// Where the guest asks for no other.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-pub(crate) struct Outgoing;
+pub(crate) struct Outgoing {
+    /// The container's: a connection takes one.
+    pub(crate) descriptors: Arc<Descriptors>,
+}
 
 type Sent = (Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
 
@@ -26,11 +32,15 @@ impl WasiHttpHooks for Outgoing {
         options: Option<RequestOptions>,
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Result<Sent>> + Send> {
-        Box::new(send(request, options))
+        let place = self.descriptors.one();
+        Box::new(async move {
+            let place = place.ok_or(Error::ConnectionLimitReached)?;
+            send(request, options, place).await
+        })
     }
 }
 
-async fn send(mut request: Request<WasiBody>, options: Option<RequestOptions>) -> Result<Sent> {
+async fn send(mut request: Request<WasiBody>, options: Option<RequestOptions>, place: One) -> Result<Sent> {
     // No TLS yet, and an answer in the clear is not what the guest asked for.
     if request.uri().scheme() == Some(&Scheme::HTTPS) {
         return Err(Error::TlsProtocolError);
@@ -58,6 +68,10 @@ async fn send(mut request: Request<WasiBody>, options: Option<RequestOptions>) -
     };
     let response =
         timeout(first_byte.unwrap_or(PATIENCE), answer).await.map_err(|_| Error::ConnectionReadTimeout)??;
-    let rest = async move { connection.await.map_err(Error::Hyper) };
+    let rest = async move {
+        let ended = connection.await.map_err(Error::Hyper);
+        drop(place);
+        ended
+    };
     Ok((response.map(|body| body.map_err(Error::Hyper).boxed_unsync()), Box::new(rest)))
 }

@@ -15,6 +15,7 @@ use wasmtime::Engine;
 
 use super::budget::Budget;
 use super::container::{self, Ended, Launch, Phase};
+use super::descriptors::Descriptors;
 use super::guest::{Guest, Instances};
 use super::log::ContainerLog;
 use super::ticker::Ticker;
@@ -241,6 +242,7 @@ impl Host {
                 spec: container.spec.clone(),
                 budget: container.budget.clone(),
                 log: container.log.clone(),
+                descriptors: Descriptors::new(),
             },
             cgroup: container.cgroup.clone(),
             scratch: self.run_dir.clone(),

@@ -49,6 +49,32 @@ pub fn make_file() -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
 
+/// Opens directory 3 again and again, keeps all, and exits with the errno that ends it; with `holds`, it never ends.
+pub fn open_forever(holds: bool) -> Vec<u8> {
+    let end = if holds { "(loop $hold (br $hold))" } else { "(call $exit (local.get $errno))" };
+    let text = format!(
+        r#"(module {EXIT}
+        (import "wasi_snapshot_preview1" "path_open"
+            (func $open (param i32 i32 i32 i32 i32 i64 i64 i32 i32) (result i32)))
+        (import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))
+        (memory (export "memory") 1)
+        (data (i32.const 16) ".")
+        (data (i32.const 24) "full\n")
+        (data (i32.const 40) "\18\00\00\00\05\00\00\00")
+        (func (export "_start") (local $errno i32)
+            (loop $again
+                (local.set $errno (call $open
+                    (i32.const 3) (i32.const 0) (i32.const 16) (i32.const 1)
+                    (i32.const 2) ;; a directory
+                    (i64.const 0) (i64.const 0)
+                    (i32.const 0) (i32.const 32)))
+                (br_if $again (i32.eqz (local.get $errno))))
+            (drop (call $write (i32.const 1) (i32.const 40) (i32.const 1) (i32.const 32)))
+            {end}))"#
+    );
+    wat::parse_str(text).unwrap()
+}
+
 /// Builds a sample as its README says and reads it.
 pub fn sample(name: &str, target: &str, file: &str) -> Vec<u8> {
     let samples = Path::new("../samples/wasm").join(name);
