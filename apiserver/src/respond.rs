@@ -10,7 +10,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use skiff_api::table::{self, IncludeObject};
-use skiff_api::{Kind, Object, Status, protobuf};
+use skiff_api::{Kind, Object, Status, encode, protobuf};
 
 use crate::api::Call;
 use crate::registry::{convert, is_same_version};
@@ -93,8 +93,14 @@ pub(crate) fn now_s() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// Bytes that are encoded already, as they stand: JSON, or protobuf in its envelope.
-pub(crate) fn encoded(call: &Call, code: u16, bytes: Bytes) -> Response {
+/// An object that is encoded already, in JSON or in protobuf's envelope.
+pub(crate) fn encoded(call: &Call, code: u16, mut bytes: Bytes) -> Response {
+    if call.encoding.syntax == Syntax::Json {
+        let mut line = Vec::with_capacity(bytes.len() + 1);
+        line.extend_from_slice(&bytes);
+        line.push(b'\n');
+        bytes = line.into();
+    }
     finish(&call.encoding, &call.warnings, code, media_type(call.encoding.syntax), bytes)
 }
 
@@ -112,10 +118,10 @@ pub(crate) fn document_response(
     code: u16,
     document: &Value,
 ) -> Response {
-    let as_json = || serde_json::to_vec(document).unwrap_or_default();
+    let as_json = || encode::json(document);
     let (syntax, bytes) = match encoding.syntax {
         Syntax::Json => (Syntax::Json, as_json()),
-        Syntax::PrettyJson => (Syntax::PrettyJson, pretty(document)),
+        Syntax::PrettyJson => (Syntax::PrettyJson, encode::pretty_json(document)),
         Syntax::Yaml => match serde_saphyr::to_string(document) {
             Ok(text) => (Syntax::Yaml, text.into_bytes()),
             Err(_) => (Syntax::Json, as_json()),
@@ -127,12 +133,6 @@ pub(crate) fn document_response(
         },
     };
     finish(encoding, warnings, code, media_type(syntax), bytes.into())
-}
-
-fn pretty(document: &Value) -> Vec<u8> {
-    let mut bytes = serde_json::to_vec_pretty(document).unwrap_or_default();
-    bytes.push(b'\n');
-    bytes
 }
 
 fn finish(

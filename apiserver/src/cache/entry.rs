@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use skiff_api::encode::Ordered;
 use skiff_api::meta::Meta;
 use skiff_api::{FieldSelector, Kind, LabelSelector, Object, protobuf};
 
@@ -63,7 +64,7 @@ impl Entry {
             uid: object.uid().into(),
             deletion_s: deletion.map(jiff::Timestamp::as_second),
             // Writing a `Value` to memory cannot fail. A vector that grew has up to as much room to spare as it holds.
-            json: serde_json::to_vec(&object).unwrap_or_default().into_boxed_slice().into(),
+            json: serde_json::to_vec(&Ordered(&object)).unwrap_or_default().into_boxed_slice().into(),
             protobuf: OnceLock::new(),
             labels: labels.unwrap_or_default(),
             fields,

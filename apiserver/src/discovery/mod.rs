@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use skiff_api::kinds::Storage;
-use skiff_api::{Kind, Kinds};
+use skiff_api::{Kind, Kinds, encode};
 
 use crate::auth::authenticate::hex_of;
 use crate::openid;
@@ -213,7 +213,7 @@ fn wants_aggregated(headers: &HeaderMap) -> Option<(&'static str, &'static str)>
 
 /// A document with an `ETag`, so that clients need not read it again.
 fn tagged(headers: &HeaderMap, media_type: &'static str, document: &Value) -> Response {
-    let bytes = Bytes::from(serde_json::to_vec(document).unwrap_or_default());
+    let bytes = Bytes::from(encode::json(document));
     let tag = format!("\"{}\"", hex_of(&Sha256::digest(&bytes)).to_uppercase());
     let unchanged = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
     let mut response = Response::new(if unchanged { Body::empty() } else { Body::from(bytes) });

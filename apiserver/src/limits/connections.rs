@@ -36,7 +36,7 @@ struct Shares {
 }
 
 const SHARES: Shares =
-    Shares { all: 16_384, reserved: 2048, address: 4096, identity: 4096, unidentified: 2048 };
+    Shares { all: 16_384, reserved: 2048, address: 8192, identity: 4096, unidentified: 2048 };
 
 pub(crate) struct Connections {
     shares: Shares,

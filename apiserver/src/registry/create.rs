@@ -2,7 +2,7 @@
 
 use skiff_api::decode::FieldValidation;
 use skiff_api::kinds::Storage;
-use skiff_api::meta::Meta;
+use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::{Cause, Kind, Object, Status, decode, default};
 
 use super::metadata;
@@ -99,6 +99,7 @@ pub(super) async fn read_object(call: &mut Call, validation: FieldValidation) ->
     let decoded = decode::decode(&call.kind, &bytes, format, validation)?;
     call.warnings.extend(decoded.warnings);
     let mut object = decoded.object;
+    call.warnings.extend(merge_owner_references(&mut object, Admission::Before));
     default::apply(&call.kind, &mut object);
     Ok(object)
 }

@@ -13,6 +13,7 @@ use http::HeaderValue;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use skiff_api::encode::Ordered;
 use skiff_api::{Kind, Status, protobuf};
 use std::io::Write;
 
@@ -276,7 +277,7 @@ impl Items {
             return entry.json.clone();
         }
         // Writing a `Value` to memory cannot fail.
-        serde_json::to_vec(&self.shaped(entry)).unwrap_or_default().into()
+        serde_json::to_vec(&Ordered(&self.shaped(entry))).unwrap_or_default().into()
     }
 }
 
@@ -312,7 +313,7 @@ fn select(source: Source, options: &ListOptions) -> Page {
 /// A list in JSON, written item by item.
 fn streamed_json(call: &Call, items: Items, metadata: Value, entries: Vec<Arc<Entry>>) -> Response {
     let size_bytes: usize = entries.iter().map(|entry| entry.json.len() + 1).sum();
-    let mut head = serde_json::to_vec(&items.list(metadata)).unwrap_or_default();
+    let mut head = serde_json::to_vec(&Ordered(&items.list(metadata))).unwrap_or_default();
     head.pop();
     head.extend_from_slice(format!(",\"{}\":[", items.field()).as_bytes());
     let chunks = JsonChunks { head, items, entries: entries.into_iter(), first: true, done: false };

@@ -245,7 +245,7 @@ pub(crate) fn validate_update(new: &Object, old: &Object) -> Vec<Cause> {
     if old.is_being_deleted() {
         let before: HashSet<&str> = old.finalizers().into_iter().collect();
         let added: Vec<String> =
-            new.finalizers().iter().filter(|f| !before.contains(f)).map(|f| format!("{f:?}")).collect();
+            new.finalizers().iter().filter(|f| !before.contains(**f)).map(|f| format!("{f:?}")).collect();
         if !added.is_empty() {
             let why = format!(
                 "no new finalizers can be added if the object is being deleted, found new finalizers []string{{{}}}",

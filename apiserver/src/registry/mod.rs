@@ -12,8 +12,9 @@ mod update;
 mod watch;
 
 use serde_json::Value;
+use skiff_api::encode::Ordered;
 use skiff_api::meta::Meta;
-use skiff_api::{Kind, Object, Status, default, protobuf};
+use skiff_api::{Kind, Object, Status, default, depth, protobuf};
 
 use crate::api::{Api, Call};
 use crate::cache::Entry;
@@ -101,7 +102,9 @@ impl Api {
     pub(crate) fn encode_stored(&self, kind: &Kind, object: &Object) -> Result<Vec<u8>, Status> {
         let mut object = self.in_stored_version(kind, object.clone())?;
         object.meta_mut().remove("resourceVersion");
-        serde_json::to_vec(&object).map_err(Status::internal)
+        // What nests deeper could never be read again.
+        depth::check(&object)?;
+        serde_json::to_vec(&Ordered(&object)).map_err(Status::internal)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use http::header::CONTENT_TYPE;
 use skiff_api::decode::FieldValidation;
-use skiff_api::meta::Meta;
+use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::patch::{Patch, PatchType};
 use skiff_api::{Kind, Object, Status, default};
 
@@ -69,6 +69,7 @@ fn patched(
     let decoded = patch.apply(kind, current)?;
     warnings.extend(decoded.warnings);
     let mut object = decoded.object;
+    warnings.extend(merge_owner_references(&mut object, Admission::After));
     default::apply(kind, &mut object);
     for field in ["name", "namespace"] {
         if object.meta_str(field) != current.meta_str(field) {

@@ -13,6 +13,7 @@ use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use rand::Rng;
 use serde_json::{Value, json};
+use skiff_api::encode::Ordered;
 use skiff_api::{Kind, Status, protobuf};
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
@@ -284,5 +285,5 @@ fn event(kind: &str, object: &Value, syntax: Syntax) -> Bytes {
     {
         return protobuf::watch_frame(kind, &object);
     }
-    crate::cache::frame(kind, &serde_json::to_vec(object).unwrap_or_default())
+    crate::cache::frame(kind, &serde_json::to_vec(&Ordered(object)).unwrap_or_default())
 }

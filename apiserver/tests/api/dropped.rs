@@ -88,7 +88,7 @@ async fn a_quota_is_charged_for_what_is_there_wherever_a_request_is_dropped() {
     until(async || {
         let there = admin.get(url).await.ok()["items"].as_array().map_or(0, Vec::len);
         let quota = admin.get("/api/v1/namespaces/a/resourcequotas/q").await.ok();
-        quota["status"]["used"]["count/configmaps"] == there.to_string()
+        quota["status"]["used"]["count/configmaps"].as_str() == Some(there.to_string().as_str())
     })
     .await;
 }

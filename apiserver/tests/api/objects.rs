@@ -348,3 +348,55 @@ async fn options_in_the_query_are_checked_as_upstream_checks_them() {
     assert_eq!(why, "specifying resource version is not allowed when using continue");
     admin.get(&format!("{url}?limit=1&continue={next}")).await.ok();
 }
+
+#[tokio::test]
+async fn what_an_answer_is_comes_first_and_a_newline_last() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/configmaps";
+    admin.post(url, config_map("x", "v")).await.created();
+    for (url, first) in [
+        (format!("{url}/x"), r#"{"kind":"ConfigMap","apiVersion":"v1","metadata":{"#),
+        (url.to_owned(), r#"{"kind":"ConfigMapList","apiVersion":"v1","metadata":{"#),
+        (format!("{url}/none"), r#"{"kind":"Status","apiVersion":"v1","metadata":{"#),
+        ("/api/v1".to_owned(), r#"{"kind":"APIResourceList""#),
+    ] {
+        let answer = admin.get(&url).await;
+        let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+        assert!(text.starts_with(first) && text.ends_with("}\n"), "{url}: {text}");
+    }
+    let table = admin.get_as(url, "application/json;as=Table;v=v1beta1;g=meta.k8s.io").await.ok();
+    assert_eq!(table["apiVersion"], "meta.k8s.io/v1beta1");
+    assert_eq!(table["rows"][0]["object"]["apiVersion"], "meta.k8s.io/v1beta1");
+    let head = admin.send(http::Method::HEAD, &format!("{url}/x"), &[], "").await;
+    assert_eq!((head.code, head.bytes.len()), (200, 0));
+}
+
+#[tokio::test]
+async fn what_nests_too_deep_is_refused_however_it_comes_and_the_object_stays_readable() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/pods";
+    admin.post(url, crate::fixture::pod("p")).await.created();
+    let deep = |levels: usize| {
+        let mut value = json!("bottom");
+        for _ in 0..levels {
+            value = json!({"a": value});
+        }
+        value
+    };
+    for (how, patch) in [
+        ("merge", json!({"spec": {"overhead": deep(300)}})),
+        ("strategic-merge", json!({"spec": {"overhead": deep(300)}})),
+        ("json", json!([{"op": "add", "path": "/spec/overhead", "value": deep(300)}])),
+    ] {
+        let answer = admin.patch(&format!("{url}/p"), how, patch).await;
+        assert!(matches!(answer.code, 400 | 422), "{how}: {answer:?}");
+        admin.get(&format!("{url}/p")).await.ok();
+    }
+    let mut pod = crate::fixture::pod("q");
+    pod["spec"]["overhead"] = deep(300);
+    assert_eq!(admin.post(url, pod).await.code, 400);
+    admin.get(url).await.ok();
+    admin.delete(&format!("{url}/p?gracePeriodSeconds=0")).await.ok();
+}
