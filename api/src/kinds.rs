@@ -32,6 +32,8 @@ pub enum Generation {
     One,
     /// Changes of `spec`.
     Spec,
+    /// The same, but a new object has none.
+    Changes,
     /// Changes of anything but `metadata` and `status`.
     Content,
 }

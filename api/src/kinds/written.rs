@@ -9,9 +9,15 @@ use crate::schema::{Field, Presence, Schema, Shape, TypeId};
 /// Deeper than any built-in type that is not recursive.
 const MAX_DEPTH: usize = 48;
 
-/// Lists that are written although they are not there, because their type says nothing of leaving them out; besides those
+/// Fields that are written although they are not there, because their type says nothing of leaving them out; besides lists
 /// that are required.
-const NULL_LISTS: [(&str, &str); 5] = [
+const NULL_LISTS: [(&str, &str); 11] = [
+    ("io.k8s.api.core.v1.ProjectedVolumeSource", "sources"),
+    ("io.k8s.api.core.v1.TypedLocalObjectReference", "apiGroup"),
+    ("io.k8s.api.core.v1.TypedObjectReference", "apiGroup"),
+    ("io.k8s.api.discovery.v1.EndpointSlice", "endpoints"),
+    ("io.k8s.api.flowcontrol.v1.ResourcePolicyRule", "namespaces"),
+    ("io.k8s.api.storage.v1.CSINodeDriver", "topologyKeys"),
     ("io.k8s.api.rbac.v1.Role", "rules"),
     ("io.k8s.api.rbac.v1.ClusterRole", "rules"),
     ("io.k8s.api.autoscaling.v2.HorizontalPodAutoscalerStatus", "currentMetrics"),
@@ -39,8 +45,8 @@ impl Walk<'_> {
         self.depth += 1;
         let type_ = self.schema.get(id);
         for field in &type_.fields {
-            let is_null_list = is_list(&field.shape)
-                && (field.required || NULL_LISTS.contains(&(&*type_.name, &*field.name)));
+            let is_null_list = (is_list(&field.shape) && field.required)
+                || NULL_LISTS.contains(&(&*type_.name, &*field.name));
             self.field(field, is_null_list, map);
         }
         self.depth -= 1;

@@ -41,7 +41,11 @@ pub(crate) fn match_namespace(call: &Call, object: &mut Object) -> Result<(), St
 pub(crate) fn match_name(call: &Call, object: &mut Object) -> Result<(), Status> {
     let requested = call.info.name.as_str();
     match object.name() {
-        "" => object.set_meta("name", requested),
+        "" => {
+            return Err(Status::bad_request(format!(
+                "the name of the object ({requested} based on URL) was undeterminable: name must be provided"
+            )));
+        }
         name if name == requested => {}
         name => {
             return Err(Status::bad_request(format!(
@@ -66,7 +70,7 @@ pub(crate) fn generate_name(object: &mut Object) -> bool {
 /// What the server alone decides about a new object.
 pub(crate) fn prepare_create(kind: &Kind, object: &mut Object) {
     let counts = match kind.generation() {
-        Generation::None => false,
+        Generation::None | Generation::Changes => false,
         Generation::Spec => !object["spec"].is_null(),
         Generation::One | Generation::Content => true,
     };
@@ -104,7 +108,7 @@ pub(crate) fn prepare_update(new: &mut Object, old: &Object) {
     }
     for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
     {
-        let keep = field == "generation";
+        let keep = matches!(field, "creationTimestamp" | "generation");
         if keep || meta.get(field).is_none_or(|v| v.is_null() || v == "") {
             match old_meta.get(field) {
                 Some(value) => meta.insert(field.into(), value.clone()),
@@ -130,11 +134,12 @@ pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
         }
         _ => json!({"spec": object["spec"]}),
     };
-    if generation > 0
-        && matches!(kind.generation(), Generation::Spec | Generation::Content)
-        && part(new) != part(old)
-        && !protobuf::same(kind.schema.id, &part(new), &part(old))
-    {
+    let counts = match kind.generation() {
+        Generation::None | Generation::One => false,
+        Generation::Spec | Generation::Content => generation > 0,
+        Generation::Changes => true,
+    };
+    if counts && part(new) != part(old) && !protobuf::same(kind.schema.id, &part(new), &part(old)) {
         new.set_meta("generation", generation + 1);
     }
 }
@@ -196,7 +201,7 @@ fn name_fault(kind: &Kind, text: &str) -> Option<String> {
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Service" | "Namespace") => name::dns_label_fault(text),
         // Events have always been named more freely; `events.k8s.io` is as strict as the rest.
-        ("", "Event") | ("rbac.authorization.k8s.io", _) => name::path_segment_fault(text),
+        ("", "Event") | ("rbac.authorization.k8s.io" | "policy", _) => name::path_segment_fault(text),
         ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
         ("networking.k8s.io", "IPAddress") => name::ip_address_fault(text),
         _ => name::dns_subdomain_fault(text),

@@ -67,15 +67,16 @@ pub fn normalise(object: &mut Value) {
     if object["kind"].as_str().is_some_and(|kind| REPORTED.contains(&kind)) {
         _ = object.as_object_mut().map(|object| object.remove("status"));
     }
-    if let Some(finalizers) = object["metadata"]["finalizers"].as_array_mut() {
+    let finalizers = object.pointer_mut("/metadata/finalizers").and_then(Value::as_array_mut);
+    let is_bare = finalizers.is_some_and(|finalizers| {
         finalizers.retain(|finalizer| !finalizer.as_str().is_some_and(|text| PROTECTIONS.contains(&text)));
-    }
-    if object["metadata"]["finalizers"].as_array().is_some_and(Vec::is_empty) {
+        finalizers.is_empty()
+    });
+    if is_bare {
         _ = object["metadata"].as_object_mut().map(|meta| meta.remove("finalizers"));
     }
     for path in ["/status", "/spec/extra"] {
         if let Some(Value::Object(map)) = object.pointer_mut(path) {
-            map.remove("lastPhaseTransitionTime");
             map.remove("authentication.kubernetes.io/credential-id");
         }
     }
@@ -91,7 +92,7 @@ pub fn normalise(object: &mut Value) {
     while let Some(value) = rest.pop() {
         match value {
             Value::String(text) => {
-                if text.starts_with("10.96.") {
+                if text.starts_with("10.96.") || text.starts_with("198.51.100.") {
                     *text = "10.96.X.X".into();
                 }
                 if is_random_id(text) {
@@ -108,6 +109,11 @@ pub fn normalise(object: &mut Value) {
                         && value.as_i64().is_some_and(|port| (30_000..=32_800).contains(&port))
                     {
                         *value = 30_000.into();
+                    }
+                    if matches!(key.as_str(), "lastTransitionTime" | "lastPhaseTransitionTime")
+                        && value.is_string()
+                    {
+                        *value = "now".into();
                     }
                     rest.push(value);
                 }

@@ -256,6 +256,10 @@ impl Strategy for Workload {
             let field = "spec.template.spec.restartPolicy";
             causes.push(Cause::not_supported(field, policy, &["Always"]));
         }
+        if self.name != "daemonset" && !spec["template"]["spec"]["activeDeadlineSeconds"].is_null() {
+            let field = "spec.template.spec.activeDeadlineSeconds";
+            causes.push(Cause::forbidden(field, "activeDeadlineSeconds in ReplicaSet is not Supported"));
+        }
         match self.name {
             "deployment" => causes.extend(validate_deployment_strategy(&spec["strategy"])),
             "daemonset" => causes.extend(validate_daemon_set(spec)),

@@ -368,6 +368,9 @@ struct Volumes;
 impl Strategy for Volumes {
     fn prepare_create(&self, object: &mut Object) {
         object["status"] = json!({"phase": "Pending"});
+        if object["kind"] == "PersistentVolume" {
+            object["status"]["lastPhaseTransitionTime"] = object["metadata"]["creationTimestamp"].clone();
+        }
         if object["kind"] == "PersistentVolumeClaim" {
             mirror_source(&mut object["spec"]);
         }

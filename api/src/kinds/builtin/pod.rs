@@ -197,12 +197,14 @@ impl Strategy for Pods {
 
     fn prepare_create(&self, object: &mut Object) {
         object["status"] = json!({"phase": "Pending", "qosClass": qos_class(&object["spec"])});
+        select_by_own_labels(object);
         if items_at(object, "/spec/schedulingGates").is_empty() {
             return;
         }
         object["status"]["conditions"] = json!([{
             "type": "PodScheduled", "status": "False", "reason": "SchedulingGated",
             "message": "Scheduling is blocked due to non-empty scheduling gates",
+            "lastTransitionTime": object["metadata"]["creationTimestamp"],
         }]);
     }
 
@@ -234,6 +236,47 @@ impl Strategy for Pods {
                 ips.collect::<Vec<_>>().join(",")
             }
             other => str_at(object, &format!("/{}", other.replace('.', "/"))).to_owned(),
+        }
+    }
+}
+
+/// Writes what `matchLabelKeys` and `mismatchLabelKeys` mean for this pod into the selectors beside them.
+fn select_by_own_labels(pod: &mut Object) {
+    let labels = pod["metadata"]["labels"].clone();
+    let spec = &mut pod["spec"];
+    for which in ["podAffinity", "podAntiAffinity"] {
+        for (terms, inner) in [
+            ("requiredDuringSchedulingIgnoredDuringExecution", ""),
+            ("preferredDuringSchedulingIgnoredDuringExecution", "/podAffinityTerm"),
+        ] {
+            let path = format!("/affinity/{which}/{terms}");
+            for term in spec.pointer_mut(&path).and_then(Value::as_array_mut).into_iter().flatten() {
+                if let Some(term) = term.pointer_mut(inner) {
+                    add_own_labels(term, &labels);
+                }
+            }
+        }
+    }
+    let constraints = spec.get_mut("topologySpreadConstraints").and_then(Value::as_array_mut);
+    constraints.into_iter().flatten().for_each(|constraint| add_own_labels(constraint, &labels));
+}
+
+fn add_own_labels(term: &mut Value, labels: &Value) {
+    if !term["labelSelector"].is_object() {
+        return;
+    }
+    for (field, operator) in [("matchLabelKeys", "In"), ("mismatchLabelKeys", "NotIn")] {
+        for key in items_at(term, &format!("/{field}")).to_vec() {
+            let value = key.as_str().and_then(|key| labels.get(key));
+            if let Some(value) = value {
+                let selector = &mut term["labelSelector"];
+                if !selector["matchExpressions"].is_array() {
+                    selector["matchExpressions"] = json!([]);
+                }
+                if let Some(expressions) = selector["matchExpressions"].as_array_mut() {
+                    expressions.push(json!({"key": key, "operator": operator, "values": [value]}));
+                }
+            }
         }
     }
 }

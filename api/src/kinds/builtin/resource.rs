@@ -26,7 +26,7 @@ pub(super) fn kinds() -> Vec<Kind> {
                 Column::age(),
                 Column::new("PreemptionPolicy", "string", |o, _| text(o, "/preemptionPolicy")),
             ]),
-        flow("FlowSchema", "flowschemas").subresources(&["status"]).columns(vec![
+        flow("FlowSchema", "flowschemas").subresources(&["status"]).strategy(&FlowSchemas).columns(vec![
             Column::name(),
             Column::new("PriorityLevel", "string", |o, _| {
                 text_or(o, "/spec/priorityLevelConfiguration/name", NONE)
@@ -37,8 +37,10 @@ pub(super) fn kinds() -> Vec<Kind> {
             }),
             Column::age(),
         ]),
-        flow("PriorityLevelConfiguration", "prioritylevelconfigurations").subresources(&["status"]).columns(
-            vec![
+        flow("PriorityLevelConfiguration", "prioritylevelconfigurations")
+            .subresources(&["status"])
+            .strategy(&PriorityLevels)
+            .columns(vec![
                 Column::name(),
                 Column::new("Type", "string", |o, _| text(o, "/spec/type")),
                 Column::new("NominalConcurrencyShares", "string", |o, _| {
@@ -54,15 +56,12 @@ pub(super) fn kinds() -> Vec<Kind> {
                     limited(o, "/spec/limited/limitResponse/queuing/queueLengthLimit")
                 }),
                 Column::age(),
-            ],
-        ),
+            ]),
         resource("DeviceClass", "deviceclasses").cluster(),
-        resource("ResourceClaim", "resourceclaims").subresources(&["status"]).columns(vec![
-            Column::name(),
-            Column::new("State", "string", |o, _| claim_state(o).into()),
-            Column::age(),
-        ]),
-        resource("ResourceClaimTemplate", "resourceclaimtemplates"),
+        resource("ResourceClaim", "resourceclaims").subresources(&["status"]).strategy(&Claims).columns(
+            vec![Column::name(), Column::new("State", "string", |o, _| claim_state(o).into()), Column::age()],
+        ),
+        resource("ResourceClaimTemplate", "resourceclaimtemplates").strategy(&ClaimTemplates),
         resource("ResourceSlice", "resourceslices")
             .cluster()
             .fields(&["spec.driver", "spec.nodeName"])
@@ -74,6 +73,100 @@ pub(super) fn kinds() -> Vec<Kind> {
                 Column::age(),
             ]),
     ]
+}
+
+fn set_if_zero(object: &mut serde_json::Value, field: &str, value: i64) {
+    if object.is_object() && object[field].as_i64().unwrap_or(0) == 0 {
+        object[field] = value.into();
+    }
+}
+
+struct FlowSchemas;
+
+impl Strategy for FlowSchemas {
+    fn default(&self, object: &mut Object) {
+        set_if_zero(&mut object["spec"], "matchingPrecedence", 1000);
+    }
+}
+
+struct PriorityLevels;
+
+impl Strategy for PriorityLevels {
+    fn default(&self, object: &mut Object) {
+        for (which, shares) in [("limited", 30), ("exempt", 0)] {
+            let part = &mut object["spec"][which];
+            if !part.is_object() {
+                continue;
+            }
+            for (field, value) in [("nominalConcurrencyShares", shares), ("lendablePercent", 0)] {
+                if part[field].is_null() {
+                    part[field] = value.into();
+                }
+            }
+        }
+        if let Some(queuing) = object.pointer_mut("/spec/limited/limitResponse/queuing") {
+            for (field, value) in [("handSize", 8), ("queues", 64), ("queueLengthLimit", 50)] {
+                set_if_zero(queuing, field, value);
+            }
+        }
+        prune(object, "limited");
+        prune(object, "exempt");
+    }
+}
+
+/// What was only looked at is not left behind.
+fn prune(object: &mut Object, field: &str) {
+    if let Some(spec) = object["spec"].as_object_mut()
+        && spec.get(field).is_some_and(serde_json::Value::is_null)
+    {
+        spec.remove(field);
+    }
+}
+
+/// A request says how many devices it wants: one, if it says nothing.
+fn default_requests(devices: &mut serde_json::Value) {
+    let default = |request: &mut serde_json::Value| {
+        if !request.is_object() {
+            return;
+        }
+        if str_at(request, "/allocationMode").is_empty() {
+            request["allocationMode"] = "ExactCount".into();
+        }
+        if request["allocationMode"] == "ExactCount" {
+            set_if_zero(request, "count", 1);
+        }
+    };
+    for request in devices["requests"].as_array_mut().into_iter().flatten() {
+        if let Some(exactly) = request.get_mut("exactly") {
+            default(exactly);
+        }
+        request
+            .get_mut("firstAvailable")
+            .and_then(serde_json::Value::as_array_mut)
+            .into_iter()
+            .flatten()
+            .for_each(default);
+    }
+}
+
+struct Claims;
+
+impl Strategy for Claims {
+    fn default(&self, object: &mut Object) {
+        if let Some(devices) = object.pointer_mut("/spec/devices") {
+            default_requests(devices);
+        }
+    }
+}
+
+struct ClaimTemplates;
+
+impl Strategy for ClaimTemplates {
+    fn default(&self, object: &mut Object) {
+        if let Some(devices) = object.pointer_mut("/spec/spec/devices") {
+            default_requests(devices);
+        }
+    }
 }
 
 fn limited(object: &Object, path: &str) -> serde_json::Value {

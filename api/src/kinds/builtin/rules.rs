@@ -26,6 +26,7 @@ mod amounts;
 mod autoscaling;
 mod claim;
 mod container;
+mod devices;
 mod flow;
 mod labels;
 mod network;

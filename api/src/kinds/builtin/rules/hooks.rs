@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::path::Path;
 use super::walk::{Below, Walk};
 use super::{
-    autoscaling, claim, container, flow, labels, network, other, pod, registration, scheduling, service,
-    storage, volume, workload,
+    autoscaling, claim, container, devices, flow, labels, network, other, pod, registration, scheduling,
+    service, storage, volume, workload,
 };
 
 pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
@@ -87,6 +87,10 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "admissionregistration.v1.ValidatingAdmissionPolicyBindingSpec" => {
             registration::policy_binding(walk, value, path)
         }
+        "resource.v1.ResourceClaimSpec" => devices::claim(walk, value, path),
+        "resource.v1.ResourceClaimTemplateSpec" => devices::template(walk, value, path),
+        "resource.v1.DeviceClassSpec" => devices::class(walk, value, path),
+        "resource.v1.ResourceSliceSpec" => devices::slice(walk, value, path),
         "flowcontrol.v1.FlowSchema" => flow::schema(walk, value),
         "flowcontrol.v1.PriorityLevelConfiguration" => flow::level(walk, value),
         _ if type_.ends_with("apiregistration.v1.APIService") => registration::api_service(walk, value),

@@ -29,21 +29,19 @@ pub(super) fn node<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
     }
     let cidrs = list(spec, "podCIDRs");
     let field = spec_at.child("podCIDRs");
-    if walk.old.is_none() {
-        for (at, cidr) in cidrs.iter().enumerate() {
-            if let Some(fault) = Format::Cidr.fault(cidr.as_str().unwrap_or_default()) {
-                walk.faults.invalid(&field.index(at), cidr, &fault);
-            }
+    for (at, cidr) in cidrs.iter().enumerate() {
+        if let Some(fault) = Format::Cidr.fault(cidr.as_str().unwrap_or_default()) {
+            walk.faults.invalid(&field.index(at), cidr, &fault);
         }
-        let families: HashSet<bool> = cidrs
-            .iter()
-            .filter_map(|cidr| parse_cidr(cidr.as_str()?))
-            .map(|(address, _)| address.is_ipv4())
-            .collect();
-        if cidrs.len() > 2 || (cidrs.len() == 2 && families.len() < 2) {
-            let why = "may specify no more than one CIDR for each IP family";
-            walk.faults.invalid(&field, &spec["podCIDRs"], why);
-        }
+    }
+    let families: HashSet<bool> = cidrs
+        .iter()
+        .filter_map(|cidr| parse_cidr(cidr.as_str()?))
+        .map(|(address, _)| address.is_ipv4())
+        .collect();
+    if cidrs.len() > 2 || (cidrs.len() == 2 && families.len() < 2) {
+        let why = "may specify no more than one CIDR for each IP family";
+        walk.faults.invalid(&field, &spec["podCIDRs"], why);
     }
     Below::But(vec!["spec"])
 }
