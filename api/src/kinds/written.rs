@@ -25,6 +25,14 @@ const NULL_LISTS: [(&str, &str); 11] = [
     ("io.k8s.api.resource.v1.DeviceClaim", "requests"),
 ];
 
+/// Fields of features that are off in this version.
+const OFF: [(&str, &str); 4] = [
+    ("io.k8s.api.core.v1.PodSpec", "schedulingGroup"),
+    ("io.k8s.api.coordination.v1.LeaseSpec", "strategy"),
+    ("io.k8s.api.coordination.v1.LeaseSpec", "preferredHolder"),
+    ("io.k8s.api.resource.v1.Device", "nodeAllocatableResourceMappings"),
+];
+
 /// Brings an object of a built-in type into the form in which upstream stores and answers it.
 pub(super) fn write(schema: &Schema, id: TypeId, object: &mut Object) {
     let mut walk = Walk { schema, depth: 0 };
@@ -44,6 +52,11 @@ impl Walk<'_> {
         }
         self.depth += 1;
         let type_ = self.schema.get(id);
+        for (of, field) in OFF {
+            if of == &*type_.name {
+                map.remove(field);
+            }
+        }
         for field in &type_.fields {
             let is_null_list = (is_list(&field.shape) && field.required)
                 || NULL_LISTS.contains(&(&*type_.name, &*field.name));

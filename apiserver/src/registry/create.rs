@@ -82,6 +82,7 @@ impl Api {
         dry_run: bool,
     ) -> Result<Option<Object>, Status> {
         let allocation = self.services.allocate(kind, &mut object, None)?;
+        kind.write(&mut object);
         let created = self.insert(kind, object, dry_run).await?;
         if let Some(created) = &created
             && !dry_run

@@ -95,6 +95,7 @@ impl Api {
                 check(kind, part, &new, &current.object)?;
                 if part == Part::Main {
                     allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object))?);
+                    kind.write(&mut new);
                 }
                 Ok(if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) })
             })

@@ -84,7 +84,7 @@ pub fn normalise(object: &mut Value) {
         _ = object["spec"].as_object_mut().map(|spec| spec.remove("extra"));
     }
     if let Some(meta) = object["metadata"].as_object_mut() {
-        for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields"] {
+        for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "selfLink"] {
             meta.remove(field);
         }
     }

@@ -53,12 +53,18 @@ impl Strategy for Jobs {
         if object["spec"]["manualSelector"] == true {
             return;
         }
+        // Labels that a job has of its template are one with them, as upstream's are.
+        let own = object["metadata"]["labels"].clone();
+        let is_shared = own.is_null() || own == object["spec"]["template"]["metadata"]["labels"];
         let wanted = generated_labels(object);
         let labels = &mut object["spec"]["template"]["metadata"]["labels"];
         for (key, value) in wanted {
             if labels[key].is_null() {
                 labels[key] = value;
             }
+        }
+        if is_shared {
+            object["metadata"]["labels"] = object["spec"]["template"]["metadata"]["labels"].clone();
         }
         let uid = object["metadata"]["uid"].clone();
         let selected = &mut object["spec"]["selector"]["matchLabels"][UID_LABEL];

@@ -44,7 +44,9 @@ pub(crate) fn of(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Stri
             found.push("spec.addressType: FQDN endpoints are deprecated".into());
         }
         ("storage.k8s.io", "CSIDriver")
-            if !list(spec, "tokenRequests").is_empty() && !has(spec, "serviceAccountTokenInSecrets") =>
+            if !list(spec, "tokenRequests").is_empty()
+                && !has(spec, "serviceAccountTokenInSecrets")
+                && old.is_none_or(|old| old["spec"]["tokenRequests"] != spec["tokenRequests"]) =>
         {
             found.push(
                 "spec.serviceAccountTokenInSecrets is unset; if supported by this CSI driver, set to true to prevent \
