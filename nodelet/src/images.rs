@@ -179,7 +179,9 @@ impl ImagePull<'_> {
 }
 
 fn image_info(image: Image) -> ImageInfo {
-    ImageInfo { image_ref: image.id, uid: image.uid.map(|uid| uid.value), username: image.username }
+    // An image that names no user runs as root.
+    let uid = image.uid.map(|uid| uid.value).or_else(|| image.username.is_empty().then_some(0));
+    ImageInfo { image_ref: image.id, uid, username: image.username }
 }
 
 /// Whether the name is an image reference: `[host[:port]/]path[:tag][@digest]`.
@@ -345,5 +347,16 @@ mod tests {
         assert_eq!(names("example.com/team/app"), ["u"]);
         assert!(names("example.com/teamster/app").is_empty());
         assert!(names("example.com.evil/team/app").is_empty());
+    }
+
+    #[test]
+    fn an_image_without_a_user_runs_as_root() {
+        let image = |uid: Option<i64>, username: &str| {
+            let uid = uid.map(|value| skiff_cri::v1::Int64Value { value });
+            image_info(Image { uid, username: username.to_owned(), ..Default::default() }).uid
+        };
+        assert_eq!(image(None, ""), Some(0));
+        assert_eq!(image(Some(1000), ""), Some(1000));
+        assert_eq!(image(None, "www"), None);
     }
 }

@@ -25,7 +25,9 @@
 //! - Nothing of a pod is ended for being unknown before the API's whole list has been read.
 //!
 //! # Caveats
-//! - No eviction under pressure and no image garbage collection yet; the pressure conditions are told.
+//! - No eviction under pressure and no image garbage collection yet; the pressure conditions are told. Pods past their
+//!   own limits of storage are evicted ([`storage`]).
+//! - An exec whose client leaves goes on until its process ends; one with a terminal is hung up.
 //! - Volumes other than emptyDir, hostPath, configMap, secret, downwardAPI and projected are refused
 //!   with a `FailedMount` event; so are trust bundles and pod certificates in projections.
 //! - Attach, port-forward and the SPDY protocol are refused; ephemeral and static pods are not made.
@@ -54,6 +56,7 @@ mod resources;
 mod server;
 mod snapshot;
 mod status;
+mod storage;
 mod sysctl;
 mod termination;
 mod volume;

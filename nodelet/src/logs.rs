@@ -163,20 +163,28 @@ impl Shape {
     }
 }
 
-/// The end of a log as plain text, for termination messages.
+/// More than a runtime writes of one line in one piece, twice: wherever reading begins, it meets whole pieces.
+const TAIL_WINDOW: u64 = 128 * 1024;
+
+/// The end of a log as plain text, for termination messages: of the last lines, the last bytes.
 pub(crate) fn tail_text(path: &Path, max_lines: usize, max_bytes: usize) -> String {
     let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else { return String::new() };
     let read = || -> io::Result<Vec<u8>> {
         let mut file = open_beneath(dir, Path::new(name))?;
-        let start = tail_offset(&mut file, max_lines)?;
+        let end = file.seek(SeekFrom::End(0))?;
+        let start = tail_offset(&mut file, max_lines)?.max(end.saturating_sub(TAIL_WINDOW));
         file.seek(SeekFrom::Start(start))?;
-        // Lines are longer than their text by at most the prefix of each.
         let mut raw = Vec::new();
-        file.take((max_bytes as u64 + 64 * max_lines as u64) * 4).read_to_end(&mut raw)?;
+        file.take(TAIL_WINDOW).read_to_end(&mut raw)?;
         let mut shape = Shape::new(&LogOptions::default());
         let mut text = Vec::new();
         raw.split(|b| *b == b'\n').for_each(|line| shape.push(line, &mut text));
-        Ok(text.split_off(text.len().saturating_sub(max_bytes)))
+        let mut from = text.len().saturating_sub(max_bytes);
+        // A character that is cut apart is left out, or it would be shown as another, which is longer.
+        while text.get(from).is_some_and(|byte| byte & 0xc0 == 0x80) {
+            from += 1;
+        }
+        Ok(text.split_off(from))
     };
     match read() {
         Ok(text) => String::from_utf8_lossy(&text).into_owned(),
@@ -221,6 +229,35 @@ mod tests {
             assert_eq!(tail_offset(&mut file, n).unwrap(), expected as u64, "{n}");
         }
         assert_eq!(tail_text(&dir.path().join("0.log"), 2, 100), "three\n");
+    }
+
+    #[test]
+    fn a_termination_message_is_the_end_of_the_log_however_long_its_lines_are() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        for (n_lines, length) in [(10, 100), (100, 100), (100, 600), (100, 3000), (5, 60_000), (1, 900_000)] {
+            let mut log = String::new();
+            for _ in 0..n_lines {
+                let line = "\u{e4}".repeat(length / 2);
+                // As the runtime's writer breaks long lines.
+                for (n, piece) in line.as_bytes().chunks(16 * 1024).enumerate() {
+                    let tag = if (n + 1) * 16 * 1024 >= line.len() { "F" } else { "P" };
+                    let piece = std::str::from_utf8(piece).unwrap();
+                    log.push_str(&format!("2026-01-01T00:00:00.123456789Z stdout {tag} {piece}\n"));
+                }
+            }
+            log.push_str("2026-01-01T00:00:01Z stderr F FATAL: the reason\n");
+            std::fs::write(&path, log).unwrap();
+            let text = tail_text(&path, 80, 2048);
+            assert!(text.ends_with("FATAL: the reason\n"), "{n_lines} x {length}: {text:?}");
+            let full = n_lines * length > 2048;
+            assert!(
+                text.len() <= 2048 && (!full || text.len() > 2040),
+                "{n_lines} x {length}: {}",
+                text.len()
+            );
+            assert!(!text.contains('\u{fffd}'));
+        }
     }
 
     #[test]

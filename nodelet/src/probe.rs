@@ -14,6 +14,7 @@
 pub(crate) mod check;
 pub(crate) mod grpc;
 pub(crate) mod http;
+mod url;
 
 use std::collections::HashMap;
 use std::sync::Arc;

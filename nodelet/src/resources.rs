@@ -116,6 +116,18 @@ pub(crate) fn pod_request_milli(pod: &Pod, name: &str) -> i64 {
     running.max(init_peak).saturating_add(overhead)
 }
 
+/// How large a volume in memory may become: what the node gives pods at most, the pod's own limit if it has one, the
+/// volume's if it is smaller still. `None` if nothing is known.
+pub(crate) fn memory_volume_size(
+    allocatable: Option<&Quantity>,
+    pod: &Pod,
+    size_limit: Option<i64>,
+) -> Option<i64> {
+    let of_node = allocatable.map(value);
+    let of_pod = Some(pod_resources(pod).memory_limit_in_bytes);
+    [of_node, of_pod, size_limit].into_iter().flatten().filter(|bytes| *bytes > 0).min()
+}
+
 fn shares(milli_cpu: i64) -> i64 {
     match milli_cpu {
         0 => MIN_SHARES,
@@ -270,5 +282,23 @@ mod tests {
         assert_eq!(pod_request_milli(&pod, "cpu"), 300);
         let resources = container_resources(&pod, &containers(&pod)[0], 1 << 34);
         assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.oom_score_adj), (102, 0, 999));
+    }
+
+    #[test]
+    fn a_volume_in_memory_is_no_larger_than_its_pod_may_be_nor_than_the_node() {
+        let node = Quantity("8Gi".into());
+        let with_limit = |limit: Option<&str>| -> Pod {
+            let limits = limit.map(|l| serde_json::json!({ "memory": l })).unwrap_or_default();
+            serde_json::from_value(serde_json::json!({
+                "spec": { "containers": [{ "name": "a", "resources": { "limits": limits } }] } }))
+            .unwrap()
+        };
+        let size = |limit, wanted| memory_volume_size(Some(&node), &with_limit(limit), wanted).unwrap();
+        assert_eq!(size(None, None), 8 << 30);
+        assert_eq!(size(Some("1Gi"), None), 1 << 30);
+        assert_eq!(size(Some("1Gi"), Some(4 << 30)), 1 << 30);
+        assert_eq!(size(Some("1Gi"), Some(1 << 20)), 1 << 20);
+        assert_eq!(size(None, Some(16 << 30)), 8 << 30);
+        assert_eq!(size(None, Some(0)), 8 << 30);
     }
 }

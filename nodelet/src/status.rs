@@ -44,6 +44,8 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) pod_is_over: bool,
     /// `activeDeadlineSeconds` have passed.
     pub(crate) past_deadline: bool,
+    /// Why the pod is evicted, if it is.
+    pub(crate) evicted: Option<&'a str>,
     pub(crate) node_ips: &'a [IpAddr],
     pub(crate) now: Timestamp,
 }

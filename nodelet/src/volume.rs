@@ -97,7 +97,7 @@ impl Volumes {
         downward: &Downward<'_>,
     ) -> Result<MountedVolume, VolumeError> {
         if let Some(source) = &volume.empty_dir {
-            return self.empty_dir(pod, volume, source).await;
+            return self.empty_dir(pod, volume, source, downward).await;
         }
         if let Some(source) = &volume.host_path {
             let (path, type_) = (PathBuf::from(&source.path), source.type_.clone().unwrap_or_default());
@@ -108,6 +108,11 @@ impl Volumes {
         } else {
             self.api_volume(pod, volume, downward).await
         }
+    }
+
+    /// Where an emptyDir's files lie.
+    pub(crate) fn empty_dir_path(&self, pod: &Pod, name: &str) -> PathBuf {
+        self.dir(pod, "empty-dir", name)
     }
 
     fn dir(&self, pod: &Pod, plugin: &str, name: &str) -> PathBuf {
@@ -121,13 +126,15 @@ impl Volumes {
         pod: &Pod,
         volume: &Volume,
         source: &EmptyDirVolumeSource,
+        downward: &Downward<'_>,
     ) -> Result<MountedVolume, VolumeError> {
-        let path = self.dir(pod, "empty-dir", &volume.name);
+        let path = self.empty_dir_path(pod, &volume.name);
         let medium = source.medium.clone().unwrap_or_default();
         if !matches!(medium.as_str(), "" | "Memory") {
             return Err(VolumeError::Content(format!("unknown storage medium {medium:?}")));
         }
-        let size = source.size_limit.as_ref().map(resources::value).filter(|size| *size > 0);
+        let wanted = source.size_limit.as_ref().map(resources::value);
+        let size = resources::memory_volume_size(downward.allocatable.get("memory"), pod, wanted);
         let group = fs_group(pod);
         blocking(move || {
             let fresh = !path.exists();

@@ -50,6 +50,7 @@ use crate::probe::Probes;
 use crate::snapshot::{self, PodSnapshot, RunState};
 use crate::status::generate::OWNED_CONDITIONS;
 use crate::status::{self, StatusInputs, StatusWriter, Waiting};
+use crate::storage;
 use crate::volume::{MountedVolumes, Volumes};
 use crate::wake::Wakers;
 use held::Held;
@@ -140,6 +141,10 @@ pub(crate) struct Worker {
     /// Shared with admission: an ended pod no longer takes room.
     ended: Arc<AtomicBool>,
     deadline_told: bool,
+    /// Why the pod was evicted, once it was.
+    evicted: Option<String>,
+    /// What the pod wrote is not measured before.
+    measure_at: tokio::time::Instant,
 }
 
 impl Worker {
@@ -167,6 +172,8 @@ impl Worker {
             over: false,
             ended,
             deadline_told: false,
+            evicted: None,
+            measure_at: tokio::time::Instant::now(),
         }
     }
 
@@ -245,6 +252,7 @@ impl Worker {
     async fn sync(&mut self, desired: &Desired) -> Result<Next, CriError> {
         let pod = &desired.pod;
         let snapshot = self.read().await?;
+        self.evict_if_over(pod).await;
         self.refresh_status(pod, &snapshot, false);
         if self.phase_is_terminal() {
             self.set_over();
@@ -279,7 +287,31 @@ impl Worker {
         if let Some(left) = self.deadline_in(pod) {
             wait = wait.min(left);
         }
+        if storage::has_limits(pod) {
+            wait = wait.min(self.measure_at.saturating_duration_since(tokio::time::Instant::now()));
+        }
         Ok(Next::Wait(wait))
+    }
+
+    /// Measures what the pod wrote, if it has limits and it is time.
+    async fn evict_if_over(&mut self, pod: &Arc<Pod>) {
+        if self.evicted.is_some()
+            || tokio::time::Instant::now() < self.measure_at
+            || !storage::has_limits(pod)
+        {
+            return;
+        }
+        let mut desired = self.desired.clone();
+        // A large tree takes its time; a pod that is to end does not wait for it. Both arms only wait.
+        let excess = tokio::select! {
+            excess = storage::excess(&self.shared, pod) => excess,
+            _ = desired.wait_for(Desired::must_end) => None,
+        };
+        self.measure_at = tokio::time::Instant::now() + storage::PERIOD;
+        if let Some(message) = excess {
+            self.shared.events.pod(pod, EventType::Warning, "Evicted", &message);
+            self.evicted = Some(message);
+        }
     }
 
     /// What was done may be what the next step waited for: a sidecar that is up lets the next start.
@@ -318,6 +350,7 @@ impl Worker {
             readiness: &self.probes,
             pod_is_over,
             past_deadline,
+            evicted: self.evicted.as_deref(),
             node_ips: &self.shared.config.node_ips,
             now: Timestamp::now(),
         });

@@ -266,6 +266,25 @@ async fn a_conflict_does_not_end_the_writing_of_a_pods_status() {
 }
 
 #[tokio::test]
+async fn a_pod_whose_volume_outgrows_its_limit_is_evicted() {
+    let node = Node::started().await;
+    let spec = json!({
+        "volumes": [{ "name": "data", "emptyDir": { "sizeLimit": "64Ki" } }],
+        "containers": [{ "name": "app", "image": "app:1", "volumeMounts": [{ "name": "data", "mountPath": "/data" }] }],
+    });
+    // What an earlier nodelet of this pod would have found there.
+    let data = node.pod_dir("uid-web").join("volumes/kubernetes.io~empty-dir/data");
+    std::fs::create_dir_all(data.join("deep/er")).unwrap();
+    std::fs::write(data.join("deep/er/file"), vec![1; 100_000]).unwrap();
+    node.api.put_pod(pod("web", spec));
+    let status = node.phase("web", "Failed").await;
+    let message = "Usage of EmptyDir volume \"data\" exceeds the limit \"64Ki\". ";
+    assert_eq!((&status["reason"], &status["message"]), (&json!("Evicted"), &json!(message)));
+    assert_eq!(node.events.messages("Evicted"), [message]);
+    eventually("the volume's end", async || (!data.exists()).then_some(())).await;
+}
+
+#[tokio::test]
 async fn a_worker_that_panicked_is_made_anew_without_any_event_of_the_api() {
     let node = Node::started().await;
     node.cri.panic_once();

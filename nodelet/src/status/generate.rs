@@ -66,6 +66,11 @@ fn set_phase(
         status.reason = Some("DeadlineExceeded".to_owned());
         status.message = Some("Pod was active on the node longer than the specified deadline".to_owned());
     }
+    if let Some(message) = inputs.evicted.filter(|_| !is_terminal(pod.phase())) {
+        phase = "Failed";
+        status.reason = Some("Evicted".to_owned());
+        status.message = Some(message.to_owned());
+    }
     status.phase = Some(phase.to_owned());
 }
 

@@ -76,6 +76,7 @@ impl Case {
             readiness: &self.says,
             pod_is_over: self.pod_is_over,
             past_deadline: false,
+            evicted: None,
             node_ips: &node_ips,
             now: Timestamp::from_second(1_800_000_010).unwrap(),
         };

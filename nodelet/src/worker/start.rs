@@ -95,7 +95,8 @@ impl Worker {
             pod_ip: self.pod_ips(pod, snapshot).into_iter().next().unwrap_or_default(),
             message: kill.message.clone(),
             reason: kill.reason,
-            grace_override_s: None,
+            // Upstream gives containers of an evicted pod one second.
+            grace_override_s: self.evicted.as_ref().map(|_| 1),
         }
     }
 
