@@ -2,14 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use skiff_cri::v1::ContainerConfig;
+use skiff_cri::v1::{ContainerConfig, Mount};
 
 use crate::Error;
 use crate::spec::{Accounts, HostDevice};
@@ -168,14 +168,71 @@ pub(crate) fn read_seccomp(path: &Path) -> Result<LinuxSeccomp, String> {
     serde_json::from_reader(file.take(MAX_FILE_BYTES)).map_err(|err| failed(&err))
 }
 
-/// Sources of mounts must be there: runc's own message would not say whose they are.
+/// Sources of mounts must be there: one that is missing is made, as containerd does. Any other trouble is told here:
+/// runc's own message would not say whose source it is.
 pub(crate) fn check_mounts(config: &ContainerConfig) -> Result<(), String> {
     for mount in config.mounts.iter().filter(|mount| mount.image.is_none()) {
-        fs::metadata(&mount.host_path).map_err(|err| {
+        let made = match fs::metadata(&mount.host_path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                fs::DirBuilder::new().recursive(true).mode(0o755).create(&mount.host_path)
+            }
+            found => found.map(drop),
+        };
+        made.map_err(|err| {
             format!("failed to stat {:?} to be mounted at {:?}: {err}", mount.host_path, mount.container_path)
         })?;
     }
     Ok(())
+}
+
+impl Bundle {
+    /// A writable directory for each `VOLUME` of the image, with what the image has there, as mounts for the container.
+    /// Where the pod mounts something itself there is none. The root filesystem must be mounted.
+    pub(crate) fn image_volumes<'a>(
+        &self,
+        volumes: impl Iterator<Item = &'a str>,
+        mounts: &[Mount],
+    ) -> Result<Vec<Mount>, Error> {
+        let absolute = |path: &str| Path::new("/").join(path);
+        let mut made = Vec::new();
+        for (number, path) in volumes.enumerate() {
+            let path = absolute(path);
+            if path.components().any(|part| part == Component::ParentDir) || path == Path::new("/") {
+                let detail = format!("the image's volume {path:?} is no directory below /");
+                return Err(Error::Spec { id: self.id(), detail });
+            }
+            if mounts.iter().chain(&made).any(|mount| absolute(&mount.container_path) == path) {
+                continue;
+            }
+            let directory = self.directory.join("volumes").join(number.to_string());
+            fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
+            fs::set_permissions(&directory, fs::Permissions::from_mode(0o755))
+                .map_err(Error::io("set mode of", &directory))?;
+            self.seed(&path, &directory).map_err(Error::io("fill the image's volume", &path))?;
+            made.push(Mount {
+                container_path: path.to_string_lossy().into_owned(),
+                host_path: directory.to_string_lossy().into_owned(),
+                ..Mount::default()
+            });
+        }
+        Ok(made)
+    }
+
+    /// Copies what the image has at `path`, if that is a directory. A link of the image leads nowhere outside it.
+    fn seed(&self, path: &Path, to: &Path) -> io::Result<()> {
+        let root = File::open(self.rootfs())?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        match rustix::fs::openat2(&root, path, flags, Mode::empty(), resolve) {
+            Ok(from) => Ok(skiff_tree::copy(from.as_fd(), to)?),
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Ok(()),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    fn id(&self) -> String {
+        self.directory.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
 }
 
 /// The devices that the container asks for; all of the host's for a privileged one.

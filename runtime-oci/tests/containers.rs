@@ -44,7 +44,8 @@ const TESTS: &[Test] = tests![
     a_killed_shim_takes_its_container_with_it,
     a_terminal_container_logs_to_stdout,
     a_moved_log_is_reopened,
-    mounts_appear_and_missing_sources_are_named,
+    mounts_appear_and_missing_sources_are_made,
+    volumes_of_the_image_are_writable_and_hold_what_the_image_has_there,
     limits_can_be_changed_while_it_runs,
     a_container_is_confined_as_its_pod_says,
     a_shared_pid_namespace_shows_the_other_and_leaves_nothing_behind,
@@ -463,7 +464,7 @@ async fn a_moved_log_is_reopened() {
     node.finish().await;
 }
 
-async fn mounts_appear_and_missing_sources_are_named() {
+async fn mounts_appear_and_missing_sources_are_made() {
     let node = Node::start().await;
     let host = node.root.path().join("volume");
     std::fs::create_dir(&host).unwrap();
@@ -479,9 +480,51 @@ async fn mounts_appear_and_missing_sources_are_named() {
     assert_eq!(node.ended("c").await.reason, "Error");
     let logged = node.logged("c").join("\n");
     assert!(logged.contains("stdout F content") && logged.contains("Read-only"), "{logged}");
-    let missing = ContainerConfig { mounts: vec![mount(&host.join("none"), false)], ..sh("true") };
-    let err = node.create("d", missing).await.unwrap_err();
-    assert!(err.message.contains("failed to stat") && err.message.contains("volume/none"), "{err}");
+    let made = host.join("none/yet");
+    let missing = ContainerConfig { mounts: vec![mount(&made, false)], ..sh("echo hi > /data/f") };
+    node.run("d", missing).await;
+    assert_eq!(node.ended("d").await.exit_code, 0);
+    assert_eq!(std::fs::read_to_string(made.join("f")).unwrap(), "hi\n");
+    let impossible = ContainerConfig { mounts: vec![mount(&host.join("f/x"), false)], ..sh("true") };
+    let err = node.create("e", impossible).await.unwrap_err();
+    assert!(err.message.contains("failed to stat") && err.message.contains("volume/f/x"), "{err}");
+    node.finish().await;
+}
+
+async fn volumes_of_the_image_are_writable_and_hold_what_the_image_has_there() {
+    let mut node = Node::start().await;
+    let archive = node.root.path().join("volumes.tar");
+    let layer = fixture::busybox_layer().unwrap().directory("data", 0o1770).unwrap();
+    let layer = layer.file("data/seed", 0o640, b"seed\n").unwrap().link("elsewhere", "/data").unwrap();
+    let volumes = json!({ "/data": {}, "new/place": {}, "/elsewhere": {}, "/tmp": {} });
+    let config = json!({ "Env": ["PATH=/bin"], "Volumes": volumes });
+    fixture::image_archive(&archive, "volumes:latest", &config, &[layer.finish().unwrap()]).unwrap();
+    node.image = node.images.import(&archive, None).await.unwrap().remove(0);
+    let own = node.root.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    let mount = Mount {
+        host_path: own.to_str().unwrap().to_owned(),
+        container_path: "/tmp".to_owned(),
+        ..Default::default()
+    };
+    let script = "stat -c '%a %u' /data; cat /data/seed; for d in /data /new/place /tmp; do echo x > $d/f || exit 1; done; \
+        grep -c ' /data \\| /new/place ' /proc/mounts";
+    let mut config = sh(script);
+    config.mounts = vec![mount];
+    // The root is read-only; the image's volumes are not.
+    config.linux = Some(LinuxContainerConfig {
+        security_context: Some(LinuxContainerSecurityContext { readonly_rootfs: true, ..Default::default() }),
+        ..Default::default()
+    });
+    node.run("c", config.clone()).await;
+    assert_eq!(node.ended("c").await.exit_code, 0, "{:?}", node.logged("c"));
+    assert_eq!(node.logged("c")[..2], ["stdout F 1770 0", "stdout F seed"]);
+    assert!(own.join("f").exists(), "the pod's own mount stands in place of the image's volume");
+    // Each container has its own.
+    config.command = sh("ls /data /new/place").command;
+    node.run("d", config).await;
+    assert_eq!(node.ended("d").await.exit_code, 0);
+    assert!(!node.logged("d").iter().any(|line| line == "stdout F f"), "{:?}", node.logged("d"));
     node.finish().await;
 }
 

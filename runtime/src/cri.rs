@@ -360,7 +360,10 @@ impl Cri for NodeRuntime {
         let _changing = self.changing.lock().await;
         self.sandboxes.stop(&record.id, &record.config).await?;
         self.save_sandbox(SandboxRecord { state: SandboxState::Stopped, ..(*record).clone() })?;
-        self.announce(&record.id, "");
+        // Nobody has heard of one that never stood: whoever is told of it would look at everything.
+        if record.state != SandboxState::Starting {
+            self.announce(&record.id, "");
+        }
         Ok(())
     }
 
@@ -382,7 +385,9 @@ impl Cri for NodeRuntime {
         self.sandboxes.remove(&id, &record.config, last_of_pod)?;
         self.sandbox_records.remove(&id)?;
         self.state.write().sandboxes.remove(&id);
-        self.announce(&id, "");
+        if record.state != SandboxState::Starting {
+            self.announce(&id, "");
+        }
         Ok(())
     }
 

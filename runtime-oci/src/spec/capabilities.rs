@@ -71,7 +71,8 @@ const DEFAULT: &[&str] = &[
 ];
 
 /// Names without `CAP_`: the default, less what is dropped, plus what is added; never more than this process
-/// could give. What is added and dropped by name is dropped.
+/// could give. What is added and dropped by name is dropped, and dropping all leaves only what is added by name,
+/// even beside adding all.
 pub(super) fn granted(
     security: &LinuxContainerSecurityContext,
     host: &Host,
@@ -85,10 +86,10 @@ pub(super) fn granted(
     let requested = security.capabilities.clone().unwrap_or_default();
     let (add_all, add) = parsed(&requested.add_capabilities)?;
     let (drop_all, drop) = parsed(&requested.drop_capabilities)?;
-    let mut granted: BTreeSet<_> = if add_all {
-        NAMES.iter().copied().collect()
-    } else if drop_all {
+    let mut granted: BTreeSet<_> = if drop_all {
         BTreeSet::new()
+    } else if add_all {
+        NAMES.iter().copied().collect()
     } else {
         DEFAULT.iter().copied().collect()
     };

@@ -158,6 +158,9 @@ fn capabilities_are_containerds_default_plus_added_less_dropped() {
     assert_eq!(granted(&with(&[], &[])).len(), 14);
     assert_eq!(granted(&with(&["NET_ADMIN"], &["all"])), ["CAP_NET_ADMIN"]);
     assert_eq!(granted(&with(&["ALL"], &[])).len(), 41);
+    assert_eq!(granted(&with(&["ALL"], &["ALL"])), Vec::<String>::new());
+    assert_eq!(granted(&with(&["ALL", "CHOWN"], &["all"])), ["CAP_CHOWN"]);
+    assert!(!granted(&with(&["ALL"], &["NET_RAW"])).contains(&"CAP_NET_RAW".to_owned()));
     assert!(!granted(&with(&[], &["CAP_NET_RAW"])).contains(&"CAP_NET_RAW".to_owned()));
     assert!(built_on(&with(&["NONSENSE"], &[]), &image(), &host()).is_err());
     let spec = built(&with(&[], &[]));
