@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 18] = [
+const ARROWS: [(&str, &[&str]); 19] = [
     ("skiff-api", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
     ("skiff-cri", &[]),

@@ -220,8 +220,11 @@ fn prepare(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
             let meta = new["metadata"].take();
             *new = old.clone();
             new["metadata"] = meta;
+            // None is what takes them away, which validation refuses.
             if !conditions.is_null() {
                 new["status"]["conditions"] = conditions;
+            } else if let Some(status) = new["status"].as_object_mut() {
+                status.remove("conditions");
             }
             metadata::prepare_update(new, old);
         }

@@ -420,9 +420,27 @@ fn needs_node_ports(service: &Object) -> bool {
         || (spec["type"] == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"] != false)
 }
 
+/// What was allocated for another type goes with it, unless the client says something else, which validation refuses.
+fn drop_addresses(service: &mut Object, old: &Object) {
+    let of = |service: &Object, field: &str| service["spec"][field].clone();
+    let is_same_ip = of(service, "clusterIP") == of(old, "clusterIP") || of(service, "clusterIP").is_null();
+    for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
+        let is_same = match field {
+            "clusterIP" | "clusterIPs" => is_same_ip,
+            _ => of(service, field) == of(old, field),
+        };
+        if is_same && let Some(spec) = service["spec"].as_object_mut() {
+            spec.remove(field);
+        }
+    }
+}
+
 /// An update that leaves out what was allocated keeps it, as long as the type still has it.
 pub(crate) fn carry_over(service: &mut Object, old: &Object) {
     if service["spec"]["type"] == "ExternalName" {
+        if old["spec"]["type"] != "ExternalName" {
+            drop_addresses(service, old);
+        }
         return;
     }
     if old["spec"]["type"] != "ExternalName" {

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::{Value, json};
+use skiff_apiserver::store::{Expect, Write};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -218,9 +219,18 @@ async fn a_service_is_reached_at_a_pod_of_its_own_only() {
     };
     get("s:web").await.refused(404, "NotFound");
     let target = json!({"kind": "Pod", "namespace": "a", "name": "p"});
-    let endpoints = |address: Value| json!({"metadata": {"name": "s"}, "subsets": [{"addresses": [address], "ports": [{"name": "web", "port": port}]}]});
-    let url = "/api/v1/namespaces/a/endpoints";
-    admin.post(url, endpoints(json!({"ip": "127.0.0.1", "targetRef": target}))).await.created();
+    // Below the API, which takes no address of this host: the one that answers here has no other.
+    let endpoints = async |address: Value| {
+        let subset = json!({"addresses": [address], "ports": [{"name": "web", "port": port}]});
+        let endpoints = json!({
+            "kind": "Endpoints", "apiVersion": "v1", "metadata": {"name": "s", "namespace": "a", "uid": "1"},
+            "subsets": [subset],
+        });
+        let key = "/registry/services/endpoints/a/s";
+        cluster.store.write(Write::put(key, endpoints.to_string(), Expect::Any)).await.expect("writes");
+        admin.get("/api/v1/namespaces/a/endpoints/s").await.ok();
+    };
+    endpoints(json!({"ip": "127.0.0.1", "targetRef": target})).await;
     get("s:web").await.ok();
     get("s:80").await.ok();
     get("http:s:web").await.ok();
@@ -229,7 +239,7 @@ async fn a_service_is_reached_at_a_pod_of_its_own_only() {
     let message = get("s:other").await.refused(503, "ServiceUnavailable");
     assert_eq!(message, "no endpoints available for service \"s:other\"");
     for foreign in [json!({"ip": "127.0.0.1"}), json!({"ip": "127.0.0.2", "targetRef": target})] {
-        admin.put(&format!("{url}/s"), endpoints(foreign)).await.ok();
+        endpoints(foreign).await;
         get("s:web").await.refused(503, "ServiceUnavailable");
     }
 }

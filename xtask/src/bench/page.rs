@@ -81,7 +81,7 @@ fn about(name: Name) -> (&'static str, &'static str) {
              a minute with all pods running. Times are of one request, sent to whole answer; WATCH is from an update to its \
              event. Requests that were refused were tried again, and are not in the times.",
         ),
-        Name::Smoke | Name::All | Name::Page | Name::Clean => ("Skiff alone", ""),
+        Name::Abuse | Name::Smoke | Name::All | Name::Page | Name::Clean => ("Skiff alone", ""),
     }
 }
 
