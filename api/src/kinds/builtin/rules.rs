@@ -78,3 +78,6 @@ fn once_each(faults: Faults) -> Vec<Cause> {
     causes.retain(|cause| seen.insert((cause.reason, cause.field.clone(), cause.message.clone())));
     causes
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,149 @@
+use serde_json::{Value, json};
+
+use crate::{Kinds, default};
+
+/// The fields and reasons for which an object is refused, as it is written and as it replaces `old`.
+fn refused(kind: &str, object: &Value, old: Option<&Value>) -> Vec<(String, &'static str)> {
+    let kinds = Kinds::builtin();
+    let (group, version_kind) = kind.rsplit_once('/').map_or(("", kind), |(group, kind)| (group, kind));
+    let kind = kinds.by_kind(group, "v1", version_kind).unwrap_or_else(|| panic!("no kind {kind}"));
+    let defaulted = |object: &Value| {
+        let mut object = object.clone();
+        object["kind"] = version_kind.into();
+        default::apply(kind, &mut object);
+        object
+    };
+    let (object, old) = (defaulted(object), old.map(defaulted));
+    let causes = kind.validate(&object, old.as_ref());
+    causes.into_iter().map(|cause| (cause.field, cause.reason.trim_start_matches("FieldValue"))).collect()
+}
+
+#[track_caller]
+fn check(kind: &str, object: Value, wanted: &[(&str, &str)]) {
+    let found = refused(kind, &object, None);
+    let found: Vec<(&str, &str)> = found.iter().map(|(field, reason)| (field.as_str(), *reason)).collect();
+    assert_eq!(found, wanted, "{kind} {object}");
+}
+
+fn template(container: &Value) -> Value {
+    json!({"metadata": {"labels": {"a": "b"}}, "spec": {"containers": [container]}})
+}
+
+#[test]
+fn a_controller_whose_selector_does_not_match_its_template_is_refused() {
+    let template = template(&json!({"name": "c", "image": "i"}));
+    let controller = |selector: Value| json!({"spec": {"selector": selector, "template": template}});
+    check("ReplicationController", controller(json!({"a": "b"})), &[]);
+    let labels = ("spec.template.metadata.labels", "Invalid");
+    check("ReplicationController", controller(json!({"a": "c"})), &[labels]);
+    let set = |selector: Value| controller(json!({"matchLabels": selector}));
+    check("apps/ReplicaSet", set(json!({"x": "y"})), &[labels]);
+    check("apps/DaemonSet", set(json!({"x": "y"})), &[labels]);
+}
+
+#[test]
+fn nobody_sends_traffic_to_the_node_itself() {
+    for ip in ["127.0.0.1", "169.254.169.254", "::1", "fe80::1"] {
+        let endpoints = json!({"subsets": [{"addresses": [{"ip": ip}], "ports": [{"port": 80}]}]});
+        check("Endpoints", endpoints, &[("subsets[0].addresses[0].ip", "Invalid")]);
+        let kind = if ip.contains(':') { "IPv6" } else { "IPv4" };
+        let slice = json!({"addressType": kind, "endpoints": [{"addresses": [ip]}]});
+        check("discovery.k8s.io/EndpointSlice", slice, &[("endpoints[0].addresses[0]", "Invalid")]);
+        let service = json!({"spec": {"ports": [{"port": 80}], "externalIPs": [ip], "externalTrafficPolicy": "Cluster"}});
+        check("Service", service, &[("spec.externalIPs[0]", "Invalid")]);
+    }
+}
+
+#[test]
+fn what_may_not_change_does_not() {
+    let changed = |kind: &str, old: Value, new: Value, field: &str| {
+        assert!(refused(kind, &old, Some(&old)).is_empty(), "{kind}: {:?}", refused(kind, &old, Some(&old)));
+        let found = refused(kind, &new, Some(&old));
+        assert!(found.iter().any(|(at, _)| at == field), "{kind}: {found:?}");
+    };
+    changed("apps/ControllerRevision", json!({"data": {"a": 1}}), json!({"data": {"a": 2}}), "data");
+    let class = |provisioner: &str| json!({"provisioner": provisioner});
+    changed("storage.k8s.io/StorageClass", class("a"), class("b"), "provisioner");
+    changed("node.k8s.io/RuntimeClass", json!({"handler": "a"}), json!({"handler": "b"}), "handler");
+    let slice = |kind: &str| json!({"addressType": kind, "endpoints": []});
+    changed("discovery.k8s.io/EndpointSlice", slice("IPv4"), slice("IPv6"), "addressType");
+    let claim = |class: &str| {
+        json!({"spec": {"accessModes": ["ReadWriteOnce"], "storageClassName": class,
+            "resources": {"requests": {"storage": "1Gi"}}}})
+    };
+    changed("PersistentVolumeClaim", claim("a"), claim("b"), "spec");
+    let volume = |path: &str| json!({"spec": {"accessModes": ["ReadWriteOnce"], "capacity": {"storage": "1Gi"}, "hostPath": {"path": path}}});
+    changed("PersistentVolume", volume("/a"), volume("/b"), "spec.persistentvolumesource");
+}
+
+#[test]
+fn more_than_a_mebibyte_is_too_much_for_a_config_map_or_a_secret() {
+    let half = "x".repeat(1 << 19);
+    check("ConfigMap", json!({"data": {"a": half, "b": half}}), &[]);
+    check("ConfigMap", json!({"data": {"a": half, "b": half, "c": "x"}}), &[("", "TooLong")]);
+    check("Secret", json!({"data": {"a": "A".repeat(1_400_000)}}), &[("data", "TooLong")]);
+}
+
+#[test]
+fn the_rules_of_containers_hold_wherever_there_are_containers() {
+    let bad = json!({"name": "C", "image": "i", "ports": [{"containerPort": 0}], "env": [{"name": "a=b"}],
+        "livenessProbe": {}, "resources": {"limits": {"cpu": "-1"}}, "volumeMounts": [{"name": "v", "mountPath": "/v"}]});
+    let spec = template(&bad);
+    for (kind, path, object) in [
+        ("Pod", "spec", json!({"spec": spec["spec"]})),
+        ("PodTemplate", "template.spec", json!({"template": spec})),
+        (
+            "apps/Deployment",
+            "spec.template.spec",
+            json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": spec}}),
+        ),
+        (
+            "ReplicationController",
+            "spec.template.spec",
+            json!({"spec": {"selector": {"a": "b"}, "template": spec}}),
+        ),
+    ] {
+        let found: Vec<String> = refused(kind, &object, None).into_iter().map(|(field, _)| field).collect();
+        for field in [
+            "name",
+            "ports[0].containerPort",
+            "env[0].name",
+            "livenessProbe",
+            "resources.limits[cpu]",
+            "volumeMounts[0].name",
+        ] {
+            let field = format!("{path}.containers[0].{field}");
+            assert!(found.contains(&field), "{kind}: {field}: {found:?}");
+        }
+    }
+}
+
+#[test]
+fn an_ingress_leads_somewhere_and_a_policy_is_about_somebody() {
+    check("networking.k8s.io/Ingress", json!({"spec": {}}), &[("spec", "Invalid")]);
+    let rule = json!({"host": "1.2.3.4", "http": {"paths": [{"path": "a", "pathType": "Prefix",
+        "backend": {"service": {"name": "s"}}}]}});
+    let path = "spec.rules[0].http.paths[0]";
+    let (at, backend) = (format!("{path}.path"), format!("{path}.backend"));
+    let found = [("spec.rules[0].host", "Invalid"), (at.as_str(), "Invalid"), (backend.as_str(), "Required")];
+    check("networking.k8s.io/Ingress", json!({"spec": {"rules": [rule]}}), &found);
+    let policy = |peer: Value| json!({"spec": {"podSelector": {}, "ingress": [{"from": [peer]}]}});
+    let peer = "spec.ingress[0].from[0]";
+    check("networking.k8s.io/NetworkPolicy", policy(json!({})), &[(peer, "Required")]);
+    let block = json!({"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/9"]}});
+    let except = format!("{peer}.ipBlock.except[0]");
+    check("networking.k8s.io/NetworkPolicy", policy(block), &[(except.as_str(), "Invalid")]);
+}
+
+#[test]
+fn a_volume_of_the_cluster_has_a_size_a_mode_and_one_source() {
+    let wanted = [
+        ("spec.accessModes", "Required"),
+        ("spec.capacity", "Required"),
+        ("spec.capacity", "NotSupported"),
+        ("spec", "Required"),
+    ];
+    let found = refused("PersistentVolume", &json!({"spec": {}}), None);
+    assert_eq!(found.len(), wanted.len(), "{found:?}");
+    assert!(wanted.iter().all(|(field, why)| found.iter().any(|(f, w)| f == field && w == why)), "{found:?}");
+}
