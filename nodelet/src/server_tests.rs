@@ -236,11 +236,16 @@ async fn a_client_that_closes_is_answered_and_its_process_gets_all_input_and_liv
         socket.send(Message::binary([&[0][..], &[b'x'; 1000]].concat())).await.unwrap();
     }
     socket.close(None).await.unwrap();
-    let mut answered = false;
-    while let Some(Ok(message)) = socket.next().await {
-        answered |= matches!(message, Message::Close(_));
-    }
-    assert!(answered, "the Close was not answered");
+    let answered = async {
+        while let Some(Ok(message)) = socket.next().await {
+            if matches!(message, Message::Close(_)) {
+                return true;
+            }
+        }
+        false
+    };
+    let answered = tokio::time::timeout(std::time::Duration::from_secs(10), answered).await;
+    assert_eq!(answered, Ok(true), "the Close was not answered");
     drop(socket);
     let read = crate::testing::eventually("the process's end", async || node.cri.finished_exec()).await;
     assert_eq!(read, 50_000);
