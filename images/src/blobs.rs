@@ -1,4 +1,4 @@
-//! Files of the store: blobs by digest, layers by diff ID, and what is on its way to either.
+//! Files of the store: blobs by digest, layers by chain ID, and what is on its way to either.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -48,12 +48,12 @@ impl Blobs {
         self.root.join("blobs/sha256").join(digest.hex())
     }
 
-    pub(crate) fn layer(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(diff_id.hex())
+    pub(crate) fn layer(&self, chain_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(chain_id.hex())
     }
 
-    fn layer_size_file(&self, diff_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(format!("{}.json", diff_id.hex()))
+    fn layer_size_file(&self, chain_id: &Digest) -> PathBuf {
+        self.root.join("layers").join(format!("{}.json", chain_id.hex()))
     }
 
     /// What an image without layers is mounted from.
@@ -65,16 +65,16 @@ impl Blobs {
         self.blob(digest).exists()
     }
 
-    pub(crate) fn has_layer(&self, diff_id: &Digest) -> bool {
-        self.layer(diff_id).exists()
+    pub(crate) fn has_layer(&self, chain_id: &Digest) -> bool {
+        self.layer(chain_id).exists()
     }
 
     pub(crate) fn blob_size(&self, digest: &Digest) -> u64 {
         fs::metadata(self.blob(digest)).map_or(0, |metadata| metadata.len())
     }
 
-    pub(crate) fn layer_size(&self, diff_id: &Digest) -> LayerSize {
-        fs::read(self.layer_size_file(diff_id))
+    pub(crate) fn layer_size(&self, chain_id: &Digest) -> LayerSize {
+        fs::read(self.layer_size_file(chain_id))
             .ok()
             .and_then(|bytes| serde_json::from_slice(&bytes).ok())
             .unwrap_or_default()
@@ -114,16 +114,16 @@ impl Blobs {
     pub(crate) fn commit_layer(
         &self,
         unpacked: Doomed,
-        diff_id: &Digest,
+        chain_id: &Digest,
         size: LayerSize,
     ) -> Result<(), PullCause> {
         let sync =
             || -> io::Result<()> { rustix::fs::syncfs(File::open(unpacked.path())?).map_err(Into::into) };
         sync().map_err(PullCause::io("sync", unpacked.path()))?;
-        let size_file = self.layer_size_file(diff_id);
+        let size_file = self.layer_size_file(chain_id);
         let text = serde_json::to_vec(&size).unwrap_or_default();
         fs::write(&size_file, text).map_err(PullCause::io("write", &size_file))?;
-        let target = self.layer(diff_id);
+        let target = self.layer(chain_id);
         fs::rename(unpacked.path(), &target).map_err(PullCause::io("rename to", &target))?;
         // It is no longer where it would be removed.
         unpacked.keep();
@@ -137,14 +137,14 @@ impl Blobs {
     }
 
     /// Takes a layer's name away at once; its files go afterwards, when the result is dropped.
-    pub(crate) fn remove_layer(&self, diff_id: &Digest) -> io::Result<Doomed> {
+    pub(crate) fn remove_layer(&self, chain_id: &Digest) -> io::Result<Doomed> {
         let grave = Doomed::new_in(&self.ingest())?;
-        fs::rename(self.layer(diff_id), grave.path().join("layer"))?;
-        fs::remove_file(self.layer_size_file(diff_id))?;
+        fs::rename(self.layer(chain_id), grave.path().join("layer"))?;
+        fs::remove_file(self.layer_size_file(chain_id))?;
         Ok(grave)
     }
 
-    /// The digests of all blobs, and the diff IDs of all layers.
+    /// The digests of all blobs, and the chain IDs of all layers.
     pub(crate) fn all(&self) -> io::Result<(Vec<Digest>, Vec<Digest>)> {
         let names = |directory: PathBuf| -> io::Result<Vec<Digest>> {
             let mut digests = Vec::new();

@@ -7,10 +7,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::manifest::{
-    HOST_ARCHITECTURE, OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, WASM_CONFIG, WASM_LAYER,
-};
+use crate::manifest::{OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST, WASM_CONFIG, WASM_LAYER};
 use crate::name::Digest;
+use crate::platform::Host;
 
 /// Where Debian's `busybox-static` puts it.
 const BUSYBOX: &str = "/bin/busybox";
@@ -165,11 +164,11 @@ pub fn busybox_archive(path: &Path, name: &str, config: &Value) -> io::Result<()
 
 /// Writes an OCI layout of a Linux image of uncompressed `layers`.
 pub fn image_archive(path: &Path, name: &str, run_config: &Value, layers: &[Vec<u8>]) -> io::Result<()> {
-    let platform = json!({"os": "linux", "architecture": HOST_ARCHITECTURE});
+    let platform = json!({"os": "linux", "architecture": Host::this().architecture});
     let diff_ids: Vec<_> = layers.iter().map(|layer| Digest::of(layer)).collect();
     let config = json!({
         "os": "linux",
-        "architecture": HOST_ARCHITECTURE,
+        "architecture": Host::this().architecture,
         "config": run_config,
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
     });

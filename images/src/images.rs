@@ -35,7 +35,7 @@ pub struct Image {
     pub pulled_at_ns: i64,
     pub kind: ImageKind,
     pub config: ImageConfig,
-    /// The diff IDs of its layers, the lowest first; none for a Wasm artifact.
+    /// The chain IDs of its layers, the lowest first; none for a Wasm artifact.
     pub(crate) layers: Vec<Digest>,
     /// All that it needs in the blob store.
     pub(crate) blobs: Vec<Digest>,
@@ -206,11 +206,11 @@ impl Images {
                 collected.n_blobs += 1;
             }
         }
-        for diff_id in layers {
+        for chain_id in layers {
             let pins = self.pins.lock();
-            if !pins.contains_key(&diff_id) && !self.records.refers_to(&diff_id) {
-                let n_bytes = self.blobs.layer_size(&diff_id).bytes;
-                let grave = self.blobs.remove_layer(&diff_id).map_err(fail)?;
+            if !pins.contains_key(&chain_id) && !self.records.refers_to(&chain_id) {
+                let n_bytes = self.blobs.layer_size(&chain_id).bytes;
+                let grave = self.blobs.remove_layer(&chain_id).map_err(fail)?;
                 drop(pins);
                 grave.close().map_err(fail)?;
                 collected.n_bytes += n_bytes;
@@ -228,8 +228,8 @@ impl Images {
             usage.used_bytes += self.blobs.blob_size(&digest);
             usage.inodes_used += 1;
         }
-        for diff_id in layers {
-            let size = self.blobs.layer_size(&diff_id);
+        for chain_id in layers {
+            let size = self.blobs.layer_size(&chain_id);
             usage.used_bytes += size.bytes;
             usage.inodes_used += size.n_entries + 1;
         }
@@ -244,8 +244,8 @@ impl Images {
             .layers
             .iter()
             .rev()
-            .filter(|diff_id| seen.insert(diff_id.as_str()))
-            .map(|diff_id| self.blobs.layer(diff_id))
+            .filter(|chain_id| seen.insert(chain_id.as_str()))
+            .map(|chain_id| self.blobs.layer(chain_id))
             .collect();
         layers.reverse();
         if layers.is_empty() {

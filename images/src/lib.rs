@@ -8,7 +8,7 @@
 //! ```text
 //! <root>/blobs/sha256/<hex>   manifests, configs, layers as they came; complete and checked
 //! <root>/images/<hex>.json    one record an image: names, digests, kind, config
-//! <root>/layers/<hex>/        a layer unpacked, by diff ID: a lower directory of an overlay
+//! <root>/layers/<hex>/        a layer unpacked, by chain ID: a lower directory of an overlay
 //! <root>/ingest/              blobs and layers on their way; emptied by who opens the store alone
 //! ```
 //!
@@ -27,6 +27,7 @@ mod images;
 mod keyed_lock;
 mod manifest;
 mod name;
+mod platform;
 mod progress;
 mod pull;
 mod records;

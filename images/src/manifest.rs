@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::PullCause;
 use crate::name::Digest;
+use crate::platform::{Host, Platform};
 
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
@@ -20,15 +21,6 @@ pub(crate) const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 pub(crate) const WASM_LAYER: &str = "application/wasm";
 /// What `wasm-to-oci` and early runtimes pushed.
 pub(crate) const OLD_WASM_LAYER: &str = "application/vnd.wasm.content.layer.v1+wasm";
-
-/// Kubernetes' architecture names for this machine.
-pub(crate) const HOST_ARCHITECTURE: &str = if cfg!(target_arch = "x86_64") {
-    "amd64"
-} else if cfg!(target_arch = "aarch64") {
-    "arm64"
-} else {
-    std::env::consts::ARCH
-};
 
 /// Which runtime an image is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,25 +51,6 @@ pub(crate) struct Descriptor {
     pub(crate) platform: Option<Platform>,
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
     pub(crate) annotations: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub(crate) struct Platform {
-    #[serde(default, deserialize_with = "or_default")]
-    pub(crate) architecture: String,
-    #[serde(default, deserialize_with = "or_default")]
-    pub(crate) os: String,
-}
-
-impl Platform {
-    fn is_host(&self) -> bool {
-        self.os == "linux" && self.architecture == HOST_ARCHITECTURE
-    }
-
-    fn is_wasm(&self) -> bool {
-        matches!(self.architecture.as_str(), "wasm" | "wasm32")
-            || matches!(self.os.as_str(), "wasi" | "wasip1" | "wasip2")
-    }
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -131,19 +104,26 @@ pub(crate) fn parse(bytes: &[u8], digest: &Digest) -> Result<Document, PullCause
 }
 
 impl Index {
-    /// This machine's Linux image if there is one, else a Wasm one.
+    /// What may be looked at, in this order: this machine's Linux images, the best first, then those of Wasm, then what does not say
+    /// what it is for, such as an index in the index.
+    pub(crate) fn candidates(&self, host: Host) -> Vec<&Descriptor> {
+        const WASM: u16 = 1000;
+        const UNSAID: u16 = 2000;
+        let rank = |entry: &Descriptor| match &entry.platform {
+            Some(platform) if platform.is_unsaid() => Some(UNSAID),
+            Some(platform) => platform.rank(host).map(u16::from).or(platform.is_wasm().then_some(WASM)),
+            None => Some(UNSAID),
+        };
+        let mut ranked: Vec<_> =
+            self.manifests.iter().filter_map(|entry| Some((rank(entry)?, entry))).collect();
+        ranked.sort_by_key(|(rank, _)| *rank);
+        ranked.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// The first of the [candidates](Index::candidates).
     pub(crate) fn choose(&self, digest: &Digest) -> Result<&Descriptor, PullCause> {
-        let by = |matches: fn(&Platform) -> bool| {
-            self.manifests.iter().find(|entry| entry.platform.as_ref().is_some_and(matches))
-        };
-        let only_one = || match self.manifests.as_slice() {
-            [only] if only.platform.is_none() => Some(only),
-            _ => None,
-        };
-        by(Platform::is_host)
-            .or_else(|| by(Platform::is_wasm))
-            .or_else(only_one)
-            .ok_or_else(|| PullCause::NoPlatform { digest: digest.to_string() })
+        let first = self.candidates(Host::this()).into_iter().next();
+        first.ok_or_else(|| PullCause::NoPlatform { digest: digest.to_string() })
     }
 }
 
@@ -154,6 +134,8 @@ pub struct ImageConfig {
     pub architecture: String,
     #[serde(default, deserialize_with = "or_default")]
     pub os: String,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "String::is_empty")]
+    pub(crate) variant: String,
     #[serde(default, deserialize_with = "or_default")]
     pub created: Option<String>,
     #[serde(default, deserialize_with = "or_default")]
@@ -218,14 +200,17 @@ pub(crate) fn kind(
         let detail = format!("a Wasm artifact without a layer of type {WASM_LAYER}");
         return Err(PullCause::Invalid { what: "manifest", digest: digest.to_string(), detail });
     }
-    let platform = Platform { architecture: config.architecture.clone(), os: config.os.clone() };
+    let platform = Platform {
+        architecture: config.architecture.clone(),
+        os: config.os.clone(),
+        variant: config.variant.clone(),
+    };
     if platform.is_wasm() {
         let run = &config.config;
         let path = run.entrypoint.first().or(run.cmd.first()).cloned().unwrap_or_default();
         return Ok(ImageKind::Wasm { module: WasmModule::File { path } });
     }
-    let unknown = platform.os.is_empty() && platform.architecture.is_empty();
-    if platform.is_host() || unknown {
+    if platform.rank(Host::this()).is_some() || platform.is_unsaid() {
         return Ok(ImageKind::Linux);
     }
     Err(PullCause::NoPlatform { digest: digest.to_string() })
@@ -251,7 +236,11 @@ mod tests {
             media_type: OCI_MANIFEST.to_owned(),
             digest: Digest::of(os.as_bytes()),
             size: 1,
-            platform: Some(Platform { os: (*os).to_owned(), architecture: (*architecture).to_owned() }),
+            platform: Some(Platform {
+                os: (*os).to_owned(),
+                architecture: (*architecture).to_owned(),
+                variant: String::new(),
+            }),
             annotations: BTreeMap::new(),
         });
         Index { manifests: manifests.collect() }
@@ -259,12 +248,39 @@ mod tests {
 
     #[test]
     fn linux_of_this_machine_comes_before_wasm_and_wasm_before_nothing() {
-        let both = index(&[("wasi", "wasm"), ("unknown", "unknown"), ("linux", HOST_ARCHITECTURE)]);
+        let both = index(&[("wasi", "wasm"), ("unknown", "unknown"), ("linux", Host::this().architecture)]);
         assert_eq!(both.choose(&digest()).unwrap().digest, Digest::of(b"linux"));
         let wasm = index(&[("linux", "s390x"), ("wasip1", "wasm")]);
         assert_eq!(wasm.choose(&digest()).unwrap().digest, Digest::of(b"wasip1"));
         assert!(index(&[("linux", "s390x"), ("unknown", "unknown")]).choose(&digest()).is_err());
         assert!(index(&[]).choose(&digest()).is_err());
+    }
+
+    #[test]
+    fn the_best_that_this_machine_runs_comes_first_and_what_it_cannot_run_never() {
+        let entry = |architecture: &str, variant: &str| {
+            let digest = Digest::of(format!("{architecture} {variant}").as_bytes());
+            let platform =
+                serde_json::json!({"os": "linux", "architecture": architecture, "variant": variant});
+            serde_json::json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": 1, "platform": platform})
+        };
+        let inner = serde_json::json!({"mediaType": OCI_INDEX, "digest": Digest::of(b"inner"), "size": 1});
+        let entries = [
+            entry("amd64", "v9"),
+            inner,
+            entry("386", ""),
+            entry("x86_64", ""),
+            entry("amd64", "v2"),
+            entry("arm64", ""),
+        ];
+        let index: Index = serde_json::from_value(serde_json::json!({"manifests": entries})).unwrap();
+        let chosen = |level| {
+            let host = Host { architecture: "amd64", level };
+            index.candidates(host).into_iter().map(|entry| entry.digest.clone()).collect::<Vec<_>>()
+        };
+        let [plain, v2, i386] = [&b"x86_64 "[..], b"amd64 v2", b"386 "].map(Digest::of);
+        assert_eq!(chosen(1), [plain.clone(), i386.clone(), Digest::of(b"inner")]);
+        assert_eq!(chosen(3), [v2, plain, i386, Digest::of(b"inner")]);
     }
 
     fn kind_of(manifest: serde_json::Value, config: serde_json::Value) -> Result<ImageKind, PullCause> {

@@ -30,6 +30,11 @@ impl Digest {
         Digest::of_hash(&sha2::Sha256::digest(bytes))
     }
 
+    /// Of a layer on top of others, which is what it looks like unpacked: the OCI image spec's chain ID.
+    pub(crate) fn chained(below: Option<&Digest>, diff_id: &Digest) -> Digest {
+        below.map_or_else(|| diff_id.clone(), |below| Digest::of(format!("{below} {diff_id}").as_bytes()))
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

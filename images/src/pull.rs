@@ -12,6 +12,7 @@ use crate::PullCause;
 use crate::images::{Image, Images, Pin};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, ImageKind, Manifest, WasmModule};
 use crate::name::{Digest, ImageName, Version};
+use crate::platform::Host;
 use crate::progress::{Phase, Reporter};
 use crate::registries::Auth;
 use crate::registry::{self, Remote};
@@ -38,19 +39,7 @@ pub(crate) async fn pull(
     let (remote, bytes, target) = registry::resolve(&images.registries, name, auth, &caps).await?;
     let mut pins = vec![images.pin(&target)];
     let mut kept = vec![put(images, bytes.clone()).await?];
-    let (manifest, digest) = match manifest::parse(&bytes, &target)? {
-        Document::Manifest(manifest) => (manifest, target.clone()),
-        Document::Index(index) => {
-            let chosen = index.choose(&target)?.digest.clone();
-            pins.push(images.pin(&chosen));
-            let (bytes, _) = remote.manifest(&Version::Digest(chosen.clone()), &caps).await?;
-            kept.push(put(images, bytes.clone()).await?);
-            match manifest::parse(&bytes, &chosen)? {
-                Document::Manifest(manifest) => (manifest, chosen),
-                Document::Index(_) => return Err(invalid_manifest(&chosen, "an index inside an index")),
-            }
-        }
-    };
+    let (manifest, digest) = descend(images, &remote, &target, bytes, &mut pins, &mut kept).await?;
     check(&manifest, &digest, images)?;
     pins.extend(manifest.layers.iter().chain([&manifest.config]).map(|blob| images.pin(&blob.digest)));
 
@@ -72,6 +61,42 @@ pub(crate) async fn pull(
     Ok(image)
 }
 
+/// Documents that are asked for on the way from an index to a manifest.
+const MAX_DOCUMENTS: usize = 16;
+/// Indexes inside indexes, as buildkit writes them.
+const MAX_INDEX_DEPTH: usize = 4;
+
+/// From what a name stands for to the manifest of this platform, through indexes and indexes in them.
+async fn descend(
+    images: &Arc<Images>,
+    remote: &Remote,
+    target: &Digest,
+    mut bytes: Bytes,
+    pins: &mut Vec<Pin>,
+    kept: &mut Vec<Digest>,
+) -> Result<(Manifest, Digest), PullCause> {
+    let (mut digest, mut depth) = (target.clone(), 0);
+    let mut ahead: Vec<(Digest, usize)> = Vec::new();
+    for _ in 0..MAX_DOCUMENTS {
+        match manifest::parse(&bytes, &digest)? {
+            Document::Manifest(manifest) => return Ok((manifest, digest)),
+            Document::Index(_) if depth >= MAX_INDEX_DEPTH => {
+                return Err(invalid_manifest(&digest, "indexes are nested too deeply"));
+            }
+            Document::Index(index) => {
+                let candidates = index.candidates(Host::this());
+                ahead.extend(candidates.into_iter().rev().map(|entry| (entry.digest.clone(), depth + 1)));
+            }
+        }
+        let next = ahead.pop().ok_or_else(|| PullCause::NoPlatform { digest: target.to_string() })?;
+        (digest, depth) = next;
+        pins.push(images.pin(&digest));
+        bytes = remote.manifest(&Version::Digest(digest.clone()), &images.caps).await?.0;
+        kept.push(put(images, bytes.clone()).await?);
+    }
+    Err(invalid_manifest(target, "an index leads through too many others"))
+}
+
 /// What an image is to be called.
 pub(crate) struct Named {
     pub(crate) name: Option<ImageName>,
@@ -91,18 +116,23 @@ pub(crate) async fn finish(
 ) -> Result<Arc<Image>, PullCause> {
     let config = read_config(images, &manifest).await?;
     let kind = manifest::kind(&manifest, &config, &digest)?;
-    let layers = match &kind {
+    let diff_ids = match &kind {
         ImageKind::Wasm { module: WasmModule::Blob { .. } } => Vec::new(),
         _ => config.rootfs.diff_ids.clone(),
     };
+    // What a layer is unpacked to depends on those below it, so it is kept by all of them.
+    let mut layers: Vec<Digest> = Vec::with_capacity(diff_ids.len());
+    for diff_id in &diff_ids {
+        layers.push(Digest::chained(layers.last(), diff_id));
+    }
     if !layers.is_empty() || kind == ImageKind::Linux {
         if layers.len() != manifest.layers.len() {
             let detail = format!("{} layers but {} diff IDs", manifest.layers.len(), layers.len());
             return Err(invalid_manifest(&digest, &detail));
         }
-        pins.extend(layers.iter().map(|diff_id| images.pin(diff_id)));
-        for (layer, diff_id) in manifest.layers.iter().zip(&layers) {
-            unpack_once(images, &layer.digest, diff_id).await?;
+        pins.extend(layers.iter().map(|chain_id| images.pin(chain_id)));
+        for (at, (layer, diff_id)) in manifest.layers.iter().zip(&diff_ids).enumerate() {
+            unpack_once(images, &layer.digest, diff_id, &layers[..=at]).await?;
         }
     }
     let no_config = manifest.config.size <= MAX_EMPTY_CONFIG_BYTES;
@@ -302,19 +332,27 @@ fn write_chunks(
     writer.commit(Some(digest), "blob").map(|_| ())
 }
 
-async fn unpack_once(images: &Arc<Images>, blob: &Digest, diff_id: &Digest) -> Result<(), PullCause> {
-    let alone = images.in_work.lock(&format!("layer {diff_id}")).await;
-    let (images, blob, diff_id) = (images.clone(), blob.clone(), diff_id.clone());
+/// Unpacks a layer unless it is here. `chain` are those it lies on and itself, the lowest first.
+async fn unpack_once(
+    images: &Arc<Images>,
+    blob: &Digest,
+    diff_id: &Digest,
+    chain: &[Digest],
+) -> Result<(), PullCause> {
+    let Some((own, lower)) = chain.split_last() else { return Ok(()) };
+    let alone = images.in_work.lock(&format!("layer {own}")).await;
+    let lower: Vec<_> = lower.iter().rev().map(|chain_id| images.blobs.layer(chain_id)).collect();
+    let (images, blob, diff_id, own) = (images.clone(), blob.clone(), diff_id.clone(), own.clone());
     blocking(move || {
         // Held by the thread: a caller that is cancelled does not let another in beside it.
         let _alone = alone;
-        if images.blobs.has_layer(&diff_id) {
+        if images.blobs.has_layer(&own) {
             return Ok(());
         }
         let ingest = images.blobs.ingest();
         let into = Doomed::new_in(&ingest).map_err(PullCause::io("create a directory in", &ingest))?;
-        let size = unpack::unpack(&images.blobs.blob(&blob), &diff_id, into.path(), &images.caps)?;
-        images.blobs.commit_layer(into, &diff_id, size)
+        let size = unpack::unpack(&images.blobs.blob(&blob), &diff_id, into.path(), &lower, &images.caps)?;
+        images.blobs.commit_layer(into, &own, size)
     })
     .await
 }

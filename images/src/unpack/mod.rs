@@ -1,13 +1,16 @@
 //! A layer's blob into a directory that overlayfs can use.
 //!
-//! [`tar_stream`] reads the format, [`writer`] makes the files; both take every byte for hostile.
+//! [`tar_stream`] reads the format ([`sparse`] that of files with holes), [`writer`] makes the files, beside what [`lower`] layers
+//! have; all take every byte for hostile.
 
+mod lower;
+mod sparse;
 mod tar_stream;
 mod writer;
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest as _, Sha256};
 
@@ -24,11 +27,13 @@ const ZSTD_WINDOW_LOG_MAX: u32 = 27;
 /// Room for headers and padding over what the files themselves may take.
 const HEADER_BYTES_PER_ENTRY: u64 = 2048;
 
-/// Unpacks `blob` into the empty directory `into`, and checks that it is `diff_id` once decompressed.
+/// Unpacks `blob` into the empty directory `into`, and checks that it is `diff_id` once decompressed. `lower` are the
+/// directories of the layers it will lie on, the highest first: a directory that the layer has no entry for is as there.
 pub(crate) fn unpack(
     blob: &Path,
     diff_id: &Digest,
     into: &Path,
+    lower: &[PathBuf],
     caps: &Caps,
 ) -> Result<LayerSize, PullCause> {
     let failed = |detail: String| PullCause::Unpack { diff_id: diff_id.to_string(), detail };
@@ -37,7 +42,7 @@ pub(crate) fn unpack(
     let limit = caps.layer_bytes.saturating_add(caps.layer_entries.saturating_mul(HEADER_BYTES_PER_ENTRY));
     let mut reader = Hashing { inner: plain, hash: Sha256::new(), left: limit };
 
-    let mut layer = writer::LayerWriter::new(into, caps).map_err(|err| failed(err.to_string()))?;
+    let mut layer = writer::LayerWriter::new(into, lower, caps).map_err(|err| failed(err.to_string()))?;
     let mut stream = TarStream::new(&mut reader);
     while let Some(entry) = stream.next_entry().map_err(|err| failed(err.to_string()))? {
         layer.add(&entry, &mut stream).map_err(|err| {
@@ -66,7 +71,10 @@ pub(crate) fn decompressed(file: File) -> io::Result<Box<dyn Read>> {
     if start.starts_with(&[0x1f, 0x8b]) {
         return Ok(Box::new(flate2::bufread::MultiGzDecoder::new(file)));
     }
-    if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+    // A frame, or one of those to be skipped, which may come first: `pzstd` and seekable formats begin so.
+    let is_zstd =
+        start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) || matches!(start, [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..]);
+    if is_zstd {
         let mut decoder = zstd::stream::read::Decoder::with_buffer(file)?;
         decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
         return Ok(Box::new(decoder));

@@ -6,7 +6,9 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
-const BLOCK: usize = 512;
+use super::sparse;
+
+pub(super) const BLOCK: usize = 512;
 /// For a long name, a long link or a set of PAX records: extended attributes are at most 64 KiB each.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
 /// Extensions in a row before an entry.
@@ -43,7 +45,11 @@ pub(crate) struct Entry {
     pub(crate) mtime_ns: i64,
     pub(crate) device: (u32, u32),
     pub(crate) xattrs: BTreeMap<String, Vec<u8>>,
+    /// Where the content that follows belongs, of a file that was stored without its holes.
+    pub(crate) sparse: Option<Vec<Fragment>>,
 }
+
+pub(crate) use super::sparse::Fragment;
 
 /// What came before an entry to amend its header.
 #[derive(Default)]
@@ -73,14 +79,34 @@ impl<R: Read> TarStream<R> {
                 EntryType::XHeader => extensions.pax = pax_records(&self.extension()?)?,
                 // `git archive` puts a commit there.
                 EntryType::XGlobalHeader => {}
-                kind => {
-                    let entry = entry(&header, kind, extensions)?;
-                    self.set_size(if entry.kind == Kind::File { entry.size } else { header.entry_size()? });
-                    return Ok(Some(entry));
-                }
+                kind => return self.entry(&header, kind, extensions).map(Some),
             }
         }
         Err(invalid("too many extension headers before an entry"))
+    }
+
+    /// The entry of a header, with what of its content describes the rest.
+    fn entry(&mut self, header: &Header, kind: EntryType, extensions: Extensions) -> io::Result<Entry> {
+        let form = sparse::Form::of(kind, &extensions.pax)?;
+        let mut entry = entry(header, kind, extensions)?;
+        // Whatever their headers say, only files have content: old writers put the size of a link's target there.
+        let stored = if entry.kind == Kind::File { entry.size } else { 0 };
+        self.set_size(stored);
+        if let (Some(form), Kind::File) = (form, entry.kind) {
+            let map = form.read(header, self)?;
+            sparse::check(&map, self.left)?;
+            entry.size = map.size;
+            entry.path = map.path.unwrap_or(entry.path);
+            entry.sparse = Some(map.fragments);
+        }
+        Ok(entry)
+    }
+
+    /// A block that belongs to the header before it, and is no part of the content.
+    pub(super) fn header_block(&mut self) -> io::Result<[u8; BLOCK]> {
+        let mut block = [0; BLOCK];
+        self.inner.read_exact(&mut block)?;
+        Ok(block)
     }
 
     fn set_size(&mut self, size: u64) {
@@ -147,7 +173,7 @@ impl<R: Read> Read for TarStream<R> {
 
 fn entry(header: &Header, kind: EntryType, extensions: Extensions) -> io::Result<Entry> {
     let kind = match kind {
-        EntryType::Regular | EntryType::Continuous => Kind::File,
+        EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => Kind::File,
         EntryType::Directory => Kind::Directory,
         EntryType::Symlink => Kind::Symlink,
         EntryType::Link => Kind::Hardlink,
@@ -192,7 +218,8 @@ fn entry(header: &Header, kind: EntryType, extensions: Extensions) -> io::Result
         _ => (0, 0),
     };
     let mode = header.mode()? & 0o7777;
-    Ok(Entry { kind, path, link, size, mode, uid, gid, mtime_s, mtime_ns, device, xattrs })
+    let sparse = None;
+    Ok(Entry { kind, path, link, size, mode, uid, gid, mtime_s, mtime_ns, device, xattrs, sparse })
 }
 
 /// Some writers leave a number blank where they mean zero.
@@ -213,7 +240,17 @@ fn pax_records(mut bytes: &[u8]) -> io::Result<BTreeMap<String, Vec<u8>>> {
         let record = record[space + 1..].strip_suffix(b"\n").ok_or_else(malformed)?;
         let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
         let key = std::str::from_utf8(&record[..equals]).map_err(|_| malformed())?;
-        records.insert(key.to_owned(), record[equals + 1..].to_vec());
+        let value = &record[equals + 1..];
+        if matches!(key, sparse::OFFSET | sparse::NUMBYTES) {
+            // These stand once a fragment. Together they are what another form writes as one record.
+            let map: &mut Vec<u8> = records.entry(sparse::MAP.to_owned()).or_default();
+            if !map.is_empty() {
+                map.push(b',');
+            }
+            map.extend_from_slice(value);
+        } else {
+            records.insert(key.to_owned(), value.to_vec());
+        }
         bytes = rest;
     }
     Ok(records)
@@ -242,6 +279,6 @@ fn without_nul(mut bytes: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-fn invalid(detail: &str) -> io::Error {
+pub(super) fn invalid(detail: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, detail.to_owned())
 }

@@ -1,18 +1,23 @@
 //! Entries of a layer into files, each reached from the layer's own directory by opens that cannot leave
 //! it: no `..`, no symbolic link on the way, whatever the archive made there before.
+//!
+//! Where a name leads through a symbolic link, of this layer or of one below, we follow it ourselves, name by name, with the layer's
+//! directory as the root: as a program in a container would see it. What is opened afterwards holds no link any more.
 
+use std::collections::HashSet;
 use std::ffi::{CString, OsStr};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Seek as _, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, XattrFlags,
 };
 use rustix::io::Errno;
 
+use super::lower::{Below, Lower};
 use super::tar_stream::{Entry, Kind, TarStream};
 use crate::Caps;
 use crate::blobs::LayerSize;
@@ -23,33 +28,43 @@ const WHITEOUT_META: &[u8] = b".wh..wh.";
 const OPAQUE: &[u8] = b".wh..wh..opq";
 
 /// How overlayfs marks a directory that hides what lies below it.
-const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
+pub(super) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 
 const MAX_PATH_BYTES: usize = 4096;
+/// Links that are followed for one name, as Linux does.
+const MAX_LINKS: usize = 40;
 const MAX_XATTR_BYTES: usize = 64 << 10;
 
 pub(super) struct LayerWriter<'a> {
     root: OwnedFd,
+    lower: Lower,
     caps: &'a Caps,
     size: LayerSize,
     /// The directory of the last entry: archives list a directory's files together.
-    parent: Option<(Vec<u8>, OwnedFd)>,
+    parent: Option<Parent>,
     /// Directories get their times at the end, when nothing changes them any more.
     directory_times: Vec<(Vec<u8>, Timestamps)>,
 }
 
+struct Parent {
+    /// As the archive names it.
+    named: Vec<u8>,
+    /// As it is reached without a link.
+    path: Vec<u8>,
+    directory: OwnedFd,
+}
+
 impl<'a> LayerWriter<'a> {
-    pub(super) fn new(into: &Path, caps: &'a Caps) -> io::Result<LayerWriter<'a>> {
+    pub(super) fn new(into: &Path, lower: &[PathBuf], caps: &'a Caps) -> io::Result<LayerWriter<'a>> {
         let root = rustix::fs::openat(CWD, into, directory_flags(), Mode::empty())?;
         rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))?;
-        Ok(LayerWriter { root, caps, size: LayerSize::default(), parent: None, directory_times: Vec::new() })
+        let lower = Lower::open(lower)?;
+        let (size, directory_times) = (LayerSize::default(), Vec::new());
+        Ok(LayerWriter { root, lower, caps, size, parent: None, directory_times })
     }
 
     pub(super) fn add<R: Read>(&mut self, entry: &Entry, content: &mut TarStream<R>) -> io::Result<()> {
-        self.size.n_entries += 1;
-        if self.size.n_entries > self.caps.layer_entries {
-            return Err(refused("layer has too many entries"));
-        }
+        self.count()?;
         let path = cleaned(&entry.path)?;
         let Some((parent, name)) = split(&path) else {
             // The layer's root itself.
@@ -59,7 +74,7 @@ impl<'a> LayerWriter<'a> {
             }
             return Err(refused("an entry other than a directory for the root"));
         };
-        let parent = self.open_parent(parent)?;
+        let (parent, mut path) = self.open_parent(parent)?;
         if name == OPAQUE {
             return set_opaque(&parent);
         }
@@ -69,11 +84,23 @@ impl<'a> LayerWriter<'a> {
         if let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX) {
             return whiteout(&parent, hidden);
         }
-        self.make(entry, &parent, &path, name, content)
+        join(&mut path, name);
+        self.make(entry, &parent, path, name, content)
+    }
+
+    /// One thing more in the layer, whether or not the archive has an entry for it.
+    fn count(&mut self) -> io::Result<()> {
+        self.size.n_entries += 1;
+        if self.size.n_entries > self.caps.layer_entries {
+            return Err(refused("layer has too many entries"));
+        }
+        Ok(())
     }
 
     pub(super) fn finish(self) -> io::Result<LayerSize> {
-        for (path, times) in self.directory_times.iter().rev() {
+        let mut done = HashSet::new();
+        // Of a directory that was named twice the last times count.
+        for (path, times) in self.directory_times.iter().rev().filter(|(path, _)| done.insert(path)) {
             match beneath(&self.root, path, directory_flags()) {
                 Ok(directory) => rustix::fs::futimens(&directory, times)?,
                 // A later entry put something else there.
@@ -88,15 +115,17 @@ impl<'a> LayerWriter<'a> {
         &mut self,
         entry: &Entry,
         parent: &OwnedFd,
-        path: &[u8],
+        path: Vec<u8>,
         name: &[u8],
         content: &mut TarStream<R>,
     ) -> io::Result<()> {
         let name = OsStr::from_bytes(name);
         if entry.kind == Kind::Directory {
-            make_directory(parent, name)?;
+            if make_directory(parent, name)? == Made::InPlace {
+                self.parent = None;
+            }
             let directory = beneath(parent, name.as_bytes(), directory_flags())?;
-            return self.finish_directory(&directory, path.to_vec(), entry);
+            return self.finish_directory(&directory, path, entry);
         }
         replace(parent, name)?;
         self.parent = None;
@@ -111,14 +140,15 @@ impl<'a> LayerWriter<'a> {
                     return Err(refused("layer is too large"));
                 }
                 self.size.bytes = n_bytes;
-                io::copy(content, &mut file)?;
+                write_content(entry, content, &mut file)?;
                 return set_metadata(&file.into(), entry);
             }
             Kind::Hardlink => {
                 let target = cleaned(&entry.link)?;
                 let (target_parent, target_name) =
                     split(&target).ok_or_else(|| refused("hard link to the root"))?;
-                let target_parent = beneath(&self.root, target_parent, directory_flags())
+                let resolved = self.resolve(target_parent, Missing::Refused)?;
+                let target_parent = beneath(&self.root, &resolved, directory_flags())
                     .map_err(|err| named("hard link to", &target, err))?;
                 let target_name = OsStr::from_bytes(target_name);
                 // Without AT_SYMLINK_FOLLOW: a link to a symbolic link, not through it.
@@ -146,33 +176,126 @@ impl<'a> LayerWriter<'a> {
         Ok(())
     }
 
-    /// The directory `path`, made with its parents where the archive left them out.
-    fn open_parent(&mut self, path: &[u8]) -> io::Result<OwnedFd> {
-        if let Some((last, directory)) = &self.parent
-            && last == path
-        {
-            return directory.try_clone();
+    /// The directory `named`, made with its parents where the archive left them out, and its path without links.
+    fn open_parent(&mut self, named_: &[u8]) -> io::Result<(OwnedFd, Vec<u8>)> {
+        if let Some(last) = self.parent.as_ref().filter(|last| last.named == named_) {
+            return Ok((last.directory.try_clone()?, last.path.clone()));
         }
-        let directory = match beneath(&self.root, path, directory_flags()) {
-            Ok(directory) => directory,
-            Err(Errno::NOENT) => {
-                let mut directory = self.root.try_clone()?;
-                for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
-                    match rustix::fs::mkdirat(&directory, OsStr::from_bytes(name), Mode::from_raw_mode(0o755))
-                    {
-                        Ok(()) | Err(Errno::EXIST) => {}
-                        Err(err) => return Err(err.into()),
-                    }
-                    directory = beneath(&directory, name, directory_flags())
-                        .map_err(|err| named("inside", path, err))?;
-                }
-                directory
-            }
-            Err(err) => return Err(named("inside", path, err)),
-        };
-        self.parent = Some((path.to_vec(), directory.try_clone()?));
-        Ok(directory)
+        let path = self.resolve(named_, Missing::Made)?;
+        let directory =
+            beneath(&self.root, &path, directory_flags()).map_err(|err| named("inside", &path, err))?;
+        let parent = Parent { named: named_.to_vec(), path: path.clone(), directory: directory.try_clone()? };
+        self.parent = Some(parent);
+        Ok((directory, path))
     }
+
+    /// The path of a directory without links, from the layer's root, which nothing leads out of.
+    fn resolve(&mut self, path: &[u8], missing: Missing) -> io::Result<Vec<u8>> {
+        let mut ahead: Vec<Vec<u8>> = path.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec).collect();
+        let (mut resolved, mut n_links) = (Vec::new(), 0);
+        while let Some(name) = ahead.pop() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    let end = resolved.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                    resolved.truncate(end);
+                    continue;
+                }
+                _ => {}
+            }
+            let before = resolved.len();
+            join(&mut resolved, &name);
+            if resolved.len() > MAX_PATH_BYTES {
+                return Err(refused("path is too long"));
+            }
+            if let Some(target) = self.step(&resolved, missing)? {
+                n_links += 1;
+                if n_links > MAX_LINKS {
+                    return Err(named("inside", path, Errno::LOOP));
+                }
+                let is_absolute = target.starts_with(b"/");
+                resolved.truncate(if is_absolute { 0 } else { before });
+                ahead.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+            }
+        }
+        Ok(resolved)
+    }
+
+    /// Makes sure that the last name of `path`, all of whose others are directories of the layer, is one, too; the target where it is a
+    /// symbolic link.
+    fn step(&mut self, path: &[u8], missing: Missing) -> io::Result<Option<Vec<u8>>> {
+        let Some((parent, name)) = split(path) else { return Ok(None) };
+        let parent =
+            beneath(&self.root, parent, directory_flags()).map_err(|err| named("inside", path, err))?;
+        let name = OsStr::from_bytes(name);
+        match rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => match FileType::from_raw_mode(stat.st_mode) {
+                FileType::Directory => return Ok(None),
+                FileType::Symlink => {
+                    return Ok(Some(rustix::fs::readlinkat(&parent, name, Vec::new())?.into_bytes()));
+                }
+                // It was removed, and something is put in its place: that hides what lies below.
+                _ if is_whiteout(&stat) && missing == Missing::Made => {
+                    make_directory(&parent, name)?;
+                    return Ok(None);
+                }
+                _ => return Err(named("inside", path, Errno::NOTDIR)),
+            },
+            Err(Errno::NOENT) => {}
+            Err(err) => return Err(named("inside", path, err)),
+        }
+        match (self.lower.look_up(path)?, missing) {
+            (Below::Symlink(target), _) => Ok(Some(target)),
+            (Below::Other, _) => Err(named("inside", path, Errno::NOTDIR)),
+            (_, Missing::Refused) => Err(named("inside", path, Errno::NOENT)),
+            (below, Missing::Made) => {
+                self.count()?;
+                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
+                if let Below::Directory(stat) = below {
+                    let directory = beneath(&parent, name.as_bytes(), directory_flags())?;
+                    self.be_as_below(&directory, path, &stat)?;
+                }
+                Ok(None)
+            }
+        }
+    }
+
+    /// Overlayfs shows a directory with the owner and mode of the highest layer that has it. This one says nothing of it.
+    fn be_as_below(&mut self, directory: &OwnedFd, path: &[u8], below: &Stat) -> io::Result<()> {
+        let owner = (Some(Uid::from_raw(below.st_uid)), Some(Gid::from_raw(below.st_gid)));
+        rustix::fs::fchown(directory, owner.0, owner.1)?;
+        rustix::fs::fchmod(directory, Mode::from_raw_mode(below.st_mode & 0o7777))?;
+        let nanoseconds = i64::try_from(below.st_mtime_nsec).unwrap_or(0);
+        let time = Timespec { tv_sec: below.st_mtime, tv_nsec: nanoseconds };
+        self.directory_times.push((path.to_vec(), Timestamps { last_access: time, last_modification: time }));
+        Ok(())
+    }
+}
+
+/// What becomes of directories that are not there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    Made,
+    Refused,
+}
+
+fn join(path: &mut Vec<u8>, name: &[u8]) {
+    if !path.is_empty() {
+        path.push(b'/');
+    }
+    path.extend_from_slice(name);
+}
+
+/// A file's content; of one with holes the fragments, each in its place.
+fn write_content(entry: &Entry, content: &mut impl Read, file: &mut File) -> io::Result<()> {
+    let Some(fragments) = &entry.sparse else { return io::copy(content, file).map(drop) };
+    for fragment in fragments {
+        file.seek(SeekFrom::Start(fragment.offset))?;
+        if io::copy(&mut content.take(fragment.bytes), file)? != fragment.bytes {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+    }
+    file.set_len(entry.size)
 }
 
 /// Opens below `root` without following any link and without leaving it.
@@ -186,7 +309,7 @@ fn directory_flags() -> OFlags {
     OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
 }
 
-/// A path relative to the root without `.`, doubled slashes or a leading one.
+/// A path relative to the root without `.`, `..`, doubled slashes or a leading one; by its names alone, as containerd does.
 fn cleaned(path: &[u8]) -> io::Result<Vec<u8>> {
     if path.len() > MAX_PATH_BYTES {
         return Err(refused("path is too long"));
@@ -195,14 +318,15 @@ fn cleaned(path: &[u8]) -> io::Result<Vec<u8>> {
     for name in path.split(|byte| *byte == b'/') {
         match name {
             b"" | b"." => {}
-            b".." => return Err(refused("path leaves the layer")),
-            name if name.contains(&0) => return Err(refused("path holds a NUL")),
-            name => {
-                if !clean.is_empty() {
-                    clean.push(b'/');
+            b".." => {
+                let end = clean.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+                if clean.is_empty() {
+                    return Err(refused("path leaves the layer"));
                 }
-                clean.extend_from_slice(name);
+                clean.truncate(end);
             }
+            name if name.contains(&0) => return Err(refused("path holds a NUL")),
+            name => join(&mut clean, name),
         }
     }
     Ok(clean)
@@ -217,13 +341,21 @@ fn split(path: &[u8]) -> Option<(&[u8], &[u8])> {
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Made {
+    /// Or was there.
+    Anew,
+    /// Of something else.
+    InPlace,
+}
+
 /// Makes a directory, or keeps the one that is there. One that replaces a whiteout hides what lies below.
-fn make_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
-    let mut opaque = false;
+fn make_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<Made> {
+    let (mut opaque, mut made) = (false, Made::Anew);
     match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(()),
+        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => return Ok(made),
         Ok(stat) => {
-            opaque = is_whiteout(&stat);
+            (opaque, made) = (is_whiteout(&stat), Made::InPlace);
             rustix::fs::unlinkat(parent, name, AtFlags::empty())?;
         }
         Err(Errno::NOENT) => {}
@@ -233,7 +365,7 @@ fn make_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     if opaque {
         set_opaque(&beneath(parent, name.as_bytes(), directory_flags())?)?;
     }
-    Ok(())
+    Ok(made)
 }
 
 /// Makes way for an entry of the same name; only an empty directory gives way to something else.
@@ -264,7 +396,7 @@ fn whiteout(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
     }
 }
 
-fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
+pub(super) fn is_whiteout(stat: &rustix::fs::Stat) -> bool {
     FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
