@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+use crate::doomed::{self, Doomed};
 use crate::name::Digest;
-use crate::tree::{self, Doomed};
 use crate::{Error, PullCause};
 
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ impl Blobs {
         let blobs = Blobs { root: root.to_owned() };
         let ingest = blobs.ingest();
         if clean {
-            tree::remove(&ingest).map_err(Error::io("clear", &ingest))?;
+            doomed::remove(&ingest).map_err(Error::io("clear", &ingest))?;
         }
         for directory in [root.join("blobs/sha256"), root.join("layers"), ingest, blobs.empty_layer()] {
             fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;

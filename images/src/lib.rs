@@ -22,6 +22,8 @@
 mod archive;
 mod blobs;
 mod caps;
+mod doomed;
+mod doomed;
 mod error;
 mod images;
 mod keyed_lock;
@@ -33,7 +35,6 @@ mod pull;
 mod records;
 mod registries;
 mod registry;
-pub mod tree;
 mod unpack;
 
 #[doc(hidden)]

@@ -9,6 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 
 use crate::PullCause;
+use crate::doomed::Doomed;
 use crate::images::{Image, Images, Pin};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, ImageKind, Manifest, WasmModule};
 use crate::name::{Digest, ImageName, Version};
@@ -16,7 +17,6 @@ use crate::platform::Host;
 use crate::progress::{Phase, Reporter};
 use crate::registries::Auth;
 use crate::registry::{self, Remote};
-use crate::tree::Doomed;
 use crate::unpack;
 
 /// Blobs on their way at once, as containerd.
