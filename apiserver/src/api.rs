@@ -39,7 +39,8 @@ pub(crate) struct Api {
     pub(crate) kubelet: Kubelet,
     pub(crate) pod_proxy: PodProxy,
     pub(crate) limits: Limits,
-    pub(crate) heavy: Heavy,
+    /// For everybody, and for the cluster's own.
+    pub(crate) heavy: [Heavy; 2],
     pub(crate) quota_turns: Turns,
     pub(crate) metrics: Metrics,
     pub(crate) shutdown: CancellationToken,

@@ -20,7 +20,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request};
-use http_body::{Body as _, Frame};
+use http_body::Frame;
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::kinds::Storage;
@@ -31,7 +31,7 @@ use crate::api::{Api, Call, key_of};
 use crate::auth::UserInfo;
 use crate::auth::authorize::Attributes;
 use crate::discovery;
-use crate::heavy::{self, HEAVY_BYTES};
+use crate::heavy::{self, HEAVY_BYTES, Heavy};
 use crate::limits::connections::Connection;
 use crate::limits::{Level, REQUEST_TIMEOUT};
 use crate::metrics::Measured;
@@ -45,6 +45,22 @@ use crate::respond::{self, Encoding, Response};
 pub(crate) struct Place(
     #[expect(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, Vec<OwnedSemaphorePermit>)>,
 );
+
+/// The body of a request that has its place.
+enum Entered {
+    /// Of a mutation.
+    Whole(Bytes),
+    /// Of everything else; most have none.
+    Stream(Body),
+}
+
+/// Whether a small patch can be much work: each copy of JSON patch may double what is there.
+fn may_grow(head: &Head, body: &[u8]) -> bool {
+    let content_type = head.headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    // A name may be written with escapes.
+    content_type.starts_with(b"application/json-patch+json")
+        && (memchr::memchr(b'\\', body).is_some() || memchr::memmem::find(body, b"\"copy\"").is_some())
+}
 
 /// What is left of a request's head once it is understood.
 struct Head {
@@ -132,10 +148,9 @@ impl Api {
             let mut extensions = extensions;
             extensions.insert(place.clone());
             let head = Head { method, uri, headers, extensions };
-            if is_mutation {
-                self.to_its_end(user, info, query, head, body, encoding).await
-            } else {
-                self.resource(user, info, query, head, body, encoding).await
+            match body {
+                Entered::Whole(body) => self.to_its_end(user, info, query, head, body, encoding).await,
+                Entered::Stream(body) => self.resource(user, info, query, head, body, encoding).await,
             }
         } else {
             self.path(&info, &query, &headers, &encoding).await
@@ -184,12 +199,12 @@ impl Api {
         info: &RequestInfo,
         body: Body,
         is_mutation: bool,
-    ) -> Result<(Place, Body), Status> {
+    ) -> Result<(Place, Entered), Status> {
         let (body, room) = if is_mutation {
             let received = self.limits.receive(level, body).await?;
-            (Body::from(received.bytes), received.room)
+            (Entered::Whole(received.bytes), received.room)
         } else {
-            (body, Vec::new())
+            (Entered::Stream(body), Vec::new())
         };
         let permit = self.limits.admit(level, &info.verb, info.is_long_running()).await?;
         Ok((Place(Arc::new((permit, room))), body))
@@ -203,27 +218,36 @@ impl Api {
         info: RequestInfo,
         query: Query,
         head: Head,
-        body: Body,
+        body: Bytes,
         encoding: Encoding,
     ) -> Result<Response, Status> {
         let api = self.clone();
-        let is_heavy = body.size_hint().lower().max(self.stored_bytes(&info)) >= HEAVY_BYTES as u64;
+        let is_heavy = body.len().max(self.stored_bytes(&info)) >= HEAVY_BYTES || may_grow(&head, &body);
+        let heavy = is_heavy.then(|| self.heavy_of(&user));
+        let body = Body::from(body);
         let work = Box::pin(async move { api.resource(user, info, query, head, body, encoding).await });
-        if is_heavy {
-            return self.heavy.drive(work).await?;
+        if let Some(heavy) = heavy {
+            return heavy.drive(work).await?;
         }
         tokio::spawn(work).await.unwrap_or_else(|error| Err(heavy::failure(&error)))
     }
 
     /// How large the object is that a request is about.
-    fn stored_bytes(&self, info: &RequestInfo) -> u64 {
+    fn stored_bytes(&self, info: &RequestInfo) -> usize {
         let kind = self.kinds.by_resource(&info.group, &info.version, &info.resource);
         let cache = kind.and_then(|kind| Some((kind, self.caches.of(kind).ok()?)));
         let entry = cache.and_then(|(kind, cache)| {
             let key = key_of(kind, &info.namespace, &info.name);
             cache.get(&key).ok().flatten()
         });
-        entry.map_or(0, |entry| entry.json.len() as u64)
+        entry.map_or(0, |entry| entry.json.len())
+    }
+
+    /// The threads for heavy work of a user's kind: the cluster's own do not wait for those of others.
+    pub(crate) fn heavy_of(&self, user: &UserInfo) -> &Heavy {
+        let is_own =
+            matches!(Level::of(user, &RequestInfo::default()), Level::Administrator | Level::Component);
+        &self.heavy[usize::from(is_own)]
     }
 
     async fn resource(

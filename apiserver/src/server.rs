@@ -30,7 +30,6 @@ use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::bootstrap::Advertised;
 use crate::cache::{Caches, Observer};
 use crate::discovery::Discovery;
-use crate::heavy::Heavy;
 use crate::limits::Limits;
 use crate::limits::connections::{self, Connections, FIRST_REQUEST};
 use crate::metrics::Metrics;
@@ -138,7 +137,7 @@ impl ApiServer {
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             limits: Limits::default(),
-            heavy: Heavy::default(),
+            heavy: Default::default(),
             quota_turns: Turns::default(),
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),

@@ -185,7 +185,7 @@ impl Api {
         let kind = call.kind.clone();
         let as_stored = is_stored_as(self, &kind)?;
         if as_stored && call.encoding.is_protobuf() {
-            let messages = self.messages(kind.clone(), page.entries).await?;
+            let messages = self.messages(&call, page.entries).await?;
             let list = protobuf::List::new(&kind.api_version(), &kind.list_kind(), &metadata, messages);
             let list = list.ok_or_else(|| Status::internal("lists have no metadata"))?;
             let size_bytes = list.size_bytes();
@@ -202,21 +202,21 @@ impl Api {
             return Ok(streamed_json(&call, items, metadata, page.entries));
         }
         // These have no form that could be sent item by item.
-        let few = page.entries.len() <= FEW;
+        let (few, heavy) = (page.entries.len() <= FEW, self.heavy_of(&call.user));
         let encode = move || {
             let mut document = items.list(metadata);
             let all = page.entries.iter().map(|entry| items.shaped(entry)).collect();
             document[items.field()] = Value::Array(all);
             respond::document_response(&call.encoding, &call.warnings, 200, &document)
         };
-        if few { Ok(encode()) } else { self.heavy.run(encode).await }
+        if few { Ok(encode()) } else { heavy.run(encode).await }
     }
 
     /// The objects in protobuf: all of them before the first is sent, since a list begins with its length.
-    async fn messages(&self, kind: Arc<Kind>, entries: Vec<Arc<Entry>>) -> Result<Vec<Bytes>, Status> {
-        let few = entries.len() <= FEW;
+    async fn messages(&self, call: &Call, entries: Vec<Arc<Entry>>) -> Result<Vec<Bytes>, Status> {
+        let (few, kind) = (entries.len() <= FEW, call.kind.clone());
         let encode = move || entries.iter().map(|entry| entry.protobuf(&kind)).collect();
-        if few { Ok(encode()) } else { self.heavy.run(encode).await }
+        if few { Ok(encode()) } else { self.heavy_of(&call.user).run(encode).await }
     }
 }
 

@@ -135,7 +135,11 @@ impl Attack {
                 }
                 Ok(())
             }
-            Attack::Reconnection => reconnect(server, answers, &go_on).await,
+            Attack::Reconnection => {
+                let controllers =
+                    server.acting_as("system:kube-controller-manager", &["system:authenticated"])?;
+                reconnect(&controllers, answers, &go_on).await
+            }
             Attack::Events => events(server, answers, &go_on).await,
         }
     }
