@@ -11,7 +11,8 @@ const MAX_DEPTH: usize = 48;
 
 /// Fields that are written although they are not there, because their type says nothing of leaving them out; besides lists
 /// that are required.
-const NULL_LISTS: [(&str, &str); 11] = [
+const NULL_LISTS: [(&str, &str); 12] = [
+    ("io.k8s.api.core.v1.ContainerImage", "names"),
     ("io.k8s.api.core.v1.ProjectedVolumeSource", "sources"),
     ("io.k8s.api.core.v1.TypedLocalObjectReference", "apiGroup"),
     ("io.k8s.api.core.v1.TypedObjectReference", "apiGroup"),
@@ -26,7 +27,12 @@ const NULL_LISTS: [(&str, &str); 11] = [
 ];
 
 /// Fields of features that are off in this version.
-const OFF: [(&str, &str); 4] = [
+const OFF: [(&str, &str); 9] = [
+    ("io.k8s.api.storage.v1.CSIDriverSpec", "preventPodSchedulingIfMissing"),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "bools"),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "ints"),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "strings"),
+    ("io.k8s.api.resource.v1.DeviceAttribute", "versions"),
     ("io.k8s.api.core.v1.PodSpec", "schedulingGroup"),
     ("io.k8s.api.coordination.v1.LeaseSpec", "strategy"),
     ("io.k8s.api.coordination.v1.LeaseSpec", "preferredHolder"),
@@ -67,7 +73,8 @@ impl Walk<'_> {
 
     fn field(&mut self, field: &Field, is_null_list: bool, map: &mut Map<String, Value>) {
         let name = &*field.name;
-        if matches!(name, "metadata" | "creationTimestamp" | "kind" | "apiVersion") {
+        let is_own = name == "metadata" && self.depth == 1;
+        if is_own || matches!(name, "creationTimestamp" | "kind" | "apiVersion") {
             return;
         }
         if let Some(value) = map.get_mut(name) {

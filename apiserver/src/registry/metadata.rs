@@ -75,10 +75,12 @@ pub(crate) fn prepare_create(kind: &Kind, object: &mut Object) {
         Generation::One | Generation::Content => true,
     };
     let meta = object.meta_mut();
-    for field in
-        ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields", "generation"]
-    {
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"] {
         meta.remove(field);
+    }
+    // Where there are no generations, the author's number stays.
+    if counts || meta.get("generation") == Some(&0.into()) {
+        meta.remove("generation");
     }
     meta.insert("uid".into(), uuid::Uuid::new_v4().to_string().into());
     meta.insert("creationTimestamp".into(), now());
@@ -130,6 +132,10 @@ pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
             for field in ["metadata", "status"] {
                 _ = content.as_object_mut().map(|content| content.remove(field));
             }
+            // A slice's labels say whose endpoints they are.
+            if kind.kind == "EndpointSlice" {
+                content["metadata"] = json!({"labels": object.meta()["labels"]});
+            }
             content
         }
         _ => json!({"spec": object["spec"]}),
@@ -152,6 +158,10 @@ pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
         causes.push(Cause::required("metadata.name", "name or generateName is required"));
     } else if let Some(fault) = name_fault(kind, name) {
         causes.push(Cause::invalid("metadata.name", &json!(name), &fault));
+    }
+    if meta["generation"].as_i64().is_some_and(|generation| generation < 0) {
+        let why = "must be greater than or equal to 0";
+        causes.push(Cause::invalid("metadata.generation", &meta["generation"], why));
     }
     let prefix = object.meta_str("generateName");
     if !prefix.is_empty()

@@ -85,7 +85,9 @@ impl Api {
             .modify(kind, namespace, name, dry_run, |current| {
                 let mut new = make(&current.object)?;
                 check_version(kind, &new, current)?;
-                check_uid(kind, &new, current)?;
+                if call.info.verb == "update" {
+                    check_uid(kind, &new, current)?;
+                }
                 prepare(kind, part, &mut new, &current.object);
                 if certificates::is_signing_request(kind) {
                     certificates::prepare_update(part, &mut new, &current.object);

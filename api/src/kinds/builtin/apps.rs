@@ -371,11 +371,7 @@ fn validate_deployment_strategy(strategy: &Value) -> Vec<Cause> {
             causes
         }
         "Recreate" => Vec::new(),
-        _ => vec![Cause::not_supported(
-            format!("{path}.type"),
-            &strategy["type"],
-            &["Recreate", "RollingUpdate"],
-        )],
+        _ => vec![Cause::not_supported(path, &strategy["type"], &["Recreate", "RollingUpdate"])],
     }
 }
 

@@ -76,13 +76,15 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("Data", "string", |o, _| count(o, "/data").into()),
             Column::age(),
         ]),
-        kind("", "v1", "ServiceAccount", "serviceaccounts").short(&["sa"]).subresources(&["token"]).columns(
-            vec![
+        kind("", "v1", "ServiceAccount", "serviceaccounts")
+            .short(&["sa"])
+            .subresources(&["token"])
+            .strategy(&ServiceAccounts)
+            .columns(vec![
                 Column::name(),
                 Column::new("Secrets", "string", |o, _| count(o, "/secrets").into()),
                 Column::age(),
-            ],
-        ),
+            ]),
         service::kind(),
     ]
 }
@@ -287,6 +289,25 @@ fn frozen(new: &Object, old: &Object, fields: &[&str]) -> Vec<Cause> {
     }
     causes.extend(fields.iter().filter(|f| new[**f] != old[**f]).map(|f| Cause::forbidden(*f, WHY)));
     causes
+}
+
+struct ServiceAccounts;
+
+impl Strategy for ServiceAccounts {
+    fn prepare_create(&self, object: &mut Object) {
+        keep_names(object);
+    }
+
+    fn prepare_update(&self, new: &mut Object, _old: &Object) {
+        keep_names(new);
+    }
+}
+
+/// Of the secrets of an account no more than their names is kept.
+fn keep_names(account: &mut Object) {
+    for secret in account.get_mut("secrets").and_then(Value::as_array_mut).into_iter().flatten() {
+        _ = secret.as_object_mut().map(|secret| secret.retain(|field, _| field == "name"));
+    }
 }
 
 struct Secrets;

@@ -29,9 +29,7 @@ pub(super) fn container<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'
     }
     let mut skip = match pod.containers {
         Containers::Main => {
-            if has(value, "restartPolicy") {
-                restart_policy(faults, value, path);
-            }
+            restart_policy(faults, value, path);
             Vec::new()
         }
         Containers::Init => init(faults, value, path),
@@ -46,18 +44,50 @@ pub(super) fn container<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'
 
 const RESTART_POLICIES: [&str; 3] = ["Always", "Never", "OnFailure"];
 
+/// The policy of one container, and its rules for exits.
 fn restart_policy(faults: &mut Faults, value: &Value, path: &Path<'_>) {
-    if !RESTART_POLICIES.contains(&text(value, "restartPolicy")) {
+    const ACTIONS: [&str; 2] = ["Restart", "RestartAllContainers"];
+    const MAX_RULES: usize = 20;
+    const MAX_CODES: usize = 255;
+    let rules = list(value, "restartPolicyRules");
+    if !has(value, "restartPolicy") {
+        if rules.is_empty() {
+            return;
+        }
+        let why = "must specify restartPolicy when restart rules are used";
+        faults.required(&path.child("restartPolicy"), why);
+    } else if !RESTART_POLICIES.contains(&text(value, "restartPolicy")) {
         faults.not_supported(&path.child("restartPolicy"), &value["restartPolicy"], &RESTART_POLICIES);
+    }
+    let field = path.child("restartPolicyRules");
+    if rules.len() > MAX_RULES {
+        faults.too_many(&field, rules.len(), MAX_RULES);
+    }
+    for (at, rule) in rules.iter().enumerate() {
+        let path = field.index(at);
+        if !ACTIONS.contains(&text(rule, "action")) {
+            faults.not_supported(&path.child("action"), &text(rule, "action").into(), &ACTIONS);
+        }
+        let (codes, path) = (&rule["exitCodes"], path.child("exitCodes"));
+        if codes.is_null() {
+            faults.required(&path, "must be specified");
+            continue;
+        }
+        let operator = text(codes, "operator");
+        if !["In", "NotIn"].contains(&operator) {
+            faults.not_supported(&path.child("operator"), &operator.into(), &["In", "NotIn"]);
+        }
+        let n_codes = list(codes, "values").len();
+        if n_codes > MAX_CODES {
+            faults.too_many(&path.child("values"), n_codes, MAX_CODES);
+        }
     }
 }
 
 /// Init containers that end have no probes; those that stay are checked as all others.
 fn init(faults: &mut Faults, value: &Value, path: &Path<'_>) -> Vec<&'static str> {
     const FIELDS: [&str; 4] = ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"];
-    if has(value, "restartPolicy") {
-        restart_policy(faults, value, path);
-    }
+    restart_policy(faults, value, path);
     if text(value, "restartPolicy") == "Always" {
         return Vec::new();
     }

@@ -10,6 +10,9 @@ use super::walk::{Below, Walk};
 use crate::meta;
 
 pub(super) fn claim<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    if walk.old.is_some() && walk.root["kind"] == "ResourceClaim" {
+        return Below::Nothing; // What cannot change was checked when it was made.
+    }
     let faults = &mut walk.faults;
     let (devices, path) = (&value["devices"], path.child("devices"));
     let (field, mut names) = (path.child("requests"), HashSet::new());
@@ -18,7 +21,7 @@ pub(super) fn claim<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) 
         let name = text(request, "name");
         label(faults, name, &path.child("name"));
         if !names.insert(name) {
-            faults.duplicate(&path.child("name"), &name.into());
+            faults.duplicate(&path, &name.into());
         }
         match (has(request, "exactly"), !list(request, "firstAvailable").is_empty()) {
             (true, true) => {

@@ -55,6 +55,8 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "core.v1.EndpointSubset" => service::subset(walk, value, path),
         "core.v1.EndpointAddress" => service::endpoint(walk, value, path),
         "core.v1.Node" => other::node(walk, value),
+        "apps.v1.DeploymentSpec" => workload::deployment(walk, value, path),
+        "apps.v1.StatefulSetSpec" => workload::stateful_set(walk),
         "apps.v1.ControllerRevision" => workload::revision(walk, value),
         "autoscaling.v2.HorizontalPodAutoscalerSpec" => autoscaling::autoscaler(walk, value, path),
         "autoscaling.v2.MetricSpec" => autoscaling::metric(walk, value, path),

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::amounts;
 use super::format::{Format, parse_cidr};
 use super::path::{Path, entries, has, list, text};
 use super::walk::{Below, Walk};
+use super::{amounts, labels};
 
 pub(super) fn node<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
     let (root, spec) = (Path::ROOT, &value["spec"]);
@@ -116,7 +116,9 @@ pub(super) fn role<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
     let sum = root.child("aggregationRule");
     let field = sum.child("clusterRoleSelectors");
     for (at, selector) in list(&value["aggregationRule"], "clusterRoleSelectors").iter().enumerate() {
-        if crate::LabelSelector::from_json(selector).is_err() {
+        let mut alone = Walk::new(selector, None, false);
+        labels::selector(&mut alone, selector, &Path::ROOT);
+        if !alone.faults.is_empty() {
             walk.faults.invalid(&field.index(at), selector, "invalid label selector.");
         }
     }

@@ -76,6 +76,10 @@ pub(super) struct Faults {
 const MAX_CAUSES: usize = 1000;
 
 impl Faults {
+    pub(super) fn is_empty(&self) -> bool {
+        self.causes.is_empty()
+    }
+
     pub(super) fn push(&mut self, cause: Cause) {
         if self.causes.len() < MAX_CAUSES {
             self.causes.push(cause);

@@ -147,3 +147,34 @@ fn a_volume_of_the_cluster_has_a_size_a_mode_and_one_source() {
     assert_eq!(found.len(), wanted.len(), "{found:?}");
     assert!(wanted.iter().all(|(field, why)| found.iter().any(|(f, w)| f == field && w == why)), "{found:?}");
 }
+
+#[test]
+fn rules_of_a_containers_exits_need_its_policy_an_action_and_codes() {
+    let pod = |policy: Option<&str>, rule: Value| {
+        let mut container = json!({"name": "c", "image": "i", "restartPolicyRules": [rule]});
+        if let Some(policy) = policy {
+            container["restartPolicy"] = policy.into();
+        }
+        template(&container)
+    };
+    let whole = json!({"action": "Restart", "exitCodes": {"operator": "In", "values": [1]}});
+    check("Pod", pod(Some("Never"), whole.clone()), &[]);
+    check("Pod", pod(None, whole), &[("spec.containers[0].restartPolicy", "Required")]);
+    let rule = "spec.containers[0].restartPolicyRules[0]";
+    let (action, codes) = (format!("{rule}.action"), format!("{rule}.exitCodes"));
+    let operator = format!("{codes}.operator");
+    check("Pod", pod(Some("Never"), json!({})), &[(&action, "NotSupported"), (&codes, "Required")]);
+    let odd = json!({"action": "RestartAllContainers", "exitCodes": {"operator": "Is"}});
+    check("Pod", pod(Some("Never"), odd), &[(&operator, "NotSupported")]);
+}
+
+#[test]
+fn a_deployment_has_longer_to_get_on_than_its_pods_to_get_ready() {
+    let template = template(&json!({"name": "c", "image": "i"}));
+    let spec = |ready: i64, deadline: i64| {
+        json!({"spec": {"selector": {"matchLabels": {"a": "b"}}, "template": template,
+            "minReadySeconds": ready, "progressDeadlineSeconds": deadline}})
+    };
+    check("apps/Deployment", spec(9, 10), &[]);
+    check("apps/Deployment", spec(10, 10), &[("spec.progressDeadlineSeconds", "Invalid")]);
+}

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::path::{Path, has};
+use super::path::{Path, has, number};
 use super::walk::{Below, Walk};
 
 /// A controller whose selector does not match its own template would make pods without end.
@@ -30,6 +30,21 @@ pub(super) fn replication_controller<'v>(walk: &mut Walk<'v>, value: &'v Value, 
         walk.faults.forbidden(&spec.child("activeDeadlineSeconds"), why);
     }
     Below::All
+}
+
+/// A deployment that counts as failed before it can count as done would never be.
+pub(super) fn deployment<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    let deadline = &value["progressDeadlineSeconds"];
+    if deadline.as_i64().is_some_and(|deadline| deadline <= number(value, "minReadySeconds")) {
+        let why = "must be greater than minReadySeconds";
+        walk.faults.invalid(&path.child("progressDeadlineSeconds"), deadline, why);
+    }
+    Below::All
+}
+
+/// The claims cannot change, and were checked when they came.
+pub(super) fn stateful_set(walk: &mut Walk<'_>) -> Below {
+    if walk.old.is_some() { Below::But(vec!["volumeClaimTemplates"]) } else { Below::All }
 }
 
 pub(super) fn revision<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
