@@ -13,7 +13,7 @@ use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use node::{Node, Options};
+use node::{Netns, Node, Options};
 use skiff_cri::{Code, ContainerRuntime, ExecProcess, RuntimeState};
 
 const SHORT: Duration = Duration::from_millis(300);
@@ -38,7 +38,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 16] = tests![
+    let tests: [(&str, fn()); 17] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
         a_runaway_guest_is_stopped_within_its_grace,
         a_guest_past_its_memory_limit_is_oom_killed,
@@ -49,6 +49,7 @@ fn run_tests() -> ExitCode {
         containers_survive_the_runtime_and_are_found_again,
         a_host_that_dies_takes_its_containers_with_it_and_says_so,
         a_guest_that_opens_without_end_is_told_so_and_its_neighbours_start_and_end,
+        a_component_is_told_when_it_has_its_share_of_files_and_sockets,
         a_stopped_host_is_replaced_and_its_containers_have_ended,
         a_guest_sees_its_volumes_and_nothing_else,
         a_component_answers_in_its_pods_network_namespace,
@@ -229,6 +230,28 @@ async fn a_guest_that_opens_without_end_is_told_so_and_its_neighbours_start_and_
     node.run("neighbour", &guests::make_file(), Options { mounts: &writable, ..Options::default() }).await;
     assert_eq!(node.wait_exit("neighbour").await.exit_code, 0);
     node.runtime.remove("neighbour").await.unwrap();
+    node.end().await;
+}
+
+async fn a_component_is_told_when_it_has_its_share_of_files_and_sockets() {
+    let node = Node::new().await;
+    let volume = tempfile::tempdir().unwrap();
+    std::fs::write(volume.path().join("file"), "").unwrap();
+    let mounts = [(volume.path().to_str().unwrap(), "/data", true)];
+    let netns = Netns::new();
+    let component = guests::open_component();
+    for what in ["files", "sockets"] {
+        let options =
+            Options { args: &[what], mounts: &mounts, netns: Some(netns.path.clone()), ..Options::default() };
+        node.run(what, &component, options).await;
+        let ended = node.wait_exit(what).await;
+        assert_eq!(ended.exit_code, 0, "{what}: {ended:?} {:?}", node.log(what));
+        let log = node.log(what);
+        let mut words = log[0].trim_start_matches("stdout F ").split(' ');
+        let n_opened: usize = words.next().unwrap().parse().unwrap();
+        assert!((500..=2048).contains(&n_opened), "{log:?}");
+        assert_eq!(log[1], "stdout F true", "{log:?}");
+    }
     node.end().await;
 }
 

@@ -75,6 +75,18 @@ pub fn open_forever(holds: bool) -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
 
+/// The component of `open.rs`, beside this file.
+pub fn open_component() -> Vec<u8> {
+    let built = Path::new(env!("CARGO_TARGET_TMPDIR")).join("open.wasm");
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    let status = Command::new(rustc)
+        .args(["--target", "wasm32-wasip2", "--edition", "2024", "-O", "tests/guests/open.rs", "-o"])
+        .arg(&built)
+        .status();
+    assert!(status.unwrap().success(), "build tests/guests/open.rs");
+    std::fs::read(built).unwrap()
+}
+
 /// Builds a sample as its README says and reads it.
 pub fn sample(name: &str, target: &str, file: &str) -> Vec<u8> {
     let samples = Path::new("../samples/wasm").join(name);
