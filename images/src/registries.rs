@@ -9,6 +9,7 @@ use regex::Regex;
 use serde::Deserialize;
 
 use crate::Error;
+use crate::registry::Range;
 
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -20,6 +21,9 @@ pub struct Registries {
     pub mirrors: BTreeMap<String, Mirror>,
     /// By endpoint host, `registry.example.com:5000`.
     pub configs: BTreeMap<String, RegistryConfig>,
+    /// Ranges of the cluster itself, of pods and services: no registry leads there. Not in the file.
+    #[serde(skip)]
+    pub own_ranges: Vec<Range>,
 }
 
 /// Endpoints to try, in order, before the registry itself.
@@ -163,6 +167,13 @@ impl Registries {
             mirror_of: None,
         });
         endpoints
+    }
+
+    /// All hosts that the file names, with their ports where it does.
+    pub(crate) fn hosts(&self) -> Vec<String> {
+        let mirrors = self.mirrors.values().flat_map(|mirror| &mirror.endpoint);
+        let mirrors = mirrors.filter_map(|url| split_url(url).map(|(_, host, _)| host));
+        self.configs.keys().cloned().chain(mirrors).collect()
     }
 
     /// The configuration of an endpoint: by its host, or by the registry's own name for Docker Hub.

@@ -1,34 +1,37 @@
 //! One image's conversation with registries.
 
 use std::error::Error as StdError;
+use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt;
 use futures::stream::BoxStream;
-use oci_distribution::client::{Certificate, CertificateEncoding, ClientConfig, ClientProtocol};
-use oci_distribution::errors::{OciDistributionError, OciErrorCode};
-use oci_distribution::secrets::RegistryAuth;
-use oci_distribution::{Client, Reference};
+use http::StatusCode;
+use reqwest::Url;
 
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::name::{Digest, ImageName, Version};
 use crate::registries::{Auth, Endpoint, Registries, Scheme};
 use crate::{Caps, PullCause};
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Silence on a connection for this long ends it.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// For a whole manifest, which is small.
-const MANIFEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How much of a registry's own words goes into an error.
-const MAX_DETAIL_CHARS: usize = 256;
+mod challenge;
+mod http_client;
+mod reach;
 
-const MANIFEST_TYPES: &[&str] = &[OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST];
+use http_client::{Credentials, Http, HttpError};
+pub use reach::Range;
+use reach::Reach;
+
+/// For a whole manifest, which is small, with all that a busy registry may make us wait.
+const MANIFEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// How much of what the network says of itself goes into an error.
+const MAX_DETAIL_CHARS: usize = 256;
 
 /// An endpoint that answered for an image.
 pub(crate) struct Remote {
-    client: Client,
-    auth: RegistryAuth,
+    http: Http,
     endpoint: Endpoint,
     name: ImageName,
 }
@@ -80,53 +83,40 @@ impl Remote {
         name: &ImageName,
         auth: Option<&Auth>,
     ) -> Result<Remote, PullCause> {
-        let unreachable = |detail: String| PullCause::Unreachable { name: name.to_string(), detail };
+        let unreachable =
+            |detail: String| PullCause::Unreachable { name: name.to_string(), detail: shortened(&detail) };
         let settings = registries.config(&endpoint);
-        let mut config = ClientConfig {
-            protocol: match endpoint.scheme {
-                Scheme::Http => ClientProtocol::Http,
-                Scheme::Https => ClientProtocol::Https,
-            },
-            connect_timeout: Some(CONNECT_TIMEOUT),
-            read_timeout: Some(READ_TIMEOUT),
-            user_agent: concat!("skiff/", env!("CARGO_PKG_VERSION")),
-            ..ClientConfig::default()
-        };
-        if let Some(tls) = settings.and_then(|settings| settings.tls.as_ref()) {
-            config.accept_invalid_certificates = tls.insecure_skip_verify;
-            if let Some(path) = &tls.ca_file {
-                let data = std::fs::read(path)
-                    .map_err(|err| unreachable(format!("read {}: {err}", path.display())))?;
-                config.extra_root_certificates.push(Certificate { encoding: CertificateEncoding::Pem, data });
-            }
-        }
         // The pull's own credentials are the registry's, not a mirror's: a mirror is given only its own.
         let own = settings.and_then(|settings| settings.auth.as_ref());
-        let auth = match (&endpoint.mirror_of, auth) {
-            (None, Some(given)) => credentials(given),
-            _ => own.map_or(RegistryAuth::Anonymous, credentials),
+        let credentials = match (&endpoint.mirror_of, auth) {
+            (None, Some(given)) => Credentials::of(given),
+            _ => own.map_or(Credentials::None, Credentials::of),
         };
         if rustls::crypto::CryptoProvider::get_default().is_none() {
             // The program installs its provider first; a library's tests may not have.
             let _already_installed = rustls::crypto::aws_lc_rs::default_provider().install_default();
         }
-        let client = Client::try_from(config).map_err(|err| unreachable(chain(&err)))?;
-        Ok(Remote { client, auth, endpoint, name: name.clone() })
+        let scheme = match endpoint.scheme {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        };
+        let base = Url::parse(&format!("{scheme}://{}/", endpoint.host))
+            .map_err(|err| unreachable(format!("{}: {err}", endpoint.host)))?;
+        let reach = Reach {
+            own: registries.own_ranges.clone().into(),
+            configured: registries.hosts().into(),
+            loopback: is_loopback(&base),
+        };
+        let tls = settings.and_then(|settings| settings.tls.as_ref());
+        let http = Http::new(base, &endpoint.repository, credentials, tls, reach).map_err(unreachable)?;
+        Ok(Remote { http, endpoint, name: name.clone() })
     }
 
-    fn reference(&self, version: &Version) -> Reference {
-        let Endpoint { host, repository, mirror_of, .. } = &self.endpoint;
-        let registry = mirror_of.as_ref().unwrap_or(host).clone();
-        let mut reference = match version {
-            Version::Tag(tag) => Reference::with_tag(registry, repository.clone(), tag.clone()),
-            Version::Digest(digest) => {
-                Reference::with_digest(registry, repository.clone(), digest.as_str().to_owned())
-            }
-        };
-        if mirror_of.is_some() {
-            reference.set_mirror_registry(host.clone());
-        }
-        reference
+    /// A path below the repository. A mirror is told whom it stands for, as containerd does.
+    fn path(&self, what: &str, of: &str) -> String {
+        let Endpoint { repository, mirror_of, .. } = &self.endpoint;
+        let path = format!("/v2/{repository}/{what}/{of}");
+        mirror_of.as_ref().map_or(path.clone(), |registry| format!("{path}?ns={registry}"))
     }
 
     /// The manifest or index of a tag or digest, checked against the digest if that was given.
@@ -135,15 +125,19 @@ impl Remote {
         version: &Version,
         caps: &Caps,
     ) -> Result<(Bytes, Digest), PullCause> {
-        let reference = self.reference(version);
-        let call = self.client.pull_manifest_raw(&reference, &self.auth, MANIFEST_TYPES);
-        let (bytes, _header) = match tokio::time::timeout(MANIFEST_TIMEOUT, call).await {
-            Ok(answer) => answer.map_err(|err| self.cause(err))?,
-            Err(_) => return Err(self.unreachable("timed out reading the manifest".to_owned())),
+        let accept = [OCI_INDEX, OCI_MANIFEST, DOCKER_LIST, DOCKER_MANIFEST].join(", ");
+        let path = match version {
+            Version::Tag(tag) => self.path("manifests", tag),
+            Version::Digest(digest) => self.path("manifests", digest.as_str()),
         };
-        if bytes.len() as u64 > caps.manifest_bytes {
-            return Err(PullCause::TooLarge { what: "manifest".to_owned(), limit: caps.manifest_bytes });
-        }
+        let call = async {
+            let response = self.http.get(&path, &accept, 0).await?;
+            http_client::read(response, caps.manifest_bytes).await
+        };
+        let bytes = match tokio::time::timeout(MANIFEST_TIMEOUT, call).await {
+            Ok(answer) => answer.map_err(|err| self.cause(err))?,
+            Err(_) => return Err(self.unreachable("timed out reading the manifest")),
+        };
         let found = Digest::of(&bytes);
         match version {
             Version::Digest(digest) if *digest != found => Err(PullCause::WrongDigest {
@@ -157,70 +151,44 @@ impl Remote {
 
     /// A blob's bytes from `offset` on, or from the start if the registry cannot do ranges. Unchecked.
     pub(crate) async fn blob(&self, digest: &Digest, offset: u64) -> Result<BlobStream, PullCause> {
-        use oci_distribution::client::BlobResponse;
-        let reference = self.reference(&self.name.version);
-        self.client.store_auth_if_needed(reference.resolve_registry(), &self.auth).await;
-        let failed = |err: OciDistributionError| PullCause::Fetch {
-            digest: digest.to_string(),
-            detail: shortened(&chain(&err)),
-        };
-        if offset == 0 {
-            let stream = self.client.pull_blob_stream(&reference, digest.as_str()).await.map_err(failed)?;
-            return Ok(BlobStream { offset: 0, stream: stream.stream });
-        }
-        let response = self.client.pull_blob_stream_partial(&reference, digest.as_str(), offset, None).await;
-        Ok(match response.map_err(failed)? {
-            BlobResponse::Full(stream) => BlobStream { offset: 0, stream: stream.stream },
-            BlobResponse::Partial(stream) => BlobStream { offset, stream: stream.stream },
-        })
+        let response = self.http.get(&self.path("blobs", digest.as_str()), "*/*", offset).await;
+        let response = response.map_err(|err| match err {
+            err @ HttpError::Denied(_) => self.cause(err),
+            err => PullCause::Fetch { digest: digest.to_string(), detail: shortened(&err.to_string()) },
+        })?;
+        let offset = if response.status() == StatusCode::PARTIAL_CONTENT { offset } else { 0 };
+        let stream = response
+            .bytes_stream()
+            .map(|chunk| chunk.map_err(|err| io::Error::other(shortened(&chain(&err.without_url())))));
+        Ok(BlobStream { offset, stream: stream.boxed() })
     }
 
-    fn unreachable(&self, detail: String) -> PullCause {
-        PullCause::Unreachable { name: self.name.to_string(), detail: shortened(&detail) }
+    fn unreachable(&self, detail: &str) -> PullCause {
+        PullCause::Unreachable { name: self.name.to_string(), detail: shortened(detail) }
     }
 
-    fn cause(&self, err: OciDistributionError) -> PullCause {
+    fn cause(&self, err: HttpError) -> PullCause {
         let name = self.name.to_string();
         match err {
-            OciDistributionError::ImageManifestNotFoundError(_)
-            | OciDistributionError::ServerError { code: 404, .. } => PullCause::NotFound { name },
-            OciDistributionError::RegistryError { envelope, url } => {
-                use OciErrorCode::{Denied, ManifestUnknown, NameUnknown, NotFound, Unauthorized};
-                let has =
-                    |codes: &[OciErrorCode]| envelope.errors.iter().any(|err| codes.contains(&err.code));
-                if has(&[ManifestUnknown, NameUnknown, NotFound]) {
-                    PullCause::NotFound { name }
-                } else if has(&[Denied, Unauthorized]) {
-                    PullCause::AccessDenied { name, detail: shortened(&envelope.to_string()) }
-                } else {
-                    PullCause::Status { name, url, status: 400, detail: shortened(&envelope.to_string()) }
-                }
-            }
-            OciDistributionError::UnauthorizedError { .. } => {
-                PullCause::AccessDenied { name, detail: "authorization failed".to_owned() }
-            }
-            OciDistributionError::AuthenticationFailure(detail) => {
-                PullCause::AccessDenied { name, detail: shortened(&detail) }
-            }
-            OciDistributionError::ServerError { code, url, message } => {
-                PullCause::Status { name, url, status: code, detail: shortened(&message) }
-            }
-            OciDistributionError::DigestError(err) => {
-                PullCause::Invalid { what: "manifest", digest: name, detail: chain(&err) }
-            }
-            other => self.unreachable(chain(&other)),
+            HttpError::Status(StatusCode::NOT_FOUND) => PullCause::NotFound { name },
+            HttpError::Status(status) => PullCause::Status {
+                name,
+                url: self.endpoint.host.clone(),
+                status: status.as_u16(),
+                detail: status.canonical_reason().unwrap_or("no reason given").to_owned(),
+            },
+            HttpError::Denied(why) => PullCause::AccessDenied { name, detail: why.to_owned() },
+            HttpError::TooLong(limit) => PullCause::TooLarge { what: "manifest".to_owned(), limit },
+            HttpError::Request(detail) => self.unreachable(&detail),
+            err @ (HttpError::Led(_) | HttpError::Redirects) => self.unreachable(&err.to_string()),
         }
     }
 }
 
-fn credentials(auth: &Auth) -> RegistryAuth {
-    if !auth.registry_token.is_empty() {
-        return RegistryAuth::Bearer(auth.registry_token.clone());
-    }
-    match auth.basic() {
-        Some((username, password)) => RegistryAuth::Basic(username, password),
-        None => RegistryAuth::Anonymous,
-    }
+fn is_loopback(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+    host == "localhost" || literal.is_ok_and(|address| address.is_loopback())
 }
 
 /// An error with its causes: `reqwest` says what failed only at the end of the chain.

@@ -1,0 +1,329 @@
+//! Requests to a registry: authenticated when it asks for it, repeated when it is busy, led on only to where it may lead.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use futures::StreamExt;
+use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
+use http::{HeaderMap, HeaderValue, StatusCode};
+use parking_lot::Mutex;
+use reqwest::{Client, Method, Response, Url, redirect};
+use serde::Deserialize;
+
+use super::challenge::{Challenge, Realm, challenges};
+use super::reach::{Guard, Reach};
+use crate::registries::{Auth, Tls};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Silence on a connection for this long ends it.
+const READ_TIMEOUT: Duration = Duration::from_secs(60);
+const MAX_REDIRECTS: usize = 10;
+/// Times that one request is sent while its registry is busy.
+const MAX_TRIES: u32 = 5;
+const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// However long a registry asks to be left alone: beyond this the pull fails, and the pod's own back-off goes on.
+const MAX_BACKOFF: Duration = Duration::from_secs(20);
+/// A token is some kilobytes at most.
+const MAX_TOKEN_BYTES: u64 = 256 << 10;
+/// Refusals in a row of one request, each answered anew: a token may run out between two requests.
+const MAX_CHALLENGES: usize = 3;
+
+/// Why there is no answer. Never with a word that the other side chose.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum HttpError {
+    #[error("failed to do request: {0}")]
+    Request(String),
+    #[error("unexpected status {0}")]
+    Status(StatusCode),
+    #[error("authorization failed: {0}")]
+    Denied(&'static str),
+    #[error("{0}")]
+    Led(#[from] super::reach::Refused),
+    #[error("more than {MAX_REDIRECTS} redirects")]
+    Redirects,
+    #[error("longer than {0} bytes")]
+    TooLong(u64),
+}
+
+/// A registry's host, spoken to on behalf of one pull.
+pub(super) struct Http {
+    /// For the registry itself, which is the user's choice.
+    direct: Client,
+    /// For where the registry sends us.
+    guarded: Client,
+    reach: Reach,
+    base: Url,
+    credentials: Credentials,
+    repository: String,
+    /// What the last challenge was answered with.
+    authorization: Mutex<Option<HeaderValue>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Credentials {
+    None,
+    Basic {
+        username: String,
+        password: String,
+    },
+    /// To be exchanged for a token of the registry.
+    Identity(String),
+    /// A token of the registry itself.
+    Bearer(String),
+}
+
+impl Credentials {
+    /// A token for the registry comes before one to be exchanged, and that before a password.
+    pub(super) fn of(auth: &Auth) -> Credentials {
+        if !auth.registry_token.is_empty() {
+            return Credentials::Bearer(auth.registry_token.clone());
+        }
+        if !auth.identity_token.is_empty() {
+            return Credentials::Identity(auth.identity_token.clone());
+        }
+        match auth.basic() {
+            Some((username, password)) => Credentials::Basic { username, password },
+            None => Credentials::None,
+        }
+    }
+
+    fn basic(&self) -> Option<HeaderValue> {
+        let Credentials::Basic { username, password } = self else { return None };
+        let encoded = base64::engine::general_purpose::STANDARD.encode(format!("{username}:{password}"));
+        secret(&format!("Basic {encoded}"))
+    }
+}
+
+fn secret(text: &str) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(text).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+fn builder(tls: Option<&Tls>) -> Result<reqwest::ClientBuilder, String> {
+    let mut builder = Client::builder()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT_TIMEOUT)
+        .read_timeout(READ_TIMEOUT)
+        .user_agent(concat!("skiff/", env!("CARGO_PKG_VERSION")));
+    if let Some(tls) = tls {
+        builder = builder.danger_accept_invalid_certs(tls.insecure_skip_verify);
+        if let Some(path) = &tls.ca_file {
+            let pem = std::fs::read(path).map_err(|err| format!("read {}: {err}", path.display()))?;
+            let certificates = reqwest::Certificate::from_pem_bundle(&pem)
+                .map_err(|err| format!("{}: {err}", path.display()))?;
+            builder = builder.tls_certs_merge(certificates);
+        }
+    }
+    Ok(builder)
+}
+
+impl Http {
+    pub(super) fn new(
+        base: Url,
+        repository: &str,
+        credentials: Credentials,
+        tls: Option<&Tls>,
+        reach: Reach,
+    ) -> Result<Http, String> {
+        let direct = builder(tls)?.build().map_err(|err| super::chain(&err))?;
+        let guarded = builder(tls)?.dns_resolver(Guard(reach.clone())).build();
+        let guarded = guarded.map_err(|err| super::chain(&err))?;
+        let given = match &credentials {
+            Credentials::Bearer(token) => secret(&format!("Bearer {token}")),
+            _ => None,
+        };
+        let (repository, authorization) = (repository.to_owned(), Mutex::new(given));
+        Ok(Http { direct, guarded, reach, base, credentials, repository, authorization })
+    }
+
+    /// The answer to a GET of a path of the registry: one of success.
+    pub(super) async fn get(&self, path: &str, accept: &str, offset: u64) -> Result<Response, HttpError> {
+        let url = self.base.join(path).map_err(|err| HttpError::Request(err.to_string()))?;
+        let mut headers = HeaderMap::new();
+        if let Ok(accept) = HeaderValue::from_str(accept) {
+            headers.insert(ACCEPT, accept);
+        }
+        if offset > 0
+            && let Ok(range) = HeaderValue::from_str(&format!("bytes={offset}-"))
+        {
+            headers.insert(RANGE, range);
+        }
+        let mut n_challenges = 0;
+        loop {
+            let response = self.follow(url.clone(), &headers).await?;
+            match response.status() {
+                StatusCode::UNAUTHORIZED if n_challenges < MAX_CHALLENGES => {
+                    n_challenges += 1;
+                    self.answer(response.headers()).await?;
+                }
+                StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                    return Err(HttpError::Denied("the registry refuses these credentials, or none"));
+                }
+                status if status.is_success() => return Ok(response),
+                status => return Err(HttpError::Status(status)),
+            }
+        }
+    }
+
+    /// Goes where redirects lead. Credentials go to nobody but the registry.
+    async fn follow(&self, url: Url, headers: &HeaderMap) -> Result<Response, HttpError> {
+        let mut at = url;
+        for hop in 0..=MAX_REDIRECTS {
+            let is_own = at.origin() == self.base.origin();
+            let mut headers = headers.clone();
+            if is_own && let Some(authorization) = self.authorization.lock().clone() {
+                headers.insert(AUTHORIZATION, authorization);
+            }
+            if hop > 0 && !is_own {
+                self.reach.check(&at)?;
+            }
+            let client = if is_own || self.reach.is_configured(&at) { &self.direct } else { &self.guarded };
+            let send = || client.request(Method::GET, at.clone()).headers(headers.clone());
+            let response = send_patiently(send).await?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let next = location.and_then(|location| at.join(location).ok());
+            at = next.ok_or(HttpError::Status(response.status()))?;
+        }
+        Err(HttpError::Redirects)
+    }
+
+    /// Gets ready to be heard: by the challenge of the request that was refused.
+    async fn answer(&self, refusal: &HeaderMap) -> Result<(), HttpError> {
+        let denied = HttpError::Denied;
+        for challenge in challenges(refusal) {
+            let authorization = match (&challenge, &self.credentials) {
+                (_, Credentials::Bearer(_)) => return Err(denied("the registry refuses its own token")),
+                (Challenge::Bearer(realm), _) if !realm.realm.is_empty() => Some(self.token(realm).await?),
+                (Challenge::Basic, credentials) => credentials.basic(),
+                _ => None,
+            };
+            if authorization.is_some() {
+                *self.authorization.lock() = authorization;
+                return Ok(());
+            }
+        }
+        Err(denied("the registry asks for credentials that there are none of"))
+    }
+
+    async fn token(&self, realm: &Realm) -> Result<HeaderValue, HttpError> {
+        let url = self.base.join(&realm.realm).map_err(|_| super::reach::Refused::NoUrl)?;
+        if url.origin() != self.base.origin() {
+            self.reach.check(&url)?;
+        }
+        if self.base.scheme() == "https" && url.scheme() == "http" && self.credentials != Credentials::None {
+            return Err(HttpError::Denied("the registry wants its credentials sent in clear"));
+        }
+        let is_trusted = url.origin() == self.base.origin() || self.reach.is_configured(&url);
+        let client = if is_trusted { &self.direct } else { &self.guarded };
+        let own_scope = format!("repository:{}:pull", self.repository);
+        let scope = if realm.scope.is_empty() { own_scope } else { realm.scope.clone() };
+        let service = realm.service.as_str();
+        let response = if let Credentials::Identity(token) = &self.credentials {
+            let form = form_of(&[
+                ("grant_type", "refresh_token"),
+                ("service", service),
+                ("client_id", "skiff"),
+                ("scope", &scope),
+                ("refresh_token", token),
+            ]);
+            let form_type = "application/x-www-form-urlencoded";
+            let post = || client.post(url.clone()).header("content-type", form_type).body(form.clone());
+            send_patiently(post).await?
+        } else {
+            let mut asked = url.clone();
+            asked.query_pairs_mut().append_pair("scope", &scope);
+            if !service.is_empty() {
+                asked.query_pairs_mut().append_pair("service", service);
+            }
+            let basic = self.credentials.basic();
+            let get = || {
+                let request = client.get(asked.clone());
+                match &basic {
+                    Some(basic) => request.header(AUTHORIZATION, basic.clone()),
+                    None => request,
+                }
+            };
+            send_patiently(get).await?
+        };
+        match response.status() {
+            status if status.is_success() => {}
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
+                return Err(HttpError::Denied("the token server refuses these credentials, or none"));
+            }
+            status => return Err(HttpError::Status(status)),
+        }
+        let body = read(response, MAX_TOKEN_BYTES).await?;
+        let token = serde_json::from_slice::<Token>(&body).ok().and_then(Token::either);
+        token
+            .and_then(|token| secret(&format!("Bearer {token}")))
+            .ok_or(HttpError::Denied("the token server answers without a token"))
+    }
+}
+
+fn form_of(pairs: &[(&str, &str)]) -> String {
+    let mut form = Url::parse("form:?").ok();
+    if let Some(form) = &mut form {
+        form.query_pairs_mut().extend_pairs(pairs);
+    }
+    form.and_then(|form| form.query().map(str::to_owned)).unwrap_or_default()
+}
+
+#[derive(Deserialize)]
+struct Token {
+    #[serde(default)]
+    token: Option<String>,
+    #[serde(default)]
+    access_token: Option<String>,
+}
+
+impl Token {
+    fn either(self) -> Option<String> {
+        self.token.into_iter().chain(self.access_token).find(|token| !token.is_empty())
+    }
+}
+
+/// Sends a request until the other side is not too busy for it, a bounded number of times.
+async fn send_patiently(request: impl Fn() -> reqwest::RequestBuilder) -> Result<Response, HttpError> {
+    let mut backoff = FIRST_BACKOFF;
+    for n in 1.. {
+        let response =
+            request().send().await.map_err(|err| HttpError::Request(super::chain(&err.without_url())))?;
+        let status = response.status();
+        let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
+        let wait = asked_wait(response.headers()).unwrap_or(backoff);
+        if !busy || n == MAX_TRIES || wait > MAX_BACKOFF {
+            return Ok(response);
+        }
+        drop(response);
+        tokio::time::sleep(wait).await;
+        backoff *= 2;
+    }
+    unreachable!("the loop has no end")
+}
+
+/// How long the other side asks to be left alone.
+fn asked_wait(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+/// A body that is no longer than it may be; what is too long is not read on.
+pub(super) async fn read(response: Response, limit: u64) -> Result<Bytes, HttpError> {
+    if response.content_length().is_some_and(|length| length > limit) {
+        return Err(HttpError::TooLong(limit));
+    }
+    let (mut body, mut stream) = (Vec::new(), response.bytes_stream());
+    while let Some(chunk) = stream.next().await {
+        let chunk = chunk.map_err(|err| HttpError::Request(super::chain(&err.without_url())))?;
+        if (body.len() + chunk.len()) as u64 > limit {
+            return Err(HttpError::TooLong(limit));
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body.into())
+}

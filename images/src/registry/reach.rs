@@ -1,0 +1,187 @@
+//! Where a registry may send us: what a redirect or the realm of a challenge names is a stranger's word.
+//!
+//! A stranger's word leads to no address of this machine, of its links or of the cluster's own ranges, neither as a literal nor
+//! through a name, unless `registries.yaml` names that very host, or the registry itself is on loopback.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use reqwest::Url;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+/// A range of addresses, `10.42.0.0/16`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    first: IpAddr,
+    bits: u8,
+}
+
+impl Range {
+    /// `None` if that is no range.
+    pub fn parse(text: &str) -> Option<Range> {
+        let (address, bits) = text.split_once('/')?;
+        let (first, bits): (IpAddr, u8) = (address.parse().ok()?, bits.parse().ok()?);
+        let most = if first.is_ipv4() { 32 } else { 128 };
+        (bits <= most).then_some(Range { first, bits })
+    }
+
+    fn holds(self, address: IpAddr) -> bool {
+        match (self.first, address) {
+            (IpAddr::V4(first), IpAddr::V4(address)) => {
+                let shift = 32 - u32::from(self.bits);
+                let head = |address: Ipv4Addr| address.to_bits().checked_shr(shift).unwrap_or(0);
+                head(first) == head(address)
+            }
+            (IpAddr::V6(first), IpAddr::V6(address)) => {
+                let shift = 128 - u32::from(self.bits);
+                let head = |address: Ipv6Addr| address.to_bits().checked_shr(shift).unwrap_or(0);
+                head(first) == head(address)
+            }
+            _ => false,
+        }
+    }
+}
+
+/// What strangers may not lead to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reach {
+    /// Of pods, services and the like.
+    pub(crate) own: Arc<[Range]>,
+    /// `host` or `host:port` of `registries.yaml`, which says itself that they are meant.
+    pub(crate) configured: Arc<[String]>,
+    /// The registry is on this machine, so that it may name other places here.
+    pub(crate) loopback: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refused {
+    #[error(
+        "the registry leads to {host}, which is on this node or in the cluster; name it in registries.yaml if that is meant"
+    )]
+    Inside { host: String },
+    #[error("the registry leads to a place that is no http(s) URL")]
+    NoUrl,
+}
+
+impl Reach {
+    /// Whether a place may be asked. Names are looked at again once they are resolved, see [`Guard`].
+    pub(crate) fn check(&self, url: &Url) -> Result<(), Refused> {
+        if !matches!(url.scheme(), "http" | "https") {
+            return Err(Refused::NoUrl);
+        }
+        let host = url.host_str().ok_or(Refused::NoUrl)?;
+        let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
+        if literal.is_some_and(|address| self.is_inside(address)) && !self.is_configured(url) {
+            return Err(Refused::Inside { host: host.to_owned() });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn is_configured(&self, url: &Url) -> bool {
+        let Some(host) = url.host_str() else { return false };
+        let with_port = url.port_or_known_default().map(|port| format!("{host}:{port}"));
+        self.configured.iter().any(|known| known == host || with_port.as_ref() == Some(known))
+    }
+
+    fn is_inside(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        let here = match address {
+            IpAddr::V4(v4) => {
+                (v4.is_loopback() && !self.loopback)
+                    || v4.is_link_local()
+                    || v4.is_unspecified()
+                    || v4.is_broadcast()
+                    || v4.is_multicast()
+                    || v4.octets()[0] == 0
+            }
+            IpAddr::V6(v6) => {
+                (v6.is_loopback() && !self.loopback)
+                    || v6.is_unicast_link_local()
+                    || v6.is_unspecified()
+                    || v6.is_multicast()
+            }
+        };
+        here || self.own.iter().any(|range| range.holds(address))
+    }
+}
+
+/// Resolves names for places that strangers named: addresses that are out of reach are not among the answers.
+pub(crate) struct Guard(pub(crate) Reach);
+
+impl Resolve for Guard {
+    fn resolve(&self, name: Name) -> Resolving {
+        let reach = self.0.clone();
+        Box::pin(async move {
+            let host = name.as_str().to_owned();
+            let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
+            let allowed: Vec<SocketAddr> = found.filter(|found| !reach.is_inside(found.ip())).collect();
+            if allowed.is_empty() {
+                return Err(Refused::Inside { host }.into());
+            }
+            Ok(Box::new(allowed.into_iter()) as Addrs)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_refused(reach: &Reach, url: &str) -> bool {
+        reach.check(&Url::parse(url).unwrap()).is_err()
+    }
+
+    #[test]
+    fn no_literal_address_of_the_node_or_the_cluster_is_reached() {
+        let own = ["10.42.0.0/16", "10.43.0.0/16", "fd00:42::/56"].map(|text| Range::parse(text).unwrap());
+        let reach = Reach { own: own.into(), ..Reach::default() };
+        for url in [
+            "http://127.0.0.1/",
+            "http://127.9.9.9:5000/x",
+            "http://2130706433/",
+            "http://0x7f.1/",
+            "http://[::1]/",
+            "http://[::ffff:127.0.0.1]/",
+            "http://0.0.0.0/",
+            "http://[::]/",
+            "http://169.254.169.254/latest/meta-data",
+            "http://[fe80::1]/",
+            "http://224.0.0.1/",
+            "https://10.42.3.4/",
+            "https://10.43.0.1/api",
+            "https://[fd00:42::7]/",
+            "http://[::ffff:10.42.0.1]/",
+            "ftp://example.com/",
+            "file:///etc/passwd",
+        ] {
+            assert!(is_refused(&reach, url), "{url}");
+        }
+        for url in [
+            "https://example.com/",
+            "http://192.168.1.9:5000/",
+            "https://10.44.0.1/",
+            "https://[2001:db8::1]/",
+        ] {
+            assert!(!is_refused(&reach, url), "{url}");
+        }
+    }
+
+    #[test]
+    fn what_is_configured_or_on_loopback_as_the_registry_is_may_be_reached() {
+        let reach =
+            Reach { configured: ["10.0.0.1:5000".into(), "169.254.1.1".into()].into(), ..Reach::default() };
+        assert!(!is_refused(&reach, "http://169.254.1.1:99/"));
+        assert!(is_refused(&reach, "http://169.254.1.2/"));
+        let reach = Reach { loopback: true, ..Reach::default() };
+        assert!(!is_refused(&reach, "http://127.0.0.1:5058/token"));
+        assert!(is_refused(&reach, "http://169.254.169.254/"));
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_to_loopback_is_refused_once_it_is_resolved() {
+        let resolve = |reach: Reach| Guard(reach).resolve("localhost".parse().unwrap());
+        let Err(refused) = resolve(Reach::default()).await else { panic!("resolved") };
+        assert!(refused.to_string().contains("localhost"), "{refused}");
+        assert!(resolve(Reach { loopback: true, ..Reach::default() }).await.is_ok());
+    }
+}
