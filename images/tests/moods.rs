@@ -102,8 +102,10 @@ async fn serve(mut connection: TcpStream, mood: &Mood, log: &Mutex<Vec<Request>>
     out.push_str("\r\n");
     connection.write_all(out.as_bytes()).await.ok()?;
     connection.write_all(&answer.body).await.ok()?;
-    while answer.endless {
-        connection.write_all(&answer.body).await.ok()?;
+    if answer.endless {
+        loop {
+            connection.write_all(&answer.body).await.ok()?;
+        }
     }
     Some(())
 }
