@@ -148,7 +148,7 @@ fn general(field: &str) -> String {
                     out.push_str("[]");
                 }
             }
-            ']' => depth = (depth as usize).saturating_sub(1),
+            ']' => depth = depth.saturating_sub(1),
             c if depth == 0 => out.push(c),
             _ => {}
         }
