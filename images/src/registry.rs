@@ -170,12 +170,12 @@ impl Remote {
     fn cause(&self, err: HttpError) -> PullCause {
         let name = self.name.to_string();
         match err {
-            HttpError::Status(StatusCode::NOT_FOUND) => PullCause::NotFound { name },
-            HttpError::Status(status) => PullCause::Status {
+            HttpError::Status(StatusCode::NOT_FOUND, _) => PullCause::NotFound { name },
+            HttpError::Status(status, code) => PullCause::Status {
                 name,
                 url: self.endpoint.host.clone(),
                 status: status.as_u16(),
-                detail: status.canonical_reason().unwrap_or("no reason given").to_owned(),
+                detail: code.or(status.canonical_reason()).unwrap_or("no reason given").to_owned(),
             },
             HttpError::Denied(why) => PullCause::AccessDenied { name, detail: why.to_owned() },
             HttpError::TooLong(limit) => PullCause::TooLarge { what: "manifest".to_owned(), limit },

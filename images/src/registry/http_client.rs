@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::StreamExt;
 use http::header::{ACCEPT, AUTHORIZATION, LOCATION, RANGE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use oci_distribution::errors::{OciEnvelope, OciErrorCode};
 use parking_lot::Mutex;
 use reqwest::{Client, Method, Response, Url, redirect};
 use serde::Deserialize;
@@ -26,6 +27,8 @@ const FIRST_BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(20);
 /// A token is some kilobytes at most.
 const MAX_TOKEN_BYTES: u64 = 256 << 10;
+/// What is read of a refusal, for the code in it.
+const MAX_REFUSAL_BYTES: u64 = 16 << 10;
 /// Refusals in a row of one request, each answered anew: a token may run out between two requests.
 const MAX_CHALLENGES: usize = 3;
 
@@ -34,8 +37,8 @@ const MAX_CHALLENGES: usize = 3;
 pub(super) enum HttpError {
     #[error("failed to do request: {0}")]
     Request(String),
-    #[error("unexpected status {0}")]
-    Status(StatusCode),
+    #[error("unexpected status {0}{}", .1.map(|code| format!(" ({code})")).unwrap_or_default())]
+    Status(StatusCode, Option<&'static str>),
     #[error("authorization failed: {0}")]
     Denied(&'static str),
     #[error("{0}")]
@@ -162,7 +165,7 @@ impl Http {
                     return Err(HttpError::Denied("the registry refuses these credentials, or none"));
                 }
                 status if status.is_success() => return Ok(response),
-                status => return Err(HttpError::Status(status)),
+                status => return Err(HttpError::Status(status, code_of(response).await)),
             }
         }
     }
@@ -187,7 +190,7 @@ impl Http {
             }
             let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
             let next = location.and_then(|location| at.join(location).ok());
-            at = next.ok_or(HttpError::Status(response.status()))?;
+            at = next.ok_or(HttpError::Status(response.status(), None))?;
         }
         Err(HttpError::Redirects)
     }
@@ -255,7 +258,7 @@ impl Http {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::BAD_REQUEST => {
                 return Err(HttpError::Denied("the token server refuses these credentials, or none"));
             }
-            status => return Err(HttpError::Status(status)),
+            status => return Err(HttpError::Status(status, None)),
         }
         let body = read(response, MAX_TOKEN_BYTES).await?;
         let token = serde_json::from_slice::<Token>(&body).ok().and_then(Token::either);
@@ -263,6 +266,26 @@ impl Http {
             .and_then(|token| secret(&format!("Bearer {token}")))
             .ok_or(HttpError::Denied("the token server answers without a token"))
     }
+}
+
+/// The distribution specification's name of what is wrong, if the answer has one. Only its names are repeated, never what else
+/// the other side wrote.
+async fn code_of(response: Response) -> Option<&'static str> {
+    let body = read(response, MAX_REFUSAL_BYTES).await.ok()?;
+    let OciEnvelope { errors } = serde_json::from_slice(&body).ok()?;
+    Some(match errors.first()?.code {
+        OciErrorCode::BlobUnknown => "BLOB_UNKNOWN",
+        OciErrorCode::ManifestBlobUnknown => "MANIFEST_BLOB_UNKNOWN",
+        OciErrorCode::ManifestInvalid => "MANIFEST_INVALID",
+        OciErrorCode::ManifestUnknown | OciErrorCode::NotFound => "MANIFEST_UNKNOWN",
+        OciErrorCode::NameInvalid => "NAME_INVALID",
+        OciErrorCode::NameUnknown => "NAME_UNKNOWN",
+        OciErrorCode::Unauthorized => "UNAUTHORIZED",
+        OciErrorCode::Denied => "DENIED",
+        OciErrorCode::Unsupported => "UNSUPPORTED",
+        OciErrorCode::Toomanyrequests => "TOOMANYREQUESTS",
+        _ => return None,
+    })
 }
 
 fn form_of(pairs: &[(&str, &str)]) -> String {
@@ -290,20 +313,21 @@ impl Token {
 /// Sends a request until the other side is not too busy for it, a bounded number of times.
 async fn send_patiently(request: impl Fn() -> reqwest::RequestBuilder) -> Result<Response, HttpError> {
     let mut backoff = FIRST_BACKOFF;
-    for n in 1.. {
+    let mut n_sent = 0;
+    loop {
+        n_sent += 1;
         let response =
             request().send().await.map_err(|err| HttpError::Request(super::chain(&err.without_url())))?;
         let status = response.status();
         let busy = status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error();
         let wait = asked_wait(response.headers()).unwrap_or(backoff);
-        if !busy || n == MAX_TRIES || wait > MAX_BACKOFF {
+        if !busy || n_sent == MAX_TRIES || wait > MAX_BACKOFF {
             return Ok(response);
         }
         drop(response);
         tokio::time::sleep(wait).await;
         backoff *= 2;
     }
-    unreachable!("the loop has no end")
 }
 
 /// How long the other side asks to be left alone.
