@@ -37,7 +37,8 @@ const MAX_CHALLENGES: usize = 3;
 pub(super) enum HttpError {
     #[error("failed to do request: {0}")]
     Request(String),
-    #[error("unexpected status {0}{}", .1.map(|code| format!(" ({code})")).unwrap_or_default())]
+    /// With the code that the distribution specification has for it, if the registry says one.
+    #[error("unexpected status {0}")]
     Status(StatusCode, Option<&'static str>),
     #[error("authorization failed: {0}")]
     Denied(&'static str),
