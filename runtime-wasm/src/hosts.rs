@@ -553,7 +553,8 @@ mod tests {
                 events,
                 patience: QUICK,
             };
-            (Hosts::open(config).await.unwrap(), heard)
+            let opened = tokio::time::timeout(Duration::from_secs(20), Hosts::open(config)).await;
+            (opened.unwrap().unwrap(), heard)
         }
 
         fn state(&self) -> RuntimeState {
