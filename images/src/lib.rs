@@ -31,7 +31,6 @@ mod name;
 mod platform;
 mod progress;
 mod pull;
-pub mod pull_secrets;
 mod records;
 mod registries;
 mod registry;

@@ -1,14 +1,11 @@
 //! Makes sure a container's image is here: pull policies, pull secrets, back-off, events.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
-use serde::Deserialize;
 use skiff_cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
 use skiff_cri::{Cri, CriError};
 
@@ -16,6 +13,7 @@ use crate::backoff::{Backoff, go_duration};
 use crate::create::ImageInfo;
 use crate::event::{EventType, PodEvents};
 use crate::pod::PodExt;
+use crate::pull_secrets::{self, Form};
 
 /// Why a container was not started: shown as its waiting state.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -242,58 +240,16 @@ fn with_default_tag(name: &str) -> String {
     }
 }
 
-#[derive(Deserialize)]
-struct DockerConfig {
-    #[serde(default)]
-    auths: BTreeMap<String, DockerAuth>,
-}
-
-#[derive(Deserialize)]
-struct DockerAuth {
-    #[serde(default)]
-    username: String,
-    #[serde(default)]
-    password: String,
-    #[serde(default)]
-    auth: String,
-}
-
 /// The credentials of a pull secret that fit the image's registry, the most specific first.
 fn credentials(secret: &Secret, image: &str) -> Vec<AuthConfig> {
     let data = |key: &str| secret.data.as_ref().and_then(|d| d.get(key)).map(|b| b.0.as_slice());
-    let auths = match (data(".dockerconfigjson"), data(".dockercfg")) {
-        (Some(json), _) => serde_json::from_slice::<DockerConfig>(json).map(|c| c.auths).unwrap_or_default(),
-        (None, Some(json)) => serde_json::from_slice(json).unwrap_or_default(),
-        (None, None) => BTreeMap::new(),
+    let (form, bytes) = match (data(".dockerconfigjson"), data(".dockercfg")) {
+        (Some(json), _) => (Form::DockerConfigJson, json),
+        (None, Some(json)) => (Form::DockerCfg, json),
+        (None, None) => return Vec::new(),
     };
     let (host, path) = split_host(split_tag(image.split('@').next().unwrap_or_default()).0);
-    let target = format!("{}/{path}", host.unwrap_or("docker.io"));
-    let mut fitting: Vec<(usize, AuthConfig)> = auths
-        .into_iter()
-        .filter_map(|(server, auth)| {
-            let place = registry_of(&server);
-            let fits =
-                target == place || target.strip_prefix(&place).is_some_and(|rest| rest.starts_with('/'));
-            fits.then(|| (place.len(), auth_config(server, auth)))
-        })
-        .collect();
-    fitting.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    fitting.into_iter().map(|(_, auth)| auth).collect()
-}
-
-fn registry_of(server: &str) -> String {
-    let place = server.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
-    let place = place.trim_end_matches("/v1").trim_end_matches("/v2");
-    if place == "index.docker.io" { "docker.io".to_owned() } else { place.to_owned() }
-}
-
-fn auth_config(server_address: String, auth: DockerAuth) -> AuthConfig {
-    let decoded = STANDARD.decode(&auth.auth).ok().and_then(|b| String::from_utf8(b).ok());
-    let (username, password) = match decoded.as_deref().and_then(|text| text.split_once(':')) {
-        Some((user, password)) if auth.username.is_empty() => (user.to_owned(), password.to_owned()),
-        _ => (auth.username, auth.password),
-    };
-    AuthConfig { username, password, server_address, ..AuthConfig::default() }
+    pull_secrets::credentials(form, bytes, host.unwrap_or("docker.io"), path)
 }
 
 /// The pod's pull secrets that exist, and the names of those that do not.
@@ -314,6 +270,8 @@ pub(crate) async fn pull_secrets(
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
     use k8s_openapi::ByteString;
 

@@ -52,6 +52,7 @@ mod objects;
 mod plan;
 mod pod;
 mod probe;
+mod pull_secrets;
 mod resources;
 mod server;
 mod snapshot;

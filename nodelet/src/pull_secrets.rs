@@ -5,25 +5,18 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer};
-
-use crate::name::ImageName;
-use crate::registries::Auth;
+use skiff_cri::v1::AuthConfig;
 
 /// Which of the two forms a secret is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
+pub(crate) enum Form {
     /// `kubernetes.io/dockerconfigjson`: the registries are below `auths`.
     DockerConfigJson,
     /// `kubernetes.io/dockercfg`: the registries are the document.
     DockerCfg,
-}
-
-/// Credentials with the server they are for, as the secret names it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Credential {
-    pub server: String,
-    pub auth: Auth,
 }
 
 #[derive(Default, Deserialize)]
@@ -54,35 +47,39 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     Ok(Option::<T>::deserialize(deserializer)?.unwrap_or_default())
 }
 
-/// The credentials in a secret that fit an image, the most specific first. What cannot be read holds none.
-pub fn credentials(form: Form, secret: &[u8], image: &str) -> Vec<Credential> {
-    let Ok(image) = ImageName::parse(image) else { return Vec::new() };
+/// The credentials in a secret that fit an image of `registry`, the most specific first. What cannot be read holds none.
+pub(crate) fn credentials(form: Form, secret: &[u8], registry: &str, repository: &str) -> Vec<AuthConfig> {
     let entries = match form {
         Form::DockerConfigJson => serde_json::from_slice::<Config>(secret).unwrap_or_default().auths,
         Form::DockerCfg => serde_json::from_slice(secret).unwrap_or_default(),
     };
-    let mut fitting: Vec<(usize, Credential)> = Vec::new();
+    let mut fitting: Vec<(usize, AuthConfig)> = Vec::new();
     for (server, entry) in entries {
         let place = place_of(&server);
-        if fits(&place, &image.registry, &image.repository) {
-            fitting.push((place.len(), Credential { server, auth: entry.unwrap_or_default().auth() }));
+        if fits(&place, registry, repository) {
+            fitting.push((place.len(), entry.unwrap_or_default().auth(server)));
         }
     }
     fitting.sort_by_key(|(length, _)| std::cmp::Reverse(*length));
-    fitting.into_iter().map(|(_, credential)| credential).collect()
+    fitting.into_iter().map(|(_, auth)| auth).collect()
 }
 
 impl Entry {
-    fn auth(self) -> Auth {
-        let own = Auth {
-            auth: self.auth,
+    fn auth(self, server_address: String) -> AuthConfig {
+        let decoded = STANDARD.decode(self.auth.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        // What is encoded counts, if it is anything: `username` and `password` are for people to read.
+        let (username, password) = match decoded.as_deref().and_then(|text| text.split_once(':')) {
+            Some((username, password)) => (username.to_owned(), password.trim_end_matches('\0').to_owned()),
+            None => (self.username, self.password),
+        };
+        AuthConfig {
+            username,
+            password,
+            server_address,
             identity_token: self.identity_token,
             registry_token: self.registry_token,
-            ..Auth::default()
-        };
-        // What is encoded counts, if it is anything: `username` and `password` are for people to read.
-        let (username, password) = own.basic().unwrap_or((self.username, self.password));
-        Auth { username, password, auth: String::new(), ..own }
+            ..AuthConfig::default()
+        }
     }
 }
 
@@ -144,9 +141,9 @@ fn is_match(glob: &[u8], text: &[u8]) -> bool {
 mod tests {
     use super::*;
 
-    fn servers(secret: &str, image: &str) -> Vec<String> {
-        let found = credentials(Form::DockerConfigJson, secret.as_bytes(), image);
-        found.into_iter().map(|credential| credential.server).collect()
+    fn servers(secret: &str, registry: &str, repository: &str) -> Vec<String> {
+        let found = credentials(Form::DockerConfigJson, secret.as_bytes(), registry, repository);
+        found.into_iter().map(|auth| auth.server_address).collect()
     }
 
     #[test]
@@ -164,7 +161,7 @@ mod tests {
             keys.iter().map(|key| format!(r#""{key}": {{"auth": "bWU6c2VjcmV0"}}"#)).collect();
         let secret = format!(r#"{{"auths": {{{}}}}}"#, auths.join(","));
         assert_eq!(
-            servers(&secret, "registry.example.com/team/app:1"),
+            servers(&secret, "registry.example.com", "team/app"),
             [
                 "reg?stry.example.com/team/app",
                 "registry.example.com/team",
@@ -172,36 +169,25 @@ mod tests {
                 "*.example.com"
             ]
         );
-        assert_eq!(servers(&secret, "registry.example.com:5000/team/app"), ["registry.example.com:5000"]);
-        assert!(servers(&secret, "a.b.example.com/x").is_empty(), "a glob stands for one label");
+        assert_eq!(servers(&secret, "registry.example.com:5000", "team/app"), ["registry.example.com:5000"]);
+        assert!(servers(&secret, "a.b.example.com", "x").is_empty(), "a glob stands for one label");
         let hub = r#"{"auths": {"https://index.docker.io/v1/": {"auth": "bWU6c2VjcmV0"}}}"#;
-        assert_eq!(servers(hub, "nginx").len(), 1);
+        assert_eq!(servers(hub, "docker.io", "nginx").len(), 1);
     }
 
     #[test]
     fn nulls_are_nothing_and_what_is_encoded_counts() {
         let secret = br#"{"auths": {"r.io": {"username": "other", "password": null, "auth": "bWU6c2VjcmV0", "email": null},
             "r.io/a": null, "r.io/a/b": {"identitytoken": "ID", "registrytoken": null}}, "credsStore": null}"#;
-        let found = credentials(Form::DockerConfigJson, secret, "r.io/a/b:1");
-        assert_eq!(found[0].auth, Auth { identity_token: "ID".into(), ..Auth::default() });
-        assert_eq!(found[1].auth, Auth::default());
-        let basic = Auth { username: "me".into(), password: "secret".into(), ..Auth::default() };
-        assert_eq!(found[2].auth, basic);
-        assert!(credentials(Form::DockerConfigJson, br#"{"auths": null}"#, "r.io/a").is_empty());
-        assert!(credentials(Form::DockerConfigJson, b"nonsense", "r.io/a").is_empty());
-        let old = credentials(
-            Form::DockerCfg,
-            br#"{"r.io": {"username": "me", "password": "secret", "auth": ""}}"#,
-            "r.io/a",
-        );
-        assert_eq!(old[0].auth, basic);
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn no_secret_makes_it_panic(text in ".{0,60}", image in ".{0,30}") {
-            credentials(Form::DockerCfg, text.as_bytes(), &image);
-            fits(&text, &image, &image);
-        }
+        let found = credentials(Form::DockerConfigJson, secret, "r.io", "a/b");
+        let of = |at: usize| (found[at].username.as_str(), found[at].password.as_str());
+        assert_eq!((of(0), found[0].identity_token.as_str()), (("", ""), "ID"));
+        assert_eq!(of(1), ("", ""));
+        assert_eq!(of(2), ("me", "secret"));
+        assert!(credentials(Form::DockerConfigJson, br#"{"auths": null}"#, "r.io", "a").is_empty());
+        assert!(credentials(Form::DockerConfigJson, b"nonsense", "r.io", "a").is_empty());
+        let old = br#"{"r.io": {"username": "me", "password": "secret", "auth": ""}}"#;
+        let old = credentials(Form::DockerCfg, old, "r.io", "a");
+        assert_eq!((old[0].username.as_str(), old[0].password.as_str()), ("me", "secret"));
     }
 }
