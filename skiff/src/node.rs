@@ -364,17 +364,32 @@ struct Opened {
     network: Arc<Network>,
 }
 
+/// The images of a node that may not have been started yet.
 pub(crate) fn open_images(layout: &Layout) -> Result<Arc<Images>> {
-    let registries = if layout.registries.exists() {
+    match read_record(layout)? {
+        Some(Record { network, .. }) => images_beside(layout, &network),
+        None => images_apart(layout, Vec::new()),
+    }
+}
+
+/// The same, with a network where no registry may lead a pull.
+fn images_beside(layout: &Layout, network: &NetworkRecord) -> Result<Arc<Images>> {
+    let ranges = [&network.pod_cidr, &network.cluster_cidr, &network.service_cidr];
+    images_apart(layout, ranges.into_iter().filter_map(|range| skiff_images::Range::parse(range)).collect())
+}
+
+fn images_apart(layout: &Layout, own_ranges: Vec<skiff_images::Range>) -> Result<Arc<Images>> {
+    let mut registries = if layout.registries.exists() {
         Registries::load(&layout.registries).context("reading the registries file")?
     } else {
         Registries::default()
     };
+    registries.own_ranges = own_ranges;
     Images::open(&layout.images(), registries).context("opening the image store")
 }
 
 async fn open_runtime(layout: &Layout, record: &Record) -> Result<Opened> {
-    let images = open_images(layout)?;
+    let images = images_beside(layout, &record.network)?;
     let NetworkRecord { bridge, pod_cidr, cluster_cidr, service_cidr, mtu, .. } = record.network.clone();
     let state_directory = layout.addresses();
     let config = PodNetworkConfig { bridge, pod_cidr, cluster_cidr, service_cidr, mtu, state_directory };

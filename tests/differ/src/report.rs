@@ -139,7 +139,7 @@ pub fn sort(judged: &Judged) -> String {
 
 /// A field's path without its indexes and keys.
 fn general(field: &str) -> String {
-    let (mut out, mut depth) = (String::new(), 0);
+    let (mut out, mut depth) = (String::new(), 0_usize);
     for c in field.chars() {
         match c {
             '[' => {
