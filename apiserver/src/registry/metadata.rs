@@ -193,13 +193,16 @@ pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
 
 /// Kinds of newer groups take any name.
 fn has_known_finalizers(kind: &Kind) -> bool {
-    !matches!(
-        kind.group.as_str(),
-        "coordination.k8s.io"
-            | "admissionregistration.k8s.io"
-            | "apiregistration.k8s.io"
-            | "apiextensions.k8s.io"
-    )
+    kind.kind != "Event"
+        && !matches!(
+            kind.group.as_str(),
+            "coordination.k8s.io"
+                | "policy"
+                | "node.k8s.io"
+                | "admissionregistration.k8s.io"
+                | "apiregistration.k8s.io"
+                | "apiextensions.k8s.io"
+        )
 }
 
 fn is_standard_finalizer(finalizer: &str) -> bool {

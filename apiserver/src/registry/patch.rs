@@ -71,6 +71,12 @@ fn patched(
     let mut object = decoded.object;
     warnings.extend(merge_owner_references(&mut object, Admission::After));
     default::apply(kind, &mut object);
+    // As in other writes: what lies in no namespace is not told one, and who names none means that of the path.
+    match current.namespace() {
+        "" => _ = object.meta_mut().remove("namespace"),
+        namespace if object.namespace().is_empty() => object.set_meta("namespace", namespace),
+        _ => {}
+    }
     for field in ["name", "namespace"] {
         if object.meta_str(field) != current.meta_str(field) {
             return Err(Status::bad_request(match field {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::cron::CronJobs;
 use super::job::Jobs;
 use super::stateful::StatefulSets;
-use super::{kind, not_negative, pod};
+use super::{kind, not_negative, pod, rules};
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{
@@ -250,15 +250,8 @@ impl Strategy for Workload {
         let spec = &object["spec"];
         let numbers = ["replicas", "minReadySeconds", "revisionHistoryLimit", "progressDeadlineSeconds"];
         causes.extend(not_negative(spec, "spec", &numbers));
-        causes.extend(pod::validate_template(&spec["template"], "spec.template"));
-        let policy = &spec["template"]["spec"]["restartPolicy"];
-        if policy != "Always" && !policy.is_null() {
-            let field = "spec.template.spec.restartPolicy";
-            causes.push(Cause::not_supported(field, policy, &["Always"]));
-        }
-        if self.name != "daemonset" && !spec["template"]["spec"]["activeDeadlineSeconds"].is_null() {
-            let field = "spec.template.spec.activeDeadlineSeconds";
-            causes.push(Cause::forbidden(field, "activeDeadlineSeconds in ReplicaSet is not Supported"));
+        if self.name == "daemonset" || rules::is_selector(&spec["selector"]) {
+            causes.extend(self.validate_template(spec));
         }
         match self.name {
             "deployment" => causes.extend(validate_deployment_strategy(&spec["strategy"])),
@@ -270,6 +263,22 @@ impl Strategy for Workload {
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         pod::immutable_selector(new, old)
+    }
+}
+
+impl Workload {
+    fn validate_template(&self, spec: &Value) -> Vec<Cause> {
+        let mut causes = pod::validate_template(&spec["template"], "spec.template");
+        let policy = &spec["template"]["spec"]["restartPolicy"];
+        if policy != "Always" && !policy.is_null() {
+            let field = "spec.template.spec.restartPolicy";
+            causes.push(Cause::not_supported(field, policy, &["Always"]));
+        }
+        if self.name != "daemonset" && !spec["template"]["spec"]["activeDeadlineSeconds"].is_null() {
+            let field = "spec.template.spec.activeDeadlineSeconds";
+            causes.push(Cause::forbidden(field, "activeDeadlineSeconds in ReplicaSet is not Supported"));
+        }
+        causes
     }
 }
 

@@ -361,26 +361,31 @@ fn is_sysctl_name(name: &str) -> bool {
 /// `kind` is what upstream calls it there.
 pub(super) fn validate_selector(object: &Object, kind: &str) -> Vec<Cause> {
     let selector = &object["spec"]["selector"];
-    let is_empty = |s: &Value| {
-        items_at(s, "/matchExpressions").is_empty()
-            && s["matchLabels"].as_object().is_none_or(|m| m.is_empty())
-    };
-    if selector.is_null() {
-        return vec![Cause::required("spec.selector", "")];
+    let is_empty = items_at(selector, "/matchExpressions").is_empty()
+        && selector["matchLabels"].as_object().is_none_or(|labels| labels.is_empty());
+    let is_daemon = kind == "daemonset";
+    let mut causes = Vec::new();
+    match (selector.is_null(), is_empty) {
+        (true, _) if !is_daemon => causes.push(Cause::required("spec.selector", "")),
+        (false, true) => {
+            let why = format!("empty selector is invalid for {kind}");
+            causes.push(Cause::invalid("spec.selector", selector, &why));
+        }
+        _ => {}
     }
-    if is_empty(selector) {
-        let why = format!("empty selector is invalid for {kind}");
-        return vec![Cause::invalid("spec.selector", selector, &why)];
+    if !rules::is_selector(selector) {
+        if !is_daemon {
+            causes.push(Cause::invalid("spec.selector", selector, "invalid label selector"));
+        }
+        return causes;
     }
     let labels = &object["spec"]["template"]["metadata"]["labels"];
-    match crate::LabelSelector::from_json(selector) {
-        Ok(parsed) if parsed.matches(|key| labels[key].as_str()) => Vec::new(),
-        Ok(_) => {
-            let why = "`selector` does not match template `labels`";
-            vec![Cause::invalid("spec.template.metadata.labels", labels, why)]
-        }
-        Err(error) => vec![Cause::invalid("spec.selector", selector, &error.message)],
+    let matches = |parsed: crate::LabelSelector| parsed.matches(|key| labels[key].as_str());
+    if !crate::LabelSelector::from_json(selector).is_ok_and(matches) {
+        let why = "`selector` does not match template `labels`";
+        causes.push(Cause::invalid("spec.template.metadata.labels", labels, why));
     }
+    causes
 }
 
 /// A selector never changes once it has been written.

@@ -79,5 +79,12 @@ fn once_each(faults: Faults) -> Vec<Cause> {
     causes
 }
 
+/// Whether labels can be told by it; none tells nothing, but is fine.
+pub(super) fn is_selector(selector: &Value) -> bool {
+    let mut alone = walk::Walk::new(selector, None, false);
+    labels::selector(&mut alone, selector, &path::Path::ROOT);
+    selector.is_null() || alone.faults.is_empty()
+}
+
 #[cfg(test)]
 mod tests;

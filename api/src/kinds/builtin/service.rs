@@ -80,7 +80,12 @@ impl Strategy for Services {
                 }
             }
         }
-        if spec["sessionAffinity"] == "ClientIP" && spec["sessionAffinityConfig"].is_null() {
+        if spec["sessionAffinity"] == "None" {
+            _ = spec.as_object_mut().map(|spec| spec.remove("sessionAffinityConfig"));
+        }
+        if spec["sessionAffinity"] == "ClientIP"
+            && spec["sessionAffinityConfig"]["clientIP"]["timeoutSeconds"].is_null()
+        {
             spec["sessionAffinityConfig"] = json!({"clientIP": {"timeoutSeconds": 10800}});
         }
         if type_ != "ExternalName" && spec["internalTrafficPolicy"].is_null() {

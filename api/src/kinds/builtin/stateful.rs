@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{not_negative, pod, same_spec};
+use super::{not_negative, pod, rules, same_spec};
 use crate::strategy::Strategy;
 use crate::table::cell::{items_at, str_at};
 use crate::{Cause, Object, name};
@@ -69,6 +69,9 @@ impl Strategy for StatefulSets {
         causes.extend(not_negative(spec, "spec", &["replicas", "minReadySeconds"]));
         causes.extend(not_negative(&spec["ordinals"], "spec.ordinals", &["start"]));
         causes.extend(pod::validate_selector(object, "statefulset"));
+        if !rules::is_selector(&spec["selector"]) {
+            return causes;
+        }
         causes.extend(pod::validate_template(&with_claims(spec), "spec.template"));
         let pod = &spec["template"]["spec"];
         if pod["restartPolicy"] != "Always" && !pod["restartPolicy"].is_null() {

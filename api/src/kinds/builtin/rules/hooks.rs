@@ -56,9 +56,12 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "core.v1.EndpointAddress" => service::endpoint(walk, value, path),
         "core.v1.Node" => other::node(walk, value),
         "apps.v1.DeploymentSpec" => workload::deployment(walk, value, path),
-        "apps.v1.StatefulSetSpec" => workload::stateful_set(walk),
+        "apps.v1.StatefulSetSpec" => workload::stateful_set(walk, value),
+        "apps.v1.ReplicaSetSpec" => workload::replica_set(value),
         "apps.v1.ControllerRevision" => workload::revision(walk, value),
         "autoscaling.v2.HorizontalPodAutoscalerSpec" => autoscaling::autoscaler(walk, value, path),
+        // What a metric's selector means is up to who has the metrics.
+        "autoscaling.v2.MetricIdentifier" => Below::But(vec!["selector"]),
         "autoscaling.v2.MetricSpec" => autoscaling::metric(walk, value, path),
         "autoscaling.v2.MetricTarget" => autoscaling::target(walk, value, path),
         "policy.v1.PodDisruptionBudgetSpec" => other::budget(walk, value, path),

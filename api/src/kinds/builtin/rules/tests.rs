@@ -178,3 +178,32 @@ fn a_deployment_has_longer_to_get_on_than_its_pods_to_get_ready() {
     check("apps/Deployment", spec(9, 10), &[]);
     check("apps/Deployment", spec(10, 10), &[("spec.progressDeadlineSeconds", "Invalid")]);
 }
+
+#[test]
+fn a_selector_that_tells_nothing_is_refused_before_the_template_is_looked_at() {
+    let bad = template(&json!({"name": "C", "image": "i"}));
+    let set = |selector: Value| json!({"spec": {"selector": selector, "template": bad}});
+    let wrong = json!({"matchExpressions": [{"key": "a", "operator": "In"}]});
+    let values = "spec.selector.matchExpressions[0].values";
+    for kind in ["apps/Deployment", "apps/ReplicaSet", "apps/StatefulSet"] {
+        check(kind, set(wrong.clone()), &[(values, "Required"), ("spec.selector", "Invalid")]);
+    }
+    let name = ("spec.template.spec.containers[0].name", "Invalid");
+    check("apps/DaemonSet", set(wrong), &[(values, "Required"), name]);
+    let labels = ("spec.template.metadata.labels", "Invalid");
+    let both = |kind: &str| {
+        let found = refused(kind, &set(Value::Null), None);
+        [name, labels].iter().all(|(field, why)| found.iter().any(|(f, w)| f == field && w == why))
+    };
+    assert!(both("apps/ReplicaSet") && both("apps/DaemonSet"));
+}
+
+#[test]
+fn an_affinity_that_is_not_asked_for_has_no_settings_and_one_that_is_has_all() {
+    let service = |affinity: &str, config: Value| json!({"spec": {"ports": [{"port": 80}], "sessionAffinity": affinity, "sessionAffinityConfig": config}});
+    check("Service", service("None", json!({"clientIP": {}})), &[]);
+    check("Service", service("ClientIP", json!({"clientIP": {}})), &[]);
+    let seconds = "spec.sessionAffinityConfig.clientIP.timeoutSeconds";
+    let none = json!({"clientIP": {"timeoutSeconds": 0}});
+    check("Service", service("ClientIP", none), &[(seconds, "Invalid")]);
+}

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::is_selector;
 use super::path::{Path, has, number};
 use super::walk::{Below, Walk};
 
@@ -39,12 +40,24 @@ pub(super) fn deployment<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<
         let why = "must be greater than minReadySeconds";
         walk.faults.invalid(&path.child("progressDeadlineSeconds"), deadline, why);
     }
-    Below::All
+    replica_set(value)
+}
+
+/// The template is not looked at before the selector can be.
+pub(super) fn replica_set(value: &Value) -> Below {
+    if is_selector(&value["selector"]) { Below::All } else { Below::But(vec!["template"]) }
 }
 
 /// The claims cannot change, and were checked when they came.
-pub(super) fn stateful_set(walk: &mut Walk<'_>) -> Below {
-    if walk.old.is_some() { Below::But(vec!["volumeClaimTemplates"]) } else { Below::All }
+pub(super) fn stateful_set(walk: &mut Walk<'_>, value: &Value) -> Below {
+    let mut skipped = Vec::new();
+    if walk.old.is_some() {
+        skipped.push("volumeClaimTemplates");
+    }
+    if !is_selector(&value["selector"]) {
+        skipped.push("template");
+    }
+    Below::But(skipped)
 }
 
 pub(super) fn revision<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
