@@ -33,11 +33,12 @@ const LONG_RUNNING: usize = 65_536;
 /// How long a request waits for a place, and how many of a level may.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 const MAX_WAITING: usize = 5000;
-/// What bodies may take at once, of those who are trusted and of all others.
-const BODIES_KIB: usize = 64 << 10;
-/// Each piece of a body must come within this time, and after it the whole at this rate.
+/// What the bodies of one level may take at once. What is smaller than a heartbeat needs no room: nobody can keep it out.
+const BODIES_KIB: usize = 32 << 10;
+const SMALL_BODY_KIB: usize = 2;
+/// Each piece of a body must come within this time, and in each such time so much of it.
 const BODY_STALL: Duration = Duration::from_secs(10);
-const BODY_MIN_BYTES_PER_S: u64 = 1024;
+const BODY_MIN_BYTES: usize = 10 << 10;
 
 /// Who is let in before whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,8 +110,8 @@ pub(crate) struct Limits {
     reads: Places,
     writes: Places,
     long_running: Arc<Semaphore>,
-    /// In KiB: of trusted levels and of the others.
-    bodies: [Arc<Semaphore>; 2],
+    /// In KiB.
+    bodies: [Arc<Semaphore>; LEVELS.len()],
 }
 
 impl Default for Limits {
@@ -119,7 +120,7 @@ impl Default for Limits {
             reads: Places::new(READS),
             writes: Places::new(WRITES),
             long_running: Arc::new(Semaphore::new(LONG_RUNNING)),
-            bodies: [(); 2].map(|()| Arc::new(Semaphore::new(BODIES_KIB))),
+            bodies: LEVELS.map(|_| Arc::new(Semaphore::new(BODIES_KIB))),
         }
     }
 }
@@ -204,21 +205,23 @@ impl Limits {
     /// # Errors
     /// 413 past [`MAX_BODY_BYTES`], 504 for a body that trickles, 429 if the bodies of others take all room.
     pub(crate) async fn receive(&self, level: Level, body: Body) -> Result<Received, Status> {
-        let room = &self.bodies[usize::from(level.is_trusted())];
+        let room = &self.bodies[level as usize];
         let mut body = Limited::new(body, MAX_BODY_BYTES);
-        let (mut bytes, mut held, started) = (BytesMut::new(), Vec::new(), Instant::now());
-        let mut held_kib = 0;
+        let (mut bytes, mut held, mut held_kib) = (BytesMut::new(), Vec::new(), SMALL_BODY_KIB);
+        let (mut since, mut bytes_then) = (Instant::now(), 0);
         loop {
             let frame = tokio::time::timeout(BODY_STALL, body.frame()).await.map_err(|_| too_slow())?;
             let Some(frame) = frame else { break };
             let Ok(data) = frame.map_err(|error| unreadable(&*error))?.into_data() else { continue };
             bytes.extend_from_slice(&data);
-            let elapsed_s = started.elapsed().as_secs();
-            if started.elapsed() > BODY_STALL && (bytes.len() as u64) < elapsed_s * BODY_MIN_BYTES_PER_S {
-                return Err(too_slow());
+            if since.elapsed() > BODY_STALL {
+                if bytes.len() - bytes_then < BODY_MIN_BYTES {
+                    return Err(too_slow());
+                }
+                (since, bytes_then) = (Instant::now(), bytes.len());
             }
             let needed_kib = bytes.len().div_ceil(1024);
-            if let Ok(more) = u32::try_from(needed_kib - held_kib)
+            if let Ok(more) = u32::try_from(needed_kib.saturating_sub(held_kib))
                 && more > 0
             {
                 let taken = room.clone().acquire_many_owned(more);
@@ -352,22 +355,37 @@ mod tests {
         let silent = Body::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
         let refused = limits.receive(Level::Other, silent).await.err().expect("refused");
         assert_eq!(refused.code, 504);
+        // One that began with much has no credit for it.
+        let begun = futures::stream::once(async { Ok(Bytes::from(vec![b'x'; 1 << 20])) });
+        let trickle = futures::StreamExt::then(futures::stream::iter(0..60), second);
+        let late = futures::StreamExt::chain(begun, trickle);
+        let refused = limits.receive(Level::Other, Body::from_stream(late)).await.err().expect("refused");
+        assert_eq!(refused.code, 504);
         let whole = limits.receive(Level::Other, Body::from(vec![b'x'; 5000])).await.expect("is read");
-        assert_eq!((whole.bytes.len(), limits.bodies[0].available_permits()), (5000, BODIES_KIB - 5));
+        let left = || limits.bodies[Level::Other as usize].available_permits();
+        assert_eq!((whole.bytes.len(), left()), (5000, BODIES_KIB + SMALL_BODY_KIB - 5));
         drop(whole);
-        assert_eq!(limits.bodies[0].available_permits(), BODIES_KIB);
+        assert_eq!(left(), BODIES_KIB);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_bodies_of_the_untrusted_leave_room_for_others() {
-        let limits = Limits::default();
-        let mut held = Vec::new();
-        let body = || Body::from(vec![b'x'; 1 << 20]);
-        for _ in 0..BODIES_KIB / 1024 {
-            held.push(limits.receive(Level::ServiceAccount, body()).await.expect("is read"));
+    async fn the_bodies_of_one_level_leave_room_for_the_others() {
+        for flooding in LEVELS {
+            let limits = Limits::default();
+            let mut held = Vec::new();
+            let body = || Body::from(vec![b'x'; 1 << 20]);
+            while let Some(read) = limits.receive(flooding, body()).now_or_never() {
+                held.push(read.expect("is read"));
+                assert!(held.len() <= BODIES_KIB / 1024 + 1, "there is an end");
+            }
+            let refused = limits.receive(flooding, body()).await.err().expect("no room");
+            assert_eq!(refused.code, 429);
+            let heartbeat = limits.receive(flooding, Body::from(vec![b'x'; 1000])).now_or_never();
+            heartbeat.expect("at once").expect("what is small needs no room");
+            for level in LEVELS.into_iter().filter(|level| *level != flooding) {
+                let other = limits.receive(level, body()).now_or_never();
+                other.unwrap_or_else(|| panic!("{flooding:?} keeps {level:?} out")).expect("has room");
+            }
         }
-        let refused = limits.receive(Level::Other, body()).await.err().expect("no room");
-        assert_eq!(refused.code, 429);
-        limits.receive(Level::Administrator, body()).now_or_never().expect("at once").expect("has room");
     }
 }

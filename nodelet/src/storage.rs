@@ -3,12 +3,15 @@
 //! Upstream's kubelet evicts a pod whose emptyDir outgrows its `sizeLimit`, whose container outgrows its limit of
 //! `ephemeral-storage`, or which as a whole outgrows the sum of them. Only pods that have such a limit are measured.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
-use skiff_cri::v1::{ContainerStatsFilter, ListContainerStatsRequest};
+use skiff_cri::v1::{
+    ContainerFilter, ContainerState, ContainerStatsFilter, ListContainerStatsRequest, ListContainersRequest,
+};
 
 use crate::pod::{PodExt, containers, init_containers, is_sidecar};
 use crate::resources;
@@ -64,10 +67,14 @@ fn verdict(pod: &Pod, used: &Used) -> Option<String> {
             return Some(format!("Usage of EmptyDir volume {name:?} exceeds the limit {:?}. ", limit.0));
         }
     }
-    let limits = containers(pod).iter().chain(init_containers(pod).iter().filter(|c| is_sidecar(c)));
-    let limits: Vec<&Quantity> = limits.filter_map(storage_limit).collect();
-    if let Some(first) = limits.first() {
+    let stay = containers(pod).iter().chain(init_containers(pod).iter().filter(|c| is_sidecar(c)));
+    let limits: Vec<&Quantity> = stay.filter_map(storage_limit).collect();
+    // Init containers run one after the other, and before the rest: the pod may have what the largest may.
+    let before = init_containers(pod).iter().filter(|c| !is_sidecar(c)).filter_map(storage_limit);
+    let before = before.max_by_key(|limit| resources::value(limit));
+    if let Some(first) = limits.first().copied().or(before) {
         let limit = limits.iter().fold(0_i64, |sum, limit| sum.saturating_add(resources::value(limit)));
+        let limit = limit.max(before.map_or(0, resources::value));
         let total = used.containers.iter().fold(used.volumes, |sum, (_, bytes)| sum.saturating_add(*bytes));
         if i128::from(total) > i128::from(limit) {
             let shown = canonical(limit, first);
@@ -144,14 +151,24 @@ fn bytes(path: &Path) -> u64 {
     skiff_tree::measure(path).map(|usage| usage.bytes).unwrap_or_default()
 }
 
-/// What containers wrote to their root file systems.
+/// What containers that run wrote to their root file systems. What ended ones wrote goes with them.
 async fn roots(shared: &Shared, pod: &Pod) -> Vec<(String, u64)> {
     let selector = [(POD_UID.to_owned(), pod.uid().to_owned())].into();
     let filter = ContainerStatsFilter { label_selector: selector, ..Default::default() };
+    let of_pod = ContainerFilter { label_selector: filter.label_selector.clone(), ..Default::default() };
+    let listed = shared.cri.list_containers(ListContainersRequest { filter: Some(of_pod) }).await;
+    let running: HashSet<String> = listed
+        .map(|answer| answer.containers)
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|container| container.state() == ContainerState::ContainerRunning)
+        .map(|container| container.id)
+        .collect();
     let answer = shared.cri.list_container_stats(ListContainerStatsRequest { filter: Some(filter) }).await;
     let stats = answer.map(|answer| answer.stats).unwrap_or_default();
     let of = |stat: skiff_cri::v1::ContainerStats| {
-        let name = stat.attributes?.labels.get(CONTAINER_NAME)?.clone();
+        let attributes = stat.attributes.filter(|attributes| running.contains(&attributes.id))?;
+        let name = attributes.labels.get(CONTAINER_NAME)?.clone();
         Some((name, stat.writable_layer?.used_bytes?.value))
     };
     stats.into_iter().filter_map(of).collect()
@@ -199,6 +216,18 @@ mod tests {
             verdict(&pod, &used(0, 0, 1025)).unwrap(),
             "Container b exceeded its local ephemeral storage limit \"1Ki\". "
         );
+    }
+
+    #[test]
+    fn a_pod_may_have_what_the_largest_of_its_init_containers_may() {
+        let limit = |amount: &str| json!({ "limits": { "ephemeral-storage": amount } });
+        let init = json!([{ "name": "i", "resources": limit("10Ki") }]);
+        let spec = json!({ "initContainers": init, "containers": [{ "name": "a", "resources": limit("1Ki") }],
+            "volumes": [{ "name": "data", "emptyDir": {} }] });
+        let pod = typed(pod("web", spec));
+        assert_eq!(verdict(&pod, &used(5 << 10, 0, 0)), None);
+        let why = verdict(&pod, &used(11 << 10, 0, 0)).unwrap();
+        assert_eq!(why, "Pod ephemeral local storage usage exceeds the total limit of containers 10Ki. ");
     }
 
     #[test]

@@ -224,13 +224,17 @@ impl Worker {
             self.set_over();
             self.publish();
         }
+        let before = self.n_failures;
         let outcome = match desired.must_end() || self.over {
             true => self.end(desired).await,
             false => self.sync(desired).await,
         };
         match outcome {
             Ok(next) => {
-                self.n_failures = 0;
+                // What failed within the pass was given its time there.
+                if self.n_failures == before {
+                    self.n_failures = 0;
+                }
                 next
             }
             Err(error) => {

@@ -176,6 +176,7 @@ impl Hosts {
     /// Listens to a host that was slow to answer, or replaces it.
     async fn judge(self: &Arc<Self>, name: &str) {
         if !self.watch(name).await
+            && self.is_silent(name).await
             && let Err(err) = self.replace(name).await
         {
             tracing::warn!(host = name, %err, "a Wasm host that does not answer could not be ended");
@@ -186,6 +187,17 @@ impl Hosts {
         if let Ok(Err(err)) = looked {
             tracing::warn!(host = name, %err, "look at the containers of a Wasm host");
         }
+    }
+
+    /// Whether a host gives no sign of life for as long as it may take to answer. That this process cannot ask is none of
+    /// its faults.
+    async fn is_silent(&self, name: &str) -> bool {
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof,
+        };
+        let asked = self.subscribe_within(name, self.patience.answer).await;
+        let silence = [BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof];
+        asked.is_err_and(|err| silence.contains(&err.kind()))
     }
 
     /// Ends a host that does not answer: its containers have ended with it, and the next start makes another.
@@ -242,7 +254,7 @@ impl Hosts {
         if let Ok(reply) = tokio::time::timeout(patience, self.exchange(name, request)).await {
             return reply;
         }
-        if matches!(request, Request::Stop { .. }) || self.subscribe(name).await.is_err() {
+        if matches!(request, Request::Stop { .. }) || self.is_silent(name).await {
             self.replace(name).await?;
         }
         Err(HostError::Late { name: name.to_owned(), seconds: patience.as_secs() })
@@ -290,8 +302,17 @@ impl Hosts {
             return Ok(());
         }
         if self.found()?.iter().any(|host| host.name == name && host.process.is_alive()) {
-            // It has the name and gives no sign of life.
-            self.replace(name).await?;
+            // It has the name.
+            if self.is_silent(name).await {
+                self.replace(name).await?;
+            } else if self.watch(name).await {
+                return Ok(());
+            } else {
+                return Err(HostError::Late {
+                    name: name.to_owned(),
+                    seconds: self.patience.answer.as_secs(),
+                });
+            }
         }
         let start = |detail: String| HostError::Start { name: name.to_owned(), detail };
         let (program, args) = self.command.split_first().ok_or(HostError::NoCommand)?;

@@ -35,11 +35,19 @@ pub(super) enum Error {
     ListOfLists { name: String },
     #[error("{name}: map: {item} does not contain declared merge key: {key}")]
     NoMergeKey { name: String, item: String, key: String },
+    #[error(
+        "{name}: more than {MAX_REPEATS} elements of a patch are about an element that the patch has already changed"
+    )]
+    Repeated { name: String },
     #[error("{name}: cannot merge lists without merge key")]
     NoKeyDeclared { name: String },
     #[error("{name}: the order in the patch list doesn't match the $setElementOrder list")]
     OrderMismatch { name: String },
 }
+
+/// How often a patch of a list may come back to elements that it has changed before: each time costs what the element weighs, and
+/// nobody means it.
+const MAX_REPEATS: usize = 16;
 
 /// How the items of a list are told apart.
 #[derive(Clone, Copy)]
@@ -338,7 +346,14 @@ fn merge_objects(
     let before = target.clone();
     let mut places = identity.places(&target)?;
     let mut order = Vec::with_capacity(changes.len());
+    let (mut changed, mut n_repeats) = (HashSet::with_capacity(changes.len()), 0);
     for item in changes {
+        if !changed.insert(identity.of(item)?) {
+            n_repeats += 1;
+            if n_repeats > MAX_REPEATS {
+                return Err(Error::Repeated { name: identity.name.to_owned() });
+            }
+        }
         order.push(item.clone());
         match (places.get(&identity.of(item)?), item) {
             (Some(&at), Value::Object(fields)) => {

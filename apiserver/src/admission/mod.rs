@@ -15,6 +15,13 @@ use skiff_api::{Cause, Object, Status};
 use crate::api::{Api, Call, is_core};
 use crate::certificates::is_signing_request;
 
+/// What mutating admission makes of an update, before it is compared with what there was.
+pub(crate) fn complete_update(call: &Call, new: &mut Object, old: &Object) {
+    if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
+        pod::admit_update(new, old);
+    }
+}
+
 impl Api {
     /// `NamespaceLifecycle`: nothing is created in a namespace that is missing or going.
     pub(crate) async fn check_namespace(&self, call: &Call, object: &Object) -> Result<(), Status> {

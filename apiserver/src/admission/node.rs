@@ -4,6 +4,7 @@
 //! mirror pods.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use serde_json::Value;
 use skiff_api::meta::Meta;
@@ -109,7 +110,7 @@ impl Api {
     /// or keep it from renewing its certificate. One that a dead node had may be taken.
     fn restrict_addresses(&self, call: &Call, node: &str, new: &Object, old: &Object) -> Result<(), Status> {
         let before = addresses(old, &["InternalIP", "ExternalIP"]);
-        let claimed: BTreeSet<&str> =
+        let claimed: BTreeSet<IpAddr> =
             addresses(new, &["InternalIP", "ExternalIP"]).difference(&before).copied().collect();
         if claimed.is_empty() {
             return Ok(());
@@ -202,10 +203,11 @@ impl Api {
 }
 
 /// The addresses of some types that a node declares.
-fn addresses<'n>(node: &'n Object, types: &[&str]) -> BTreeSet<&'n str> {
+fn addresses(node: &Object, types: &[&str]) -> BTreeSet<IpAddr> {
     let all = node["status"]["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
     let of_types = all.iter().filter(|address| address["type"].as_str().is_some_and(|t| types.contains(&t)));
-    of_types.filter_map(|address| address["address"].as_str()).collect()
+    let parse = |text: &str| text.parse().ok().map(|ip: IpAddr| ip.to_canonical());
+    of_types.filter_map(|address| parse(address["address"].as_str()?)).collect()
 }
 
 /// What of the API's objects a pod refers to, if anything.

@@ -47,7 +47,8 @@ pub(crate) struct Charge {
 
 impl Api {
     fn quotas(&self, namespace: &str) -> Result<Vec<Object>, Status> {
-        let (_, all) = self.caches.of(self.kind("", "v1", "resourcequotas")?)?.snapshot()?;
+        let (_, all) =
+            self.caches.of(self.kind("", "v1", "resourcequotas")?)?.snapshot_of(Some(namespace))?;
         Ok(all.values().filter(|entry| entry.namespace() == namespace).map(|entry| entry.parse()).collect())
     }
 

@@ -33,8 +33,9 @@ pub enum TokenKeyError {
 
 /// Tokens are a few hundred bytes; nothing larger is looked at.
 const MAX_TOKEN_BYTES: usize = 16 << 10;
-/// How many verified tokens are remembered, of some 500 bytes each; past them all are forgotten.
+/// How many verified tokens are remembered, and how long they may be; past them all are forgotten.
 const MAX_VERIFIED: usize = 8192;
+const MAX_REMEMBERED_BYTES: usize = 2 << 10;
 
 impl TokenKeys {
     /// Reads a key pair in PEM: EC (ES256) or RSA (RS256).
@@ -95,11 +96,13 @@ impl TokenKeys {
             Some(claims) => claims,
             None => {
                 let claims = Arc::new(self.check_signature(token)?);
-                let mut verified = self.verified.lock();
-                if verified.len() >= MAX_VERIFIED {
-                    verified.clear();
+                if token.len() <= MAX_REMEMBERED_BYTES {
+                    let mut verified = self.verified.lock();
+                    if verified.len() >= MAX_VERIFIED {
+                        verified.clear();
+                    }
+                    verified.insert(digest, claims.clone());
                 }
-                verified.insert(digest, claims.clone());
                 claims
             }
         };

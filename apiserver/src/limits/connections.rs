@@ -75,14 +75,17 @@ impl Connections {
     pub(crate) fn open(self: &Arc<Self>, address: IpAddr) -> Option<Arc<Connection>> {
         let mut state = self.state.lock();
         let from_here = state.by_address.get(&address).copied().unwrap_or(0);
-        if from_here >= self.shares.address || state.n_open >= self.shares.all {
+        if from_here >= self.shares.address {
             return None;
         }
+        // What is reserved may be used to say who one is, by many at once: one after the other, nobody would come so far.
         let is_full = state.n_open >= self.shares.all - self.shares.reserved;
-        if (is_full || state.unidentified.len() >= self.shares.unidentified)
-            && let Some((_, oldest)) = state.unidentified.pop_first()
-        {
-            oldest.cancel();
+        let may_wait = if is_full { self.shares.reserved / 2 } else { self.shares.unidentified };
+        let has_to_go = state.n_open >= self.shares.all || state.unidentified.len() >= may_wait;
+        match if has_to_go { state.unidentified.pop_first() } else { None } {
+            Some((_, oldest)) => oldest.cancel(),
+            None if state.n_open >= self.shares.all => return None,
+            None => {}
         }
         let (id, ended) = (state.next_id, CancellationToken::new());
         state.next_id += 1;

@@ -27,6 +27,8 @@ use crate::store::{Range, Revision, StoreError};
 const TOKEN_VERSION: &str = "meta.k8s.io/v1";
 /// A list is sent in pieces of about this size.
 const CHUNK_BYTES: usize = 64 << 10;
+/// And of at most so many items: printing one may take much longer than what it prints is long.
+const CHUNK_ITEMS: usize = 64;
 const STORE_PAGE: usize = 500;
 
 /// A `continue` token, as upstream encodes it. Revision -1 goes on with whatever stands now.
@@ -350,9 +352,14 @@ fn streamed(
 /// Pieces that are made as they are sent. Others get their turn between two of them.
 fn stream(chunks: impl Iterator<Item = Bytes> + Send + 'static) -> Body {
     let stream = futures::stream::unfold(chunks, |mut chunks| async move {
-        tokio::task::yield_now().await;
-        let chunk = chunks.next()?;
-        Some((Ok::<Bytes, std::convert::Infallible>(chunk), chunks))
+        loop {
+            tokio::task::yield_now().await;
+            let chunk = chunks.next()?;
+            // What is compressed comes out in larger pieces than it goes in.
+            if !chunk.is_empty() {
+                return Some((Ok::<Bytes, std::convert::Infallible>(chunk), chunks));
+            }
+        }
     });
     Body::from_stream(stream)
 }
@@ -366,20 +373,16 @@ impl<C: Iterator<Item = Bytes>> Iterator for Gzipped<C> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        loop {
-            let encoder = self.encoder.as_mut()?;
-            let chunk = match self.chunks.next() {
-                Some(plain) => {
-                    // Writing to memory cannot fail; if it did, the cut stream would tell the client.
-                    encoder.write_all(&plain).ok()?;
-                    std::mem::take(encoder.get_mut())
-                }
-                None => self.encoder.take()?.finish().ok()?,
-            };
-            if !chunk.is_empty() {
-                return Some(chunk.into());
+        let encoder = self.encoder.as_mut()?;
+        let chunk = match self.chunks.next() {
+            Some(plain) => {
+                // Writing to memory cannot fail; if it did, the cut stream would tell the client.
+                encoder.write_all(&plain).ok()?;
+                std::mem::take(encoder.get_mut())
             }
-        }
+            None => self.encoder.take()?.finish().ok()?,
+        };
+        Some(chunk.into())
     }
 }
 
@@ -401,7 +404,9 @@ impl Iterator for JsonChunks {
         }
         let mut chunk = BytesMut::with_capacity(CHUNK_BYTES);
         chunk.put_slice(&std::mem::take(&mut self.head));
-        while chunk.len() < CHUNK_BYTES {
+        let mut n_items = 0;
+        while chunk.len() < CHUNK_BYTES && n_items < CHUNK_ITEMS {
+            n_items += 1;
             let Some(entry) = self.entries.next() else {
                 chunk.put_slice(b"]}\n");
                 self.done = true;

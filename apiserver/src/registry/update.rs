@@ -8,7 +8,7 @@ use super::create::{read_object, refuse};
 use super::metadata;
 use super::modify::{Current, Next, Outcome};
 use super::options::WriteOptions;
-use crate::admission::quota::Charge;
+use crate::admission::{self, quota::Charge};
 use crate::api::{Api, Call, is_core, key_of};
 use crate::certificates;
 use crate::respond::Response;
@@ -88,6 +88,7 @@ impl Api {
                 if call.info.verb == "update" {
                     check_uid(kind, &new, current)?;
                 }
+                admission::complete_update(call, &mut new, &current.object);
                 prepare(kind, part, &mut new, &current.object);
                 if certificates::is_signing_request(kind) {
                     certificates::prepare_update(part, &mut new, &current.object);
@@ -96,6 +97,8 @@ impl Api {
                 kind.write(&mut new);
                 check(kind, part, &new, &current.object)?;
                 if part == Part::Main {
+                    // What an earlier try took is given back first: it would be in this one's way.
+                    drop(allocation.take());
                     allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object))?);
                     kind.write(&mut new);
                 }

@@ -15,6 +15,7 @@ use rand::Rng;
 use serde_json::{Value, json};
 use skiff_api::encode::Ordered;
 use skiff_api::{Kind, Status, protobuf};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
@@ -175,10 +176,12 @@ impl WatchStream {
         if let Some(revision) = self.pending_bookmark {
             return match self.changes.try_recv() {
                 Ok(change) => Some(self.encoder.change(&change)),
-                Err(_) => {
+                Err(TryRecvError::Empty) => {
                     self.pending_bookmark = None;
                     Some(self.encoder.bookmark(revision, false))
                 }
+                // Dropped by the cache: something is missing, and no bookmark may hide that.
+                Err(TryRecvError::Disconnected) => None,
             };
         }
         // Each arm only waits: a change that is received is sent.
@@ -196,7 +199,8 @@ impl WatchStream {
                         self.pending_bookmark = Some(applied);
                         Some(self.encoder.change(&change))
                     }
-                    Err(_) => Some(self.encoder.bookmark(applied, false)),
+                    Err(TryRecvError::Empty) => Some(self.encoder.bookmark(applied, false)),
+                    Err(TryRecvError::Disconnected) => None,
                 }
             }
             // `None`: too slow, and dropped by the cache.

@@ -166,7 +166,9 @@ pub enum StoreError {
     Future { requested: Revision, current: Revision },
     #[error("value of {key} has {bytes} bytes, more than {MAX_VALUE_BYTES}")]
     TooLarge { key: String, bytes: usize },
-    #[error("database {path} is corrupt; restore it from a backup, or move it away to start empty")]
+    #[error(
+        "database {path} is corrupt; restore it from a backup, or move it and the record of its revision beside it away to start empty"
+    )]
     Corrupt { path: PathBuf, source: Arc<rusqlite::Error> },
     #[error("the disk under the database is full; free some space on it")]
     Full { source: Arc<rusqlite::Error> },

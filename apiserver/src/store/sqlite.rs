@@ -158,7 +158,7 @@ impl SqliteStore {
     /// One round of what is done now and then.
     pub(crate) async fn expire(&self) -> Result<(), StoreError> {
         let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
-        expire_all(&jobs).await
+        expire_all(&jobs, &self.closed).await
     }
 }
 
@@ -320,7 +320,7 @@ async fn maintain(
             _ = ticks.tick() => {}
         }
         let Some(jobs) = weak.upgrade() else { return };
-        if let Err(error) = expire_all(&jobs).await {
+        if let Err(error) = expire_all(&jobs, &closed).await {
             tracing::warn!(%error, "cannot delete what has expired");
         }
         ticks_to_tend -= 1;
@@ -340,26 +340,27 @@ async fn maintain(
             target = target.max(revision);
             history.pop_front();
         }
-        compact_in_steps(&jobs, target).await;
+        compact_in_steps(&jobs, target, &closed).await;
     }
 }
 
 /// Deletes all that has expired, some at a time so that writes get in between.
-async fn expire_all(jobs: &mpsc::Sender<Job>) -> Result<(), StoreError> {
-    loop {
+async fn expire_all(jobs: &mpsc::Sender<Job>, closed: &CancellationToken) -> Result<(), StoreError> {
+    while !closed.is_cancelled() {
         let (answer, answered) = oneshot::channel();
         jobs.send(Job::Expire(answer)).await.map_err(|_| StoreError::Closed)?;
         if !answered.await.map_err(|_| StoreError::Closed)?? {
-            return Ok(());
+            break;
         }
     }
+    Ok(())
 }
 
-async fn compact_in_steps(jobs: &mpsc::Sender<Job>, target: Revision) {
+async fn compact_in_steps(jobs: &mpsc::Sender<Job>, target: Revision, closed: &CancellationToken) {
     if target == 0 {
         return;
     }
-    loop {
+    while !closed.is_cancelled() {
         let (answer, answered) = oneshot::channel();
         if jobs.send(Job::Compact(target, answer)).await.is_err() {
             return;

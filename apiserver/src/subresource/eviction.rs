@@ -90,7 +90,7 @@ impl Api {
     /// Asks the budget that selects the pod, and charges it.
     async fn ask_budget(&self, pod: &Object, dry_run: bool) -> Result<Permit, Status> {
         let kind = self.kind("policy", "v1", "poddisruptionbudgets")?.clone();
-        let (_, all) = self.caches.of(&kind)?.snapshot()?;
+        let (_, all) = self.caches.of(&kind)?.snapshot_of(Some(pod.namespace()))?;
         let mut matching = Vec::new();
         for entry in all.values().filter(|entry| entry.namespace() == pod.namespace()) {
             let budget = entry.parse();

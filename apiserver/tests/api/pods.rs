@@ -192,3 +192,24 @@ async fn a_service_gets_an_address_and_gives_it_back() {
     external["spec"]["externalIPs"] = json!(["203.0.113.7"]);
     admin.post(url, external).await.refused(403, "Forbidden");
 }
+
+#[tokio::test]
+async fn a_pod_is_replaced_by_its_own_manifest_and_may_get_other_tolerations() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/pods";
+    let mut manifest = pod("p");
+    manifest["spec"]["serviceAccountName"] = "default".into();
+    manifest["spec"]["automountServiceAccountToken"] = false.into();
+    admin.post(url, manifest.clone()).await.created();
+    manifest["metadata"]["labels"] = json!({"a": "c"});
+    let replaced = admin.put(&format!("{url}/p"), manifest).await.ok();
+    assert_eq!(replaced["spec"]["priority"], 0);
+    assert_eq!(replaced["spec"]["tolerations"].as_array().map(Vec::len), Some(2));
+    assert_eq!(replaced["metadata"]["generation"], 1, "nothing of the spec has changed");
+    let mut other = replaced.clone();
+    other["spec"]["tolerations"] = json!([{"key": "x", "operator": "Exists"}]);
+    let other = admin.put(&format!("{url}/p"), other).await.ok();
+    assert_eq!(other["spec"]["tolerations"].as_array().map(Vec::len), Some(3));
+    assert_eq!(other["metadata"]["generation"], 2);
+}

@@ -236,7 +236,12 @@ fn has_duplicates(ips: &[IpAddr]) -> bool {
 pub(super) fn declared(node: &Node) -> Vec<IpAddr> {
     let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
     let ips = addresses.filter(|a| matches!(a.type_.as_str(), "InternalIP" | "ExternalIP"));
-    ips.filter_map(|a| a.address.parse().ok()).collect()
+    ips.filter_map(|a| address_of(&a.address)).collect()
+}
+
+/// An address however it is written.
+fn address_of(text: &str) -> Option<IpAddr> {
+    text.parse().ok().map(|ip: IpAddr| ip.to_canonical())
 }
 
 /// As what a node declares an address; the stronger claim first.
@@ -248,7 +253,7 @@ enum Claim {
 
 fn claim(node: &Node, ip: IpAddr) -> Option<Claim> {
     let addresses = node.status.iter().flat_map(|s| s.addresses.iter().flatten());
-    let of_this = addresses.filter(|a| a.address.parse() == Ok(ip));
+    let of_this = addresses.filter(|a| address_of(&a.address) == Some(ip));
     of_this
         .filter_map(|a| match a.type_.as_str() {
             "InternalIP" => Some(Claim::Internal),

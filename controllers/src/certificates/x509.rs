@@ -117,7 +117,8 @@ fn ip_of(bytes: &[u8]) -> Option<IpAddr> {
     if let Ok(four) = <[u8; 4]>::try_from(bytes) {
         return Some(four.into());
     }
-    <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from)
+    // An IPv4 address in IPv6's clothes is that address to everybody who checks it.
+    <[u8; 16]>::try_from(bytes).ok().map(|six| IpAddr::from(six).to_canonical())
 }
 
 /// When the first certificate of some PEM stops being valid.

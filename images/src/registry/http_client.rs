@@ -158,6 +158,10 @@ impl Http {
         loop {
             let response = self.follow(url.clone(), &headers).await?;
             match response.status() {
+                // Whoever a redirect leads to may not say where our credentials go.
+                StatusCode::UNAUTHORIZED if response.url().origin() != self.base.origin() => {
+                    return Err(HttpError::Denied("the host that the registry leads to wants credentials"));
+                }
                 StatusCode::UNAUTHORIZED if n_challenges < MAX_CHALLENGES => {
                     n_challenges += 1;
                     self.answer(response.headers()).await?;

@@ -78,14 +78,15 @@ fn in_layer(layer: &OwnedFd, path: &[u8]) -> io::Result<Met> {
                 let target = rustix::fs::readlinkat(&directory, name, Vec::new())?;
                 return Ok(Met::Found(Below::Symlink(target.into_bytes())));
             }
-            // Nothing lies inside of what is no directory.
-            _ => return Ok(Met::Found(Below::Other)),
+            _ if is_last => return Ok(Met::Found(Below::Other)),
+            // Nothing lies inside of what is no directory, and it hides the directories of layers below it.
+            _ => return Ok(Met::Missing { hides: true }),
         }
     }
     Ok(Met::Missing { hides })
 }
 
-fn is_opaque(directory: impl AsFd) -> bool {
+pub(super) fn is_opaque(directory: impl AsFd) -> bool {
     let mut value = [0_u8; 1];
     rustix::fs::fgetxattr(directory, OPAQUE_XATTR, &mut value).is_ok_and(|n| n == 1 && value == *b"y")
 }

@@ -17,7 +17,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::lower::{Below, Lower};
+use super::lower::{Below, Lower, is_opaque};
 use super::tar_stream::{Entry, Kind, TarStream};
 use crate::Caps;
 use crate::blobs::LayerSize;
@@ -244,7 +244,8 @@ impl<'a> LayerWriter<'a> {
             Err(Errno::NOENT) => {}
             Err(err) => return Err(named("inside", path, err)),
         }
-        match (self.lower.look_up(path)?, missing) {
+        let below = if self.hides_below(path)? { Below::Nothing } else { self.lower.look_up(path)? };
+        match (below, missing) {
             (Below::Symlink(target), _) => Ok(Some(target)),
             (Below::Other, _) => Err(named("inside", path, Errno::NOTDIR)),
             (_, Missing::Refused) => Err(named("inside", path, Errno::NOENT)),
@@ -258,6 +259,19 @@ impl<'a> LayerWriter<'a> {
                 Ok(None)
             }
         }
+    }
+
+    /// Whether a directory of this layer on the way to `path` hides what lower layers have in it.
+    fn hides_below(&self, path: &[u8]) -> io::Result<bool> {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        for end in ends {
+            match beneath(&self.root, &path[..end], directory_flags()) {
+                Ok(directory) if is_opaque(&directory) => return Ok(true),
+                Ok(_) => {}
+                Err(err) => return Err(named("inside", path, err)),
+            }
+        }
+        Ok(false)
     }
 
     /// Overlayfs shows a directory with the owner and mode of the highest layer that has it. This one says nothing of it.

@@ -156,9 +156,9 @@ impl Task {
                 Err(kube::Error::Api(status)) if status.code == 404 => return self.gone(),
                 Err(error) => {
                     tracing::warn!(pod = %self.name, %error, "cannot write the pod's status, trying again");
-                    // A conflict may be another pod of this name, a change that came between, or admission's word:
-                    // only the pod itself tells which.
-                    if matches!(&error, kube::Error::Api(status) if status.code == 409) {
+                    // A refusal may be another pod of this name (whose UID the patch may not change, or which is on another
+                    // node), a change that came between, or admission's word: only the pod itself tells which.
+                    if matches!(&error, kube::Error::Api(status) if matches!(status.code, 403 | 409 | 422)) {
                         match self.api.get(&self.name).await {
                             Ok(pod) if pod.uid() == self.uid => known = seen(&pod).unwrap_or(known),
                             Ok(_) => return self.gone(),

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
 use crate::store::{Batch, Event, Integrity, KeyValue, Range, Ranged, Revision, StoreError};
@@ -133,14 +135,23 @@ macro_rules! columns {
 }
 
 fn key_value(row: &Row<'_>) -> rusqlite::Result<KeyValue> {
-    let (key, value): (String, Vec<u8>) = (row.get(0)?, row.get(1)?);
-    let integrity = match row.get::<_, Option<u32>>(4)? {
-        Some(sum) if sum != checksum(&key, &value) => Integrity::Damaged,
-        _ => Integrity::Sound,
+    // Whatever a damaged page makes of a column is damage to this row, and no reason to read none.
+    let bytes = |column: usize| -> rusqlite::Result<&[u8]> {
+        Ok(match row.get_ref(column)? {
+            ValueRef::Text(bytes) | ValueRef::Blob(bytes) => bytes,
+            _ => &[],
+        })
     };
+    let (key, value) = (bytes(0)?, bytes(1)?);
+    let is_sound = match row.get_ref(4)? {
+        ValueRef::Null => std::str::from_utf8(key).is_ok(),
+        ValueRef::Integer(sum) => sum == i64::from(checksum(key, value)),
+        _ => false,
+    };
+    let integrity = if is_sound { Integrity::Sound } else { Integrity::Damaged };
     Ok(KeyValue {
-        key: key.into(),
-        value: value.into(),
+        key: String::from_utf8_lossy(key).into(),
+        value: Bytes::copy_from_slice(value),
         integrity,
         create_revision: row.get(2)?,
         mod_revision: row.get(3)?,
@@ -148,9 +159,9 @@ fn key_value(row: &Row<'_>) -> rusqlite::Result<KeyValue> {
 }
 
 /// The CRC-32 of a key and its value.
-fn checksum(key: &str, value: &[u8]) -> u32 {
+fn checksum(key: &[u8], value: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
-    hasher.update(key.as_bytes());
+    hasher.update(key);
     hasher.update(value);
     hasher.finalize()
 }
@@ -218,6 +229,11 @@ pub(super) fn range(connection: &Connection, range: &Range) -> Result<Ranged, Re
 
 /// The keys whose newest value is not what was written.
 pub(super) fn damaged(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    let version: i64 = connection.pragma_query_value(None, "user_version", |r| r.get(0))?;
+    if version < 2 {
+        // Written by an earlier version, which kept no checksums.
+        return Ok(Vec::new());
+    }
     let mut statement = connection.prepare(RANGE)?;
     let mut rows = statement.query(params!["", char::MAX.to_string(), i64::MAX, i64::MAX])?;
     let mut found = Vec::new();
@@ -312,7 +328,7 @@ pub(super) fn append(connection: &Connection, row: &NewRow<'_>) -> rusqlite::Res
             row.prev_revision,
             row.expires_ms,
             row.value,
-            checksum(row.key, row.value),
+            checksum(row.key.as_bytes(), row.value),
         ])?;
     Ok(())
 }

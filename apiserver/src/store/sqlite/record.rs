@@ -17,8 +17,8 @@ pub(super) fn path_of(database: &Path) -> PathBuf {
 /// Refuses a database that is behind its record.
 pub(super) fn check(database: &Path, found: Revision) -> Result<(), StoreError> {
     let record = path_of(database);
-    let text = match fs::read_to_string(&record) {
-        Ok(text) => text,
+    let text = match fs::read(&record) {
+        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(StoreError::Directory { path: record, source: Arc::new(error) }),
     };

@@ -106,10 +106,9 @@ impl Writer {
         self.folded = Instant::now();
         let folded = (|| {
             self.connection.busy_timeout(FOLD_WAIT)?;
-            let busy: bool =
-                self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0))?;
+            let busy = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0));
             self.connection.busy_timeout(BUSY_WAIT)?;
-            Ok::<_, rusqlite::Error>(busy)
+            busy
         })();
         match folded {
             Ok(false) => {}
