@@ -268,6 +268,30 @@ async fn blobs_may_lie_elsewhere_where_no_credentials_are_shown() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whom_a_redirect_leads_to_does_not_say_where_credentials_go() {
+    let held = image();
+    let thief = Server::start(|_| answer("200 OK", &[], br#"{"token": "t"}"#)).await;
+    let realm = format!(r#"Bearer realm="http://127.0.0.1:{}/token""#, thief.port);
+    let elsewhere =
+        Server::start(move |_| answer("401 Unauthorized", &[("WWW-Authenticate", &realm)], b"")).await;
+    let other = elsewhere.port;
+    let server = Server::start(move |request| {
+        if request.authorization != BASIC {
+            return answer("401 Unauthorized", &[("WWW-Authenticate", r#"Basic realm="x""#)], b"");
+        }
+        if request.path.contains("/blobs/") {
+            let location = format!("http://127.0.0.1:{other}{}", request.path);
+            return answer("307 Temporary Redirect", &[("Location", &location)], b"");
+        }
+        give(&held, request)
+    })
+    .await;
+    let refused = pull(&server, Some(&password()), Registries::default()).await.unwrap_err().to_string();
+    assert!(refused.contains("the host that the registry leads to wants credentials"), "{refused}");
+    assert!(thief.log.lock().unwrap().is_empty(), "nobody was shown anything");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_registry_leads_to_the_links_of_the_node_or_into_the_cluster() {
     // Of the cluster's own range, for which any address will do: here one on which somebody would answer.
     let inside = Server::start(|_| answer("200 OK", &[], b"SECRET")).await;

@@ -289,3 +289,13 @@ fn only_a_strategic_patch_may_name_another_kind_for_it_is_not_heard() {
     let other = r#"[{"op": "replace", "path": "/kind", "value": "Pod"}]"#;
     assert_eq!(patched(PatchType::Json, other, FieldValidation::Ignore).unwrap_err().code, 422);
 }
+
+#[test]
+fn a_patch_does_not_come_back_to_one_element_without_end() {
+    let many: Vec<Value> = (0..20_000).map(|n| json!({"name": format!("V{n}"), "value": "v"})).collect();
+    let mut containers = vec![json!({"name": "c", "env": many})];
+    containers.extend((0..20_000).map(|_| json!({"name": "c", "env": [{"name": "x", "value": "y"}]})));
+    let patch = json!({"spec": {"template": {"spec": {"containers": containers}}}}).to_string();
+    let error = patched(PatchType::Strategic, &patch, FieldValidation::Ignore).unwrap_err();
+    assert!(error.message.contains("more than 16 elements of a patch"), "{error}");
+}

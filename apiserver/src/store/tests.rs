@@ -346,6 +346,31 @@ mod sqlite {
     }
 
     #[tokio::test]
+    async fn damage_to_any_column_is_damage_to_one_row_only() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.db");
+        for change in [
+            "UPDATE kv SET checksum = 1099511627776 WHERE key = '/d/a'",
+            "UPDATE kv SET checksum = 'text' WHERE key = '/d/a'",
+            "UPDATE kv SET value = 7 WHERE key = '/d/a'",
+        ] {
+            let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+            for key in ["/d/a", "/d/b"] {
+                super::put(&store, key, "{}").await;
+            }
+            store.close().await;
+            let connection = rusqlite::Connection::open(&path).expect("opens");
+            assert!(connection.execute(change, []).expect("writes") > 0);
+            drop(connection);
+            let store = SqliteStore::open(SqliteOptions::new(&path)).expect("opens");
+            let ranged = store.range(Range::prefix("/d/")).await.expect("range");
+            let seen: Vec<_> = ranged.items.iter().map(|kv| (&*kv.key, kv.integrity)).collect();
+            assert_eq!(seen, [("/d/a", Integrity::Damaged), ("/d/b", Integrity::Sound)], "{change}");
+            store.close().await;
+        }
+    }
+
+    #[tokio::test]
     async fn a_database_that_has_been_further_is_refused_with_what_to_do() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("state.db");

@@ -275,6 +275,15 @@ impl Events {
         }
     }
 
+    /// The next event; `None` once the stream has ended.
+    pub(crate) async fn try_next(&mut self) -> Option<(String, Value)> {
+        while !self.rest.contains(&b'\n') {
+            let frame = self.body.frame().await?.expect("the stream goes on");
+            self.rest.extend_from_slice(frame.data_ref().expect("data"));
+        }
+        self.next().await
+    }
+
     /// The next event's type and the object's name.
     pub(crate) async fn named(&mut self) -> (String, String) {
         let (kind, object) = self.next().await.expect("an event");

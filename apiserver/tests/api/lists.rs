@@ -190,3 +190,26 @@ async fn a_large_list_is_compressed_for_who_accepts_it() {
     assert!(!plain.headers.contains_key("content-encoding"));
     assert_eq!(names(&plain.ok()).len(), 30);
 }
+
+#[tokio::test]
+async fn no_bookmark_hides_what_a_watch_that_was_too_slow_did_not_get() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/configmaps";
+    let created = admin.post(url, config_map("x", "0")).await.created();
+    let version = created["metadata"]["resourceVersion"].as_str().expect("a version");
+    let mut watch =
+        admin.watch(&format!("{url}?watch=1&allowWatchBookmarks=true&resourceVersion={version}")).await;
+    for n in 1..=1100 {
+        admin.put(&format!("{url}/x"), config_map("x", &n.to_string())).await.ok();
+    }
+    // A bookmark has long been due when the client reads on.
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(70)).await;
+    let mut seen = 0;
+    while let Some((kind, _)) = watch.try_next().await {
+        assert_eq!(kind, "MODIFIED", "after {seen} events");
+        seen += 1;
+    }
+    assert!((1024..1100).contains(&seen), "{seen} events, and the end");
+}
