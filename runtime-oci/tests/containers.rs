@@ -318,8 +318,10 @@ async fn a_container_may_open_as_many_files_as_the_runtime_is_told() {
     node.run("c", sh("ulimit -Sn; ulimit -Hn; sleep 1000")).await;
     node.has_logged("c", "1024").await;
     assert_eq!(node.logged("c"), ["stdout F 512", "stdout F 1024"]);
-    let mut session = node.runtime.exec("c", exec_sh("ulimit -Sn")).await.unwrap();
-    assert_eq!(read(&mut session).await.0, "512\n");
+    // The soft limit of a command is not asserted: runc before 1.1.13 sets it from outside while its own
+    // child, a Go program, may be raising it to the hard one (opencontainers/runc#4195).
+    let mut session = node.runtime.exec("c", exec_sh("ulimit -Hn")).await.unwrap();
+    assert_eq!(read(&mut session).await.0, "1024\n");
     node.finish().await;
 }
 
