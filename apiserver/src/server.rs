@@ -125,6 +125,9 @@ impl ApiServer {
         if let Some(addresses) = addresses {
             services = services.heeding(addresses);
         }
+        if let Some(kind) = kinds.by_resource("", "v1", "services") {
+            services = services.knowing(caches.of(kind).map_err(Error::Bootstrap)?.clone());
+        }
         let address = SocketAddr::new(config.advertise, config.port).to_string();
         let openid = OpenId::new(&tokens, &address)?;
         let api = Arc::new(Api {

@@ -18,7 +18,6 @@ use std::sync::Arc;
 
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event};
-use kube::runtime::{WatchStreamExt as _, watcher as watch};
 use kube::{Api, Client, Resource};
 use parking_lot::{Mutex, RwLock};
 use serde::de::DeserializeOwned;
@@ -27,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use crate::Index;
+use crate::read::{Read, watched};
 
 /// Namespace (`""` for cluster-scoped objects) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -175,10 +175,9 @@ where
         *self.inner.synced.borrow()
     }
 
-    async fn run(self, api: Api<K>, config: watcher::Config, shutdown: CancellationToken) {
+    async fn run(self, api: Api<Read<K>>, config: watcher::Config, shutdown: CancellationToken) {
         let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
-        let events = watch(api, config).default_backoff();
-        let mut events = std::pin::pin!(events);
+        let mut events = std::pin::pin!(watched(api, config));
         // The keys seen in a list that is still coming in.
         let mut listing: Option<HashSet<ObjectKey>> = None;
         loop {

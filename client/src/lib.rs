@@ -3,6 +3,7 @@
 //! - [`Informers`]: one watch per kind and field selector, shared by all in a process who ask for it. Each keeps a complete,
 //!   current copy ([`Informer`]) and calls its listeners on every change. An [`Index`] finds objects by what they say.
 //! - [`WorkQueue`]: keys to look at, each held once, never handed to two workers at a time, with back-off.
+//! - [`watched`], [`Read`]: objects as Go's clients read them, so that no odd object ends the watch of all others.
 //! - [`EventRecorder`], [`SeriesRecorder`]: what `kubectl describe` shows, counted rather than repeated.
 //!
 //! Nothing here knows whether the API server is in this process or across TLS: that is the `kube::Client`'s.
@@ -11,8 +12,10 @@ mod events;
 mod index;
 mod informer;
 mod queue;
+mod read;
 
 pub use events::{EventRecorder, EventType, SeriesRecorder, reference};
 pub use index::Index;
 pub use informer::{Change, Informer, Informers, ObjectKey, key_of};
 pub use queue::{Backoff, WorkQueue};
+pub use read::{Read, watched};

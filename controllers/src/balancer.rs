@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Endpoints, Node, Service};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
-use skiff_client::{EventRecorder, EventType, Index, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{EventRecorder, EventType, Index, Informer, ObjectKey, Read, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine};
@@ -132,7 +132,7 @@ impl Controller for Balancers {
         }
         let ingress: Vec<_> = wanted.iter().map(|ip| json!({"ip": ip, "ipMode": "VIP"})).collect();
         let status = json!({"metadata": {"uid": service.metadata.uid}, "status": {"loadBalancer": {"ingress": ingress}}});
-        let api: Api<Service> = Api::namespaced(self.client.clone(), &key.namespace);
+        let api: Api<Read<Service>> = Api::namespaced(self.client.clone(), &key.namespace);
         gone_is_fine(api.patch_status(&key.name, &PatchParams::default(), &Patch::Merge(status)).await)?;
         if !wanted.is_empty() {
             self.events.event(&*service, EventType::Normal, "EnsuredLoadBalancer", "Ensured load balancer");

@@ -17,7 +17,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ApiResource, DynamicObject, PostParams};
 use kube::{Api, Client};
 use skiff_api::Kinds;
-use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, Read, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found, text};
@@ -225,8 +225,8 @@ impl Controller for Budgets {
             }
         };
         if !says_same::<PodDisruptionBudget, _>(budget.status.as_ref(), &status) {
-            let api: Api<PodDisruptionBudget> = Api::namespaced(self.client.clone(), &key.namespace);
-            let written = PodDisruptionBudget { status: Some(status), ..(*budget).clone() };
+            let api: Api<Read<PodDisruptionBudget>> = Api::namespaced(self.client.clone(), &key.namespace);
+            let written = Read(PodDisruptionBudget { status: Some(status), ..(*budget).clone() });
             gone_is_fine(api.replace_status(&key.name, &PostParams::default(), &written).await)?;
         }
         match (counted, recheck_s) {

@@ -18,7 +18,7 @@ use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Precon
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
-use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, Read, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_terminating, text};
@@ -95,7 +95,8 @@ impl Jobs {
         let api = self.pods_of(&key.namespace);
         let may_adopt = job.metadata.deletion_timestamp.is_none();
         let mut pods = Vec::new();
-        for pod in api.list(&ListParams::default().labels(&query(selector))).await?.items {
+        let listed: Api<Read<Pod>> = Api::namespaced(self.client.clone(), &key.namespace);
+        for Read(pod) in listed.list(&ListParams::default().labels(&query(selector))).await?.items {
             match controller_of(&pod.metadata) {
                 Some(owner) if owner.uid == uid(&job.metadata) => pods.push(pod),
                 None if may_adopt && pod.metadata.deletion_timestamp.is_none() => {

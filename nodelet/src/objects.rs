@@ -13,11 +13,11 @@ use futures::StreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret, Service};
 use k8s_openapi::api::node::v1::RuntimeClass;
-use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
+use skiff_client::{Read, watched};
 use tokio::sync::watch;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -52,7 +52,7 @@ impl Objects {
     pub(crate) fn start(client: Client, wakers: Arc<Wakers>) -> Objects {
         let stop = CancellationToken::new();
         let (services_tx, services) = watch::channel(None);
-        let (stopped, api) = (stop.clone(), Api::<Service>::all(client.clone()));
+        let (stopped, api) = (stop.clone(), Api::<Read<Service>>::all(client.clone()));
         tokio::spawn(async move { stopped.run_until_cancelled(watch_services(api, services_tx)).await });
         Objects {
             config_maps: Cache::new("configmap", client.clone(), wakers.clone()),
@@ -97,8 +97,8 @@ impl Objects {
     }
 }
 
-async fn watch_services(api: Api<Service>, out: watch::Sender<Option<Arc<ServiceMap>>>) {
-    let stream = watcher(api, watcher::Config::default()).default_backoff();
+async fn watch_services(api: Api<Read<Service>>, out: watch::Sender<Option<Arc<ServiceMap>>>) {
+    let stream = watched(api, watcher::Config::default());
     futures::pin_mut!(stream);
     let (mut map, mut listing) = (ServiceMap::new(), ServiceMap::new());
     let key = |s: &Service| {
@@ -189,7 +189,7 @@ where
             let (tx, state) = watch::channel(None);
             let users = Arc::new(Mutex::new(HashSet::new()));
             let stop = CancellationToken::new();
-            let api = Api::<K>::namespaced(self.client.clone(), namespace);
+            let api = Api::<Read<K>>::namespaced(self.client.clone(), namespace);
             let task = watch_one(api, name.to_owned(), tx, users.clone(), self.wakers.clone());
             let stopped = stop.clone();
             tokio::spawn(async move { stopped.run_until_cancelled(task).await });
@@ -209,7 +209,7 @@ where
 }
 
 async fn watch_one<K>(
-    api: Api<K>,
+    api: Api<Read<K>>,
     name: String,
     out: watch::Sender<State<K>>,
     users: Arc<Mutex<HashSet<String>>>,
@@ -218,7 +218,7 @@ async fn watch_one<K>(
     K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
 {
     let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-    let stream = watcher(api, config).default_backoff();
+    let stream = watched(api, config);
     futures::pin_mut!(stream);
     let mut listed = None;
     while let Some(event) = stream.next().await {

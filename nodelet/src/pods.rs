@@ -18,8 +18,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
-use kube::runtime::{WatchStreamExt, watcher};
+use kube::runtime::watcher;
 use parking_lot::RwLock;
+use skiff_client::{Read, watched};
 use skiff_cri::ContainerEvent;
 use tokio::sync::{broadcast, watch};
 use tokio::task::{Id, JoinError, JoinSet};
@@ -93,10 +94,10 @@ impl Pods {
 
     /// Runs until dropped; dropping it ends the workers and leaves all containers running.
     pub(crate) async fn run(mut self) {
-        let api = Api::<Pod>::all(self.shared.client.clone());
+        let api = Api::<Read<Pod>>::all(self.shared.client.clone());
         let config =
             watcher::Config::default().fields(&format!("spec.nodeName={}", self.shared.config.node_name));
-        let stream = watcher(api, config).default_backoff();
+        let stream = watched(api, config);
         futures::pin_mut!(stream);
         let mut listing = Vec::new();
         loop {

@@ -146,9 +146,21 @@ async fn measure(shared: &Shared, pod: &Pod) -> Used {
     used
 }
 
-/// None where there is nothing yet, or nothing any more.
+/// How often a tree is counted that is moved about meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// None where there is nothing yet, or nothing any more. A count from which a part was moved away is repeated, and the
+/// largest counts: whoever moves directories to hide them would have to do so each time.
 fn bytes(path: &Path) -> u64 {
-    skiff_tree::measure(path).map(|usage| usage.bytes).unwrap_or_default()
+    let mut most = 0;
+    for _ in 0..ATTEMPTS {
+        let Ok(usage) = skiff_tree::measure(path) else { return most };
+        most = most.max(usage.bytes);
+        if !usage.is_partial {
+            return most;
+        }
+    }
+    most
 }
 
 /// What containers that run wrote to their root file systems. What ended ones wrote goes with them.

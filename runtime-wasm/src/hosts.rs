@@ -175,9 +175,10 @@ impl Hosts {
 
     /// Listens to a host that was slow to answer, or replaces it.
     async fn judge(self: &Arc<Self>, name: &str) {
+        let judged = self.process_of(name);
         if !self.watch(name).await
             && self.is_silent(name).await
-            && let Err(err) = self.replace(name).await
+            && let Err(err) = self.replace(name, judged).await
         {
             tracing::warn!(host = name, %err, "a Wasm host that does not answer could not be ended");
         }
@@ -200,27 +201,39 @@ impl Hosts {
         asked.is_err_and(|err| silence.contains(&err.kind()))
     }
 
+    /// The process that has a name just now. Who judges a host asks for it first: while he waits, another may put a new
+    /// one in its place, which has done nothing wrong.
+    fn process_of(&self, name: &str) -> Option<ProcessId> {
+        let text = fs::read(self.files(name).record).ok()?;
+        serde_json::from_slice::<HostRecord>(&text).ok().map(|host| host.process)
+    }
+
     /// Ends a host that does not answer: its containers have ended with it, and the next start makes another.
-    async fn replace(self: &Arc<Self>, name: &str) -> Result<(), HostError> {
-        tracing::warn!(host = name, "the Wasm host does not answer; it is ended and its containers with it");
+    async fn replace(self: &Arc<Self>, name: &str, judged: Option<ProcessId>) -> Result<(), HostError> {
+        let Some(judged) = judged else { return Ok(()) };
+        tracing::warn!(
+            host = name,
+            pid = judged.pid,
+            "the Wasm host does not answer; it is ended and its containers with it"
+        );
         let (hosts, host) = (self.clone(), name.to_owned());
-        match tokio::task::spawn_blocking(move || hosts.kill(&host)).await {
+        match tokio::task::spawn_blocking(move || hosts.kill(&host, judged)).await {
             Ok(killed) => killed,
             Err(err) => std::panic::resume_unwind(err.into_panic()),
         }
     }
 
     /// Blocks.
-    fn kill(&self, name: &str) -> Result<(), HostError> {
-        for host in self.found()?.into_iter().filter(|host| host.name == name) {
+    fn kill(&self, name: &str, judged: ProcessId) -> Result<(), HostError> {
+        for host in self.found()?.into_iter().filter(|host| host.name == name && host.process == judged) {
             host.process.kill(KILL_PATIENCE).map_err(|source| HostError::Kill {
                 name: host.name.clone(),
                 pid: host.process.pid,
                 source,
             })?;
             self.bury(&host)?;
+            self.watched.lock().remove(name);
         }
-        self.watched.lock().remove(name);
         Ok(())
     }
 
@@ -251,11 +264,12 @@ impl Hosts {
             _ => Duration::ZERO,
         };
         let patience = self.patience.answer.saturating_add(own_time);
+        let asked = self.process_of(name);
         if let Ok(reply) = tokio::time::timeout(patience, self.exchange(name, request)).await {
             return reply;
         }
         if matches!(request, Request::Stop { .. }) || self.is_silent(name).await {
-            self.replace(name).await?;
+            self.replace(name, asked).await?;
         }
         Err(HostError::Late { name: name.to_owned(), seconds: patience.as_secs() })
     }
@@ -303,8 +317,9 @@ impl Hosts {
         }
         if self.found()?.iter().any(|host| host.name == name && host.process.is_alive()) {
             // It has the name.
+            let judged = self.process_of(name);
             if self.is_silent(name).await {
-                self.replace(name).await?;
+                self.replace(name, judged).await?;
             } else if self.watch(name).await {
                 return Ok(());
             } else {
@@ -628,6 +643,22 @@ mod tests {
         let started = hosts.start_and_ask(NAME, &Request::Usage { id: "c".to_owned() }).await;
         // There is no command here to start another with, but the silent one is gone by then.
         assert!(matches!(started, Err(HostError::NoCommand)), "{started:?}");
+        hear_of_the_end(&silent, heard).await;
+    }
+
+    #[tokio::test]
+    async fn only_the_host_that_was_judged_is_ended_and_not_one_that_has_its_name_by_then() {
+        let silent = silent();
+        let record = HostFiles::new(silent.directory.path(), NAME).record;
+        let text = fs::read(&record).unwrap();
+        // Nobody else judges it: at the start it is not there yet.
+        fs::remove_file(&record).unwrap();
+        let (hosts, heard) = silent.open().await;
+        fs::write(&record, text).unwrap();
+        let before = ProcessId { start_time: silent.process.start_time - 1, ..silent.process };
+        hosts.replace(NAME, Some(before)).await.unwrap();
+        assert!(silent.process.is_alive() && record.exists());
+        hosts.replace(NAME, Some(silent.process)).await.unwrap();
         hear_of_the_end(&silent, heard).await;
     }
 }

@@ -20,7 +20,7 @@ use kube::api::{Patch, PatchParams};
 use nix::sched::{CloneFlags, setns};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::json;
-use skiff_client::{Informer, Informers, ObjectKey, WorkQueue, key_of};
+use skiff_client::{Informer, Informers, ObjectKey, Read, WorkQueue, key_of};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -354,7 +354,7 @@ impl Publisher {
     }
 
     async fn write_status(&self, key: &ObjectKey, status: serde_json::Value) -> Result<()> {
-        let services: Api<Service> = Api::namespaced(self.informers.client().clone(), &key.namespace);
+        let services: Api<Read<Service>> = Api::namespaced(self.informers.client().clone(), &key.namespace);
         let patch = Patch::Merge(json!({"status": status}));
         match services.patch_status(&key.name, &PatchParams::default(), &patch).await {
             Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),

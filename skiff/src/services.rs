@@ -7,6 +7,7 @@ use clap::Subcommand;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::ListParams;
+use skiff_client::Read;
 
 use crate::cluster::client;
 
@@ -27,9 +28,9 @@ pub(crate) async fn run(command: ServiceCommand, kubeconfig: &Path) -> Result<()
     let kube = client(kubeconfig).await?;
     match command {
         ServiceCommand::List => {
-            let services: Api<Service> = Api::all(kube);
+            let services: Api<Read<Service>> = Api::all(kube);
             println!("{:<20} {:<30} {:<20} URL", "NAMESPACE", "NAME", "ADDRESS");
-            for service in services.list(&ListParams::default()).await? {
+            for Read(service) in services.list(&ListParams::default()).await? {
                 let meta = &service.metadata;
                 for (address, port) in published(&service) {
                     println!(
@@ -43,8 +44,9 @@ pub(crate) async fn run(command: ServiceCommand, kubeconfig: &Path) -> Result<()
             }
         }
         ServiceCommand::Url { name, namespace } => {
-            let services: Api<Service> = Api::namespaced(kube, &namespace);
-            let service = services.get(&name).await.with_context(|| format!("service {namespace}/{name}"))?;
+            let services: Api<Read<Service>> = Api::namespaced(kube, &namespace);
+            let Read(service) =
+                services.get(&name).await.with_context(|| format!("service {namespace}/{name}"))?;
             let Some((address, port)) = published(&service).into_iter().next() else {
                 bail!(
                     "service {namespace}/{name} has no address yet; only Services of type LoadBalancer get one"

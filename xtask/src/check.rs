@@ -24,7 +24,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("skiff-runtime-oci", &["skiff-cgroup", "skiff-cri", "skiff-images", "skiff-tree"]),
     ("skiff-runtime-wasm", &["skiff-cgroup", "skiff-cri", "skiff-images", "skiff-tree"]),
     ("skiff", &["*"]),
-    ("skiff-differ", &["skiff-api", "skiff-apiserver", "skiff-load"]),
+    ("skiff-differ", &["skiff-api", "skiff-apiserver", "skiff-client", "skiff-load"]),
     ("skiff-hollow", &["skiff-client"]),
     ("skiff-load", &[]),
     ("skiff-tests", &["*"]),

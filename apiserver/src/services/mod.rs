@@ -102,6 +102,8 @@ pub(crate) struct ServiceAllocator {
     held: Arc<Mutex<HashMap<Held, String>>>,
     /// IPAddress objects: one that belongs to something else keeps its address from being given out.
     addresses: Option<Arc<ResourceCache>>,
+    /// The Services: while one of them cannot be read, nobody knows which ports it has.
+    services: Option<Arc<ResourceCache>>,
 }
 
 /// What one request took. Dropping it gives that back, unless it is kept.
@@ -155,12 +157,17 @@ impl ServiceAllocator {
                 }
             }
         }
-        ServiceAllocator { cidr, held: Arc::new(Mutex::new(held)), addresses: None }
+        ServiceAllocator { cidr, held: Arc::new(Mutex::new(held)), addresses: None, services: None }
     }
 
     /// Heeds addresses that IPAddress objects give to something else.
     pub(crate) fn heeding(self, addresses: Arc<ResourceCache>) -> ServiceAllocator {
         ServiceAllocator { addresses: Some(addresses), ..self }
+    }
+
+    /// Gives no port away while a Service cannot be read.
+    pub(crate) fn knowing(self, services: Arc<ResourceCache>) -> ServiceAllocator {
+        ServiceAllocator { services: Some(services), ..self }
     }
 
     fn is_reserved(&self, one: Held, service: &Object) -> bool {
@@ -192,6 +199,11 @@ impl ServiceAllocator {
         self.health_check_port(service, &before, &mut allocation, &mut causes);
         if !causes.is_empty() {
             return refuse(causes);
+        }
+        if let Some(services) = &self.services
+            && allocation.taken.iter().any(|one| matches!(one, Held::Port(..)))
+        {
+            services.snapshot()?;
         }
         let after = held_by(service);
         allocation.dropped = before.into_iter().filter(|one| !after.contains(one)).collect();

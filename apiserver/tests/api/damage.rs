@@ -1,6 +1,6 @@
 //! A stored value that is not what was written, or no object: it stops who asks, and is never left out.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use skiff_apiserver::store::Write;
 
 use crate::fixture::{Client, Cluster, config_map};
@@ -119,4 +119,35 @@ async fn a_server_starts_whatever_is_damaged() {
         .await;
     cluster.admin().get("/api/v1/namespaces").await.refused(500, "StorageReadError");
     cluster.admin().get("/livez").await;
+}
+
+#[tokio::test]
+async fn no_port_is_given_away_while_a_service_that_may_have_it_cannot_be_read() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/services";
+    let service = |name: &str, spec: Value| json!({"metadata": {"name": name}, "spec": spec});
+    let node_port = |name: &str, more: Value| {
+        let mut port = json!({"port": 80});
+        port.as_object_mut()
+            .into_iter()
+            .for_each(|port| port.extend(more.as_object().cloned().unwrap_or_default()));
+        service(name, json!({"type": "NodePort", "ports": [port]}))
+    };
+    admin.post(url, node_port("early", json!({}))).await.created();
+    cluster.store.write(Write::create("/registry/services/specs/a/damaged", "no JSON")).await.expect("writes");
+    admin.get(&format!("{url}/damaged")).await.refused(500, "StorageReadError");
+    admin.post(url, node_port("chosen", json!({"nodePort": 30123}))).await.refused(500, "StorageReadError");
+    admin.post(url, node_port("any", json!({}))).await.refused(500, "StorageReadError");
+    let balancer = service("b", json!({"type": "LoadBalancer", "ports": [{"port": 80}]}));
+    admin.post(url, balancer).await.refused(500, "StorageReadError");
+    // What needs no port, and who has one already, goes on.
+    admin.post(url, service("plain", json!({"ports": [{"port": 80}]}))).await.created();
+    let early = admin.get(&format!("{url}/early")).await.ok();
+    admin.put(&format!("{url}/early"), early).await.ok();
+
+    let option = "ignoreStoreReadErrorWithClusterBreakingPotential=true";
+    admin.delete(&format!("{url}/damaged?{option}")).await.ok();
+    admin.get(url).await.ok();
+    admin.post(url, node_port("chosen", json!({"nodePort": 30123}))).await.created();
 }

@@ -162,11 +162,11 @@ impl FakeApi {
         let since: u64 = query.get("resourceVersion").and_then(|v| v.parse().ok()).unwrap_or(0);
         let receiver = state.events.subscribe();
         // What changed between the list and now.
-        let missed: Vec<Value> = state
+        let missed: Vec<Bytes> = state
             .objects
             .iter()
             .filter(|(at, o)| within(at, path) && matches(o, query) && version(o) > since)
-            .map(|(_, o)| json!({ "type": "MODIFIED", "object": o }))
+            .map(|(_, o)| watch_event("MODIFIED", o))
             .collect();
         let (path, query) = (path.to_owned(), query.clone());
         let live = stream::unfold(receiver, move |mut receiver| {
@@ -175,13 +175,12 @@ impl FakeApi {
                 loop {
                     let (at, type_, object) = receiver.recv().await.ok()?;
                     if within(&at, &path) && matches(&object, &query) {
-                        return Some((json!({ "type": type_, "object": object }), receiver));
+                        return Some((watch_event(&type_, &object), receiver));
                     }
                 }
             }
         });
-        let lines =
-            stream::iter(missed).chain(live).map(|event| Ok(Frame::data(Bytes::from(format!("{event}\n")))));
+        let lines = stream::iter(missed).chain(live).map(|line| Ok(Frame::data(line)));
         Response::new(BodyExt::boxed_unsync(StreamBody::new(lines)))
     }
 
@@ -294,4 +293,9 @@ fn failure(code: StatusCode, reason: &str) -> Answer {
     let mut answer = success(&status);
     *answer.status_mut() = code;
     answer
+}
+
+/// A line of a watch, in the order in which API servers write it.
+fn watch_event(type_: &str, object: &Value) -> Bytes {
+    format!("{{\"type\":{},\"object\":{object}}}\n", json!(type_)).into()
 }

@@ -136,6 +136,14 @@ impl Watch {
         Ok(())
     }
 
+    /// Waits until one pod has been seen so.
+    pub async fn wait_for(&mut self, what: Seen, name: &str) -> Result<()> {
+        while self.at(what, name).is_none() {
+            self.next().await?;
+        }
+        Ok(())
+    }
+
     async fn next(&mut self) -> Result<()> {
         let event = self.events.recv().await.context("the watch has ended")??;
         self.note(event);

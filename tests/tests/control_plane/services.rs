@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::{Endpoints, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::Api;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
 use serde_json::{Value, json};
 
 use crate::{ControlPlane, create, pod, until};
@@ -127,5 +127,24 @@ async fn endpoints_written_by_hand_are_mirrored_as_long_as_they_are_there() -> R
     leads_to(&plane, "db", &[("192.0.2.8", true)]).await?;
     endpoints.delete("db", &DeleteParams::default()).await?;
     until("the end of the mirror", async || Ok(slices(&plane, "db").await?.is_empty().then_some(()))).await?;
+    plane.stop().await
+}
+
+/// Upstream stores such a condition with `null` for its time, and its conformance suite writes one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_condition_without_a_time_blinds_nobody_to_other_services() -> Result<()> {
+    let plane = ControlPlane::start().await?;
+    let services = plane.api::<Service>();
+    create(&services, balanced("odd", 80)).await?;
+    is_addressed(&services, "odd").await?;
+    let condition = json!({"type": "T", "status": "True", "reason": "R", "message": ""});
+    let raw: Api<DynamicObject> =
+        Api::namespaced_with(services.clone().into_client(), "default", &ApiResource::erase::<Service>(&()));
+    let patch = Patch::Merge(json!({"status": {"conditions": [condition]}}));
+    let odd = raw.patch_status("odd", &PatchParams::default(), &patch).await?.data;
+    ensure!(odd["status"]["conditions"][0].get("lastTransitionTime") == Some(&Value::Null), "{odd}");
+
+    create(&services, balanced("later", 81)).await?;
+    is_addressed(&services, "later").await?;
     plane.stop().await
 }

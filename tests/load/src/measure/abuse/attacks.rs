@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{Answers, NAMESPACE};
 use crate::client::{Connection, Server};
-use crate::objects::pods_path;
+use crate::objects::{pods_path, serving_pod};
 use crate::pods::{Seen, Watch};
 
 const JSON: &str = "application/json";
@@ -29,6 +29,11 @@ const PER_CONNECTION: usize = 200;
 const EVENTS_PER_S: u64 = 100;
 const DEEP_POD: &str = "deep";
 const DEEP: usize = 60_000;
+/// Whose Wasm pods share the host of the pod that is asked.
+const WEB: &str = "web";
+const HOARDERS: usize = 8;
+/// How long a neighbour of the hoarders may take to start, and to be gone.
+const NEIGHBOUR: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Attack {
@@ -38,18 +43,20 @@ pub(super) enum Attack {
     SilentConnections,
     SlowBodies,
     DeepDirectory,
+    Descriptors,
     Reconnection,
     Events,
 }
 
 impl Attack {
-    pub(super) const ALL: [Attack; 8] = [
+    pub(super) const ALL: [Attack; 9] = [
         Attack::PatchCopy,
         Attack::LargeReview,
         Attack::ManyFinalizers,
         Attack::SilentConnections,
         Attack::SlowBodies,
         Attack::DeepDirectory,
+        Attack::Descriptors,
         Attack::Reconnection,
         Attack::Events,
     ];
@@ -62,6 +69,7 @@ impl Attack {
             Attack::SilentConnections => "silent-connections",
             Attack::SlowBodies => "slow-bodies",
             Attack::DeepDirectory => "deep-directory",
+            Attack::Descriptors => "descriptors",
             Attack::Reconnection => "reconnection",
             Attack::Events => "events",
         }
@@ -79,6 +87,9 @@ impl Attack {
             Attack::SilentConnections => "1,000 TLS connections that say nothing, or half an HTTP/2 preface",
             Attack::SlowBodies => "400 bodies that come one byte at a time, by a service account",
             Attack::DeepDirectory => "a pod's emptyDir with 60,000 nested directories is deleted",
+            Attack::Descriptors => {
+                "8 Wasm pods take all descriptors they get, in the host of the pod that is asked, while neighbours start and end"
+            }
             Attack::Reconnection => "10,000 watches end and begin again at once, over and over",
             Attack::Events => "100 events a second",
         }
@@ -135,6 +146,7 @@ impl Attack {
                 }
                 Ok(())
             }
+            Attack::Descriptors => hoard(server, answers, &go_on).await,
             Attack::Reconnection => {
                 let controllers =
                     server.acting_as("system:kube-controller-manager", &["system:authenticated"])?;
@@ -300,6 +312,50 @@ async fn deep_pod(server: &Server) -> Result<()> {
     watch.wait(Seen::Running, 1).await?;
     // They are made within a second or two.
     tokio::time::sleep(Duration::from_secs(10)).await;
+    Ok(())
+}
+
+/// Hoarders first, and then one neighbour after the other.
+async fn hoard(server: &Server, answers: &Answers, go_on: &(impl Fn() -> bool + Sync)) -> Result<()> {
+    let connection = server.connect().await?;
+    let path = pods_path(WEB);
+    let hoarders = (0..HOARDERS).map(|number| format!("hoarder-{number}"));
+    for name in hoarders.clone() {
+        let pod = json!({
+            "metadata": {"name": name},
+            "spec": {
+                "terminationGracePeriodSeconds": 0, "volumes": [{"name": "data", "emptyDir": {}}],
+                "containers": [{"name": "c", "image": "docker.io/skiff/wasm-hoard:v1",
+                    "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+            },
+        });
+        connection.post(&path, pod.to_string().into()).await?;
+    }
+    let neighbour = serving_pod("docker.io/skiff/wasm-http:v1");
+    let mut number = 0;
+    while go_on() {
+        let name = format!("neighbour-{number}");
+        number += 1;
+        let mut watch = Watch::start(server, &path).await?;
+        connection.post(&path, neighbour.named(&name)).await?;
+        for (seen, what) in [(Seen::Running, "started"), (Seen::Gone, "ended")] {
+            if seen == Seen::Gone {
+                connection.delete(&format!("{path}/{name}")).await?;
+            }
+            let waited = tokio::time::timeout(NEIGHBOUR, watch.wait_for(seen, &name)).await;
+            answers.count(&match waited {
+                Ok(result) => result.map(|()| format!("neighbour {what}"))?,
+                Err(_) => format!("neighbour not {what} in {} s", NEIGHBOUR.as_secs()),
+            });
+        }
+    }
+    let mut watch = Watch::start(server, &path).await?;
+    for name in hoarders {
+        connection.delete(&format!("{path}/{name}")).await?;
+        tokio::time::timeout(NEIGHBOUR, watch.wait_for(Seen::Gone, &name))
+            .await
+            .with_context(|| format!("{name} is not gone"))??;
+    }
     Ok(())
 }
 
