@@ -1,12 +1,18 @@
 //! Work that keeps a processor busy, away from the threads that serve everybody: parsing, patching and encoding what is large.
 //!
-//! Only as many such pieces run at once as there are processors; the others wait, and light requests pass them by.
+//! Only as many such pieces run at once as there are processors; the others wait, and light requests pass them by. Each has a
+//! thread of its own, and of a lower priority than those that serve: else the kernel would let a light request wait for its
+//! turn behind them.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use skiff_api::Status;
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+
+/// How much the kernel prefers the threads that serve: with 10, about nine times.
+const NICENESS: i32 = 10;
 
 /// From this size on a body, or a stored object that is changed, is heavy: some milliseconds of work.
 pub(crate) const HEAVY_BYTES: usize = 64 << 10;
@@ -33,11 +39,19 @@ impl Heavy {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Status> {
         let permit = self.permit().await?;
-        let task = tokio::task::spawn_blocking(move || {
-            let _permit = permit;
-            work()
-        });
-        task.await.map_err(|error| failure(&error))
+        let (done, result) = oneshot::channel();
+        let piece = move || {
+            // Everybody may lower it; where it fails all the same, the work is only less considerate.
+            _ = rustix::process::setpriority_process(None, NICENESS);
+            let outcome = std::panic::catch_unwind(AssertUnwindSafe(work));
+            drop(permit);
+            _ = done.send(outcome);
+        };
+        std::thread::Builder::new().name("heavy".into()).spawn(piece).map_err(Status::internal)?;
+        match result.await {
+            Ok(Ok(value)) => Ok(value),
+            _ => Err(Status::internal(PANICKED)),
+        }
     }
 
     /// Drives a future to its end on a thread of its own. It goes on if nobody waits for it.
@@ -50,9 +64,11 @@ impl Heavy {
     }
 }
 
+const PANICKED: &str = "the request handler panicked";
+
 /// What is said of a task that did not end as it should.
 pub(crate) fn failure(error: &tokio::task::JoinError) -> Status {
-    let why = if error.is_panic() { "the request handler panicked" } else { "the server is shutting down" };
+    let why = if error.is_panic() { PANICKED } else { "the server is shutting down" };
     Status::internal(why)
 }
 

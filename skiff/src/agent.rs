@@ -25,9 +25,9 @@ use tracing::{info, warn};
 use crate::identity::Identity;
 use crate::join::{self, Purpose, Trusted};
 use crate::node::{self, ClusterNetwork, NodeArgs, NodeSetup, Parts, SSH_PORT};
-use crate::open_files;
 use crate::pki::write_private;
 use crate::token::{Token, ca_hash};
+use crate::{memory, open_files};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AgentArgs {
@@ -66,6 +66,7 @@ const RENEW_LOOK: Duration = Duration::from_secs(600);
 
 /// Runs until SIGINT or SIGTERM.
 pub(crate) async fn run(args: AgentArgs) -> Result<()> {
+    memory::prepare();
     open_files::raise()?;
     let (name, ip) = (node::node_name(&args.node)?, node::node_ip(&args.node)?);
     let directory = args.node.layout.agent();
@@ -81,6 +82,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     info!(node = name, pods = pod_cidr, server = %trusted.server, "this node is a member of the cluster");
 
     let shutdown = CancellationToken::new();
+    tokio::spawn(memory::give_back(shutdown.clone()));
     let mut parts = Parts::new();
     for (identity, purpose) in [(identity, Purpose::Client), (serving.clone(), Purpose::Serving(ip))] {
         let renewal =

@@ -21,6 +21,7 @@ mod identity;
 mod image;
 mod join;
 mod layout;
+mod memory;
 mod node;
 mod open_files;
 mod pki;

@@ -33,8 +33,8 @@ use tracing::info;
 
 use crate::identity::Identity;
 use crate::node::{self, ClusterNetwork, NodeArgs, NodeSetup, Parts, SSH_PORT};
-use crate::open_files;
 use crate::pki::{Pki, write_private};
+use crate::{memory, open_files};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ServerArgs {
@@ -82,6 +82,7 @@ struct Node {
 
 /// Runs until SIGINT or SIGTERM.
 pub(crate) async fn run(args: ServerArgs) -> Result<()> {
+    memory::prepare();
     open_files::raise()?;
     let node = Node { name: node::node_name(&args.node)?, ip: node::node_ip(&args.node)? };
     for directory in [&args.node.layout.data_dir, &args.node.layout.run_dir] {
@@ -96,6 +97,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     info!(address = %listener.local_addr()?, "the API answers");
 
     let shutdown = CancellationToken::new();
+    tokio::spawn(memory::give_back(shutdown.clone()));
     let mut parts = Parts::new();
     {
         let (api, shutdown) = (api.clone(), shutdown.clone());

@@ -63,3 +63,13 @@ fn main() -> Result<()> {
         Task::Bench(options) => bench::run(&options),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn every_command_can_be_parsed() {
+        super::Task::command().debug_assert();
+    }
+}

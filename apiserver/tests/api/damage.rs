@@ -135,7 +135,11 @@ async fn no_port_is_given_away_while_a_service_that_may_have_it_cannot_be_read()
         service(name, json!({"type": "NodePort", "ports": [port]}))
     };
     admin.post(url, node_port("early", json!({}))).await.created();
-    cluster.store.write(Write::create("/registry/services/specs/a/damaged", "no JSON")).await.expect("writes");
+    cluster
+        .store
+        .write(Write::create("/registry/services/specs/a/damaged", "no JSON"))
+        .await
+        .expect("writes");
     admin.get(&format!("{url}/damaged")).await.refused(500, "StorageReadError");
     admin.post(url, node_port("chosen", json!({"nodePort": 30123}))).await.refused(500, "StorageReadError");
     admin.post(url, node_port("any", json!({}))).await.refused(500, "StorageReadError");

@@ -32,6 +32,7 @@ const DEEP: usize = 60_000;
 /// Whose Wasm pods share the host of the pod that is asked.
 const WEB: &str = "web";
 const HOARDERS: usize = 8;
+const NEXT_NEIGHBOUR: Duration = Duration::from_secs(1);
 /// How long a neighbour of the hoarders may take to start, and to be gone.
 const NEIGHBOUR: Duration = Duration::from_secs(20);
 
@@ -348,6 +349,8 @@ async fn hoard(server: &Server, answers: &Answers, go_on: &(impl Fn() -> bool + 
                 Err(_) => format!("neighbour not {what} in {} s", NEIGHBOUR.as_secs()),
             });
         }
+        // Starts of pods are not what is measured.
+        tokio::time::sleep(NEXT_NEIGHBOUR).await;
     }
     let mut watch = Watch::start(server, &path).await?;
     for name in hoarders {
