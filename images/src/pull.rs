@@ -76,7 +76,7 @@ async fn descend(
     kept: &mut Vec<Digest>,
 ) -> Result<(Manifest, Digest), PullCause> {
     let (mut digest, mut depth) = (target.clone(), 0);
-    let mut ahead: Vec<(Digest, usize)> = Vec::new();
+    let mut ahead: Vec<(Digest, u64, usize)> = Vec::new();
     for _ in 0..MAX_DOCUMENTS {
         match manifest::parse(&bytes, &digest)? {
             Document::Manifest(manifest) => return Ok((manifest, digest)),
@@ -85,13 +85,22 @@ async fn descend(
             }
             Document::Index(index) => {
                 let candidates = index.candidates(Host::this());
-                ahead.extend(candidates.into_iter().rev().map(|entry| (entry.digest.clone(), depth + 1)));
+                ahead.extend(
+                    candidates.into_iter().rev().map(|entry| (entry.digest.clone(), entry.size, depth + 1)),
+                );
             }
         }
         let next = ahead.pop().ok_or_else(|| PullCause::NoPlatform { digest: target.to_string() })?;
-        (digest, depth) = next;
+        let size;
+        (digest, size, depth) = next;
         pins.push(images.pin(&digest));
         bytes = remote.manifest(&Version::Digest(digest.clone()), &images.caps).await?.0;
+        if bytes.len() as u64 != size {
+            return Err(invalid_manifest(
+                &digest,
+                &format!("{} bytes, where its index has {size}", bytes.len()),
+            ));
+        }
         kept.push(put(images, bytes.clone()).await?);
     }
     Err(invalid_manifest(target, "an index leads through too many others"))

@@ -26,6 +26,8 @@ use reach::Reach;
 
 /// For a whole manifest, which is small, with all that a busy registry may make us wait.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// Source: the distribution specification, "Pulling manifests".
+const DIGEST_HEADER: &str = "docker-content-digest";
 /// How much of what the network says of itself goes into an error.
 const MAX_DETAIL_CHARS: usize = 256;
 
@@ -132,15 +134,22 @@ impl Remote {
         };
         let call = async {
             let response = self.http.get(&path, &accept, 0).await?;
-            http_client::read(response, caps.manifest_bytes).await
+            let said =
+                response.headers().get(DIGEST_HEADER).and_then(|value| Digest::parse(value.to_str().ok()?));
+            Ok((http_client::read(response, caps.manifest_bytes).await?, said))
         };
-        let bytes = match tokio::time::timeout(MANIFEST_TIMEOUT, call).await {
+        let (bytes, said) = match tokio::time::timeout(MANIFEST_TIMEOUT, call).await {
             Ok(answer) => answer.map_err(|err| self.cause(err))?,
             Err(_) => return Err(self.unreachable("timed out reading the manifest")),
         };
         let found = Digest::of(&bytes);
-        match version {
-            Version::Digest(digest) if *digest != found => Err(PullCause::WrongDigest {
+        // Of a tag the registry may say what it stands for. Something on the way that changes the bytes does not change that.
+        let wanted = match version {
+            Version::Digest(digest) => Some(digest),
+            Version::Tag(_) => said.as_ref(),
+        };
+        match wanted {
+            Some(digest) if *digest != found => Err(PullCause::WrongDigest {
                 what: "manifest",
                 digest: digest.to_string(),
                 found: found.to_string(),

@@ -370,3 +370,47 @@ async fn an_index_inside_an_index_is_followed_and_one_without_end_is_not() {
         assert_eq!(pull_plain(&server).await.is_ok(), fits, "{levels}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_registry_says_of_a_tag_or_in_an_index_holds() {
+    let image = image();
+    let manifest = image["manifests/1"].clone();
+    let (right, wrong) = (Digest::of(&manifest).to_string(), Digest::of(b"other").to_string());
+    for (said, is_right) in [(right.as_str(), true), (wrong.as_str(), false), ("sha512:nonsense", true)] {
+        let (held, said) = (image.clone(), said.to_owned());
+        let server = Server::start(move |request| {
+            let mut answer = give(&held, request);
+            answer.headers.push(("Docker-Content-Digest", said.clone()));
+            answer
+        })
+        .await;
+        // Blobs are named by their digest: what the header says of them is nothing new.
+        let pulled = pull_plain(&server).await;
+        let refused = matches!(pulled, Err(Error::Pull { cause: PullCause::WrongDigest { .. }, .. }));
+        assert_eq!((pulled.is_ok(), refused), (is_right, !is_right));
+    }
+    for (more, is_right) in [(0, true), (1, false)] {
+        let entry = json!({"digest": Digest::of(&manifest), "size": manifest.len() + more});
+        let mut held = HashMap::clone(&image);
+        held.insert("manifests/1".to_owned(), serde_json::to_vec(&json!({"manifests": [entry]})).unwrap());
+        held.insert(format!("manifests/{right}"), manifest.clone());
+        let server = Server::start(move |request| give(&held, request)).await;
+        assert_eq!(pull_plain(&server).await.is_ok(), is_right);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_without_a_schema_version_is_of_the_second() {
+    let mut held = HashMap::clone(&image());
+    let mut manifest: serde_json::Value = serde_json::from_slice(&held["manifests/1"]).unwrap();
+    for (version, is_right) in [(json!(2), true), (json!(1), false), (serde_json::Value::Null, true)] {
+        manifest["schemaVersion"] = version;
+        if manifest["schemaVersion"].is_null() {
+            manifest.as_object_mut().unwrap().remove("schemaVersion");
+        }
+        held.insert("manifests/1".to_owned(), serde_json::to_vec(&manifest).unwrap());
+        let held = held.clone();
+        let server = Server::start(move |request| give(&held, request)).await;
+        assert_eq!(pull_plain(&server).await.is_ok(), is_right);
+    }
+}

@@ -198,7 +198,7 @@ fn image(random: &mut Random) -> Image {
         by_digest: random.percent(20),
     };
     // How odd the entries are, of a hundred.
-    let oddity = if theme == Theme::Layers { *random.of(&[0, 3, 10, 25, 50]) } else { 0 };
+    let oddity = if theme == Theme::Layers { *random.of(&[0, 0, 3, 8, 20, 40]) } else { 0 };
     let mut seen = Seen::default();
     for _ in 0..1 + random.below(if theme == Theme::Layers { 4 } else { 2 }) {
         image.layers.push(layer(random, oddity, &mut seen));
