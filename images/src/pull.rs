@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 
 use crate::PullCause;
-use crate::doomed::Doomed;
+use crate::format;
 use crate::images::{Image, Images, Pin};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, ImageKind, Manifest, WasmModule};
 use crate::name::{Digest, ImageName, Version};
@@ -17,7 +17,6 @@ use crate::platform::Host;
 use crate::progress::{Phase, Reporter};
 use crate::registries::Auth;
 use crate::registry::{self, Remote};
-use crate::unpack;
 
 /// Blobs on their way at once, as containerd.
 const N_PARALLEL: usize = 3;
@@ -348,20 +347,13 @@ async fn unpack_once(
     diff_id: &Digest,
     chain: &[Digest],
 ) -> Result<(), PullCause> {
-    let Some((own, lower)) = chain.split_last() else { return Ok(()) };
+    let Some(own) = chain.last() else { return Ok(()) };
     let alone = images.in_work.lock(&format!("layer {own}")).await;
-    let lower: Vec<_> = lower.iter().rev().map(|chain_id| images.blobs.layer(chain_id)).collect();
-    let (images, blob, diff_id, own) = (images.clone(), blob.clone(), diff_id.clone(), own.clone());
+    let (images, blob, diff_id, chain) = (images.clone(), blob.clone(), diff_id.clone(), chain.to_vec());
     blocking(move || {
         // Held by the thread: a caller that is cancelled does not let another in beside it.
         let _alone = alone;
-        if images.blobs.has_layer(&own) {
-            return Ok(());
-        }
-        let ingest = images.blobs.ingest();
-        let into = Doomed::new_in(&ingest).map_err(PullCause::io("create a directory in", &ingest))?;
-        let size = unpack::unpack(&images.blobs.blob(&blob), &diff_id, into.path(), &lower, &images.caps)?;
-        images.blobs.commit_layer(into, &own, size)
+        format::unpack_layer(&images.blobs, &images.caps, &blob, &diff_id, &chain)
     })
     .await
 }
