@@ -13,14 +13,14 @@ use reqwest::Url;
 
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::name::{Digest, ImageName, Version};
-use crate::registries::{Auth, Endpoint, Registries, Scheme};
+use crate::registries::{Auth, Endpoint, Registries, RegistryConfig, Scheme};
 use crate::{Caps, PullCause};
 
 mod challenge;
 mod http_client;
 mod reach;
 
-use http_client::{Credentials, Http, HttpError};
+use http_client::{Credentials, Http, HttpError, TlsSettings};
 pub use reach::Range;
 use reach::Reach;
 
@@ -108,8 +108,13 @@ impl Remote {
             own: registries.own_ranges.clone().into(),
             configured: registries.hosts().into(),
             loopback: is_loopback(&base),
+            proxies: reach::proxies(|name| std::env::var(name).ok()).into(),
         };
-        let tls = settings.and_then(|settings| settings.tls.as_ref());
+        let of_host = |(host, config): (&String, &RegistryConfig)| Some((host.clone(), config.tls.clone()?));
+        let tls = TlsSettings {
+            own: settings.and_then(|settings| settings.tls.clone()),
+            others: registries.configs.iter().filter_map(of_host).collect(),
+        };
         let http = Http::new(base, &endpoint.repository, credentials, tls, reach).map_err(unreachable)?;
         Ok(Remote { http, endpoint, name: name.clone() })
     }

@@ -414,3 +414,42 @@ async fn a_manifest_without_a_schema_version_is_of_the_second() {
         assert_eq!(pull_plain(&server).await.is_ok(), is_right);
     }
 }
+
+/// Whom the test of the proxy calls itself by again, with a proxy in its environment.
+const PROXIED: &str = "SKIFF_TEST_PROXIED_REGISTRY";
+
+#[test]
+fn a_proxy_in_the_cluster_is_gone_through_where_a_registry_leads_elsewhere() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Some(port) = std::env::var(PROXIED).ok().and_then(|port| port.parse().ok()) {
+        let server = Server { port, log: Arc::default() };
+        let own_ranges = ["127.0.0.0/8", "::1/128"].map(|text| Range::parse(text).unwrap()).to_vec();
+        let pulled = pull(&server, None, Registries { own_ranges, ..Registries::default() });
+        return runtime.block_on(pulled).unwrap();
+    }
+    let held = image();
+    let (proxy, server) = runtime.block_on(async {
+        let proxied = held.clone();
+        let proxy = Server::start(move |request| give(&proxied, request)).await;
+        let server = Server::start(move |request| {
+            if request.path.contains("/blobs/") {
+                let location = format!("http://blobs.example.invalid{}", request.path);
+                return answer("307 Temporary Redirect", &[("Location", &location)], b"");
+            }
+            give(&held, request)
+        })
+        .await;
+        (proxy, server)
+    });
+    // An environment is a process's own.
+    let name = "a_proxy_in_the_cluster_is_gone_through_where_a_registry_leads_elsewhere";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(PROXIED, server.port.to_string())
+        .env("http_proxy", format!("http://localhost:{}", proxy.port))
+        .env("no_proxy", "127.0.0.1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(proxy.asked("http://blobs.example.invalid/").len(), 2);
+}
