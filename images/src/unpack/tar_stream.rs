@@ -318,6 +318,10 @@ fn pax_records(mut bytes: &[u8]) -> io::Result<BTreeMap<String, Vec<u8>>> {
         let equals = record.iter().position(|byte| *byte == b'=').ok_or_else(malformed)?;
         let key = std::str::from_utf8(&record[..equals]).map_err(|_| malformed())?;
         let value = &record[equals + 1..];
+        // Whether or not another record has the last word: a reader that stops at the NUL would see another name.
+        if matches!(key, "path" | "linkpath") && value.contains(&0) {
+            return Err(malformed());
+        }
         if matches!(key, sparse::OFFSET | sparse::NUMBYTES) {
             // These stand once a fragment. Together they are what another form writes as one record.
             let map: &mut Vec<u8> = records.entry(sparse::MAP.to_owned()).or_default();

@@ -543,6 +543,16 @@ fn records_without_a_value_say_nothing_and_gnu_long_names_come_first() {
 }
 
 #[test]
+fn a_name_with_a_nul_in_a_record_is_refused_even_if_another_record_follows() {
+    for key in ["path", "linkpath"] {
+        let mut archive = Vec::new();
+        pax(&mut archive, &[(key, b"with\0nul"), (key, b"f")]);
+        raw(&mut archive, EntryType::Symlink, "f", "g", b"");
+        assert!(unpacked(&archive).refused().contains("malformed"), "{key}");
+    }
+}
+
+#[test]
 fn a_slash_at_its_end_makes_a_directory_of_an_old_entry_only() {
     let mut archive = Vec::new();
     raw(&mut archive, EntryType::Regular, "file/", "", b"hello");
