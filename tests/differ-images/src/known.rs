@@ -54,7 +54,7 @@ pub const KNOWN: &[Known] = &[
     },
     Known {
         what: "directories deep below a file of a lower layer",
-        reason: "they take its place; containerd does so for what is right below the file, and fails one level deeper",
+        reason: "they take its place, or that of what was removed; containerd makes the first directory there and fails at the next",
         take_out: below_lower_files,
     },
     Known {
@@ -91,6 +91,11 @@ pub const KNOWN: &[Known] = &[
         what: "broken members of an index besides the chosen one",
         reason: "not looked at; containerd fetches all that match",
         take_out: broken_members,
+    },
+    Known {
+        what: "names of fields in other letters",
+        reason: "not those fields, as JSON has it; containerd's reader takes `RootFS` for `rootfs`",
+        take_out: letters,
     },
     Known {
         what: "fields of a config that nobody uses",
@@ -238,20 +243,16 @@ fn lowest_whiteouts(image: &mut Image) {
     }
 }
 
-/// Names that are the same for both, as far as links do not make them so.
-fn meets(one: &[Vec<u8>], other: &[Vec<u8>]) -> bool {
-    one.starts_with(other) || other.starts_with(one)
-}
-
 fn own_whiteouts(image: &mut Image) {
     for layer in &mut image.layers {
         let all = layer.entries.clone();
         let mut seen = BTreeSet::new();
         layer.entries.retain(|entry| {
             let Some(hidden) = hidden(entry) else { return true };
+            let meets = |names: Option<Vec<Vec<u8>>>| names.is_some_and(|names| names.starts_with(&hidden));
             let met = all.iter().any(|other| {
-                *other != *entry
-                    && names(other).is_some_and(|names| meets(&names, &hidden) && names.len() >= hidden.len())
+                let links = matches!(&other.kind, Kind::Hardlink { to } if meets(clean(&to.0)));
+                *other != *entry && (links || meets(names(other)))
             });
             // The same whiteout twice is one that meets itself.
             !met && seen.insert(hidden)
@@ -303,9 +304,11 @@ fn above_others(image: &mut Image, depth: usize, is_of_kind: fn(&Kind) -> bool) 
             above.iter().any(|layer| layer.entries.iter().any(below))
         };
         let before = layer.clone();
-        layer
-            .entries
-            .retain(|entry| !(is_of_kind(&entry.kind) && names(entry).is_some_and(|own| is_followed(&own))));
+        // A whiteout is where its victim was, and is no directory.
+        layer.entries.retain(|entry| {
+            let path = hidden(entry).or_else(|| names(entry));
+            !(is_of_kind(&entry.kind) && path.is_some_and(|own| is_followed(&own)))
+        });
         above.push(before);
     }
 }
@@ -361,6 +364,12 @@ fn broken_members(image: &mut Image) {
 
 fn unused_fields(image: &mut Image) {
     if image.config == ConfigOdd::OddCreated {
+        image.config = ConfigOdd::Plain;
+    }
+}
+
+fn letters(image: &mut Image) {
+    if image.config == ConfigOdd::UpperCaseKeys {
         image.config = ConfigOdd::Plain;
     }
 }

@@ -1,5 +1,6 @@
 //! `skiff-differ-images`: `cargo xtask differ images` runs it with containerd's programs.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -36,9 +37,15 @@ struct Cli {
     /// Write the section of the page
     #[arg(long)]
     page: Option<PathBuf>,
+    /// Write a small image for each of the known differences that occurs, a JSON object a line
+    #[arg(long)]
+    known: Option<PathBuf>,
     /// Fail if anything differs that is not known to
     #[arg(long)]
     strict: bool,
+    /// Fail if any of the known differences does not occur
+    #[arg(long)]
+    all_known: bool,
     /// Say why containerd refused what both refuse
     #[arg(long)]
     refusals: bool,
@@ -83,15 +90,28 @@ async fn run(cli: &Cli, containerd: Containerd, directory: &Path) -> Result<()> 
         None => images(cli.seed, cli.images),
     };
     let mut report = Report::default();
-    let mut differing = Vec::new();
+    let (mut differing, mut examples) = (Vec::new(), BTreeMap::new());
     for image in &cases {
         let judged = judge.judge(image).await?;
         if judged.verdict.agrees() {
             report.agrees(image.theme, &judged);
             continue;
         }
-        match explain(&judge, judged).await? {
-            Explained::By(known) => report.is_known(image.theme, &known),
+        match explain(&judge, judged.clone()).await? {
+            Explained::By(known) => {
+                report.is_known(image.theme, &known);
+                if let (Some(_), [known]) = (&cli.known, known.as_slice())
+                    && !examples.contains_key(known.what)
+                {
+                    let least = Box::pin(minimal(&judge, judged)).await?;
+                    // What is left when it is made smaller may be of another cause.
+                    if let Explained::By(by) = explain(&judge, least.clone()).await?
+                        && by.iter().map(|by| by.what).eq([known.what])
+                    {
+                        examples.insert(known.what, least.image);
+                    }
+                }
+            }
             Explained::Not(left) if report.is_new(&left.sort()) => {
                 let least = Box::pin(minimal(&judge, *left)).await?;
                 differing.push(least.clone());
@@ -101,6 +121,12 @@ async fn run(cli: &Cli, containerd: Containerd, directory: &Path) -> Result<()> 
                 differing.push((*left).clone());
                 report.differs(image.theme, *left);
             }
+        }
+    }
+    if let Some(path) = &cli.known {
+        let mut file = File::create(path).with_context(|| format!("creating {}", path.display()))?;
+        for image in examples.values() {
+            writeln!(file, "{}", serde_json::to_string(image)?)?;
         }
     }
     finish(cli, &report, &differing, judge.n())
@@ -137,6 +163,10 @@ fn finish(cli: &Cli, report: &Report, differing: &[Judged], n_pulled: u64) -> Re
     }
     if cli.strict && report.n_differing() > 0 {
         bail!("{} images differ in what is not known to", report.n_differing());
+    }
+    let missing = report.not_seen();
+    if cli.all_known && !missing.is_empty() {
+        bail!("these do not differ, take them off the list of what is known to: {}", missing.join(", "));
     }
     Ok(())
 }

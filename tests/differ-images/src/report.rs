@@ -78,6 +78,11 @@ impl Report {
         self.differing.values().map(|(n, _)| n).sum()
     }
 
+    /// The known differences that did not occur.
+    pub fn not_seen(&self) -> Vec<&'static str> {
+        KNOWN.iter().map(|known| known.what).filter(|what| !self.known.contains_key(what)).collect()
+    }
+
     pub fn n_known(&self) -> usize {
         self.tallies.values().map(|tally| tally.known).sum()
     }
