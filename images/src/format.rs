@@ -10,6 +10,7 @@
 //! - A running container keeps what it is mounted from: its layers of the old format stay for as long as they are mounted.
 //! - Nothing is fetched: the blobs are here.
 
+use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -47,7 +48,13 @@ pub(crate) fn renew(root: &Path, blobs: &Blobs, records: &Records, caps: &Caps) 
             records.forget(&image.id).map_err(fail)?;
         }
     }
-    remove_stale(root, &blobs.ingest()).map_err(Error::io("remove layers of another format in", root))
+    if let Err(err) = remove_stale(root, &blobs.ingest()) {
+        tracing::warn!(
+            "layers of another format are left in {}, until the store is opened next: {err}",
+            root.display()
+        );
+    }
+    Ok(())
 }
 
 fn unpack_again(blobs: &Blobs, caps: &Caps, image: &Image) -> Result<(), PullCause> {
@@ -98,7 +105,7 @@ fn remove_stale(root: &Path, ingest: &Path) -> io::Result<()> {
         // Asked for once, and only if there is anything to be removed.
         let mounts = match &mounts {
             Some(mounts) => mounts,
-            None => mounts.insert(fs::read_to_string("/proc/self/mountinfo")?),
+            None => mounts.insert(all_mounts()?),
         };
         let mut is_empty = true;
         for layer in fs::read_dir(folder.path())? {
@@ -116,6 +123,22 @@ fn remove_stale(root: &Path, ingest: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// The mounts of all namespaces: those of an earlier process of this program may not be ours, those of a container never are.
+fn all_mounts() -> io::Result<String> {
+    let (mut namespaces, mut mounts) = (HashSet::new(), fs::read_to_string("/proc/self/mountinfo")?);
+    for process in fs::read_dir("/proc")? {
+        let process = process?.path();
+        // Most of what is there is a process, and any of them may have ended meanwhile.
+        let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else { continue };
+        if namespaces.insert(namespace)
+            && let Ok(more) = fs::read_to_string(process.join("mountinfo"))
+        {
+            mounts.push_str(&more);
+        }
+    }
+    Ok(mounts)
 }
 
 /// Whether a layer, or what is kept of its size, may be below a mount. An overlay of many layers names them by descriptors: then nobody

@@ -78,7 +78,12 @@ impl Platform {
     /// How well a machine runs it, 0 the best; `None` if it does not.
     pub(crate) fn rank(&self, host: Host) -> Option<u8> {
         // One that names no system means that of whoever asks.
-        if !self.os.eq_ignore_ascii_case("linux") && !(self.os.is_empty() && !self.architecture.is_empty()) {
+        let means_linux = if self.os.is_empty() {
+            !self.architecture.is_empty()
+        } else {
+            self.os.eq_ignore_ascii_case("linux")
+        };
+        if !means_linux {
             return None;
         }
         let (architecture, variant) = self.normalized();

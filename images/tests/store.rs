@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)] // a helper of a test may panic as a test may
 
 use std::collections::HashSet;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -149,12 +151,24 @@ async fn layers_that_another_version_unpacked_are_unpacked_again_and_removed() {
     let lower = std::fs::read_dir(&old).unwrap().map(|layer| layer.unwrap().path());
     let lower = lower.filter(|layer| layer.join("f").exists()).collect::<Vec<_>>().remove(0);
     std::fs::create_dir(&mounted).unwrap();
-    rustix::mount::mount_bind(&lower, &mounted).unwrap();
+    // In a mount namespace of its own, as a container has one.
+    let script = r#"mount --bind "$0" "$1" && echo mounted && read go && cat "$1/f""#;
+    let mut container = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .args([&lower, &mounted])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(container.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "mounted");
     let while_mounted = open(root.path());
-    let (seen, there) = (std::fs::read_to_string(mounted.join("f")).unwrap(), read(&while_mounted));
+    assert_eq!(read(&while_mounted), "one");
     drop(while_mounted);
-    rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH).unwrap();
-    assert_eq!((seen.as_str(), there.as_str()), ("as it was unpacked then", "one"));
+    container.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let seen = said.next().map(Result::unwrap);
+    assert!(container.wait().unwrap().success());
+    assert_eq!(seen.as_deref(), Some("as it was unpacked then"));
     assert_eq!(std::fs::read_dir(&old).unwrap().count(), 2, "the layer and its size");
     drop(open(root.path()));
     assert!(!old.exists());
