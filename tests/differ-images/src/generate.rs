@@ -284,7 +284,7 @@ fn layer(random: &mut Random, oddity: usize, below: &mut Seen) -> Layer {
 
 fn entry(random: &mut Random, oddity: usize) -> Entry {
     let odd = |random: &mut Random| random.percent(oddity);
-    let name: &str = *random.of::<&str>(&PLAIN);
+    let name: &str = random.of::<&str>(&PLAIN);
     let mut entry = Entry::new(name, kind(random, oddity));
     if odd(random) {
         entry.name = odd_name(random);
@@ -292,7 +292,7 @@ fn entry(random: &mut Random, oddity: usize) -> Entry {
     // A removal is ordinary.
     if random.percent(8 + oddity / 4) {
         let n = if odd(random) { WHITEOUTS.len() } else { 11 };
-        let name: &str = *random.of::<&str>(&WHITEOUTS[..n]);
+        let name: &str = random.of::<&str>(&WHITEOUTS[..n]);
         entry = Entry::file(name, 0);
     }
     entry.mode = *random.of(&MODES);
