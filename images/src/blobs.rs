@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::doomed::{self, Doomed};
+use crate::format::LAYERS;
 use crate::name::Digest;
 use crate::{Error, PullCause};
 
@@ -31,7 +32,7 @@ impl Blobs {
         if clean {
             doomed::remove(&ingest).map_err(Error::io("clear", &ingest))?;
         }
-        for directory in [root.join("blobs/sha256"), root.join("layers"), ingest, blobs.empty_layer()] {
+        for directory in [root.join("blobs/sha256"), root.join(LAYERS), ingest, blobs.empty_layer()] {
             fs::create_dir_all(&directory).map_err(Error::io("create", &directory))?;
         }
         // Layers hold files of any owner and mode, set-user-ID ones among them.
@@ -49,16 +50,16 @@ impl Blobs {
     }
 
     pub(crate) fn layer(&self, chain_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(chain_id.hex())
+        self.root.join(LAYERS).join(chain_id.hex())
     }
 
     fn layer_size_file(&self, chain_id: &Digest) -> PathBuf {
-        self.root.join("layers").join(format!("{}.json", chain_id.hex()))
+        self.root.join(LAYERS).join(format!("{}.json", chain_id.hex()))
     }
 
     /// What an image without layers is mounted from.
     pub(crate) fn empty_layer(&self) -> PathBuf {
-        self.root.join("layers/empty")
+        self.root.join(LAYERS).join("empty")
     }
 
     pub(crate) fn has_blob(&self, digest: &Digest) -> bool {
@@ -127,7 +128,7 @@ impl Blobs {
         fs::rename(unpacked.path(), &target).map_err(PullCause::io("rename to", &target))?;
         // It is no longer where it would be removed.
         unpacked.keep();
-        sync_directory(&self.root.join("layers"))
+        sync_directory(&self.root.join(LAYERS))
     }
 
     pub(crate) fn remove_blob(&self, digest: &Digest) -> io::Result<u64> {
@@ -154,7 +155,7 @@ impl Blobs {
             }
             Ok(digests)
         };
-        Ok((names(self.root.join("blobs/sha256"))?, names(self.root.join("layers"))?))
+        Ok((names(self.root.join("blobs/sha256"))?, names(self.root.join(LAYERS))?))
     }
 }
 

@@ -17,7 +17,7 @@ use crate::name::{Digest, ImageName, Version};
 use crate::progress::{ProgressSender, Reporter};
 use crate::records::Records;
 use crate::registries::{Auth, Registries};
-use crate::{Caps, Error, PullCause, archive, pull};
+use crate::{Caps, Error, PullCause, archive, format, pull};
 
 /// An image that is here, whole.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -86,8 +86,8 @@ fn lock(root: &Path) -> Result<(File, bool), Error> {
 }
 
 impl Images {
-    /// Opens the store below `root`, making it if need be. What a crash left half done is removed, unless
-    /// somebody else has the store open.
+    /// Opens the store below `root`, making it if need be. What a crash left half done is removed, and what another version unpacked
+    /// is unpacked again, unless somebody else has the store open.
     pub fn open(root: &Path, registries: Registries) -> Result<Arc<Images>, Error> {
         Images::with_caps(root, registries, Caps::default())
     }
@@ -97,6 +97,9 @@ impl Images {
         let (lock, alone) = lock(root)?;
         let blobs = Blobs::open(root, alone)?;
         let records = Records::open(root, alone)?;
+        if alone {
+            format::renew(root, &blobs, &records, &caps)?;
+        }
         rustix::fs::flock(&lock, FlockOperation::LockShared)
             .map_err(|e| Error::io("lock", root)(e.into()))?;
         let (in_work, pins) = (KeyedLock::default(), Mutex::default());

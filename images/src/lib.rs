@@ -8,7 +8,7 @@
 //! ```text
 //! <root>/blobs/sha256/<hex>   manifests, configs, layers as they came; complete and checked
 //! <root>/images/<hex>.json    one record an image: names, digests, kind, config
-//! <root>/layers/<hex>/        a layer unpacked, by chain ID: a lower directory of an overlay
+//! <root>/layers-2/<hex>/      a layer unpacked, by chain ID: a lower directory of an overlay
 //! <root>/ingest/              blobs and layers on their way; emptied by who opens the store alone
 //! ```
 //!
@@ -17,6 +17,7 @@
 //!   got its name; a crash leaves only `ingest` behind.
 //! - Content comes from strangers: no name, link or whiteout of a layer reaches a file outside the
 //!   layer's directory, and [`Caps`] bound sizes and counts.
+//! - What an earlier version unpacked by other rules is not used: opening the store unpacks it again from its blobs.
 //! - Reads ([`Images::resolve`], [`Images::list`]) never wait for a pull.
 
 mod archive;
@@ -24,6 +25,7 @@ mod blobs;
 mod caps;
 mod doomed;
 mod error;
+mod format;
 mod images;
 mod keyed_lock;
 mod manifest;

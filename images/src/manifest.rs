@@ -56,12 +56,18 @@ pub(crate) struct Descriptor {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Manifest {
+    /// Some writers leave it out; the other version has no config, and so is no manifest here.
+    #[serde(default = "two")]
     pub(crate) schema_version: u32,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) media_type: String,
     pub(crate) config: Descriptor,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) layers: Vec<Descriptor>,
+}
+
+fn two() -> u32 {
+    2
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -104,13 +110,12 @@ pub(crate) fn parse(bytes: &[u8], digest: &Digest) -> Result<Document, PullCause
 }
 
 impl Index {
-    /// What may be looked at, in this order: this machine's Linux images, the best first, then those of Wasm, then what does not say
-    /// what it is for, such as an index in the index.
+    /// What may be looked at, in this order: this machine's Linux images, the best first, then those of Wasm, then what has no
+    /// platform, such as an index in the index.
     pub(crate) fn candidates(&self, host: Host) -> Vec<&Descriptor> {
         const WASM: u16 = 1000;
         const UNSAID: u16 = 2000;
         let rank = |entry: &Descriptor| match &entry.platform {
-            Some(platform) if platform.is_unsaid() => Some(UNSAID),
             Some(platform) => platform.rank(host).map(u16::from).or(platform.is_wasm().then_some(WASM)),
             None => Some(UNSAID),
         };
@@ -265,7 +270,11 @@ mod tests {
             serde_json::json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": 1, "platform": platform})
         };
         let inner = serde_json::json!({"mediaType": OCI_INDEX, "digest": Digest::of(b"inner"), "size": 1});
+        // An artifact: its writer has a platform to say, and says nothing.
+        let mut nothing = entry("", "");
+        nothing["platform"]["os"] = "".into();
         let entries = [
+            nothing,
             entry("amd64", "v9"),
             inner,
             entry("386", ""),

@@ -77,7 +77,13 @@ fn level() -> u8 {
 impl Platform {
     /// How well a machine runs it, 0 the best; `None` if it does not.
     pub(crate) fn rank(&self, host: Host) -> Option<u8> {
-        if !self.os.eq_ignore_ascii_case("linux") {
+        // One that names no system means that of whoever asks.
+        let means_linux = if self.os.is_empty() {
+            !self.architecture.is_empty()
+        } else {
+            self.os.eq_ignore_ascii_case("linux")
+        };
+        if !means_linux {
             return None;
         }
         let (architecture, variant) = self.normalized();
@@ -158,6 +164,19 @@ mod tests {
         assert_eq!(rank(("arm64", 1), "arm64", "v9"), None);
         assert_eq!(rank(("amd64", 4), "arm64", ""), None);
         assert_eq!(rank(("arm64", 1), "amd64", ""), None);
+    }
+
+    #[test]
+    fn a_platform_without_a_system_is_of_this_one_and_one_without_anything_of_none() {
+        let of = |os: &str, architecture: &str| {
+            let (os, architecture) = (os.to_owned(), architecture.to_owned());
+            let platform = Platform { os, architecture, variant: String::new() };
+            platform.rank(Host { architecture: "amd64", level: 1 })
+        };
+        assert_eq!(of("", "amd64"), Some(0));
+        for (os, architecture) in [("", ""), ("linux", ""), ("windows", "amd64"), ("unknown", "unknown")] {
+            assert_eq!(of(os, architecture), None, "{os}/{architecture}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use tokio::sync::mpsc;
 
 use crate::PullCause;
-use crate::doomed::Doomed;
+use crate::format;
 use crate::images::{Image, Images, Pin};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, ImageKind, Manifest, WasmModule};
 use crate::name::{Digest, ImageName, Version};
@@ -17,7 +17,6 @@ use crate::platform::Host;
 use crate::progress::{Phase, Reporter};
 use crate::registries::Auth;
 use crate::registry::{self, Remote};
-use crate::unpack;
 
 /// Blobs on their way at once, as containerd.
 const N_PARALLEL: usize = 3;
@@ -76,7 +75,7 @@ async fn descend(
     kept: &mut Vec<Digest>,
 ) -> Result<(Manifest, Digest), PullCause> {
     let (mut digest, mut depth) = (target.clone(), 0);
-    let mut ahead: Vec<(Digest, usize)> = Vec::new();
+    let mut ahead: Vec<(Digest, u64, usize)> = Vec::new();
     for _ in 0..MAX_DOCUMENTS {
         match manifest::parse(&bytes, &digest)? {
             Document::Manifest(manifest) => return Ok((manifest, digest)),
@@ -85,13 +84,22 @@ async fn descend(
             }
             Document::Index(index) => {
                 let candidates = index.candidates(Host::this());
-                ahead.extend(candidates.into_iter().rev().map(|entry| (entry.digest.clone(), depth + 1)));
+                ahead.extend(
+                    candidates.into_iter().rev().map(|entry| (entry.digest.clone(), entry.size, depth + 1)),
+                );
             }
         }
         let next = ahead.pop().ok_or_else(|| PullCause::NoPlatform { digest: target.to_string() })?;
-        (digest, depth) = next;
+        let size;
+        (digest, size, depth) = next;
         pins.push(images.pin(&digest));
         bytes = remote.manifest(&Version::Digest(digest.clone()), &images.caps).await?.0;
+        if bytes.len() as u64 != size {
+            return Err(invalid_manifest(
+                &digest,
+                &format!("{} bytes, where its index has {size}", bytes.len()),
+            ));
+        }
         kept.push(put(images, bytes.clone()).await?);
     }
     Err(invalid_manifest(target, "an index leads through too many others"))
@@ -339,20 +347,13 @@ async fn unpack_once(
     diff_id: &Digest,
     chain: &[Digest],
 ) -> Result<(), PullCause> {
-    let Some((own, lower)) = chain.split_last() else { return Ok(()) };
+    let Some(own) = chain.last() else { return Ok(()) };
     let alone = images.in_work.lock(&format!("layer {own}")).await;
-    let lower: Vec<_> = lower.iter().rev().map(|chain_id| images.blobs.layer(chain_id)).collect();
-    let (images, blob, diff_id, own) = (images.clone(), blob.clone(), diff_id.clone(), own.clone());
+    let (images, blob, diff_id, chain) = (images.clone(), blob.clone(), diff_id.clone(), chain.to_vec());
     blocking(move || {
         // Held by the thread: a caller that is cancelled does not let another in beside it.
         let _alone = alone;
-        if images.blobs.has_layer(&own) {
-            return Ok(());
-        }
-        let ingest = images.blobs.ingest();
-        let into = Doomed::new_in(&ingest).map_err(PullCause::io("create a directory in", &ingest))?;
-        let size = unpack::unpack(&images.blobs.blob(&blob), &diff_id, into.path(), &lower, &images.caps)?;
-        images.blobs.commit_layer(into, &own, size)
+        format::unpack_layer(&images.blobs, &images.caps, &blob, &diff_id, &chain)
     })
     .await
 }

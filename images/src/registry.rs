@@ -13,19 +13,21 @@ use reqwest::Url;
 
 use crate::manifest::{DOCKER_LIST, DOCKER_MANIFEST, OCI_INDEX, OCI_MANIFEST};
 use crate::name::{Digest, ImageName, Version};
-use crate::registries::{Auth, Endpoint, Registries, Scheme};
+use crate::registries::{Auth, Endpoint, Registries, RegistryConfig, Scheme};
 use crate::{Caps, PullCause};
 
 mod challenge;
 mod http_client;
 mod reach;
 
-use http_client::{Credentials, Http, HttpError};
+use http_client::{Credentials, Http, HttpError, TlsSettings};
 pub use reach::Range;
 use reach::Reach;
 
 /// For a whole manifest, which is small, with all that a busy registry may make us wait.
 const MANIFEST_TIMEOUT: Duration = Duration::from_secs(120);
+/// Source: the distribution specification, "Pulling manifests".
+const DIGEST_HEADER: &str = "docker-content-digest";
 /// How much of what the network says of itself goes into an error.
 const MAX_DETAIL_CHARS: usize = 256;
 
@@ -106,8 +108,13 @@ impl Remote {
             own: registries.own_ranges.clone().into(),
             configured: registries.hosts().into(),
             loopback: is_loopback(&base),
+            proxies: reach::proxies(|name| std::env::var(name).ok()).into(),
         };
-        let tls = settings.and_then(|settings| settings.tls.as_ref());
+        let of_host = |(host, config): (&String, &RegistryConfig)| Some((host.clone(), config.tls.clone()?));
+        let tls = TlsSettings {
+            own: settings.and_then(|settings| settings.tls.clone()),
+            others: registries.configs.iter().filter_map(of_host).collect(),
+        };
         let http = Http::new(base, &endpoint.repository, credentials, tls, reach).map_err(unreachable)?;
         Ok(Remote { http, endpoint, name: name.clone() })
     }
@@ -132,15 +139,22 @@ impl Remote {
         };
         let call = async {
             let response = self.http.get(&path, &accept, 0).await?;
-            http_client::read(response, caps.manifest_bytes).await
+            let said =
+                response.headers().get(DIGEST_HEADER).and_then(|value| Digest::parse(value.to_str().ok()?));
+            Ok((http_client::read(response, caps.manifest_bytes).await?, said))
         };
-        let bytes = match tokio::time::timeout(MANIFEST_TIMEOUT, call).await {
+        let (bytes, said) = match tokio::time::timeout(MANIFEST_TIMEOUT, call).await {
             Ok(answer) => answer.map_err(|err| self.cause(err))?,
             Err(_) => return Err(self.unreachable("timed out reading the manifest")),
         };
         let found = Digest::of(&bytes);
-        match version {
-            Version::Digest(digest) if *digest != found => Err(PullCause::WrongDigest {
+        // Of a tag the registry may say what it stands for. Something on the way that changes the bytes does not change that.
+        let wanted = match version {
+            Version::Digest(digest) => Some(digest),
+            Version::Tag(_) => said.as_ref(),
+        };
+        match wanted {
+            Some(digest) if *digest != found => Err(PullCause::WrongDigest {
                 what: "manifest",
                 digest: digest.to_string(),
                 found: found.to_string(),

@@ -370,3 +370,86 @@ async fn an_index_inside_an_index_is_followed_and_one_without_end_is_not() {
         assert_eq!(pull_plain(&server).await.is_ok(), fits, "{levels}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_registry_says_of_a_tag_or_in_an_index_holds() {
+    let image = image();
+    let manifest = image["manifests/1"].clone();
+    let (right, wrong) = (Digest::of(&manifest).to_string(), Digest::of(b"other").to_string());
+    for (said, is_right) in [(right.as_str(), true), (wrong.as_str(), false), ("sha512:nonsense", true)] {
+        let (held, said) = (image.clone(), said.to_owned());
+        let server = Server::start(move |request| {
+            let mut answer = give(&held, request);
+            answer.headers.push(("Docker-Content-Digest", said.clone()));
+            answer
+        })
+        .await;
+        // Blobs are named by their digest: what the header says of them is nothing new.
+        let pulled = pull_plain(&server).await;
+        let refused = matches!(pulled, Err(Error::Pull { cause: PullCause::WrongDigest { .. }, .. }));
+        assert_eq!((pulled.is_ok(), refused), (is_right, !is_right));
+    }
+    for (more, is_right) in [(0, true), (1, false)] {
+        let entry = json!({"digest": Digest::of(&manifest), "size": manifest.len() + more});
+        let mut held = HashMap::clone(&image);
+        held.insert("manifests/1".to_owned(), serde_json::to_vec(&json!({"manifests": [entry]})).unwrap());
+        held.insert(format!("manifests/{right}"), manifest.clone());
+        let server = Server::start(move |request| give(&held, request)).await;
+        assert_eq!(pull_plain(&server).await.is_ok(), is_right);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_without_a_schema_version_is_of_the_second() {
+    let mut held = HashMap::clone(&image());
+    let mut manifest: serde_json::Value = serde_json::from_slice(&held["manifests/1"]).unwrap();
+    for (version, is_right) in [(json!(2), true), (json!(1), false), (serde_json::Value::Null, true)] {
+        manifest["schemaVersion"] = version;
+        if manifest["schemaVersion"].is_null() {
+            manifest.as_object_mut().unwrap().remove("schemaVersion");
+        }
+        held.insert("manifests/1".to_owned(), serde_json::to_vec(&manifest).unwrap());
+        let held = held.clone();
+        let server = Server::start(move |request| give(&held, request)).await;
+        assert_eq!(pull_plain(&server).await.is_ok(), is_right);
+    }
+}
+
+/// Whom the test of the proxy calls itself by again, with a proxy in its environment.
+const PROXIED: &str = "SKIFF_TEST_PROXIED_REGISTRY";
+
+#[test]
+fn a_proxy_in_the_cluster_is_gone_through_where_a_registry_leads_elsewhere() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    if let Some(port) = std::env::var(PROXIED).ok().and_then(|port| port.parse().ok()) {
+        let server = Server { port, log: Arc::default() };
+        let own_ranges = ["127.0.0.0/8", "::1/128"].map(|text| Range::parse(text).unwrap()).to_vec();
+        let pulled = pull(&server, None, Registries { own_ranges, ..Registries::default() });
+        return runtime.block_on(pulled).unwrap();
+    }
+    let held = image();
+    let (proxy, server) = runtime.block_on(async {
+        let proxied = held.clone();
+        let proxy = Server::start(move |request| give(&proxied, request)).await;
+        let server = Server::start(move |request| {
+            if request.path.contains("/blobs/") {
+                let location = format!("http://blobs.example.invalid{}", request.path);
+                return answer("307 Temporary Redirect", &[("Location", &location)], b"");
+            }
+            give(&held, request)
+        })
+        .await;
+        (proxy, server)
+    });
+    // An environment is a process's own.
+    let name = "a_proxy_in_the_cluster_is_gone_through_where_a_registry_leads_elsewhere";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(PROXIED, server.port.to_string())
+        .env("http_proxy", format!("http://localhost:{}", proxy.port))
+        .env("no_proxy", "127.0.0.1")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    assert_eq!(proxy.asked("http://blobs.example.invalid/").len(), 2);
+}

@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used)] // a helper of a test may panic as a test may
 
 use std::collections::HashSet;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -117,4 +119,70 @@ async fn a_wrong_archive_is_refused_and_leaves_nothing() {
     assert!(images.import(&root.path().join("none.tar"), None).await.is_err());
     images.collect_garbage(&HashSet::new()).unwrap();
     assert_eq!(images.usage().used_bytes, 0);
+}
+
+/// A store as an earlier version left it: its layers in another folder, by other rules.
+fn aged(root: &Path) {
+    let store = root.join("store");
+    std::fs::rename(store.join("layers-2"), store.join("layers")).unwrap();
+    for layer in std::fs::read_dir(store.join("layers")).unwrap() {
+        let file = layer.unwrap().path().join("f");
+        if file.exists() {
+            std::fs::write(file, "as it was unpacked then").unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn layers_that_another_version_unpacked_are_unpacked_again_and_removed() {
+    let root = tempfile::tempdir().unwrap();
+    let image = import(&open(root.path()), root.path(), "app:1", &layer("one")).await;
+    aged(root.path());
+    let images = open(root.path());
+    assert_eq!(images.resolve("app:1").unwrap(), image);
+    let read = |images: &Images| std::fs::read_to_string(images.rootfs_layers(&image)[0].join("f")).unwrap();
+    assert_eq!(read(&images), "one");
+    assert!(!root.path().join("store/layers").exists());
+
+    // Below a container they stay for as long as it runs.
+    drop(images);
+    aged(root.path());
+    let (old, mounted) = (root.path().join("store/layers"), root.path().join("mounted"));
+    let lower = std::fs::read_dir(&old).unwrap().map(|layer| layer.unwrap().path());
+    let lower = lower.filter(|layer| layer.join("f").exists()).collect::<Vec<_>>().remove(0);
+    std::fs::create_dir(&mounted).unwrap();
+    // In a mount namespace of its own, as a container has one.
+    let script = r#"mount --bind "$0" "$1" && echo mounted && read go && cat "$1/f""#;
+    let mut container = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .args([&lower, &mounted])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(container.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "mounted");
+    let while_mounted = open(root.path());
+    assert_eq!(read(&while_mounted), "one");
+    drop(while_mounted);
+    container.stdin.take().unwrap().write_all(b"\n").unwrap();
+    let seen = said.next().map(Result::unwrap);
+    assert!(container.wait().unwrap().success());
+    assert_eq!(seen.as_deref(), Some("as it was unpacked then"));
+    assert_eq!(std::fs::read_dir(&old).unwrap().count(), 2, "the layer and its size");
+    drop(open(root.path()));
+    assert!(!old.exists());
+}
+
+#[tokio::test]
+async fn an_image_that_cannot_be_unpacked_again_is_forgotten_and_the_store_opens() {
+    let root = tempfile::tempdir().unwrap();
+    import(&open(root.path()), root.path(), "app:1", &layer("one")).await;
+    import(&open(root.path()), root.path(), "app:2", &layer("two")).await;
+    aged(root.path());
+    let blob = skiff_images::Digest::of(&layer("one"));
+    std::fs::remove_file(root.path().join("store/blobs/sha256").join(&blob.to_string()[7..])).unwrap();
+    let images = open(root.path());
+    assert!(images.resolve("app:1").is_none());
+    assert!(images.resolve("app:2").is_some());
 }

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 19] = [
+const ARROWS: [(&str, &[&str]); 20] = [
     ("skiff-api", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
     ("skiff-cri", &[]),
@@ -25,6 +25,7 @@ const ARROWS: [(&str, &[&str]); 19] = [
     ("skiff-runtime-wasm", &["skiff-cgroup", "skiff-cri", "skiff-images", "skiff-tree"]),
     ("skiff", &["*"]),
     ("skiff-differ", &["skiff-api", "skiff-apiserver", "skiff-client", "skiff-load"]),
+    ("skiff-differ-images", &["skiff-images"]),
     ("skiff-hollow", &["skiff-client"]),
     ("skiff-load", &[]),
     ("skiff-tests", &["*"]),

@@ -1,16 +1,24 @@
 //! `cargo xtask differ`: the same mutated requests to Skiff's API server and to upstream's, which is started for it with
 //! an etcd in a network namespace of their own. Skiff's runs inside `skiff-differ`, without controllers; neither has any.
+//! `cargo xtask differ images` judges images instead: [`images`].
+
+pub(crate) mod images;
+mod page;
 
 use std::path::PathBuf;
 
 use anyhow::Result;
 
 use crate::bench;
-use crate::command::{cargo, program, root, run as execute};
+use crate::command::{cargo, program, run as execute};
 use crate::peers::{self, Part, Peers, Programs};
 
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Options {
+    /// Of the API server if nothing is said
+    #[command(subcommand)]
+    subject: Option<Subject>,
     /// Another seed makes other requests
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -25,14 +33,23 @@ pub(crate) struct Options {
     /// Write what differs, a JSON object a line
     #[arg(long)]
     differences: Option<PathBuf>,
-    /// Write docs/differences.md
+    /// Write the part "API" of docs/differences.md
     #[arg(long)]
     page: bool,
+}
+
+#[derive(clap::Subcommand)]
+enum Subject {
+    /// Compare what comes of odd images with what containerd makes of them
+    Images(images::Options),
 }
 
 const PARTS: [Part; 2] = [Part::Etcd, Part::ApiServer];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
+    if let Some(Subject::Images(options)) = &options.subject {
+        return images::run(options);
+    }
     let _alone = bench::alone()?;
     let programs = Programs::open()?;
     execute(cargo().args(["build", "-p", "skiff-differ"]))?;
@@ -50,10 +67,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             differ.arg(flag).arg(path);
         }
     }
+    let part = page::part("api")?;
     if options.page {
-        differ.arg("--page").arg(root().join("docs/differences.md"));
+        differ.arg("--page").arg(&part);
     }
     let judged = execute(&mut differ);
     peers.down()?;
-    judged
+    judged?;
+    if options.page { page::put("api", &part) } else { Ok(()) }
 }

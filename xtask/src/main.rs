@@ -42,7 +42,7 @@ enum Task {
     Conformance(conformance::Options),
     /// Derive api/src/schema/builtin.txt anew
     Codegen,
-    /// Compare the API server's answers with those of upstream's; may write docs/differences.md
+    /// Compare the API server's answers, or what comes of images, with upstream's; may write docs/differences.md
     Differ(differ::Options),
     /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
     Bench(bench::Options),

@@ -5,16 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, output, program, root, run};
-use crate::{fixtures, setup};
+use crate::{differ, fixtures, setup};
 
 pub(crate) fn run_all() -> Result<()> {
     setup::run()?;
     let registries = fixtures::run()?;
+    let containerd = differ::images::containerd()?;
     let skiff = debug_build()?;
     run(cargo()
         .args(["test", "--workspace"])
         .env("SKIFF_BIN", skiff)
-        .env("SKIFF_TEST_REGISTRIES", registries))
+        .env("SKIFF_TEST_REGISTRIES", registries)
+        .env("SKIFF_TEST_CONTAINERD", containerd))
 }
 
 /// The program that the tests use. All is built at once: features of one member alone would build wasmtime a second time.

@@ -1,5 +1,6 @@
 //! Requests to a registry: authenticated when it asks for it, repeated when it is busy, led on only to where it may lead.
 
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -52,16 +53,35 @@ pub(super) enum HttpError {
 
 /// A registry's host, spoken to on behalf of one pull.
 pub(super) struct Http {
-    /// For the registry itself, which is the user's choice.
-    direct: Client,
-    /// For where the registry sends us.
-    guarded: Client,
+    /// Made when they are needed: most registries lead nowhere.
+    clients: Mutex<HashMap<Party, Client>>,
     reach: Reach,
+    tls: TlsSettings,
     base: Url,
     credentials: Credentials,
     repository: String,
     /// What the last challenge was answered with.
     authorization: Mutex<Option<HeaderValue>>,
+}
+
+/// Whom a request goes to, by which it is decided what is believed and where the name may lead.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Party {
+    /// The registry itself, which is the user's choice.
+    Own,
+    /// Another port of its host, such as a token server: the same settings, but a stranger's word.
+    OwnHost,
+    /// A host of `registries.yaml`, which is the user's choice, too: with its own settings.
+    Configured(String),
+    /// Where the registry sends us. Its settings are its own: who does not check its certificate, checks others'.
+    Stranger,
+}
+
+/// How certificates are checked: of the registry itself, and by host of others that `registries.yaml` names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TlsSettings {
+    pub(super) own: Option<Tls>,
+    pub(super) others: BTreeMap<String, Tls>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,18 +148,47 @@ impl Http {
         base: Url,
         repository: &str,
         credentials: Credentials,
-        tls: Option<&Tls>,
+        tls: TlsSettings,
         reach: Reach,
     ) -> Result<Http, String> {
-        let direct = builder(tls)?.build().map_err(|err| super::chain(&err))?;
-        let guarded = builder(tls)?.dns_resolver(Guard(reach.clone())).build();
-        let guarded = guarded.map_err(|err| super::chain(&err))?;
         let given = match &credentials {
             Credentials::Bearer(token) => secret(&format!("Bearer {token}")),
             _ => None,
         };
         let (repository, authorization) = (repository.to_owned(), Mutex::new(given));
-        Ok(Http { direct, guarded, reach, base, credentials, repository, authorization })
+        let http =
+            Http { clients: Mutex::default(), reach, tls, base, credentials, repository, authorization };
+        // Settings that cannot be used are told before anything is asked.
+        http.client(&http.base).map_err(|err| err.to_string())?;
+        Ok(http)
+    }
+
+    fn party(&self, url: &Url) -> Party {
+        match self.reach.configured_as(url) {
+            _ if url.origin() == self.base.origin() => Party::Own,
+            Some(host) => Party::Configured(host.to_owned()),
+            None if url.host() == self.base.host() => Party::OwnHost,
+            None => Party::Stranger,
+        }
+    }
+
+    fn client(&self, url: &Url) -> Result<Client, HttpError> {
+        let party = self.party(url);
+        if let Some(client) = self.clients.lock().get(&party) {
+            return Ok(client.clone());
+        }
+        let tls = match &party {
+            Party::Own | Party::OwnHost => self.tls.own.as_ref(),
+            Party::Configured(host) => self.tls.others.get(host),
+            Party::Stranger => None,
+        };
+        let mut builder = builder(tls).map_err(HttpError::Request)?;
+        if matches!(party, Party::OwnHost | Party::Stranger) {
+            builder = builder.dns_resolver(Guard(self.reach.clone()));
+        }
+        let client = builder.build().map_err(|err| HttpError::Request(super::chain(&err)))?;
+        self.clients.lock().insert(party, client.clone());
+        Ok(client)
     }
 
     /// The answer to a GET of a path of the registry: one of success.
@@ -187,7 +236,7 @@ impl Http {
             if hop > 0 && !is_own {
                 self.reach.check(&at)?;
             }
-            let client = if is_own || self.reach.is_configured(&at) { &self.direct } else { &self.guarded };
+            let client = self.client(&at)?;
             let send = || client.request(Method::GET, at.clone()).headers(headers.clone());
             let response = send_patiently(send).await?;
             if !response.status().is_redirection() {
@@ -226,8 +275,7 @@ impl Http {
         if self.base.scheme() == "https" && url.scheme() == "http" && self.credentials != Credentials::None {
             return Err(HttpError::Denied("the registry wants its credentials sent in clear"));
         }
-        let is_trusted = url.origin() == self.base.origin() || self.reach.is_configured(&url);
-        let client = if is_trusted { &self.direct } else { &self.guarded };
+        let client = self.client(&url)?;
         let own_scope = format!("repository:{}:pull", self.repository);
         let scope = if realm.scope.is_empty() { own_scope } else { realm.scope.clone() };
         let service = realm.service.as_str();

@@ -51,6 +51,8 @@ pub(crate) struct Reach {
     pub(crate) configured: Arc<[String]>,
     /// The registry is on this machine, so that it may name other places here.
     pub(crate) loopback: bool,
+    /// Hosts of the proxies that requests go through: wherever they are, the operator has put them there.
+    pub(crate) proxies: Arc<[String]>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -71,16 +73,28 @@ impl Reach {
         }
         let host = url.host_str().ok_or(Refused::NoUrl)?;
         let literal = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().ok();
-        if literal.is_some_and(|address| self.is_inside(address)) && !self.is_configured(url) {
+        // Names of proxies are resolved for the sake of going through them, not to be led to them.
+        let is_inside = literal.is_some_and(|address| self.is_inside(address)) || self.is_proxy(host);
+        if is_inside && !self.is_configured(url) {
             return Err(Refused::Inside { host: host.to_owned() });
         }
         Ok(())
     }
 
     pub(crate) fn is_configured(&self, url: &Url) -> bool {
-        let Some(host) = url.host_str() else { return false };
+        self.configured_as(url).is_some()
+    }
+
+    /// By what name `registries.yaml` has the host of a place, with its port if it can be.
+    pub(crate) fn configured_as(&self, url: &Url) -> Option<&str> {
+        let host = url.host_str()?;
         let with_port = url.port_or_known_default().map(|port| format!("{host}:{port}"));
-        self.configured.iter().any(|known| known == host || with_port.as_ref() == Some(known))
+        let find = |name: &str| self.configured.iter().find(|known| *known == name).map(String::as_str);
+        with_port.and_then(|name| find(&name)).or_else(|| find(host))
+    }
+
+    fn is_proxy(&self, host: &str) -> bool {
+        self.proxies.iter().any(|proxy| proxy.eq_ignore_ascii_case(host))
     }
 
     fn is_inside(&self, address: IpAddr) -> bool {
@@ -105,6 +119,20 @@ impl Reach {
     }
 }
 
+/// The hosts of the proxies that the environment names, as the HTTP client reads it. Literal addresses are not resolved, so that they
+/// need no exception.
+pub(crate) fn proxies(variable: impl Fn(&str) -> Option<String>) -> Vec<String> {
+    let names = ["http_proxy", "https_proxy", "all_proxy"];
+    let values = names.iter().flat_map(|name| [variable(name), variable(&name.to_uppercase())]).flatten();
+    let host = |value: String| {
+        let url = if value.contains("://") { value } else { format!("http://{value}") };
+        let host = Url::parse(&url).ok()?.host_str()?.to_owned();
+        let is_name = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>().is_err();
+        is_name.then_some(host)
+    };
+    values.filter_map(host).collect()
+}
+
 /// Resolves names for places that strangers named: addresses that are out of reach are not among the answers.
 pub(crate) struct Guard(pub(crate) Reach);
 
@@ -114,7 +142,9 @@ impl Resolve for Guard {
         Box::pin(async move {
             let host = name.as_str().to_owned();
             let found = tokio::net::lookup_host((host.as_str(), 0)).await?;
-            let allowed: Vec<SocketAddr> = found.filter(|found| !reach.is_inside(found.ip())).collect();
+            let is_proxy = reach.is_proxy(&host);
+            let allowed: Vec<SocketAddr> =
+                found.filter(|found| is_proxy || !reach.is_inside(found.ip())).collect();
             if allowed.is_empty() {
                 return Err(Refused::Inside { host }.into());
             }
@@ -175,6 +205,24 @@ mod tests {
         let reach = Reach { loopback: true, ..Reach::default() };
         assert!(!is_refused(&reach, "http://127.0.0.1:5058/token"));
         assert!(is_refused(&reach, "http://169.254.169.254/"));
+    }
+
+    #[tokio::test]
+    async fn a_proxy_is_gone_through_wherever_it_is_and_never_led_to() {
+        let environment = |name: &str| match name {
+            "HTTPS_PROXY" => Some("http://me:secret@LOCALHOST:3128/".to_owned()),
+            "http_proxy" => Some("proxy.example:8080".to_owned()),
+            "ALL_PROXY" => Some("http://10.0.0.1:1".to_owned()),
+            "all_proxy" => Some("socks5h://[::1]:1".to_owned()),
+            _ => None,
+        };
+        let found = proxies(environment);
+        assert_eq!(found, ["proxy.example", "localhost"]);
+        let own = [Range::parse("127.0.0.0/8").unwrap(), Range::parse("::1/128").unwrap()];
+        let reach = Reach { own: own.into(), proxies: found.into(), ..Reach::default() };
+        assert!(Guard(reach.clone()).resolve("localhost".parse().unwrap()).await.is_ok());
+        assert!(is_refused(&reach, "http://localhost:3128/") && is_refused(&reach, "https://Proxy.Example/"));
+        assert!(!is_refused(&reach, "https://elsewhere.example/"));
     }
 
     #[tokio::test]

@@ -1,5 +1,6 @@
 //! What a layer will lie on: the layers below it as overlayfs will show them.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,7 +10,7 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Stat};
 use rustix::io::Errno;
 
-use super::writer::{OPAQUE_XATTR, is_whiteout};
+use super::writer::{MAX_XATTR_BYTES, OPAQUE_XATTR, is_whiteout, kept_xattr};
 
 /// The layers below, the highest first. They are complete and do not change.
 pub(super) struct Lower {
@@ -19,7 +20,11 @@ pub(super) struct Lower {
 /// What lies below at a path.
 pub(super) enum Below {
     Nothing,
-    Directory(Stat),
+    /// With the attributes that a layer may have.
+    Directory {
+        stat: Stat,
+        xattrs: BTreeMap<String, Vec<u8>>,
+    },
     /// With where it leads.
     Symlink(Vec<u8>),
     /// A file, a device or the like.
@@ -67,10 +72,13 @@ fn in_layer(layer: &OwnedFd, path: &[u8]) -> io::Result<Met> {
         };
         let is_last = names.peek().is_none();
         match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory if is_last => return Ok(Met::Found(Below::Directory(stat))),
             FileType::Directory => {
                 let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
                 directory = rustix::fs::openat2(&directory, name, flags(), Mode::empty(), resolve)?;
+                if is_last {
+                    let xattrs = xattrs(&directory)?;
+                    return Ok(Met::Found(Below::Directory { stat, xattrs }));
+                }
                 hides |= is_opaque(&directory);
             }
             _ if is_whiteout(&stat) => return Ok(Met::Missing { hides: true }),
@@ -89,6 +97,25 @@ fn in_layer(layer: &OwnedFd, path: &[u8]) -> io::Result<Met> {
 pub(super) fn is_opaque(directory: impl AsFd) -> bool {
     let mut value = [0_u8; 1];
     rustix::fs::fgetxattr(directory, OPAQUE_XATTR, &mut value).is_ok_and(|n| n == 1 && value == *b"y")
+}
+
+/// Those that a layer may have.
+fn xattrs(directory: &OwnedFd) -> io::Result<BTreeMap<String, Vec<u8>>> {
+    let mut names = vec![0; MAX_XATTR_BYTES];
+    let n = match rustix::fs::flistxattr(directory, &mut names[..]) {
+        Ok(n) => n,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(err) => return Err(err.into()),
+    };
+    let mut found = BTreeMap::new();
+    for name in names[..n].split(|byte| *byte == 0) {
+        let Some(name) = std::str::from_utf8(name).ok().filter(|name| kept_xattr(name)) else { continue };
+        let mut value = vec![0; MAX_XATTR_BYTES];
+        let n = rustix::fs::fgetxattr(directory, name, &mut value[..])?;
+        value.truncate(n);
+        found.insert(name.to_owned(), value);
+    }
+    Ok(found)
 }
 
 fn flags() -> OFlags {

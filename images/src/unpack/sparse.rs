@@ -14,7 +14,7 @@ use std::io::{self, Read};
 
 use tar::{EntryType, Header};
 
-use super::tar_stream::{BLOCK, TarStream, invalid};
+use super::tar_stream::{BLOCK, TarStream, invalid, number as header_number};
 
 pub(super) const OFFSET: &str = "GNU.sparse.offset";
 pub(super) const NUMBYTES: &str = "GNU.sparse.numbytes";
@@ -166,20 +166,12 @@ fn read_pairs(bytes: &[u8], numbers: &mut Vec<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// A number of a header: octal digits, or 256s where the first bit is set. `None` if it is blank.
+/// A number of a header; `None` if it is blank.
 fn octal(field: &[u8]) -> io::Result<Option<u64>> {
-    if field[0] & 0x80 != 0 {
-        let (large, small) = field.split_at(field.len() - 8);
-        if large[0] != 0x80 || large[1..].iter().any(|byte| *byte != 0) {
-            return Err(invalid("a number in a header is out of range"));
-        }
-        return Ok(Some(small.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))));
-    }
-    let text: Vec<u8> = field.iter().copied().filter(|byte| !matches!(byte, 0 | b' ')).collect();
-    if text.is_empty() {
+    if field.iter().all(|byte| matches!(byte, 0 | b' ')) {
         return Ok(None);
     }
-    let text = std::str::from_utf8(&text).ok();
-    let value = text.and_then(|text| u64::from_str_radix(text, 8).ok());
-    value.map(Some).ok_or_else(|| invalid("a number in a header is none"))
+    let value =
+        u64::try_from(header_number(field)?).map_err(|_| invalid("a number in a header is out of range"))?;
+    Ok(Some(value))
 }

@@ -4,11 +4,11 @@
 //! Where a name leads through a symbolic link, of this layer or of one below, we follow it ourselves, name by name, with the layer's
 //! directory as the root: as a program in a container would see it. What is opened afterwards holds no link any more.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::{CString, OsStr};
 use std::fs::File;
 use std::io::{self, Read, Seek as _, SeekFrom};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -33,7 +33,7 @@ pub(super) const OPAQUE_XATTR: &str = "trusted.overlay.opaque";
 const MAX_PATH_BYTES: usize = 4096;
 /// Links that are followed for one name, as Linux does.
 const MAX_LINKS: usize = 40;
-const MAX_XATTR_BYTES: usize = 64 << 10;
+pub(super) const MAX_XATTR_BYTES: usize = 64 << 10;
 
 pub(super) struct LayerWriter<'a> {
     root: OwnedFd,
@@ -66,14 +66,8 @@ impl<'a> LayerWriter<'a> {
     pub(super) fn add<R: Read>(&mut self, entry: &Entry, content: &mut TarStream<R>) -> io::Result<()> {
         self.count()?;
         let path = cleaned(&entry.path)?;
-        let Some((parent, name)) = split(&path) else {
-            // The layer's root itself.
-            if entry.kind == Kind::Directory {
-                let root = self.root.try_clone()?;
-                return self.finish_directory(&root, Vec::new(), entry);
-            }
-            return Err(refused("an entry other than a directory for the root"));
-        };
+        // The root is as it is, whatever layers say of it: archives of a private directory would shut out every user but root.
+        let Some((parent, name)) = split(&path) else { return Ok(()) };
         let (parent, mut path) = self.open_parent(parent)?;
         if name == OPAQUE {
             return set_opaque(&parent);
@@ -82,7 +76,7 @@ impl<'a> LayerWriter<'a> {
             return Ok(());
         }
         if let Some(hidden) = name.strip_prefix(WHITEOUT_PREFIX) {
-            return whiteout(&parent, hidden);
+            return self.whiteout(&parent, &path, hidden);
         }
         join(&mut path, name);
         self.make(entry, &parent, path, name, content)
@@ -143,18 +137,7 @@ impl<'a> LayerWriter<'a> {
                 write_content(entry, content, &mut file)?;
                 return set_metadata(&file.into(), entry);
             }
-            Kind::Hardlink => {
-                let target = cleaned(&entry.link)?;
-                let (target_parent, target_name) =
-                    split(&target).ok_or_else(|| refused("hard link to the root"))?;
-                let resolved = self.resolve(target_parent, Missing::Refused)?;
-                let target_parent = beneath(&self.root, &resolved, directory_flags())
-                    .map_err(|err| named("hard link to", &target, err))?;
-                let target_name = OsStr::from_bytes(target_name);
-                // Without AT_SYMLINK_FOLLOW: a link to a symbolic link, not through it.
-                return rustix::fs::linkat(&target_parent, target_name, parent, name, AtFlags::empty())
-                    .map_err(|err| named("hard link to", &target, err));
-            }
+            Kind::Hardlink => return self.hard_link(entry, parent, name),
             Kind::Symlink => {
                 let target = CString::new(entry.link.as_slice()).map_err(|_| refused("link holds a NUL"))?;
                 rustix::fs::symlinkat(target.as_c_str(), parent, name)?;
@@ -164,10 +147,51 @@ impl<'a> LayerWriter<'a> {
             Kind::Fifo => make_node(parent, name, FileType::Fifo, entry)?,
             Kind::Directory => {}
         }
-        let owner = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
-        rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
-        rustix::fs::utimensat(parent, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(())
+        set_metadata_of(parent, name, entry)
+    }
+
+    /// Another name of a file of this layer, or of a symbolic link. What the entry says of owner, mode and times holds for the file,
+    /// by all its names: the last entry counts, as with containerd.
+    fn hard_link(&mut self, entry: &Entry, parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+        let target = cleaned(&entry.link)?;
+        let (target_parent, target_name) = split(&target).ok_or_else(|| refused("hard link to the root"))?;
+        let resolved = self.resolve(target_parent, Missing::Refused)?;
+        let target_parent = beneath(&self.root, &resolved, directory_flags())
+            .map_err(|err| named("hard link to", &target, err))?;
+        let target_name = OsStr::from_bytes(target_name);
+        // Without AT_SYMLINK_FOLLOW: a link to a symbolic link, not through it.
+        rustix::fs::linkat(&target_parent, target_name, parent, name, AtFlags::empty())
+            .map_err(|err| named("hard link to", &target, err))?;
+        let stat = rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
+            return set_metadata_of(parent, name, entry);
+        }
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        set_metadata(&rustix::fs::openat(parent, name, flags, Mode::empty())?, entry)
+    }
+
+    /// Hides `hidden` of the layers below: overlayfs wants a character device 0:0 in its place. Where there is nothing to be hidden,
+    /// nothing is made: a directory that no other layer has would list it.
+    fn whiteout(&mut self, parent: &OwnedFd, parent_path: &[u8], hidden: &[u8]) -> io::Result<()> {
+        if matches!(hidden, b"" | b"." | b"..") {
+            return Err(refused("whiteout of no name"));
+        }
+        let mut path = parent_path.to_vec();
+        join(&mut path, hidden);
+        let name = OsStr::from_bytes(hidden);
+        match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            // The layer itself puts something there: it hides what lies below, a directory if told to.
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
+                set_opaque(&beneath(parent, name.as_bytes(), directory_flags())?)
+            }
+            Ok(_) => Ok(()),
+            Err(Errno::NOENT) if matches!(self.below(&path)?, Below::Nothing) => Ok(()),
+            Err(Errno::NOENT) => {
+                rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0)?;
+                Ok(())
+            }
+            Err(err) => Err(err.into()),
+        }
     }
 
     fn finish_directory(&mut self, directory: &OwnedFd, path: Vec<u8>, entry: &Entry) -> io::Result<()> {
@@ -244,21 +268,25 @@ impl<'a> LayerWriter<'a> {
             Err(Errno::NOENT) => {}
             Err(err) => return Err(named("inside", path, err)),
         }
-        let below = if self.hides_below(path)? { Below::Nothing } else { self.lower.look_up(path)? };
-        match (below, missing) {
+        match (self.below(path)?, missing) {
             (Below::Symlink(target), _) => Ok(Some(target)),
-            (Below::Other, _) => Err(named("inside", path, Errno::NOTDIR)),
             (_, Missing::Refused) => Err(named("inside", path, Errno::NOENT)),
+            // A file of a lower layer gives way.
             (below, Missing::Made) => {
                 self.count()?;
-                rustix::fs::mkdirat(&parent, name, Mode::from_raw_mode(0o755))?;
-                if let Below::Directory(stat) = below {
+                make_new_directory(&parent, name)?;
+                if let Below::Directory { stat, xattrs } = below {
                     let directory = beneath(&parent, name.as_bytes(), directory_flags())?;
-                    self.be_as_below(&directory, path, &stat)?;
+                    self.be_as_below(&directory, path, &stat, &xattrs)?;
                 }
                 Ok(None)
             }
         }
+    }
+
+    /// What the layers below show at a path of this one, which does not have it itself.
+    fn below(&self, path: &[u8]) -> io::Result<Below> {
+        if self.hides_below(path)? { Ok(Below::Nothing) } else { self.lower.look_up(path) }
     }
 
     /// Whether a directory of this layer on the way to `path` hides what lower layers have in it.
@@ -274,10 +302,17 @@ impl<'a> LayerWriter<'a> {
         Ok(false)
     }
 
-    /// Overlayfs shows a directory with the owner and mode of the highest layer that has it. This one says nothing of it.
-    fn be_as_below(&mut self, directory: &OwnedFd, path: &[u8], below: &Stat) -> io::Result<()> {
+    /// Overlayfs shows a directory with the owner, mode and attributes of the highest layer that has it. This one says nothing of it.
+    fn be_as_below(
+        &mut self,
+        directory: &OwnedFd,
+        path: &[u8],
+        below: &Stat,
+        xattrs: &BTreeMap<String, Vec<u8>>,
+    ) -> io::Result<()> {
         let owner = (Some(Uid::from_raw(below.st_uid)), Some(Gid::from_raw(below.st_gid)));
         rustix::fs::fchown(directory, owner.0, owner.1)?;
+        set_xattrs(directory, xattrs)?;
         rustix::fs::fchmod(directory, Mode::from_raw_mode(below.st_mode & 0o7777))?;
         let nanoseconds = i64::try_from(below.st_mtime_nsec).unwrap_or(0);
         let time = Timespec { tv_sec: below.st_mtime, tv_nsec: nanoseconds };
@@ -375,36 +410,27 @@ fn make_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<Made> {
         Err(Errno::NOENT) => {}
         Err(err) => return Err(err.into()),
     }
-    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+    make_new_directory(parent, name)?;
     if opaque {
         set_opaque(&beneath(parent, name.as_bytes(), directory_flags())?)?;
     }
     Ok(made)
 }
 
-/// Makes way for an entry of the same name; only an empty directory gives way to something else.
+/// Whatever the umask is, and without the set-group-ID bit of the directory that it is made in.
+fn make_new_directory(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+    rustix::fs::fchmod(beneath(parent, name.as_bytes(), directory_flags())?, Mode::from_raw_mode(0o755))?;
+    Ok(())
+}
+
+/// Makes way for an entry of the same name: a directory goes with all that the layer has put into it.
 fn replace(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
     match rustix::fs::unlinkat(parent, name, AtFlags::empty()) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
-        Err(Errno::ISDIR) => Ok(rustix::fs::unlinkat(parent, name, AtFlags::REMOVEDIR)?),
-        Err(err) => Err(err.into()),
-    }
-}
-
-/// Hides `name` of the layers below: overlayfs wants a character device 0:0 in its place.
-fn whiteout(parent: &OwnedFd, name: &[u8]) -> io::Result<()> {
-    if matches!(name, b"" | b"." | b"..") {
-        return Err(refused("whiteout of no name"));
-    }
-    let name = OsStr::from_bytes(name);
-    match rustix::fs::statat(parent, name, AtFlags::SYMLINK_NOFOLLOW) {
-        // The layer itself puts something there: it hides what lies below, a directory if told to.
-        Ok(stat) if FileType::from_raw_mode(stat.st_mode) == FileType::Directory => {
-            set_opaque(&beneath(parent, name.as_bytes(), directory_flags())?)
-        }
-        Ok(_) => Ok(()),
-        Err(Errno::NOENT) => {
-            rustix::fs::mknodat(parent, name, FileType::CharacterDevice, Mode::empty(), 0).map_err(Into::into)
+        Err(Errno::ISDIR) => {
+            let path = format!("/proc/self/fd/{}", parent.as_raw_fd());
+            skiff_tree::remove(&Path::new(&path).join(name)).map_err(io::Error::other)
         }
         Err(err) => Err(err.into()),
     }
@@ -420,29 +446,38 @@ fn set_opaque(directory: &OwnedFd) -> io::Result<()> {
 
 fn make_node(parent: &OwnedFd, name: &OsStr, kind: FileType, entry: &Entry) -> io::Result<()> {
     let device = rustix::fs::makedev(entry.device.0, entry.device.1);
-    rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(entry.mode), device)?;
-    // The mode above went through the umask. No link can be followed here: the node was just made.
+    rustix::fs::mknodat(parent, name, kind, Mode::from_raw_mode(entry.mode), device).map_err(Into::into)
+}
+
+/// Of what is neither a regular file nor a directory: it is not opened. Owner before mode, as for files.
+fn set_metadata_of(parent: &OwnedFd, name: &OsStr, entry: &Entry) -> io::Result<()> {
+    let owner = (Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)));
+    rustix::fs::chownat(parent, name, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)?;
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let node = rustix::fs::openat(parent, name, flags, Mode::empty())?;
-    chmod_path(node.as_fd(), entry.mode)
+    if FileType::from_raw_mode(rustix::fs::fstat(&node)?.st_mode) != FileType::Symlink {
+        chmod_path(node.as_fd(), entry.mode)?;
+    }
+    rustix::fs::utimensat(parent, name, &times(entry), AtFlags::SYMLINK_NOFOLLOW)?;
+    Ok(())
 }
 
 /// `fchmod` refuses a descriptor that is only a path; by its magic link it goes.
 fn chmod_path(node: BorrowedFd<'_>, mode: u32) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
     let path = format!("/proc/self/fd/{}", node.as_raw_fd());
     rustix::fs::chmodat(CWD, path, Mode::from_raw_mode(mode), AtFlags::empty()).map_err(Into::into)
 }
 
-/// Owner before mode, since changing the owner clears the set-user-ID bit; attributes after both, since
-/// changing the owner clears capabilities, too.
+/// Owner first, since changing it clears the set-user-ID bit and capabilities; mode last, since access control lists change it.
 fn set_metadata(file: &OwnedFd, entry: &Entry) -> io::Result<()> {
     rustix::fs::fchown(file, Some(Uid::from_raw(entry.uid)), Some(Gid::from_raw(entry.gid)))?;
+    set_xattrs(file, &entry.xattrs)?;
     rustix::fs::fchmod(file, Mode::from_raw_mode(entry.mode))?;
-    for (name, value) in &entry.xattrs {
-        if !kept_xattr(name) {
-            continue;
-        }
+    rustix::fs::futimens(file, &times(entry)).map_err(Into::into)
+}
+
+fn set_xattrs(file: &OwnedFd, xattrs: &BTreeMap<String, Vec<u8>>) -> io::Result<()> {
+    for (name, value) in xattrs.iter().filter(|(name, _)| kept_xattr(name)) {
         if value.len() > MAX_XATTR_BYTES {
             return Err(refused("extended attribute is too large"));
         }
@@ -451,12 +486,13 @@ fn set_metadata(file: &OwnedFd, entry: &Entry) -> io::Result<()> {
             Err(err) => return Err(err.into()),
         }
     }
-    rustix::fs::futimens(file, &times(entry)).map_err(Into::into)
+    Ok(())
 }
 
 /// Nothing that steers the host: overlayfs' own attributes would redirect it, labels belong to the host.
-fn kept_xattr(name: &str) -> bool {
-    name == "security.capability" || (name.starts_with("user.") && !name.starts_with("user.overlay."))
+pub(super) fn kept_xattr(name: &str) -> bool {
+    matches!(name, "security.capability" | "system.posix_acl_access" | "system.posix_acl_default")
+        || (name.starts_with("user.") && !name.starts_with("user.overlay."))
 }
 
 fn times(entry: &Entry) -> Timestamps {

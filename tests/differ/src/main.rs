@@ -48,7 +48,7 @@ struct Cli {
     /// Write the list of the cases that differ, for the test of the recorded answers
     #[arg(long)]
     known: Option<PathBuf>,
-    /// Write the page
+    /// Write its part of the page
     #[arg(long)]
     page: Option<PathBuf>,
     /// How many sorts of differences are printed
@@ -136,10 +136,10 @@ fn finish(cli: &Cli, judged: &[Judged]) -> Result<()> {
 
 fn page(table: &str, judged: &[Judged]) -> String {
     let mut text = format!(
-        "# Differences from upstream's API server\n\n\
+        "## API\n\n\
          Written by `cargo xtask differ --page`: {} mutated requests, each sent to Skiff's API server and to a real \
          kube-apiserver of the pinned version. \"For the same\" compares status, reason and the fields and reasons of all causes.\n\n\
-         {table}\n## What still differs\n\nThe most frequent sorts, with how often they occurred (upstream / Skiff):\n\n",
+         {table}\n### What still differs\n\nThe most frequent sorts, with how often they occurred (upstream / Skiff):\n\n",
         judged.len()
     );
     for (count, what, _) in sorts(judged).into_iter().take(100) {
