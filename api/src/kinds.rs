@@ -107,13 +107,40 @@ impl Kind {
     /// Brings an object into the form in which it is stored and answered.
     pub fn write(&self, object: &mut Object) {
         if std::ptr::eq(&*self.schema.schema, &**Schema::builtin()) {
-            written::write(&self.schema.schema, self.schema.id, object);
+            written::write(&self.schema.schema, self.schema.id, object, written::Off::Dropped);
+        }
+    }
+
+    /// The same before it is compared with what it replaces.
+    pub(crate) fn write_early(&self, object: &mut Object) {
+        let off = if matches!(self.kind.as_str(), "ResourceSlice" | "EndpointSlice") {
+            written::Off::Kept
+        } else {
+            written::Off::Dropped
+        };
+        if std::ptr::eq(&*self.schema.schema, &**Schema::builtin()) {
+            written::write(&self.schema.schema, self.schema.id, object, off);
         }
     }
 
     /// What its `metadata.generation` counts.
     pub fn generation(&self) -> Generation {
         builtin::generation(self)
+    }
+
+    /// What is wrong with an object's name and the rest of its `metadata`, and with the object itself, in upstream's order: some of
+    /// it hides the rest.
+    pub fn faults(&self, object: &Object, old: Option<&Object>, metadata: Vec<Cause>) -> Vec<Cause> {
+        let first = builtin::rules::check_first(self, object, old);
+        if !first.is_empty() {
+            return first;
+        }
+        let own = self.validate(object, old);
+        // The rules of this kind do not look at its metadata, those of all kinds do, which come last.
+        if self.kind == "PodDisruptionBudget" && old.is_none() && !own.is_empty() {
+            return own;
+        }
+        metadata.into_iter().chain(own).collect()
     }
 
     /// What is wrong with a new object, or with one that replaces `old`: the rules of its types and those of its kind.

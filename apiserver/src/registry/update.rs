@@ -94,12 +94,21 @@ impl Api {
                     certificates::prepare_update(part, &mut new, &current.object);
                 }
                 self.admit_update(call, &mut new, &current.object)?;
+                if part == Part::Main && is_core(kind, "Service") {
+                    services::repeated_port(&new).map_or(Ok(()), Err)?;
+                }
                 kind.write(&mut new);
                 check(kind, part, &new, &current.object)?;
+                admission::validate_update(kind, &new, &current.object)?;
                 if part == Part::Main {
                     // What an earlier try took is given back first: it would be in this one's way.
                     drop(allocation.take());
-                    allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object))?);
+                    allocation = Some(self.services.allocate(
+                        kind,
+                        &mut new,
+                        Some(&current.object),
+                        services::Write::of(dry_run),
+                    )?);
                     kind.write(&mut new);
                 }
                 Ok(if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) })
@@ -247,9 +256,9 @@ fn restore(new: &mut Object, old: &Object, field: &str) {
 
 fn check(kind: &Kind, part: Part, new: &Object, old: &Object) -> Result<(), Status> {
     let mut causes = metadata::validate_update(new, old);
-    causes.extend(metadata::validate(kind, new));
+    causes.extend(metadata::validate(kind, new, metadata::Write::Update));
     match part {
-        Part::Main => causes.extend(kind.validate(new, Some(old))),
+        Part::Main => causes = kind.faults(new, Some(old), causes),
         Part::Status => causes.extend(kind.strategy.validate_status_update(new, old)),
         Part::Finalize | Part::Approval => {}
     }
