@@ -1,7 +1,7 @@
 //! The kinds table: one declaration a kind.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::schema::{Schema, TypeRef};
 use crate::strategy::Strategy;
@@ -156,6 +156,13 @@ impl Kind {
         causes
     }
 
+    /// What is wrong with the `status` of an object that replaces that of `old`.
+    pub fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut causes = builtin::rules::check_status(self, new, old);
+        causes.extend(self.strategy.validate_status_update(new, old));
+        causes
+    }
+
     /// What an object that was just written most likely does not mean; `old` is what it replaces.
     pub fn warnings(&self, object: &Object, old: Option<&Object>) -> Vec<String> {
         builtin::rules::warnings::of(self, object, old)
@@ -168,6 +175,12 @@ impl Kind {
             matches!(field, "metadata.name" | "metadata.namespace") || self.selectable.contains(&field);
         offered.then(|| self.strategy.field(object, field))
     }
+}
+
+/// `Scale`, which is no resource of its own: what the `scale` of others reads and takes.
+pub fn scale() -> &'static Kind {
+    static SCALE: LazyLock<Kind> = LazyLock::new(builtin::scale);
+    &SCALE
 }
 
 /// All kinds that a server knows. Built-in kinds never change; CRDs will make a new table.

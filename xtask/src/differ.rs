@@ -17,6 +17,9 @@ pub(crate) struct Options {
     /// Of each seed
     #[arg(long, default_value_t = 5000)]
     requests: usize,
+    /// What the requests are about: `main,status,scale,real`, each judged apart
+    #[arg(long, default_value = "main")]
+    scope: String,
     /// Only these cases, as `--differences` writes them, instead of those of a seed
     #[arg(long)]
     cases: Option<PathBuf>,
@@ -49,6 +52,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut differ = std::process::Command::new(program("debug")?.with_file_name("skiff-differ"));
     differ.arg("--netns").arg(peers.netns()).arg("--kubeconfig").arg(peers.kubeconfig());
     differ.args(["--seed", &options.seed, "--requests", &options.requests.to_string()]);
+    differ.args(["--scope", &options.scope]);
     if let Some(kinds) = &options.kinds {
         differ.args(["--kinds", kinds]);
     }

@@ -207,16 +207,16 @@ pub(crate) fn validate(kind: &Kind, object: &Object, write: Write) -> Vec<Cause>
 
 /// Kinds of newer groups take any name.
 fn has_known_finalizers(kind: &Kind) -> bool {
-    !(kind.kind == "Event" && kind.group.is_empty())
-        && !matches!(
-            kind.group.as_str(),
-            "coordination.k8s.io"
-                | "policy"
-                | "node.k8s.io"
-                | "admissionregistration.k8s.io"
-                | "apiregistration.k8s.io"
-                | "apiextensions.k8s.io"
-        )
+    match kind.group.as_str() {
+        "" => kind.kind != "Event",
+        "coordination.k8s.io"
+        | "policy"
+        | "node.k8s.io"
+        | "admissionregistration.k8s.io"
+        | "apiregistration.k8s.io"
+        | "apiextensions.k8s.io" => false,
+        _ => true,
+    }
 }
 
 fn is_standard_finalizer(finalizer: &str) -> bool {

@@ -78,6 +78,16 @@ pub fn normalise(object: &mut Value) {
     if is_bare {
         _ = object["metadata"].as_object_mut().map(|meta| meta.remove("finalizers"));
     }
+    // JSON within JSON: the order of its fields says nothing.
+    for (name, value) in
+        object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut).into_iter().flatten()
+    {
+        if name.starts_with("autoscaling.alpha.kubernetes.io/")
+            && let Some(parsed) = value.as_str().and_then(|text| serde_json::from_str(text).ok())
+        {
+            *value = parsed;
+        }
+    }
     for path in ["/status", "/spec/extra"] {
         if let Some(Value::Object(map)) = object.pointer_mut(path) {
             map.remove("authentication.kubernetes.io/credential-id");

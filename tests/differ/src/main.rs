@@ -10,13 +10,14 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use nix::sched::{CloneFlags, setns};
 use skiff_differ::ask::ask;
-use skiff_differ::case::Case;
+use skiff_differ::case::{Case, Scope};
 use skiff_differ::known;
 use skiff_differ::mutate::{Corpus, cases};
 use skiff_differ::objects::{self, Subject};
 use skiff_differ::record::{self, Recorded};
 use skiff_differ::report::{Judged, Report, sorts};
 use skiff_differ::sides::Side;
+use skiff_differ::wide;
 use skiff_load::kubeconfig::Access;
 
 /// The same mutated requests to Skiff's API server and to upstream's
@@ -38,6 +39,9 @@ struct Cli {
     /// Of each seed
     #[arg(long, default_value_t = 5000)]
     requests: usize,
+    /// What the requests are about; all of these are judged apart
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "main")]
+    scope: Vec<Scope>,
     /// Only these cases, as `--differences` writes them, instead of those of a seed
     #[arg(long)]
     cases: Option<PathBuf>,
@@ -91,8 +95,13 @@ async fn run(cli: &Cli) -> Result<()> {
             let cases = match &cli.cases {
                 Some(path) => record::read_cases(path)?,
                 None => {
-                    let of = |seed: &u64| cases(&chosen, &corpus, *seed, cli.requests);
-                    cli.seed.iter().flat_map(of).collect()
+                    let of = |seed: &u64, scope: Scope| match scope {
+                        Scope::Main => cases(&chosen, &corpus, *seed, cli.requests),
+                        wider => wide::cases(&chosen, &corpus, wider, *seed, cli.requests),
+                    };
+                    let all =
+                        cli.seed.iter().flat_map(|seed| cli.scope.iter().map(move |scope| (seed, *scope)));
+                    all.flat_map(|(seed, scope)| of(seed, scope)).collect()
                 }
             };
             let answers = ask(&side, &subjects, &cases).await?;

@@ -79,14 +79,19 @@ pub fn read(path: &Path) -> Result<Vec<Recorded>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::case::Operation;
+    use crate::case::{Operation, Scope};
 
     #[test]
     fn a_case_is_recorded_once_and_no_recording_grows_without_end() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("answers.jsonl.gz");
         let recorded = |subject: &str| Recorded {
-            case: Case { subject: subject.into(), operation: Operation::Create, edits: Vec::new() },
+            case: Case {
+                subject: subject.into(),
+                operation: Operation::Create,
+                edits: Vec::new(),
+                scope: Scope::Main,
+            },
             answer: Answer::default(),
         };
         write(&path, &[recorded("a")]).unwrap();

@@ -37,6 +37,7 @@ mod registration;
 mod scheduling;
 mod service;
 mod slices;
+mod status;
 mod storage;
 mod volume;
 mod workload;
@@ -72,6 +73,13 @@ pub(crate) fn check_first(kind: &Kind, object: &Object, old: Option<&Object>) ->
         let (spec, was) = (&object["spec"], old.map(|old| &old["spec"]));
         service::addresses(&mut faults, spec, was, &Path::ROOT.child("spec"));
     }
+    once_each(faults)
+}
+
+/// What is wrong with an object's `status`, which replaces that of `old`.
+pub(crate) fn check_status(kind: &Kind, new: &Object, old: &Object) -> Vec<Cause> {
+    let mut faults = Faults::default();
+    status::check(kind, new, old, &mut faults);
     once_each(faults)
 }
 

@@ -97,6 +97,12 @@ impl Strategy for Services {
         if type_ == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"].is_null() {
             spec["allocateLoadBalancerNodePorts"] = true.into();
         }
+        let ingress = object.pointer_mut("/status/loadBalancer/ingress").and_then(Value::as_array_mut);
+        for one in ingress.into_iter().flatten().filter(|_| type_ == "LoadBalancer") {
+            if !str_at(one, "/ip").is_empty() && one["ipMode"].is_null() {
+                one["ipMode"] = "VIP".into();
+            }
+        }
     }
 
     fn prepare_create(&self, object: &mut Object) {

@@ -25,7 +25,6 @@ const MAX_ID_BYTES: usize = 32;
 const MAX_POOL_BYTES: usize = 253;
 /// A domain, a slash and a name.
 const MAX_KEY_BYTES: usize = 63 + 1 + MAX_ID_BYTES;
-const MAX_COUNTER_BYTES: usize = 63;
 const MAX_OPTIONS: usize = 10;
 /// What a taint may do.
 pub(super) const EFFECTS: [&str; 3] = ["NoExecute", "NoSchedule", "None"];
@@ -76,23 +75,26 @@ pub(super) fn unique(faults: &mut Faults, items: &[Value], key: &str, path: &Pat
 }
 
 fn pool(faults: &mut Faults, pool: &Value, path: &Path<'_>) {
-    let (name, field) = (text(pool, "name"), path.child("name"));
-    if name.is_empty() {
-        faults.required(&field, "");
-    } else {
-        if name.len() > MAX_POOL_BYTES {
-            faults.too_long(&field, MAX_POOL_BYTES);
-        }
-        if let Some(fault) = name.split('/').find_map(|part| Format::Subdomain.fault(part)) {
-            faults.invalid(&field, &name.into(), &fault);
-        }
-    }
+    pool_name(faults, text(pool, "name"), &path.child("name"));
     let count = number(pool, "resourceSliceCount");
     if count <= 0 {
         faults.invalid(&path.child("resourceSliceCount"), &count.into(), "must be greater than zero");
     }
     if number(pool, "generation") < 0 {
         faults.invalid(&path.child("generation"), &pool["generation"], NOT_NEGATIVE);
+    }
+}
+
+/// Subdomains with slashes between them.
+pub(super) fn pool_name(faults: &mut Faults, name: &str, path: &Path<'_>) {
+    if name.is_empty() {
+        return faults.required(path, "");
+    }
+    if name.len() > MAX_POOL_BYTES {
+        faults.too_long(path, MAX_POOL_BYTES);
+    }
+    if let Some(fault) = name.split('/').find_map(|part| Format::Subdomain.fault(part)) {
+        faults.invalid(path, &name.into(), &fault);
     }
 }
 
@@ -364,7 +366,6 @@ fn counters(faults: &mut Faults, holder: &Value, name: &str, path: &Path<'_>) {
         _ if n > MAX_COUNTERS => faults.too_many(&field, n, MAX_COUNTERS),
         _ => entries(holder, "counters").for_each(|(key, _)| label(faults, key, &field)),
     }
-    debug_assert!(MAX_COUNTER_BYTES >= 16, "keys of counters are shown as they are up to this");
 }
 
 /// What must be so of a device before a pod gets it, and what must not.
