@@ -81,9 +81,9 @@ pub(crate) struct Shaped {
 ///
 /// # Errors
 /// What a value of the wrong type is, in upstream's words.
-pub(crate) fn shape(kind: &Kind, mut object: Object) -> Result<Shaped, String> {
+pub(crate) fn shape(kind: &Kind, mut object: Object, numbers: Numbers) -> Result<Shaped, String> {
     depth::check(&object).map_err(|error| error.to_string())?;
-    let mut walk = Walk { schema: &kind.schema.schema, unknown: Noted::default() };
+    let mut walk = Walk::new(&kind.schema.schema, numbers);
     walk.object(kind.schema.id, &mut object, Place::Root, &Path::Root)?;
     let unknown = walk.unknown.places.iter().map(|place| Fault::Unknown(place.to_string())).collect();
     Ok(Shaped { object, unknown })
@@ -149,7 +149,7 @@ pub fn document(bytes: &[u8], format: Format, api_version: &str, kind: &str) -> 
 /// Prunes and checks a document of a type that is no kind of its own, such as `DeleteOptions`.
 pub fn conform_to(schema: &Schema, id: TypeId, mut object: Object) -> Result<Object, Status> {
     depth::check(&object)?;
-    let mut walk = Walk { schema, unknown: Noted::default() };
+    let mut walk = Walk::new(schema, Numbers::Exact);
     walk.object(id, &mut object, Place::Inner, &Path::Root).map_err(Status::bad_request)?;
     Ok(object)
 }
@@ -190,21 +190,17 @@ fn finish(
         ));
     };
     for (field, wanted) in [("apiVersion", kind.api_version()), ("kind", kind.kind.clone())] {
-        match map.get(field).and_then(Value::as_str) {
-            None | Some("") => {
-                map.insert(field.into(), wanted.into());
-            }
-            Some(found) if found == wanted => {}
-            Some(found) => {
-                return Err(Status::bad_request(format!(
-                    "the object provided is unrecognized (must be of type {}): its {field} is {found:?}, \
-                     expected {wanted:?}",
-                    kind.kind
-                )));
-            }
+        let found = map.get(field).unwrap_or(&Value::Null);
+        if found.is_null() || found == "" {
+            map.insert(field.into(), wanted.into());
+        } else if *found != wanted {
+            return Err(Status::bad_request(format!(
+                "the object provided is unrecognized (must be of type {}): its {field} is {found}, expected {wanted:?}",
+                kind.kind
+            )));
         }
     }
-    let mut walk = Walk { schema: &kind.schema.schema, unknown: Noted::default() };
+    let mut walk = Walk::new(&kind.schema.schema, Numbers::Exact);
     walk.object(kind.schema.id, &mut object, Place::Root, &Path::Root)
         .map_err(|error| cannot_be_handled(kind, &error))?;
     if validation == FieldValidation::Ignore {
@@ -227,9 +223,22 @@ fn cannot_be_handled(kind: &Kind, error: &str) -> Status {
     Status::bad_request(format!("{name} in version {version:?} cannot be handled as a {name}: {error}"))
 }
 
+/// How numbers become those of their fields.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// What does not fit is refused, as by Go's decoder of JSON.
+    Exact,
+    /// The bits that fit are kept, and a number with a point is an integer if it is a whole one: strategic patches are merged
+    /// into Go's types by conversion.
+    ///
+    /// Source: apimachinery's `runtime/converter.go`.
+    Converted,
+}
+
 /// One pass over a document, in step with its schema.
 struct Walk<'s> {
     schema: &'s Schema,
+    numbers: Numbers,
     unknown: Noted,
 }
 
@@ -240,7 +249,11 @@ enum Place {
     Inner,
 }
 
-impl Walk<'_> {
+impl<'s> Walk<'s> {
+    fn new(schema: &'s Schema, numbers: Numbers) -> Walk<'s> {
+        Walk { schema, numbers, unknown: Noted::default() }
+    }
+
     fn object(&mut self, id: TypeId, value: &mut Value, place: Place, path: &Path<'_>) -> Result<(), String> {
         let schema = self.schema;
         let type_ = schema.get(id);
@@ -297,7 +310,12 @@ impl Walk<'_> {
                 }
                 Ok(())
             }
-            scalar => scalar_value(scalar, value, owner, path),
+            scalar => {
+                if self.numbers == Numbers::Converted {
+                    convert(scalar, value);
+                }
+                scalar_value(scalar, value, owner, path)
+            }
         }
     }
 
@@ -348,6 +366,21 @@ fn scalar_value(shape: &Shape, value: &mut Value, owner: &str, path: &Path<'_>) 
         _ => "time.Time",
     };
     Err(mismatch(value, owner, Some(go_type), path))
+}
+
+/// Converts a number as Go does between its types.
+fn convert(shape: &Shape, value: &mut Value) {
+    let whole = |number: &serde_json::Number| match number.as_i64() {
+        Some(integer) => Some(integer),
+        // A cast keeps to the bounds, which is what the processors that Go runs on do, or near it.
+        None => number.as_f64().filter(|number| number.fract() == 0.0).map(|number| number as i64),
+    };
+    let Value::Number(number) = &*value else { return };
+    match (shape, whole(number)) {
+        (Shape::Int32, Some(integer)) => *value = (integer as i32).into(),
+        (Shape::Int64, Some(integer)) => *value = integer.into(),
+        _ => {}
+    }
 }
 
 fn base64(text: &str, path: &Path<'_>) -> Result<(), String> {

@@ -11,7 +11,7 @@ pub(crate) use pod::pod;
 
 /// Fills in the defaults of `kind`: those that stand in the schema, then those of its strategy.
 pub fn apply(kind: &Kind, object: &mut Object) {
-    kind.write(object);
+    kind.write_early(object);
     walk(&kind.schema.schema, &Shape::Object(kind.schema.id), object);
     kind.strategy.default(object);
 }

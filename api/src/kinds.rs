@@ -1,7 +1,7 @@
 //! The kinds table: one declaration a kind.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use crate::schema::{Schema, TypeRef};
 use crate::strategy::Strategy;
@@ -107,13 +107,40 @@ impl Kind {
     /// Brings an object into the form in which it is stored and answered.
     pub fn write(&self, object: &mut Object) {
         if std::ptr::eq(&*self.schema.schema, &**Schema::builtin()) {
-            written::write(&self.schema.schema, self.schema.id, object);
+            written::write(&self.schema.schema, self.schema.id, object, written::Off::Dropped);
+        }
+    }
+
+    /// The same before it is compared with what it replaces.
+    pub(crate) fn write_early(&self, object: &mut Object) {
+        let off = if matches!(self.kind.as_str(), "ResourceSlice" | "EndpointSlice") {
+            written::Off::Kept
+        } else {
+            written::Off::Dropped
+        };
+        if std::ptr::eq(&*self.schema.schema, &**Schema::builtin()) {
+            written::write(&self.schema.schema, self.schema.id, object, off);
         }
     }
 
     /// What its `metadata.generation` counts.
     pub fn generation(&self) -> Generation {
         builtin::generation(self)
+    }
+
+    /// What is wrong with an object's name and the rest of its `metadata`, and with the object itself, in upstream's order: some of
+    /// it hides the rest.
+    pub fn faults(&self, object: &Object, old: Option<&Object>, metadata: Vec<Cause>) -> Vec<Cause> {
+        let first = builtin::rules::check_first(self, object, old);
+        if !first.is_empty() {
+            return first;
+        }
+        let own = self.validate(object, old);
+        // The rules of this kind do not look at its metadata, those of all kinds do, which come last.
+        if self.kind == "PodDisruptionBudget" && old.is_none() && !own.is_empty() {
+            return own;
+        }
+        metadata.into_iter().chain(own).collect()
     }
 
     /// What is wrong with a new object, or with one that replaces `old`: the rules of its types and those of its kind.
@@ -129,6 +156,13 @@ impl Kind {
         causes
     }
 
+    /// What is wrong with the `status` of an object that replaces that of `old`.
+    pub fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut causes = builtin::rules::check_status(self, new, old);
+        causes.extend(self.strategy.validate_status_update(new, old));
+        causes
+    }
+
     /// What an object that was just written most likely does not mean; `old` is what it replaces.
     pub fn warnings(&self, object: &Object, old: Option<&Object>) -> Vec<String> {
         builtin::rules::warnings::of(self, object, old)
@@ -141,6 +175,12 @@ impl Kind {
             matches!(field, "metadata.name" | "metadata.namespace") || self.selectable.contains(&field);
         offered.then(|| self.strategy.field(object, field))
     }
+}
+
+/// `Scale`, which is no resource of its own: what the `scale` of others reads and takes.
+pub fn scale() -> &'static Kind {
+    static SCALE: LazyLock<Kind> = LazyLock::new(builtin::scale);
+    &SCALE
 }
 
 /// All kinds that a server knows. Built-in kinds never change; CRDs will make a new table.

@@ -9,6 +9,7 @@
 
 pub mod schema;
 
+mod cel;
 pub mod decode;
 pub mod default;
 pub mod depth;

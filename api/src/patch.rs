@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::decode::{self, Decoded, Fault, FieldValidation};
+use crate::decode::{self, Decoded, Fault, FieldValidation, Numbers};
 use crate::depth;
 use crate::schema::TypeRef;
 use crate::{Cause, Kind, Object, Status};
@@ -104,14 +104,24 @@ impl Patch {
     /// directives that make no sense. `current` is left as it is.
     pub fn apply(&self, kind: &Kind, current: &Object) -> Result<Decoded, Status> {
         let object = self.edited(kind, current)?;
-        self.conform(kind, object).map_err(|why| {
+        // Upstream decodes it as no version of the kind, of which it then finds no name.
+        let is_unversioned = self.patch_type != PatchType::Strategic
+            && object.get("apiVersion").is_none_or(|version| version.is_null() || version == "");
+        let conformed = self.conform(kind, object).map_err(|why| {
             let shown = match self.patch_type {
                 PatchType::Strategic => shown::go_text(&self.document),
                 // Made again, as what was made has been worked on, and this is rare.
                 _ => self.edited(kind, current).map(|object| object.to_string()).unwrap_or_default(),
             };
             Status::invalid("", "", "", vec![Cause::invalid("patch", &shown.into(), &why)])
-        })
+        })?;
+        if is_unversioned {
+            let name = current.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
+            return Err(Status::bad_request(format!(
+                "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+            )));
+        }
+        Ok(conformed)
     }
 
     fn edited(&self, kind: &Kind, current: &Object) -> Result<Object, Status> {
@@ -138,7 +148,13 @@ impl Patch {
     /// The result in its kind's shape, or why it has none.
     fn conform(&self, kind: &Kind, mut object: Object) -> Result<Decoded, String> {
         if self.patch_type == PatchType::Strategic {
-            // A strategic patch is merged into typed fields: what kind they are of, it cannot say.
+            // A strategic patch is merged into typed fields: what kind they are of, it cannot say, but in the words that it has.
+            if ["apiVersion", "kind"]
+                .iter()
+                .any(|field| !object[*field].is_string() && !object[*field].is_null())
+            {
+                return Err("cannot convert apiVersion or kind to string".into());
+            }
             object["apiVersion"] = kind.api_version().into();
             object["kind"] = kind.kind.as_str().into();
         }
@@ -146,19 +162,20 @@ impl Patch {
             return Err("json: cannot unmarshal into Go value: the result is not an object".into());
         };
         for (field, wanted) in [("apiVersion", kind.api_version()), ("kind", kind.kind.clone())] {
-            match map.get(field).and_then(Value::as_str) {
-                None | Some("") => _ = map.insert(field.into(), wanted.into()),
-                Some(found) if found == wanted => {}
-                Some(found) => {
-                    return Err(format!(
-                        "no kind is registered here for {field} {found:?}: the object is a {}, of {}",
-                        kind.kind,
-                        kind.api_version()
-                    ));
-                }
+            let found = map.get(field).unwrap_or(&Value::Null);
+            if found.is_null() || found == "" {
+                map.insert(field.into(), wanted.into());
+            } else if *found != wanted {
+                return Err(format!(
+                    "no kind is registered here for {field} {found}: the object is a {}, of {}",
+                    kind.kind,
+                    kind.api_version()
+                ));
             }
         }
-        let shaped = decode::shape(kind, object)?;
+        let numbers =
+            if self.patch_type == PatchType::Strategic { Numbers::Converted } else { Numbers::Exact };
+        let shaped = decode::shape(kind, object, numbers)?;
         let mut faults = self.faults.clone();
         if self.validation != FieldValidation::Ignore {
             faults.extend(shaped.unknown.iter().map(Fault::to_string));
@@ -241,16 +258,21 @@ pub fn merge(object: &mut Object, patch: &Value) -> Result<(), Status> {
 /// `$deleteFromPrimitiveList` and `$setElementOrder` direct it.
 ///
 /// # Errors
-/// 400 for a patch whose directives or shape make no sense, 422 for what upstream does not merge, 413 or 422 for a result that is too
+/// 400 or 500 for a patch whose directives or shape make no sense, as upstream, 422 for what it does not merge, 413 or 422 for a result that is too
 /// large or too deep. The object is then left as it was.
 pub fn strategic(schema: &TypeRef, object: &mut Object, patch: &Value) -> Result<(), Status> {
     let Value::Object(patch) = patch else {
         return Err(Status::bad_request("error decoding patch: a strategic merge patch must be an object"));
     };
     let mut edited = object.as_object().cloned().unwrap_or_else(Map::new);
-    strategic::merge(&schema.schema, Some(schema.id), &mut edited, patch).map_err(|error| match error {
-        strategic::Error::ListOfLists { .. } => unprocessable(&error.to_string()),
-        error => Status::bad_request(format!("error applying strategic merge patch: {error}")),
+    strategic::merge(&schema.schema, Some(schema.id), &mut edited, patch).map_err(|error| {
+        let why = format!("error applying strategic merge patch: {error}");
+        match error.class() {
+            strategic::Class::Unprocessable => unprocessable(&error.to_string()),
+            strategic::Class::BadRequest => Status::bad_request(why),
+            // Upstream does not tell these from its own failures; neither may we, for its clients.
+            strategic::Class::Unknown => Status::new(500, "", why),
+        }
     })?;
     let edited = Value::Object(edited);
     check_result(&edited)?;

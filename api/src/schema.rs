@@ -123,6 +123,8 @@ pub struct Field {
     pub keys: Box<[Box<str>]>,
     /// Strategic merge joins this list (by `merge_key`, or as a set) instead of replacing it.
     pub patch_merge: bool,
+    /// Strategic merge replaces this object as a whole.
+    pub patch_replace: bool,
     /// Strategic merge keeps only the keys that the patch names in `$retainKeys`.
     pub patch_retain_keys: bool,
     pub merge_key: Option<Box<str>>,

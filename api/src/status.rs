@@ -45,6 +45,11 @@ impl Cause {
         Cause::new("FieldValueNotFound", field, format!("Not found: {value}"))
     }
 
+    /// What upstream could not check.
+    pub fn internal(field: impl Into<String>, detail: &str) -> Self {
+        Cause::new("InternalError", field, format!("Internal error: {detail}"))
+    }
+
     pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
         Cause::new("FieldValueForbidden", field, format!("Forbidden: {detail}"))
     }

@@ -19,11 +19,21 @@ pub(crate) struct Options {
     /// Of the API server if nothing is said
     #[command(subcommand)]
     subject: Option<Subject>,
-    /// Another seed makes other requests
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Other seeds make other requests; several, as `1,2,3`, are judged together
+    #[arg(long, default_value = "1")]
+    seed: String,
+    /// Of each seed
     #[arg(long, default_value_t = 5000)]
     requests: usize,
+    /// What the requests are about: `main,status,scale,real`, each judged apart
+    #[arg(long, default_value = "main")]
+    scope: String,
+    /// Only these cases, as `--differences` writes them, instead of those of a seed
+    #[arg(long)]
+    cases: Option<PathBuf>,
+    /// Add the requests with upstream's answers to those recorded here, as far as there is room
+    #[arg(long)]
+    append: Option<PathBuf>,
     /// Only these kinds, as `Pod,Service`
     #[arg(long)]
     kinds: Option<String>,
@@ -58,11 +68,17 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     peers.launch(&PARTS, || Ok(()))?;
     let mut differ = std::process::Command::new(program("debug")?.with_file_name("skiff-differ"));
     differ.arg("--netns").arg(peers.netns()).arg("--kubeconfig").arg(peers.kubeconfig());
-    differ.args(["--seed", &options.seed.to_string(), "--requests", &options.requests.to_string()]);
+    differ.args(["--seed", &options.seed, "--requests", &options.requests.to_string()]);
+    differ.args(["--scope", &options.scope]);
     if let Some(kinds) = &options.kinds {
         differ.args(["--kinds", kinds]);
     }
-    for (flag, path) in [("--record", &options.record), ("--differences", &options.differences)] {
+    for (flag, path) in [
+        ("--record", &options.record),
+        ("--differences", &options.differences),
+        ("--cases", &options.cases),
+        ("--append", &options.append),
+    ] {
         if let Some(path) = path {
             differ.arg(flag).arg(path);
         }

@@ -138,14 +138,41 @@ fn is_latest(image: &str) -> bool {
         Some((name, tag)) => (name, Some(tag)),
         None => (last, None),
     };
-    // Only the host in front, which has a dot, a port or is `localhost`, may be in capitals.
-    let repository = match path.split_once('/') {
-        Some((host, rest)) if host.contains(['.', ':']) || host == "localhost" => rest,
-        None if path.contains(['.', ':']) || path == "localhost" => "",
-        _ => path,
+    const MAX_BYTES: usize = 255;
+    if named.starts_with('/') {
+        return false;
+    }
+    // Only the host in front, which has a dot, a port or a capital, or is `localhost`, is not part of the name.
+    let is_host = |text: &str| {
+        text.contains(['.', ':']) || text == "localhost" || text.chars().any(|c| c.is_ascii_uppercase())
     };
-    let is_name = |text: &str| !text.chars().any(|c| c.is_uppercase() || c.is_whitespace());
-    !name.is_empty() && is_name(name) && is_name(repository) && tag.map_or(!has_digest, |tag| tag == "latest")
+    let (host, repository) = match path.split_once('/') {
+        Some((host, rest)) if is_host(host) => (host, rest),
+        None if is_host(path) => (path, ""),
+        _ => ("docker.io", path),
+    };
+    // A name alone is one of the library of that host.
+    let library = if path.is_empty() { "library/".len() } else { 0 };
+    let bytes =
+        host.len() + 1 + library + repository.len() + usize::from(!repository.is_empty()) + name.len();
+    let is_repository = repository.is_empty() || repository.split('/').all(is_component);
+    bytes <= MAX_BYTES
+        && is_component(name)
+        && is_repository
+        && tag.map_or(!has_digest, |tag| tag == "latest")
+}
+
+/// Words of small letters and digits, with a dot, one or two underscores or any hyphens between them.
+fn is_component(text: &str) -> bool {
+    let is_word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let bytes = text.as_bytes();
+    if !(bytes.first().is_some_and(|b| is_word(*b)) && bytes.last().is_some_and(|b| is_word(*b))) {
+        return false;
+    }
+    bytes.split(|b| is_word(*b)).all(|between| match between {
+        [] | b"." | b"_" | b"__" => true,
+        hyphens => hyphens.iter().all(|b| *b == b'-'),
+    })
 }
 
 #[cfg(test)]

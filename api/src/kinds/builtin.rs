@@ -120,6 +120,10 @@ fn kind(group: &'static str, version: &'static str, kind: &str, plural: &str) ->
     }
 }
 
+pub(super) fn scale() -> Kind {
+    kind("autoscaling", "v1", "Scale", "scales").unstored()
+}
+
 /// Refuses negative numbers among some fields of `object`, which lies at `path`.
 fn not_negative(object: &Value, path: &str, fields: &[&str]) -> Vec<Cause> {
     let negative = fields.iter().filter(|field| object[**field].as_i64().is_some_and(|n| n < 0));

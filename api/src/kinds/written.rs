@@ -27,7 +27,13 @@ const NULL_LISTS: [(&str, &str); 12] = [
 ];
 
 /// Fields of features that are off in this version.
-const OFF: [(&str, &str); 9] = [
+const OFF: [(&str, &str); 14] = [
+    ("io.k8s.api.core.v1.NodeSpec", "configSource"),
+    ("io.k8s.api.core.v1.NodeStatus", "config"),
+    ("io.k8s.api.core.v1.VolumeProjection", "clusterTrustBundle"),
+    ("io.k8s.api.core.v1.VolumeProjection", "podCertificate"),
+    // Of an older version of the kind.
+    ("io.k8s.api.discovery.v1.Endpoint", "deprecatedTopology"),
     ("io.k8s.api.storage.v1.CSIDriverSpec", "preventPodSchedulingIfMissing"),
     ("io.k8s.api.resource.v1.DeviceAttribute", "bools"),
     ("io.k8s.api.resource.v1.DeviceAttribute", "ints"),
@@ -39,13 +45,35 @@ const OFF: [(&str, &str); 9] = [
     ("io.k8s.api.resource.v1.Device", "nodeAllocatableResourceMappings"),
 ];
 
+const CONTAINER: &str = "io.k8s.api.core.v1.Container";
+const EPHEMERAL_CONTAINER: &str = "io.k8s.api.core.v1.EphemeralContainer";
+
+/// Signals that containers choose are a feature that is off, too; without it nothing may be left.
+fn drop_signal(container: &mut Map<String, Value>) {
+    if let Some(Value::Object(lifecycle)) = container.get_mut("lifecycle")
+        && lifecycle.remove("stopSignal").is_some()
+        && lifecycle.values().all(Value::is_null)
+    {
+        container.remove("lifecycle");
+    }
+}
+
 /// Brings an object of a built-in type into the form in which upstream stores and answers it.
-pub(super) fn write(schema: &Schema, id: TypeId, object: &mut Object) {
-    let mut walk = Walk { schema, depth: 0 };
+pub(super) fn write(schema: &Schema, id: TypeId, object: &mut Object, off: Off) {
+    let mut walk = Walk { schema, depth: 0, off };
     walk.object(id, object);
 }
 
+/// What becomes of the fields of features that are off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Off {
+    Dropped,
+    /// They count as a change before they go.
+    Kept,
+}
+
 struct Walk<'s> {
+    off: Off,
     schema: &'s Schema,
     depth: usize,
 }
@@ -59,9 +87,12 @@ impl Walk<'_> {
         self.depth += 1;
         let type_ = self.schema.get(id);
         for (of, field) in OFF {
-            if of == &*type_.name {
+            if of == &*type_.name && self.off == Off::Dropped {
                 map.remove(field);
             }
+        }
+        if &*type_.name == CONTAINER || &*type_.name == EPHEMERAL_CONTAINER {
+            drop_signal(map);
         }
         for field in &type_.fields {
             let is_null_list = (is_list(&field.shape) && field.required)
@@ -142,7 +173,7 @@ mod tests {
     fn check(type_: &str, given: Value, wanted: Value) {
         let of = TypeRef::builtin(&format!("io.k8s.api.{type_}")).unwrap();
         let mut object = given;
-        write(&of.schema, of.id, &mut object);
+        write(&of.schema, of.id, &mut object, Off::Dropped);
         assert_eq!(object, wanted);
     }
 

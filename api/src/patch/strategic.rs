@@ -23,6 +23,10 @@ pub(super) enum Error {
     Directive { directive: String },
     #[error("invalid patch format of retainKeys: {why}")]
     RetainKeys { why: String },
+    #[error(
+        "patch content doesn't match retainKeys list: {RETAIN_KEYS} does not name {stray:?}, which the patch sets"
+    )]
+    NotRetained { stray: String },
     #[error("invalid patch format of primitive list: {name} names no list")]
     PrimitiveList { name: String },
     #[error("invalid patch format of setElementOrder list: {name} names no list")]
@@ -43,6 +47,35 @@ pub(super) enum Error {
     NoKeyDeclared { name: String },
     #[error("{name}: the order in the patch list doesn't match the $setElementOrder list")]
     OrderMismatch { name: String },
+}
+
+/// How upstream answers an error.
+///
+/// Source: `interpretStrategicMergePatchError` of apiserver's `endpoints/handlers/patch.go`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Class {
+    BadRequest,
+    Unprocessable,
+    /// As an error that it does not know.
+    Unknown,
+}
+
+impl Error {
+    pub(super) fn class(&self) -> Class {
+        match self {
+            Error::RetainKeys { .. }
+            | Error::PrimitiveList { .. }
+            | Error::ElementOrder { .. }
+            | Error::Repeated { .. } => Class::BadRequest,
+            Error::NotRetained { .. } | Error::ListOfLists { .. } => Class::Unprocessable,
+            Error::Directive { .. }
+            | Error::NoList { .. }
+            | Error::MixedList { .. }
+            | Error::NoMergeKey { .. }
+            | Error::NoKeyDeclared { .. }
+            | Error::OrderMismatch { .. } => Class::Unknown,
+        }
+    }
 }
 
 /// How often a patch of a list may come back to elements that it has changed before: each time costs what the element weighs, and
@@ -143,6 +176,12 @@ fn merge_field(
         return Ok(());
     }
     match (target.get_mut(name), value) {
+        (Some(Value::Object(target)), Value::Object(patch))
+            if field.is_some_and(|field| field.patch_replace) =>
+        {
+            *target = patch.clone();
+            Ok(())
+        }
         (Some(Value::Object(target)), Value::Object(patch)) => match field.map(|field| &field.shape) {
             Some(Shape::Map(of)) if object_type(of).is_some() => {
                 for (key, value) in patch {
@@ -417,8 +456,7 @@ fn retain_keys(
         |name: &str| [RETAIN_KEYS, DELETE_PRIMITIVE, ELEMENT_ORDER].iter().any(|d| name.starts_with(d));
     let mut set = patch.iter().filter(|(name, value)| !value.is_null() && !is_directive(name));
     if let Some((stray, _)) = set.find(|(name, _)| !keep.contains(name.as_str())) {
-        let why = format!("{RETAIN_KEYS} does not name {stray:?}, which the patch sets");
-        return Err(Error::RetainKeys { why });
+        return Err(Error::NotRetained { stray: stray.clone() });
     }
     target.retain(|name, _| keep.contains(name.as_str()));
     Ok(())

@@ -63,11 +63,6 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("batch.v1.CronJobSpec", "failedJobsHistoryLimit", "1"),
     ("autoscaling.v1.HorizontalPodAutoscalerSpec", "minReplicas", "1"),
     ("autoscaling.v2.HorizontalPodAutoscalerSpec", "minReplicas", "1"),
-    (
-        "certificates.v1.CertificateSigningRequestSpec",
-        "usages",
-        r#"["digital signature","key encipherment"]"#,
-    ),
     ("scheduling.v1.PriorityClass", "preemptionPolicy", r#""PreemptLowerPriority""#),
     ("storage.v1.StorageClass", "reclaimPolicy", r#""Delete""#),
     ("storage.v1.StorageClass", "volumeBindingMode", r#""Immediate""#),
@@ -97,11 +92,20 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("admissionregistration.v1.MutatingWebhook", "reinvocationPolicy", r#""Never""#),
     ("admissionregistration.v1.RuleWithOperations", "scope", r#""*""#),
     ("admissionregistration.v1.ServiceReference", "port", "443"),
+    ("apiregistration.v1.ServiceReference", "port", "443"),
 ];
+
+/// The API of other servers lies in a package of its own.
+fn full_name(type_name: &str) -> String {
+    match type_name.strip_prefix("apiregistration.") {
+        Some(_) => format!("io.k8s.kube-aggregator.pkg.apis.{type_name}"),
+        None => format!("io.k8s.api.{type_name}"),
+    }
+}
 
 pub(super) fn add(schema: &mut Schema) {
     for (type_name, field, default) in DEFAULTS {
-        let id = schema.by_name.get(&*format!("io.k8s.api.{type_name}")).copied();
+        let id = schema.by_name.get(&*full_name(type_name)).copied();
         let field =
             id.and_then(|id| schema.types[id.0 as usize].fields.iter_mut().find(|f| *f.name == **field));
         debug_assert!(field.is_some(), "no field for the default of {type_name}");
@@ -119,7 +123,7 @@ mod tests {
     fn every_default_names_a_field_and_is_json() {
         for (type_name, field, default) in DEFAULTS {
             let schema = Schema::builtin();
-            let id = schema.find(&format!("io.k8s.api.{type_name}")).unwrap_or_else(|| panic!("{type_name}"));
+            let id = schema.find(&full_name(type_name)).unwrap_or_else(|| panic!("{type_name}"));
             let found = schema.get(id).field(field).unwrap_or_else(|| panic!("{type_name}.{field}"));
             let wanted: serde_json::Value = serde_json::from_str(default).unwrap();
             assert_eq!(found.default.as_ref(), Some(&wanted), "{type_name}.{field}");

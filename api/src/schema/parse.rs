@@ -66,6 +66,7 @@ fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, Strin
         list: ListType::Atomic,
         keys: Box::default(),
         patch_merge: false,
+        patch_replace: false,
         patch_retain_keys: false,
         merge_key: None,
         atomic_map: false,
@@ -102,7 +103,7 @@ fn fact(field: &mut Field, word: &str) -> Result<(), String> {
                 match strategy {
                     "merge" => field.patch_merge = true,
                     "retainKeys" => field.patch_retain_keys = true,
-                    "replace" => {}
+                    "replace" => field.patch_replace = true,
                     _ => return Err(format!("patch strategy {strategy:?}")),
                 }
             }
@@ -111,8 +112,9 @@ fn fact(field: &mut Field, word: &str) -> Result<(), String> {
         Some(("map", kind)) => field.atomic_map = kind == "atomic",
         Some(("default", value)) => {
             let value = serde_json::from_str(value).map_err(|e| format!("default {value:?}: {e}"))?;
-            // An empty string is what Go leaves out of its JSON, so it is no default here.
-            field.default = Some(value).filter(|v| v != "");
+            // What Go leaves out of its JSON is no default here.
+            let omits_zero = field.presence == Presence::OmitEmpty;
+            field.default = Some(value).filter(|v| *v != "" && !(omits_zero && *v == 0));
         }
         _ => return Err(format!("fact {word:?}")),
     }

@@ -9,8 +9,9 @@ mod service_account;
 
 use std::collections::HashSet;
 
+use serde_json::{Value, json};
 use skiff_api::meta::Meta;
-use skiff_api::{Cause, Object, Status};
+use skiff_api::{Cause, Kind, Object, Status};
 
 use crate::api::{Api, Call, is_core};
 use crate::certificates::is_signing_request;
@@ -64,18 +65,54 @@ impl Api {
         if is_signing_request(&call.kind) {
             self.admit_signing_request(call, object)?;
         }
-        if is_core(&call.kind, "Service") {
-            deny_external_ips(object, None)?;
+        self.restrict_node_create(call, object)?;
+        if call.info.subresource.is_empty() && is_core(&call.kind, "Node") {
+            taint_new_node(object);
         }
-        self.restrict_node_create(call, object)
+        Ok(())
+    }
+
+    /// What refuses a new object that its kind's own rules have nothing against.
+    pub(crate) async fn validate_admission(
+        &self,
+        call: &Call,
+        object: &Object,
+        old: Option<&Object>,
+    ) -> Result<(), Status> {
+        if is_core(&call.kind, "Service") {
+            deny_external_ips(object, old)?;
+        }
+        if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
+            self.check_overhead(object).await?;
+        }
+        Ok(())
+    }
+
+    /// Devices that others use are for whoever watches over them, in namespaces that are labelled for it.
+    ///
+    /// Source: `AuthorizedForAdmin` of upstream's `registry/resource`.
+    pub(crate) fn device_admins(&self, kind: &Kind, object: &Object) -> Result<Option<Cause>, Status> {
+        const LABEL: &str = "resource.kubernetes.io/admin-access";
+        let devices = match (kind.group.as_str(), kind.kind.as_str()) {
+            ("resource.k8s.io", "ResourceClaim") => &object["spec"]["devices"],
+            ("resource.k8s.io", "ResourceClaimTemplate") => &object["spec"]["spec"]["devices"],
+            _ => return Ok(None),
+        };
+        let is_admins = |request: &Value| request["exactly"]["adminAccess"] == true;
+        let at = devices["requests"].as_array().and_then(|requests| requests.iter().position(is_admins));
+        let Some(at) = at else { return Ok(None) };
+        let namespace = self.cached("namespaces", object.namespace())?;
+        if namespace.is_some_and(|namespace| namespace.label(LABEL) == Some("true")) {
+            return Ok(None);
+        }
+        let why =
+            format!("admin access to devices requires the `{LABEL}: true` label on the containing namespace");
+        Ok(Some(Cause::forbidden(format!("spec.devices.requests[{at}].adminAccess"), &why)))
     }
 
     pub(crate) fn admit_update(&self, call: &Call, new: &mut Object, old: &Object) -> Result<(), Status> {
         if is_signing_request(&call.kind) {
             self.admit_signing_update(call, new, old)?;
-        }
-        if is_core(&call.kind, "Service") {
-            deny_external_ips(new, Some(old))?;
         }
         if call.info.subresource.is_empty()
             && is_core(&call.kind, "PersistentVolumeClaim")
@@ -95,16 +132,62 @@ impl Api {
     }
 }
 
+/// What refuses an update that the rules of its kind have nothing against.
+pub(crate) fn validate_update(kind: &Kind, new: &Object, old: &Object) -> Result<(), Status> {
+    if is_core(kind, "Service") { deny_external_ips(new, Some(old)) } else { Ok(()) }
+}
+
+/// `TaintNodesByCondition`: a new node gets no pods before it says that it is ready, when the controller of nodes takes the
+/// taint away. Put on by that controller, it would come after the first pods.
+fn taint_new_node(node: &mut Object) {
+    let taint = json!({"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"});
+    if !node["spec"].is_object() {
+        node["spec"] = json!({});
+    }
+    match &mut node["spec"]["taints"] {
+        Value::Array(taints) => {
+            let is_there = |has: &Value| ["key", "effect"].iter().all(|field| has[*field] == taint[*field]);
+            if !taints.iter().any(is_there) {
+                taints.push(taint);
+            }
+        }
+        taints => *taints = json!([taint]),
+    }
+}
+
 /// `DenyServiceExternalIPs`: whoever may write a Service could otherwise take over any address
 /// (CVE-2020-8554). Addresses that are there already may stay.
 fn deny_external_ips(new: &Object, old: Option<&Object>) -> Result<(), Status> {
     fn list(object: &Object) -> HashSet<&str> {
         let ips = object["spec"]["externalIPs"].as_array();
-        ips.into_iter().flatten().filter_map(serde_json::Value::as_str).collect()
+        ips.into_iter().flatten().filter_map(Value::as_str).collect()
     }
     let before = old.map(list).unwrap_or_default();
     if list(new).is_subset(&before) {
         return Ok(());
     }
     Err(Status::forbidden("", "services", new.name(), "Use of external IPs is denied by admission control."))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_new_node_is_tainted_once() {
+        let taint = json!({"effect": "NoSchedule", "key": "node.kubernetes.io/not-ready"});
+        let own = json!({"effect": "NoSchedule", "key": "k"});
+        let same_key = json!({"effect": "NoExecute", "key": "node.kubernetes.io/not-ready"});
+        for (spec, wanted) in [
+            (json!(null), json!([taint])),
+            (json!({"taints": null}), json!([taint])),
+            (json!({"taints": [own]}), json!([own, taint])),
+            (json!({"taints": [taint]}), json!([taint])),
+            (json!({"taints": [same_key]}), json!([same_key, taint])),
+        ] {
+            let mut node = json!({"metadata": {"name": "n"}, "spec": spec});
+            taint_new_node(&mut node);
+            assert_eq!(node["spec"]["taints"], wanted);
+        }
+    }
 }

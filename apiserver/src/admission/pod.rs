@@ -95,11 +95,7 @@ impl Api {
             found.ok_or_else(missing)?
         };
         let overhead = class["overhead"]["podFixed"].clone();
-        if is_given && overhead.is_null() {
-            let why = "Pod Overhead set without corresponding RuntimeClass defined Overhead";
-            return Err(forbidden(pod, why, None));
-        }
-        if is_given && given != overhead {
+        if is_given && !overhead.is_null() && given != overhead {
             let why = "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead";
             return Err(forbidden(pod, why, None));
         }
@@ -125,6 +121,22 @@ impl Api {
             }
         }
         pod["spec"]["tolerations"] = Value::Array(tolerations);
+        Ok(())
+    }
+
+    /// Nobody but a runtime knows what it takes itself.
+    pub(super) async fn check_overhead(&self, pod: &Object) -> Result<(), Status> {
+        if pod["spec"]["overhead"].as_object().is_none_or(|overhead| overhead.is_empty()) {
+            return Ok(());
+        }
+        let class = match pod["spec"]["runtimeClassName"].as_str().unwrap_or_default() {
+            "" => None,
+            name => self.found("node.k8s.io", "runtimeclasses", name).await?,
+        };
+        if class.is_none_or(|class| class["overhead"]["podFixed"].is_null()) {
+            let why = "Pod Overhead set without corresponding RuntimeClass defined Overhead";
+            return Err(forbidden(pod, why, None));
+        }
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use crate::certificates;
 use crate::limits::read_body;
 use crate::negotiate::body_format;
 use crate::respond::Response;
+use crate::services;
 
 /// How often a generated name that is taken is generated again, as upstream.
 const GENERATE_ATTEMPTS: usize = 8;
@@ -53,7 +54,8 @@ impl Api {
                 certificates::prepare_create(&call.user, &mut object);
             }
             kind.write(&mut object);
-            check(&kind, &object)?;
+            check(&kind, &object, self.device_admins(&kind, &object)?)?;
+            self.validate_admission(call, &object, None).await?;
             self.check_limits(&kind, &object)?;
             let name = object.name().to_owned();
             let charge = self.charge(&kind, &object, dry_run).await?;
@@ -81,7 +83,7 @@ impl Api {
         mut object: Object,
         dry_run: bool,
     ) -> Result<Option<Object>, Status> {
-        let allocation = self.services.allocate(kind, &mut object, None)?;
+        let allocation = self.services.allocate(kind, &mut object, None, services::Write::of(dry_run))?;
         kind.write(&mut object);
         let created = self.insert(kind, object, dry_run).await?;
         if let Some(created) = &created
@@ -122,9 +124,10 @@ fn keeps_no_status(kind: &Kind) -> bool {
     !crate::api::is_core(kind, "Node")
 }
 
-fn check(kind: &Kind, object: &Object) -> Result<(), Status> {
-    let mut causes = metadata::validate(kind, object);
-    causes.extend(kind.validate(object, None));
+fn check(kind: &Kind, object: &Object, more: Option<Cause>) -> Result<(), Status> {
+    let mut causes = metadata::validate(kind, object, metadata::Write::Create);
+    causes.extend(more);
+    let mut causes = kind.faults(object, None, causes);
     if certificates::is_signing_request(kind) {
         causes.extend(certificates::validate_create(object));
     }

@@ -60,6 +60,10 @@ pub(crate) fn match_name(call: &Call, object: &mut Object) -> Result<(), Status>
 pub(crate) fn generate_name(object: &mut Object) -> bool {
     let prefix = object.meta_str("generateName").to_owned();
     if !object.name().is_empty() || prefix.is_empty() {
+        // The only kind that needs no name.
+        if object.name().is_empty() && object["kind"] == "LimitRange" {
+            object.set_meta("name", uuid::Uuid::new_v4().to_string());
+        }
         return false;
     }
     let mut random = rand::rng();
@@ -138,6 +142,10 @@ pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
             }
             content
         }
+        // Whoever rolls a deployment back says so in its annotations.
+        _ if kind.kind == "Deployment" => {
+            json!({"spec": object["spec"], "metadata": {"annotations": object.meta()["annotations"]}})
+        }
         _ => json!({"spec": object["spec"]}),
     };
     let counts = match kind.generation() {
@@ -150,7 +158,14 @@ pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
     }
 }
 
-pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
+/// Whether an object is made, or replaces another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    Create,
+    Update,
+}
+
+pub(crate) fn validate(kind: &Kind, object: &Object, write: Write) -> Vec<Cause> {
     let mut causes = Vec::new();
     let meta = object.meta();
     let name = object.name();
@@ -165,8 +180,7 @@ pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
     }
     let prefix = object.meta_str("generateName");
     if !prefix.is_empty()
-        && let Some(fault) =
-            name_fault(kind, prefix.strip_suffix('-').filter(|rest| !rest.is_empty()).unwrap_or(prefix))
+        && let Some(fault) = prefix_fault(kind, prefix, write)
     {
         causes.push(Cause::invalid("metadata.generateName", &json!(prefix), &fault));
     }
@@ -193,16 +207,16 @@ pub(crate) fn validate(kind: &Kind, object: &Object) -> Vec<Cause> {
 
 /// Kinds of newer groups take any name.
 fn has_known_finalizers(kind: &Kind) -> bool {
-    kind.kind != "Event"
-        && !matches!(
-            kind.group.as_str(),
-            "coordination.k8s.io"
-                | "policy"
-                | "node.k8s.io"
-                | "admissionregistration.k8s.io"
-                | "apiregistration.k8s.io"
-                | "apiextensions.k8s.io"
-        )
+    match kind.group.as_str() {
+        "" => kind.kind != "Event",
+        "coordination.k8s.io"
+        | "policy"
+        | "node.k8s.io"
+        | "admissionregistration.k8s.io"
+        | "apiregistration.k8s.io"
+        | "apiextensions.k8s.io" => false,
+        _ => true,
+    }
 }
 
 fn is_standard_finalizer(finalizer: &str) -> bool {
@@ -215,9 +229,48 @@ fn name_fault(kind: &Kind, text: &str) -> Option<String> {
         ("", "Service" | "Namespace") => name::dns_label_fault(text),
         // Events have always been named more freely; `events.k8s.io` is as strict as the rest.
         ("", "Event") | ("rbac.authorization.k8s.io" | "policy", _) => name::path_segment_fault(text),
+        // Both are checked by the rules of their kinds, or by none.
+        ("certificates.k8s.io" | "apiregistration.k8s.io", _) => name::path_segment_fault(text),
         ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
         ("networking.k8s.io", "IPAddress") => name::ip_address_fault(text),
         _ => name::dns_subdomain_fault(text),
+    }
+}
+
+/// What is wrong with what names are generated from.
+fn prefix_fault(kind: &Kind, prefix: &str, write: Write) -> Option<String> {
+    let is_by_kind = match kind.kind.as_str() {
+        "CertificateSigningRequest" | "DeviceClass" | "ReplicationController" => false,
+        // Updates of these do not look at it again, but for what no path can hold.
+        "CSIDriver"
+        | "CronJob"
+        | "DaemonSet"
+        | "Deployment"
+        | "Event"
+        | "HorizontalPodAutoscaler"
+        | "Lease"
+        | "NetworkPolicy"
+        | "PodDisruptionBudget"
+        | "PodTemplate"
+        | "PriorityClass"
+        | "ReplicaSet"
+        | "ResourceQuota"
+        | "ResourceSlice"
+        | "ServiceCIDR" => write == Write::Create,
+        _ => true,
+    };
+    if !is_by_kind {
+        return prefix.contains(['/', '%']).then(|| "may not contain '/' or '%'".into());
+    }
+    name_fault(kind, prefix.strip_suffix('-').filter(|rest| !rest.is_empty()).unwrap_or(prefix))
+}
+
+/// The version of an `apiVersion`; none where it is no such thing.
+fn version_of(api_version: &str) -> &str {
+    let mut parts = api_version.split('/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(version), None, _) | (Some(_), Some(version), None) => version,
+        _ => "",
     }
 }
 
@@ -226,8 +279,12 @@ fn validate_owners(owners: &Value, causes: &mut Vec<Cause>) {
     for owner in owners.as_array().into_iter().flatten() {
         // Named by the list, without the index, as upstream does.
         let field = |name: &str| format!("metadata.ownerReferences.{name}");
-        if owner["apiVersion"].as_str().is_none_or(str::is_empty) {
-            causes.push(Cause::invalid(field("apiVersion"), &json!(""), "version must not be empty"));
+        if owner["apiVersion"].as_str().is_none_or(|text| version_of(text).is_empty()) {
+            causes.push(Cause::invalid(
+                field("apiVersion"),
+                &owner["apiVersion"],
+                "version must not be empty",
+            ));
         }
         for (name, why) in [("kind", "kind"), ("name", "name"), ("uid", "uid")] {
             if owner[name].as_str().is_none_or(str::is_empty) {

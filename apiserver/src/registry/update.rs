@@ -5,9 +5,9 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
 
 use super::create::{read_object, refuse};
-use super::metadata;
 use super::modify::{Current, Next, Outcome};
 use super::options::WriteOptions;
+use super::{metadata, now};
 use crate::admission::{self, quota::Charge};
 use crate::api::{Api, Call, is_core, key_of};
 use crate::certificates;
@@ -94,12 +94,21 @@ impl Api {
                     certificates::prepare_update(part, &mut new, &current.object);
                 }
                 self.admit_update(call, &mut new, &current.object)?;
+                if part == Part::Main && is_core(kind, "Service") {
+                    services::repeated_port(&new).map_or(Ok(()), Err)?;
+                }
                 kind.write(&mut new);
                 check(kind, part, &new, &current.object)?;
+                admission::validate_update(kind, &new, &current.object)?;
                 if part == Part::Main {
                     // What an earlier try took is given back first: it would be in this one's way.
                     drop(allocation.take());
-                    allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object))?);
+                    allocation = Some(self.services.allocate(
+                        kind,
+                        &mut new,
+                        Some(&current.object),
+                        services::Write::of(dry_run),
+                    )?);
                     kind.write(&mut new);
                 }
                 Ok(if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) })
@@ -203,8 +212,17 @@ fn prepare(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
             if let (Some(status), Some(root)) = (status, new.as_object_mut()) {
                 root.insert("status".into(), status);
             }
+            for field in kept_metadata(kind) {
+                match old.meta().get(*field) {
+                    Some(value) => new.set_meta(field, value.clone()),
+                    None => _ = new.meta_mut().remove(*field),
+                }
+            }
             metadata::prepare_update(new, old);
             kind.strategy.prepare_status_update(new, old);
+            if is_core(kind, "PersistentVolume") && new["status"].is_object() {
+                tell_phase_time(&mut new["status"], &old["status"]);
+            }
         }
         Part::Finalize => {
             let finalizers = new["spec"]["finalizers"].take();
@@ -236,6 +254,35 @@ fn prepare(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
     }
 }
 
+/// Since when a volume is in its phase, unless who writes it knows better.
+fn tell_phase_time(status: &mut Value, old: &Value) {
+    const SINCE: &str = "lastPhaseTransitionTime";
+    let (given, before) = (status[SINCE].take(), old[SINCE].clone());
+    let has_changed = status["phase"] != old["phase"];
+    let since = match given {
+        given if has_changed && (given.is_null() || given == before) => now(),
+        Value::Null => before,
+        given => given,
+    };
+    match (since, status.as_object_mut()) {
+        (Value::Null, Some(status)) => _ = status.remove(SINCE),
+        (since, Some(status)) => _ = status.insert(SINCE.into(), since),
+        _ => {}
+    }
+}
+
+/// What of the metadata whoever writes a status does not change, of the kinds that think of it.
+fn kept_metadata(kind: &Kind) -> &'static [&'static str] {
+    match (kind.group.as_str(), kind.kind.as_str()) {
+        ("apps", "Deployment") => &["labels"],
+        ("flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io", _)
+        | ("storage.k8s.io", "VolumeAttachment")
+        | ("resource.k8s.io", "ResourceClaim")
+        | ("networking.k8s.io", "ServiceCIDR") => &["labels", "annotations", "finalizers"],
+        _ => &[],
+    }
+}
+
 fn restore(new: &mut Object, old: &Object, field: &str) {
     if let Some(root) = new.as_object_mut() {
         match old.get(field) {
@@ -247,10 +294,10 @@ fn restore(new: &mut Object, old: &Object, field: &str) {
 
 fn check(kind: &Kind, part: Part, new: &Object, old: &Object) -> Result<(), Status> {
     let mut causes = metadata::validate_update(new, old);
-    causes.extend(metadata::validate(kind, new));
+    causes.extend(metadata::validate(kind, new, metadata::Write::Update));
     match part {
-        Part::Main => causes.extend(kind.validate(new, Some(old))),
-        Part::Status => causes.extend(kind.strategy.validate_status_update(new, old)),
+        Part::Main => causes = kind.faults(new, Some(old), causes),
+        Part::Status => causes.extend(kind.validate_status(new, old)),
         Part::Finalize | Part::Approval => {}
     }
     if certificates::is_signing_request(kind) {

@@ -97,6 +97,19 @@ impl Protocol {
     }
 }
 
+/// Whether what is given out is also taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Write {
+    Real,
+    Dry,
+}
+
+impl Write {
+    pub(crate) fn of(dry_run: bool) -> Write {
+        if dry_run { Write::Dry } else { Write::Real }
+    }
+}
+
 pub(crate) struct ServiceAllocator {
     cidr: ServiceCidr,
     held: Arc<Mutex<HashMap<Held, String>>>,
@@ -185,6 +198,7 @@ impl ServiceAllocator {
         kind: &Kind,
         service: &mut Object,
         old: Option<&Object>,
+        write: Write,
     ) -> Result<Allocation, Status> {
         let mut allocation = Allocation { held: self.held.clone(), taken: Vec::new(), dropped: Vec::new() };
         if !is_core(kind, "Service") {
@@ -195,7 +209,7 @@ impl ServiceAllocator {
         let before: HashSet<Held> = old.map(held_by).unwrap_or_default();
         let mut causes = Vec::new();
         self.cluster_ip(service, &before, &mut allocation, &mut causes);
-        self.node_ports(service, &before, &mut allocation, &mut causes);
+        self.node_ports(service, &before, write, &mut allocation, &mut causes);
         self.health_check_port(service, &before, &mut allocation, &mut causes);
         if !causes.is_empty() {
             return refuse(causes);
@@ -329,6 +343,7 @@ impl ServiceAllocator {
         &self,
         service: &mut Object,
         before: &HashSet<Held>,
+        write: Write,
         allocation: &mut Allocation,
         causes: &mut Vec<Cause>,
     ) {
@@ -340,10 +355,12 @@ impl ServiceAllocator {
         for (at, port) in service["spec"]["ports"].as_array_mut().into_iter().flatten().enumerate() {
             let protocol = Protocol::of(port);
             let field = format!("spec.ports[{at}].nodePort");
-            let given = port["nodePort"].as_u64().and_then(|p| u16::try_from(p).ok()).unwrap_or(0);
-            if given == 0 && !wants {
+            let said = port["nodePort"].as_i64().unwrap_or(0);
+            // What another type has no use for, its rules refuse. Nobody gives a dry run a port, so none is wrong.
+            if !wants || (said != 0 && write == Write::Dry) {
                 continue;
             }
+            let given = u16::try_from(said).unwrap_or(u16::MAX);
             let taken = if given != 0 {
                 if !NODE_PORTS.contains(&given) {
                     let why = format!(
@@ -351,7 +368,7 @@ impl ServiceAllocator {
                         NODE_PORTS.start(),
                         NODE_PORTS.end()
                     );
-                    causes.push(Cause::invalid(field, &json!(given), &why));
+                    causes.push(Cause::invalid(field, &json!(said), &why));
                     continue;
                 }
                 let free = mine.contains(&(given, protocol))
@@ -447,6 +464,50 @@ fn drop_addresses(service: &mut Object, old: &Object) {
     }
 }
 
+/// A port keeps the number of the one of its name, unless another of the new ones has it. What is given out twice that way is
+/// told by [`repeated_port`], as upstream.
+fn carry_ports_over(service: &mut Object, old: &Object) {
+    let ports = |service: &Object| service["spec"]["ports"].as_array().cloned().unwrap_or_default();
+    let name = |port: &Value| port["name"].as_str().unwrap_or_default().to_owned();
+    let number = |port: &Value| port["nodePort"].as_i64().filter(|number| *number != 0);
+    let kept: HashSet<i64> = ports(service).iter().filter_map(number).collect();
+    let by_name: HashMap<String, Option<i64>> =
+        ports(old).iter().map(|port| (name(port), number(port))).collect();
+    for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
+        let before = by_name.get(&name(port)).copied().flatten();
+        if number(port).is_none()
+            && let Some(before) = before.filter(|before| !kept.contains(before))
+        {
+            port["nodePort"] = before.into();
+        }
+    }
+}
+
+/// An update that gives two ports one number fails before anything else is looked at.
+pub(crate) fn repeated_port(service: &Object) -> Option<Status> {
+    let mut seen = HashSet::new();
+    if !needs_node_ports(service) {
+        return None;
+    }
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    let mut numbered = ports.filter(|port| port["nodePort"].as_i64().is_some_and(|number| number != 0));
+    let repeated = numbered.find(|port| !seen.insert((Protocol::of(port), port["nodePort"].as_i64())))?;
+    let protocol = repeated["protocol"].as_str().unwrap_or_default();
+    Some(Status::new(500, "", format!("duplicate nodePort: {{{protocol} {}}}", repeated["nodePort"])))
+}
+
+/// Whoever knows only one address changes the list of all with it.
+fn follow_address(service: &mut Object, old: &Object) {
+    let ip = |service: &Object| service["spec"]["clusterIP"].as_str().unwrap_or_default().to_owned();
+    let ips = |service: &Object| service["spec"]["clusterIPs"].as_array().cloned().unwrap_or_default();
+    if ip(service) != ip(old) && ips(service) == ips(old) {
+        service["spec"]["clusterIPs"] = match ip(service).as_str() {
+            "" => json!([]),
+            ip => json!([ip]),
+        };
+    }
+}
+
 /// An update that leaves out what was allocated keeps it, as long as the type still has it.
 pub(crate) fn carry_over(service: &mut Object, old: &Object) {
     if service["spec"]["type"] == "ExternalName" {
@@ -459,7 +520,7 @@ pub(crate) fn carry_over(service: &mut Object, old: &Object) {
         for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
             let unset = match &service["spec"][field] {
                 Value::Null => true,
-                Value::String(text) => text.is_empty(),
+                Value::String(text) => text.is_empty() && field != "ipFamilyPolicy",
                 Value::Array(list) => list.is_empty(),
                 _ => false,
             };
@@ -468,31 +529,12 @@ pub(crate) fn carry_over(service: &mut Object, old: &Object) {
             }
         }
     }
+    follow_address(service, old);
     if !needs_node_ports(service) {
-        // Ports that were given out for the old type go with it; those that the user repeats as well.
-        if needs_node_ports(old) && service["spec"]["type"] == "ClusterIP" {
-            for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-                if let Some(port) = port.as_object_mut() {
-                    port.remove("nodePort");
-                }
-            }
-        }
         return;
     }
-    let ports = old["spec"]["ports"].as_array().cloned().unwrap_or_default();
-    let mut by_port: HashMap<(Option<u64>, Protocol), &Value> = HashMap::new();
-    for port in &ports {
-        by_port.entry((port["port"].as_u64(), Protocol::of(port))).or_insert(&port["nodePort"]);
-    }
-    let mut used: HashSet<&Value> = HashSet::new();
-    for port in service["spec"]["ports"].as_array_mut().into_iter().flatten() {
-        if port["nodePort"].as_u64().is_some_and(|p| p > 0) {
-            continue;
-        }
-        let same = by_port.get(&(port["port"].as_u64(), Protocol::of(port))).copied();
-        if let Some(number) = same.filter(|number| !number.is_null() && used.insert(number)) {
-            port["nodePort"] = number.clone();
-        }
+    if needs_node_ports(old) {
+        carry_ports_over(service, old);
     }
     if service["spec"]["healthCheckNodePort"].is_null() && !old["spec"]["healthCheckNodePort"].is_null() {
         service["spec"]["healthCheckNodePort"] = old["spec"]["healthCheckNodePort"].clone();

@@ -19,8 +19,10 @@ fn allocate(allocator: &ServiceAllocator, spec: Value, old: Option<&Object>) -> 
     let mut object = service(spec);
     if let Some(old) = old {
         carry_over(&mut object, old);
+        kind().strategy.prepare_update(&mut object, old);
     }
-    let mut allocation = allocator.allocate(&kind(), &mut object, old).map_err(|status| status.message)?;
+    let mut allocation =
+        allocator.allocate(&kind(), &mut object, old, Write::Real).map_err(|status| status.message)?;
     allocation.keep();
     Ok(object)
 }
@@ -75,7 +77,8 @@ fn headless_and_external_services_hold_no_address() {
 #[test]
 fn node_ports_are_given_kept_and_taken_away_with_the_type() {
     let a = allocator("10.0.0.0/24");
-    let ports = json!([{"port": 80, "protocol": "TCP"}, {"port": 53, "protocol": "UDP"}]);
+    let ports =
+        json!([{"name": "a", "port": 80, "protocol": "TCP"}, {"name": "b", "port": 53, "protocol": "UDP"}]);
     let node_port = allocate(&a, json!({"type": "NodePort", "ports": ports}), None).expect("ports");
     let first = node_port["spec"]["ports"][0]["nodePort"].as_u64().expect("a port");
     assert!((30000..=32767).contains(&first));
@@ -86,6 +89,10 @@ fn node_ports_are_given_kept_and_taken_away_with_the_type() {
         allocate(&a, json!({"type": "LoadBalancer", "ports": ports}), Some(&node_port)).expect("an update");
     assert_eq!(kept["spec"]["ports"], node_port["spec"]["ports"]);
     assert_eq!(kept["spec"]["clusterIP"], node_port["spec"]["clusterIP"]);
+    let mut twice = kept.clone();
+    twice["spec"]["ports"][1] = kept["spec"]["ports"][0].clone();
+    assert!(repeated_port(&kept).is_none());
+    assert!(repeated_port(&twice).is_some_and(|status| status.code == 500));
     let plain = allocate(&a, json!({"type": "ClusterIP", "ports": kept["spec"]["ports"]}), Some(&kept))
         .expect("an update");
     assert!(plain["spec"]["ports"][0]["nodePort"].is_null());
@@ -96,7 +103,7 @@ fn node_ports_are_given_kept_and_taken_away_with_the_type() {
 fn what_is_not_kept_is_given_back() {
     let a = allocator("10.0.0.0/24");
     let mut object = service(json!({"type": "NodePort", "ports": [{"port": 80}]}));
-    let allocation = a.allocate(&kind(), &mut object, None).expect("allocates");
+    let allocation = a.allocate(&kind(), &mut object, None, Write::Real).expect("allocates");
     assert_eq!(a.held.lock().len(), 2);
     drop(allocation);
     assert!(a.held.lock().is_empty());

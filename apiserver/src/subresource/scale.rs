@@ -1,14 +1,15 @@
 //! `scale`: the number of replicas of whatever has one, as `autoscaling/v1`.
 
 use serde_json::{Value, json};
-use skiff_api::decode::FieldValidation;
+use skiff_api::decode::{Decoded, FieldValidation};
+use skiff_api::kinds;
 use skiff_api::meta::Meta;
 use skiff_api::patch::Patch;
 use skiff_api::{Cause, Kind, LabelSelector, Object, Status, decode};
 
 use super::read_document;
 use crate::api::{Api, Call};
-use crate::registry::{Part, WriteOptions, read_patch};
+use crate::registry::{Part, WriteOptions, metadata, read_patch};
 use crate::respond::{self, Response};
 
 impl Api {
@@ -24,14 +25,17 @@ impl Api {
         } else {
             Change::Replace(read_document(&mut call, "autoscaling/v1", "Scale").await?)
         };
-        let scale_kind = self.kinds.by_kind("autoscaling", "v1", "Scale").cloned();
+        let scale_kind = kinds::scale();
+        let mut warnings = Vec::new();
         let outcome = self
             .update_object(&call, Part::Main, options.dry_run, |current| {
-                let wanted = change.wanted(scale_kind.as_deref(), current)?;
-                scaled(&call.kind, current, &wanted)
+                let wanted = change.wanted(scale_kind, current, options.validation)?;
+                warnings = wanted.warnings;
+                scaled(&call.kind, scale_kind, current, wanted.object)
             })
             .await?;
-        Ok(respond::document_response(&call.encoding, &[], 200, &scale_of(&outcome.object)))
+        call.warnings.extend(warnings);
+        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &scale_of(&outcome.object)))
     }
 }
 
@@ -41,34 +45,29 @@ enum Change {
 }
 
 impl Change {
-    fn wanted(&self, kind: Option<&Kind>, current: &Object) -> Result<Value, Status> {
-        let wanted = match (self, kind) {
-            (Change::Replace(scale), _) => scale.clone(),
-            // A scale has no lists: both merges are the same.
-            (Change::Patch(patch), _) => {
-                let mut scale = scale_of(current);
-                patch.edit(None, &mut scale)?;
-                scale
-            }
-        };
-        match kind {
-            Some(kind) => Ok(decode::conform(kind, wanted, FieldValidation::Ignore)?.object),
-            None => Ok(wanted),
+    fn wanted(&self, kind: &Kind, current: &Object, validation: FieldValidation) -> Result<Decoded, Status> {
+        match self {
+            Change::Replace(scale) => decode::conform(kind, scale.clone(), validation),
+            Change::Patch(patch) => patch.apply(kind, &scale_of(current)),
         }
     }
 }
 
 /// The object with the replicas of `scale`.
-fn scaled(kind: &Kind, current: &Object, scale: &Value) -> Result<Object, Status> {
+fn scaled(kind: &Kind, scale_kind: &Kind, current: &Object, mut scale: Object) -> Result<Object, Status> {
+    check_name(&mut scale, current)?;
     let replicas = match &scale["spec"]["replicas"] {
         Value::Null => 0,
         value => value.as_i64().ok_or_else(|| Status::bad_request("spec.replicas is not a number"))?,
     };
     let name = current.name();
+    let mut causes = metadata::validate(scale_kind, &scale, metadata::Write::Update);
     if replicas < 0 {
         let why = "must be greater than or equal to 0";
-        let cause = Cause::invalid("spec.replicas", &json!(replicas), why);
-        return Err(Status::invalid("autoscaling", "Scale", name, vec![cause]));
+        causes.push(Cause::invalid("spec.replicas", &json!(replicas), why));
+    }
+    if !causes.is_empty() {
+        return Err(Status::invalid("autoscaling", "Scale", name, causes));
     }
     let version = scale.resource_version();
     if !version.is_empty() && version != current.resource_version() {
@@ -83,6 +82,30 @@ fn scaled(kind: &Kind, current: &Object, scale: &Value) -> Result<Object, Status
     let mut object = current.clone();
     object["spec"]["replicas"] = replicas.into();
     Ok(object)
+}
+
+/// A scale is of the object that its path names.
+fn check_name(scale: &mut Object, current: &Object) -> Result<(), Status> {
+    let (given, name) = (scale.name(), current.name());
+    if given.is_empty() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name} based on URL) was undeterminable: name must be provided"
+        )));
+    }
+    if given != name {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({given}) does not match the name on the URL ({name})"
+        )));
+    }
+    match scale.namespace() {
+        "" => scale.set_meta("namespace", current.namespace()),
+        namespace if namespace == current.namespace() => {}
+        _ => {
+            let why = "the namespace of the provided object does not match the namespace sent on the request";
+            return Err(Status::bad_request(why));
+        }
+    }
+    Ok(())
 }
 
 fn scale_of(object: &Object) -> Value {
@@ -104,9 +127,11 @@ fn scale_of(object: &Object) -> Value {
             metadata.insert(field.into(), value.clone());
         }
     }
+    // None is what is left out.
+    let replicas = object["spec"]["replicas"].as_i64().filter(|replicas| *replicas != 0);
+    let spec = replicas.map_or_else(|| json!({}), |replicas| json!({ "replicas": replicas }));
     json!({
-        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata,
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or(0)}, "status": status,
+        "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status,
     })
 }
 
@@ -135,7 +160,8 @@ fn selector_text(selector: &Value) -> String {
         };
         terms.push((key.to_owned(), term));
     }
-    terms.sort();
+    // Those of one key stay as they come.
+    terms.sort_by(|a, b| a.0.cmp(&b.0));
     terms.into_iter().map(|(_, term)| term).collect::<Vec<_>>().join(",")
 }
 

@@ -54,6 +54,9 @@ const PROTECTIONS: [&str; 3] =
 /// Kinds whose status controllers of upstream's API server itself write.
 const REPORTED: [&str; 3] = ["APIService", "FlowSchema", "PriorityLevelConfiguration"];
 
+/// What a server adds to the beginning of a name that a client chose.
+const RANDOM_BYTES: usize = 5;
+
 /// Whether a text is a random identifier; ours are not.
 fn is_random_id(text: &str) -> bool {
     let parts: Vec<usize> = text.split('-').map(str::len).collect();
@@ -75,6 +78,16 @@ pub fn normalise(object: &mut Value) {
     if is_bare {
         _ = object["metadata"].as_object_mut().map(|meta| meta.remove("finalizers"));
     }
+    // JSON within JSON: the order of its fields says nothing.
+    for (name, value) in
+        object.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut).into_iter().flatten()
+    {
+        if name.starts_with("autoscaling.alpha.kubernetes.io/")
+            && let Some(parsed) = value.as_str().and_then(|text| serde_json::from_str(text).ok())
+        {
+            *value = parsed;
+        }
+    }
     for path in ["/status", "/spec/extra"] {
         if let Some(Value::Object(map)) = object.pointer_mut(path) {
             map.remove("authentication.kubernetes.io/credential-id");
@@ -82,6 +95,16 @@ pub fn normalise(object: &mut Value) {
     }
     if object.pointer("/spec/extra").and_then(Value::as_object).is_some_and(|extra| extra.is_empty()) {
         _ = object["spec"].as_object_mut().map(|spec| spec.remove("extra"));
+    }
+    let prefix = object["metadata"]["generateName"].as_str().unwrap_or_default().to_owned();
+    if let Some(name) = object.pointer_mut("/metadata/name")
+        && name
+            .as_str()
+            .and_then(|name| name.strip_prefix(&prefix))
+            .is_some_and(|rest| rest.len() == RANDOM_BYTES)
+        && !prefix.is_empty()
+    {
+        *name = format!("{prefix}XXXXX").into();
     }
     if let Some(meta) = object["metadata"].as_object_mut() {
         for field in ["uid", "resourceVersion", "creationTimestamp", "managedFields", "selfLink"] {

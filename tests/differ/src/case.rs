@@ -3,7 +3,51 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-/// How the object is sent. All are dry runs.
+/// Which part of an object a request is about, and whether it is meant.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, clap::ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum Scope {
+    /// A dry run of the object itself.
+    #[default]
+    Main,
+    /// A dry run of its `status`.
+    Status,
+    /// A dry run of its `scale`.
+    Scale,
+    /// A creation that is meant: what is read afterwards is the answer, and then it is deleted.
+    Real,
+}
+
+impl Scope {
+    pub const ALL: [Scope; 4] = [Scope::Main, Scope::Status, Scope::Scale, Scope::Real];
+
+    pub fn is_main(&self) -> bool {
+        *self == Scope::Main
+    }
+
+    /// What follows the object's path.
+    pub fn subresource(self) -> &'static str {
+        match self {
+            Scope::Main | Scope::Real => "",
+            Scope::Status => "/status",
+            Scope::Scale => "/scale",
+        }
+    }
+
+    /// What follows the kind in tables.
+    pub fn text(self) -> &'static str {
+        match self {
+            Scope::Main => "",
+            Scope::Status => "/status",
+            Scope::Scale => "/scale",
+            Scope::Real => ", written and read",
+        }
+    }
+}
+
+/// How the object is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
@@ -140,6 +184,9 @@ pub struct Case {
     pub subject: String,
     pub operation: Operation,
     pub edits: Vec<Edit>,
+    /// Last, and not written where it says nothing new: the names of older cases stay.
+    #[serde(default, skip_serializing_if = "Scope::is_main")]
+    pub scope: Scope,
 }
 
 impl Case {
@@ -178,7 +225,7 @@ impl Case {
             None => format!("{} away", edit.pointer()),
         };
         let edits: Vec<String> = self.edits.iter().map(edit).collect();
-        format!("{} {}: {}", self.operation.text(), self.subject, edits.join("; "))
+        format!("{} {}{}: {}", self.operation.text(), self.subject, self.scope.text(), edits.join("; "))
     }
 }
 
@@ -189,7 +236,7 @@ mod tests {
     #[test]
     fn an_edit_is_the_same_in_every_form() {
         let object = json!({"a": {"b": [{"c": 1}], "d~/e": 2}});
-        let case = |operation, edits| Case { subject: String::new(), operation, edits };
+        let case = |operation, edits| Case { subject: String::new(), operation, edits, scope: Scope::Main };
         let key = |key: &str| Step::Key(key.into());
         let set = Edit { at: vec![key("a"), key("b"), Step::Index(0), key("c")], set: Some(json!(null)) };
         let removal = Edit { at: vec![key("a"), key("d~/e")], set: None };

@@ -19,6 +19,7 @@ pub mod mutate;
 pub mod answer;
 pub mod case;
 pub mod sides;
+pub mod wide;
 
 pub mod ask;
 

@@ -1,6 +1,6 @@
 //! `skiff-differ`: `cargo xtask differ` runs it beside upstream's API server.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::fd::AsFd as _;
@@ -10,13 +10,14 @@ use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use nix::sched::{CloneFlags, setns};
 use skiff_differ::ask::ask;
-use skiff_differ::case::Case;
+use skiff_differ::case::{Case, Scope};
 use skiff_differ::known;
 use skiff_differ::mutate::{Corpus, cases};
 use skiff_differ::objects::{self, Subject};
 use skiff_differ::record::{self, Recorded};
 use skiff_differ::report::{Judged, Report, sorts};
 use skiff_differ::sides::Side;
+use skiff_differ::wide;
 use skiff_load::kubeconfig::Access;
 
 /// The same mutated requests to Skiff's API server and to upstream's
@@ -32,10 +33,21 @@ struct Cli {
     /// Instead of a server: upstream's recorded answers
     #[arg(long, conflicts_with = "kubeconfig")]
     replay: Option<PathBuf>,
-    #[arg(long, default_value_t = 1)]
-    seed: u64,
+    /// Other seeds make other requests; several are judged together
+    #[arg(long, value_delimiter = ',', default_value = "1")]
+    seed: Vec<u64>,
+    /// Of each seed
     #[arg(long, default_value_t = 5000)]
     requests: usize,
+    /// What the requests are about; all of these are judged apart
+    #[arg(long, value_delimiter = ',', value_enum, default_value = "main")]
+    scope: Vec<Scope>,
+    /// Only these cases, as `--differences` writes them, instead of those of a seed
+    #[arg(long)]
+    cases: Option<PathBuf>,
+    /// Add the cases with upstream's answers to those recorded here, as far as there is room
+    #[arg(long)]
+    append: Option<PathBuf>,
     /// Only these kinds
     #[arg(long, value_delimiter = ',')]
     kinds: Vec<String>,
@@ -80,16 +92,38 @@ async fn run(cli: &Cli) -> Result<()> {
         (Some(kubeconfig), _) => {
             let (side, refused) = Side::upstream(&Access::read(kubeconfig)?, &subjects).await?;
             refused.iter().for_each(|why| eprintln!("upstream refuses {why}"));
-            let cases = cases(&chosen, &corpus, cli.seed, cli.requests);
+            let cases = match &cli.cases {
+                Some(path) => record::read_cases(path)?,
+                None => {
+                    let of = |seed: &u64, scope: Scope| match scope {
+                        Scope::Main => cases(&chosen, &corpus, *seed, cli.requests),
+                        wider => wide::cases(&chosen, &corpus, wider, *seed, cli.requests),
+                    };
+                    let all =
+                        cli.seed.iter().flat_map(|seed| cli.scope.iter().map(move |scope| (seed, *scope)));
+                    all.flat_map(|(seed, scope)| of(seed, scope)).collect()
+                }
+            };
             let answers = ask(&side, &subjects, &cases).await?;
             let pairs = cases.into_iter().zip(answers).filter(|(_, answer)| answer.is_there());
             pairs.map(|(case, answer)| Recorded { case, answer }).collect()
         }
-        (None, Some(path)) => record::read(path)?,
+        (None, Some(path)) => {
+            let mut recorded = record::read(path)?;
+            if let Some(path) = &cli.cases {
+                let only: HashSet<String> = record::read_cases(path)?.iter().map(Case::id).collect();
+                recorded.retain(|recorded| only.contains(&recorded.case.id()));
+            }
+            recorded
+        }
         (None, None) => bail!("give upstream's --kubeconfig, or recorded answers to --replay"),
     };
     if let Some(path) = &cli.record {
         record::write(path, &recorded)?;
+    }
+    if let Some(path) = &cli.append {
+        let added = record::append(path, &recorded)?;
+        println!("{added} of {} cases are new in {}", recorded.len(), path.display());
     }
     let ids: Vec<&str> = chosen.iter().map(|subject| subject.id.as_str()).collect();
     let recorded: Vec<Recorded> =
@@ -128,22 +162,48 @@ fn finish(cli: &Cli, judged: &[Judged]) -> Result<()> {
         fs::write(path, known::write(judged)).with_context(|| format!("writing {}", path.display()))?;
     }
     if let Some(path) = &cli.page {
-        let text = page(&table, judged);
+        let text = page(cli, &table, judged);
         fs::write(path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(())
 }
 
-fn page(table: &str, judged: &[Judged]) -> String {
+/// What no work on Skiff would bring to agree, and why.
+const NEVER: [(&str, &str); 4] = [
+    (
+        "Upstream's handlers panic",
+        "on a few objects; the connection ends without an answer. Such requests are left out of the figures. Skiff answers 422.",
+    ),
+    (
+        "Random choice",
+        "of addresses, ports, identifiers and the ends of generated names: they are made alike before they are compared.",
+    ),
+    (
+        "Words",
+        "of messages: those of Go's decoder and of CEL's compiler are its own. Status, reason, fields and their reasons are compared.",
+    ),
+    (
+        "What expressions cost and the types of fields they name",
+        "are not known to Skiff: an expression that is one, names what is there and may answer yes or no is taken.",
+    ),
+];
+
+fn page(cli: &Cli, table: &str, judged: &[Judged]) -> String {
+    let seeds: Vec<String> = cli.seed.iter().map(u64::to_string).collect();
     let mut text = format!(
         "## API\n\n\
-         Written by `cargo xtask differ --page`: {} mutated requests, each sent to Skiff's API server and to a real \
+         Written by `cargo xtask differ --page`: {} mutated requests of the seeds {}, each sent to Skiff's API server and to a real \
          kube-apiserver of the pinned version. \"For the same\" compares status, reason and the fields and reasons of all causes.\n\n\
          {table}\n### What still differs\n\nThe most frequent sorts, with how often they occurred (upstream / Skiff):\n\n",
-        judged.len()
+        judged.len(),
+        seeds.join(", ")
     );
     for (count, what, _) in sorts(judged).into_iter().take(100) {
         text += &format!("- {count}: {}\n", what.replace('|', "·"));
+    }
+    text += "\n### What cannot agree\n\n";
+    for (what, why) in NEVER {
+        text += &format!("- **{what}** {why}\n");
     }
     text
 }

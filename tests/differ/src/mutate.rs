@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Map, Value, json};
 use skiff_api::schema::{Schema, Shape};
 
-use crate::case::{Case, Edit, OPERATIONS, Operation, Step};
+use crate::case::{Case, Edit, OPERATIONS, Operation, Scope, Step};
 use crate::objects::Subject;
 
 /// SplitMix64: the same numbers for the same seed on every machine and in every version.
@@ -16,7 +16,7 @@ impl Random {
         Random(seed)
     }
 
-    fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -24,15 +24,15 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    fn of<'a, T>(&mut self, from: &'a [T]) -> &'a T {
+    pub(crate) fn of<'a, T>(&mut self, from: &'a [T]) -> &'a T {
         &from[self.below(from.len())]
     }
 
-    fn shuffle<T>(&mut self, list: &mut [T]) {
+    pub(crate) fn shuffle<T>(&mut self, list: &mut [T]) {
         for at in (1..list.len()).rev() {
             list.swap(at, self.below(at + 1));
         }
@@ -169,7 +169,7 @@ pub fn cases(subjects: &[Subject], corpus: &Corpus, seed: u64, count: usize) -> 
                 together.retain(|edit| !is_version(edit) || edit.at.len() > 2);
                 let operation =
                     if random.below(2) == 0 { Operation::Create } else { *random.of(&OPERATIONS[1..]) };
-                Case { subject: subject.id.clone(), operation, edits: together }
+                Case { subject: subject.id.clone(), operation, edits: together, scope: Scope::Main }
             })
             .collect();
         match names.iter().position(|name| *name == subject.kind.kind) {
@@ -196,13 +196,13 @@ pub fn cases(subjects: &[Subject], corpus: &Corpus, seed: u64, count: usize) -> 
     chosen
 }
 
-struct Walk<'a> {
-    schema: &'a Schema,
-    corpus: &'a Corpus,
+pub(crate) struct Walk<'a> {
+    pub(crate) schema: &'a Schema,
+    pub(crate) corpus: &'a Corpus,
 }
 
 impl Walk<'_> {
-    fn edits(
+    pub(crate) fn edits(
         &self,
         shape: &Shape,
         value: &Value,
@@ -321,7 +321,9 @@ impl Walk<'_> {
             all.push(reversed.into());
             all.push(list[1..].to_vec().into());
             // The same entry with one field another: it may be equal by its key.
-            if let (Value::Object(map), Some(last)) = (first, list.last()) {
+            if let (Value::Object(map), Some(last)) = (first, list.last())
+                && !map.is_empty()
+            {
                 let mut other = map.clone();
                 let keys: Vec<String> = other.keys().cloned().collect();
                 let key = random.of(&keys).clone();
@@ -339,7 +341,7 @@ impl Walk<'_> {
     }
 
     /// Some value of a shape, mostly a sound one.
-    fn some(&self, shape: &Shape, random: &mut Random, depth: usize) -> Value {
+    pub(crate) fn some(&self, shape: &Shape, random: &mut Random, depth: usize) -> Value {
         match shape {
             Shape::String => match random.below(3) {
                 0 => json!(random.of(&TEXTS)),

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use serde_json::{Value, json};
 
 use crate::answer::Answer;
-use crate::case::Case;
+use crate::case::{Case, Scope};
 use crate::compare::{Verdict, compare};
 
 /// One case with both answers.
@@ -61,16 +61,18 @@ impl Tally {
 }
 
 pub struct Report {
+    /// By kind and scope, as tables call them.
     pub kinds: BTreeMap<String, Tally>,
-    pub total: Tally,
+    pub totals: BTreeMap<Scope, Tally>,
 }
 
 impl Report {
     pub fn of(all: &[Judged]) -> Report {
-        let mut report = Report { kinds: BTreeMap::new(), total: Tally::default() };
+        let mut report = Report { kinds: BTreeMap::new(), totals: BTreeMap::new() };
         for judged in all {
-            report.kinds.entry(judged.kind.clone()).or_default().add(judged);
-            report.total.add(judged);
+            let scope = judged.case.scope;
+            report.kinds.entry(format!("{}{}", judged.kind, scope.text())).or_default().add(judged);
+            report.totals.entry(scope).or_default().add(judged);
         }
         report
     }
@@ -81,8 +83,9 @@ impl Report {
             "| kind | refused by upstream | refused here too | for the same | accepted by upstream | accepted here too | stored alike | warnings differ |\n\
              |---|--:|--:|--:|--:|--:|--:|--:|\n",
         );
-        let rows = self.kinds.iter().map(|(kind, tally)| (kind.as_str(), tally));
-        for (kind, t) in rows.chain([("all", &self.total)]) {
+        let rows = self.kinds.iter().map(|(kind, tally)| (kind.clone(), tally));
+        let totals = self.totals.iter().map(|(scope, tally)| (format!("all{}", scope.text()), tally));
+        for (kind, t) in rows.chain(totals) {
             let _ = writeln!(
                 out,
                 "| {kind} | {} | {} | {} | {} | {} | {} | {} |",
@@ -134,7 +137,7 @@ pub fn sort(judged: &Judged) -> String {
         Verdict::Warnings => format!("{:?} / {:?}", judged.upstream.warnings, judged.skiff.warnings),
         _ => format!("{} / {}", said(&judged.upstream), said(&judged.skiff)),
     };
-    format!("{} | {} | {what}", judged.verdict.text(), judged.kind)
+    format!("{} | {}{} | {what}", judged.verdict.text(), judged.kind, judged.case.scope.text())
 }
 
 /// A field's path without its indexes and keys.

@@ -17,7 +17,7 @@ use skiff_load::kubeconfig::Access;
 use tower::Service as _;
 
 use crate::answer::Answer;
-use crate::case::{Case, Operation};
+use crate::case::{Case, Operation, Scope};
 use crate::objects::{LIMITS_NAMESPACE, NAMESPACE, Subject};
 
 const JSON: &str = "application/json";
@@ -28,6 +28,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(200);
 pub struct Side {
     link: Link,
     stored: HashMap<String, Value>,
+    /// Of those that have one.
+    scales: HashMap<String, Value>,
 }
 
 #[derive(Clone)]
@@ -175,7 +177,15 @@ impl Side {
                 stored.insert(subject.id.clone(), object);
             }
         }
-        Ok((Side { link, stored }, refused))
+        let mut scales = HashMap::new();
+        for subject in subjects.iter().filter(|subject| subject.kind.has_subresource("scale")) {
+            let path = format!("{}/scale", subject.path());
+            let (code, _, bytes) = link.send(Method::GET, &path, JSON, &Value::Null).await?;
+            if code == 200 {
+                scales.insert(subject.id.clone(), serde_json::from_slice(&bytes)?);
+            }
+        }
+        Ok((Side { link, stored, scales }, refused))
     }
 
     pub fn stored(&self, subject: &str) -> Option<&Value> {
@@ -183,12 +193,14 @@ impl Side {
     }
 
     pub async fn ask(&self, subject: &Subject, case: &Case) -> Result<Answer> {
-        let stored = self.stored.get(&subject.id).unwrap_or(&Value::Null);
+        let known = if case.scope == Scope::Scale { &self.scales } else { &self.stored };
+        let stored = known.get(&subject.id).unwrap_or(&Value::Null);
         let body = case.body(&subject.object, stored);
+        let path = format!("{}{}", subject.path(), case.scope.subresource());
         let (method, path) = match case.operation {
             Operation::Create => (Method::POST, subject.collection()),
-            Operation::Update => (Method::PUT, subject.path()),
-            _ => (Method::PATCH, subject.path()),
+            Operation::Update => (Method::PUT, path),
+            _ => (Method::PATCH, path),
         };
         // A create of a name that is taken would be refused for that.
         let mut body = body;
@@ -199,6 +211,9 @@ impl Side {
         {
             *name = format!("{}-1", subject.name()).into();
         }
+        if case.scope == Scope::Real {
+            return self.write_and_read(subject, case, body).await;
+        }
         let path = format!("{path}?dryRun=All");
         let sent = self.link.send(method, &path, case.operation.content_type(), &body).await;
         let (code, headers, bytes) = match (sent, &self.link) {
@@ -207,14 +222,42 @@ impl Side {
             (Err(_), Link::Upstream(_)) => return Ok(Answer::default()),
             (Err(error), Link::Skiff(_)) => return Err(error),
         };
-        let warnings: BTreeSet<String> = headers
-            .get_all("warning")
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .map(|text| text.trim_start_matches("299 - ").trim_matches('"').to_owned())
-            .collect();
-        Answer::read(code, warnings, &bytes).with_context(|| case.text())
+        Answer::read(code, warnings(&headers), &bytes).with_context(|| case.text())
     }
+
+    /// Creates an object of a name that nobody else has, answers what is read of it then, and deletes it.
+    async fn write_and_read(&self, subject: &Subject, case: &Case, mut body: Value) -> Result<Answer> {
+        let name = format!("{}-{}", subject.name(), case.id());
+        body["metadata"]["name"] = name.as_str().into();
+        let sent = self.link.send(Method::POST, &subject.collection(), JSON, &body).await;
+        let (code, headers, bytes) = match (sent, &self.link) {
+            (Ok(answer), _) => answer,
+            (Err(_), Link::Upstream(_)) => return Ok(Answer::default()),
+            (Err(error), Link::Skiff(_)) => return Err(error),
+        };
+        let created = Answer::read(code, warnings(&headers), &bytes).with_context(|| case.text())?;
+        if !created.is_accepted() {
+            return Ok(created);
+        }
+        let path = format!("{}/{name}", subject.collection());
+        let (code, _, bytes) = self.link.send(Method::GET, &path, JSON, &Value::Null).await?;
+        let read = Answer::read(code, created.warnings.clone(), &bytes).with_context(|| case.text())?;
+        let options = json!({"gracePeriodSeconds": 0, "propagationPolicy": "Background"});
+        self.link.send(Method::DELETE, &path, JSON, &options).await?;
+        // What is read must be what was answered, whoever is asked.
+        if read.object != created.object {
+            return Ok(Answer {
+                message: "what was read is not what was answered".into(),
+                ..Answer::default()
+            });
+        }
+        Ok(read)
+    }
+}
+
+fn warnings(headers: &HeaderMap) -> BTreeSet<String> {
+    let texts = headers.get_all("warning").iter().filter_map(|value| value.to_str().ok());
+    texts.map(|text| text.trim_start_matches("299 - ").trim_matches('"').to_owned()).collect()
 }
 
 /// Names that say something about the rest of the object stay.

@@ -101,9 +101,18 @@ impl ControlPlane {
     /// Adds a node, with what its kubelet says of it, that the scheduler knows when this returns.
     pub(crate) async fn add_node(&self, node: Value) -> Result<()> {
         let nodes = self.all::<Node>();
+        let own_taints = node["spec"]["taints"].as_array().cloned().unwrap_or_default();
         let name = create(&nodes, node.clone()).await?.metadata.name.context("no name")?;
         nodes.patch_status(&name, &PatchParams::default(), &Patch::Merge(node)).await?;
-        let only_here = json!({"nodeSelector": {"kubernetes.io/hostname": name}, "tolerations": [{"operator": "Exists"}]});
+        // Every node comes with a taint, which it loses when it is ready; a pod that came before would have to wait.
+        until(&format!("{name} without the taint of new nodes"), async || {
+            let taints = nodes.get(&name).await?.spec.and_then(|s| s.taints).unwrap_or_default();
+            Ok((!taints.iter().any(|taint| taint.key == "node.kubernetes.io/not-ready")).then_some(()))
+        })
+        .await?;
+        let bears: Vec<Value> =
+            own_taints.iter().map(|taint| json!({"key": taint["key"], "operator": "Exists"})).collect();
+        let only_here = json!({"nodeSelector": {"kubernetes.io/hostname": name}, "tolerations": bears});
         create(&self.api::<Pod>(), pod("probe", "probe", only_here)).await?;
         self.node_of("probe").await?;
         self.end_pod("probe").await

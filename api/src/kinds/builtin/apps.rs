@@ -322,7 +322,15 @@ fn validate_daemon_rollout(rolling: &Value, path: &str) -> Vec<Cause> {
         causes.extend(int_or_percent(value, &field));
         causes.extend(not_more_than_all(value, &field));
     }
-    let is_some = |field: &str| !matches!(&rolling[field], Value::Null) && !is_zero(&rolling[field]);
+    // A text that is no share counts as the number that it is, or as none.
+    let is_some = |field: &str| match &rolling[field] {
+        Value::Null => false,
+        Value::String(text) => {
+            let digits = text.strip_suffix('%').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()));
+            digits.unwrap_or(text).parse::<i64>().is_ok_and(|number| number != 0)
+        }
+        number => number != 0,
+    };
     match (is_some("maxUnavailable"), is_some("maxSurge")) {
         (true, true) => {
             let why = "may not be set when maxUnavailable is non-zero";
@@ -424,7 +432,12 @@ mod tests {
             &[("maxUnavailable", "cannot be 0 when maxSurge is 0")],
         );
         check(json!({"maxUnavailable": "101%"}), &[("maxUnavailable", "must not be greater than 100%")]);
-        check(json!({"maxUnavailable": "many"}), &[("maxUnavailable", "a valid percent string")]);
+        check(json!({"maxUnavailable": "1"}), &[("maxUnavailable", "a valid percent string")]);
+        let both = ["a valid percent string", "cannot be 0 when maxSurge is 0"];
+        let causes = DAEMONS.validate(&daemon_set(
+            json!({"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": "many"}}),
+        ));
+        assert!(causes.iter().zip(both).all(|(cause, words)| cause.message.contains(words)), "{causes:?}");
         check(json!({"maxUnavailable": -1}), &[("maxUnavailable", "must be greater than or equal to 0")]);
     }
 

@@ -393,18 +393,29 @@ impl Strategy for Volumes {
             object["status"]["lastPhaseTransitionTime"] = object["metadata"]["creationTimestamp"].clone();
         }
         if object["kind"] == "PersistentVolumeClaim" {
+            drop_foreign_source(&mut object["spec"]);
             mirror_source(&mut object["spec"]);
         }
     }
 
-    fn prepare_update(&self, new: &mut Object, _old: &Object) {
+    fn prepare_update(&self, new: &mut Object, old: &Object) {
         if new["kind"] == "PersistentVolumeClaim" {
+            if old["spec"]["dataSourceRef"].is_null() {
+                drop_foreign_source(&mut new["spec"]);
+            }
             mirror_source(&mut new["spec"]);
         }
     }
 
     fn counts_generations(&self) -> bool {
         false
+    }
+}
+
+/// Sources of other namespaces are a feature that is off.
+fn drop_foreign_source(spec: &mut Value) {
+    if !str_at(spec, "/dataSourceRef/namespace").is_empty() {
+        _ = spec.as_object_mut().map(|spec| spec.remove("dataSourceRef"));
     }
 }
 
@@ -477,7 +488,7 @@ impl Strategy for ReplicationControllers {
             if !object["spec"]["selector"].is_object() {
                 object["spec"]["selector"] = labels.clone();
             }
-            if !object["metadata"]["labels"].is_object() {
+            if object["metadata"]["labels"].as_object().is_none_or(|own| own.is_empty()) {
                 object["metadata"]["labels"] = labels;
             }
         }

@@ -140,7 +140,7 @@ fn default_spec(spec: &mut Value) {
 
 fn generated_labels(object: &Object) -> impl Iterator<Item = (&'static str, Value)> + use<> {
     let meta = object["metadata"].clone();
-    LABELS.into_iter().map(move |(key, of)| (key, meta[of].clone()))
+    LABELS.into_iter().map(move |(key, of)| (key, str_at(&meta[of], "").into()))
 }
 
 /// Where the selector is not the client's, the pods must be known by the job's UID and name.

@@ -36,6 +36,8 @@ pub(super) mod pod_update;
 mod registration;
 mod scheduling;
 mod service;
+mod slices;
+mod status;
 mod storage;
 mod volume;
 mod workload;
@@ -62,6 +64,23 @@ pub(crate) fn check(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<C
         update::check(kind, object, old, &mut walk.faults);
     }
     once_each(walk.faults)
+}
+
+/// What is wrong with what upstream looks at before all else, as it has to give something out: then it says nothing more.
+pub(crate) fn check_first(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Cause> {
+    let mut faults = Faults::default();
+    if kind.group.is_empty() && kind.kind == "Service" && object["spec"]["type"] != "ExternalName" {
+        let (spec, was) = (&object["spec"], old.map(|old| &old["spec"]));
+        service::addresses(&mut faults, spec, was, &Path::ROOT.child("spec"));
+    }
+    once_each(faults)
+}
+
+/// What is wrong with an object's `status`, which replaces that of `old`.
+pub(crate) fn check_status(kind: &Kind, new: &Object, old: &Object) -> Vec<Cause> {
+    let mut faults = Faults::default();
+    status::check(kind, new, old, &mut faults);
+    once_each(faults)
 }
 
 /// What is wrong with a pod template that lies at `path`.

@@ -1,6 +1,6 @@
 //! Services. Addresses and node ports are allocated by the API server; this file knows the rules of the object.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde_json::{Value, json};
 
@@ -91,11 +91,17 @@ impl Strategy for Services {
         if type_ != "ExternalName" && spec["internalTrafficPolicy"].is_null() {
             spec["internalTrafficPolicy"] = "Cluster".into();
         }
-        if matches!(type_.as_str(), "NodePort" | "LoadBalancer") && spec["externalTrafficPolicy"].is_null() {
+        if is_external(spec) && spec["externalTrafficPolicy"].is_null() {
             spec["externalTrafficPolicy"] = "Cluster".into();
         }
         if type_ == "LoadBalancer" && spec["allocateLoadBalancerNodePorts"].is_null() {
             spec["allocateLoadBalancerNodePorts"] = true.into();
+        }
+        let ingress = object.pointer_mut("/status/loadBalancer/ingress").and_then(Value::as_array_mut);
+        for one in ingress.into_iter().flatten().filter(|_| type_ == "LoadBalancer") {
+            if !str_at(one, "/ip").is_empty() && one["ipMode"].is_null() {
+                one["ipMode"] = "VIP".into();
+            }
         }
     }
 
@@ -103,26 +109,37 @@ impl Strategy for Services {
         object["status"] = json!({"loadBalancer": {}});
     }
 
-    /// A change of type drops the fields that the new type has no use for.
-    fn prepare_update(&self, new: &mut Object, _old: &Object) {
-        let spec = &mut new["spec"];
-        let type_ = str_at(spec, "/type").to_owned();
-        let external = matches!(type_.as_str(), "NodePort" | "LoadBalancer");
-        if let Value::Object(map) = spec {
-            if !external {
-                map.remove("externalTrafficPolicy");
-                map.remove("healthCheckNodePort");
-            }
-            if type_ != "LoadBalancer" {
-                map.remove("allocateLoadBalancerNodePorts");
+    /// A change of type drops what the new type has no use for, unless it was changed with it: then it is refused.
+    fn prepare_update(&self, new: &mut Object, old: &Object) {
+        let (spec, was) = (&mut new["spec"], &old["spec"]);
+        let lost = |needs: fn(&Value) -> bool, spec: &Value| needs(was) && !needs(spec);
+        for (needs, field) in [
+            (is_health_checked as fn(&Value) -> bool, "healthCheckNodePort"),
+            (is_balancer, "allocateLoadBalancerNodePorts"),
+            (is_balancer, "loadBalancerClass"),
+            (is_external, "externalTrafficPolicy"),
+        ] {
+            if lost(needs, spec)
+                && spec.get(field) == was.get(field)
+                && let Value::Object(spec) = &mut *spec
+            {
+                spec.remove(field);
             }
         }
-        if let Some(Value::Array(ports)) = spec.get_mut("ports")
-            && !external
+        let ports = |spec: &Value| -> BTreeSet<i64> {
+            items_at(spec, "/ports")
+                .iter()
+                .map(|port| int_at(port, "/nodePort"))
+                .filter(|port| *port != 0)
+                .collect()
+        };
+        if lost(has_node_ports, spec)
+            && ports(spec) == ports(was)
+            && let Some(Value::Array(ports)) = spec.get_mut("ports")
         {
-            ports.iter_mut().filter_map(Value::as_object_mut).for_each(|port| {
+            for port in ports.iter_mut().filter_map(Value::as_object_mut) {
                 port.remove("nodePort");
-            });
+            }
         }
     }
 
@@ -162,6 +179,27 @@ impl Strategy for Services {
     fn counts_generations(&self) -> bool {
         false
     }
+}
+
+fn is_balancer(spec: &Value) -> bool {
+    spec["type"] == "LoadBalancer"
+}
+
+fn is_health_checked(spec: &Value) -> bool {
+    is_balancer(spec) && spec["externalTrafficPolicy"] == "Local"
+}
+
+/// Whether it is reached from outside the cluster.
+fn is_external(spec: &Value) -> bool {
+    match str_at(spec, "/type") {
+        "LoadBalancer" | "NodePort" => true,
+        "ClusterIP" => !items_at(spec, "/externalIPs").is_empty(),
+        _ => false,
+    }
+}
+
+fn has_node_ports(spec: &Value) -> bool {
+    spec["type"] == "NodePort" || (is_balancer(spec) && spec["allocateLoadBalancerNodePorts"] != false)
 }
 
 fn validate_ports(ports: &[Value], causes: &mut Vec<Cause>) {

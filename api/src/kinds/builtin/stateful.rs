@@ -1,5 +1,7 @@
 //! StatefulSets: a selector, a pod template, and claims for each pod.
 
+use std::collections::HashSet;
+
 use serde_json::{Value, json};
 
 use super::{not_negative, pod, rules, same_spec};
@@ -171,8 +173,11 @@ fn with_claims(spec: &Value) -> Value {
     pod.remove("hostname");
     pod.remove("subdomain");
     if !names.is_empty() {
-        let claimed =
-            names.iter().map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
+        let mut seen = HashSet::new();
+        let claimed = names
+            .iter()
+            .filter(|name| seen.insert(**name))
+            .map(|name| json!({"name": name, "persistentVolumeClaim": {"claimName": name}}));
         let own = pod.get("volumes").and_then(Value::as_array).cloned().unwrap_or_default();
         let others = own.into_iter().filter(|volume| !names.contains(&str_at(volume, "/name")));
         let volumes: Vec<Value> = claimed.chain(others).collect();

@@ -17,12 +17,7 @@ const SOURCES: [(&str, &str); 5] = [
 const TYPES: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
 pub(super) fn autoscaler<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
-    let target = &value["scaleTargetRef"];
-    if !text(target, "apiVersion").contains('/') {
-        let field = path.child("scaleTargetRef");
-        let why = "apiVersion must specify API group";
-        walk.faults.invalid(&field.child("apiVersion"), &text(target, "apiVersion").into(), why);
-    }
+    version_of_target(walk, value, path);
     let scales_to_zero = value["minReplicas"] == 0;
     let has_outside =
         list(value, "metrics").iter().any(|metric| matches!(text(metric, "type"), "Object" | "External"));
@@ -31,6 +26,39 @@ pub(super) fn autoscaler<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<
         walk.faults.forbidden(&path.child("metrics"), why);
     }
     Below::All
+}
+
+/// The first version: one metric, the use of CPU, which is checked as what it is in the second.
+pub(super) fn first_version<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    version_of_target(walk, value, path);
+    if value["minReplicas"] == 0 {
+        let why = "must specify at least one Object or External metric to support scaling to zero replicas";
+        walk.faults.forbidden(&path.child("metrics"), why);
+    }
+    let target = &value["targetCPUUtilizationPercentage"];
+    if target.as_i64().is_some_and(|percentage| percentage <= 0) {
+        let (metrics, why) = (path.child("metrics"), "must be greater than 0");
+        let metric = metrics.index(0);
+        let (resource, field) = (metric.child("resource"), "averageUtilization");
+        walk.faults.invalid(&resource.child("target").child(field), target, why);
+    }
+    Below::All
+}
+
+fn version_of_target(walk: &mut Walk<'_>, value: &Value, path: &Path<'_>) {
+    let target = &value["scaleTargetRef"];
+    // What was wrong before may stay so.
+    let before = walk.old.map(|old| text(&old["spec"]["scaleTargetRef"], "apiVersion"));
+    if before.is_some_and(|before| !has_group(before)) || has_group(text(target, "apiVersion")) {
+        return;
+    }
+    let field = path.child("scaleTargetRef");
+    let why = "apiVersion must specify API group";
+    walk.faults.invalid(&field.child("apiVersion"), &text(target, "apiVersion").into(), why);
+}
+
+fn has_group(api_version: &str) -> bool {
+    api_version.split_once('/').is_some_and(|(group, version)| !group.is_empty() && !version.contains('/'))
 }
 
 pub(super) fn metric<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {

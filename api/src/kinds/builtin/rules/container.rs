@@ -87,7 +87,12 @@ fn restart_policy(faults: &mut Faults, value: &Value, path: &Path<'_>) {
 /// Init containers that end have no probes; those that stay are checked as all others.
 fn init(faults: &mut Faults, value: &Value, path: &Path<'_>) -> Vec<&'static str> {
     const FIELDS: [&str; 4] = ["lifecycle", "livenessProbe", "readinessProbe", "startupProbe"];
-    restart_policy(faults, value, path);
+    if has(value, "restartPolicy") {
+        restart_policy(faults, value, path);
+    } else if !list(value, "restartPolicyRules").is_empty() {
+        let why = "must specify restartPolicy when restart rules are used";
+        faults.required(&path.child("restartPolicy"), why);
+    }
     if text(value, "restartPolicy") == "Always" {
         return Vec::new();
     }

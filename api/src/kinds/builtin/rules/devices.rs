@@ -1,13 +1,21 @@
-//! Devices: classes of them, what offers them and who claims them. Expressions are not looked into.
+//! Devices: classes of them, and who claims them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
 use super::format::Format;
-use super::path::{Faults, NOT_NEGATIVE, Path, has, is_true, list, number, text};
+use super::path::{Faults, Path, has, list, number, text};
 use super::walk::{Below, Walk};
-use crate::meta;
+use super::{amounts, slices};
+use crate::{cel, meta};
+
+/// Of a claim's requests, constraints and configurations, and of a request's selectors.
+const MAX_ENTRIES: usize = 32;
+/// In which one request may be met.
+const MAX_WAYS: usize = 8;
+const MAX_EXPRESSION_BYTES: usize = 10 << 10;
+const MAX_PARAMETERS_BYTES: usize = 10 << 10;
 
 pub(super) fn claim<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
     if walk.old.is_some() && walk.root["kind"] == "ResourceClaim" {
@@ -15,69 +23,116 @@ pub(super) fn claim<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) 
     }
     let faults = &mut walk.faults;
     let (devices, path) = (&value["devices"], path.child("devices"));
-    let (field, mut names) = (path.child("requests"), HashSet::new());
-    for (at, request) in list(devices, "requests").iter().enumerate() {
-        let path = field.index(at);
-        let name = text(request, "name");
-        label(faults, name, &path.child("name"));
-        if !names.insert(name) {
-            faults.duplicate(&path, &name.into());
-        }
-        match (has(request, "exactly"), !list(request, "firstAvailable").is_empty()) {
-            (true, true) => {
-                faults.invalid(&path, request, "exactly one of `exactly` or `firstAvailable` is required")
-            }
-            (false, false) => {
-                faults.required(&path, "exactly one of `exactly` or `firstAvailable` is required")
-            }
-            (true, false) => exact(faults, &request["exactly"], &path.child("exactly")),
-            (false, true) => {
-                let field = path.child("firstAvailable");
-                for (at, sub) in list(request, "firstAvailable").iter().enumerate() {
-                    label(faults, text(sub, "name"), &field.index(at).child("name"));
-                    exact(faults, sub, &field.index(at));
-                }
+    let known = Known::of(devices);
+    bounded(faults, devices, "requests", &path, request);
+    slices::unique(faults, within(list(devices, "requests"), MAX_ENTRIES), "name", &path.child("requests"));
+    bounded(faults, devices, "constraints", &path, |faults, constraint, path| {
+        references(faults, constraint, &known, path);
+        match (constraint["matchAttribute"].as_str(), constraint["distinctAttribute"].as_str()) {
+            (Some(name), _) => attribute_name(faults, name, &path.child("matchAttribute")),
+            (None, Some(name)) => attribute_name(faults, name, &path.child("distinctAttribute")),
+            (None, None) => {
+                faults
+                    .required(path, "exactly one of \"matchAttribute\" or \"distinctAttribute\" is required");
             }
         }
-    }
-    let field = path.child("constraints");
-    for (at, constraint) in list(devices, "constraints").iter().enumerate() {
-        let path = field.index(at);
-        requests(faults, constraint, &names, &path.child("requests"));
-        match constraint["matchAttribute"].as_str() {
-            Some(attribute) => attribute_name(faults, attribute, &path.child("matchAttribute")),
-            None if !has(constraint, "distinctAttribute") => {
-                faults.required(&path, "one of `matchAttribute`")
-            }
-            None => {}
-        }
-    }
-    let field = path.child("config");
-    for (at, config) in list(devices, "config").iter().enumerate() {
-        let path = field.index(at);
-        requests(faults, config, &names, &path.child("requests"));
-        configuration(faults, config, &path);
-    }
+    });
+    bounded(faults, devices, "config", &path, |faults, config, path| {
+        references(faults, config, &known, path);
+        configuration(faults, config, path);
+    });
     Below::Nothing
 }
 
-fn label(faults: &mut Faults, name: &str, path: &Path<'_>) {
+/// Runs the rules of a list's items, unless there are too many of them: then that is all that is wrong.
+fn bounded(
+    faults: &mut Faults,
+    holder: &Value,
+    field: &str,
+    path: &Path<'_>,
+    check: impl Fn(&mut Faults, &Value, &Path<'_>),
+) {
+    let (items, path) = (list(holder, field), path.child(field));
+    if items.len() > MAX_ENTRIES {
+        faults.too_many(&path, items.len(), MAX_ENTRIES);
+    }
+    for (at, item) in within(items, MAX_ENTRIES).iter().enumerate() {
+        check(faults, item, &path.index(at));
+    }
+}
+
+/// A list that is not too long, or none.
+fn within(items: &[Value], most: usize) -> &[Value] {
+    if items.len() > most { &[] } else { items }
+}
+
+/// The names of a claim's requests, and of the ways in which each may be met.
+struct Known<'v>(HashMap<&'v str, HashSet<&'v str>>);
+
+impl<'v> Known<'v> {
+    fn of(devices: &'v Value) -> Known<'v> {
+        let ways = |request: &'v Value| {
+            list(request, "firstAvailable").iter().map(|way| text(way, "name")).collect()
+        };
+        Known(
+            list(devices, "requests").iter().map(|request| (text(request, "name"), ways(request))).collect(),
+        )
+    }
+
+    fn has(&self, name: &str) -> bool {
+        match name.split_once('/') {
+            None => self.0.contains_key(name),
+            Some((request, way)) => self.0.get(request).is_some_and(|ways| ways.contains(way)),
+        }
+    }
+}
+
+fn request(faults: &mut Faults, request: &Value, path: &Path<'_>) {
+    const WHY: &str = "exactly one of `exactly` or `firstAvailable` is required";
+    label(faults, text(request, "name"), &path.child("name"));
+    let ways = list(request, "firstAvailable");
+    match (has(request, "exactly"), !ways.is_empty()) {
+        (true, true) => faults.invalid(path, &Value::Null, WHY),
+        (false, false) => faults.required(path, WHY),
+        (true, false) => exact(faults, &request["exactly"], &path.child("exactly")),
+        (false, true) => {
+            let field = path.child("firstAvailable");
+            if ways.len() > MAX_WAYS {
+                return faults.too_many(&field, ways.len(), MAX_WAYS);
+            }
+            for (at, way) in ways.iter().enumerate() {
+                label(faults, text(way, "name"), &field.index(at).child("name"));
+                exact(faults, way, &field.index(at));
+            }
+            slices::unique(faults, ways, "name", &field);
+        }
+    }
+}
+
+pub(super) fn label(faults: &mut Faults, name: &str, path: &Path<'_>) {
     if let Some(fault) = Format::Label.fault(name) {
         faults.invalid(path, &name.into(), &fault);
     }
 }
 
 /// Requests that are named elsewhere; one that may be met in several ways is named with which.
-fn requests(faults: &mut Faults, holder: &Value, known: &HashSet<&str>, path: &Path<'_>) {
+fn references(faults: &mut Faults, holder: &Value, known: &Known<'_>, path: &Path<'_>) {
+    const WHY: &str = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
     let mut seen = HashSet::new();
-    for (at, request) in list(holder, "requests").iter().enumerate() {
+    let field = path.child("requests");
+    bounded(faults, holder, "requests", path, |faults, request, path| {
         let name = request.as_str().unwrap_or_default();
-        if !known.contains(name.split('/').next().unwrap_or(name)) {
-            let why = "must be the name of a request in the claim or the name of a request and a subrequest separated by '/'";
-            faults.invalid(&path.index(at), request, why);
+        let parts = name.split('/').take(3);
+        if parts.clone().count() < 3 {
+            parts.for_each(|part| label(faults, part, path));
         }
-        if !seen.insert(name) {
-            faults.duplicate(&path.index(at), request);
+        if !known.has(name) {
+            faults.invalid(path, request, WHY);
+        }
+    });
+    for (at, request) in within(list(holder, "requests"), MAX_ENTRIES).iter().enumerate() {
+        if !seen.insert(request.as_str()) {
+            faults.duplicate(&field.index(at), request);
         }
     }
 }
@@ -90,7 +145,7 @@ fn exact(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     } else if let Some(fault) = Format::Subdomain.fault(class) {
         faults.invalid(&field, &class.into(), &fault);
     }
-    selectors(faults, value, &path.child("selectors"));
+    selectors(faults, value, path);
     let (mode, count) = (text(value, "allocationMode"), number(value, "count"));
     let field = path.child("count");
     match mode {
@@ -104,18 +159,53 @@ fn exact(faults: &mut Faults, value: &Value, path: &Path<'_>) {
         "All" | "ExactCount" | "" => {}
         _ => faults.not_supported(&path.child("allocationMode"), &mode.into(), &MODES),
     }
+    for (at, item) in list(value, "tolerations").iter().enumerate() {
+        let field = path.child("tolerations");
+        toleration(faults, item, &field.index(at));
+    }
+}
+
+fn toleration(faults: &mut Faults, value: &Value, path: &Path<'_>) {
+    const OPERATORS: [&str; 2] = ["Equal", "Exists"];
+    let key = text(value, "key");
+    if !key.is_empty()
+        && let Some(fault) = Format::Qualified.fault(key)
+    {
+        faults.invalid(&path.child("key"), &key.into(), &fault);
+    }
+    let (given, field) = (&value["value"], path.child("value"));
+    match text(value, "operator") {
+        "Exists" if !text(value, "value").is_empty() => {
+            faults.invalid(&field, given, "must be empty for operator `Exists`");
+        }
+        "Exists" => {}
+        // What is not said is this.
+        "" | "Equal" => {
+            if let Some(fault) = Format::LabelValue.fault(text(value, "value")) {
+                faults.invalid(&field, given, &fault);
+            }
+        }
+        operator => faults.not_supported(&path.child("operator"), &operator.into(), &OPERATORS),
+    }
+    let effect = text(value, "effect");
+    if !effect.is_empty() && !slices::EFFECTS.contains(&effect) {
+        faults.not_supported(&path.child("effect"), &effect.into(), &slices::EFFECTS);
+    }
 }
 
 fn selectors(faults: &mut Faults, holder: &Value, path: &Path<'_>) {
-    for (at, selector) in list(holder, "selectors").iter().enumerate() {
-        let path = path.index(at);
+    bounded(faults, holder, "selectors", path, |faults, selector, path| {
         let path = path.child("cel");
         if !has(selector, "cel") {
-            faults.required(&path, "");
-        } else if text(&selector["cel"], "expression").is_empty() {
-            faults.required(&path.child("expression"), "");
+            return faults.required(&path, "");
         }
-    }
+        let (expression, path) = (text(&selector["cel"], "expression"), path.child("expression"));
+        if expression.len() > MAX_EXPRESSION_BYTES {
+            faults.too_long(&path, MAX_EXPRESSION_BYTES);
+        } else if let Err(error) = cel::check(expression, &["device"]) {
+            faults.invalid(&path, &expression.into(), &format!("compilation failed: {error}"));
+        }
+    });
 }
 
 fn configuration(faults: &mut Faults, config: &Value, path: &Path<'_>) {
@@ -127,12 +217,15 @@ fn configuration(faults: &mut Faults, config: &Value, path: &Path<'_>) {
     let field = path.child("parameters");
     match &opaque["parameters"] {
         Value::Null => faults.required(&field, ""),
+        parameters if parameters.to_string().len() > MAX_PARAMETERS_BYTES => {
+            faults.too_long(&field, MAX_PARAMETERS_BYTES);
+        }
         Value::Object(_) => {}
         other => faults.invalid(&field, other, "must be a valid JSON object"),
     }
 }
 
-fn driver(faults: &mut Faults, name: &str, path: &Path<'_>) {
+pub(super) fn driver(faults: &mut Faults, name: &str, path: &Path<'_>) {
     const MAX_BYTES: usize = 63;
     if name.is_empty() {
         return faults.required(path, "");
@@ -145,23 +238,12 @@ fn driver(faults: &mut Faults, name: &str, path: &Path<'_>) {
     }
 }
 
-/// `example.com/name`, a C identifier below a domain.
+/// `example.com/name`, with a domain.
 fn attribute_name(faults: &mut Faults, name: &str, path: &Path<'_>) {
-    let is_word = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-    };
-    match name.split_once('/') {
-        _ if name.is_empty() => faults.required(path, ""),
-        None => faults.invalid(path, &name.into(), "must include a domain"),
-        Some((domain, id)) => {
-            if let Some(fault) = Format::Subdomain.fault(domain) {
-                faults.invalid(path, &name.into(), &fault);
-            }
-            if !is_word(id) {
-                faults.invalid(path, &name.into(), "must be a C identifier below a domain");
-            }
-        }
+    slices::qualified(faults, name, path);
+    if !name.contains('/') {
+        let why = "a fully qualified name must be a domain and a name separated by a slash";
+        faults.invalid(path, &name.into(), why);
     }
 }
 
@@ -184,73 +266,13 @@ pub(super) fn template<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_
 }
 
 pub(super) fn class<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
-    selectors(&mut walk.faults, value, &path.child("selectors"));
-    let field = path.child("config");
-    for (at, config) in list(value, "config").iter().enumerate() {
-        configuration(&mut walk.faults, config, &field.index(at));
-    }
-    Below::Nothing
-}
-
-pub(super) fn slice<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
-    let faults = &mut walk.faults;
-    driver(faults, text(value, "driver"), &path.child("driver"));
-    let (pool, field) = (&value["pool"], path.child("pool"));
-    let name = text(pool, "name");
-    if name.is_empty() {
-        faults.required(&field.child("name"), "");
-    } else if let Some(fault) = name.split('/').find_map(|part| Format::Subdomain.fault(part)) {
-        faults.invalid(&field.child("name"), &name.into(), &fault);
-    }
-    if number(pool, "resourceSliceCount") <= 0 {
-        let count = number(pool, "resourceSliceCount");
-        faults.invalid(&field.child("resourceSliceCount"), &count.into(), "must be greater than zero");
-    }
-    if number(pool, "generation") < 0 {
-        faults.invalid(&field.child("generation"), &pool["generation"], NOT_NEGATIVE);
-    }
-    let node = text(value, "nodeName");
-    if has(value, "nodeName")
-        && let Some(fault) = Format::Subdomain.fault(node)
+    selectors(&mut walk.faults, value, path);
+    bounded(&mut walk.faults, value, "config", path, configuration);
+    if let Some(name) = value["extendedResourceName"].as_str()
+        && !amounts::is_extended(name)
     {
-        faults.invalid(&path.child("nodeName"), &node.into(), &fault);
-    }
-    let where_ = [
-        has(value, "nodeName"),
-        has(value, "nodeSelector"),
-        is_true(value, "allNodes"),
-        is_true(value, "perDeviceNodeSelection"),
-    ];
-    match where_.iter().filter(|is_set| **is_set).count() {
-        0 => faults.required(
-            path,
-            "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required",
-        ),
-        1 => {}
-        _ => faults.invalid(
-            path,
-            value,
-            "exactly one of `nodeName`, `nodeSelector`, `allNodes`, `perDeviceNodeSelection` is required",
-        ),
-    }
-    let (field, mut names) = (path.child("devices"), HashSet::new());
-    for (at, device) in list(value, "devices").iter().enumerate() {
-        let (path, name) = (field.index(at), text(device, "name"));
-        label(faults, name, &path.child("name"));
-        if !names.insert(name) {
-            faults.duplicate(&path, &name.into());
-        }
-        let attributes = path.child("attributes");
-        for (key, attribute) in device["attributes"].as_object().into_iter().flatten() {
-            let n_values =
-                ["int", "bool", "string", "version"].iter().filter(|kind| has(attribute, kind)).count();
-            let field = attributes.key(key);
-            match n_values {
-                0 => faults.required(&field, "exactly one value must be specified"),
-                1 => {}
-                _ => faults.invalid(&field, attribute, "exactly one value must be specified"),
-            }
-        }
+        let field = path.child("extendedResourceName");
+        walk.faults.invalid(&field, &name.into(), "must be a valid extended resource name");
     }
     Below::Nothing
 }

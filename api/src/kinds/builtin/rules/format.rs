@@ -76,9 +76,9 @@ impl Format {
             Format::ConfigKey => super::super::core::config_key_faults(text).into_iter().next(),
             Format::EnvName => env_name_fault(text),
             Format::HeaderName => header_name_fault(text),
-            Format::Ip => parse_ip(text).is_none().then(|| NO_IP.to_owned()),
+            Format::Ip => ip_fault(text),
             Format::StrictIp => name::ip_address_fault(text),
-            Format::Cidr => parse_cidr(text).is_none().then(|| NO_CIDR.to_owned()),
+            Format::Cidr => cidr_fault(text),
             Format::StrictCidr => name::cidr_fault(text),
             Format::RelativePath if text.starts_with('/') => Some("must be a relative path".into()),
             Format::UnreservedPath if text.starts_with('/') => Some("must be a relative path".into()),
@@ -149,6 +149,37 @@ pub(super) fn parse_ip(text: &str) -> Option<IpAddr> {
         return text.parse::<Ipv6Addr>().ok().map(mapped);
     }
     parse_v4(text).map(IpAddr::V4)
+}
+
+/// Fields that are older than the strict formats take addresses that are not in their canonical form, but none that others
+/// would read differently.
+fn ip_fault(text: &str) -> Option<String> {
+    if parse_ip(text).is_none() {
+        return Some(NO_IP.into());
+    }
+    match text.parse::<IpAddr>() {
+        Err(_) => Some("must not have leading 0s".into()),
+        Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => {
+            Some("must not be an IPv4-mapped IPv6 address".into())
+        }
+        Ok(_) => None,
+    }
+}
+
+fn cidr_fault(text: &str) -> Option<String> {
+    let Some((network, _)) = parse_cidr(text) else { return Some(NO_CIDR.into()) };
+    let (address, bits) = text.split_once('/').unwrap_or((text, ""));
+    match address.parse::<IpAddr>() {
+        _ if bits.len() > 1 && bits.starts_with('0') => {
+            Some("must not have leading 0s in IP or prefix length".into())
+        }
+        Err(_) => Some("must not have leading 0s in IP or prefix length".into()),
+        Ok(IpAddr::V6(ip)) if ip.to_ipv4_mapped().is_some() => {
+            Some("must not have an IPv4-mapped IPv6 address".into())
+        }
+        Ok(ip) if ip != network => Some("must not have bits set beyond the prefix length".into()),
+        Ok(_) => None,
+    }
 }
 
 /// An IPv4 address in the clothes of IPv6 is one.
@@ -273,6 +304,22 @@ mod tests {
         assert_eq!(parse_cidr("192.0.2.9/24"), Some(("192.0.2.0".parse().unwrap(), 24)));
         for text in ["192.0.2.0/33", "192.0.2.0", "/8", "::/129", "1.2.3.4/", "1.2.3.4/-1"] {
             assert_eq!(parse_cidr(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn addresses_that_others_read_differently_are_refused() {
+        for good in ["10.0.0.1", "2001:DB8::1", "fe80:0:0:0:0:0:0:1", "::"] {
+            assert_eq!(ip_fault(good), None, "{good}");
+        }
+        for bad in ["010.0.0.1", "::ffff:1.2.3.4", "1.2.3", ""] {
+            assert!(ip_fault(bad).is_some(), "{bad}");
+        }
+        for good in ["10.0.0.0/8", "0.0.0.0/0", "2001:DB8::/32", "10.0.0.1/32"] {
+            assert_eq!(cidr_fault(good), None, "{good}");
+        }
+        for bad in ["10.0.0.1/24", "010.0.0.0/8", "10.0.0.0/08", "::ffff:1.2.3.0/120", "10.0.0.0/33"] {
+            assert!(cidr_fault(bad).is_some(), "{bad}");
         }
     }
 

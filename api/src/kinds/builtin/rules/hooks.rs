@@ -6,7 +6,7 @@ use super::path::Path;
 use super::walk::{Below, Walk};
 use super::{
     autoscaling, claim, container, devices, flow, labels, network, other, pod, registration, scheduling,
-    service, storage, volume, workload,
+    service, slices, storage, volume, workload,
 };
 
 pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
@@ -32,9 +32,20 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "core.v1.FlexVolumeSource" | "core.v1.FlexPersistentVolumeSource" => volume::flex(walk, value, path),
         "core.v1.FCVolumeSource" => volume::fibre_channel(walk, value, path),
         "core.v1.NFSVolumeSource" => volume::nfs(walk, value, path),
-        "core.v1.ISCSIVolumeSource" | "core.v1.ISCSIPersistentVolumeSource" => {
+        "core.v1.ISCSIVolumeSource" => volume::iscsi(walk, value, path),
+        "core.v1.ISCSIPersistentVolumeSource" => {
+            volume::secret_name(walk, value, path);
             volume::iscsi(walk, value, path)
         }
+        "core.v1.StorageOSVolumeSource" | "core.v1.CinderVolumeSource" => {
+            volume::secret_name(walk, value, path)
+        }
+        "core.v1.StorageOSPersistentVolumeSource" | "core.v1.CinderPersistentVolumeSource" => {
+            volume::secret_of_cluster(walk, value, path)
+        }
+        "core.v1.ImageVolumeSource" => volume::image(walk, value, path),
+        "core.v1.GCEPersistentDiskVolumeSource" => volume::google_disk(walk, value, path),
+        "core.v1.AzureFilePersistentVolumeSource" => volume::azure_file(walk, value, path),
         "core.v1.FlockerVolumeSource" => volume::flocker(walk, value, path),
         "core.v1.QuobyteVolumeSource" => volume::quobyte(walk, value, path),
         "core.v1.AzureDiskVolumeSource" => volume::azure_disk(walk, value, path),
@@ -55,11 +66,13 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "core.v1.EndpointSubset" => service::subset(walk, value, path),
         "core.v1.EndpointAddress" => service::endpoint(walk, value, path),
         "core.v1.Node" => other::node(walk, value),
+        "core.v1.Namespace" => other::namespace(walk, value),
         "apps.v1.DeploymentSpec" => workload::deployment(walk, value, path),
         "apps.v1.StatefulSetSpec" => workload::stateful_set(walk, value),
         "apps.v1.ReplicaSetSpec" => workload::replica_set(value),
         "apps.v1.ControllerRevision" => workload::revision(walk, value),
         "autoscaling.v2.HorizontalPodAutoscalerSpec" => autoscaling::autoscaler(walk, value, path),
+        "autoscaling.v1.HorizontalPodAutoscalerSpec" => autoscaling::first_version(walk, value, path),
         // What a metric's selector means is up to who has the metrics.
         "autoscaling.v2.MetricIdentifier" => Below::But(vec!["selector"]),
         "autoscaling.v2.MetricSpec" => autoscaling::metric(walk, value, path),
@@ -77,6 +90,7 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "networking.v1.IngressBackend" => network::ingress_backend(walk, value, path),
         "networking.v1.IngressClassParametersReference" => network::class_parameters(walk, value, path),
         "discovery.v1.EndpointSlice" => network::slice(walk, value),
+        "scheduling.v1.PriorityClass" => other::priority(walk, value),
         "storage.v1.StorageClass" => storage::class(walk, value),
         "storage.v1.VolumeAttributesClass" => storage::attributes(walk, value),
         "storage.v1.CSIDriverSpec" => storage::driver(walk, value, path),
@@ -95,7 +109,7 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "resource.v1.ResourceClaimSpec" => devices::claim(walk, value, path),
         "resource.v1.ResourceClaimTemplateSpec" => devices::template(walk, value, path),
         "resource.v1.DeviceClassSpec" => devices::class(walk, value, path),
-        "resource.v1.ResourceSliceSpec" => devices::slice(walk, value, path),
+        "resource.v1.ResourceSliceSpec" => slices::slice(walk, value, path),
         "flowcontrol.v1.FlowSchema" => flow::schema(walk, value),
         "flowcontrol.v1.PriorityLevelConfiguration" => flow::level(walk, value),
         _ if type_.ends_with("apiregistration.v1.APIService") => registration::api_service(walk, value),

@@ -8,6 +8,7 @@ use super::format::{Format, parse_cidr};
 use super::path::{Path, entries, has, list, text};
 use super::walk::{Below, Walk};
 use super::{amounts, is_selector};
+use crate::Cause;
 
 pub(super) fn node<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
     let (root, spec) = (Path::ROOT, &value["spec"]);
@@ -17,6 +18,9 @@ pub(super) fn node<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
         for (name, amount) in entries(&value["status"], side) {
             amounts::resource_amount(name, amount, &field.child(name), &mut walk.faults);
         }
+    }
+    if walk.old.is_some_and(|old| text(&old["spec"], "externalID") != text(spec, "externalID")) {
+        walk.faults.forbidden(&spec_at.child("externalID"), "may not be updated");
     }
     // Taints are named below the metadata, as upstream does.
     let (field, mut seen) = (meta.child("taints"), HashSet::new());
@@ -34,16 +38,48 @@ pub(super) fn node<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
             walk.faults.invalid(&field.index(at), cidr, &fault);
         }
     }
-    let families: HashSet<bool> = cidrs
-        .iter()
-        .filter_map(|cidr| parse_cidr(cidr.as_str()?))
-        .map(|(address, _)| address.is_ipv4())
-        .collect();
-    if cidrs.len() > 2 || (cidrs.len() == 2 && families.len() < 2) {
+    let known: Vec<_> = cidrs.iter().filter_map(|cidr| parse_cidr(cidr.as_str()?)).collect();
+    if cidrs.len() > 1 && known.len() < cidrs.len() {
+        let why = "invalid PodCIDRs. failed to check with dual stack";
+        walk.faults.push(Cause::internal(field.to_string(), why));
+    }
+    let families: HashSet<bool> = known.iter().map(|(address, _)| address.is_ipv4()).collect();
+    if cidrs.len() > 2 || (cidrs.len() == 2 && (families.len() < 2 || known.len() < 2)) {
         let why = "may specify no more than one CIDR for each IP family";
         walk.faults.invalid(&field, &spec["podCIDRs"], why);
     }
     Below::But(vec!["spec"])
+}
+
+pub(super) fn namespace<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
+    let (root, finalizers) = (Path::ROOT, list(&value["spec"], "finalizers"));
+    let (spec, field) = (root.child("spec"), "finalizers");
+    for finalizer in finalizers {
+        let text = finalizer.as_str().unwrap_or_default();
+        let fault = Format::Qualified.fault(text).or_else(|| {
+            let is_known =
+                text.contains('/') || matches!(text, "kubernetes" | "orphan" | "foregroundDeletion");
+            (!is_known).then(|| "name is neither a standard finalizer name nor is it fully qualified".into())
+        });
+        if let Some(fault) = fault {
+            walk.faults.invalid(&spec.child(field), finalizer, &fault);
+        }
+    }
+    Below::All
+}
+
+/// What cannot change was checked when it was made.
+pub(super) fn priority<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
+    const POLICIES: [&str; 2] = ["Never", "PreemptLowerPriority"];
+    let (root, policy) = (Path::ROOT, &value["preemptionPolicy"]);
+    let field = root.child("preemptionPolicy");
+    match policy.as_str().filter(|_| walk.old.is_none()) {
+        None => {}
+        Some("") => walk.faults.required(&field, ""),
+        Some(policy) if POLICIES.contains(&policy) => {}
+        Some(_) => walk.faults.not_supported(&field, policy, &POLICIES),
+    }
+    Below::All
 }
 
 pub(super) fn runtime_class<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {

@@ -123,7 +123,55 @@ pub(super) fn template<'v>(walk: &mut Walk<'v>, template: &'v Value, path: &Path
     Below::But(vec!["metadata"])
 }
 
+/// Processes of a Windows host: all containers of a pod are such, or none.
+fn host_processes(faults: &mut Faults, spec: &Value, path: &Path<'_>) {
+    let of = |holder: &Value| holder["securityContext"]["windowsOptions"]["hostProcess"].as_bool();
+    let pod = of(spec);
+    let (mut n_containers, mut n_processes) = (0, 0);
+    for kind in ["initContainers", "containers", "ephemeralContainers"] {
+        let field = path.child(kind);
+        for (at, container) in list(spec, kind).iter().enumerate() {
+            n_containers += 1;
+            let own = of(container);
+            n_processes += usize::from(own.or(pod) == Some(true));
+            if own.is_some() && pod.is_some() && own != pod {
+                let (path, why) =
+                    (field.index(at), "pod hostProcess value must be identical if both are specified");
+                let (context, options) = (path.child("securityContext"), "windowsOptions");
+                faults.invalid(&context.child(options).child("hostProcess"), &json!(own), why);
+            }
+        }
+    }
+    if n_processes == 0 {
+        return;
+    }
+    if n_processes != n_containers {
+        let why =
+            "If pod contains any hostProcess containers then all containers must be HostProcess containers";
+        faults.invalid(path, &json!(""), why);
+    }
+    if !is_true(spec, "hostNetwork") {
+        let why = "hostNetwork must be true if pod contains any hostProcess containers";
+        faults.invalid(&path.child("hostNetwork"), &json!(false), why);
+    }
+}
+
+/// Who looks over another container's shoulder looks over that of one that is there for long.
+fn targets(faults: &mut Faults, spec: &Value, path: &Path<'_>) {
+    let field = path.child("ephemeralContainers");
+    let others = ["containers", "initContainers"].into_iter().flat_map(|kind| list(spec, kind));
+    let names: HashSet<&str> = others.map(|container| text(container, "name")).collect();
+    for (at, container) in list(spec, "ephemeralContainers").iter().enumerate() {
+        let target = text(container, "targetContainerName");
+        if !target.is_empty() && !names.contains(target) {
+            faults.not_found(&field.index(at).child("targetContainerName"), &target.into());
+        }
+    }
+}
+
 pub(super) fn spec<'v>(walk: &mut Walk<'v>, spec: &'v Value, path: &Path<'_>) -> Below {
+    targets(&mut walk.faults, spec, path);
+    host_processes(&mut walk.faults, spec, path);
     volumes(walk, spec, path);
     containers(walk, spec, path);
     let faults = &mut walk.faults;

@@ -8,7 +8,7 @@ use super::format::Format;
 use super::path::{Faults, Path, has, list, number, text};
 use super::table;
 use super::walk::{Below, Walk};
-use crate::name;
+use crate::{cel, name};
 
 pub(super) fn webhooks<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
     let root = Path::ROOT;
@@ -22,11 +22,50 @@ pub(super) fn webhooks<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
         }
         versions(faults, webhook, &path.child("admissionReviewVersions"));
         client(faults, &webhook["clientConfig"], &path.child("clientConfig"));
+        conditions(faults, webhook, &path);
         if !has(webhook, "sideEffects") {
             faults.required(&path.child("sideEffects"), "must specify one of None, NoneOnDryRun");
         }
     }
     Below::All
+}
+
+/// Which requests a webhook is asked about, besides those of its rules. Those that do not change are not looked at again.
+fn conditions(faults: &mut Faults, webhook: &Value, path: &Path<'_>) {
+    const MAX_CONDITIONS: usize = 64;
+    const NAMES: [&str; 5] = ["object", "oldObject", "request", "authorizer", "variables"];
+    let (conditions, field, mut names) =
+        (list(webhook, "matchConditions"), path.child("matchConditions"), HashSet::new());
+    if conditions.len() > MAX_CONDITIONS {
+        faults.too_many(&field, conditions.len(), MAX_CONDITIONS);
+    }
+    for (at, condition) in conditions.iter().enumerate() {
+        let path = field.index(at);
+        let (name, name_at) = (text(condition, "name"), path.child("name"));
+        let (expression, expression_at) = (text(condition, "expression"), path.child("expression"));
+        match expression.trim() {
+            "" => faults.required(&expression_at, ""),
+            trimmed => {
+                if let Err(error) = cel::check(trimmed, &NAMES) {
+                    faults.invalid(
+                        &expression_at,
+                        &expression.into(),
+                        &format!("compilation failed: {error}"),
+                    );
+                }
+            }
+        }
+        if name.is_empty() {
+            faults.required(&name_at, "");
+        } else {
+            if let Some(fault) = Format::Qualified.fault(name) {
+                faults.invalid(&name_at, &name.into(), &fault);
+            }
+            if !names.insert(name) {
+                faults.duplicate(&name_at, &name.into());
+            }
+        }
+    }
 }
 
 /// A domain name of at least three parts.
@@ -75,7 +114,13 @@ fn client(faults: &mut Faults, value: &Value, path: &Path<'_>) {
 fn web_address(faults: &mut Faults, url: &str, path: &Path<'_>) {
     const FORM: &str = "; desired format: https://host[/path]";
     let (scheme, rest) = url.split_once("://").unwrap_or(("", ""));
-    if url.contains(|c: char| c.is_control()) || url.starts_with(':') {
+    let first = url.split(['/', '?', '#']).next().unwrap_or_default();
+    let is_scheme = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic())
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b))
+    };
+    let is_no_url = first.split_once(':').is_some_and(|(scheme, _)| !is_scheme(scheme));
+    if url.contains(|c: char| c.is_control()) || is_no_url {
         return faults.required(path, &format!("url must be a valid URL{FORM}"));
     }
     if scheme != "https" {
@@ -167,6 +212,16 @@ pub(super) fn rule<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -
         faults.required(&field.index(at), "");
     }
     resources(faults, value, &path.child("resources"));
+    let (field, mut names) = (path.child("resourceNames"), HashSet::new());
+    for (at, name) in list(value, "resourceNames").iter().enumerate() {
+        let text = name.as_str().unwrap_or_default();
+        if let Some(fault) = Format::PathSegment.fault(text) {
+            faults.invalid(&field.index(at), name, &fault);
+        }
+        if !names.insert(text) {
+            faults.duplicate(&field.index(at), name);
+        }
+    }
     let (scope, scopes) = (&value["scope"], ["*", "Cluster", "Namespaced"]);
     if scope.as_str().is_some_and(|scope| !scopes.contains(&scope)) {
         faults.not_supported(&path.child("scope"), scope, &scopes);
@@ -252,10 +307,19 @@ pub(super) fn policy_binding<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &P
                     faults.invalid(&field.child("name"), &name.into(), &fault);
                 }
             }
-            (_, true) => faults.forbidden(&field.child("name"), "name and selector are mutually exclusive"),
+            (_, true) => {
+                for part in ["name", "selector"] {
+                    faults.forbidden(&field.child(part), "name and selector are mutually exclusive");
+                }
+            }
         }
-        if !has(reference, "parameterNotFoundAction") {
-            faults.required(&field.child("parameterNotFoundAction"), "");
+        let action = &reference["parameterNotFoundAction"];
+        match action.as_str() {
+            None => faults.required(&field.child("parameterNotFoundAction"), ""),
+            Some("Allow" | "Deny") => {}
+            Some(_) => {
+                faults.not_supported(&field.child("parameterNotFoundAction"), action, &["Deny", "Allow"])
+            }
         }
     }
     Below::All
@@ -266,14 +330,13 @@ pub(super) fn api_service<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
     let (spec, path, faults) = (&value["spec"], root.child("spec"), &mut walk.faults);
     let (group, version) = (text(spec, "group"), text(spec, "version"));
     let wanted = format!("{version}.{group}");
-    let name = text(&value["metadata"], "name");
-    if name != wanted {
-        let meta = root.child("metadata");
-        faults.invalid(
-            &meta.child("name"),
-            &name.into(),
-            &format!("must be `spec.version+\".\"+spec.group`: {wanted:?}"),
-        );
+    let meta = root.child("metadata");
+    for field in ["name", "generateName"] {
+        let name = text(&value["metadata"], field);
+        if !name.is_empty() && name != wanted {
+            let why = format!("must be `spec.version+\".\"+spec.group`: {wanted:?}");
+            faults.invalid(&meta.child(field), &name.into(), &why);
+        }
     }
     match group {
         "" if version != "v1" => faults

@@ -24,12 +24,13 @@ pub(super) fn service<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>
     node_ports(faults, value, &path.child("ports"));
     affinity(faults, value, &path.child("sessionAffinityConfig"));
     if type_ != "ExternalName" {
-        addresses(faults, value, path);
+        addresses(faults, value, old, path);
     }
     let field = path.child("externalIPs");
     for (at, ip) in list(value, "externalIPs").iter().enumerate() {
         let field = field.index(at);
-        match Format::Ip.fault(ip.as_str().unwrap_or_default()) {
+        match Format::Ip.fault(ip.as_str().unwrap_or_default()).filter(|_| !was_there(old, "externalIPs", ip))
+        {
             Some(fault) => faults.invalid(&field, ip, &fault),
             None => {
                 endpoint_ip_faults(ip.as_str().unwrap_or_default())
@@ -38,7 +39,7 @@ pub(super) fn service<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>
             }
         }
     }
-    source_ranges(faults, value, &path.child("LoadBalancerSourceRanges"));
+    source_ranges(faults, value, old, &path.child("LoadBalancerSourceRanges"));
     if has(value, "allocateLoadBalancerNodePorts") && type_ != "LoadBalancer" {
         let field = path.child("allocateLoadBalancerNodePorts");
         faults.forbidden(&field, "may only be used when `type` is 'LoadBalancer'");
@@ -48,12 +49,19 @@ pub(super) fn service<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>
     Below::All
 }
 
+/// What a list has had before may stay in it.
+fn was_there(old: Option<&Value>, field: &str, value: &Value) -> bool {
+    old.is_some_and(|old| list(old, field).contains(value))
+}
+
 fn external_name(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     const WHY: &str = "may not be set for ExternalName services";
-    for field in ["clusterIPs", "ipFamilies"] {
-        if !list(value, field).is_empty() {
-            faults.forbidden(&path.child(field), WHY);
-        }
+    // One address stands in the list of all, too.
+    if !list(value, "clusterIPs").is_empty() || !text(value, "clusterIP").is_empty() {
+        faults.forbidden(&path.child("clusterIPs"), WHY);
+    }
+    if !list(value, "ipFamilies").is_empty() {
+        faults.forbidden(&path.child("ipFamilies"), WHY);
     }
     if has(value, "ipFamilyPolicy") {
         faults.forbidden(&path.child("ipFamilyPolicy"), WHY);
@@ -109,7 +117,7 @@ fn affinity(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     }
 }
 
-fn addresses(faults: &mut Faults, value: &Value, path: &Path<'_>) {
+pub(super) fn addresses(faults: &mut Faults, value: &Value, old: Option<&Value>, path: &Path<'_>) {
     const FAMILIES: [&str; 2] = ["IPv4", "IPv6"];
     const POLICIES: [&str; 3] = ["PreferDualStack", "RequireDualStack", "SingleStack"];
     let (ip, ips, field) = (text(value, "clusterIP"), list(value, "clusterIPs"), path.child("clusterIPs"));
@@ -140,7 +148,9 @@ fn addresses(faults: &mut Faults, value: &Value, path: &Path<'_>) {
             if all.len() > 1 {
                 faults.invalid(&field, &(*ip).into(), "'None' must be the first and only value");
             }
-        } else if let Some(fault) = Format::Ip.fault(ip) {
+        } else if let Some(fault) =
+            Format::Ip.fault(ip).filter(|_| !was_there(old, "clusterIPs", &(*ip).into()))
+        {
             is_sound = false;
             faults.invalid(&field, &(*ip).into(), &fault);
         }
@@ -155,7 +165,7 @@ fn addresses(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     }
 }
 
-fn source_ranges(faults: &mut Faults, value: &Value, path: &Path<'_>) {
+fn source_ranges(faults: &mut Faults, value: &Value, old: Option<&Value>, path: &Path<'_>) {
     let ranges = list(value, "loadBalancerSourceRanges");
     if ranges.is_empty() {
         return;
@@ -163,7 +173,8 @@ fn source_ranges(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     if text(value, "type") != "LoadBalancer" {
         faults.forbidden(path, "may only be used when `type` is 'LoadBalancer'");
     }
-    for (at, range) in ranges.iter().enumerate() {
+    let is_new = |range: &Value| !was_there(old, "loadBalancerSourceRanges", range);
+    for (at, range) in ranges.iter().enumerate().filter(|(_, range)| is_new(range)) {
         let range = range.as_str().unwrap_or_default().trim();
         if let Some(fault) = Format::Cidr.fault(range) {
             faults.invalid(&path.index(at), &range.into(), &fault);
@@ -183,7 +194,7 @@ fn balancer_class(faults: &mut Faults, value: &Value, old: Option<&Value>, path:
     }
     if let Some(class) = value["loadBalancerClass"].as_str() {
         if !is_balancer {
-            faults.forbidden(path, "may only be used when `type` is 'LoadBalancer'");
+            return faults.forbidden(path, "may only be used when `type` is 'LoadBalancer'");
         }
         if let Some(fault) = Format::Qualified.fault(class) {
             faults.invalid(path, &class.into(), &fault);
@@ -237,8 +248,8 @@ pub(super) fn subset<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>)
 
 pub(super) fn endpoint<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
     let ip = text(value, "ip");
-    for fault in endpoint_ip_faults(ip) {
-        walk.faults.invalid(&path.child("ip"), &ip.into(), &fault);
+    for fault in endpoint_ip_faults(ip).iter().filter(|_| parse_ip(ip).is_some()) {
+        walk.faults.invalid(&path.child("ip"), &ip.into(), fault);
     }
     Below::All
 }

@@ -131,8 +131,8 @@ fn local_path(faults: &mut Faults, target: &str, path: &Path<'_>) {
 }
 
 pub(super) fn projected<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
-    const KINDS: [&str; 6] =
-        ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
+    // Others are features that are off: nothing of them is left when this is checked.
+    const KINDS: [&str; 4] = ["secret", "configMap", "downwardAPI", "serviceAccountToken"];
     let (sources, mut paths) = (path.child("sources"), HashSet::new());
     for (at, source) in list(value, "sources").iter().enumerate() {
         let at = sources.index(at);
@@ -157,9 +157,6 @@ pub(super) fn projected<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'
         if has(source, "serviceAccountToken") {
             token(&mut walk.faults, &source["serviceAccountToken"], path, &at.child("serviceAccountToken"));
         }
-        if has(source, "clusterTrustBundle") {
-            trust_bundle(walk, &source["clusterTrustBundle"], &at.child("clusterTrustBundle"));
-        }
         if KINDS.iter().filter(|kind| has(source, kind)).count() > 1 {
             walk.faults.forbidden(&at, "may not specify more than 1 volume type per source");
         }
@@ -180,41 +177,6 @@ fn token(faults: &mut Faults, value: &Value, volume: &Path<'_>, path: &Path<'_>)
         "" => faults.required(&volume.child("path"), ""),
         target => local_path(faults, target, &volume.child("path")),
     }
-}
-
-fn trust_bundle<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) {
-    let faults = &mut walk.faults;
-    match (value["name"].as_str(), value["signerName"].as_str()) {
-        (Some(_), Some(_)) => faults.invalid(path, value, "only one of name and signerName may be used"),
-        (Some(name), None) => {
-            let field = path.child("name");
-            if name.is_empty() {
-                faults.required(&field, "must be a valid object name");
-            }
-            if let Some(fault) = Format::Subdomain.fault(name) {
-                let why = format!("not a valid clustertrustbundlename: {fault}");
-                faults.invalid(&field, &name.into(), &why);
-            }
-            if has(value, "labelSelector") {
-                let why = "labelSelector must be unset if name is specified";
-                faults.invalid(&path.child("labelSelector"), &value["labelSelector"], why);
-            }
-        }
-        (None, Some(signer)) => {
-            if signer.is_empty() {
-                faults.required(&path.child("signerName"), "must be a valid signer name");
-            }
-            if has(value, "labelSelector") {
-                super::labels::selector(walk, &value["labelSelector"], &path.child("labelSelector"));
-            }
-        }
-        (None, None) => faults.required(path, "either name or signerName must be specified"),
-    }
-    let target = text(value, "path");
-    if target.is_empty() {
-        walk.faults.required(&path.child("path"), "");
-    }
-    local_path(&mut walk.faults, target, &path.child("path"));
 }
 
 pub(super) fn fibre_channel<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
@@ -284,6 +246,55 @@ pub(super) fn iscsi<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) 
     Below::All
 }
 
+pub(super) fn secret_name<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    if has(value, "secretRef") && text(&value["secretRef"], "name").is_empty() {
+        let field = path.child("secretRef");
+        walk.faults.required(&field.child("name"), "");
+    }
+    Below::All
+}
+
+/// The secrets of what belongs to no namespace are of one.
+pub(super) fn secret_of_cluster<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    let field = path.child("secretRef");
+    for part in ["name", "namespace"].into_iter().filter(|_| has(value, "secretRef")) {
+        if text(&value["secretRef"], part).is_empty() {
+            walk.faults.required(&field.child(part), "");
+        }
+    }
+    Below::All
+}
+
+/// A template may leave the image to who makes pods of it.
+pub(super) fn image<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    if walk.is_pod && text(value, "reference").is_empty() {
+        walk.faults.required(&path.child("reference"), "");
+    }
+    Below::All
+}
+
+/// Upstream reports what is wrong with it under another name.
+pub(super) fn google_disk<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    let holder = path.parent();
+    let shown = holder.child("persistentDisk");
+    if text(value, "pdName").is_empty() {
+        walk.faults.required(&shown.child("pdName"), "");
+    }
+    let partition = number(value, "partition");
+    if !(0..=255).contains(&partition) {
+        let why = "must be between 1 and 255, inclusive";
+        walk.faults.invalid(&shown.child("partition"), &json!(partition), why);
+    }
+    Below::All
+}
+
+pub(super) fn azure_file<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    if value["secretNamespace"] == "" {
+        walk.faults.required(&path.child("secretNamespace"), "");
+    }
+    Below::All
+}
+
 pub(super) fn flocker<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
     let (name, id) = (text(value, "datasetName"), text(value, "datasetUUID"));
     if name.is_empty() && id.is_empty() {
@@ -322,9 +333,8 @@ pub(super) fn azure_disk<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<
     const BLOB: &str = "https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd";
     let uri = text(value, "diskURI");
     let wanted = match value["kind"].as_str() {
-        None => return Below::All,
         Some("Managed") => ("/subscriptions/", MANAGED),
-        Some(_) => ("https://", BLOB),
+        _ => ("https://", BLOB),
     };
     if !uri.starts_with(wanted.0) {
         walk.faults.not_supported(&path.child("diskURI"), &uri.into(), &[wanted.1]);
@@ -335,9 +345,9 @@ pub(super) fn azure_disk<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<
 /// The secrets of a volume of the cluster have a namespace; those of a pod's own are in its.
 pub(super) fn csi<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
     let is_cluster = value.get("volumeHandle").is_some() || !path.to_string().contains("volumes[");
-    for (field, secret) in
-        value.as_object().into_iter().flatten().filter(|(key, _)| key.ends_with("SecretRef"))
-    {
+    // One of them upstream forgets.
+    let is_checked = |key: &str| key.ends_with("SecretRef") && key != "nodeStageSecretRef";
+    for (field, secret) in value.as_object().into_iter().flatten().filter(|(key, _)| is_checked(key)) {
         let path_of = path.child(field);
         let (name, name_at) = (text(secret, "name"), path_of.child("name"));
         if name.is_empty() {

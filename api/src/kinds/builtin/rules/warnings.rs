@@ -17,9 +17,25 @@ pub(crate) fn of(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Stri
     let mut found = Found::default();
     let spec = &object["spec"];
     let has_changed = old.is_none_or(|old| old["spec"] != *spec || old["template"] != object["template"]);
+    if old.is_none() {
+        name(&mut found, kind, object);
+    }
     match (kind.group.as_str(), kind.kind.as_str()) {
         ("", "Endpoints") => {
             found.push("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice".into());
+            endpoints(&mut found, object);
+        }
+        ("", "PersistentVolume") => volume(&mut found, spec),
+        ("", "PersistentVolumeClaim") => claim(&mut found, spec, &Path::ROOT.child("spec")),
+        ("resource.k8s.io", "ResourceSlice") => {
+            let driver = text(spec, "driver");
+            if driver != driver.to_lowercase() {
+                let why = "driver names should be lowercase";
+                found.push(format!("spec.driver: {why}; {driver:?} contains uppercase characters"));
+            }
+        }
+        ("", "Node") if !text(spec, "externalID").is_empty() => {
+            found.push("spec.externalID: this field is deprecated, and is unused by Kubernetes".into());
         }
         ("", "Service") => service(&mut found, object),
         ("", "Pod") if has_changed => pod(&mut found, object, &Path::ROOT),
@@ -33,6 +49,10 @@ pub(crate) fn of(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Stri
         {
             let path = Path::ROOT.child("spec");
             pod(&mut found, &spec["template"], &path.child("template"));
+            let field = path.child("volumeClaimTemplates");
+            for (at, template) in list(spec, "volumeClaimTemplates").iter().enumerate() {
+                claim(&mut found, &template["spec"], &field.index(at));
+            }
         }
         ("batch", "CronJob") if has_changed => {
             let path = Path::ROOT.child("spec");
@@ -74,14 +94,71 @@ impl Found {
         let given = given.as_str().unwrap_or_default();
         let Some(ip) = parse_ip(given) else { return };
         if given.parse::<std::net::IpAddr>().ok() != Some(ip) {
-            self.push(format!(
-                "{path}: non-standard IP address {given:?} will be considered invalid in a future Kubernetes release: use \"{ip}\""
-            ));
+            self.push(format!("{path}: non-standard IP address {given:?} is invalid: use \"{ip}\""));
         } else if given.contains(':') && ip.to_string() != given {
             self.push(format!(
                 "{path}: IPv6 address {given:?} should be in RFC 5952 canonical format (\"{ip}\")"
             ));
         }
+    }
+}
+
+/// Names that pods have as their hosts', whole or as its beginning.
+fn name(found: &mut Found, kind: &Kind, object: &Object) {
+    let of = match (kind.group.as_str(), kind.kind.as_str()) {
+        ("", "Pod") => "the Pod's hostname",
+        ("", "ReplicationController")
+        | ("apps", "Deployment" | "ReplicaSet")
+        | ("batch", "Job" | "CronJob") => "Pod names and hostnames",
+        _ => return,
+    };
+    let name = text(&object["metadata"], "name");
+    let Some(fault) = crate::name::dns_label_fault(name) else { return };
+    // Subdomains are no labels for two reasons only.
+    let is_long = (name.len() > MAX_LABEL_BYTES).then_some("must be no more than 63 characters");
+    let has_dots = name.contains('.').then_some("must not contain dots");
+    let faults: Vec<&str> = has_dots.into_iter().chain(is_long).collect();
+    let shown = if faults.is_empty() { fault } else { faults.join(" ") };
+    found.push(format!(
+        "metadata.name: this is used in {of}, which can result in surprising behavior; a DNS label is recommended: [{shown}]"
+    ));
+}
+
+const MAX_LABEL_BYTES: usize = 63;
+
+fn endpoints(found: &mut Found, object: &Object) {
+    let subsets = Path::ROOT.child("subsets");
+    for (at, subset) in list(object, "subsets").iter().enumerate() {
+        for field in ["addresses", "notReadyAddresses"] {
+            let path = subsets.index(at);
+            let path = path.child(field);
+            for (at, address) in list(subset, field).iter().enumerate() {
+                found.address(&address["ip"], &path.index(at).child("ip"));
+            }
+        }
+    }
+}
+
+fn claim(found: &mut Found, spec: &Value, path: &Path<'_>) {
+    let resources = path.child("resources");
+    for side in ["requests", "limits"] {
+        let (amount, field) = (&spec["resources"][side]["storage"], resources.child(side));
+        fraction(found, amount, &field.key("storage"));
+    }
+}
+
+/// Kinds of volumes that no longer work, of those of the cluster.
+fn volume(found: &mut Found, spec: &Value) {
+    const OLD: [&str; 6] = ["cephfs", "photonPersistentDisk", "scaleIO", "storageos", "glusterfs", "rbd"];
+    for (_, shown, why) in OLD_VOLUMES.iter().filter(|(field, ..)| OLD.contains(field) && has(spec, field)) {
+        found.push(format!("spec.{shown}: {why}"));
+    }
+    if text(spec, "persistentVolumeReclaimPolicy") == "Recycle" {
+        found.push(
+            "spec.persistentVolumeReclaimPolicy: The Recycle reclaim policy is deprecated. Instead, the recommended \
+             approach is to use dynamic provisioning."
+                .into(),
+        );
     }
 }
 
@@ -305,13 +382,13 @@ fn repeated(found: &mut Found, items: &[Value], field: &str, path: &Path<'_>) {
 
 fn fractions(found: &mut Found, amounts: &Value, path: &Path<'_>) {
     for name in ["memory", "ephemeral-storage"] {
-        let Some(amount) = quantity(&amounts[name]) else { continue };
-        if amount.millis() % 1000 != 0 {
-            found.push(format!(
-                "{}: fractional byte value \"{amount}\" is invalid, must be an integer",
-                path.key(name)
-            ));
-        }
+        fraction(found, &amounts[name], &path.key(name));
+    }
+}
+
+fn fraction(found: &mut Found, amount: &Value, path: &Path<'_>) {
+    if let Some(amount) = quantity(amount).filter(|amount| !amount.is_whole()) {
+        found.push(format!("{path}: fractional byte value \"{amount}\" is invalid, must be an integer"));
     }
 }
 
@@ -345,6 +422,15 @@ fn container_warnings<'v>(found: &mut Found, container: &'v Value, ports: &mut P
     let field = path.child("ports");
     for (n, port) in list(container, "ports").iter().enumerate() {
         let (path, key) = (field.index(n), (number(port, "containerPort"), text(port, "protocol")));
+        if !text(port, "hostIP").is_empty() && number(port, "hostPort") == 0 {
+            found.push(format!(
+                "{path}: hostIP set without hostPort: {{Name:{} HostPort:0 ContainerPort:{} Protocol:{} HostIP:{}}}",
+                text(port, "name"),
+                key.0,
+                key.1,
+                text(port, "hostIP")
+            ));
+        }
         let others = ports.by_number.entry(key).or_default();
         for (other_path, other) in others.iter() {
             let same = |field: &str| port.get(field) == other.get(field);
