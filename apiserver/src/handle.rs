@@ -127,10 +127,12 @@ impl Api {
         let streams =
             matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
         let documents = Encoding::of_documents(&headers, &query);
+        let turn = if info.verb == "watch" { self.limits.turn().await } else { None };
         let (user, level) = match self.identify(&headers, &extensions, &info) {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
         };
+        drop(turn);
         let encoding = match Encoding::negotiate(&headers, &query, self.offer(&info)) {
             _ if !info.is_resource => documents,
             Ok(encoding) => encoding,

@@ -15,7 +15,7 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use skiff_api::Status;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
 use crate::auth::{ANONYMOUS, MASTERS, SERVICE_ACCOUNT_PREFIX, UserInfo, rules};
@@ -30,6 +30,9 @@ const READS: usize = 400;
 const WRITES: usize = 300;
 /// Watches and streams at once: some for each node of a large cluster.
 const LONG_RUNNING: usize = 65_536;
+/// Watches that begin are looked at so many at a time: of ten thousand that begin at once the rest do not stand before every
+/// other request in the queues of the threads that serve.
+const TURNS: usize = 16;
 /// How long a request waits for a place, and how many of a level may.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 const MAX_WAITING: usize = 5000;
@@ -110,6 +113,8 @@ pub(crate) struct Limits {
     reads: Places,
     writes: Places,
     long_running: Arc<Semaphore>,
+    /// Watches that begin at the same moment, of whomever.
+    turns: Semaphore,
     /// In KiB.
     bodies: [Arc<Semaphore>; LEVELS.len()],
 }
@@ -120,6 +125,7 @@ impl Default for Limits {
             reads: Places::new(READS),
             writes: Places::new(WRITES),
             long_running: Arc::new(Semaphore::new(LONG_RUNNING)),
+            turns: Semaphore::new(TURNS),
             bodies: LEVELS.map(|_| Arc::new(Semaphore::new(BODIES_KIB))),
         }
     }
@@ -198,6 +204,11 @@ impl Limits {
             "get" | "list" | "head" => self.reads.admit(level).await,
             _ => self.writes.admit(level).await,
         }
+    }
+
+    /// One's turn to begin a watch, until it is dropped; nobody keeps it while he waits for anything.
+    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.turns.acquire().await.ok()
     }
 
     /// Reads a whole body, for as long as it comes fast enough.

@@ -22,9 +22,10 @@ pub(crate) fn prepare() {
 
 /// Looks every few seconds whether this process has grown, and if so gives back what is free of that.
 pub(crate) async fn give_back(stop: CancellationToken) {
-    let mut settled = 0;
+    // What there was after the last trim, and whether the one before had left as much: during a burst none does.
+    let (mut settled, mut is_settled) = (0_u64, false);
     while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
-        if resident_pages().is_some_and(|now| now <= settled + SLACK_PAGES) {
+        if is_settled && resident_pages().is_some_and(|now| now <= settled + SLACK_PAGES) {
             continue;
         }
         // Walks the heap: some milliseconds.
@@ -33,7 +34,9 @@ pub(crate) async fn give_back(stop: CancellationToken) {
             unsafe { libc::malloc_trim(0) };
             resident_pages()
         });
-        settled = trimmed.await.ok().flatten().unwrap_or_default();
+        let now = trimmed.await.ok().flatten().unwrap_or_default();
+        is_settled = now.abs_diff(settled) <= SLACK_PAGES;
+        settled = now;
     }
 }
 

@@ -63,8 +63,8 @@ pub(super) fn abuse(tools: &Tools, size: &Size) -> Result<()> {
 fn page(cases: &[Value], tools: &Tools) -> Result<String> {
     let mut out = String::from(
         "# Reliability\n\nWritten by `cargo xtask bench abuse`; do not edit. A cluster of one node is abused in one way at a time, \
-         while an administrator\nreads and writes and a Wasm pod is asked, 20 times a second each. The abuser's threads have a low priority: they stand for \
-         another machine's.\nTimes are p99 in milliseconds; \
+         while an administrator\nreads and writes and a Wasm pod is asked, 20 times a second each. The abuser's threads run when nobody else wants to (`SCHED_IDLE`): they \
+         stand for another machine's.\nTimes are p99 in milliseconds; \
          memory is the PSS of all\nof Skiff's processes in MiB.\n\n",
     );
     let commit = store::commit();

@@ -5,7 +5,7 @@
 //!  quiet ─▶ abuse begins ─▶ the same time again ─▶ abuse ends ─▶ memory comes back, or does not
 //! ```
 //!
-//! Who asks does so from a thread of its own, with a client of its own. Who abuses has a lower priority than all else here: it
+//! Who asks does so from a thread of its own, with a client of its own. Who abuses runs when nobody else here wants to: it
 //! stands for a machine elsewhere, whose processors would be its own.
 //!
 //! All abuse is bounded in count and time, and goes to the server that was named and to the pod that was made here.
@@ -13,8 +13,8 @@
 mod attacks;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::net::SocketAddr;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -55,13 +55,12 @@ const PACE: Duration = Duration::from_millis(50);
 const LONGEST: Duration = Duration::from_secs(10);
 /// How long memory may take to come back.
 const SETTLE: Duration = Duration::from_secs(60);
-const NICENESS: i32 = 15;
 const BACK_WITHIN: f64 = 1.2;
 
 pub async fn run(server: &Server, groups: &Groups, options: &Options) -> Result<Vec<Value>> {
     let admin = server.connect().await?;
     namespace(&admin, NAMESPACE).await?;
-    give_way().context("lowering the priority")?;
+    schedule(&["--all-tasks", "--idle"], rustix::process::getpid())?;
     let mut cases = Vec::new();
     for attack in Attack::ALL {
         if !options.cases.is_empty() && !options.cases.iter().any(|name| name == attack.name()) {
@@ -121,12 +120,14 @@ async fn one(server: &Server, groups: &Groups, options: &Options, attack: Attack
     )
 }
 
-/// Lowers the priority of all threads that there are, and of those that they make.
-fn give_way() -> Result<()> {
-    for thread in fs::read_dir("/proc/self/task")? {
-        let id = thread?.file_name().to_string_lossy().parse()?;
-        rustix::process::setpriority_process(rustix::process::Pid::from_raw(id), NICENESS)?;
-    }
+/// Has the kernel run a thread, or with `--all-tasks` all those of a process, and those that they make, as a policy says.
+fn schedule(policy: &[&str], of: rustix::process::Pid) -> Result<()> {
+    let status = Command::new("chrt")
+        .args(policy)
+        .args(["--pid", "0", &of.as_raw_nonzero().to_string()])
+        .status()
+        .context("running chrt, of util-linux")?;
+    anyhow::ensure!(status.success(), "chrt {}: {status}", policy.join(" "));
     Ok(())
 }
 
@@ -170,8 +171,7 @@ async fn probe(
     let end = Instant::now() + Duration::from_secs(seconds);
     let server = server.clone();
     let probers = std::thread::Builder::new().name("probers".into()).spawn(move || {
-        // The thread has the priority of the one that made it.
-        _ = rustix::process::setpriority_process(None, 0);
+        schedule(&["--other"], rustix::thread::gettid())?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(ask_both(server, pod, end))
     })?;
