@@ -30,6 +30,11 @@ pub const KNOWN: &[Known] = &[
         take_out: leading_out,
     },
     Known {
+        what: "entries of an unknown type for the root",
+        reason: "refused like others of their type; containerd skips what is for the root before it looks",
+        take_out: unknown_roots,
+    },
+    Known {
         what: "whiteouts in the lowest layer",
         reason: "they hide what layers below have, as the image specification says, which is nothing; containerd removes \
                  what its own layer has put there before",
@@ -223,6 +228,15 @@ fn leading_out(image: &mut Image) {
     };
     for layer in &mut image.layers {
         layer.entries.retain(|entry| !leads_out(entry));
+    }
+}
+
+fn unknown_roots(image: &mut Image) {
+    for layer in &mut image.layers {
+        layer.entries.retain(|entry| {
+            let is_root = names(entry).is_some_and(|names| names.is_empty());
+            !(is_root && matches!(entry.kind, Kind::Flag { .. }))
+        });
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use skiff_differ_images::case::Image;
 use skiff_differ_images::generate::images;
@@ -57,23 +57,33 @@ const SIZE: &str = "size=2g,mode=700";
 fn main() -> Result<()> {
     let cli = Cli::parse();
     let directory = tempfile::Builder::new().prefix("skiff-differ-images-").tempdir()?;
-    let judged = hidden(directory.path()).and_then(|()| judge(&cli, directory.path()));
-    // The mount goes with the namespace; what is below it is an empty directory.
-    let _not_mounted = nix::mount::umount2(directory.path(), nix::mount::MntFlags::MNT_DETACH);
+    let judged = Memory::mount(directory.path()).and_then(|memory| judge(&cli, memory.0));
     directory.close().context("removing the directory of this run")?;
     judged
 }
 
-/// Mounts memory over a directory, in a namespace of this process, before any other thread exists: all of it ends with us.
-fn hidden(directory: &Path) -> Result<()> {
-    ensure!(
-        nix::unistd::geteuid().is_root(),
-        "layers are unpacked with their owners and devices: run this as root"
-    );
-    unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
-    mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
-        .context("keeping mounts to ourselves")?;
-    mount(Some("judge"), directory, Some("tmpfs"), MsFlags::empty(), Some(SIZE)).context("mounting memory")
+/// Memory that is mounted over a directory in a namespace of this process: all of it ends with us.
+struct Memory<'a>(&'a Path);
+
+impl Memory<'_> {
+    /// To be called before any other thread exists.
+    fn mount(directory: &Path) -> Result<Memory<'_>> {
+        let is_root = nix::unistd::geteuid().is_root();
+        ensure!(is_root, "layers are unpacked with their owners and devices: run this as root");
+        unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .context("keeping mounts to ourselves")?;
+        mount(Some("judge"), directory, Some("tmpfs"), MsFlags::empty(), Some(SIZE))
+            .context("mounting memory")?;
+        Ok(Memory(directory))
+    }
+}
+
+impl Drop for Memory<'_> {
+    fn drop(&mut self) {
+        // Then the directory below it can be removed, which is empty.
+        let _gone_with_the_namespace = umount2(self.0, MntFlags::MNT_DETACH);
+    }
 }
 
 fn judge(cli: &Cli, directory: &Path) -> Result<()> {
