@@ -157,9 +157,23 @@ fn is_latest(image: &str) -> bool {
         host.len() + 1 + library + repository.len() + usize::from(!repository.is_empty()) + name.len();
     let is_repository = repository.is_empty() || repository.split('/').all(is_component);
     bytes <= MAX_BYTES
+        && is_domain(host)
         && is_component(name)
         && is_repository
         && tag.map_or(!has_digest, |tag| tag == "latest")
+}
+
+/// Words with dots between them, and a port that has a digit.
+fn is_domain(host: &str) -> bool {
+    let (name, port) = host.split_once(':').unwrap_or((host, "0"));
+    let is_inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    let is_word = |word: &str| {
+        !word.is_empty() && word.bytes().all(is_inner) && !word.starts_with('-') && !word.ends_with('-')
+    };
+    // An address of the newer family has brackets; what is between them is not looked at.
+    let is_bracketed = host.starts_with('[');
+    is_bracketed
+        || (name.split('.').all(is_word) && !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()))
 }
 
 /// Words of small letters and digits, with a dot, one or two underscores or any hyphens between them.
@@ -269,6 +283,8 @@ mod tests {
             ("nginx@sha256:00", false),
             ("registry:5000/nginx:1", false),
             ("Nginx", false),
+            ("http://x", false),
+            ("a.b-/x", false),
             ("", false),
         ] {
             assert_eq!(is_latest(image), wanted, "{image}");

@@ -101,7 +101,11 @@ async fn run(cli: &Cli) -> Result<()> {
                     };
                     let all =
                         cli.seed.iter().flat_map(|seed| cli.scope.iter().map(move |scope| (seed, *scope)));
-                    all.flat_map(|(seed, scope)| of(seed, scope)).collect()
+                    // What another seed has created already would meet what is left of it.
+                    let mut created = HashSet::new();
+                    all.flat_map(|(seed, scope)| of(seed, scope))
+                        .filter(|case| case.scope != Scope::Real || created.insert(case.id()))
+                        .collect()
                 }
             };
             let answers = ask(&side, &subjects, &cases).await?;

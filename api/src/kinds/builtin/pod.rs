@@ -283,18 +283,25 @@ fn add_own_labels(term: &mut Value, labels: &Value) {
 
 /// Guaranteed, Burstable or BestEffort.
 pub(crate) fn qos_class(spec: &Value) -> &'static str {
-    let containers = || items_at(spec, "/containers").iter().chain(items_at(spec, "/initContainers"));
-    let amount = |c: &Value, side: &str, of: &str| {
-        c["resources"][side][of].as_str().filter(|q| *q != "0").map(str::to_owned)
+    let containers = items_at(spec, "/containers").iter().chain(items_at(spec, "/initContainers"));
+    // What is asked for the pod as a whole counts alone, even where that is nothing.
+    let holders: Vec<&Value> = match &spec["resources"] {
+        Value::Null => containers.map(|container| &container["resources"]).collect(),
+        whole => vec![whole],
+    };
+    let amount = |holder: &Value, side: &str, of: &str| {
+        holder[side][of].as_str().filter(|q| *q != "0").map(str::to_owned)
     };
     const COUNTED: [&str; 2] = ["cpu", "memory"];
-    let any = containers().any(|c| {
-        COUNTED.iter().any(|of| amount(c, "requests", of).is_some() || amount(c, "limits", of).is_some())
+    let any = holders.iter().any(|holder| {
+        COUNTED
+            .iter()
+            .any(|of| amount(holder, "requests", of).is_some() || amount(holder, "limits", of).is_some())
     });
-    let all = containers().all(|c| {
+    let all = holders.iter().all(|holder| {
         COUNTED.iter().all(|of| {
-            let limit = amount(c, "limits", of);
-            limit.is_some() && limit == amount(c, "requests", of)
+            let limit = amount(holder, "limits", of);
+            limit.is_some() && limit == amount(holder, "requests", of)
         })
     });
     match (any, all) {

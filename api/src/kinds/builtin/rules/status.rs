@@ -1,5 +1,6 @@
 //! What others report of an object: its `status`, as it is written.
 
+use std::cmp::Ordering;
 use std::collections::HashSet;
 
 use serde_json::{Value, json};
@@ -7,7 +8,7 @@ use serde_json::{Value, json};
 use super::format::{Format, parse_ip};
 use super::path::{Faults, NOT_NEGATIVE, Path, entries, has, list, number, text};
 use super::table::quantity;
-use super::{devices, slices};
+use super::{amounts, devices, slices};
 use crate::{Kind, Object};
 
 /// Counts that are never negative, by kind.
@@ -91,6 +92,7 @@ pub(super) fn check(kind: &Kind, new: &Object, old: &Object, faults: &mut Faults
                 faults.invalid(&path.child("Phase"), &json!(text(status, "phase")), &why);
             }
         }
+        ("", "Node") => node(faults, status, &path),
         ("", "PersistentVolumeClaim") => claim(faults, status, &path),
         ("", "Pod") => pod(faults, new, old, &path),
         ("", "Service") => {
@@ -201,13 +203,57 @@ fn is_reason(text: &str) -> bool {
         && text.bytes().last().is_some_and(is_word)
 }
 
+/// What a node has to give, and what it says it can do.
+fn node(faults: &mut Faults, status: &Value, path: &Path<'_>) {
+    const MAX_BYTES: usize = 253;
+    for side in ["capacity", "allocatable"] {
+        let field = path.child(side);
+        for (name, amount) in entries(status, side) {
+            amounts::resource_amount(name, amount, &field.child(name), faults);
+        }
+    }
+    let is_word = |word: &str| {
+        word.starts_with(|c: char| c.is_ascii_alphabetic()) && word.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    let (field, mut before) = (path.child("declaredFeatures"), None);
+    for (at, feature) in list(status, "declaredFeatures").iter().enumerate() {
+        let (path, name) = (field.index(at), feature.as_str().unwrap_or_default());
+        let is_capital = name.starts_with(|c: char| c.is_ascii_uppercase());
+        if name.len() > MAX_BYTES || !is_capital || !name.split('/').all(is_word) {
+            faults.invalid(
+                &path,
+                feature,
+                "must be words of letters and digits, the first with a capital, with '/' between",
+            );
+        }
+        match before.map(|before: &str| before.cmp(name)) {
+            Some(Ordering::Equal) => faults.duplicate(&path, feature),
+            Some(Ordering::Greater) => faults.invalid(&path, feature, "list must be sorted alphabetically"),
+            _ => {}
+        }
+        before = Some(name);
+    }
+}
+
 fn job(faults: &mut Faults, status: &Value, spec: &Value, path: &Path<'_>) {
     for field in ["active", "succeeded", "failed", "ready", "terminating"] {
         if number(status, field) < 0 {
             faults.invalid(&path.child(field), &status[field], NOT_NEGATIVE);
         }
     }
-    if number(status, "ready") > number(status, "active") {
+    let (field, mut seen) = (path.child("uncountedTerminatedPods"), HashSet::new());
+    for side in ["succeeded", "failed"] {
+        let field = field.child(side);
+        for (at, pod) in list(&status["uncountedTerminatedPods"], side).iter().enumerate() {
+            let uid = pod.as_str().unwrap_or_default();
+            if uid.is_empty() {
+                faults.invalid(&field.index(at), &uid.into(), "must not be empty");
+            } else if !seen.insert(uid) {
+                faults.duplicate(&field.index(at), pod);
+            }
+        }
+    }
+    if has(status, "ready") && number(status, "ready") > number(status, "active") {
         faults.invalid(&path.child("ready"), &status["ready"], "cannot set more ready pods than active");
     }
     let is_complete = |condition: &Value| condition["type"] == "Complete" && condition["status"] == "True";
@@ -281,6 +327,13 @@ fn claim_resource(faults: &mut Faults, name: &str, path: &Path<'_>) -> bool {
     true
 }
 
+/// Where the states of containers are, and where the containers.
+const CONTAINERS: [(&str, Option<&str>); 3] = [
+    ("containerStatuses", Some("containers")),
+    ("initContainerStatuses", Some("initContainers")),
+    ("ephemeralContainerStatuses", None),
+];
+
 fn pod(faults: &mut Faults, new: &Object, old: &Object, path: &Path<'_>) {
     const SYSTEM: [&str; 3] = ["PodScheduled", "Ready", "Initialized"];
     let (status, was, spec) = (&new["status"], &old["status"], &new["spec"]);
@@ -346,6 +399,91 @@ fn pod(faults: &mut Faults, new: &Object, old: &Object, path: &Path<'_>) {
     let ips = if is_led { ips } else { &only[..] };
     addresses(faults, ips, list(was, "podIPs"), &path.child("podIPs"));
     addresses(faults, list(status, "hostIPs"), list(was, "hostIPs"), &path.child("hostIPs"));
+    for (statuses, containers) in CONTAINERS {
+        let field = path.child(statuses);
+        for (at, status) in list(status, statuses).iter().enumerate() {
+            let path = field.index(at);
+            container_user(faults, status, spec, &path);
+            let field = path.child("allocatedResourcesStatus");
+            allocated(faults, status, containers.map(|field| list(spec, field)), &field);
+        }
+    }
+}
+
+/// What a container runs as, on the system that its pod is for.
+fn container_user(faults: &mut Faults, status: &Value, spec: &Value, path: &Path<'_>) {
+    let (user, path) = (&status["user"]["linux"], path.child("user"));
+    let path = path.child("linux");
+    if user.is_null() {
+        return;
+    }
+    match spec["os"]["name"].as_str().unwrap_or("linux") {
+        "windows" => faults.forbidden(&path, "cannot be set for a windows pod"),
+        "linux" => {
+            let is_id = |id: i64| i32::try_from(id).is_ok_and(|id| id >= 0);
+            let why = "must be between 0 and 2147483647, inclusive";
+            for field in ["uid", "gid"] {
+                if !is_id(number(user, field)) {
+                    faults.invalid(&path.child(field), &user[field], why);
+                }
+            }
+            let field = path.child("supplementalGroups");
+            for (at, group) in list(user, "supplementalGroups").iter().enumerate() {
+                if !group.as_i64().is_some_and(is_id) {
+                    faults.invalid(&field.index(at), group, why);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
+/// How the devices of a container are. One that came later (`containers` is none) has none.
+fn allocated(faults: &mut Faults, status: &Value, containers: Option<&[Value]>, path: &Path<'_>) {
+    const HEALTHS: [&str; 3] = ["Healthy", "Unhealthy", "Unknown"];
+    const MAX_BYTES: usize = 1024;
+    let given = list(status, "allocatedResourcesStatus");
+    let Some(containers) = containers else {
+        if !given.is_empty() {
+            faults.forbidden(path, "must not be specified in container status");
+        }
+        return;
+    };
+    let container = containers.iter().find(|of| text(of, "name") == text(status, "name"));
+    // Of containers that the pod does not have (any more), names are not known.
+    let names: Option<HashSet<String>> = container.map(|container| {
+        let claims = list(&container["resources"], "claims").iter().map(|claim| {
+            let (name, request) = (text(claim, "name"), text(claim, "request"));
+            if request.is_empty() { format!("claim:{name}") } else { format!("claim:{name}/{request}") }
+        });
+        let requests = entries(&container["resources"], "requests").map(|(name, _)| name.to_owned());
+        claims.chain(requests.filter(|name| !name.starts_with("claim:"))).collect()
+    });
+    for (at, resource) in given.iter().enumerate() {
+        let (path, name) = (path.index(at), text(resource, "name"));
+        if names.as_ref().is_some_and(|names| !names.contains(name)) {
+            let why = "must match one of the container's resource claims or requests";
+            faults.invalid(&path.child("name"), &name.into(), why);
+        }
+        let (field, mut seen) = (path.child("resources"), HashSet::new());
+        for (at, device) in list(resource, "resources").iter().enumerate() {
+            let path = field.index(at);
+            if !HEALTHS.contains(&text(device, "health")) {
+                faults.not_supported(&path.child("health"), &device["health"], &HEALTHS);
+            }
+            match device["message"].as_str() {
+                Some("") => faults.required(&path.child("message"), "must be non-empty if specified"),
+                Some(message) if message.len() > MAX_BYTES => {
+                    faults.too_long(&path.child("message"), MAX_BYTES);
+                }
+                _ => {}
+            }
+            let id = text(device, "resourceID");
+            if !seen.insert(id) {
+                faults.duplicate(&path.child("resourceID"), &id.into());
+            }
+        }
+    }
 }
 
 /// Addresses of one thing: one of each family.
@@ -562,6 +700,80 @@ mod tests {
             pod(json!([{"ip": "010.0.0.1"}]), "BestEffort"),
             pod(json!([]), "Burstable"),
             &[("status.qosClass", "Invalid"), ("status.podIPs[0]", "Invalid")],
+        );
+    }
+    #[test]
+    fn what_containers_run_as_and_have_is_checked() {
+        let device = |health: &str| json!({"resourceID": "d", "health": health});
+        let claims = json!([{"name": "c", "request": "r"}]);
+        let pod = |statuses: Value| {
+            let mut status = json!({"qosClass": "BestEffort"});
+            status.as_object_mut().unwrap().extend(statuses.as_object().unwrap().clone());
+            json!({"spec": {"containers": [{"name": "a", "resources": {"claims": claims}}]}, "status": status})
+        };
+        let of = |resource: Value| json!([{"name": "a", "allocatedResourcesStatus": [resource]}]);
+        let good = json!({"name": "claim:c/r", "resources": [device("Healthy")]});
+        check_all("Pod", pod(json!({"containerStatuses": of(good.clone())})), pod(json!({})), &[]);
+        let bad = json!({"name": "claim:c", "resources": [device("Healthy"), device("")]});
+        let resource = "status.containerStatuses[0].allocatedResourcesStatus[0]";
+        check_all(
+            "Pod",
+            pod(json!({"containerStatuses": of(bad)})),
+            pod(json!({})),
+            &[
+                (&format!("{resource}.name"), "Invalid"),
+                (&format!("{resource}.resources[1].health"), "NotSupported"),
+                (&format!("{resource}.resources[1].resourceID"), "Duplicate"),
+            ],
+        );
+        check_all(
+            "Pod",
+            pod(json!({"ephemeralContainerStatuses": of(good)})),
+            pod(json!({})),
+            &[("status.ephemeralContainerStatuses[0].allocatedResourcesStatus", "Forbidden")],
+        );
+        let user = json!([{"user": {"linux": {"uid": -1, "gid": 0, "supplementalGroups": [1, -1]}}}]);
+        check_all(
+            "Pod",
+            pod(json!({"initContainerStatuses": user})),
+            pod(json!({})),
+            &[
+                ("status.initContainerStatuses[0].user.linux.uid", "Invalid"),
+                ("status.initContainerStatuses[0].user.linux.supplementalGroups[1]", "Invalid"),
+            ],
+        );
+    }
+
+    #[test]
+    fn features_of_a_node_are_sorted_names_and_its_amounts_not_negative() {
+        let node = |status: Value| json!({ "status": status });
+        let good = json!({"declaredFeatures": ["A", "B/c"], "capacity": {"cpu": "1"}});
+        check_all("Node", node(good), json!({}), &[]);
+        check_all(
+            "Node",
+            node(json!({"declaredFeatures": ["B", "A", "A", "a"], "capacity": {"cpu": "-1"}})),
+            json!({}),
+            &[
+                ("status.capacity.cpu", "Invalid"),
+                ("status.declaredFeatures[1]", "Invalid"),
+                ("status.declaredFeatures[2]", "Duplicate"),
+                ("status.declaredFeatures[3]", "Invalid"),
+            ],
+        );
+    }
+
+    #[test]
+    fn a_pod_that_is_counted_once_more_is_named_and_named_once() {
+        let uncounted = json!({"succeeded": ["a", ""], "failed": ["a"]});
+        check_all(
+            "Job",
+            json!({"status": {"uncountedTerminatedPods": uncounted, "active": -1}}),
+            json!({}),
+            &[
+                ("status.active", "Invalid"),
+                ("status.uncountedTerminatedPods.succeeded[1]", "Invalid"),
+                ("status.uncountedTerminatedPods.failed[0]", "Duplicate"),
+            ],
         );
     }
 }
