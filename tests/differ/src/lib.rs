@@ -7,10 +7,11 @@
 //! ```
 //!
 //! # Guarantees
-//! A seed and the objects determine the requests. Every request is a dry run, so that no case depends on another.
+//! A seed and the objects determine the requests. Every request is a dry run, or creates an object under a name of its own that
+//! is read and deleted again, so that no case depends on another.
 //!
 //! # Caveats
-//! Dry runs do not show what is only seen once an object is stored, such as allocation under contention.
+//! What is only seen under contention, such as two that are given one address, is not seen.
 
 pub mod objects;
 
