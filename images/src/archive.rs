@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
-use crate::images::{Image, Images, Pin};
+use crate::garbage::Pin;
+use crate::images::{Image, Images};
 use crate::manifest::{Descriptor, Document, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
 use crate::name::{Digest, ImageName, Version};
 use crate::pull::{self, Named};

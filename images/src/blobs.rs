@@ -118,16 +118,21 @@ impl Blobs {
         chain_id: &Digest,
         size: LayerSize,
     ) -> Result<(), PullCause> {
-        let sync =
-            || -> io::Result<()> { rustix::fs::syncfs(File::open(unpacked.path())?).map_err(Into::into) };
-        sync().map_err(PullCause::io("sync", unpacked.path()))?;
+        // Its size first: what is synced below is then all of it.
         let size_file = self.layer_size_file(chain_id);
         let text = serde_json::to_vec(&size).unwrap_or_default();
         fs::write(&size_file, text).map_err(PullCause::io("write", &size_file))?;
+        let sync =
+            || -> io::Result<()> { rustix::fs::syncfs(File::open(unpacked.path())?).map_err(Into::into) };
+        sync().map_err(PullCause::io("sync", unpacked.path()))?;
         let target = self.layer(chain_id);
-        fs::rename(unpacked.path(), &target).map_err(PullCause::io("rename to", &target))?;
-        // It is no longer where it would be removed.
-        unpacked.keep();
+        match fs::rename(unpacked.path(), &target) {
+            // It is no longer where it would be removed.
+            Ok(()) => unpacked.keep(),
+            // Another process has unpacked the same meanwhile.
+            Err(_) if self.has_layer(chain_id) => {}
+            Err(err) => return Err(PullCause::io("rename to", &target)(err)),
+        }
         sync_directory(&self.root.join(LAYERS))
     }
 
@@ -141,8 +146,28 @@ impl Blobs {
     pub(crate) fn remove_layer(&self, chain_id: &Digest) -> io::Result<Doomed> {
         let grave = Doomed::new_in(&self.ingest())?;
         fs::rename(self.layer(chain_id), grave.path().join("layer"))?;
-        fs::remove_file(self.layer_size_file(chain_id))?;
+        self.remove_layer_size(chain_id)?;
         Ok(grave)
+    }
+
+    /// Nothing there is success: a crash may have left the layer without it, or it without the layer.
+    pub(crate) fn remove_layer_size(&self, chain_id: &Digest) -> io::Result<()> {
+        match fs::remove_file(self.layer_size_file(chain_id)) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(()),
+            removed => removed,
+        }
+    }
+
+    /// Sizes whose layers are not there: what was written of layers that a crash kept from their names.
+    pub(crate) fn sizes_without_layers(&self) -> io::Result<Vec<Digest>> {
+        let mut lost = Vec::new();
+        for entry in fs::read_dir(self.root.join(LAYERS))? {
+            let name = entry?.file_name();
+            let hex = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            let digest = hex.and_then(|hex| Digest::parse(&format!("sha256:{hex}")));
+            lost.extend(digest.filter(|chain_id| !self.has_layer(chain_id)));
+        }
+        Ok(lost)
     }
 
     /// The digests of all blobs, and the chain IDs of all layers.

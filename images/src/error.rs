@@ -12,6 +12,8 @@ pub enum Error {
     Import { path: PathBuf, cause: PullCause },
     #[error("image {name:?} not found")]
     NotFound { name: String },
+    #[error("image {name:?} is not whole, and cannot be unpacked again: {cause}; pull it again")]
+    Incomplete { name: String, cause: PullCause },
     #[error("image {name:?} is not a WebAssembly module")]
     NotWasm { name: String },
     #[error("image {name:?} has no file {path:?} that could be its WebAssembly module")]

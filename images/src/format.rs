@@ -1,77 +1,154 @@
-//! Layers that an earlier version of this program unpacked, by other rules than today's.
+//! Layers that are not there as they should be: an earlier version of this program unpacked them, by other rules than today's, or
+//! they were lost.
 //!
 //! ```text
-//! open ─ images whose layers are not in `LAYERS` ─ unpacked again from their blobs ─┬─ done
-//!                                                                                   └─ failed: the image is forgotten
-//!      └ folders of layers of other formats ─ each layer that no mount uses is removed; the rest when opened next
+//! open ─ behind it, image by image ─┬─ layers missing in `LAYERS` ─ unpacked again from their blobs ─┬─ done
+//! a container wants the image now ──┘                                                                └─ failed: the image is forgotten
+//!      └ then: folders of layers of other formats ─ each layer that no mount uses is removed; the rest when opened next
 //! ```
 //!
 //! # Guarantees
+//! - Nobody waits for an image but who wants that image ([`Images::ready`]).
 //! - A running container keeps what it is mounted from: its layers of the old format stay for as long as they are mounted.
 //! - Nothing is fetched: the blobs are here.
 
-use std::collections::HashSet;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
 
 use crate::blobs::Blobs;
 use crate::doomed::Doomed;
-use crate::images::Image;
-use crate::manifest::{self, Document};
+use crate::images::{Image, Images, display_name};
+use crate::manifest::{self, Document, ImageKind, WasmModule};
+use crate::mounts::Mounts;
 use crate::name::Digest;
-use crate::pull::invalid_manifest;
-use crate::records::Records;
+use crate::pull::{blocking, invalid_manifest, unpack_once};
 use crate::{Caps, Error, PullCause, unpack};
 
 /// The folder of unpacked layers. Its number goes up whenever the same blob comes to other files than before; there was none
 /// at first.
 pub(crate) const LAYERS: &str = "layers-2";
 
-/// Makes sure that every image has its layers in today's format, and removes those of others. Blocks; only for who has the store to
-/// itself.
-pub(crate) fn renew(root: &Path, blobs: &Blobs, records: &Records, caps: &Caps) -> Result<(), Error> {
-    for image in records.all() {
-        if image.layers.iter().all(|chain_id| blobs.has_layer(chain_id)) {
-            continue;
+impl Images {
+    /// Makes sure that an image is whole, as a container needs it: unpacks what an earlier version had unpacked by other rules. One
+    /// for which that fails is forgotten, so that it may be pulled again.
+    pub async fn ready(self: &Arc<Self>, image: &Image) -> Result<(), Error> {
+        if is_whole(&self.blobs, image) {
+            return Ok(());
         }
-        if let Err(cause) = unpack_again(blobs, caps, &image) {
-            let name = image.names.first().unwrap_or(&image.id);
-            tracing::warn!(
-                "image {name} cannot be unpacked by this version, forgetting it: {cause}; pull it again"
-            );
-            let fail = |cause: PullCause| Error::Io {
-                operation: "forget an image in",
-                path: root.to_owned(),
-                source: io::Error::other(cause.to_string()),
-            };
-            records.forget(&image.id).map_err(fail)?;
+        let again = async {
+            let (images, wanted) = (self.clone(), image.clone());
+            for (at, (blob, diff_id)) in
+                blocking(move || parts(&images.blobs, &images.caps, &wanted)).await?.iter().enumerate()
+            {
+                unpack_once(self, blob, diff_id, &image.layers[..=at]).await?;
+            }
+            Ok::<(), PullCause>(())
+        };
+        again.await.map_err(|cause| self.lose(image, cause))
+    }
+
+    /// Waits until nothing is unpacked again any more. For tests: whoever wants an image waits for that alone.
+    #[doc(hidden)]
+    pub fn wait_for_renewal(&self) {
+        if let Some(thread) = self.renewal.lock().take() {
+            // What it could not do it has said, and a panic is on the standard error.
+            let _ended = thread.join();
         }
     }
-    if let Err(err) = remove_stale(root, &blobs.ingest()) {
-        tracing::warn!(
-            "layers of another format are left in {}, until the store is opened next: {err}",
-            root.display()
-        );
+
+    /// The same for who may wait, and has no runtime.
+    fn renew(&self, image: &Image) -> Result<(), Error> {
+        let again = || {
+            for (at, (blob, diff_id)) in parts(&self.blobs, &self.caps, image)?.iter().enumerate() {
+                let chain = &image.layers[..=at];
+                let Some(own) = chain.last() else { continue };
+                let _alone = futures::executor::block_on(self.in_work.lock(&layer_key(own)));
+                unpack_layer(&self.blobs, &self.caps, blob, diff_id, chain)?;
+            }
+            Ok::<(), PullCause>(())
+        };
+        again().map_err(|cause| self.lose(image, cause))
     }
-    Ok(())
+
+    /// Forgets an image that cannot be made whole.
+    fn lose(&self, image: &Image, cause: PullCause) -> Error {
+        let name = display_name(image);
+        if let Err(error) = self.records.forget(&image.id) {
+            tracing::warn!("image {name} is not whole and cannot be forgotten either: {error}");
+        }
+        Error::Incomplete { name, cause }
+    }
 }
 
-fn unpack_again(blobs: &Blobs, caps: &Caps, image: &Image) -> Result<(), PullCause> {
+/// What the lock of a layer's unpacking is called.
+pub(crate) fn layer_key(chain_id: &Digest) -> String {
+    format!("layer {chain_id}")
+}
+
+fn is_whole(blobs: &Blobs, image: &Image) -> bool {
+    let has_module = match &image.kind {
+        ImageKind::Wasm { module: WasmModule::Blob { digest } } => blobs.has_blob(digest),
+        _ => true,
+    };
+    has_module && image.layers.iter().all(|chain_id| blobs.has_layer(chain_id))
+}
+
+/// Unpacks behind whoever opened the store what is not in today's format, and removes what is in another.
+pub(crate) fn renew_behind(images: &Arc<Images>) {
+    let wanted = images.records.all().into_iter().filter(|image| !image.removed);
+    let stale: Vec<Arc<Image>> = wanted.filter(|image| !is_whole(&images.blobs, image)).collect();
+    if stale.is_empty() && folders_of_others(&images.root).is_ok_and(|folders| folders.is_empty()) {
+        return;
+    }
+    tracing::info!("{} images are unpacked again, as an earlier version of Skiff unpacked them", stale.len());
+    let behind = Arc::downgrade(images);
+    match std::thread::Builder::new().name("images".into()).spawn(move || renew_all(&behind, &stale)) {
+        Ok(thread) => *images.renewal.lock() = Some(thread),
+        // Each is unpacked once it is wanted.
+        Err(err) => tracing::warn!("no thread to unpack images again: {err}"),
+    }
+}
+
+/// Ends early when the store is closed.
+fn renew_all(images: &Weak<Images>, stale: &[Arc<Image>]) {
+    for image in stale {
+        let Some(images) = images.upgrade() else { return };
+        if let Err(error) = images.renew(image) {
+            tracing::warn!("{error}");
+        }
+    }
+    let Some(images) = images.upgrade() else { return };
+    if let Err(err) = remove_stale(&images.root, &images.blobs.ingest()) {
+        tracing::warn!(
+            "layers of another format are left in {}, until the store is opened next: {err}",
+            images.root.display()
+        );
+    }
+}
+
+/// The blobs of an image's layers and what they are once decompressed, the lowest first.
+fn parts(blobs: &Blobs, caps: &Caps, image: &Image) -> Result<Vec<(Digest, Digest)>, PullCause> {
     let digest =
         Digest::parse(&image.manifest).ok_or_else(|| PullCause::NotFound { name: image.manifest.clone() })?;
     let bytes = blobs.read(&digest, "manifest", caps.manifest_bytes)?;
     let Document::Manifest(manifest) = manifest::parse(&bytes, &digest)? else {
         return Err(invalid_manifest(&digest, "is an index"));
     };
+    if let ImageKind::Wasm { module: WasmModule::Blob { digest: module } } = &image.kind
+        && !blobs.has_blob(module)
+    {
+        return Err(invalid_manifest(&digest, "has a module that is no longer here"));
+    }
+    if image.layers.is_empty() {
+        return Ok(Vec::new());
+    }
     let diff_ids = &image.config.rootfs.diff_ids;
     if manifest.layers.len() != image.layers.len() || diff_ids.len() != image.layers.len() {
         return Err(invalid_manifest(&digest, "has other layers than its image"));
     }
-    for (at, (layer, diff_id)) in manifest.layers.iter().zip(diff_ids).enumerate() {
-        unpack_layer(blobs, caps, &layer.digest, diff_id, &image.layers[..=at])?;
-    }
-    Ok(())
+    Ok(manifest.layers.into_iter().map(|layer| layer.digest).zip(diff_ids.iter().cloned()).collect())
 }
 
 /// Unpacks a layer unless it is here. `chain` are those it lies on and itself, the lowest first.
@@ -93,24 +170,34 @@ pub(crate) fn unpack_layer(
     blobs.commit_layer(into, own, size)
 }
 
-fn remove_stale(root: &Path, ingest: &Path) -> io::Result<()> {
-    let mut mounts = None;
+/// Folders of layers of other formats than today's.
+fn folders_of_others(root: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
     for folder in fs::read_dir(root)? {
         let folder = folder?;
         let name = folder.file_name();
         let of_layers = name.to_str().is_some_and(|name| name == "layers" || name.starts_with("layers-"));
-        if !of_layers || name == LAYERS {
-            continue;
+        if of_layers && name != LAYERS {
+            found.push(folder.path());
         }
+    }
+    Ok(found)
+}
+
+fn remove_stale(root: &Path, ingest: &Path) -> io::Result<()> {
+    let mut mounts = None;
+    for folder in folders_of_others(root)? {
         // Asked for once, and only if there is anything to be removed.
         let mounts = match &mounts {
             Some(mounts) => mounts,
-            None => mounts.insert(all_mounts()?),
+            None => mounts.insert(Mounts::read()?),
         };
         let mut is_empty = true;
-        for layer in fs::read_dir(folder.path())? {
+        for layer in fs::read_dir(&folder)? {
             let layer = layer?;
-            if is_mounted(mounts, &layer.file_name().to_string_lossy()) {
+            // No record is of these any more, so that what the mounts say is all there is to know.
+            let name = layer.file_name().to_string_lossy().trim_end_matches(".json").to_owned();
+            if mounts.name(&name) || mounts.are_in_part_unknown() {
                 is_empty = false;
                 continue;
             }
@@ -119,52 +206,8 @@ fn remove_stale(root: &Path, ingest: &Path) -> io::Result<()> {
             grave.close()?;
         }
         if is_empty {
-            fs::remove_dir(folder.path())?;
+            fs::remove_dir(&folder)?;
         }
     }
     Ok(())
-}
-
-/// The mounts of all namespaces: those of an earlier process of this program may not be ours, those of a container never are.
-fn all_mounts() -> io::Result<String> {
-    let (mut namespaces, mut mounts) = (HashSet::new(), fs::read_to_string("/proc/self/mountinfo")?);
-    for process in fs::read_dir("/proc")? {
-        let process = process?.path();
-        // Most of what is there is a process, and any of them may have ended meanwhile.
-        let Ok(namespace) = fs::read_link(process.join("ns/mnt")) else { continue };
-        if namespaces.insert(namespace)
-            && let Ok(more) = fs::read_to_string(process.join("mountinfo"))
-        {
-            mounts.push_str(&more);
-        }
-    }
-    Ok(mounts)
-}
-
-/// Whether a layer, or what is kept of its size, may be below a mount. An overlay of many layers names them by descriptors: then nobody
-/// can tell.
-fn is_mounted(mounts: &str, name: &str) -> bool {
-    let layer = name.trim_end_matches(".json");
-    let is_named = |line: &str| line.contains(&format!("/{layer}"));
-    mounts
-        .lines()
-        .any(|line| is_named(line) || (line.contains(" overlay ") && line.contains("=/proc/self/fd/")))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_layer_is_in_use_while_a_mount_names_it_or_might() {
-        let overlay = "36 35 0:40 / /run/a/rootfs rw - overlay overlay rw,lowerdir=/s/layers/aa:/s/layers/bb,upperdir=/u,workdir=/w\n";
-        let bind = "37 35 254:0 /s/layers/cc /run/volume ro - ext4 /dev/vda rw\n";
-        let by_descriptor =
-            "38 35 0:41 / /x rw - overlay overlay rw,lowerdir=/proc/self/fd/5:/proc/self/fd/6\n";
-        let mounts = format!("{overlay}{bind}");
-        for (name, in_use) in [("aa", true), ("bb", true), ("bb.json", true), ("cc", true), ("dd", false)] {
-            assert_eq!(is_mounted(&mounts, name), in_use, "{name}");
-        }
-        assert!(is_mounted(&format!("{mounts}{by_descriptor}"), "dd"));
-    }
 }

@@ -1,16 +1,16 @@
 //! [`Images`], the store as its users see it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs::{self, File};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
-use rustix::fs::FlockOperation;
 use serde::{Deserialize, Serialize};
 
 use crate::blobs::Blobs;
+use crate::garbage::StoreLock;
 use crate::keyed_lock::KeyedLock;
 use crate::manifest::{ImageConfig, ImageKind, WasmModule};
 use crate::name::{Digest, ImageName, Version};
@@ -44,16 +44,6 @@ pub struct Image {
     pub(crate) removed: bool,
 }
 
-/// What a garbage collection freed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Collected {
-    pub n_images: usize,
-    pub n_blobs: usize,
-    pub n_layers: usize,
-    /// Compressed and unpacked bytes together.
-    pub n_bytes: u64,
-}
-
 /// What the store takes on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FsUsage {
@@ -70,41 +60,36 @@ pub struct Images {
     pub(crate) records: Records,
     /// One download and one unpacking of a digest at a time.
     pub(crate) in_work: KeyedLock,
-    /// Digests that a pull or import in progress relies on: safe from garbage collection.
-    pins: Mutex<HashMap<Digest, usize>>,
-    /// Held shared for as long as the store is open: who finds nobody else may clean up.
-    _lock: File,
-}
-
-/// The store's lock, and whether nobody else has the store open.
-fn lock(root: &Path) -> Result<(File, bool), Error> {
-    fs::create_dir_all(root).map_err(Error::io("create", root))?;
-    let path = root.join("lock");
-    let lock = File::options().create(true).append(true).open(&path).map_err(Error::io("open", &path))?;
-    let alone = rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive).is_ok();
-    Ok((lock, alone))
+    /// Digests that somebody relies on without a record of it yet: safe from garbage collection.
+    pub(crate) pins: Mutex<HashMap<Digest, usize>>,
+    pub(crate) lock: Mutex<StoreLock>,
+    /// Unpacks again what another version had unpacked.
+    pub(crate) renewal: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Images {
     /// Opens the store below `root`, making it if need be. What a crash left half done is removed, and what another version unpacked
-    /// is unpacked again, unless somebody else has the store open.
+    /// is unpacked again behind it ([`Images::ready`]), unless somebody else has the store open.
     pub fn open(root: &Path, registries: Registries) -> Result<Arc<Images>, Error> {
         Images::with_caps(root, registries, Caps::default())
     }
 
     /// [`Images::open`] with other limits than the usual.
     pub fn with_caps(root: &Path, registries: Registries, caps: Caps) -> Result<Arc<Images>, Error> {
-        let (lock, alone) = lock(root)?;
+        let mut lock = StoreLock::open(root)?;
+        let alone = lock.try_alone()?;
         let blobs = Blobs::open(root, alone)?;
         let records = Records::open(root, alone)?;
-        if alone {
-            format::renew(root, &blobs, &records, &caps)?;
-        }
-        rustix::fs::flock(&lock, FlockOperation::LockShared)
-            .map_err(|e| Error::io("lock", root)(e.into()))?;
-        let (in_work, pins) = (KeyedLock::default(), Mutex::default());
+        lock.share()?;
+        let (in_work, pins, lock) = (KeyedLock::default(), Mutex::default(), Mutex::new(lock));
         let root = root.to_owned();
-        Ok(Arc::new(Images { root, registries, caps, blobs, records, in_work, pins, _lock: lock }))
+        let renewal = Mutex::default();
+        let images =
+            Arc::new(Images { root, registries, caps, blobs, records, in_work, pins, lock, renewal });
+        if alone {
+            format::renew_behind(&images);
+        }
+        Ok(images)
     }
 
     /// Where the store lies.
@@ -171,7 +156,7 @@ impl Images {
     }
 
     /// Forgets an image, all its names at once, as CRI has it. Succeeds if there is none. Its content stays
-    /// until [`Images::collect_garbage`], which no node calls yet, finds that no container uses it.
+    /// until [`Images::collect_garbage`] finds that no container uses it.
     pub fn remove(&self, reference: &str) -> Result<(), Error> {
         let Some(image) = self.resolve(reference) else { return Ok(()) };
         let mut image = Arc::unwrap_or_clone(image);
@@ -181,46 +166,6 @@ impl Images {
             PullCause::Io { operation, path, source } => Error::Io { operation, path, source },
             other => Error::Io { operation: "write", path, source: std::io::Error::other(other.to_string()) },
         })
-    }
-
-    /// Frees the content that no image needs any more. `in_use` holds the IDs of the images that containers
-    /// were made from: those stay, removed or not. Blocks while files are removed.
-    pub fn collect_garbage(&self, in_use: &HashSet<String>) -> Result<Collected, Error> {
-        let fail = |err: std::io::Error| Error::Io {
-            operation: "collect garbage in",
-            path: self.root.clone(),
-            source: err,
-        };
-        let mut collected = Collected::default();
-        for image in self.records.all() {
-            if image.removed && !in_use.contains(&image.id) {
-                self.records
-                    .forget(&image.id)
-                    .map_err(|cause| fail(std::io::Error::other(cause.to_string())))?;
-                collected.n_images += 1;
-            }
-        }
-        let (blobs, layers) = self.blobs.all().map_err(fail)?;
-        for digest in blobs {
-            // Held over the removal: whoever pins a digest looks for its content only afterwards.
-            let pins = self.pins.lock();
-            if !pins.contains_key(&digest) && !self.records.refers_to(&digest) {
-                collected.n_bytes += self.blobs.remove_blob(&digest).map_err(fail)?;
-                collected.n_blobs += 1;
-            }
-        }
-        for chain_id in layers {
-            let pins = self.pins.lock();
-            if !pins.contains_key(&chain_id) && !self.records.refers_to(&chain_id) {
-                let n_bytes = self.blobs.layer_size(&chain_id).bytes;
-                let grave = self.blobs.remove_layer(&chain_id).map_err(fail)?;
-                drop(pins);
-                grave.close().map_err(fail)?;
-                collected.n_bytes += n_bytes;
-                collected.n_layers += 1;
-            }
-        }
-        Ok(collected)
     }
 
     /// What blobs and layers take.
@@ -283,29 +228,6 @@ impl Images {
         }
         Err(missing())
     }
-
-    /// Keeps a digest from garbage collection. Look for its content only while holding this.
-    pub(crate) fn pin(self: &Arc<Self>, digest: &Digest) -> Pin {
-        *self.pins.lock().entry(digest.clone()).or_default() += 1;
-        Pin { images: self.clone(), digest: digest.clone() }
-    }
-}
-
-pub(crate) struct Pin {
-    images: Arc<Images>,
-    digest: Digest,
-}
-
-impl Drop for Pin {
-    fn drop(&mut self) {
-        let mut pins = self.images.pins.lock();
-        if let Some(n) = pins.get_mut(&self.digest) {
-            *n -= 1;
-            if *n == 0 {
-                pins.remove(&self.digest);
-            }
-        }
-    }
 }
 
 enum LookedUp {
@@ -338,7 +260,7 @@ fn look_up(layer: &Path, names: &[&str]) -> LookedUp {
     LookedUp::Hidden
 }
 
-fn display_name(image: &Image) -> String {
+pub(crate) fn display_name(image: &Image) -> String {
     image.names.first().or(image.digests.first()).unwrap_or(&image.id).clone()
 }
 

@@ -2,7 +2,7 @@
 //! container runtime of the node reads.
 //!
 //! [`Images`] is the entry: [`Images::pull`], [`Images::import`], [`Images::resolve`],
-//! [`Images::rootfs_layers`], [`Images::wasm_module`], [`Images::remove`],
+//! [`Images::ready`], [`Images::rootfs_layers`], [`Images::wasm_module`], [`Images::remove`],
 //! [`Images::collect_garbage`]. An [`Image`] says by its [`ImageKind`] which runtime it is for.
 //!
 //! ```text
@@ -17,7 +17,9 @@
 //!   got its name; a crash leaves only `ingest` behind.
 //! - Content comes from strangers: no name, link or whiteout of a layer reaches a file outside the
 //!   layer's directory, and [`Caps`] bound sizes and counts.
-//! - What an earlier version unpacked by other rules is not used: opening the store unpacks it again from its blobs.
+//! - What an earlier version unpacked by other rules is not used: it is unpacked again from its blobs behind who opens the store,
+//!   and at once for who wants it ([`Images::ready`]).
+//! - Nothing goes that an image or a container needs, or that a mount names ([`Images::collect_garbage`]).
 //! - Reads ([`Images::resolve`], [`Images::list`]) never wait for a pull.
 
 mod archive;
@@ -26,9 +28,11 @@ mod caps;
 mod doomed;
 mod error;
 mod format;
+mod garbage;
 mod images;
 mod keyed_lock;
 mod manifest;
+mod mounts;
 mod name;
 mod platform;
 mod progress;
@@ -43,7 +47,8 @@ pub mod fixture;
 
 pub use caps::Caps;
 pub use error::{Error, PullCause};
-pub use images::{Collected, FsUsage, Image, Images};
+pub use garbage::{Collected, Held};
+pub use images::{FsUsage, Image, Images};
 pub use manifest::{Healthcheck, ImageConfig, ImageKind, RunConfig, WasmModule};
 pub use name::{Digest, ImageName};
 pub use progress::{LayerProgress, Phase, Progress, ProgressSender};

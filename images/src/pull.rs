@@ -10,7 +10,8 @@ use tokio::sync::mpsc;
 
 use crate::PullCause;
 use crate::format;
-use crate::images::{Image, Images, Pin};
+use crate::garbage::Pin;
+use crate::images::{Image, Images};
 use crate::manifest::{self, Descriptor, Document, ImageConfig, ImageKind, Manifest, WasmModule};
 use crate::name::{Digest, ImageName, Version};
 use crate::platform::Host;
@@ -341,14 +342,14 @@ fn write_chunks(
 }
 
 /// Unpacks a layer unless it is here. `chain` are those it lies on and itself, the lowest first.
-async fn unpack_once(
+pub(crate) async fn unpack_once(
     images: &Arc<Images>,
     blob: &Digest,
     diff_id: &Digest,
     chain: &[Digest],
 ) -> Result<(), PullCause> {
     let Some(own) = chain.last() else { return Ok(()) };
-    let alone = images.in_work.lock(&format!("layer {own}")).await;
+    let alone = images.in_work.lock(&format::layer_key(own)).await;
     let (images, blob, diff_id, chain) = (images.clone(), blob.clone(), diff_id.clone(), chain.to_vec());
     blocking(move || {
         // Held by the thread: a caller that is cancelled does not let another in beside it.

@@ -99,6 +99,8 @@ impl Records {
             }
             _ => {}
         }
+        // Content goes next: after a power cut no record may come back without it.
+        blobs::sync_directory(&self.directory)?;
         images.remove(id);
         Ok(())
     }

@@ -104,10 +104,14 @@ impl Remote {
         };
         let base = Url::parse(&format!("{scheme}://{}/", endpoint.host))
             .map_err(|err| unreachable(format!("{}: {err}", endpoint.host)))?;
+        let loopback = is_loopback(&base);
+        // A registry of this machine may name other places here.
+        let addresses = if loopback { Vec::new() } else { reach::elsewhere_than(&base, reach::addresses()) };
         let reach = Reach {
             own: registries.own_ranges.clone().into(),
+            addresses: addresses.into(),
             configured: registries.hosts().into(),
-            loopback: is_loopback(&base),
+            loopback,
             proxies: reach::proxies(|name| std::env::var(name).ok()).into(),
         };
         let of_host = |(host, config): (&String, &RegistryConfig)| Some((host.clone(), config.tls.clone()?));

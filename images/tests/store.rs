@@ -20,6 +20,19 @@ async fn import(images: &Arc<Images>, root: &Path, name: &str, layer: &[u8]) -> 
     images.import(&archive, None).await.unwrap().remove(0)
 }
 
+/// What a collection frees once nobody else has the store open: a process that another test has just forked holds what was open then
+/// until it runs its own program.
+fn collect_alone(images: &Images) -> skiff_images::Collected {
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    loop {
+        let collected = images.collect_garbage(|_| false).unwrap();
+        if collected != skiff_images::Collected::default() || std::time::Instant::now() > end {
+            return collected;
+        }
+        std::thread::yield_now();
+    }
+}
+
 fn layer(content: &str) -> Vec<u8> {
     fixture::Layer::default().file("f", 0o644, content.as_bytes()).unwrap().finish().unwrap()
 }
@@ -67,10 +80,11 @@ async fn a_removed_image_keeps_its_layers_while_a_container_uses_it() {
 
     let in_use = HashSet::from([image.id.clone()]);
     let lower = images.rootfs_layers(&image);
-    images.collect_garbage(&in_use).unwrap();
+    images.collect_garbage(|id| in_use.contains(id)).unwrap();
     assert!(lower[0].join("f").exists());
+    drop(images);
     let images = open(root.path());
-    let collected = images.collect_garbage(&HashSet::new()).unwrap();
+    let collected = collect_alone(&images);
     assert_eq!((collected.n_images, collected.n_layers), (1, 1));
     assert!(!lower[0].exists());
     assert!(images.rootfs_layers(&other)[0].join("f").exists());
@@ -117,7 +131,7 @@ async fn a_wrong_archive_is_refused_and_leaves_nothing() {
         assert!(err.contains("import image archive"), "{err}");
     }
     assert!(images.import(&root.path().join("none.tar"), None).await.is_err());
-    images.collect_garbage(&HashSet::new()).unwrap();
+    images.collect_garbage(|_| false).unwrap();
     assert_eq!(images.usage().used_bytes, 0);
 }
 
@@ -141,7 +155,9 @@ async fn layers_that_another_version_unpacked_are_unpacked_again_and_removed() {
     let images = open(root.path());
     assert_eq!(images.resolve("app:1").unwrap(), image);
     let read = |images: &Images| std::fs::read_to_string(images.rootfs_layers(&image)[0].join("f")).unwrap();
+    images.ready(&image).await.unwrap();
     assert_eq!(read(&images), "one");
+    images.wait_for_renewal();
     assert!(!root.path().join("store/layers").exists());
 
     // Below a container they stay for as long as it runs.
@@ -163,6 +179,7 @@ async fn layers_that_another_version_unpacked_are_unpacked_again_and_removed() {
     let mut said = BufReader::new(container.stdout.take().unwrap()).lines();
     assert_eq!(said.next().unwrap().unwrap(), "mounted");
     let while_mounted = open(root.path());
+    while_mounted.wait_for_renewal();
     assert_eq!(read(&while_mounted), "one");
     drop(while_mounted);
     container.stdin.take().unwrap().write_all(b"\n").unwrap();
@@ -170,7 +187,7 @@ async fn layers_that_another_version_unpacked_are_unpacked_again_and_removed() {
     assert!(container.wait().unwrap().success());
     assert_eq!(seen.as_deref(), Some("as it was unpacked then"));
     assert_eq!(std::fs::read_dir(&old).unwrap().count(), 2, "the layer and its size");
-    drop(open(root.path()));
+    open(root.path()).wait_for_renewal();
     assert!(!old.exists());
 }
 
@@ -183,6 +200,117 @@ async fn an_image_that_cannot_be_unpacked_again_is_forgotten_and_the_store_opens
     let blob = skiff_images::Digest::of(&layer("one"));
     std::fs::remove_file(root.path().join("store/blobs/sha256").join(&blob.to_string()[7..])).unwrap();
     let images = open(root.path());
+    images.wait_for_renewal();
     assert!(images.resolve("app:1").is_none());
     assert!(images.resolve("app:2").is_some());
+}
+
+#[tokio::test]
+async fn who_wants_an_image_waits_for_that_alone_and_is_told_if_it_cannot_be_made_whole() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let image = import(&images, root.path(), "app:1", &layer("one")).await;
+    let other = import(&images, root.path(), "app:2", &layer("two")).await;
+    // As lost, with nobody behind who would make them whole.
+    for image in [&image, &other] {
+        std::fs::remove_dir_all(&images.rootfs_layers(image)[0]).unwrap();
+    }
+    images.ready(&image).await.unwrap();
+    assert!(images.rootfs_layers(&image)[0].join("f").exists());
+    assert!(!images.rootfs_layers(&other)[0].exists());
+    let blob = skiff_images::Digest::of(&layer("two"));
+    std::fs::remove_file(root.path().join("store/blobs/sha256").join(&blob.to_string()[7..])).unwrap();
+    let error = images.ready(&other).await.unwrap_err();
+    assert!(matches!(error, Error::Incomplete { .. }), "{error}");
+    assert!(images.resolve("app:2").is_none(), "it may be pulled again");
+}
+
+#[tokio::test]
+async fn what_is_held_stays_and_goes_with_the_next_collection() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let image = import(&images, root.path(), "app:1", &layer("one")).await;
+    // The documents around it are no part of it.
+    images.collect_garbage(|_| false).unwrap();
+    let held = images.hold(&image.id).unwrap();
+    images.remove("app:1").unwrap();
+    assert_eq!(images.collect_garbage(|_| false).unwrap(), skiff_images::Collected::default());
+    assert!(images.rootfs_layers(&image)[0].exists());
+    drop(held);
+    let collected = images.collect_garbage(|_| false).unwrap();
+    assert_eq!((collected.n_images, collected.n_layers, collected.n_blobs), (1, 1, 3));
+    assert!(images.hold(&image.id).is_none());
+}
+
+#[tokio::test]
+async fn what_a_mount_names_stays_though_no_record_knows_of_it() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let image = import(&images, root.path(), "app:1", &layer("one")).await;
+    let (lower, mounted) = (images.rootfs_layers(&image)[0].clone(), root.path().join("mounted"));
+    std::fs::create_dir(&mounted).unwrap();
+    // In a mount namespace of its own, as a container has one.
+    let script = r#"mount --bind "$0" "$1" && echo mounted && read go"#;
+    let mut container = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script])
+        .args([&lower, &mounted])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(container.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "mounted");
+    images.remove("app:1").unwrap();
+    let collected = images.collect_garbage(|_| false).unwrap();
+    let is_there = lower.join("f").exists();
+    container.stdin.take().unwrap().write_all(b"\n").unwrap();
+    container.wait().unwrap();
+    assert_eq!((collected.n_images, collected.n_layers, is_there), (1, 0, true));
+    assert_eq!(images.collect_garbage(|_| false).unwrap().n_layers, 1);
+    assert!(!lower.exists());
+}
+
+#[tokio::test]
+async fn nothing_goes_while_another_has_the_store_open() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    import(&images, root.path(), "app:1", &layer("one")).await;
+    images.remove("app:1").unwrap();
+    let other = open(root.path());
+    assert_eq!(images.collect_garbage(|_| false).unwrap(), skiff_images::Collected::default());
+    drop(other);
+    assert_eq!(collect_alone(&images).n_layers, 1);
+}
+
+#[tokio::test]
+async fn what_a_power_cut_left_of_a_layer_goes_and_is_in_nobodys_way() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    let image = import(&images, root.path(), "app:1", &layer("one")).await;
+    let size_of = |path: &Path| path.with_extension("json");
+    let lower = images.rootfs_layers(&image)[0].clone();
+    let lost = lower.with_file_name("e".repeat(64));
+    std::fs::write(size_of(&lost), "{").unwrap();
+    std::fs::remove_file(size_of(&lower)).unwrap();
+    images.collect_garbage(|_| false).unwrap();
+    assert!(!size_of(&lost).exists());
+    images.remove("app:1").unwrap();
+    assert_eq!(images.collect_garbage(|_| false).unwrap().n_layers, 1, "though its size is lost");
+    assert!(!lower.exists());
+}
+
+#[tokio::test]
+async fn what_a_new_pull_of_an_image_replaces_goes_with_the_next_collection() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    import(&images, root.path(), "app:2", &layer("two")).await;
+    images.collect_garbage(|_| false).unwrap();
+    let before = images.usage();
+    import(&images, root.path(), "app:1", &layer("one")).await;
+    // The same name again: what had it is an image without names now, and the node may remove that by its ID.
+    let old = images.resolve("app:1").unwrap();
+    import(&images, root.path(), "app:1", &layer("two")).await;
+    images.remove(&old.id).unwrap();
+    images.collect_garbage(|_| false).unwrap();
+    assert_eq!(images.usage().inodes_used, before.inodes_used);
 }

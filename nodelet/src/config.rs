@@ -8,6 +8,7 @@ use std::sync::Arc;
 use k8s_openapi::api::core::v1::Taint;
 use rustls::server::ResolvesServerCert;
 
+use crate::image_gc::ImageGcPolicy;
 use crate::node::pressure::EvictionHard;
 
 /// Everything about this node that cannot be found out by looking at it.
@@ -33,6 +34,7 @@ pub struct Config {
     pub max_pods: u32,
     /// The least that must be free on this node.
     pub eviction_hard: EvictionHard,
+    pub image_gc: ImageGcPolicy,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
     /// The range this node's pods get addresses from; written to the Node if it has none yet.
@@ -66,6 +68,7 @@ impl Config {
             tls: None,
             max_pods: 110,
             eviction_hard: EvictionHard::default(),
+            image_gc: ImageGcPolicy::default(),
             labels: BTreeMap::new(),
             taints: Vec::new(),
             pod_cidr: None,

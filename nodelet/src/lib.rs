@@ -18,15 +18,15 @@
 //!
 //! Tasks: one for the pods' watch and one a pod ([`worker`]), one a pod for its status, one a probe,
 //! one a watched secret or config map, one each for runtime events, services, node status, lease, log
-//! rotation and the node API. Workers are woken, never polled; a pass reads everything again.
+//! rotation, unused images and the node API. Workers are woken, never polled; a pass reads everything again.
 //!
 //! # Guarantees
 //! - Ending nodelet, in any way, leaves every container running; the next one takes them over.
 //! - Nothing of a pod is ended for being unknown before the API's whole list has been read.
 //!
 //! # Caveats
-//! - No eviction under pressure and no image garbage collection yet; the pressure conditions are told. Pods past their
-//!   own limits of storage are evicted ([`storage`]).
+//! - No eviction under pressure yet; the pressure conditions are told, and images that nobody uses go ([`image_gc`]). Pods past
+//!   their own limits of storage are evicted ([`storage`]).
 //! - An exec whose client leaves goes on until its process ends; one with a terminal is hung up.
 //! - Volumes other than emptyDir, hostPath, configMap, secret, downwardAPI and projected are refused
 //!   with a `FailedMount` event; so are trust bundles and pod certificates in projections.
@@ -45,6 +45,7 @@ mod create;
 mod dns;
 mod env;
 mod hooks;
+mod image_gc;
 mod images;
 mod logs;
 mod node;
@@ -77,6 +78,7 @@ use tokio_util::sync::CancellationToken;
 pub use config::{Config, ServerTls};
 pub use error::Error;
 pub use event::{EventSink, EventType};
+pub use image_gc::ImageGcPolicy;
 pub use node::pressure::{EvictionHard, EvictionHardError};
 pub use snapshot::RUNTIME_ANNOTATION;
 
@@ -176,6 +178,16 @@ impl Nodelet {
         tasks.spawn(async move {
             logs::rotate::run(&*cri).await;
             "log rotation"
+        });
+        let images = image_gc::ImageGc::new(
+            shared.config.image_gc,
+            shared.config.node_name.clone(),
+            shared.cri.clone(),
+            agent.sink.clone(),
+        );
+        tasks.spawn(async move {
+            images.run().await;
+            "image garbage collection"
         });
         let lease = agent.clone();
         tasks.spawn(async move {

@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, broadcast};
 use tracing::{info, warn};
 
 use crate::dispatch::{Dispatch, RUNTIME_ANNOTATION};
+use crate::images;
 use crate::network::SandboxNetwork;
 use crate::records::{ContainerRecord, Records, SandboxRecord, SandboxState};
 use crate::sandbox::{self, Sandboxes};
@@ -46,7 +47,7 @@ pub struct NodeRuntime {
     sandboxes: Sandboxes,
     sandbox_records: Records,
     container_records: Records,
-    state: RwLock<State>,
+    state: Arc<RwLock<State>>,
     /// Held while a sandbox is changed, so that a stop does not cross a start. One lock serves all: the work under
     /// it is a few milliseconds.
     changing: Mutex<()>,
@@ -54,9 +55,19 @@ pub struct NodeRuntime {
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     sandboxes: HashMap<String, Arc<SandboxRecord>>,
-    containers: HashMap<String, Arc<ContainerRecord>>,
+    pub(crate) containers: HashMap<String, Arc<ContainerRecord>>,
+}
+
+impl State {
+    /// Whether a container, running or not, is made from an image or has it as a volume.
+    pub(crate) fn uses_image(&self, id: &str) -> bool {
+        self.containers.values().any(|container| {
+            let mut volumes = container.config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+            container.image.id == id || volumes.any(|image| image.image == id)
+        })
+    }
 }
 
 /// Events that a slow listener may be behind.
@@ -84,7 +95,7 @@ impl NodeRuntime {
             },
             sandbox_records: Records::open(config.root.join("sandbox-records"))?,
             container_records: Records::open(config.root.join("container-records"))?,
-            state: RwLock::default(),
+            state: Arc::default(),
             changing: Mutex::default(),
             events: broadcast::Sender::new(MAX_EVENTS),
         };
@@ -93,6 +104,7 @@ impl NodeRuntime {
         for source in runtime.dispatch.all() {
             tokio::spawn(forward(source.events(), runtime.events.clone()));
         }
+        tokio::spawn(images::keep_swept(runtime.images.clone(), Arc::downgrade(&runtime.state)));
         Ok(runtime)
     }
 
@@ -263,7 +275,7 @@ fn image_user(user: &str) -> (Option<Int64Value>, String) {
     }
 }
 
-fn image_error(error: skiff_images::Error) -> CriError {
+pub(crate) fn image_error(error: skiff_images::Error) -> CriError {
     let code = if error.is_not_found() { Code::NotFound } else { Code::Unknown };
     let reason = error.reason();
     let mut message = error.to_string();
@@ -459,6 +471,9 @@ impl Cri for NodeRuntime {
         let mut config =
             request.config.ok_or_else(|| CriError::invalid("the request has no container config"))?;
         let image = self.resolve(config.image.as_ref())?;
+        // Until the container is on record, nothing else says that its image is needed.
+        let _held = self.images.hold(&image.id).ok_or_else(|| CriError::not_found("image", &image.id))?;
+        self.images.ready(&image).await.map_err(image_error)?;
         let runtime = self.dispatch.pick(&image, &sandbox.handler)?;
         let described = self.sandboxes.describe(&sandbox.id, &sandbox.config);
         config.mounts.extend(sandbox::file_mounts(&described, &config.mounts));
@@ -720,9 +735,10 @@ impl Cri for NodeRuntime {
     async fn remove_image(&self, request: RemoveImageRequest) -> Result<(), CriError> {
         let name = request.image.map(|i| i.image).unwrap_or_default();
         match self.images.remove(&name) {
-            Err(error) if error.is_not_found() => Ok(()),
-            other => other.map_err(image_error),
+            Err(error) if error.is_not_found() => return Ok(()),
+            other => other.map_err(image_error)?,
         }
+        images::sweep(self.images.clone(), self.state.clone()).await.map(drop)
     }
 
     async fn image_fs_info(&self) -> Result<ImageFsInfoResponse, CriError> {

@@ -20,6 +20,7 @@
 
 mod cri;
 mod dispatch;
+mod images;
 mod namespaces;
 mod network;
 mod records;

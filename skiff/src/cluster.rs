@@ -211,6 +211,9 @@ impl ClusterNode {
             self.ip.to_string(),
             "--eviction-hard".to_owned(),
             EVICTION_HARD.to_owned(),
+            // What was imported for later stays, however full the machine is.
+            "--image-gc-high-threshold".to_owned(),
+            "100".to_owned(),
         ]);
         args
     }

@@ -29,7 +29,7 @@ pub(crate) enum ImageCommand {
         #[arg(long)]
         name: Option<String>,
     },
-    /// Forget images; nothing yet takes their content off the disk
+    /// Forget images; the node takes off the disk what no container needs
     Rm {
         #[arg(required = true)]
         names: Vec<String>,

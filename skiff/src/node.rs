@@ -18,7 +18,7 @@ use skiff_network::{
     ClusterDns, DnsConfig, PeerRoutes, PeersConfig, PodNetwork, PodNetworkConfig, ProxyConfig, ServiceProxy,
     Uplink,
 };
-use skiff_nodelet::{EvictionHard, Nodelet, ServerTls};
+use skiff_nodelet::{EvictionHard, ImageGcPolicy, Nodelet, ServerTls};
 use skiff_runtime::{NodeRuntime, RuntimeConfig};
 use skiff_runtime_oci::{OciConfig, OciRuntime};
 use skiff_runtime_wasm::{WasmConfig, WasmRuntime};
@@ -65,6 +65,12 @@ pub(crate) struct NodeArgs {
     /// The least that must be free: below it the node is under pressure and takes no pods
     #[arg(long, default_value_t)]
     pub(crate) eviction_hard: EvictionHard,
+    /// From how many percent of its disk on images that nobody uses are removed; at 100 none is
+    #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u8).range(..=100))]
+    pub(crate) image_gc_high_threshold: u8,
+    /// Until how many percent; never more than the high threshold
+    #[arg(long, default_value_t = 80, value_parser = clap::value_parser!(u8).range(..=100))]
+    pub(crate) image_gc_low_threshold: u8,
     /// The program that runs Linux containers
     #[arg(long, default_value = "runc")]
     pub(crate) runc: PathBuf,
@@ -241,6 +247,10 @@ async fn start_nodelet(
     config.port = args.kubelet_port;
     config.max_pods = args.max_pods;
     config.eviction_hard = args.eviction_hard;
+    config.image_gc = ImageGcPolicy {
+        high_percent: args.image_gc_high_threshold,
+        low_percent: args.image_gc_low_threshold.min(args.image_gc_high_threshold),
+    };
     config.pod_cidr = Some(setup.pod_cidr.clone()).filter(|_| setup.claims_range);
     config.resolv_conf = args.resolv_conf.clone();
     config.tls = Some(ServerTls {

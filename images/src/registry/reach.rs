@@ -1,7 +1,8 @@
 //! Where a registry may send us: what a redirect or the realm of a challenge names is a stranger's word.
 //!
-//! A stranger's word leads to no address of this machine, of its links or of the cluster's own ranges, neither as a literal nor
-//! through a name, unless `registries.yaml` names that very host, or the registry itself is on loopback.
+//! A stranger's word leads to no address of this machine (whatever its links have), of link-local networks or of the cluster's own
+//! ranges, neither as a literal nor through a name, unless `registries.yaml` names that very host, or the registry itself is on
+//! this machine.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
@@ -47,6 +48,8 @@ impl Range {
 pub(crate) struct Reach {
     /// Of pods, services and the like.
     pub(crate) own: Arc<[Range]>,
+    /// What this machine's links have.
+    pub(crate) addresses: Arc<[IpAddr]>,
     /// `host` or `host:port` of `registries.yaml`, which says itself that they are meant.
     pub(crate) configured: Arc<[String]>,
     /// The registry is on this machine, so that it may name other places here.
@@ -115,8 +118,34 @@ impl Reach {
                     || v6.is_multicast()
             }
         };
-        here || self.own.iter().any(|range| range.holds(address))
+        here || self.addresses.contains(&address) || self.own.iter().any(|range| range.holds(address))
     }
+}
+
+/// The addresses of this machine's links, but of loopback, which is looked at by itself. They are read for each pull: they change.
+pub(crate) fn addresses() -> Vec<IpAddr> {
+    let links = match nix::ifaddrs::getifaddrs() {
+        Ok(links) => links,
+        Err(err) => {
+            tracing::warn!(
+                "this machine's addresses cannot be read, so that registries may lead to them: {err}"
+            );
+            return Vec::new();
+        }
+    };
+    let address = |link: nix::ifaddrs::InterfaceAddress| {
+        let address = link.address?;
+        let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+    };
+    links.filter_map(address).map(|address| address.to_canonical()).filter(|a| !a.is_loopback()).collect()
+}
+
+/// Which addresses of this machine a registry may not lead to: none if it is at one of them itself.
+pub(crate) fn elsewhere_than(registry: &Url, addresses: Vec<IpAddr>) -> Vec<IpAddr> {
+    let host = registry.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    let is_here = host.parse().is_ok_and(|address: IpAddr| addresses.contains(&address.to_canonical()));
+    if is_here { Vec::new() } else { addresses }
 }
 
 /// The hosts of the proxies that the environment names, as the HTTP client reads it. Literal addresses are not resolved, so that they
@@ -205,6 +234,21 @@ mod tests {
         let reach = Reach { loopback: true, ..Reach::default() };
         assert!(!is_refused(&reach, "http://127.0.0.1:5058/token"));
         assert!(is_refused(&reach, "http://169.254.169.254/"));
+    }
+
+    #[test]
+    fn no_address_of_this_machines_links_is_reached_but_from_a_registry_here() {
+        let addresses: Vec<IpAddr> = ["192.168.1.9", "2001:db8::1"].map(|text| text.parse().unwrap()).into();
+        let from = |registry: &str| elsewhere_than(&Url::parse(registry).unwrap(), addresses.clone());
+        assert!(from("https://192.168.1.9:5000/").is_empty());
+        assert_eq!(from("https://example.com/"), addresses);
+        let reach = Reach { addresses: addresses.into(), ..Reach::default() };
+        for url in ["http://192.168.1.9:5000/", "https://[2001:db8::1]/", "http://[::ffff:192.168.1.9]/"] {
+            assert!(is_refused(&reach, url), "{url}");
+        }
+        assert!(!is_refused(&reach, "http://192.168.1.8:5000/"));
+        let named = Reach { configured: ["192.168.1.9:5000".into()].into(), ..reach };
+        assert!(!is_refused(&named, "http://192.168.1.9:5000/"));
     }
 
     #[tokio::test]

@@ -20,6 +20,10 @@ struct State {
     configs: HashMap<String, ContainerConfig>,
     images: Vec<String>,
     broken_images: HashMap<String, String>,
+    /// What is listed, by ID, and where it lies.
+    stored_images: Vec<Image>,
+    image_disk: String,
+    removed_images: Vec<String>,
     /// Commands that fail, by container name.
     failing_execs: HashMap<String, i32>,
     /// What creating a container of that name fails with.
@@ -75,6 +79,30 @@ impl FakeCri {
 
     pub(crate) fn break_image(&self, image: &str, message: &str) {
         self.state.lock().broken_images.insert(image.to_owned(), message.to_owned());
+    }
+
+    pub(crate) fn give_images(&self, images: &[(&str, u64)], disk: &str) {
+        let image =
+            |(id, size): &(&str, u64)| Image { id: (*id).to_owned(), size: *size, ..Image::default() };
+        let mut state = self.state.lock();
+        state.stored_images = images.iter().map(image).collect();
+        state.image_disk = disk.to_owned();
+    }
+
+    /// A container that has ended.
+    pub(crate) fn give_container(&self, image: &str) {
+        let status = ContainerStatus {
+            id: "ended".to_owned(),
+            image_ref: image.to_owned(),
+            image_id: image.to_owned(),
+            state: ContainerState::ContainerExited as i32,
+            ..ContainerStatus::default()
+        };
+        self.state.lock().containers.insert("ended".to_owned(), ("sandbox".to_owned(), status));
+    }
+
+    pub(crate) fn removed_images(&self) -> Vec<String> {
+        self.state.lock().removed_images.clone()
     }
 
     pub(crate) fn fail_exec(&self, container: &str, code: i32) {
@@ -355,15 +383,18 @@ impl Cri for FakeCri {
         &self,
         request: ListContainersRequest,
     ) -> Result<ListContainersResponse, CriError> {
-        self.state.lock().n_passes += 1;
         let selector = request.filter.unwrap_or_default().label_selector;
-        let state = self.state.lock();
+        let mut state = self.state.lock();
+        // Of all containers nobody asks who looks after a pod.
+        state.n_passes += usize::from(!selector.is_empty());
         let found = state.containers.values().filter(|(_, c)| selected(&c.labels, &selector));
         let containers = found.map(|(sandbox, c)| Container {
             id: c.id.clone(),
             pod_sandbox_id: sandbox.clone(),
             state: c.state,
             labels: c.labels.clone(),
+            image_ref: c.image_ref.clone(),
+            image_id: c.image_id.clone(),
             ..Default::default()
         });
         Ok(ListContainersResponse { containers: containers.collect() })
@@ -460,15 +491,18 @@ impl Cri for FakeCri {
     }
 
     async fn list_images(&self, _: ListImagesRequest) -> Result<ListImagesResponse, CriError> {
-        Ok(ListImagesResponse::default())
+        Ok(ListImagesResponse { images: self.state.lock().stored_images.clone() })
     }
 
-    async fn remove_image(&self, _: RemoveImageRequest) -> Result<(), CriError> {
-        unimplemented("image removal")
+    async fn remove_image(&self, request: RemoveImageRequest) -> Result<(), CriError> {
+        self.state.lock().removed_images.push(request.image.unwrap_or_default().image);
+        Ok(())
     }
 
     async fn image_fs_info(&self) -> Result<ImageFsInfoResponse, CriError> {
-        unimplemented("image statistics")
+        let disk = FilesystemIdentifier { mountpoint: self.state.lock().image_disk.clone() };
+        let images = FilesystemUsage { fs_id: Some(disk), ..FilesystemUsage::default() };
+        Ok(ImageFsInfoResponse { image_filesystems: vec![images], ..ImageFsInfoResponse::default() })
     }
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
