@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::core::v1::{Namespace, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use parking_lot::RwLock;
 use skiff_client::{Informer, Informers};
@@ -38,6 +38,7 @@ pub struct DnsConfig {
 /// See the module's documentation.
 pub struct ClusterDns {
     zone: Arc<RwLock<Zone>>,
+    namespaces: Informer<Namespace>,
     upstreams: Arc<[SocketAddr]>,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
@@ -67,21 +68,27 @@ impl ClusterDns {
         let error = |source| DnsError { address: config.bind, source };
         let udp = Arc::new(UdpSocket::bind(config.bind).await.map_err(error)?);
         let tcp = TcpListener::bind(config.bind).await.map_err(error)?;
-        let zone = Arc::new(RwLock::new(Zone::new(&config.domain)));
+        let zone = Arc::new(RwLock::new(Zone::new(&config.domain, config.bind.ip())));
         let (services, slices) = (informers.of::<Service>(), informers.of::<EndpointSlice>());
+        let (namespaces, to) = (informers.of::<Namespace>(), zone.clone());
+        namespaces.on_change(move |change| to.write().namespace_changed(change));
         let to = zone.clone();
         services.on_change(move |change| to.write().service_changed(change));
         let to = zone.clone();
         slices.on_change(move |change| to.write().slice_changed(change));
         let upstreams = config.upstreams.iter().map(|ip| SocketAddr::new(*ip, 53)).collect();
-        Ok(ClusterDns { zone, services, slices, upstreams, udp, tcp })
+        Ok(ClusterDns { zone, namespaces, services, slices, upstreams, udp, tcp })
     }
 
     /// Answers until `shutdown`.
     pub async fn run(self, shutdown: CancellationToken) {
         // Until the zone is complete, a name that is missing proves nothing; questions wait in the sockets.
         tokio::select! {
-            () = async { self.services.synced().await; self.slices.synced().await; } => {}
+            () = async {
+                self.namespaces.synced().await;
+                self.services.synced().await;
+                self.slices.synced().await;
+            } => {}
             () = shutdown.cancelled() => return,
         }
         let resolver = Arc::new(Resolver { zone: self.zone, upstreams: self.upstreams });

@@ -149,11 +149,11 @@ pub(super) const NODE: &[Rule] = &[
 ];
 
 /// What a node's own service proxy, routes and DNS need: upstream's `system:node-proxier`, which there is a
-/// user of its own. Here an agent's run with the node's certificate; the server's see by the controllers' informers. None of it
+/// user of its own, and CoreDNS's role. Here an agent's run with the node's certificate; the server's see by the controllers' informers. None of it
 /// is secret.
 pub(super) const NODE_SERVICES: &[Rule] = &[
     rule(&[""], &["nodes"], READ),
-    rule(&[""], &["services", "endpoints"], &["list", "watch"]),
+    rule(&[""], &["services", "endpoints", "namespaces"], &["list", "watch"]),
     rule(&["discovery.k8s.io"], &["endpointslices"], READ),
     rule(&["networking.k8s.io"], &["servicecidrs", "networkpolicies"], READ),
 ];

@@ -1,21 +1,24 @@
-//! The cluster's zone, answered from Services and EndpointSlices. Pure but for its own indexes.
+//! The cluster's zone, answered from Services, EndpointSlices and the names of namespaces. Pure but for its own indexes.
 //!
-//! Source: "Kubernetes DNS-Based Service Discovery", schema version 1.1.0.
+//! Source: "Kubernetes DNS-Based Service Discovery", schema version 1.1.0, and where that leaves room, what CoreDNS's plug-in
+//! `kubernetes` answers.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::str::FromStr as _;
 use std::sync::Arc;
 
-use hickory_proto::rr::rdata::{CNAME, PTR, SOA, SRV, TXT};
+use hickory_proto::rr::rdata::{CNAME, NS, PTR, SOA, SRV, TXT};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
-use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+use k8s_openapi::api::core::v1::{Namespace, Service, ServiceSpec};
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use skiff_client::{Change, ObjectKey, key_of};
 
 /// Seconds that clients may keep an answer; CoreDNS's usual figure.
 const TTL_S: u32 = 30;
 const NEGATIVE_TTL_S: u32 = 5;
+/// Of the version of the schema, which does not change.
+const VERSION_TTL_S: u32 = 28_800;
 
 pub(super) enum Answer {
     /// The name lies outside the cluster.
@@ -41,6 +44,9 @@ pub(super) struct Zone {
     /// `["local", "cluster"]`: the domain's labels from the right.
     domain: Vec<String>,
     origin: Name,
+    /// Where the zone is served.
+    address: IpAddr,
+    namespaces: HashSet<String>,
     services: HashMap<ObjectKey, Arc<Service>>,
     /// By Service, then by the slice's own name.
     slices: HashMap<ObjectKey, BTreeMap<String, Arc<EndpointSlice>>>,
@@ -52,28 +58,49 @@ pub(super) struct Zone {
 enum Asked<'n> {
     /// The domain itself.
     Origin,
-    /// `svc`, `pod` or a namespace below them: exists, but holds nothing.
+    /// `svc` or `pod`: exists, but holds nothing.
     Empty,
+    /// A namespace below them: holds nothing either.
+    Namespace(&'n str),
     Version,
-    Service(ObjectKey),
-    /// `_port._protocol.service.namespace.svc`.
-    Port(ObjectKey, &'n str, &'n str),
-    /// `endpoint.service.namespace.svc`.
-    Endpoint(ObjectKey, &'n str),
-    Pod(Ipv4Addr),
+    /// `ns.dns`, whom the zone names as its server.
+    NameServer,
+    Service(ObjectKey, Part<'n>),
+    Pod(&'n str, IpAddr),
     Nothing,
 }
 
+/// Which part of a Service.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part<'n> {
+    Whole,
+    /// `_port._protocol.service.namespace.svc`; what is empty may be any.
+    Port(&'n str, &'n str),
+    /// `endpoint.service.namespace.svc`.
+    Endpoint(&'n str),
+}
+
 impl Zone {
-    pub(super) fn new(domain: &str) -> Zone {
+    pub(super) fn new(domain: &str, address: IpAddr) -> Zone {
         let origin =
             Name::from_str(&format!("{}.", domain.trim_end_matches('.'))).unwrap_or_else(|_| Name::root());
         Zone {
             domain: domain.trim_matches('.').rsplit('.').map(str::to_lowercase).collect(),
             origin,
+            address,
+            namespaces: HashSet::new(),
             services: HashMap::new(),
             slices: HashMap::new(),
             by_ip: HashMap::new(),
+        }
+    }
+
+    pub(super) fn namespace_changed(&mut self, change: &Change<Namespace>) {
+        if let Some(name) = change.old.as_ref().and_then(|old| old.metadata.name.as_ref()) {
+            self.namespaces.remove(name);
+        }
+        if let Some(name) = change.new.as_ref().and_then(|new| new.metadata.name.clone()) {
+            self.namespaces.insert(name);
         }
     }
 
@@ -138,7 +165,7 @@ impl Zone {
             return Answer::NotOurs;
         }
         let asked = asked(&labels[self.domain.len()..]);
-        if let Asked::Service(key) = &asked
+        if let Asked::Service(key, Part::Whole) = &asked
             && ![RecordType::CNAME, RecordType::ANY].contains(&type_)
             && let Some(target) = self.alias(key)
         {
@@ -151,21 +178,25 @@ impl Zone {
                 if let RData::SOA(soa) = self.soa().data {
                     records.push(RecordType::SOA, RData::SOA(soa));
                 }
+                records.name_server();
                 true
             }
             Asked::Empty => true,
+            Asked::Namespace(namespace) => self.namespaces.contains(namespace),
             Asked::Nothing => false,
             Asked::Version => {
-                records.push(RecordType::TXT, RData::TXT(TXT::new(vec!["1.1.0".into()])));
+                records.push_for(VERSION_TTL_S, RecordType::TXT, RData::TXT(TXT::new(vec!["1.1.0".into()])));
                 true
             }
-            Asked::Pod(ip) => {
-                records.push(RecordType::A, RData::A(ip.into()));
+            Asked::NameServer => {
+                records.push_address(self.address);
                 true
             }
-            Asked::Service(key) => records.service(&key),
-            Asked::Port(key, port, protocol) => records.ports(&key, port, protocol),
-            Asked::Endpoint(key, endpoint) => records.endpoint(&key, endpoint),
+            Asked::Pod(namespace, ip) => {
+                records.push_address(ip);
+                self.namespaces.contains(namespace)
+            }
+            Asked::Service(key, part) => records.service(&key, part),
         };
         let (answers, additionals) = (records.answers, records.additionals);
         let soa = self.soa();
@@ -181,9 +212,29 @@ impl Zone {
         is_name.then(|| Name::from_str(&format!("{}.", target.trim_end_matches('.'))).ok()).flatten()
     }
 
+    /// Names of two labels are prepended label by label: a dot within one would be part of it.
+    fn below_origin(&self, labels: [&str; 2]) -> Name {
+        let below =
+            labels.iter().rev().try_fold(self.origin.clone(), |name, label| name.prepend_label(*label));
+        below.unwrap_or_else(|_| self.origin.clone())
+    }
+
+    /// Who serves the zone: the Service that has the address, if there is one.
+    fn server(&self) -> Name {
+        let services = self.by_ip.get(&self.address).into_iter().flatten();
+        let mut owners = services.filter(|key| {
+            self.services.get(*key).is_some_and(|service| cluster_ips(service).any(|ip| ip == self.address))
+        });
+        owners
+            .next()
+            .and_then(|key| self.service_name(key))
+            .unwrap_or_else(|| self.below_origin(["ns", "dns"]))
+    }
+
     fn soa(&self) -> Record {
-        let prefixed = |label: &str| self.origin.prepend_label(label).unwrap_or_else(|_| self.origin.clone());
-        let soa = SOA::new(prefixed("ns.dns"), prefixed("hostmaster"), 1, 7200, 1800, 86_400, NEGATIVE_TTL_S);
+        let mailbox = self.origin.prepend_label("hostmaster").unwrap_or_else(|_| self.origin.clone());
+        let server = self.below_origin(["ns", "dns"]);
+        let soa = SOA::new(server, mailbox, 1, 7200, 1800, 86_400, NEGATIVE_TTL_S);
         Record::from_rdata(self.origin.clone(), NEGATIVE_TTL_S, RData::SOA(soa))
     }
 
@@ -193,8 +244,15 @@ impl Zone {
             return Answer::NotOurs;
         };
         let mut records = Records { zone: self, name, type_, answers: Vec::new(), additionals: Vec::new() };
-        for key in services {
-            let Some(target) = self.reverse_target(ip, key) else { continue };
+        // A Service's own address is that Service; any other is the endpoint of whoever has it.
+        let has = |key: &&ObjectKey| {
+            self.services.get(*key).is_some_and(|service| cluster_ips(service).any(|own| own == ip))
+        };
+        let targets: Vec<Name> = match services.iter().find(has) {
+            Some(key) => self.service_name(key).into_iter().collect(),
+            None => services.iter().filter_map(|key| self.endpoint_name(ip, key)).collect(),
+        };
+        for target in targets {
             records.push(RecordType::PTR, RData::PTR(PTR(target)));
         }
         let soa = self.soa();
@@ -204,15 +262,7 @@ impl Zone {
         Answer::Records { answers: records.answers, additionals: Vec::new(), soa }
     }
 
-    /// The Service's own name for its cluster address; the endpoint's for a headless one.
-    fn reverse_target(&self, ip: IpAddr, key: &ObjectKey) -> Option<Name> {
-        let service = self.services.get(key)?;
-        if cluster_ips(service).any(|c| c == ip) {
-            return self.service_name(key);
-        }
-        if !is_headless(service) {
-            return None;
-        }
+    fn endpoint_name(&self, ip: IpAddr, key: &ObjectKey) -> Option<Name> {
         let endpoint = self.endpoints(key).find(|e| e.ip == ip)?;
         self.name_below(key, &endpoint.label)
     }
@@ -235,13 +285,22 @@ impl Zone {
         let slices = self.slices.get(key).into_iter().flat_map(|s| s.values());
         slices.flat_map(move |slice| {
             let published = slice.endpoints.iter().flatten().filter(move |e| all || is_ready(e));
-            published.filter_map(|e| {
-                let ip: IpAddr = e.addresses.first()?.parse().ok()?;
-                let label = e.hostname.clone().unwrap_or_else(|| ip.to_string().replace(['.', ':'], "-"));
-                Some(Published { ip, label, slice })
+            published.flat_map(move |e| {
+                let ips = e.addresses.iter().filter_map(|address| address.parse::<IpAddr>().ok());
+                ips.map(move |ip| Published { ip, label: label(e.hostname.as_deref(), ip), slice })
             })
         })
     }
+}
+
+/// An endpoint's hostname, or its address with dashes.
+fn label(hostname: Option<&str>, ip: IpAddr) -> String {
+    let dashed = || {
+        let dashed = ip.to_string().replace(['.', ':'], "-");
+        // No label ends with a dash.
+        if dashed.ends_with('-') { dashed + "0" } else { dashed }
+    };
+    hostname.filter(|name| !name.is_empty()).map_or_else(dashed, str::to_owned)
 }
 
 struct Published<'z> {
@@ -257,19 +316,28 @@ fn labels(name: &str) -> Vec<&str> {
 }
 
 fn asked<'n>(labels: &[&'n str]) -> Asked<'n> {
-    let key = |namespace: &str, name: &str| ObjectKey::new(namespace, name);
-    match labels {
+    let service = |namespace: &str, name: &str, part| Asked::Service(ObjectKey::new(namespace, name), part);
+    let plain = |label: &'n str| label.strip_prefix('_').unwrap_or(label);
+    match *labels {
         [] => Asked::Origin,
-        ["svc" | "pod"] | ["svc" | "pod", _] => Asked::Empty,
+        ["svc" | "pod"] => Asked::Empty,
+        ["svc" | "pod", namespace] => Asked::Namespace(namespace),
         ["dns-version"] => Asked::Version,
-        ["svc", namespace, service] => Asked::Service(key(namespace, service)),
-        ["svc", namespace, service, protocol, port] if protocol.starts_with('_') && port.starts_with('_') => {
-            Asked::Port(key(namespace, service), &port[1..], &protocol[1..])
+        ["dns", "ns"] => Asked::NameServer,
+        ["svc", namespace, name] => service(namespace, name, Part::Whole),
+        ["svc", namespace, name, endpoint] => service(namespace, name, Part::Endpoint(endpoint)),
+        ["svc", namespace, name, protocol, port] => {
+            service(namespace, name, Part::Port(plain(port), plain(protocol)))
         }
-        ["svc", namespace, service, endpoint] => Asked::Endpoint(key(namespace, service), endpoint),
-        ["pod", _, ip] => ip.replace('-', ".").parse().map_or(Asked::Nothing, Asked::Pod),
+        ["pod", namespace, ip] => pod_address(ip).map_or(Asked::Nothing, |ip| Asked::Pod(namespace, ip)),
         _ => Asked::Nothing,
     }
+}
+
+/// `10-42-0-7`, or an IPv6 address with dashes for its colons.
+fn pod_address(label: &str) -> Option<IpAddr> {
+    let is_v4 = label.matches('-').count() == 3 && !label.contains("--");
+    label.replace('-', if is_v4 { "." } else { ":" }).parse().ok()
 }
 
 /// The records of one answer.
@@ -281,10 +349,21 @@ struct Records<'z> {
     additionals: Vec<Record>,
 }
 
+/// What one port of one address of a Service comes to. Without ports there is one of none.
+struct Found {
+    target: Name,
+    ip: IpAddr,
+    port: Option<u16>,
+}
+
 impl Records<'_> {
     fn push(&mut self, type_: RecordType, data: RData) {
+        self.push_for(TTL_S, type_, data);
+    }
+
+    fn push_for(&mut self, ttl_s: u32, type_: RecordType, data: RData) {
         if self.type_ == type_ || self.type_ == RecordType::ANY {
-            self.answers.push(Record::from_rdata(self.name.clone(), TTL_S, data));
+            self.answers.push(Record::from_rdata(self.name.clone(), ttl_s, data));
         }
     }
 
@@ -295,105 +374,94 @@ impl Records<'_> {
         }
     }
 
-    fn service(&mut self, key: &ObjectKey) -> bool {
+    fn name_server(&mut self) {
+        if self.type_ == RecordType::NS {
+            let server = self.zone.server();
+            self.additionals.push(address_record(server.clone(), self.zone.address));
+            self.push(RecordType::NS, RData::NS(NS(server)));
+        }
+    }
+
+    /// Whether there is such a part of such a Service.
+    fn service(&mut self, key: &ObjectKey, part: Part<'_>) -> bool {
         let Some(service) = self.zone.services.get(key) else { return false };
-        let spec = service.spec.as_ref();
-        if spec.is_some_and(is_external) {
-            let Some(target) = self.zone.alias(key) else { return false };
+        if service.spec.as_ref().is_some_and(is_external) {
+            let target = self.zone.alias(key).filter(|_| part == Part::Whole);
+            let Some(target) = target else { return false };
             self.push(RecordType::CNAME, RData::CNAME(CNAME(target)));
             return true;
         }
-        if is_headless(service) {
-            let ips: BTreeSet<IpAddr> = self.zone.endpoints(key).map(|e| e.ip).collect();
-            // A headless Service without endpoints does not exist, as far as DNS goes.
-            let found = !ips.is_empty();
-            ips.into_iter().for_each(|ip| self.push_address(ip));
-            if self.type_ == RecordType::SRV {
-                self.headless_ports(key, None);
-            }
-            return found;
-        }
-        cluster_ips(service).for_each(|ip| self.push_address(ip));
+        // A headless Service without endpoints does not exist, as far as DNS goes.
+        let found = match (part, is_headless(service)) {
+            (Part::Endpoint(_), _) | (_, true) => self.endpoints(key, part),
+            _ => self.cluster(key, service, part),
+        };
+        let ips: BTreeSet<IpAddr> = found.iter().map(|found| found.ip).collect();
+        ips.into_iter().for_each(|ip| self.push_address(ip));
         if self.type_ == RecordType::SRV {
-            self.cluster_ports(key, service, None);
+            self.push_ports(&found);
         }
-        true
+        !found.is_empty()
     }
 
-    fn ports(&mut self, key: &ObjectKey, port: &str, protocol: &str) -> bool {
-        let Some(service) = self.zone.services.get(key).cloned() else { return false };
-        if service.spec.as_ref().is_some_and(is_external) {
-            return false;
-        }
-        if is_headless(&service) {
-            self.headless_ports(key, Some((port, protocol)))
-        } else {
-            self.cluster_ports(key, &service, Some((port, protocol)))
-        }
+    fn cluster(&self, key: &ObjectKey, service: &Service, part: Part<'_>) -> Vec<Found> {
+        let Some(target) = self.zone.service_name(key) else { return Vec::new() };
+        let ports = service.spec.iter().flat_map(|s| s.ports.iter().flatten());
+        let ports = ports.map(|port| (port.name.as_deref(), port.protocol.as_deref(), Some(port.port)));
+        let ports = matching(ports.collect(), part);
+        let (target, ports) = (&target, &ports);
+        let found = |ip| ports.iter().map(move |port| Found { target: target.clone(), ip, port: *port });
+        cluster_ips(service).flat_map(found).collect()
     }
 
-    fn cluster_ports(&mut self, key: &ObjectKey, service: &Service, only: Option<(&str, &str)>) -> bool {
-        let Some(target) = self.zone.service_name(key) else { return false };
-        let mut found = false;
-        for port in service.spec.iter().flat_map(|s| s.ports.iter().flatten()) {
-            let (name, protocol) = (port.name.as_deref(), port.protocol.as_deref());
-            if !matches_port(name, protocol, only) {
+    fn endpoints(&self, key: &ObjectKey, part: Part<'_>) -> Vec<Found> {
+        let mut found = Vec::new();
+        for endpoint in self.zone.endpoints(key) {
+            if matches!(part, Part::Endpoint(label) if !endpoint.label.eq_ignore_ascii_case(label)) {
                 continue;
             }
-            found = true;
-            self.push_srv(port.port, &target);
-        }
-        if found && self.type_ == RecordType::SRV {
-            for ip in cluster_ips(service) {
-                self.additionals.push(address_record(target.clone(), ip));
+            let Some(target) = self.zone.name_below(key, &endpoint.label) else { continue };
+            let ports = endpoint.slice.ports.iter().flatten();
+            let ports = ports.map(|port| (port.name.as_deref(), port.protocol.as_deref(), port.port));
+            for port in matching(ports.collect(), part) {
+                found.push(Found { target: target.clone(), ip: endpoint.ip, port });
             }
         }
         found
     }
 
-    fn headless_ports(&mut self, key: &ObjectKey, only: Option<(&str, &str)>) -> bool {
-        let zone = self.zone;
-        let mut found = false;
-        for endpoint in zone.endpoints(key) {
-            let Some(target) = zone.name_below(key, &endpoint.label) else { continue };
-            for port in endpoint.slice.ports.iter().flatten() {
-                if !matches_port(port.name.as_deref(), port.protocol.as_deref(), only) {
-                    continue;
-                }
-                found = true;
-                self.push_srv(port.port.unwrap_or_default(), &target);
+    /// All of them weigh a hundred together, but each at least one.
+    fn push_ports(&mut self, found: &[Found]) {
+        let weight = u16::try_from(100 / found.len().max(1)).unwrap_or(1).max(1);
+        let (mut targets, mut addresses) = (HashSet::new(), HashSet::new());
+        for Found { target, ip, port } in found {
+            let Some(port) = *port else { continue };
+            if targets.insert((target, port)) {
+                self.push(RecordType::SRV, RData::SRV(SRV::new(0, weight, port, target.clone())));
             }
-            if found && self.type_ == RecordType::SRV {
-                self.additionals.push(address_record(target, endpoint.ip));
+            if addresses.insert((target, ip)) {
+                self.additionals.push(address_record(target.clone(), *ip));
             }
         }
-        found
-    }
-
-    fn push_srv(&mut self, port: i32, target: &Name) {
-        const WEIGHT: u16 = 100;
-        if let Ok(port) = u16::try_from(port) {
-            self.push(RecordType::SRV, RData::SRV(SRV::new(0, WEIGHT, port, target.clone())));
-        }
-    }
-
-    fn endpoint(&mut self, key: &ObjectKey, label: &str) -> bool {
-        let headless = self.zone.services.get(key).is_some_and(|s| is_headless(s));
-        if !headless {
-            return false;
-        }
-        let zone = self.zone;
-        let ips: Vec<IpAddr> = zone.endpoints(key).filter(|e| e.label == label).map(|e| e.ip).collect();
-        let found = !ips.is_empty();
-        ips.into_iter().for_each(|ip| self.push_address(ip));
-        found
     }
 }
 
-fn matches_port(name: Option<&str>, protocol: Option<&str>, only: Option<(&str, &str)>) -> bool {
-    let Some((wanted_name, wanted_protocol)) = only else { return true };
-    let protocol = protocol.unwrap_or("TCP");
-    name == Some(wanted_name) && protocol.eq_ignore_ascii_case(wanted_protocol)
+/// The ports that are asked for; without any there is one of none, whose name and protocol are empty.
+fn matching(ports: Vec<(Option<&str>, Option<&str>, Option<i32>)>, part: Part<'_>) -> Vec<Option<u16>> {
+    let has_none = ports.is_empty();
+    let all = ports.into_iter().map(|(name, protocol, port)| (name, protocol.unwrap_or("TCP"), port));
+    let none = has_none.then_some((None, "", None));
+    let is_asked = |name: Option<&str>, protocol: &str| match part {
+        Part::Port(wanted, of) => {
+            let same = |wanted: &str, has: &str| wanted.is_empty() || wanted.eq_ignore_ascii_case(has);
+            same(wanted, name.unwrap_or_default()) && same(of, protocol)
+        }
+        Part::Whole | Part::Endpoint(_) => true,
+    };
+    all.chain(none)
+        .filter(|(name, protocol, _)| is_asked(*name, protocol))
+        .map(|(_, _, port)| port.and_then(|port| u16::try_from(port).ok()))
+        .collect()
 }
 
 fn address_record(name: Name, ip: IpAddr) -> Record {

@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use super::*;
 
 fn zone() -> Zone {
-    let mut zone = Zone::new("cluster.local");
+    let mut zone = Zone::new("cluster.local", Ipv4Addr::new(10, 43, 0, 10).into());
     let external = |name: &str, target: &str| json!({"metadata": {"name": name, "namespace": "d"}, "spec": {"type": "ExternalName", "externalName": target}});
     let mut services = vec![
         json!({"metadata": {"name": "web", "namespace": "d"}, "spec": {"clusterIP": "10.43.0.9"}}),

@@ -3,7 +3,9 @@ use serde_json::json;
 use super::*;
 
 fn zone() -> Zone {
-    let mut zone = Zone::new("cluster.local");
+    let mut zone = Zone::new("cluster.local", Ipv4Addr::new(10, 43, 0, 10).into());
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "d"}})).unwrap();
+    zone.namespace_changed(&Change { old: None, new: Some(Arc::new(namespace)) });
     let services = json!([
         {"metadata": {"name": "web", "namespace": "d"}, "spec": {"clusterIP": "10.43.0.9", "clusterIPs": ["10.43.0.9"],
          "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}},
@@ -78,7 +80,14 @@ fn a_headless_service_is_its_ready_endpoints() {
         &zone,
         "_sql._tcp.db.d.svc.cluster.local.",
         RecordType::SRV,
-        &["0 100 5432 db-0.db.d.svc.cluster.local.", "0 100 5432 10-42-0-8.db.d.svc.cluster.local."],
+        &["0 50 5432 db-0.db.d.svc.cluster.local.", "0 50 5432 10-42-0-8.db.d.svc.cluster.local."],
+    );
+    check(&zone, "_sql._tcp.db.d.svc.cluster.local.", RecordType::A, &["10.42.0.7", "10.42.0.8"]);
+    check(
+        &zone,
+        "db-0.db.d.svc.cluster.local.",
+        RecordType::SRV,
+        &["0 100 5432 db-0.db.d.svc.cluster.local."],
     );
     check(&zone, "empty.d.svc.cluster.local.", RecordType::A, &["no such name"]);
 }
@@ -115,4 +124,70 @@ fn an_endpoint_that_moves_to_another_slice_keeps_its_name() {
     zone.slice_changed(&Change { old: None, new: Some(other) });
     zone.slice_changed(&Change { old: Some(slice()), new: None });
     check(&zone, "7.0.42.10.in-addr.arpa.", RecordType::PTR, &["db-0.db.d.svc.cluster.local."]);
+}
+
+#[test]
+fn the_zone_names_its_server_by_two_labels() {
+    let zone = zone();
+    let server = "ns.dns.cluster.local.";
+    check(&zone, "cluster.local.", RecordType::NS, &[server]);
+    check(&zone, server, RecordType::A, &["10.43.0.10"]);
+    check(&zone, server, RecordType::AAAA, &[]);
+    let Answer::Records { answers, additionals, soa } =
+        zone.answer(&Name::from_str("cluster.local.").unwrap(), RecordType::NS)
+    else {
+        panic!("the zone is there");
+    };
+    assert_eq!((answers.len(), additionals.len()), (1, 1));
+    assert_eq!(
+        (additionals[0].name.to_string(), additionals[0].data.to_string()),
+        (server.into(), "10.43.0.10".into())
+    );
+    let RData::SOA(soa) = soa.data else { panic!("no SOA: {soa}") };
+    assert_eq!(soa.mname.num_labels(), 4, "{}", soa.mname);
+    assert_eq!(soa.mname, Name::from_str(server).unwrap());
+    check(&zone, "cluster.local.", RecordType::SOA, &[&RData::SOA(soa).to_string()]);
+}
+
+#[test]
+fn a_namespace_that_does_not_exist_has_no_names() {
+    let mut zone = zone();
+    for name in ["none.svc.cluster.local.", "none.pod.cluster.local.", "10-42-0-7.none.pod.cluster.local."] {
+        check(&zone, name, RecordType::A, &["no such name"]);
+    }
+    for name in ["svc.cluster.local.", "pod.cluster.local.", "d.svc.cluster.local.", "d.pod.cluster.local."] {
+        check(&zone, name, RecordType::A, &[]);
+    }
+    let namespace: Namespace = serde_json::from_value(json!({"metadata": {"name": "d"}})).unwrap();
+    zone.namespace_changed(&Change { old: Some(Arc::new(namespace)), new: None });
+    check(&zone, "d.svc.cluster.local.", RecordType::A, &["no such name"]);
+}
+
+#[test]
+fn weights_are_shared_by_all_that_a_name_leads_to() {
+    let mut zone = zone();
+    let service = json!({"metadata": {"name": "three", "namespace": "d"}, "spec": {"clusterIP": "10.43.0.7", "clusterIPs": ["10.43.0.7"],
+        "ports": [{"name": "a", "port": 1}, {"name": "b", "port": 2}, {"name": "b-udp", "port": 2, "protocol": "UDP"}]}});
+    let service: Service = serde_json::from_value(service).unwrap();
+    zone.service_changed(&Change { old: None, new: Some(Arc::new(service)) });
+    let target = "three.d.svc.cluster.local.";
+    let all = [format!("0 33 1 {target}"), format!("0 33 2 {target}")];
+    check(&zone, target, RecordType::SRV, &[&all[0], &all[1]]);
+    check(&zone, &format!("_a._tcp.{target}"), RecordType::SRV, &[&format!("0 100 1 {target}")]);
+    check(&zone, &format!("_A._TCP.{target}"), RecordType::A, &["10.43.0.7"]);
+    check(&zone, &format!("_a._udp.{target}"), RecordType::SRV, &["no such name"]);
+}
+
+#[test]
+fn endpoints_have_names_below_any_service_of_theirs() {
+    let mut zone = zone();
+    let mut behind = slice();
+    let metadata = &mut Arc::make_mut(&mut behind).metadata;
+    metadata.name = Some("web-1".into());
+    metadata.labels = Some([("kubernetes.io/service-name".to_owned(), "web".to_owned())].into());
+    zone.slice_changed(&Change { old: Some(slice()), new: None });
+    zone.slice_changed(&Change { old: None, new: Some(behind) });
+    check(&zone, "db-0.web.d.svc.cluster.local.", RecordType::A, &["10.42.0.7"]);
+    check(&zone, "web.d.svc.cluster.local.", RecordType::A, &["10.43.0.9"]);
+    check(&zone, "7.0.42.10.in-addr.arpa.", RecordType::PTR, &["db-0.web.d.svc.cluster.local."]);
 }
