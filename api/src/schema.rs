@@ -33,6 +33,8 @@ pub struct ObjectType {
     pub name: Box<str>,
     /// Ordered by name.
     pub fields: Box<[Field]>,
+    /// Which of them comes first in upstream's JSON, and so on.
+    order: Box<[u16]>,
     /// The same as protobuf has them.
     pub message: Message,
 }
@@ -192,6 +194,11 @@ impl Schema {
 }
 
 impl ObjectType {
+    /// The fields in the order in which upstream writes them.
+    pub fn in_order(&self) -> impl Iterator<Item = &Field> {
+        self.order.iter().filter_map(|at| self.fields.get(usize::from(*at)))
+    }
+
     pub fn field(&self, name: &str) -> Option<&Field> {
         self.fields.binary_search_by(|f| (*f.name).cmp(name)).ok().map(|at| &self.fields[at])
     }

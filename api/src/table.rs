@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use crate::{Kind, Object};
 
 pub(crate) mod cell;
+mod described;
 
 /// One printer column.
 #[derive(Clone)]
@@ -13,7 +14,6 @@ pub struct Column {
     /// `string`, `integer`, `date`, …
     pub kind: &'static str,
     pub format: &'static str,
-    pub description: &'static str,
     /// 0 is always shown, 1 with `-o wide`.
     pub priority: u8,
     /// The cell of an object. `now_s` is seconds since the epoch, for ages.
@@ -22,7 +22,7 @@ pub struct Column {
 
 impl Column {
     pub(crate) const fn new(name: &'static str, kind: &'static str, cell: fn(&Object, i64) -> Value) -> Self {
-        Column { name, kind, format: "", description: "", priority: 0, cell }
+        Column { name, kind, format: "", priority: 0, cell }
     }
 
     /// A column of `-o wide` only.
@@ -41,8 +41,7 @@ impl Column {
 
     /// The moment of creation itself, which some kinds show instead of an age.
     pub(crate) const fn created_at() -> Self {
-        let column = Column::new("Created At", "date", |o, _| cell::text(o, "/metadata/creationTimestamp"));
-        Column { format: "date-time", ..column }
+        Column::new("Created At", "date", |o, _| cell::text(o, "/metadata/creationTimestamp"))
     }
 }
 
@@ -60,8 +59,8 @@ pub fn column_definitions(kind: &Kind) -> Value {
         .iter()
         .map(|c| {
             json!({
-                "name": c.name, "type": c.kind, "format": c.format, "description": c.description,
-                "priority": c.priority,
+                "name": c.name, "type": c.kind, "format": c.format,
+                "description": described::description(c.name), "priority": c.priority,
             })
         })
         .collect()

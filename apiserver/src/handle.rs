@@ -22,7 +22,6 @@ use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request};
 use http_body::Frame;
 use parking_lot::Mutex;
-use serde_json::json;
 use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Status};
 use tokio::sync::OwnedSemaphorePermit;
@@ -303,8 +302,7 @@ impl Api {
             let found = items.into_iter().find(|item| item["metadata"]["name"] == call.info.name.as_str());
             return call.object(200, found.ok_or_else(|| call.not_found())?);
         }
-        let list = json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": {}, "items": items});
-        Ok(respond::document_response(&call.encoding, &[], 200, &list))
+        Ok(respond::list(call, items))
     }
 
     /// What is no resource.

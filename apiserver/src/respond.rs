@@ -135,6 +135,42 @@ pub(crate) fn document_response(
     finish(encoding, warnings, code, media_type(syntax), bytes.into())
 }
 
+/// A document of ours whose fields have an order; what is no JSON has its own.
+pub(crate) fn document_in_order(
+    encoding: &Encoding,
+    document: &Value,
+    top: &[&str],
+    order: &[&str],
+) -> Response {
+    let bytes = match encoding.syntax {
+        Syntax::Json => encode::json_in_order(document, top, order),
+        Syntax::PrettyJson | Syntax::Yaml | Syntax::Protobuf => {
+            return document_response(encoding, &[], 200, document);
+        }
+    };
+    finish(encoding, &[], 200, media_type(encoding.syntax), bytes.into())
+}
+
+/// A list of objects that are no kind's in the store, in the shape that was asked for.
+pub(crate) fn list(call: &Call, items: Vec<Object>) -> Response {
+    let kind: &Kind = &call.kind;
+    let (rows, metadata) = (Rows::of(&call.encoding, kind, kind), json!({}));
+    let list = |name: &str, version: &str, items: Vec<Value>| json!({"kind": name, "apiVersion": version, "metadata": metadata, "items": items});
+    let document = match call.encoding.shape {
+        Shape::Object => list(&format!("{}List", kind.kind), &kind.api_version(), items),
+        Shape::Metadata => {
+            let version = call.encoding.meta_version;
+            let items = items.iter().map(|item| metadata_only(item, version)).collect();
+            list("PartialObjectMetadataList", version, items)
+        }
+        Shape::Table => {
+            let items = items.iter().map(|item| rows.row(item)).collect();
+            rows.table(Some(kind), items, metadata)
+        }
+    };
+    document_response(&call.encoding, &call.warnings, 200, &document)
+}
+
 fn finish(
     encoding: &Encoding,
     warnings: &[String],

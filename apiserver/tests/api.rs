@@ -12,6 +12,9 @@ mod lists;
 #[path = "api/access.rs"]
 mod access;
 
+#[path = "api/discovery.rs"]
+mod discovery;
+
 #[path = "api/pods.rs"]
 mod pods;
 

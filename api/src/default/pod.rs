@@ -5,7 +5,7 @@
 //!
 //! Source: `SetDefaults_Pod`, `SetDefaults_Container`, `SetDefaults_Volume` of `pkg/apis/core/v1`, and its conversions.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::Object;
 use crate::resources::{self, Resources};
@@ -14,6 +14,7 @@ const CONTAINERS: [&str; 2] = ["initContainers", "containers"];
 
 /// Of a pod.
 pub(crate) fn pod(pod: &mut Object) {
+    addresses(pod);
     let Some(spec) = pod.get_mut("spec").and_then(Value::as_object_mut) else { return };
     spec_of_any(spec);
     for container in containers(spec, &CONTAINERS) {
@@ -31,6 +32,20 @@ pub(crate) fn pod(pod: &mut Object) {
         spec.insert("terminationGracePeriodSeconds".into(), 1.into());
     }
     resources_of_the_whole(pod);
+}
+
+/// A pod's address stands in two fields, of which the old one leads: who writes that alone means both. (`hostIP` and `hostIPs`
+/// are never made alike; that they are is checked.)
+fn addresses(pod: &mut Object) {
+    let Some(status) = pod.get_mut("status").and_then(Value::as_object_mut) else { return };
+    let text = |value: Option<&Value>| value.and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (old, listed) = (text(status.get("podIP")), status.get("podIPs").and_then(|ips| ips.get(0)));
+    let first = text(listed.and_then(|ip| ip.get("ip")));
+    if old.is_empty() && !first.is_empty() {
+        status.insert("podIP".into(), first.into());
+    } else if !old.is_empty() && (listed.is_none() || old != first) {
+        status.insert("podIPs".into(), json!([{ "ip": old }]));
+    }
 }
 
 /// What pods and templates have in common, and all that templates get.

@@ -27,7 +27,7 @@ const NULL_LISTS: [(&str, &str); 12] = [
 ];
 
 /// Fields of features that are off in this version.
-const OFF: [(&str, &str); 14] = [
+const OFF: [(&str, &str); 16] = [
     ("io.k8s.api.core.v1.NodeSpec", "configSource"),
     ("io.k8s.api.core.v1.NodeStatus", "config"),
     ("io.k8s.api.core.v1.VolumeProjection", "clusterTrustBundle"),
@@ -40,6 +40,8 @@ const OFF: [(&str, &str); 14] = [
     ("io.k8s.api.resource.v1.DeviceAttribute", "strings"),
     ("io.k8s.api.resource.v1.DeviceAttribute", "versions"),
     ("io.k8s.api.core.v1.PodSpec", "schedulingGroup"),
+    ("io.k8s.api.core.v1.PodStatus", "nodeAllocatableResourceClaimStatuses"),
+    ("io.k8s.api.core.v1.VolumeMountStatus", "volumeStatus"),
     ("io.k8s.api.coordination.v1.LeaseSpec", "strategy"),
     ("io.k8s.api.coordination.v1.LeaseSpec", "preferredHolder"),
     ("io.k8s.api.resource.v1.Device", "nodeAllocatableResourceMappings"),

@@ -40,7 +40,6 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("core.v1.PersistentVolumeClaimSpec", "volumeMode", r#""Filesystem""#),
     ("core.v1.PersistentVolumeClaimStatus", "phase", r#""Pending""#),
     ("core.v1.NamespaceStatus", "phase", r#""Active""#),
-    ("core.v1.PodStatus", "phase", r#""Pending""#),
     ("core.v1.ResourceFieldSelector", "divisor", r#""0""#),
     ("core.v1.ReplicationControllerSpec", "replicas", "1"),
     ("apps.v1.DeploymentSpec", "replicas", "1"),

@@ -1,6 +1,6 @@
 //! Reads the text form of a schema.
 //!
-//! A line without indentation opens a type. An indented line is a field: its name, its shape and facts:
+//! A line without indentation opens a type. An indented line is a field, in upstream's order: its name, its shape and facts:
 //!
 //! ```text
 //! io.k8s.api.core.v1.Container
@@ -44,9 +44,16 @@ pub(super) fn parse(text: &str) -> Result<Schema, ParseError> {
     let types = types
         .into_iter()
         .map(|(name, mut fields)| {
+            let mut places: Vec<u16> = (0..).take(fields.len()).collect();
+            places.sort_by(|a, b| fields[usize::from(*a)].name.cmp(&fields[usize::from(*b)].name));
+            // Of each place in the text, where the field is once they are sorted.
+            let mut order = vec![0; fields.len()];
+            for (at, place) in (0..).zip(&places) {
+                order[usize::from(*place)] = at;
+            }
             fields.sort_by(|a, b| a.name.cmp(&b.name));
             let message = Message::of(&fields);
-            ObjectType { name, fields: fields.into(), message }
+            ObjectType { name, fields: fields.into(), order: order.into(), message }
         })
         .collect();
     Ok(Schema { types, by_name })

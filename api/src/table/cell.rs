@@ -47,8 +47,9 @@ pub(crate) fn int_or_string(object: &Object, path: &str, otherwise: &str) -> Str
     }
 }
 
-pub(crate) fn bool_text(object: &Object, path: &str) -> Value {
-    object.pointer(path).and_then(Value::as_bool).unwrap_or_default().to_string().into()
+/// What is not set is false.
+pub(crate) fn bool(object: &Object, path: &str) -> Value {
+    object.pointer(path).and_then(Value::as_bool).unwrap_or_default().into()
 }
 
 /// How many entries the map or list at a path has.
@@ -113,23 +114,28 @@ pub(crate) fn labels(object: &Object, path: &str) -> Value {
 /// The text form of the label selector at a path.
 pub(crate) fn selector(object: &Object, path: &str) -> Value {
     let Some(selector) = object.pointer(path).filter(|s| !s.is_null()) else { return NONE.into() };
-    let mut terms: Vec<String> = selector["matchLabels"]
+    let mut terms: Vec<(&str, String)> = selector["matchLabels"]
         .as_object()
         .into_iter()
         .flatten()
-        .map(|(k, v)| format!("{k}={}", v.as_str().unwrap_or_default()))
+        .map(|(k, v)| (k.as_str(), format!("{k}={}", v.as_str().unwrap_or_default())))
         .collect();
     for expression in items_at(selector, "/matchExpressions") {
         let key = str_at(expression, "/key");
-        let values =
-            items_at(expression, "/values").iter().filter_map(Value::as_str).collect::<Vec<_>>().join(",");
-        terms.push(match str_at(expression, "/operator") {
+        let mut values: Vec<&str> =
+            items_at(expression, "/values").iter().filter_map(Value::as_str).collect();
+        values.sort_unstable();
+        let values = values.join(",");
+        let term = match str_at(expression, "/operator") {
             "In" => format!("{key} in ({values})"),
             "NotIn" => format!("{key} notin ({values})"),
             "DoesNotExist" => format!("!{key}"),
             _ => key.to_owned(),
-        });
+        };
+        terms.push((key, term));
     }
+    terms.sort_by_key(|(key, _)| *key);
+    let terms: Vec<String> = terms.into_iter().map(|(_, term)| term).collect();
     if terms.is_empty() { NONE.into() } else { terms.join(",").into() }
 }
 

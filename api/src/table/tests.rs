@@ -133,3 +133,92 @@ fn durations_are_as_short_as_upstream_s() {
         assert_eq!(cell::duration(seconds), wanted, "{seconds}");
     }
 }
+
+/// The columns that upstream's API server answers with, of each kind: name, type, format and priority.
+const COLUMNS: &str = include_str!("columns.tsv");
+
+#[test]
+fn every_table_has_upstreams_columns_and_each_of_them_a_description() {
+    let kinds = Kinds::builtin();
+    let mut wrong = Vec::new();
+    for line in COLUMNS.lines() {
+        let mut fields = line.split('\t');
+        let (version, name) = fields.next().and_then(|of| of.split_once(' ')).unwrap();
+        let wanted: Vec<&str> = fields.collect();
+        let Some(kind) = kinds.iter().find(|kind| kind.kind == name && kind.api_version() == version) else {
+            panic!("no {version} {name}");
+        };
+        // What is printed are the columns of the version that is stored.
+        let stored = kinds.stored().into_iter().find(|stored| stored.registry_folder == kind.registry_folder);
+        let printed = stored.as_deref().unwrap_or(kind);
+        let has: Vec<String> = printed
+            .columns
+            .iter()
+            .map(|c| format!("{}|{}|{}|{}", c.name, c.kind, c.format, c.priority))
+            .collect();
+        if has != wanted {
+            wrong.push(format!("{version} {name}: {has:?}\n    upstream: {wanted:?}"));
+        }
+    }
+    for kind in kinds.iter() {
+        let definitions = column_definitions(kind);
+        let bare = definitions.as_array().unwrap().iter().filter(|c| c["description"] == "");
+        wrong.extend(bare.map(|column| format!("{}: {} says nothing", kind.kind, column["name"])));
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn a_component_is_healthy_unhealthy_or_unknown() {
+    let component = |conditions: Value| json!({"metadata": {"name": "etcd-0"}, "conditions": conditions});
+    let healthy = json!([{"type": "Healthy", "status": "True", "message": "ok"}]);
+    check("ComponentStatus", component(healthy), &["etcd-0", "Healthy", "ok", ""]);
+    let broken = json!([{"type": "Healthy", "status": "False", "message": "m", "error": "e"}]);
+    check("ComponentStatus", component(broken), &["etcd-0", "Unhealthy", "m", "e"]);
+    check("ComponentStatus", component(json!([])), &["etcd-0", "Unknown", "", ""]);
+}
+
+#[test]
+fn a_flow_schema_says_whether_its_level_is_missing() {
+    let mut schema = json!({
+        "metadata": {"name": "f", "creationTimestamp": "2026-01-01T00:00:00Z"},
+        "spec": {"matchingPrecedence": 5, "priorityLevelConfiguration": {"name": "p"}},
+    });
+    check("FlowSchema", schema.clone(), &["f", "p", "5", "<none>", "10m", "?"]);
+    schema["status"] = json!({"conditions": [{"type": "Dangling", "status": "False"}]});
+    check("FlowSchema", schema, &["f", "p", "5", "<none>", "10m", "False"]);
+}
+
+/// Objects as upstream's API server stored them, and the cells that it answered with.
+const ROWS: &[u8] = include_bytes!("rows.jsonl.gz");
+/// Which say how long ago something was.
+const AGES: [&str; 5] = ["Age", "Last Seen", "First Seen", "Duration", "Last Schedule"];
+
+#[test]
+fn every_cell_is_upstreams() {
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(ROWS), &mut text).unwrap();
+    let (kinds, mut n_compared, mut wrong) = (Kinds::builtin(), 0, Vec::new());
+    for line in text.lines() {
+        let line: Value = serde_json::from_str(line).unwrap();
+        let (version, name) = line["of"].as_str().and_then(|of| of.split_once(' ')).unwrap();
+        // Others are converted before they are printed.
+        let kinds = kinds.stored();
+        let Some(kind) = kinds.iter().find(|kind| kind.kind == name && kind.api_version() == version) else {
+            continue;
+        };
+        let found = row(kind, &line["object"], &line["object"], IncludeObject::None, NOW_S);
+        for (at, column) in kind.columns.iter().enumerate().filter(|(_, c)| !AGES.contains(&c.name)) {
+            n_compared += 1;
+            let (has, wanted) = (&found["cells"][at], &line["cells"][at]);
+            if has != wanted {
+                wrong.push(format!(
+                    "{name} {}, {}: {has}, upstream {wanted}",
+                    line["object"]["metadata"]["name"], column.name
+                ));
+            }
+        }
+    }
+    assert!(n_compared > 200, "{n_compared}");
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}

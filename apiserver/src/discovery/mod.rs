@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
+use base64::Engine as _;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, StatusCode};
@@ -36,7 +37,42 @@ struct Group {
     versions: Vec<(String, Vec<Arc<Kind>>)>,
 }
 
+/// How the documents of discovery are written: what is about the same comes in the same order in all of them. What a document is
+/// comes first.
+const ORDER: &[&str] = &[
+    "name",
+    "singularName",
+    "namespaced",
+    "subresource",
+    "resource",
+    "responseKind",
+    "scope",
+    "singularResource",
+    "group",
+    "groupVersion",
+    "version",
+    "kind",
+    "verbs",
+    "shortNames",
+    "categories",
+    "storageVersionHash",
+    "metadata",
+    "versions",
+    "preferredVersion",
+    "serverAddressByClientCIDRs",
+    "clientCIDR",
+    "serverAddress",
+    "subresources",
+    "resources",
+    "freshness",
+];
+/// Of the document itself.
+const TOP_ORDER: &[&str] =
+    &["kind", "apiVersion", "metadata", "name", "versions", "groupVersion", "preferredVersion"];
+
 pub(crate) struct Discovery {
+    /// The kinds in whose version objects are stored.
+    stored: Vec<Arc<Kind>>,
     groups: Vec<Group>,
     server_address: String,
     pub(crate) openapi: OpenApi,
@@ -99,7 +135,8 @@ impl Discovery {
             versions[at].1.push(kind.clone());
         }
         groups.sort_by_key(|group| GROUPS.iter().position(|g| *g == group.name).unwrap_or(GROUPS.len()));
-        Discovery { groups, server_address: format!("{advertise}:{port}"), openapi: OpenApi::new(kinds) }
+        let (stored, openapi) = (kinds.stored(), OpenApi::new(kinds));
+        Discovery { stored, groups, server_address: format!("{advertise}:{port}"), openapi }
     }
 
     /// The answer to a path below `/api` or `/apis` that is no resource.
@@ -129,7 +166,7 @@ impl Discovery {
             ["apis", group, version] => self.resource_list(group, version)?,
             _ => return None,
         };
-        Some(respond::document_response(encoding, &[], 200, &document))
+        Some(respond::document_in_order(encoding, &document, TOP_ORDER, ORDER))
     }
 
     /// All paths, as `/` lists them.
@@ -157,7 +194,7 @@ impl Discovery {
         let mut resources = Vec::new();
         for kind in kinds {
             for (at, offer) in offers(kind).iter().enumerate() {
-                resources.push(plain_resource(kind, offer, at == 0));
+                resources.push(self.plain_resource(kind, offer, at == 0));
             }
         }
         let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
@@ -167,6 +204,30 @@ impl Discovery {
             document["apiVersion"] = "v1".into();
         }
         Some(document)
+    }
+
+    fn plain_resource(&self, kind: &Kind, offer: &Offer, is_main: bool) -> Value {
+        let mut resource = json!({
+            "name": offer.path, "singularName": if is_main { kind.singular.as_str() } else { "" },
+            "namespaced": kind.is_namespaced(), "kind": offer.kind, "verbs": offer.verbs,
+        });
+        if offer.group != kind.group || offer.version != kind.version {
+            resource["group"] = offer.group.as_str().into();
+            resource["version"] = offer.version.as_str().into();
+        }
+        if is_main {
+            if !kind.short_names.is_empty() {
+                resource["shortNames"] = json!(kind.short_names);
+            }
+            if !kind.categories.is_empty() {
+                resource["categories"] = json!(kind.categories);
+            }
+            let same = |stored: &&Arc<Kind>| stored.registry_folder == kind.registry_folder;
+            if let Some(stored) = self.stored.iter().find(same) {
+                resource["storageVersionHash"] = storage_version_hash(stored).into();
+            }
+        }
+        resource
     }
 
     fn aggregated(&self, core: bool, api_version: &str) -> Value {
@@ -182,16 +243,25 @@ impl Discovery {
                         json!({"version": version, "resources": resources, "freshness": "Current"})
                     })
                     .collect();
-                let metadata = if core {
-                    json!({"creationTimestamp": null})
-                } else {
-                    json!({"name": group.name, "creationTimestamp": null})
-                };
+                let metadata = if core { json!({}) } else { json!({"name": group.name}) };
                 json!({"metadata": metadata, "versions": versions})
             })
             .collect();
         json!({"kind": "APIGroupDiscoveryList", "apiVersion": api_version, "metadata": {}, "items": items})
     }
+}
+
+/// A hash of the version that a kind is stored in, by which clients notice that it has changed: the first eight bytes of SHA-256.
+fn storage_version_hash(stored: &Kind) -> String {
+    // These upstream still encodes in the version before, which clients take for what it is.
+    let version = match stored.kind.as_str() {
+        "CustomResourceDefinition" | "MutatingAdmissionPolicy" | "MutatingAdmissionPolicyBinding" => {
+            "v1beta1"
+        }
+        _ => &stored.version,
+    };
+    let name = format!("{}/{version}/{}", stored.group, stored.kind);
+    base64::engine::general_purpose::STANDARD.encode(&Sha256::digest(name)[..8])
 }
 
 /// The media type of aggregated discovery that the client prefers, if any.
@@ -213,7 +283,7 @@ fn wants_aggregated(headers: &HeaderMap) -> Option<(&'static str, &'static str)>
 
 /// A document with an `ETag`, so that clients need not read it again.
 fn tagged(headers: &HeaderMap, media_type: &'static str, document: &Value) -> Response {
-    let bytes = Bytes::from(encode::json(document));
+    let bytes = Bytes::from(encode::json_in_order(document, TOP_ORDER, ORDER));
     let tag = format!("\"{}\"", hex_of(&Sha256::digest(&bytes)).to_uppercase());
     let unchanged = headers.get(IF_NONE_MATCH).is_some_and(|v| v.as_bytes() == tag.as_bytes());
     let mut response = Response::new(if unchanged { Body::empty() } else { Body::from(bytes) });
@@ -236,29 +306,12 @@ fn group_document(group: &Group) -> Value {
     json!({"name": group.name, "preferredVersion": versions.first(), "versions": versions})
 }
 
-fn plain_resource(kind: &Kind, offer: &Offer, is_main: bool) -> Value {
-    let mut resource = json!({
-        "name": offer.path, "singularName": if is_main { kind.singular.as_str() } else { "" },
-        "namespaced": kind.is_namespaced(), "kind": offer.kind, "verbs": offer.verbs,
-    });
-    if offer.group != kind.group || offer.version != kind.version {
-        resource["group"] = offer.group.as_str().into();
-        resource["version"] = offer.version.as_str().into();
-    }
-    if is_main {
-        if !kind.short_names.is_empty() {
-            resource["shortNames"] = json!(kind.short_names);
-        }
-        if !kind.categories.is_empty() {
-            resource["categories"] = json!(kind.categories);
-        }
-    }
-    resource
-}
-
 fn aggregated_resource(kind: &Kind) -> Value {
-    let response_kind =
-        |offer: &Offer| json!({"group": offer.group, "version": offer.version, "kind": offer.kind});
+    // Of the version that the document is about, nothing is said again.
+    let response_kind = |offer: &Offer| match offer.group == kind.group && offer.version == kind.version {
+        true => json!({"group": "", "version": "", "kind": offer.kind}),
+        false => json!({"group": offer.group, "version": offer.version, "kind": offer.kind}),
+    };
     let offers = offers(kind);
     let mut resource = json!({
         "resource": kind.plural, "responseKind": response_kind(&offers[0]),

@@ -213,3 +213,73 @@ async fn a_pod_is_replaced_by_its_own_manifest_and_may_get_other_tolerations() {
     assert_eq!(other["spec"]["tolerations"].as_array().map(Vec::len), Some(3));
     assert_eq!(other["metadata"]["generation"], 2);
 }
+
+#[tokio::test]
+async fn a_status_that_gives_a_pods_address_in_one_field_gives_it_in_both() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    admin.post(PODS, pod("p")).await.created();
+    let (url, status) = (format!("{PODS}/p"), format!("{PODS}/p/status"));
+    let ips = |pod: &Value| (pod["status"]["podIP"].clone(), pod["status"]["podIPs"].clone());
+    let with = |ip: &str| (json!(ip), json!([{"ip": ip}]));
+    let patch = json!({"status": {"podIP": "10.42.0.7", "hostIP": "192.0.2.1"}});
+    let patched = admin.patch(&status, "merge", patch).await.ok();
+    assert_eq!(ips(&patched), with("10.42.0.7"));
+    assert!(patched["status"]["hostIPs"].is_null(), "the addresses of its node are written as they are");
+    // Where both are there and differ, the old field leads.
+    let patched =
+        admin.patch(&status, "strategic-merge", json!({"status": {"podIP": "10.42.0.8"}})).await.ok();
+    assert_eq!(ips(&patched), with("10.42.0.8"));
+    let both = json!({"status": {"podIP": null, "podIPs": [{"ip": "10.42.0.9"}, {"ip": "fd00::9"}]}});
+    let patched = admin.patch(&status, "merge", both).await.ok();
+    assert_eq!(ips(&patched), (json!("10.42.0.9"), json!([{"ip": "10.42.0.9"}, {"ip": "fd00::9"}])));
+    assert_eq!(ips(&admin.get(&url).await.ok()), ips(&patched));
+    let wrong = json!({"status": {"podIP": null, "podIPs": [{"ip": "nowhere"}]}});
+    admin.patch(&status, "merge", wrong).await.refused(422, "Invalid");
+}
+
+#[tokio::test]
+async fn a_status_that_is_taken_away_leaves_what_the_server_keeps_and_no_phase() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    admin.post(PODS, pod("p")).await.created();
+    let status = format!("{PODS}/p/status");
+    let condition = |type_: &str| json!({"type": type_, "status": "True", "observedGeneration": 3});
+    let patch = json!({"status": {
+        "phase": "Running", "observedGeneration": 3, "conditions": [condition("Ready"), condition("Initialized")],
+        "containerStatuses": [{"name": "c", "image": "i", "imageID": "", "ready": true, "restartCount": 0,
+            "volumeMounts": [{"name": "v", "mountPath": "/v", "volumeStatus": {}}]}],
+    }});
+    let patched = admin.patch(&status, "merge", patch).await.ok();
+    assert!(
+        patched["status"]["containerStatuses"][0]["volumeMounts"][0]["volumeStatus"].is_null(),
+        "{patched}"
+    );
+    // Whoever does not know the generation says nothing of it, and takes nothing away.
+    let mut old = patched.clone();
+    old["status"]["conditions"] =
+        json!([{"type": "Initialized", "status": "True"}, {"type": "New", "status": "True"}]);
+    old["status"]["observedGeneration"] = Value::Null;
+    let written = admin.put(&status, old).await.ok();
+    assert_eq!(written["status"]["observedGeneration"], 3);
+    assert_eq!(written["status"]["conditions"][0]["observedGeneration"], 3);
+    assert!(written["status"]["conditions"][1]["observedGeneration"].is_null());
+    let mut bare = written.clone();
+    bare.as_object_mut().expect("an object").remove("status");
+    let written = admin.put(&status, bare).await.ok();
+    assert_eq!(written["status"], json!({"qosClass": "BestEffort", "observedGeneration": 3}));
+}
+
+#[tokio::test]
+async fn the_status_of_a_daemon_set_does_not_lose_what_its_template_counts() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let sets = "/apis/apps/v1/namespaces/a/daemonsets";
+    let template = json!({"metadata": {"labels": {"app": "d"}}, "spec": pod("p")["spec"]});
+    let set = json!({"metadata": {"name": "d"}, "spec": {"selector": {"matchLabels": {"app": "d"}}, "template": template}});
+    let mut created = admin.post(sets, set).await.created();
+    created["metadata"]["annotations"] = json!({"k": "v"});
+    let written = admin.put(&format!("{sets}/d/status"), created).await.ok();
+    let wanted = json!({"k": "v", "deprecated.daemonset.template.generation": "1"});
+    assert_eq!(written["metadata"]["annotations"], wanted);
+}

@@ -225,7 +225,9 @@ async fn discovery_and_openapi_tell_both_versions_and_which_is_preferred() {
         .find(|g| g["metadata"]["name"] == "autoscaling");
     let group = group.expect("the group");
     assert_eq!(group["versions"][0]["version"], "v2");
-    assert_eq!(group["versions"][1]["resources"][0]["responseKind"]["version"], "v1");
+    assert_eq!(group["versions"][1]["version"], "v1");
+    // Of the version itself nothing is said again.
+    assert_eq!(group["versions"][1]["resources"][0]["responseKind"]["version"], "");
     for (path, name) in [
         ("/openapi/v3/apis/events.k8s.io/v1", "io.k8s.api.events.v1.Event"),
         ("/openapi/v3/apis/autoscaling/v1", "io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler"),

@@ -15,6 +15,8 @@ pub struct Field {
     /// `string`, `[]int32`, `{}string`, `.io.k8s…` with the leading dot of a reference.
     pub shape: String,
     pub required: bool,
+    /// Where it stands in upstream's type. Without one it comes first: `kind`, then `apiVersion`.
+    pub place: Option<usize>,
     /// The protobuf field number; several joined by `.` for a field of an inlined message.
     pub tag: Option<String>,
     /// `go=value`, `go=omitempty`, `wrapped`: what the wire has of a field that is not set, and in what.
@@ -100,6 +102,8 @@ pub fn render(types: &Types) -> String {
     for (name, fields) in types {
         out.push_str(name);
         out.push('\n');
+        let mut fields: Vec<_> = fields.iter().collect();
+        fields.sort_by_key(|(name, facts)| (facts.place, name.as_str() != "kind"));
         for (field, facts) in fields {
             out.push_str(&format!(" {field} {}", facts.shape));
             if let Some(tag) = &facts.tag {

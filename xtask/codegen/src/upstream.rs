@@ -69,7 +69,8 @@ fn parse(text: &str) -> Result<Types> {
         let (Some(field), Some(shape)) = (words.next(), words.next()) else {
             bail!("a short line: {line:?}")
         };
-        let mut facts = Field { shape: shape.to_owned(), ..Field::default() };
+        let place = Some(types.get(&name).map_or(0, |fields| fields.len()));
+        let mut facts = Field { shape: shape.to_owned(), place, ..Field::default() };
         for word in words {
             match word.split_once('=') {
                 _ if word.starts_with('#') => facts.tag = Some(word[1..].to_owned()),

@@ -78,7 +78,6 @@ func (w *walk) message(t reflect.Type) error {
 	if err := w.fields(t, "", &lines); err != nil {
 		return fmt.Errorf("%s: %w", t, err)
 	}
-	sort.Strings(lines)
 	w.out[typeName(t)] = lines
 	return nil
 }

@@ -9,8 +9,8 @@ use super::{kind, not_negative, pod, rules};
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{
-    self, bool_text, condition, containers, count, duration, int, int_at, items_at, labels, seconds,
-    selector, since, str_at, text, text_or,
+    self, condition, containers, count, duration, int, int_at, items_at, labels, seconds, selector, since,
+    str_at, text, text_or,
 };
 use crate::{Cause, Kind, Object};
 
@@ -180,9 +180,9 @@ fn cron_job_columns() -> Vec<Column> {
         Column::name(),
         Column::new("Schedule", "string", |o, _| text(o, "/spec/schedule")),
         Column::new("Timezone", "string", |o, _| text_or(o, "/spec/timeZone", cell::NONE)),
-        Column::new("Suspend", "string", |o, _| {
-            let text = bool_text(o, "/spec/suspend");
-            if text == "true" { "True".into() } else { "False".into() }
+        Column::new("Suspend", "boolean", |o, _| {
+            // A word all the same.
+            if o["spec"]["suspend"] == true { "True" } else { "False" }.into()
         }),
         Column::new("Active", "integer", |o, _| count(o, "/status/active").into()),
         Column::new("Last Schedule", "string", |o, now| match str_at(o, "/status/lastScheduleTime") {
@@ -241,6 +241,12 @@ impl Strategy for Workload {
             let has_changed = new["spec"]["template"] != old["spec"]["template"];
             let generation = template_generation(old).saturating_add(i64::from(has_changed));
             set_template_generation(new, generation);
+        }
+    }
+
+    fn prepare_status_update(&self, new: &mut Object, old: &Object) {
+        if self.name == "daemonset" {
+            set_template_generation(new, template_generation(old));
         }
     }
 

@@ -13,7 +13,17 @@ use crate::{Cause, Kind, Object};
 pub(super) fn kinds() -> Vec<Kind> {
     vec![
         kind("", "v1", "Binding", "bindings").unstored(),
-        kind("", "v1", "ComponentStatus", "componentstatuses").cluster().short(&["cs"]).unstored(),
+        kind("", "v1", "ComponentStatus", "componentstatuses").cluster().short(&["cs"]).unstored().columns(
+            vec![
+                Column::name(),
+                Column::new("Status", "string", |o, _| match condition_of_health(o)["status"].as_str() {
+                    None => "Unknown".into(),
+                    Some(status) => if status == "True" { "Healthy" } else { "Unhealthy" }.into(),
+                }),
+                Column::new("Message", "string", |o, _| str_at(condition_of_health(o), "/message").into()),
+                Column::new("Error", "string", |o, _| str_at(condition_of_health(o), "/error").into()),
+            ],
+        ),
         kind("", "v1", "ConfigMap", "configmaps").short(&["cm"]).strategy(&ConfigMaps).columns(vec![
             Column::name(),
             Column::new("Data", "string", |o, _| (count(o, "/data") + count(o, "/binaryData")).into()),
@@ -80,13 +90,15 @@ pub(super) fn kinds() -> Vec<Kind> {
             .short(&["sa"])
             .subresources(&["token"])
             .strategy(&ServiceAccounts)
-            .columns(vec![
-                Column::name(),
-                Column::new("Secrets", "string", |o, _| count(o, "/secrets").into()),
-                Column::age(),
-            ]),
+            .columns(vec![Column::name(), Column::age()]),
         service::kind(),
     ]
+}
+
+/// A component has its conditions beside its metadata.
+fn condition_of_health(component: &Object) -> &Value {
+    let conditions = items_at(component, "/conditions");
+    conditions.iter().find(|condition| condition["type"] == "Healthy").unwrap_or(&Value::Null)
 }
 
 fn replication_controllers() -> Kind {
@@ -123,8 +135,15 @@ fn claim_columns() -> Vec<Column> {
         Column::name(),
         Column::new("Status", "string", |o, _| phase(o)),
         Column::new("Volume", "string", |o, _| text(o, "/spec/volumeName")),
-        Column::new("Capacity", "string", |o, _| text(o, "/status/capacity/storage")),
-        Column::new("Access Modes", "string", |o, _| access_modes(o, "/status/accessModes")),
+        // Both are of the volume, while there is one.
+        Column::new("Capacity", "string", |o, _| match str_at(o, "/spec/volumeName") {
+            "" => "".into(),
+            _ => text_or(o, "/status/capacity/storage", "0"),
+        }),
+        Column::new("Access Modes", "string", |o, _| match str_at(o, "/spec/volumeName") {
+            "" => "".into(),
+            _ => access_modes(o, "/status/accessModes"),
+        }),
         Column::new("StorageClass", "string", |o, _| text(o, "/spec/storageClassName")),
         attributes_class(),
         Column::age(),

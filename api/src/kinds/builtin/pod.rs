@@ -1,6 +1,6 @@
 //! Pods, and what every kind with a pod template shares.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde_json::{Value, json};
 
@@ -213,9 +213,11 @@ impl Strategy for Pods {
     }
 
     fn prepare_status_update(&self, new: &mut Object, old: &Object) {
-        if new["status"]["qosClass"].is_null() {
-            new["status"]["qosClass"] = old["status"]["qosClass"].clone();
+        let (status, was) = (&mut new["status"], &old["status"]);
+        if status["qosClass"].is_null() {
+            status["qosClass"] = was["qosClass"].clone();
         }
+        keep_observed_generations(status, was);
     }
 
     fn deletion_grace_seconds(&self, object: &Object, requested: Option<i64>) -> Option<i64> {
@@ -237,6 +239,29 @@ impl Strategy for Pods {
             }
             other => str_at(object, &format!("/{}", other.replace('.', "/"))).to_owned(),
         }
+    }
+}
+
+/// Which generation a status and each of its conditions is of stays where a writer says nothing of it, as those do that do not
+/// know the field. A type of condition may occur more than once: the first is the successor of the first.
+fn keep_observed_generations(status: &mut Value, was: &Value) {
+    const FIELD: &str = "observedGeneration";
+    let keep = |now: &mut Value, before: Option<i64>| {
+        if int_at(now, "/observedGeneration") == 0
+            && let (Some(before), Some(now)) = (before.filter(|before| *before != 0), now.as_object_mut())
+        {
+            now.insert(FIELD.into(), before.into());
+        }
+    };
+    keep(status, was[FIELD].as_i64());
+    let mut before: HashMap<&str, VecDeque<i64>> = HashMap::new();
+    for condition in items_at(was, "/conditions") {
+        let of_type = before.entry(str_at(condition, "/type")).or_default();
+        of_type.push_back(int_at(condition, "/observedGeneration"));
+    }
+    for condition in status.get_mut("conditions").and_then(Value::as_array_mut).into_iter().flatten() {
+        let last = before.get_mut(str_at(condition, "/type")).and_then(VecDeque::pop_front);
+        keep(condition, last);
     }
 }
 

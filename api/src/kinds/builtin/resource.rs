@@ -3,7 +3,7 @@
 use super::kind;
 use crate::strategy::Strategy;
 use crate::table::Column;
-use crate::table::cell::{NONE, bool_text, count, int, str_at, text, text_or};
+use crate::table::cell::{NONE, bool, condition, count, int, str_at, text, text_or};
 use crate::{Cause, Kind, Object};
 
 pub(super) fn kinds() -> Vec<Kind> {
@@ -22,7 +22,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             .columns(vec![
                 Column::name(),
                 Column::new("Value", "integer", |o, _| int(o, "/value")),
-                Column::new("Global-Default", "boolean", |o, _| bool_text(o, "/globalDefault")),
+                Column::new("Global-Default", "boolean", |o, _| bool(o, "/globalDefault")),
                 Column::age(),
                 Column::new("PreemptionPolicy", "string", |o, _| text(o, "/preemptionPolicy")),
             ]),
@@ -36,6 +36,9 @@ pub(super) fn kinds() -> Vec<Kind> {
                 text_or(o, "/spec/distinguisherMethod/type", NONE)
             }),
             Column::age(),
+            Column::new("MissingPL", "string", |o, _| {
+                condition(o, "Dangling").map_or("?".into(), |dangling| text(dangling, "/status"))
+            }),
         ]),
         flow("PriorityLevelConfiguration", "prioritylevelconfigurations")
             .subresources(&["status"])
@@ -170,7 +173,7 @@ impl Strategy for ClaimTemplates {
 }
 
 fn limited(object: &Object, path: &str) -> serde_json::Value {
-    object.pointer(path).map_or(NONE.into(), |v| v.to_string().into())
+    object.pointer(path).cloned().unwrap_or_else(|| NONE.into())
 }
 
 fn claim_state(claim: &Object) -> String {

@@ -5,21 +5,21 @@ use serde_json::Value;
 use super::kind;
 use crate::Kind;
 use crate::table::Column;
-use crate::table::cell::{NONE, UNSET, bool_text, count, items_at, joined, str_at, text, text_or};
+use crate::table::cell::{NONE, UNSET, bool, count, items_at, joined, str_at, text, text_or};
 
 pub(super) fn kinds() -> Vec<Kind> {
     let storage = |name: &str, plural: &str| kind("storage.k8s.io", "v1", name, plural);
     vec![
         storage("CSIDriver", "csidrivers").cluster().columns(vec![
             Column::name(),
-            Column::new("AttachRequired", "boolean", |o, _| bool_text(o, "/spec/attachRequired")),
-            Column::new("PodInfoOnMount", "boolean", |o, _| bool_text(o, "/spec/podInfoOnMount")),
-            Column::new("StorageCapacity", "boolean", |o, _| bool_text(o, "/spec/storageCapacity")),
+            Column::new("AttachRequired", "boolean", |o, _| bool(o, "/spec/attachRequired")),
+            Column::new("PodInfoOnMount", "boolean", |o, _| bool(o, "/spec/podInfoOnMount")),
+            Column::new("StorageCapacity", "boolean", |o, _| bool(o, "/spec/storageCapacity")),
             Column::new("TokenRequests", "string", |o, _| {
                 joined(items_at(o, "/spec/tokenRequests").iter().map(|t| str_at(t, "/audience")), UNSET)
                     .into()
             }),
-            Column::new("RequiresRepublish", "boolean", |o, _| bool_text(o, "/spec/requiresRepublish")),
+            Column::new("RequiresRepublish", "boolean", |o, _| bool(o, "/spec/requiresRepublish")),
             Column::new("Modes", "string", |o, _| {
                 joined(items_at(o, "/spec/volumeLifecycleModes").iter().filter_map(Value::as_str), NONE)
                     .into()
@@ -31,11 +31,8 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("Drivers", "integer", |o, _| count(o, "/spec/drivers").into()),
             Column::age(),
         ]),
-        storage("CSIStorageCapacity", "csistoragecapacities").columns(vec![
-            Column::name(),
-            Column::new("StorageClassName", "string", |o, _| text(o, "/storageClassName")),
-            Column::new("Capacity", "string", |o, _| text(o, "/capacity")),
-        ]),
+        storage("CSIStorageCapacity", "csistoragecapacities")
+            .columns(vec![Column::name(), Column::created_at()]),
         storage("StorageClass", "storageclasses").cluster().short(&["sc"]).columns(vec![
             Column {
                 format: "name",
@@ -49,15 +46,15 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("Provisioner", "string", |o, _| text(o, "/provisioner")),
             Column::new("ReclaimPolicy", "string", |o, _| text_or(o, "/reclaimPolicy", "Delete")),
             Column::new("VolumeBindingMode", "string", |o, _| text_or(o, "/volumeBindingMode", "Immediate")),
-            Column::new("AllowVolumeExpansion", "string", |o, _| bool_text(o, "/allowVolumeExpansion")),
+            Column::new("AllowVolumeExpansion", "string", |o, _| bool(o, "/allowVolumeExpansion")),
             Column::age(),
         ]),
         storage("VolumeAttachment", "volumeattachments").cluster().subresources(&["status"]).columns(vec![
             Column::name(),
-            Column::new("Attacher", "string", |o, _| text(o, "/spec/attacher")),
+            Column { format: "name", ..Column::new("Attacher", "string", |o, _| text(o, "/spec/attacher")) },
             Column::new("PV", "string", |o, _| text(o, "/spec/source/persistentVolumeName")),
             Column::new("Node", "string", |o, _| text(o, "/spec/nodeName")),
-            Column::new("Attached", "boolean", |o, _| bool_text(o, "/status/attached")),
+            Column::new("Attached", "boolean", |o, _| bool(o, "/status/attached")),
             Column::age(),
         ]),
         storage("VolumeAttributesClass", "volumeattributesclasses").cluster().short(&["vac"]).columns(vec![

@@ -392,12 +392,7 @@ fn pod(faults: &mut Faults, new: &Object, old: &Object, path: &Path<'_>) {
         let field = path.child("hostIPs");
         faults.invalid(&field.index(0).child("ip"), &first["ip"], "must be equal to `hostIP`");
     }
-    // The old field counts where both are there and differ.
-    let (ips, first) = (list(status, "podIPs"), text(status, "podIP"));
-    let is_led = first.is_empty() || ips.first().is_some_and(|ip| text(ip, "ip") == first);
-    let only = [json!({ "ip": first })];
-    let ips = if is_led { ips } else { &only[..] };
-    addresses(faults, ips, list(was, "podIPs"), &path.child("podIPs"));
+    addresses(faults, list(status, "podIPs"), list(was, "podIPs"), &path.child("podIPs"));
     addresses(faults, list(status, "hostIPs"), list(was, "hostIPs"), &path.child("hostIPs"));
     for (statuses, containers) in CONTAINERS {
         let field = path.child(statuses);
