@@ -79,7 +79,8 @@ impl Threads {
     pub(crate) fn start() -> io::Result<Threads> {
         let own = Handle::current();
         let n = own.metrics().num_workers();
-        let (doors, nodes, others) = (runtime("doors", DOOR_THREADS)?, runtime("nodes", n)?, runtime("others", n)?);
+        let (doors, nodes, others) =
+            (runtime("doors", DOOR_THREADS)?, runtime("nodes", n)?, runtime("others", n)?);
         let classes = Classes {
             doors: doors.handle().clone(),
             own,
@@ -110,13 +111,13 @@ impl Movable {
         Movable(Some(stream))
     }
 
-    /// Takes the stream from the runtime that has it. Until it is [put back](Movable::put) nothing can be read or written.
-    pub(crate) fn take(&mut self) -> io::Result<std::net::TcpStream> {
+    /// Takes the stream from the runtime that has it. Until it is [attached](Movable::attach) nothing can be read or written.
+    pub(crate) fn detach(&mut self) -> io::Result<std::net::TcpStream> {
         self.0.take().ok_or_else(gone)?.into_std()
     }
 
     /// Gives the stream to the runtime that this is called on.
-    pub(crate) fn put(&mut self, stream: std::net::TcpStream) -> io::Result<()> {
+    pub(crate) fn attach(&mut self, stream: std::net::TcpStream) -> io::Result<()> {
         self.0 = Some(TcpStream::from_std(stream)?);
         Ok(())
     }
@@ -131,11 +132,7 @@ fn gone() -> io::Error {
 }
 
 impl AsyncRead for Movable {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        into: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         self.stream()?.poll_read(cx, into)
     }
 }
@@ -207,11 +204,11 @@ mod tests {
         let address = listener.local_addr().expect("an address");
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());
         let (mut client, mut moved) = (client.expect("connects"), Movable::new(accepted.expect("accepts").0));
-        let stream = moved.take().expect("it is there");
+        let stream = moved.detach().expect("it is there");
         let between = moved.write_all(b"x").await.expect_err("it is nowhere");
         assert_eq!(between.kind(), io::ErrorKind::NotConnected);
         let echo = threads.classes.threads(Class::of(None)).spawn(async move {
-            moved.put(stream).expect("it is put");
+            moved.attach(stream).expect("it is put");
             let mut byte = [0];
             moved.read_exact(&mut byte).await.expect("reads");
             moved.write_all(&byte).await.expect("writes");

@@ -31,6 +31,7 @@ mod role;
 mod server;
 mod services;
 mod token;
+mod turns;
 
 /// Runs the program.
 pub fn main() -> ExitCode {
