@@ -4,4 +4,5 @@ mod clock;
 mod disk;
 mod network;
 mod nodes;
+mod restarts;
 mod stopped;
