@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,10 +17,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
+use parking_lot::Mutex;
 use skiff_api::{Kinds, Status};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +43,7 @@ use crate::openid::OpenId;
 use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
 use crate::services::{ServiceAllocator, ServiceCidr};
 use crate::store::{Store, StoreError};
+use crate::threads::{Class, Classes, Movable, Threads};
 use crate::tls::{self, Shown, TlsConfig, TlsError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -52,6 +56,9 @@ const MAX_HEADER_BYTES: u32 = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// How long events are kept, as upstream's `--event-ttl` if it is not given.
+pub const EVENT_TTL: Duration = Duration::from_secs(3600);
+
 pub struct Config {
     pub store: Arc<dyn Store>,
     /// Without it the server only answers in process.
@@ -62,6 +69,8 @@ pub struct Config {
     pub service_cidr: ServiceCidr,
     /// `cluster.local`
     pub cluster_domain: String,
+    /// How long events are kept after they were last written.
+    pub event_ttl: Duration,
     pub service_account: ServiceAccountConfig,
     pub kubelet: KubeletConfig,
 }
@@ -87,6 +96,8 @@ pub enum Error {
     Bootstrap(#[source] Status),
     #[error("the server was configured without TLS and cannot listen")]
     NoTls,
+    #[error("cannot start the threads that serve connections")]
+    Threads(#[source] io::Error),
 }
 
 /// A running API server. Cloning shares it.
@@ -99,6 +110,8 @@ pub struct ApiServer {
     kubelet_client: Arc<Shown>,
     /// Where it was reached when it started.
     advertised: Advertised,
+    /// Kept until the server is closed: a mutation goes on there when nobody waits for it.
+    threads: Arc<Mutex<Vec<Threads>>>,
     /// Ends the dispatcher of the caches.
     closed: CancellationToken,
 }
@@ -147,6 +160,7 @@ impl ApiServer {
             discovery: Discovery::new(kinds.clone(), config.advertise, config.port),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
+            event_ttl: config.event_ttl,
             limits: Limits::default(),
             heavy: Default::default(),
             quota_turns: Turns::default(),
@@ -158,12 +172,15 @@ impl ApiServer {
         });
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
         api.bootstrap(advertised).await.map_err(Error::Bootstrap)?;
-        Ok(ApiServer { api, tls, kubelet_client, advertised, closed })
+        Ok(ApiServer { api, tls, kubelet_client, advertised, threads: Arc::default(), closed })
     }
 
     /// Serves HTTPS until `shutdown`, then lets requests end and watches be closed.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
         let (acceptor, _) = self.tls.clone().ok_or(Error::NoTls)?;
+        let threads = Threads::start().map_err(Error::Threads)?;
+        let classes = threads.classes.clone();
+        self.threads.lock().push(threads);
         let connections = TaskTracker::new();
         let places = Arc::new(Connections::default());
         loop {
@@ -181,10 +198,10 @@ impl ApiServer {
                         address: PeerAddress(address),
                         place,
                         api: self.api.clone(),
-                        acceptor: acceptor.clone(),
                         shutdown: shutdown.clone(),
                     };
-                    connections.spawn(connection.run(stream));
+                    let met = connection.meet(acceptor.clone(), stream, classes.clone(), connections.clone());
+                    connections.spawn_on(met, &classes.doors);
                 }
                 Err(error) => {
                     // Out of descriptors, or a connection that went away: others may still come.
@@ -237,6 +254,7 @@ impl ApiServer {
         self.api.shutdown.cancel();
         self.closed.cancel();
         self.api.store.close().await;
+        self.threads.lock().clear();
     }
 }
 
@@ -251,27 +269,50 @@ struct Connection {
     address: PeerAddress,
     place: Arc<connections::Connection>,
     api: Arc<Api>,
-    acceptor: TlsAcceptor,
     shutdown: CancellationToken,
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream) {
+    /// Finds out who comes, and hands the connection to the threads of that class.
+    async fn meet(
+        self,
+        acceptor: TlsAcceptor,
+        stream: TcpStream,
+        classes: Classes,
+        connections: TaskTracker,
+    ) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Movable::new(stream)));
         let handshake = tokio::select! {
             () = self.place.ended.cancelled() => return tracing::debug!("a connection makes room for another"),
             handshake = handshake => handshake,
         };
-        let stream = match handshake {
+        let mut stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.map(PeerCertificate::new);
+        let socket = match stream.get_mut().0.detach() {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(%error, "cannot hand a connection over"),
+        };
+        let class = Class::of(peer.as_ref().and_then(PeerCertificate::user));
+        connections.spawn_on(
+            async move {
+                match stream.get_mut().0.attach(socket) {
+                    Ok(()) => self.run(stream, peer, class).await,
+                    Err(error) => tracing::warn!(%error, "cannot hand a connection over"),
+                }
+            },
+            classes.threads(class),
+        );
+    }
+
+    async fn run(self, stream: TlsStream<Movable>, peer: Option<PeerCertificate>, class: Class) {
         let (api, address, place) = (self.api.clone(), self.address, self.place.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             place.note_request();
@@ -282,6 +323,7 @@ impl Connection {
                 request.extensions_mut().remove::<UserInfo>();
                 request.extensions_mut().insert(address);
                 request.extensions_mut().insert(place);
+                request.extensions_mut().insert(class);
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
                 }

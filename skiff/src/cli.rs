@@ -18,7 +18,7 @@ use crate::layout::Layout;
 use crate::server::{self, ServerArgs};
 use crate::services::{self, ServiceCommand};
 use crate::token::{self, TokenCommand};
-use crate::{check, forward, node};
+use crate::{check, forward, node, turns};
 
 /// How long whatever is still running when a command is done may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -158,6 +158,9 @@ fn execute(command: Command, threads: Option<NonZeroUsize>) -> Result<ExitCode> 
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
+    }
+    if matches!(command, Command::Server(_) | Command::Agent(_)) {
+        turns::be_short();
     }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.map_or_else(default_threads, NonZeroUsize::get))

@@ -35,6 +35,7 @@ mod role;
 mod server;
 mod services;
 mod token;
+mod turns;
 mod upkeep;
 
 /// Runs the program.

@@ -74,6 +74,9 @@ pub(crate) struct ServerArgs {
     /// Give Services of type LoadBalancer the addresses of all ready nodes
     #[arg(long, default_value = "true", action = clap::ArgAction::Set)]
     pub(crate) service_lb: bool,
+    /// How long events are kept
+    #[arg(long, env = "SKIFF_EVENT_TTL", default_value = "1h", value_parser = skiff_apiserver::duration)]
+    pub(crate) event_ttl: Duration,
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/skiff/skiff.yaml")]
     pub(crate) write_kubeconfig: PathBuf,
@@ -195,6 +198,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         port: args.port,
         service_cidr: service_cidr(args)?,
         cluster_domain: args.cluster_domain.clone(),
+        event_ttl: args.event_ttl,
         service_account: ServiceAccountConfig {
             private_key_pem: pki.service_account_private_pem.clone().into(),
             public_key_pem: pki.service_account_public_pem.clone().into(),
