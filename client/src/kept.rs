@@ -152,7 +152,7 @@ mod tests {
             fs::write(&path, damaged).unwrap();
             assert_eq!(recalled(&path), None);
         }
-        let mut changed = whole.clone();
+        let mut changed = whole;
         changed[20] = b'c';
         fs::write(&path, changed).unwrap();
         assert_eq!(recalled(&path), None, "a letter was changed");

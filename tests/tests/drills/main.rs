@@ -2,6 +2,7 @@
 
 mod clock;
 mod disk;
+mod moved;
 mod network;
 mod nodes;
 mod restarts;
