@@ -89,7 +89,9 @@ impl Follow {
             let change = self.changes.next();
             match self.next {
                 // Whichever comes first, it is looked at.
-                Some((_, since)) => drop(tokio::time::timeout_at(since + STEADY, change).await),
+                Some((_, since)) => {
+                    let _which = tokio::time::timeout_at(since + STEADY, change).await;
+                }
                 None => change.await,
             }
             let now = Instant::now();
