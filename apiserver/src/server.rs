@@ -11,9 +11,12 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::DATE;
+use http::{HeaderValue, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
 use parking_lot::Mutex;
 use skiff_api::{Kinds, Status};
 use thiserror::Error;
@@ -41,7 +44,7 @@ use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
 use crate::services::{ServiceAllocator, ServiceCidr};
 use crate::store::{Store, StoreError};
 use crate::threads::{Class, Classes, Movable, Threads};
-use crate::tls::{self, TlsConfig, TlsError};
+use crate::tls::{self, Shown, TlsConfig, TlsError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -101,7 +104,12 @@ pub enum Error {
 #[derive(Clone)]
 pub struct ApiServer {
     api: Arc<Api>,
-    tls: Option<TlsAcceptor>,
+    /// With what it shows to clients.
+    tls: Option<(TlsAcceptor, Arc<Shown>)>,
+    /// What it shows to kubelets.
+    kubelet_client: Arc<Shown>,
+    /// Where it was reached when it started.
+    advertised: Advertised,
     /// Kept until the server is closed: a mutation goes on there when nobody waits for it.
     threads: Arc<Mutex<Vec<Threads>>>,
     /// Ends the dispatcher of the caches.
@@ -114,7 +122,7 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<ApiServer, Error> {
         let closed = CancellationToken::new();
         let tls = config.tls.as_ref().map(tls::server).transpose()?;
-        let kubelet_tls = tls::kubelet_client(&config.kubelet)?;
+        let (kubelet_tls, kubelet_client) = tls::kubelet_client(&config.kubelet)?;
         let default_issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
         let account = &config.service_account;
         let issuer = account.issuer.clone().unwrap_or(default_issuer);
@@ -164,12 +172,12 @@ impl ApiServer {
         });
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
         api.bootstrap(advertised).await.map_err(Error::Bootstrap)?;
-        Ok(ApiServer { api, tls, threads: Arc::default(), closed })
+        Ok(ApiServer { api, tls, kubelet_client, advertised, threads: Arc::default(), closed })
     }
 
     /// Serves HTTPS until `shutdown`, then lets requests end and watches be closed.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
-        let acceptor = self.tls.clone().ok_or(Error::NoTls)?;
+        let (acceptor, _) = self.tls.clone().ok_or(Error::NoTls)?;
         let threads = Threads::start().map_err(Error::Threads)?;
         let classes = threads.classes.clone();
         self.threads.lock().push(threads);
@@ -213,6 +221,32 @@ impl ApiServer {
     /// The same API in process, as `user`.
     pub fn service_for(&self, user: UserInfo) -> ApiService {
         ApiService { api: self.api.clone(), user }
+    }
+
+    /// Shows another certificate to clients that connect from here on.
+    ///
+    /// # Errors
+    /// Where it is not one with its key, or where the server listens nowhere; it then shows the last one.
+    pub fn renew_serving(&self, certificate_chain_pem: &[u8], key_pem: &[u8]) -> Result<(), Error> {
+        let (_, shown) = self.tls.as_ref().ok_or(Error::NoTls)?;
+        Ok(shown.replace(certificate_chain_pem, key_pem)?)
+    }
+
+    /// Has the endpoints of the `kubernetes` Service show another address: the machine has been renumbered.
+    ///
+    /// # Errors
+    /// Where they cannot be written; they then show the last one.
+    pub async fn advertise(&self, ip: IpAddr) -> Result<(), Error> {
+        let advertised = Advertised { ip, ..self.advertised };
+        self.api.publish_endpoints(advertised).await.map_err(Error::Bootstrap)
+    }
+
+    /// Shows another certificate to kubelets from here on.
+    ///
+    /// # Errors
+    /// Where it is not one with its key; it then shows the last one.
+    pub fn renew_kubelet_client(&self, certificate_pem: &[u8], key_pem: &[u8]) -> Result<(), Error> {
+        Ok(self.kubelet_client.replace(certificate_pem, key_pem)?)
     }
 
     /// Ends all watches, the caches and the store. Calls made later fail.
@@ -293,7 +327,11 @@ impl Connection {
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
                 }
-                Ok::<_, Infallible>(Box::pin(api.serve(request)).await)
+                let mut response = Box::pin(api.serve(request)).await;
+                if let Some(date) = date() {
+                    response.headers_mut().entry(DATE).or_insert(date);
+                }
+                Ok::<_, Infallible>(response)
             }
         });
         let builder = http_builder();
@@ -328,15 +366,25 @@ impl Connection {
     }
 }
 
+/// The time, as HTTP writes it. What the HTTP library would write it takes from a copy that it makes anew when that is a second
+/// old: a clock that is set back by an hour leaves it wrong for an hour, and nodes go by it.
+fn date() -> Option<HeaderValue> {
+    const PRINTER: DateTimePrinter = DateTimePrinter::new();
+    let text = PRINTER.timestamp_to_rfc9110_string(&Timestamp::now()).ok()?;
+    HeaderValue::from_str(&text).ok()
+}
+
 fn http_builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
+        .auto_date_header(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES as usize);
     builder
         .http2()
+        .auto_date_header(false)
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_BYTES)

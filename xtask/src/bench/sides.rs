@@ -198,7 +198,7 @@ impl<'a> Skiff<'a> {
 
     /// The process that is both control plane and node.
     pub(super) fn server_pid(&self) -> Result<u64> {
-        let path = Path::new("/run/skiff/clusters").join(NAME).join("cluster.json");
+        let path = Path::new("/var/lib/skiff/clusters").join(format!("{NAME}.json"));
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let cluster: Value =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;
