@@ -1,6 +1,7 @@
 //! What every request handler shares, and one request as handlers see it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::body::Body;
 use http::{HeaderMap, Method, Uri};
@@ -39,6 +40,7 @@ pub(crate) struct Api {
     pub(crate) kubelet: Kubelet,
     pub(crate) pod_proxy: PodProxy,
     pub(crate) limits: Limits,
+    pub(crate) event_ttl: Duration,
     /// For everybody, and for the cluster's own.
     pub(crate) heavy: [Heavy; 2],
     pub(crate) quota_turns: Turns,

@@ -103,7 +103,8 @@ impl Api {
         Ok(())
     }
 
-    async fn publish_endpoints(&self, advertised: Advertised) -> Result<(), Status> {
+    /// Writes where the API is reached.
+    pub(crate) async fn publish_endpoints(&self, advertised: Advertised) -> Result<(), Status> {
         let ip = advertised.ip.to_string();
         let port = json!({"name": "https", "port": advertised.port, "protocol": "TCP"});
         let endpoints = json!({

@@ -38,6 +38,7 @@ use crate::negotiate::Offer;
 use crate::registry::store_failure;
 use crate::request::{Query, RequestInfo, duration};
 use crate::respond::{self, Encoding, Response};
+use crate::threads::Class;
 
 /// The place of a request among those in flight, held for as long as anything of it goes on.
 #[derive(Clone)]
@@ -126,7 +127,9 @@ impl Api {
         let streams =
             matches!(info.subresource.as_str(), "log" | "exec" | "attach" | "portforward" | "proxy");
         let documents = Encoding::of_documents(&headers, &query);
-        let turn = if info.verb == "watch" { self.limits.turn().await } else { None };
+        // Who calls in process is one of the cluster's own.
+        let class = extensions.get::<Class>().copied().unwrap_or(Class::Own);
+        let turn = if info.verb == "watch" { self.limits.turn(class).await } else { None };
         let (user, level) = match self.identify(&headers, &extensions, &info) {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),

@@ -43,6 +43,7 @@ mod openid;
 
 mod bootstrap;
 mod server;
+mod threads;
 mod tls;
 mod websocket;
 
@@ -50,6 +51,7 @@ pub use auth::UserInfo;
 pub use auth::authorize::{Attributes, Authorizer, Decision};
 pub use auth::token::TokenKeyError;
 pub use proxy::KubeletConfig;
-pub use server::{ApiServer, ApiService, Config, Error, ServiceAccountConfig};
+pub use request::duration;
+pub use server::{ApiServer, ApiService, Config, EVENT_TTL, Error, ServiceAccountConfig};
 pub use services::{ServiceCidr, ServiceCidrError};
 pub use tls::{TlsConfig, TlsError};

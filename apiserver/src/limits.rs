@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::auth::{ANONYMOUS, MASTERS, SERVICE_ACCOUNT_PREFIX, UserInfo, rules};
 use crate::request::RequestInfo;
+use crate::threads::Class;
 
 /// The largest body of a request, as upstream.
 pub(crate) const MAX_BODY_BYTES: usize = 3 << 20;
@@ -113,8 +114,8 @@ pub(crate) struct Limits {
     reads: Places,
     writes: Places,
     long_running: Arc<Semaphore>,
-    /// Watches that begin at the same moment, of whomever.
-    turns: Semaphore,
+    /// Watches that begin at the same moment, of each class.
+    turns: [Semaphore; Class::COUNT],
     /// In KiB.
     bodies: [Arc<Semaphore>; LEVELS.len()],
 }
@@ -125,7 +126,7 @@ impl Default for Limits {
             reads: Places::new(READS),
             writes: Places::new(WRITES),
             long_running: Arc::new(Semaphore::new(LONG_RUNNING)),
-            turns: Semaphore::new(TURNS),
+            turns: std::array::from_fn(|_| Semaphore::new(TURNS)),
             bodies: LEVELS.map(|_| Arc::new(Semaphore::new(BODIES_KIB))),
         }
     }
@@ -207,8 +208,8 @@ impl Limits {
     }
 
     /// One's turn to begin a watch, until it is dropped; nobody keeps it while he waits for anything.
-    pub(crate) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.turns.acquire().await.ok()
+    pub(crate) async fn turn(&self, class: Class) -> Option<SemaphorePermit<'_>> {
+        self.turns[class as usize].acquire().await.ok()
     }
 
     /// Reads a whole body, for as long as it comes fast enough.

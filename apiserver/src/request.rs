@@ -44,7 +44,7 @@ impl Query {
 ///
 /// # Errors
 /// Go's own sentence.
-pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+pub fn duration(text: &str) -> Result<Duration, String> {
     const UNITS: [(&str, f64); 8] = [
         ("ns", 1e-9),
         ("us", 1e-6),

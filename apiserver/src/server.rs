@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::Future;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,13 +11,18 @@ use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::DATE;
+use http::{HeaderValue, Request, Response};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use jiff::Timestamp;
+use jiff::fmt::rfc2822::DateTimePrinter;
+use parking_lot::Mutex;
 use skiff_api::{Kinds, Status};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -37,7 +43,8 @@ use crate::openid::OpenId;
 use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
 use crate::services::{ServiceAllocator, ServiceCidr};
 use crate::store::{Store, StoreError};
-use crate::tls::{self, TlsConfig, TlsError};
+use crate::threads::{Class, Classes, Movable, Threads};
+use crate::tls::{self, Shown, TlsConfig, TlsError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -49,6 +56,9 @@ const MAX_HEADER_BYTES: u32 = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// How long events are kept, as upstream's `--event-ttl` if it is not given.
+pub const EVENT_TTL: Duration = Duration::from_secs(3600);
+
 pub struct Config {
     pub store: Arc<dyn Store>,
     /// Without it the server only answers in process.
@@ -59,6 +69,8 @@ pub struct Config {
     pub service_cidr: ServiceCidr,
     /// `cluster.local`
     pub cluster_domain: String,
+    /// How long events are kept after they were last written.
+    pub event_ttl: Duration,
     pub service_account: ServiceAccountConfig,
     pub kubelet: KubeletConfig,
 }
@@ -84,13 +96,22 @@ pub enum Error {
     Bootstrap(#[source] Status),
     #[error("the server was configured without TLS and cannot listen")]
     NoTls,
+    #[error("cannot start the threads that serve connections")]
+    Threads(#[source] io::Error),
 }
 
 /// A running API server. Cloning shares it.
 #[derive(Clone)]
 pub struct ApiServer {
     api: Arc<Api>,
-    tls: Option<TlsAcceptor>,
+    /// With what it shows to clients.
+    tls: Option<(TlsAcceptor, Arc<Shown>)>,
+    /// What it shows to kubelets.
+    kubelet_client: Arc<Shown>,
+    /// Where it was reached when it started.
+    advertised: Advertised,
+    /// Kept until the server is closed: a mutation goes on there when nobody waits for it.
+    threads: Arc<Mutex<Vec<Threads>>>,
     /// Ends the dispatcher of the caches.
     closed: CancellationToken,
 }
@@ -101,7 +122,7 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<ApiServer, Error> {
         let closed = CancellationToken::new();
         let tls = config.tls.as_ref().map(tls::server).transpose()?;
-        let kubelet_tls = tls::kubelet_client(&config.kubelet)?;
+        let (kubelet_tls, kubelet_client) = tls::kubelet_client(&config.kubelet)?;
         let default_issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
         let account = &config.service_account;
         let issuer = account.issuer.clone().unwrap_or(default_issuer);
@@ -139,6 +160,7 @@ impl ApiServer {
             discovery: Discovery::new(kinds.clone(), config.advertise, config.port),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
+            event_ttl: config.event_ttl,
             limits: Limits::default(),
             heavy: Default::default(),
             quota_turns: Turns::default(),
@@ -150,12 +172,15 @@ impl ApiServer {
         });
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
         api.bootstrap(advertised).await.map_err(Error::Bootstrap)?;
-        Ok(ApiServer { api, tls, closed })
+        Ok(ApiServer { api, tls, kubelet_client, advertised, threads: Arc::default(), closed })
     }
 
     /// Serves HTTPS until `shutdown`, then lets requests end and watches be closed.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
-        let acceptor = self.tls.clone().ok_or(Error::NoTls)?;
+        let (acceptor, _) = self.tls.clone().ok_or(Error::NoTls)?;
+        let threads = Threads::start().map_err(Error::Threads)?;
+        let classes = threads.classes.clone();
+        self.threads.lock().push(threads);
         let connections = TaskTracker::new();
         let places = Arc::new(Connections::default());
         loop {
@@ -173,10 +198,10 @@ impl ApiServer {
                         address: PeerAddress(address),
                         place,
                         api: self.api.clone(),
-                        acceptor: acceptor.clone(),
                         shutdown: shutdown.clone(),
                     };
-                    connections.spawn(connection.run(stream));
+                    let met = connection.meet(acceptor.clone(), stream, classes.clone(), connections.clone());
+                    connections.spawn_on(met, &classes.doors);
                 }
                 Err(error) => {
                     // Out of descriptors, or a connection that went away: others may still come.
@@ -198,11 +223,38 @@ impl ApiServer {
         ApiService { api: self.api.clone(), user }
     }
 
+    /// Shows another certificate to clients that connect from here on.
+    ///
+    /// # Errors
+    /// Where it is not one with its key, or where the server listens nowhere; it then shows the last one.
+    pub fn renew_serving(&self, certificate_chain_pem: &[u8], key_pem: &[u8]) -> Result<(), Error> {
+        let (_, shown) = self.tls.as_ref().ok_or(Error::NoTls)?;
+        Ok(shown.replace(certificate_chain_pem, key_pem)?)
+    }
+
+    /// Has the endpoints of the `kubernetes` Service show another address: the machine has been renumbered.
+    ///
+    /// # Errors
+    /// Where they cannot be written; they then show the last one.
+    pub async fn advertise(&self, ip: IpAddr) -> Result<(), Error> {
+        let advertised = Advertised { ip, ..self.advertised };
+        self.api.publish_endpoints(advertised).await.map_err(Error::Bootstrap)
+    }
+
+    /// Shows another certificate to kubelets from here on.
+    ///
+    /// # Errors
+    /// Where it is not one with its key; it then shows the last one.
+    pub fn renew_kubelet_client(&self, certificate_pem: &[u8], key_pem: &[u8]) -> Result<(), Error> {
+        Ok(self.kubelet_client.replace(certificate_pem, key_pem)?)
+    }
+
     /// Ends all watches, the caches and the store. Calls made later fail.
     pub async fn close(&self) {
         self.api.shutdown.cancel();
         self.closed.cancel();
         self.api.store.close().await;
+        self.threads.lock().clear();
     }
 }
 
@@ -217,27 +269,50 @@ struct Connection {
     address: PeerAddress,
     place: Arc<connections::Connection>,
     api: Arc<Api>,
-    acceptor: TlsAcceptor,
     shutdown: CancellationToken,
 }
 
 impl Connection {
-    async fn run(self, stream: TcpStream) {
+    /// Finds out who comes, and hands the connection to the threads of that class.
+    async fn meet(
+        self,
+        acceptor: TlsAcceptor,
+        stream: TcpStream,
+        classes: Classes,
+        connections: TaskTracker,
+    ) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, self.acceptor.accept(stream));
+        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Movable::new(stream)));
         let handshake = tokio::select! {
             () = self.place.ended.cancelled() => return tracing::debug!("a connection makes room for another"),
             handshake = handshake => handshake,
         };
-        let stream = match handshake {
+        let mut stream = match handshake {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.map(PeerCertificate::new);
+        let socket = match stream.get_mut().0.detach() {
+            Ok(socket) => socket,
+            Err(error) => return tracing::warn!(%error, "cannot hand a connection over"),
+        };
+        let class = Class::of(peer.as_ref().and_then(PeerCertificate::user));
+        connections.spawn_on(
+            async move {
+                match stream.get_mut().0.attach(socket) {
+                    Ok(()) => self.run(stream, peer, class).await,
+                    Err(error) => tracing::warn!(%error, "cannot hand a connection over"),
+                }
+            },
+            classes.threads(class),
+        );
+    }
+
+    async fn run(self, stream: TlsStream<Movable>, peer: Option<PeerCertificate>, class: Class) {
         let (api, address, place) = (self.api.clone(), self.address, self.place.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             place.note_request();
@@ -248,10 +323,15 @@ impl Connection {
                 request.extensions_mut().remove::<UserInfo>();
                 request.extensions_mut().insert(address);
                 request.extensions_mut().insert(place);
+                request.extensions_mut().insert(class);
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
                 }
-                Ok::<_, Infallible>(Box::pin(api.serve(request)).await)
+                let mut response = Box::pin(api.serve(request)).await;
+                if let Some(date) = date() {
+                    response.headers_mut().entry(DATE).or_insert(date);
+                }
+                Ok::<_, Infallible>(response)
             }
         });
         let builder = http_builder();
@@ -286,15 +366,25 @@ impl Connection {
     }
 }
 
+/// The time, as HTTP writes it. What the HTTP library would write it takes from a copy that it makes anew when that is a second
+/// old: a clock that is set back by an hour leaves it wrong for an hour, and nodes go by it.
+fn date() -> Option<HeaderValue> {
+    const PRINTER: DateTimePrinter = DateTimePrinter::new();
+    let text = PRINTER.timestamp_to_rfc9110_string(&Timestamp::now()).ok()?;
+    HeaderValue::from_str(&text).ok()
+}
+
 fn http_builder() -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
+        .auto_date_header(false)
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
         .max_buf_size(MAX_HEADER_BYTES as usize);
     builder
         .http2()
+        .auto_date_header(false)
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADER_BYTES)

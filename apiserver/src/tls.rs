@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
+use rustls::client::ResolvesClientCert;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
-use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
 use rustls::{
     ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
 };
@@ -60,8 +63,49 @@ fn roots(what: &'static str, pem: &[u8]) -> Result<RootCertStore, TlsError> {
     Ok(roots)
 }
 
-/// Accepts TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, with or without a client certificate.
-pub(crate) fn server(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
+/// A certificate and its key that new connections show. It may be changed at any time: a server outlives its certificates, and
+/// clocks that are set make them worthless.
+#[derive(Debug)]
+pub(crate) struct Shown {
+    what: &'static str,
+    key: ArcSwap<CertifiedKey>,
+}
+
+impl Shown {
+    fn new(what: &'static str, chain_pem: &[u8], key_pem: &[u8]) -> Result<Arc<Shown>, TlsError> {
+        Ok(Arc::new(Shown { what, key: ArcSwap::from_pointee(certified(what, chain_pem, key_pem)?) }))
+    }
+
+    /// Connections from here on show this one. Where it cannot be used, the last one stays.
+    pub(crate) fn replace(&self, chain_pem: &[u8], key_pem: &[u8]) -> Result<(), TlsError> {
+        self.key.store(Arc::new(certified(self.what, chain_pem, key_pem)?));
+        Ok(())
+    }
+}
+
+fn certified(what: &'static str, chain_pem: &[u8], key_pem: &[u8]) -> Result<CertifiedKey, TlsError> {
+    let (chain, key) = (certificates(what, chain_pem)?, key(what, key_pem)?);
+    CertifiedKey::from_der(chain, key, &provider()).map_err(|source| TlsError::Unusable { what, source })
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.key.load_full())
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        Some(self.key.load_full())
+    }
+
+    fn has_certs(&self) -> bool {
+        true
+    }
+}
+
+/// Accepts TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, with or without a client certificate. Also answers what it shows.
+pub(crate) fn server(config: &TlsConfig) -> Result<(TlsAcceptor, Arc<Shown>), TlsError> {
     let unusable = |source| TlsError::Unusable { what: "server certificate", source };
     let client_ca = Arc::new(roots("client CA", &config.client_ca_pem)?);
     let verifier = WebPkiClientVerifier::builder_with_provider(client_ca, provider())
@@ -69,15 +113,14 @@ pub(crate) fn server(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
         .build()
         .map_err(TlsError::ClientCa)?;
     let verifier = Arc::new(ChainVerifier(verifier));
-    let chain = certificates("server certificate", &config.certificate_chain_pem)?;
+    let shown = Shown::new("server certificate", &config.certificate_chain_pem, &config.key_pem)?;
     let mut server = ServerConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain, key("server key", &config.key_pem)?)
-        .map_err(unusable)?;
+        .with_cert_resolver(shown.clone());
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(TlsAcceptor::from(Arc::new(server)))
+    Ok((TlsAcceptor::from(Arc::new(server)), shown))
 }
 
 /// Lets a client in whose certificate is only too old or too new: a handshake that fails tells a person nothing, so it is the
@@ -139,17 +182,16 @@ impl ClientCertVerifier for ChainVerifier {
     }
 }
 
-/// Towards kubelets: HTTP/1.1 only, for the sake of upgrades.
-pub(crate) fn kubelet_client(config: &KubeletConfig) -> Result<Arc<ClientConfig>, TlsError> {
+/// Towards kubelets: HTTP/1.1 only, for the sake of upgrades. Also answers what it shows.
+pub(crate) fn kubelet_client(config: &KubeletConfig) -> Result<(Arc<ClientConfig>, Arc<Shown>), TlsError> {
     let unusable = |source| TlsError::Unusable { what: "kubelet client certificate", source };
-    let chain = certificates("kubelet client certificate", &config.certificate_pem)?;
+    let shown = Shown::new("kubelet client certificate", &config.certificate_pem, &config.key_pem)?;
     let client = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(unusable)?
         .with_root_certificates(roots("kubelet CA", &config.ca_pem)?)
-        .with_client_auth_cert(chain, key("kubelet client key", &config.key_pem)?)
-        .map_err(unusable)?;
-    Ok(Arc::new(client))
+        .with_client_cert_resolver(shown.clone());
+    Ok((Arc::new(client), shown))
 }
 
 /// Towards pods, whose certificates nobody here vouches for: HTTP/1.1, encrypted, with any certificate and without

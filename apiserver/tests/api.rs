@@ -24,6 +24,9 @@ mod node;
 #[path = "api/network.rs"]
 mod network;
 
+#[path = "api/renewed.rs"]
+mod renewed;
+
 #[path = "api/proxy.rs"]
 mod proxy;
 

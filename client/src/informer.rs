@@ -14,19 +14,22 @@
 use std::any::{Any, TypeId};
 use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::StreamExt as _;
 use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, Resource};
 use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::Notify;
 use tokio::sync::watch as signal;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::Index;
 use crate::read::{Read, watched};
+use crate::{Index, kept};
 
 /// Namespace (`""` for cluster-scoped objects) and name.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -175,6 +178,12 @@ where
         *self.inner.synced.borrow()
     }
 
+    /// Takes what was known before for what there is, until a list shows otherwise.
+    fn recall(&self, objects: Vec<K>) {
+        objects.into_iter().for_each(|object| self.apply(object));
+        self.inner.synced.send_replace(true);
+    }
+
     async fn run(self, api: Api<Read<K>>, config: watcher::Config, shutdown: CancellationToken) {
         let kind = std::any::type_name::<K>().rsplit("::").next().unwrap_or_default();
         let mut events = std::pin::pin!(watched(api, config));
@@ -312,12 +321,44 @@ impl Informers {
     where
         K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
+        self.start(field_selector, |_| {})
+    }
+
+    /// The informer of all objects of a kind, which begins with what was last known of them where it is started by this, and
+    /// keeps that in a file. `essence` is what of an object is kept: without what changes all the time and matters to nobody
+    /// here.
+    pub fn kept<K>(&self, path: PathBuf, essence: impl Fn(&K) -> K + Send + Sync + 'static) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Serialize + Send + Sync + 'static,
+    {
+        self.start("", |informer| {
+            if let Some(objects) = kept::recall(&path) {
+                informer.recall(objects);
+            }
+            let (changed, stop) = (Arc::new(Notify::new()), self.shutdown.clone());
+            let told = changed.clone();
+            informer.on_change(move |_| told.notify_one());
+            let known = informer.clone();
+            let objects = move || {
+                let mut all = known.list();
+                all.sort_by_cached_key(|object| key_of(&**object));
+                all.iter().map(|object| essence(object)).collect()
+            };
+            tokio::spawn(kept::keep(path, objects, changed, stop));
+        })
+    }
+
+    fn start<K>(&self, field_selector: &str, prepare: impl FnOnce(&Informer<K>)) -> Informer<K>
+    where
+        K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
         let mut running = self.running.lock();
         let id = (TypeId::of::<K>(), field_selector.to_owned());
         if let Some(informer) = running.get(&id).and_then(|i| i.downcast_ref::<Informer<K>>()) {
             return informer.clone();
         }
         let informer = Informer::<K>::new();
+        prepare(&informer);
         let mut config = watcher::Config::default().streaming_lists();
         if !field_selector.is_empty() {
             config = config.fields(field_selector);
@@ -378,6 +419,21 @@ mod tests {
         }
         assert_eq!(*log.lock(), ["deleted a"]);
         assert_eq!(informer.list().len(), 1);
+    }
+
+    #[test]
+    fn what_was_known_before_is_there_at_once_and_goes_with_the_first_list_that_does_not_have_it() {
+        let informer = Informer::new();
+        informer.recall(vec![config_map("a", "1"), config_map("b", "2")]);
+        assert!(informer.is_synced());
+        let log = recorded(&informer);
+        log.lock().sort_unstable();
+        assert_eq!(*std::mem::take(&mut *log.lock()), ["added a", "added b"]);
+        let mut listing = None;
+        for event in [Event::Init, Event::InitApply(config_map("b", "2")), Event::InitDone] {
+            informer.handle(event, &mut listing);
+        }
+        assert_eq!(*log.lock(), ["deleted a"]);
     }
 
     #[test]

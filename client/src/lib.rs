@@ -1,7 +1,7 @@
 //! What every client component needs over kube-rs.
 //!
 //! - [`Informers`]: one watch per kind and field selector, shared by all in a process who ask for it. Each keeps a complete,
-//!   current copy ([`Informer`]) and calls its listeners on every change. An [`Index`] finds objects by what they say.
+//!   current copy ([`Informer`]) and calls its listeners on every change. An [`Index`] finds objects by what they say. Some are kept on the disk (`kept`).
 //! - [`WorkQueue`]: keys to look at, each held once, never handed to two workers at a time, with back-off.
 //! - [`watched`], [`Read`]: objects as Go's clients read them, so that no odd object ends the watch of all others.
 //! - [`EventRecorder`], [`SeriesRecorder`]: what `kubectl describe` shows, counted rather than repeated.
@@ -11,6 +11,7 @@
 mod events;
 mod index;
 mod informer;
+mod kept;
 mod queue;
 mod read;
 

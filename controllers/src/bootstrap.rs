@@ -16,9 +16,11 @@ use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
+use tokio::sync::watch;
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, exists_is_fine, gone_is_fine, is_conflict};
+use crate::joining::Reached;
 
 const PUBLIC: &str = "kube-public";
 const SYSTEM: &str = "kube-system";
@@ -30,22 +32,21 @@ const TOKENS: &str = "type=bootstrap.kubernetes.io/token";
 
 /// How the cluster is reached from elsewhere.
 pub(crate) struct Config {
-    /// `https://…`
-    pub(crate) server: String,
+    pub(crate) reached: watch::Receiver<Reached>,
     pub(crate) ca_pem: String,
 }
 
 /// Keeps `cluster-info`.
 pub(crate) struct ClusterInfo {
     client: Client,
-    kubeconfig: String,
+    config: Config,
     config_maps: Informer<ConfigMap>,
     secrets: Informer<Secret>,
     queue: WorkQueue<ObjectKey>,
 }
 
 impl ClusterInfo {
-    pub(crate) fn new(context: &Context, config: &Config) -> Self {
+    pub(crate) fn new(context: &Context, config: Config) -> Self {
         let queue = WorkQueue::default();
         let key = ObjectKey::new(PUBLIC, CLUSTER_INFO);
         let config_maps = context.informers.with_fields::<ConfigMap>("metadata.name=cluster-info");
@@ -60,15 +61,25 @@ impl ClusterInfo {
         secrets.on_change(move |_| wake.add(one.clone()));
         // It is made where there is none, which no event tells of.
         queue.add(key);
-        let kubeconfig = kubeconfig(config);
-        ClusterInfo { client: context.client.clone(), kubeconfig, config_maps, secrets, queue }
+        ClusterInfo { client: context.client.clone(), config, config_maps, secrets, queue }
     }
 
-    fn signatures(&self) -> BTreeMap<String, String> {
+    /// Has it written anew whenever the server is reached elsewhere, for as long as that may happen.
+    pub(crate) fn moved(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (mut reached, queue) = (self.config.reached.clone(), self.queue.clone());
+        async move {
+            while reached.changed().await.is_ok() {
+                queue.add(ObjectKey::new(PUBLIC, CLUSTER_INFO));
+            }
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn signatures(&self, kubeconfig: &str) -> BTreeMap<String, String> {
         let (tokens, now) = (self.secrets.list_in(SYSTEM), Timestamp::now());
         let signed = tokens.iter().filter_map(|secret| {
             let (id, secret) = signing_token(secret, now)?;
-            let signature = detached_signature(&self.kubeconfig, &id, &secret)?;
+            let signature = detached_signature(kubeconfig, &id, &secret)?;
             Some((format!("{SIGNATURE_PREFIX}{id}"), signature))
         });
         signed.collect()
@@ -91,8 +102,9 @@ impl Controller for ClusterInfo {
 
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
         let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), PUBLIC);
-        let mut wanted = self.signatures();
-        wanted.insert(KUBECONFIG.to_owned(), self.kubeconfig.clone());
+        let kubeconfig = kubeconfig(&self.config.reached.borrow().server, &self.config.ca_pem);
+        let mut wanted = self.signatures(&kubeconfig);
+        wanted.insert(KUBECONFIG.to_owned(), kubeconfig);
         let Some(map) = self.config_maps.get(key) else {
             let metadata = ObjectMeta { name: Some(CLUSTER_INFO.into()), ..ObjectMeta::default() };
             let map = ConfigMap { metadata, data: Some(wanted), ..ConfigMap::default() };
@@ -123,12 +135,12 @@ fn changes(found: &BTreeMap<String, String>, wanted: &BTreeMap<String, String>) 
     (!changes.is_empty()).then_some(Value::Object(changes))
 }
 
-fn kubeconfig(config: &Config) -> String {
+fn kubeconfig(server: &str, ca_pem: &str) -> String {
     format!(
         "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: {}\n    server: {}\n  name: \"\"\n\
          contexts: null\ncurrent-context: \"\"\nkind: Config\nusers: null\n",
-        STANDARD.encode(&config.ca_pem),
-        config.server
+        STANDARD.encode(ca_pem),
+        server
     )
 }
 

@@ -21,10 +21,12 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_client::{Index, Informer, ObjectKey, WorkQueue, key_of};
+use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine};
+use crate::joining::Reached;
 
 mod der;
 mod plan;
@@ -43,7 +45,8 @@ pub(crate) struct Config {
     pub(crate) authority: Arc<Authority>,
     /// DNS names of the API server and others that no node may have as its own.
     pub(crate) reserved_names: Vec<String>,
-    pub(crate) reserved_ips: Vec<IpAddr>,
+    /// Whose addresses are the API server's.
+    pub(crate) reached: watch::Receiver<Reached>,
     /// Of pods and Services: a node that serves as one of their addresses stands in for any of them.
     pub(crate) reserved_ranges: Vec<Cidr>,
 }
@@ -129,7 +132,7 @@ impl SigningRequests {
             let cluster = plan::Cluster {
                 nodes: &nodes,
                 reserved_names: &self.config.reserved_names,
-                reserved_ips: &self.config.reserved_ips,
+                reserved_ips: &self.config.reached.borrow().ips.clone(),
                 reserved_ranges: &self.config.reserved_ranges,
             };
             return match plan::serving(csr, request, &cluster) {

@@ -18,12 +18,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
+/// The longest that a key waits for a time to come. How long it is until then was read off the wall clock, which may be set
+/// meanwhile; a pass that comes too early reads it again and waits on.
+const MAX_WAIT: Duration = Duration::from_secs(60);
+
 /// What a pass came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Nothing is left to do until something changes.
     Done,
-    /// Look again after this long, whatever happens.
+    /// Look again after this long, or a minute if that is less, whatever happens.
     After(Duration),
 }
 
@@ -84,7 +88,7 @@ async fn work<C: Controller>(controller: Arc<C>, shutdown: CancellationToken) {
             Ok(Ok(outcome)) => {
                 queue.forget(&key);
                 if let Outcome::After(delay) = outcome {
-                    queue.add_after(key.clone(), delay);
+                    queue.add_after(key.clone(), delay.min(MAX_WAIT));
                 }
             }
             Ok(Err(error)) => {
@@ -216,6 +220,40 @@ mod tests {
             self.passed.notify_one();
             Ok(Outcome::Done)
         }
+    }
+
+    /// Waits for what is a year away by a clock that will be set.
+    #[derive(Default)]
+    struct Patient {
+        queue: WorkQueue<String>,
+        n_passes: Arc<Mutex<u32>>,
+    }
+
+    impl Controller for Patient {
+        const NAME: &'static str = "patient";
+        type Key = String;
+
+        fn queue(&self) -> &WorkQueue<String> {
+            &self.queue
+        }
+
+        async fn synced(&self) {}
+
+        async fn reconcile(&self, _: &String) -> Result<Outcome, kube::Error> {
+            *self.n_passes.lock() += 1;
+            Ok(Outcome::After(Duration::from_secs(365 * 86_400)))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_waits_for_a_time_looks_at_the_clock_every_minute() {
+        let patient = Patient::default();
+        let (queue, n_passes) = (patient.queue.clone(), patient.n_passes.clone());
+        let shutdown = CancellationToken::new();
+        let running = run(patient, shutdown);
+        queue.add("one".to_owned());
+        assert!(tokio::time::timeout(Duration::from_secs(290), running).await.is_err());
+        assert_eq!(*n_passes.lock(), 5);
     }
 
     #[tokio::test(start_paused = true)]

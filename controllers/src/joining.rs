@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use thiserror::Error;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -14,18 +15,26 @@ use crate::{Context, bootstrap, certificates, driver};
 
 /// What a cluster must be told to let nodes join.
 pub struct JoiningOptions<'o> {
-    /// `https://…`, as nodes and kubeconfigs reach the API server.
-    pub server: &'o str,
+    /// Of the moment: a server may be renumbered.
+    pub reached: watch::Receiver<Reached>,
     pub ca_pem: &'o str,
     pub ca_key_pem: &'o str,
-    /// DNS names and addresses that no node's serving certificate may have: the API server's own.
+    /// DNS names that no node's serving certificate may have: the API server's own.
     pub reserved_names: Vec<String>,
-    pub reserved_ips: Vec<IpAddr>,
     pub cluster_cidr: &'o str,
     /// The size of each node's part of it, such as 24.
     pub node_prefix: u8,
     /// Left out where it lies within the cluster's range.
     pub service_cidr: Option<&'o str>,
+}
+
+/// How the API server is reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reached {
+    /// `https://…`, as nodes and kubeconfigs have it.
+    pub server: String,
+    /// Its addresses: no node's serving certificate may have one.
+    pub ips: Vec<IpAddr>,
 }
 
 #[derive(Debug, Error)]
@@ -39,11 +48,10 @@ pub enum JoiningError {
 /// Checked [`JoiningOptions`]. Cloning shares the key.
 #[derive(Clone)]
 pub struct Joining {
-    server: String,
+    reached: watch::Receiver<Reached>,
     ca_pem: String,
     authority: Arc<Authority>,
     reserved_names: Vec<String>,
-    reserved_ips: Vec<IpAddr>,
     ranges: NodeRanges,
 }
 
@@ -51,7 +59,7 @@ pub struct Joining {
 impl fmt::Debug for Joining {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Joining")
-            .field("server", &self.server)
+            .field("reached", &*self.reached.borrow())
             .field("ranges", &self.ranges)
             .finish_non_exhaustive()
     }
@@ -60,24 +68,28 @@ impl fmt::Debug for Joining {
 impl Joining {
     pub fn new(options: JoiningOptions<'_>) -> Result<Joining, JoiningError> {
         Ok(Joining {
-            server: options.server.to_owned(),
+            reached: options.reached,
             ca_pem: options.ca_pem.to_owned(),
             authority: Arc::new(Authority::new(options.ca_pem, options.ca_key_pem)?),
             reserved_names: options.reserved_names,
-            reserved_ips: options.reserved_ips,
             ranges: NodeRanges::new(options.cluster_cidr, options.node_prefix, options.service_cidr)?,
         })
     }
 
     /// Starts the controllers that joining needs.
     pub(crate) fn spawn(self, context: &Context, tasks: &mut JoinSet<()>, shutdown: &CancellationToken) {
-        let info = bootstrap::Config { server: self.server, ca_pem: self.ca_pem };
-        tasks.spawn(driver::run(bootstrap::ClusterInfo::new(context, &info), shutdown.clone()));
+        let info = bootstrap::Config { reached: self.reached.clone(), ca_pem: self.ca_pem };
+        let info = bootstrap::ClusterInfo::new(context, info);
+        let (moved, stop) = (info.moved(), shutdown.clone());
+        tasks.spawn(async move {
+            stop.run_until_cancelled(moved).await;
+        });
+        tasks.spawn(driver::run(info, shutdown.clone()));
         tasks.spawn(driver::run(bootstrap::ExpiredTokens::new(context), shutdown.clone()));
         let config = certificates::Config {
             authority: self.authority,
             reserved_names: self.reserved_names,
-            reserved_ips: self.reserved_ips,
+            reached: self.reached,
             reserved_ranges: self.ranges.taken(),
         };
         tasks.spawn(driver::run(SigningRequests::new(context, config), shutdown.clone()));

@@ -74,7 +74,7 @@ use making::Making;
 use replicaset::ReplicaSets;
 
 pub use certificates::AuthorityError;
-pub use joining::{Joining, JoiningError, JoiningOptions};
+pub use joining::{Joining, JoiningError, JoiningOptions, Reached};
 pub use node_ipam::RangeError;
 
 /// Which controllers run, and how.

@@ -7,9 +7,12 @@
 
 use std::time::{Duration, Instant};
 
+use http_body_util::{BodyExt as _, Collected, Limited};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
+use kube::client::Body;
+use kube::core::Status;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
 use skiff_api::{Kind, Kinds};
@@ -29,6 +32,8 @@ const FINALIZER: &str = "kubernetes";
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Counting what is left of a large namespace is no small thing: a pass may take one part of the time in so many.
 const RESTS: u32 = 2;
+/// Of a `Status`.
+const MAX_REFUSAL_BYTES: usize = 1 << 20;
 /// Objects counted at a time.
 const PAGE: u32 = 500;
 
@@ -85,8 +90,7 @@ impl Namespaces {
         if api.list_metadata(&ListParams::default().limit(1)).await?.items.is_empty() {
             return Ok(());
         }
-        let params = DeleteParams::background();
-        let deleted = gone_is_fine(api.delete_collection(&params, &ListParams::default()).await);
+        let deleted = gone_is_fine(self.delete_all(&api).await);
         let mut page = ListParams::default().limit(PAGE);
         loop {
             let left = api.list_metadata(&page).await?;
@@ -97,6 +101,24 @@ impl Namespaces {
                 None => return deleted,
             }
         }
+    }
+
+    /// Deletes a collection. What was deleted, which the answer lists, is not read: of ten thousand objects it is a lot.
+    async fn delete_all(&self, api: &Api<DynamicObject>) -> Result<(), kube::Error> {
+        let request = kube::core::Request::new(api.resource_url());
+        let request = request.delete_collection(&DeleteParams::background(), &ListParams::default());
+        let request = request.map_err(kube::Error::BuildRequest)?;
+        let response = self.client.send(request.map(Body::from)).await?;
+        let code = response.status();
+        if code.is_success() {
+            return Ok(());
+        }
+        let refusal = Limited::new(response.into_body(), MAX_REFUSAL_BYTES).collect().await;
+        let refusal = refusal.map(Collected::to_bytes).unwrap_or_default();
+        let status = serde_json::from_slice(&refusal).unwrap_or_else(|_| {
+            Status::failure(&format!("the server answered {code}"), "Unknown").with_code(code.as_u16())
+        });
+        Err(kube::Error::Api(Box::new(status)))
     }
 
     /// That conditions could not be written holds up nothing.
@@ -225,5 +247,18 @@ mod tests {
         assert!(!found.is_empty());
         let (deleted, _) = deleted_with(&[]).await;
         assert_eq!(deleted, ["/api/v1/namespaces/gone/secrets"]);
+    }
+
+    #[tokio::test]
+    async fn a_collection_that_cannot_be_deleted_is_said_in_the_servers_words() {
+        // What it does not know the scripted server answers with 404.
+        let api = ScriptedApi::new(|_: &Asked| None);
+        let shutdown = CancellationToken::new();
+        let context = Context::new(api.client(), Informers::new(api.client(), shutdown.clone()));
+        let namespaces = Namespaces::new(&context);
+        let pods = Api::namespaced_with(api.client(), "gone", &namespaces.pods[0]);
+        let refused = namespaces.delete_all(&pods).await.unwrap_err();
+        shutdown.cancel();
+        assert!(is_not_found(&refused), "{refused}");
     }
 }

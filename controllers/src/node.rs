@@ -30,7 +30,7 @@ use crate::objects::{has_ended, is_ready, uid};
 mod plan;
 mod zones;
 
-use plan::{Bears, Evicting, FirstSeen, bears_for, ready_status};
+use plan::{Bears, Evicting, FirstSeen, Moment, bears_for, ready_status};
 use zones::{Leave, Passed, Zone, Zones};
 
 /// Upstream's `node-monitor-grace-period`.
@@ -56,7 +56,7 @@ pub(crate) struct Nodes {
     seen: Arc<Mutex<HashMap<String, Instant>>>,
     /// When any node was last looked at.
     looked: Mutex<Instant>,
-    /// Of nodes with taints that do not say since when they are there.
+    /// Of nodes with taints that evict.
     tainted: Mutex<HashMap<String, FirstSeen>>,
 }
 
@@ -236,7 +236,7 @@ impl Nodes {
             if pod.metadata.deletion_timestamp.is_some() || has_ended(&pod) {
                 continue;
             }
-            match bears_for(&pod, taints, &seen, Timestamp::now()) {
+            match bears_for(&pod, taints, &seen, Moment::now()) {
                 Bears::Forever => {}
                 Bears::For(left) if !left.is_zero() => next = Some(next.map_or(left, |n| n.min(left))),
                 Bears::For(_) => self.delete(&pod).await?,
@@ -249,7 +249,7 @@ impl Nodes {
     fn first_seen(&self, node: &str, taints: &[Taint]) -> FirstSeen {
         let mut tainted = self.tainted.lock();
         let mut seen = tainted.remove(node).unwrap_or_default();
-        seen.look(taints, Timestamp::now());
+        seen.look(taints, Moment::now());
         if !seen.is_empty() {
             tainted.insert(node.to_owned(), seen.clone());
         }

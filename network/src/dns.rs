@@ -5,7 +5,7 @@
 //! own, of which there is a bounded number.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use skiff_client::{Informer, Informers};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
@@ -31,15 +31,15 @@ pub struct DnsConfig {
     pub bind: SocketAddr,
     /// `cluster.local`.
     pub domain: String,
-    /// Resolvers for everything outside the cluster, tried in order; may be empty.
-    pub upstreams: Vec<IpAddr>,
+    /// Resolvers for everything outside the cluster, tried in order; may be empty, and may become others.
+    pub upstreams: watch::Receiver<Vec<SocketAddr>>,
 }
 
 /// See the module's documentation.
 pub struct ClusterDns {
     zone: Arc<RwLock<Zone>>,
     namespaces: Informer<Namespace>,
-    upstreams: Arc<[SocketAddr]>,
+    upstreams: watch::Receiver<Vec<SocketAddr>>,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     udp: Arc<UdpSocket>,
@@ -76,7 +76,7 @@ impl ClusterDns {
         services.on_change(move |change| to.write().service_changed(change));
         let to = zone.clone();
         slices.on_change(move |change| to.write().slice_changed(change));
-        let upstreams = config.upstreams.iter().map(|ip| SocketAddr::new(*ip, 53)).collect();
+        let upstreams = config.upstreams;
         Ok(ClusterDns { zone, namespaces, services, slices, upstreams, udp, tcp })
     }
 

@@ -7,11 +7,14 @@
 //!   sticks to which endpoint, whose address and port it is.
 //! - [`ClusterDns`]: the names of Services and pods, with aliases followed; everything else is forwarded.
 //!
+//! [`Changes`] tells when links, addresses or routes have changed, so that what others did to them is undone.
+//!
 //! [`netns`] makes and enters network namespaces. Decisions (which address, which map element, which record) are
 //! pure functions over snapshots; netlink, `nft` and sockets only carry them out.
 
 pub mod netns;
 
+mod changes;
 mod conntrack;
 mod dns;
 mod ipam;
@@ -23,6 +26,7 @@ mod proxy;
 #[cfg(test)]
 mod kernel_tests;
 
+pub use changes::{Changes, LOOK_EVERY};
 pub use dns::{ClusterDns, DnsConfig, DnsError};
 pub use ipam::{HostPort, Ipam, IpamError};
 pub use nft::NftError;

@@ -10,6 +10,8 @@
 //! when it connects.
 //!
 //! # Guarantees
+//! - What others do to links and routes is undone: a pass comes when the kernel tells of a change, and every ten seconds. A
+//!   link that goes down takes the routes over it with it, and does not bring them back.
 //! - A pass reads what the kernel has and changes only the routes, neighbours and devices that differ; the few nft rules are
 //!   replaced in one transaction. Packets on their way to other nodes notice nothing.
 //! - A node's range is believed only within the cluster's, and only while no earlier node has it.
@@ -23,9 +25,11 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Node;
 use rtnetlink::Handle;
 use skiff_client::{Informer, Informers, WorkQueue};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::changes::Changes;
 use crate::ipam::{IpamError, Range};
 use crate::nft::{self, NftError};
 use plan::{Peer, Plan};
@@ -84,14 +88,14 @@ impl Uplink {
 /// Keeps the routes to other nodes' pods. See the module's documentation.
 pub struct PeerRoutes {
     config: PeersConfig,
+    /// The node's address of the moment, where it may become another.
+    node_ip: Option<watch::Receiver<Ipv4Addr>>,
     nodes: Informer<Node>,
     queue: WorkQueue<()>,
 }
 
 /// Changes that come within this time of each other share a pass.
 const GATHER: Duration = Duration::from_millis(5);
-/// Others may change routes; a device may come back with another MTU.
-const FULL_SYNC: Duration = Duration::from_secs(600);
 pub(crate) const TABLE: &str = "skiff_peers";
 
 impl PeerRoutes {
@@ -106,39 +110,27 @@ impl PeerRoutes {
                 wake.add_after((), GATHER);
             }
         });
-        PeerRoutes { config, nodes, queue }
+        PeerRoutes { config, node_ip: None, nodes, queue }
+    }
+
+    /// Follows an address that may change.
+    #[must_use]
+    pub fn following(mut self, node_ip: watch::Receiver<Ipv4Addr>) -> PeerRoutes {
+        self.node_ip = Some(node_ip);
+        self
     }
 
     /// Runs until `shutdown`. The routes stay, so that pods go on meeting while a new process starts.
     pub async fn run(self, shutdown: CancellationToken) {
+        let PeerRoutes { config, node_ip, nodes, queue } = self;
         tokio::select! {
-            () = self.nodes.synced() => {}
+            () = nodes.synced() => {}
             () = shutdown.cancelled() => return,
         }
-        let mut complaints = Vec::new();
-        self.queue.add(());
-        loop {
-            let key = tokio::select! {
-                // Cancel-safe: see `WorkQueue::get`.
-                key = self.queue.get() => key,
-                () = shutdown.cancelled() => return,
-            };
-            if key.is_none() {
-                return;
-            }
-            let result = apply(&self.config, &self.nodes.list(), &mut complaints).await;
-            self.queue.done(&());
-            match result {
-                Ok(()) => {
-                    self.queue.forget(&());
-                    self.queue.add_after((), FULL_SYNC);
-                }
-                Err(error) => {
-                    let error = error_chain(&error);
-                    warn!(error, "the routes to other nodes' pods are not right; trying again");
-                    self.queue.retry(());
-                }
-            }
+        tokio::select! {
+            // It never ends by itself; a pass that is dropped half-way is begun again by the next process.
+            () = keep(config, node_ip, || nodes.list(), queue) => {}
+            () = shutdown.cancelled() => {}
         }
     }
 
@@ -148,6 +140,55 @@ impl PeerRoutes {
         kernel::set_routes(&handle, &[]).await?;
         kernel::remove_device(&handle, vxlan_device).await?;
         Ok(nft::apply(&remove_rules()).await?)
+    }
+}
+
+/// Brings the kernel to what the nodes say, again and again.
+pub(crate) async fn keep(
+    mut config: PeersConfig,
+    mut node_ip: Option<watch::Receiver<Ipv4Addr>>,
+    nodes: impl Fn() -> Vec<Arc<Node>>,
+    queue: WorkQueue<()>,
+) {
+    let (mut complaints, mut changes) = (Vec::new(), Changes::listen());
+    queue.add(());
+    loop {
+        tokio::select! {
+            // Cancel-safe: see `WorkQueue::get` and `Changes::next`.
+            key = queue.get() => if key.is_none() { return },
+            () = changes.next() => {
+                queue.add(());
+                continue;
+            }
+            () = moved(&mut node_ip) => {
+                queue.add(());
+                continue;
+            }
+        }
+        if let Some(node_ip) = &mut node_ip {
+            config.node_ip = *node_ip.borrow_and_update();
+        }
+        let result = apply(&config, &nodes(), &mut complaints).await;
+        queue.done(&());
+        match result {
+            Ok(()) => queue.forget(&()),
+            Err(error) => {
+                let error = error_chain(&error);
+                warn!(error, "the routes to other nodes' pods are not right; trying again");
+                queue.retry(());
+            }
+        }
+    }
+}
+
+/// Returns when the address may have changed; never where it cannot. Cancel-safe: what was not returned is seen again.
+pub(crate) async fn moved(node_ip: &mut Option<watch::Receiver<Ipv4Addr>>) {
+    let changed = match node_ip {
+        Some(node_ip) => node_ip.changed().await.is_ok(),
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
     }
 }
 

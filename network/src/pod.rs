@@ -17,6 +17,7 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt as _;
@@ -66,7 +67,9 @@ pub struct PodNetwork {
     config: PodNetworkConfig,
     ipam: Ipam,
     handle: Handle,
-    bridge_index: u32,
+    /// Another once somebody has deleted the bridge, and it was made anew.
+    bridge_index: AtomicU32,
+    mtu: AtomicU32,
     /// Held from a look at all open host ports until nft has them: a later change must not be undone by an earlier
     /// one that nft takes later.
     rules: tokio::sync::Mutex<()>,
@@ -82,7 +85,7 @@ impl PodNetwork {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(PodNetworkError::Socket)?;
         tokio::spawn(connection);
         sysctl("net/ipv4/ip_forward", "1")?;
-        let bridge_index = make_bridge(&handle, &config, ipam.range()).await?;
+        let bridge_index = make_bridge(&handle, &config, ipam.range(), config.mtu).await?;
         // Pods on one bridge reach each other through the router on purpose.
         sysctl(&format!("net/ipv4/conf/{}/send_redirects", config.bridge), "0")?;
         sysctl("net/ipv4/conf/all/send_redirects", "0")?;
@@ -94,7 +97,64 @@ impl PodNetwork {
         nft::apply(&rules(&config, &ports)).await?;
         allow_loopback_ports(&config, ports.iter().map(|(port, _)| port))?;
         let rules = tokio::sync::Mutex::new(());
-        Ok(PodNetwork { config, ipam, handle, bridge_index, rules })
+        let (mtu, bridge_index) = (AtomicU32::new(config.mtu), AtomicU32::new(bridge_index));
+        Ok(PodNetwork { config, ipam, handle, bridge_index, mtu, rules })
+    }
+
+    /// The largest packet from now on, of pods that come. Those that are there learn it from the node, packet by packet.
+    pub fn set_mtu(&self, mtu: u32) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Makes right what others did to the bridge, to its ports and to the routes: a link that was taken down and brought up has
+    /// lost its routes. Changes nothing where all is right, so that it does not tell itself of a change.
+    pub async fn mend(&self) -> Result<(), PodNetworkError> {
+        use netlink_packet_route::link::{LinkAttribute, LinkFlags};
+        let (range, mtu) = (self.ipam.range(), self.mtu.load(Ordering::Relaxed));
+        let links: Vec<_> = self
+            .handle
+            .link()
+            .get()
+            .execute()
+            .try_collect()
+            .await
+            .map_err(netlink(|| "list this machine's links".into()))?;
+        let named = |name: &str| {
+            let wanted = LinkAttribute::IfName(name.to_owned());
+            links.iter().find(|link| link.attributes.contains(&wanted))
+        };
+        let is_right = |bridge: &&netlink_packet_route::link::LinkMessage| {
+            bridge.header.flags.contains(LinkFlags::Up)
+                && bridge.attributes.contains(&LinkAttribute::Mtu(mtu))
+        };
+        let index = match named(&self.config.bridge).filter(is_right) {
+            Some(bridge) => bridge.header.index,
+            None => {
+                tracing::info!(bridge = self.config.bridge, "bringing the pods' bridge back");
+                make_bridge(&self.handle, &self.config, range, mtu).await?
+            }
+        };
+        self.bridge_index.store(index, Ordering::Relaxed);
+        for sandbox_id in self.ipam.sandboxes() {
+            let name = veth_name(&sandbox_id);
+            let Some(link) = named(&name) else { continue };
+            let is_port = link.attributes.contains(&LinkAttribute::Controller(index));
+            if is_port && link.header.flags.contains(LinkFlags::Up) {
+                continue;
+            }
+            let port = LinkUnspec::new_with_index(link.header.index).controller(index).up().build();
+            let set = self.handle.link().set(port).execute().await;
+            gone_is_fine(set).map_err(netlink(|| format!("attach {name} to the bridge")))?;
+            self.turn_hairpin_on(&name, link.header.index).await?;
+        }
+        for cidr in [&self.config.cluster_cidr, &self.config.service_cidr] {
+            add_unreachable(&self.handle, Range::parse(cidr)?).await?;
+        }
+        let added = self.handle.address().add(index, range.gateway().into(), range.prefix).execute().await;
+        let bridge = &self.config.bridge;
+        exists_is_fine(added)
+            .map_err(netlink(|| format!("give {bridge} the address {}", range.gateway())))?;
+        add_service_route(&self.handle, &self.config, index, range).await
     }
 
     /// Gives a sandbox's namespace an interface and an address, and opens its host ports. Answers the address.
@@ -107,7 +167,8 @@ impl PodNetwork {
         let address = self.ipam.allocate(sandbox_id, host_ports)?;
         let inside = in_namespace(netns).await?;
         self.make_veth(sandbox_id, netns, address, &inside).await?;
-        configure_inside(&inside, address, self.ipam.range().gateway(), self.config.mtu).await?;
+        configure_inside(&inside, address, self.ipam.range().gateway(), self.mtu.load(Ordering::Relaxed))
+            .await?;
         wait_until_up(&self.handle, &veth_name(sandbox_id)).await?;
         if !host_ports.is_empty() {
             let _changing = self.rules.lock().await;
@@ -159,7 +220,7 @@ impl PodNetwork {
     /// Removes the bridge, the routes and the rules. For the end of a node, not for a restart.
     pub async fn close(&self) -> Result<(), PodNetworkError> {
         nft::apply(&format!("table ip {TABLE}\ndelete table ip {TABLE}\n")).await?;
-        let deleted = self.handle.link().del(self.bridge_index).execute().await;
+        let deleted = self.handle.link().del(self.bridge_index.load(Ordering::Relaxed)).execute().await;
         gone_is_fine(deleted).map_err(netlink(|| format!("delete {}", self.config.bridge)))?;
         for cidr in [&self.config.cluster_cidr, &self.config.service_cidr] {
             let route = unreachable_route(Range::parse(cidr)?);
@@ -193,14 +254,14 @@ impl PodNetwork {
             source,
         })?;
         let peer = LinkUnspec::new_with_name("eth0")
-            .mtu(self.config.mtu)
+            .mtu(self.mtu.load(Ordering::Relaxed))
             .address(hardware_address(address))
             .append_extra_attribute(LinkAttribute::NetNsFd(namespace.as_raw_fd()))
             .build();
         let veth = LinkVeth::new(&name, "eth0")
             .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-            .mtu(self.config.mtu)
-            .controller(self.bridge_index)
+            .mtu(self.mtu.load(Ordering::Relaxed))
+            .controller(self.bridge_index.load(Ordering::Relaxed))
             .up()
             .build();
         let made = self.handle.link().add(veth).execute().await;
@@ -287,16 +348,17 @@ async fn make_bridge(
     handle: &Handle,
     config: &PodNetworkConfig,
     range: Range,
+    mtu: u32,
 ) -> Result<u32, PodNetworkError> {
     let name = config.bridge.as_str();
-    let bridge = LinkBridge::new(name).mtu(config.mtu).up().build();
+    let bridge = LinkBridge::new(name).mtu(mtu).up().build();
     let made = handle.link().add(bridge).execute().await;
     exists_is_fine(made).map_err(netlink(|| format!("make the bridge {name}")))?;
     let index = link_index(handle, name).await?.ok_or_else(|| PodNetworkError::NoLink(name.into()))?;
     // Left to itself, a bridge takes the lowest address of its ports and so another one whenever a pod comes or goes;
     // the other pods would send to the old one until they ask again.
     let hardware_address = hardware_address(range.gateway());
-    let set = LinkUnspec::new_with_index(index).address(hardware_address).up().build();
+    let set = LinkUnspec::new_with_index(index).address(hardware_address).mtu(mtu).up().build();
     let up = handle.link().set(set).execute().await;
     up.map_err(netlink(|| format!("bring {name} up")))?;
     let added = handle.address().add(index, range.gateway().into(), range.prefix).execute().await;

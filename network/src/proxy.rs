@@ -27,6 +27,7 @@ use std::time::Duration;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use skiff_client::{Informer, Informers, WorkQueue};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -34,6 +35,7 @@ use tracing::{debug, warn};
 use crate::conntrack;
 use crate::ipam::Range;
 use crate::nft;
+use crate::peers::moved;
 use plan::{Backend, Frontend, Plan, Protocol};
 use script::{Elements, Found};
 
@@ -83,6 +85,8 @@ const OWN_PORTS: [u16; 3] = [22, 6443, 10250];
 /// See the module's documentation.
 pub struct ServiceProxy {
     node: Node,
+    /// The node's address of the moment, where it may become another.
+    node_ip: Option<watch::Receiver<Ipv4Addr>>,
     services: Informer<Service>,
     slices: Informer<EndpointSlice>,
     queue: WorkQueue<()>,
@@ -119,7 +123,7 @@ impl ServiceProxy {
         services.on_change(move |_| wake.add_after((), GATHER));
         let wake = queue.clone();
         slices.on_change(move |_| wake.add_after((), GATHER));
-        ServiceProxy { node: Node::new(config), services, slices, queue }
+        ServiceProxy { node: Node::new(config), node_ip: None, services, slices, queue }
     }
 
     /// Names the TCP ports on which the node itself listens, in place of 22, 6443 and 10250. No Service's external
@@ -130,8 +134,15 @@ impl ServiceProxy {
         self
     }
 
+    /// Opens NodePorts on an address that may change, in place of those in the configuration.
+    #[must_use]
+    pub fn following(mut self, node_ip: watch::Receiver<Ipv4Addr>) -> ServiceProxy {
+        self.node_ip = Some(node_ip);
+        self
+    }
+
     /// Runs until `shutdown`. The rules stay, so that Services go on working while a new process starts.
-    pub async fn run(self, shutdown: CancellationToken) {
+    pub async fn run(mut self, shutdown: CancellationToken) {
         tokio::select! {
             () = self.informed() => {}
             () = shutdown.cancelled() => return,
@@ -144,10 +155,23 @@ impl ServiceProxy {
             let key = tokio::select! {
                 // Cancel-safe: see `WorkQueue::get`.
                 key = self.queue.get() => key,
+                () = moved(&mut self.node_ip) => {
+                    self.queue.add(());
+                    continue;
+                }
                 () = shutdown.cancelled() => return,
             };
             if key.is_none() {
                 return;
+            }
+            if let Some(node_ip) = &mut self.node_ip {
+                let node_ips = vec![*node_ip.borrow_and_update()];
+                if self.node.config.node_ips != node_ips {
+                    self.node.config.node_ips = node_ips;
+                    // The rules that name the address are written with all the others; what serves on it begins anew.
+                    applied = None;
+                    health = health::HealthServers::new(self.node.config.node_ips.clone());
+                }
             }
             let wanted = plan::plan(&self.node, &self.services.list(), &self.slices.list());
             health.serve(&wanted.health_checks).await;

@@ -2,32 +2,41 @@
 //!
 //! A token lets it join once; what it gets for it, it keeps: the cluster's authority, and a client and a serving
 //! certificate, each renewed with the last one before it ends. A restart needs no token.
+//!
+//! Nobody is at hand where a member stands. It does not end because its server is away, or does not take it, or because a clock
+//! shows another time: it waits for as long as that lasts, says so every minute, and its containers go on.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use async_trait::async_trait;
 use clap::Args;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use jiff::Timestamp;
-use k8s_openapi::api::core::v1::ConfigMap;
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, NodeSpec, NodeStatus, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::client::ConfigExt as _;
 use kube::{Api, Client};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use skiff_client::Informers;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::identity::Identity;
+use crate::complaint::Complaint;
+use crate::identity::{Identity, Validity};
 use crate::join::{self, Purpose, Trusted};
-use crate::node::{self, ClusterNetwork, NodeArgs, NodeSetup, Parts, SSH_PORT};
+use crate::node::{self, ClusterNetwork, Moving, NodeArgs, NodeSetup, Parts, SSH_PORT, Services, Site};
 use crate::pki::write_private;
 use crate::token::{Token, ca_hash};
-use crate::{memory, open_files};
+use crate::{address, memory, open_files};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AgentArgs {
@@ -52,6 +61,16 @@ pub(crate) struct AgentArgs {
 struct Membership {
     server: String,
     node: String,
+    /// What the cluster told when the node last took its place in it.
+    #[serde(default)]
+    last: Option<Told>,
+}
+
+/// What a node must know to serve its pods while the server is away.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Told {
+    network: ClusterNetwork,
+    pod_cidr: String,
 }
 
 /// Written last of what joining leaves.
@@ -60,33 +79,67 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A server that has vanished is noticed by what does not come back, as kubelets do it.
 const PING_INTERVAL: Duration = Duration::from_secs(15);
 const PING_TIMEOUT: Duration = Duration::from_secs(15);
+/// For one answer of a server that may be away.
+const PATIENCE: Duration = Duration::from_secs(30);
+const BETWEEN_TRIES: Duration = Duration::from_millis(500);
+/// What was last known is older than the rules that the kernel still has: where the server answers, it is asked instead.
+const EARLY_AFTER: Duration = Duration::from_secs(3);
+const BETWEEN_REJOINS: Duration = Duration::from_secs(5);
 const RENEW_RETRY: Duration = Duration::from_secs(30);
-/// The longest sleep at a time: a machine that was suspended wakes to a later time.
-const RENEW_LOOK: Duration = Duration::from_secs(600);
+/// The longest sleep at a time: a machine that was suspended wakes to a later time, and clocks are set.
+const RENEW_LOOK: Duration = Duration::from_secs(60);
+/// After a certificate was renewed, and twice as long after each next one that this machine's clock finds no better.
+const MIN_RENEW_REST: Duration = Duration::from_secs(60);
+const MAX_RENEW_REST: Duration = Duration::from_secs(3600);
 
 /// Runs until SIGINT or SIGTERM.
 pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     memory::prepare();
     open_files::raise()?;
-    let (name, ip) = (node::node_name(&args.node)?, node::node_ip(&args.node)?);
+    let name = node::node_name(&args.node)?;
     let directory = args.node.layout.agent();
     for directory in [&directory, &args.node.layout.run_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
+    let ip = address::wait(&args.node).await?;
     let (trusted, identity) = join_or_remember(&args, &name, &directory).await?;
     let client = client(&trusted, identity.clone())?;
-    wait_for_server(&client, &trusted.server).await?;
-    let pod_cidr = join::register(&client, &name, ip).await?;
-    let serving = serving(&client, &name, ip, &directory).await?;
-    let network = network(&client).await?;
+    let shutdown = CancellationToken::new();
+    let (mut parts, ip) = (Parts::new(), watch::Sender::new(ip));
+    let informers = informers(&client, &directory, &shutdown);
+    let site = |told: &Told| Site {
+        own_ports: vec![SSH_PORT, args.node.kubelet_port],
+        args: args.node.clone(),
+        name: name.clone(),
+        ip: ip.clone(),
+        network: told.network.clone(),
+        pod_cidr: told.pod_cidr.clone(),
+        claims_range: false,
+        informers: informers.clone(),
+    };
+    let mut early = Early { by: None, parts: Parts::new(), stop: shutdown.child_token() };
+    let Member { told, serving } = {
+        let mut member = std::pin::pin!(become_member(&client, &trusted.server, &name, &ip, &directory));
+        match tokio::time::timeout(EARLY_AFTER, member.as_mut()).await {
+            Ok(member) => member,
+            Err(_) => {
+                early.start(last_told(&directory), &site).await;
+                member.await
+            }
+        }
+    };
+    if let Err(error) = keep_membership(&trusted.server, &name, Some(&told), &directory) {
+        // It is for the next start. A disk that is full is no reason not to be one now.
+        warn!(error = format!("{error:#}"), "what the cluster has told is not kept");
+    }
+    let services = early.go_on_with(&told, &shutdown, &mut parts).await;
+    let (pod_cidr, setup_site) = (&told.pod_cidr, site(&told));
     info!(node = name, pods = pod_cidr, server = %trusted.server, "this node is a member of the cluster");
 
-    let shutdown = CancellationToken::new();
     tokio::spawn(memory::give_back(shutdown.clone()));
-    let mut parts = Parts::new();
-    for (identity, purpose) in [(identity, Purpose::Client), (serving.clone(), Purpose::Serving(ip))] {
+    for (identity, serves_at) in [(identity, None), (serving.clone(), Some(ip.subscribe()))] {
         let renewal =
-            Renewal { client: client.clone(), node: name.clone(), purpose, after: args.renew_after };
+            Renewal { client: client.clone(), node: name.clone(), serves_at, after: args.renew_after };
         let stop = shutdown.clone();
         parts.spawn(async move {
             stop.run_until_cancelled(renewal.run(&identity)).await;
@@ -94,14 +147,9 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
         });
     }
     let setup = NodeSetup {
-        own_ports: vec![SSH_PORT, args.node.kubelet_port],
-        args: args.node,
-        name: name.clone(),
-        ip,
-        network,
-        pod_cidr,
-        claims_range: false,
-        informers: Informers::new(client.clone(), shutdown.clone()),
+        site: setup_site,
+        services,
+        moving: Arc::new(Move { client: client.clone(), node: name.clone(), serving: serving.clone() }),
         client,
         serving,
         ca_pem: trusted.ca_pem,
@@ -132,22 +180,22 @@ async fn join_or_remember(
 ) -> Result<(Trusted, Arc<Identity>)> {
     let token = token(args, directory.join(MEMBERSHIP).exists())?;
     if let Some((trusted, identity)) = remembered(args, name, token.as_ref(), directory)? {
-        let until = identity.validity().until;
-        if Timestamp::now() < until {
-            match join::clock_ahead(&trusted.server).await {
-                Ok(ahead) => join::check_clock(ahead)?,
-                // Away for a moment, maybe: see `wait_for_server`.
-                Err(error) => warn!(error = format!("{error:#}"), "the server does not answer yet"),
-            }
-            return Ok((trusted, identity));
-        }
-        ensure!(
-            token.is_some(),
-            "this node's certificate ended at {until}; give it a new --token to join again, made on the server with: \
-             skiff token create"
-        );
-        info!(%until, "the node's certificate has ended; joining again");
+        say_clock(&trusted.server).await;
+        return Ok(match wait_while_ended(&identity, || join(args, token.as_ref(), name, directory)).await {
+            Some(joined) => joined,
+            None => (trusted, identity),
+        });
     }
+    join(args, token.as_ref(), name, directory).await
+}
+
+/// A new membership, for a token.
+async fn join(
+    args: &AgentArgs,
+    token: Option<&Token>,
+    name: &str,
+    directory: &Path,
+) -> Result<(Trusted, Arc<Identity>)> {
     let server = args
         .server
         .as_ref()
@@ -158,14 +206,149 @@ async fn join_or_remember(
     );
     let token =
         token.context("joining a cluster needs a --token, made on its server with: skiff token create")?;
-    let trusted = join::discover(server, &token).await?;
-    let pair = join::first_certificate(&trusted, &token, name).await?;
+    let trusted = join::discover(server, token).await?;
+    let pair = join::first_certificate(&trusted, token, name).await?;
     write_private(&directory.join("ca.crt"), &trusted.ca_pem)?;
     let identity = Identity::create(&directory.join("client.pem"), &pair)?;
-    let membership = Membership { server: server.to_string(), node: name.to_owned() };
     // Last: a membership without its parts would be none.
-    write_private(&directory.join(MEMBERSHIP), &serde_json::to_string(&membership)?)?;
+    keep_membership(server, name, None, directory)?;
     Ok((trusted, identity))
+}
+
+/// By which the node's parts see the cluster: what the node needs of it for its pods is kept.
+fn informers(client: &Client, directory: &Path, shutdown: &CancellationToken) -> Informers {
+    let informers = Informers::new(client.clone(), shutdown.clone());
+    let file = |name: &str| directory.join(format!("last-{name}.json"));
+    informers.kept::<Service>(file("services"), Clone::clone);
+    informers.kept::<EndpointSlice>(file("endpoints"), Clone::clone);
+    // Which there are is all that names ask of namespaces.
+    informers.kept(file("namespaces"), |namespace: &Namespace| Namespace {
+        metadata: ObjectMeta { name: namespace.metadata.name.clone(), ..ObjectMeta::default() },
+        ..Namespace::default()
+    });
+    // Nodes report every few seconds; where they and their pods are hardly ever changes.
+    informers.kept(file("nodes"), |node: &Node| Node {
+        metadata: ObjectMeta {
+            name: node.metadata.name.clone(),
+            creation_timestamp: node.metadata.creation_timestamp.clone(),
+            ..ObjectMeta::default()
+        },
+        spec: node
+            .spec
+            .as_ref()
+            .map(|spec| NodeSpec { pod_cidr: spec.pod_cidr.clone(), ..NodeSpec::default() }),
+        status: node
+            .status
+            .as_ref()
+            .map(|status| NodeStatus { addresses: status.addresses.clone(), ..NodeStatus::default() }),
+    });
+    informers
+}
+
+/// Services, DNS and routes of a node whose server has not answered yet.
+struct Early {
+    by: Option<Told>,
+    parts: Parts,
+    stop: CancellationToken,
+}
+
+impl Early {
+    /// Starts them by what was last known, if anything was. Without them the node is no worse off than before.
+    async fn start(&mut self, last: Option<Told>, site: &impl Fn(&Told) -> Site) {
+        let Some(last) = last else { return };
+        match node::start_services(&site(&last), &self.stop, &mut self.parts).await {
+            Ok(()) => {
+                info!("serving Services, DNS and routes by what was last known, until the server answers");
+                self.by = Some(last);
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                warn!(error, "Services, DNS and routes wait for the server");
+                self.end().await;
+            }
+        }
+    }
+
+    /// They go on if the cluster says what it said last; else others have to take their place.
+    async fn go_on_with(&mut self, told: &Told, shutdown: &CancellationToken, parts: &mut Parts) -> Services {
+        if self.by.as_ref() != Some(told) {
+            self.end().await;
+            return Services::Start;
+        }
+        let (mut running, stop) = (std::mem::take(&mut self.parts), shutdown.clone());
+        parts.spawn(async move {
+            loop {
+                match running.join_next().await {
+                    // Told to end, they are all waited for.
+                    Some(Ok(Ok(_))) if stop.is_cancelled() => {}
+                    Some(ended) => return ended.context("a part of the node panicked")?,
+                    None => return Ok("services of the node"),
+                }
+            }
+        });
+        Services::Run
+    }
+
+    async fn end(&mut self) {
+        self.stop.cancel();
+        while self.parts.join_next().await.is_some() {}
+    }
+}
+
+/// What the cluster told last, if it ever did.
+fn last_told(directory: &Path) -> Option<Told> {
+    let bytes = std::fs::read(directory.join(MEMBERSHIP)).ok()?;
+    serde_json::from_slice::<Membership>(&bytes).ok()?.last
+}
+
+/// Keeps where the server is that has answered, which from here on need not be told, and what it said.
+fn keep_membership(server: &http::Uri, node: &str, last: Option<&Told>, directory: &Path) -> Result<()> {
+    let path = directory.join(MEMBERSHIP);
+    let membership = Membership { server: server.to_string(), node: node.to_owned(), last: last.cloned() };
+    let text = serde_json::to_string(&membership)?;
+    if std::fs::read_to_string(&path).is_ok_and(|kept| kept == text) {
+        return Ok(());
+    }
+    write_private(&path, &text)
+}
+
+/// A member has its certificates; if they are good for nothing by the server's clock, the server says so.
+async fn say_clock(server: &http::Uri) {
+    match join::clock_ahead(server).await {
+        Ok(ahead) => {
+            if let Err(fault) = join::check_clock(ahead) {
+                warn!("{fault:#}");
+            }
+        }
+        Err(error) => warn!(error = format!("{error:#}"), "the server does not answer yet"),
+    }
+}
+
+/// Whether the clock is wrong or the certificate has ended, nobody here can tell. If it is the clock, it will be set; else a
+/// token lets the node join again.
+async fn wait_while_ended<J: Future<Output = Result<(Trusted, Arc<Identity>)>>>(
+    identity: &Identity,
+    join: impl Fn() -> J,
+) -> Option<(Trusted, Arc<Identity>)> {
+    let mut complaint = Complaint::default();
+    loop {
+        let (until, now) = (identity.validity().until, Timestamp::now());
+        if now < until {
+            return None;
+        }
+        match join().await {
+            Ok(joined) => return Some(joined),
+            Err(error) if complaint.is_due() => {
+                warn!(
+                    %until, %now, error = format!("{error:#}"),
+                    "this node's certificate has ended by this machine's clock, and it cannot join again; waiting for the \
+                     clock to be set. If the clock is right, start the agent with a new --token"
+                );
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(BETWEEN_REJOINS).await;
+    }
 }
 
 /// What this node knows from when it joined, if that is the cluster it is told of now.
@@ -211,8 +394,8 @@ fn remembered(
     Ok(Some((Trusted { server, ca_pem }, identity)))
 }
 
-/// A client that shows the node's certificate of the moment.
-fn client(trusted: &Trusted, identity: Arc<Identity>) -> Result<Client> {
+/// A client that shows the certificate of the moment.
+pub(crate) fn client(trusted: &Trusted, identity: Arc<Identity>) -> Result<Client> {
     let mut roots = rustls::RootCertStore::empty();
     for authority in CertificateDer::pem_slice_iter(trusted.ca_pem.as_bytes()) {
         roots.add(authority.context("the cluster's authority is damaged")?)?;
@@ -243,35 +426,57 @@ fn client(trusted: &Trusted, identity: Arc<Identity>) -> Result<Client> {
     Ok(Client::new(service, "default"))
 }
 
-/// Servers and nodes of a site start together when its power comes back.
-async fn wait_for_server(client: &Client, server: &http::Uri) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(60);
-    const BETWEEN_TRIES: Duration = Duration::from_millis(500);
-    let deadline = tokio::time::Instant::now() + PATIENCE;
+/// What the cluster has told this node.
+struct Member {
+    told: Told,
+    serving: Arc<Identity>,
+}
+
+/// Asks the cluster for what a node must know, until it is told all of it. Servers and nodes of a site start together when its
+/// power comes back, the server may be away for days, and one whose clock is wrong takes no certificate.
+async fn become_member(
+    client: &Client,
+    server: &http::Uri,
+    name: &str,
+    ip: &watch::Sender<Ipv4Addr>,
+    directory: &Path,
+) -> Member {
+    let mut complaint = Complaint::default();
     loop {
-        match tokio::time::timeout_at(deadline, client.apiserver_version()).await {
-            Ok(Ok(_)) => return Ok(()),
-            // It answers, and does not like this node.
-            Ok(Err(error @ kube::Error::Api(_))) => {
-                return Err(error).context("the server refuses this node");
+        let ip = *ip.borrow();
+        let asked = async {
+            let answered = tokio::time::timeout(PATIENCE, client.apiserver_version()).await;
+            let answered = answered.map_err(|_| anyhow!("{server} does not answer"))?;
+            answered.map_err(|error| match error {
+                // It answers, and does not like this node.
+                kube::Error::Api(_) => anyhow!(error).context("the server refuses this node"),
+                error => anyhow!(error).context(format!("cannot reach {server}")),
+            })?;
+            let pod_cidr = join::register(client, name, ip).await?;
+            let serving = serving(client, name, ip, directory).await?;
+            let told = Told { network: network(client).await?, pod_cidr };
+            Ok::<_, anyhow::Error>(Member { told, serving })
+        };
+        match asked.await {
+            Ok(member) => return member,
+            Err(error) if complaint.is_due() => {
+                warn!(
+                    node = name,
+                    error = format!("{error:#}"),
+                    "this node cannot take its place in the cluster yet; its containers go on, and it tries again"
+                );
             }
-            Ok(Err(error)) if tokio::time::Instant::now() + BETWEEN_TRIES > deadline => {
-                return Err(error).with_context(|| format!("cannot reach {server}"));
-            }
-            Ok(Err(_)) => tokio::time::sleep(BETWEEN_TRIES).await,
-            Err(_) => bail!("{server} does not answer"),
+            Err(_) => {}
         }
+        tokio::time::sleep(BETWEEN_TRIES).await;
     }
 }
 
-async fn serving(
-    client: &Client,
-    name: &str,
-    ip: std::net::Ipv4Addr,
-    directory: &Path,
-) -> Result<Arc<Identity>> {
+async fn serving(client: &Client, name: &str, ip: Ipv4Addr, directory: &Path) -> Result<Arc<Identity>> {
     let path = directory.join("serving.pem");
-    let is_good = |identity: &Arc<Identity>| Timestamp::now() < identity.validity().renew_at(0.0);
+    let is_good = |identity: &Arc<Identity>| {
+        identity.validity().is_in_middle(Timestamp::now(), SignedDuration::ZERO, 0.0)
+    };
     if let Some(kept) = Identity::load(&path)?.filter(is_good)
         && kept.has_address(ip)
     {
@@ -291,47 +496,142 @@ async fn network(client: &Client) -> Result<ClusterNetwork> {
     serde_json::from_str(&text.with_context(reading)?).with_context(reading)
 }
 
+/// A member that has another address says so in its Node, and then has a certificate for it.
+struct Move {
+    client: Client,
+    node: String,
+    serving: Arc<Identity>,
+}
+
+#[async_trait]
+impl Moving for Move {
+    async fn moved(&self, ip: Ipv4Addr) -> Result<()> {
+        join::register(&self.client, &self.node, ip).await?;
+        if self.serving.has_address(ip) {
+            return Ok(());
+        }
+        let pair = join::certificate(&self.client, &self.node, &Purpose::Serving(ip)).await;
+        self.serving.renew(&pair.context("the node API")?)
+    }
+}
+
 /// Keeps one certificate from ending.
 struct Renewal {
     client: Client,
     node: String,
-    purpose: Purpose,
+    /// The address of the moment, where it is the certificate of the node API.
+    serves_at: Option<watch::Receiver<Ipv4Addr>>,
     after: Option<u64>,
 }
 
 impl Renewal {
+    fn purpose(&self) -> Purpose {
+        self.serves_at.as_ref().map_or(Purpose::Client, |ip| Purpose::Serving(*ip.borrow()))
+    }
+
     async fn run(self, identity: &Identity) {
-        let mut due = self.due(identity);
+        let mut pace = Pace::new(self.after);
         loop {
-            let left = due.duration_since(Timestamp::now());
-            if left.is_positive() {
-                tokio::time::sleep(left.unsigned_abs().min(RENEW_LOOK)).await;
+            let validity = identity.validity();
+            if !pace.is_due(validity, Timestamp::now()) {
+                tokio::time::sleep(pace.look_every).await;
                 continue;
             }
+            let purpose = self.purpose();
             let renewed = async {
-                let pair = join::certificate(&self.client, &self.node, &self.purpose).await?;
+                let pair = join::certificate(&self.client, &self.node, &purpose).await?;
                 identity.renew(&pair)
             };
             match renewed.await {
                 Ok(()) => {
-                    info!(purpose = ?self.purpose, until = %identity.validity().until, "a certificate was renewed");
-                    due = self.due(identity);
+                    info!(?purpose, until = %identity.validity().until, "a certificate was renewed");
+                    pace.renewed();
                 }
                 Err(error) => {
-                    let until = identity.validity().until;
-                    warn!(purpose = ?self.purpose, %until, error = format!("{error:#}"), "a certificate cannot be renewed yet");
+                    let until = validity.until;
+                    warn!(?purpose, %until, error = format!("{error:#}"), "a certificate cannot be renewed yet");
                     tokio::time::sleep(RENEW_RETRY).await;
                 }
             }
         }
     }
+}
 
-    fn due(&self, identity: &Identity) -> Timestamp {
-        match self.after.and_then(|s| i64::try_from(s).ok()) {
-            Some(seconds) => Timestamp::now()
-                .checked_add(jiff::SignedDuration::from_secs(seconds))
-                .unwrap_or(Timestamp::MAX),
-            None => identity.validity().renew_at(rand::random::<f64>()),
+/// When to renew. What is asked by the wall clock may be wrong at any time; how often it is done is bounded by the other clock.
+struct Pace {
+    /// In place of most of a certificate's life.
+    after: Option<Duration>,
+    look_every: Duration,
+    /// Since when this certificate is the newest.
+    since: tokio::time::Instant,
+    /// How long the next renewal must wait from then on.
+    rest: Duration,
+    jitter: f64,
+}
+
+impl Pace {
+    fn new(after_s: Option<u64>) -> Pace {
+        let after = after_s.map(Duration::from_secs);
+        Pace {
+            look_every: after.map_or(RENEW_LOOK, |after| after.min(RENEW_LOOK)),
+            after,
+            since: tokio::time::Instant::now(),
+            rest: Duration::ZERO,
+            jitter: rand::random(),
+        }
+    }
+
+    fn is_due(&mut self, validity: Validity, now: Timestamp) -> bool {
+        if let Some(after) = self.after {
+            return self.since.elapsed() >= after;
+        }
+        if validity.is_in_middle(now, SignedDuration::ZERO, self.jitter) {
+            self.rest = Duration::ZERO;
+            return false;
+        }
+        self.since.elapsed() >= self.rest
+    }
+
+    /// The signer goes by its own clock: what it gives may be as little good by this one as the last was.
+    fn renewed(&mut self) {
+        self.since = tokio::time::Instant::now();
+        self.rest = (self.rest * 2).clamp(MIN_RENEW_REST, MAX_RENEW_REST);
+        self.jitter = rand::random();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(second).unwrap()
+    }
+
+    /// How often a certificate of the server's clock is renewed within a day by a clock that is ahead of it or behind.
+    async fn n_renewals(ahead_s: i64) -> usize {
+        let (start, life_s) = (tokio::time::Instant::now(), 365 * 86_400);
+        let server_now = || 1_800_000_000 + start.elapsed().as_secs().cast_signed();
+        let signed = |now_s: i64| Validity { from: at(now_s - 300), until: at(now_s + life_s) };
+        let (mut pace, mut validity, mut n) = (Pace::new(None), signed(server_now()), 0);
+        while start.elapsed() < Duration::from_secs(86_400) && n < 1000 {
+            if pace.is_due(validity, at(server_now() + ahead_s)) {
+                validity = signed(server_now());
+                pace.renewed();
+                n += 1;
+            } else {
+                tokio::time::sleep(pace.look_every).await;
+            }
+        }
+        n
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_whose_clock_is_off_renews_no_more_than_once_an_hour() {
+        assert_eq!(n_renewals(0).await, 0);
+        for days in [400, -400] {
+            let n = n_renewals(days * 86_400).await;
+            assert!((1..=30).contains(&n), "{n} renewals in a day, {days} days off");
         }
     }
 }

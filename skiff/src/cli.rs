@@ -1,5 +1,6 @@
 //! The command line.
 
+use std::ffi::OsStr;
 use std::io::IsTerminal as _;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use crate::layout::Layout;
 use crate::server::{self, ServerArgs};
 use crate::services::{self, ServiceCommand};
 use crate::token::{self, TokenCommand};
-use crate::{check, forward, node};
+use crate::{check, forward, node, turns};
 
 /// How long whatever is still running when a command is done may take to end.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,7 +61,7 @@ enum Command {
     Agent(Box<AgentArgs>),
     /// Make, list and delete the tokens that let nodes join
     Token {
-        /// A throw-away cluster [default: the server on this machine]
+        /// A throw-away cluster [default: the one that KUBECONFIG names, or the server on this machine]
         #[arg(long = "name", global = true)]
         cluster: Option<String>,
         #[command(subcommand)]
@@ -158,6 +159,9 @@ fn execute(command: Command, threads: Option<NonZeroUsize>) -> Result<ExitCode> 
         }
         _ => {}
     }
+    if matches!(command, Command::Server(_) | Command::Agent(_)) {
+        turns::be_short();
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(threads.map_or_else(default_threads, NonZeroUsize::get))
         .enable_all()
@@ -177,7 +181,14 @@ async fn serve(command: Command) -> Result<()> {
     match command {
         Command::Server(args) => server::run(*args).await,
         Command::Agent(args) => Box::pin(agent::run(*args)).await,
-        Command::Token { cluster, command } => token::run(command, &kubeconfig(cluster.as_deref())?).await,
+        Command::Token { cluster, command } => {
+            let named = std::env::var_os("KUBECONFIG").filter(|_| cluster.is_none());
+            let kubeconfig = match named.as_deref().and_then(first_path) {
+                Some(path) => path,
+                None => kubeconfig(cluster.as_deref())?,
+            };
+            token::run(command, &kubeconfig).await
+        }
         Command::Teardown { layout } => node::tear_down(&layout).await,
         Command::Up { name, registries, nodes, routed } => {
             Box::pin(cluster::up(&name, &registries, nodes, routed)).await
@@ -198,6 +209,11 @@ async fn serve(command: Command) -> Result<()> {
     }
 }
 
+/// The first of several files, as kubectl takes what is in the first that has it.
+fn first_path(named: &OsStr) -> Option<PathBuf> {
+    std::env::split_paths(named).find(|path| !path.as_os_str().is_empty())
+}
+
 fn kubeconfig(name: Option<&str>) -> Result<PathBuf> {
     if let Some(name) = name {
         return Ok(Cluster::open(name)?.kubeconfig());
@@ -214,6 +230,14 @@ fn kubeconfig(name: Option<&str>) -> Result<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kubeconfig_is_the_first_that_the_environment_names() {
+        let first = |named: &str| first_path(OsStr::new(named));
+        assert_eq!(first("/a/b:/c"), Some("/a/b".into()));
+        assert_eq!(first(":/c"), Some("/c".into()));
+        assert_eq!(first(""), None);
+    }
 
     #[test]
     fn the_command_line_is_sound() {

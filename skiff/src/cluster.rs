@@ -1,5 +1,7 @@
 //! Throw-away clusters: `skiff up` and `skiff down`.
 //!
+//! What a cluster is made of lies beside its data and outlives the machine's restart: `skiff up` then starts all of it again.
+//!
 //! Each node lives in a network namespace of its own, so that nothing of the host's network changes. Its one link, `eth0`,
 //! leads to a bridge in another namespace that plays the LAN, or to a router there, and no further; a forwarder on the host
 //! publishes the API and LoadBalancer Services on loopback addresses, and lets the node fetch images as if from the host.
@@ -10,6 +12,7 @@
 //!        registries     ◄─┘                   └───────────────────────┘   └────────┘   └───────────────────┘
 //! ```
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::net::Ipv4Addr;
 use std::os::fd::AsFd;
@@ -20,7 +23,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 use nix::sched::{CloneFlags, setns};
@@ -29,14 +32,15 @@ use skiff_network::netns;
 
 use crate::agent;
 use crate::layout::Layout;
-use crate::pki::{Pki, write_private};
+use crate::pki::{Clock, Pair, Pki, write_private};
 use crate::process::Started;
 use crate::progress::Steps;
 use crate::token;
 
 mod lan;
+pub(crate) mod logs;
 
-/// A cluster as it is written to its directory.
+/// A cluster as it is written to a file.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Cluster {
     pub(crate) name: String,
@@ -55,6 +59,9 @@ pub(crate) struct Cluster {
     is_routed: bool,
 }
 
+/// One file a cluster; no cluster's name has a dot.
+const RECORDS: &str = "/var/lib/skiff/clusters";
+/// What a restart of the machine ends.
 const CLUSTERS: &str = "/run/skiff/clusters";
 /// 127.64.0.0/16 for the first cluster, up to 127.127.0.0/16.
 const FIRST_LOOPBACK: u8 = 64;
@@ -73,21 +80,37 @@ const STOP_GRACE: Duration = Duration::from_secs(30);
 
 impl Cluster {
     pub(crate) fn open(name: &str) -> Result<Cluster> {
-        let path = record(name);
-        let bytes = fs::read(&path)
-            .map_err(|_| anyhow!("there is no cluster {name:?}; start one with: skiff up --name {name}"))?;
-        serde_json::from_slice(&bytes).with_context(|| format!("reading {}", path.display()))
+        Cluster::find(name)?
+            .ok_or_else(|| anyhow!("there is no cluster {name:?}; start one with: skiff up --name {name}"))
+    }
+
+    /// None if there is no cluster of this name.
+    fn find(name: &str) -> Result<Option<Cluster>> {
+        for path in [record(name), former_record(name)] {
+            let reading = || format!("reading {}", path.display());
+            match fs::read(&path) {
+                Ok(bytes) => return serde_json::from_slice(&bytes).map(Some).with_context(reading),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error).with_context(reading),
+            }
+        }
+        Ok(None)
     }
 
     fn save(&self) -> Result<()> {
+        fs::create_dir_all(RECORDS).with_context(|| format!("creating {RECORDS}"))?;
         // Whole or not at all: others read it to see which numbers are taken.
         write_private(&record(&self.name), &serde_json::to_string(self)?)
     }
 
     /// All clusters of this machine.
     fn all() -> Vec<Cluster> {
-        let entries = fs::read_dir(CLUSTERS).into_iter().flatten().flatten();
-        entries.filter_map(|e| Cluster::open(e.file_name().to_str()?).ok()).collect()
+        let entries =
+            [RECORDS, CLUSTERS].into_iter().flat_map(|d| fs::read_dir(d).into_iter().flatten().flatten());
+        let names: BTreeSet<String> = entries
+            .filter_map(|e| e.file_name().to_str().map(|name| name.trim_end_matches(".json").to_owned()))
+            .collect();
+        names.iter().filter_map(|name| Cluster::find(name).ok().flatten()).collect()
     }
 
     /// Of the first node, the server's.
@@ -130,6 +153,19 @@ impl Cluster {
         self.layout().data_dir.join("kubeconfig")
     }
 
+    pub(crate) fn pki(&self) -> Result<Pki> {
+        Pki::open(&self.layout().pki(), Clock::Checked)
+    }
+
+    pub(crate) fn server_url(&self) -> String {
+        format!("https://{}:{API_PORT}", self.api_address())
+    }
+
+    pub(crate) fn write_kubeconfig(&self, pki: &Pki, admin: &Pair) -> Result<()> {
+        let kubeconfig = pki.kubeconfig(admin, &format!("skiff-{}", self.name), &self.server_url())?;
+        write_private(&self.kubeconfig(), &kubeconfig)
+    }
+
     /// An address of this cluster on the host's loopback.
     pub(crate) fn loopback(&self, third: u8, fourth: u8) -> Ipv4Addr {
         Ipv4Addr::new(127, FIRST_LOOPBACK + self.index, third, fourth)
@@ -148,6 +184,12 @@ impl Cluster {
         self.layout().data_dir.join(format!("{part}.log"))
     }
 
+    /// Those of all its processes.
+    pub(crate) fn logs(&self) -> Vec<PathBuf> {
+        let agents = self.nodes().into_iter().skip(1).map(|node| node.log());
+        [self.log("server"), self.log("forward")].into_iter().chain(agents).collect()
+    }
+
     fn server_args(&self) -> Vec<String> {
         let mut args = vec!["server".to_owned()];
         args.extend(self.node(1).args());
@@ -162,7 +204,7 @@ impl Cluster {
 
     /// Starts this program in the background, in a node's namespace or on the host.
     fn spawn(&self, log: &Path, args: &[String], inside: Option<&Path>) -> Result<Started> {
-        let log = File::create(log).with_context(|| format!("creating {}", log.display()))?;
+        let log = logs::open(log).with_context(|| format!("opening {}", log.display()))?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(args).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).current_dir("/");
         let namespace = inside.map(File::open).transpose().context("opening the node's namespace")?;
@@ -244,6 +286,11 @@ impl ClusterNode {
 }
 
 fn record(name: &str) -> PathBuf {
+    Path::new(RECORDS).join(format!("{name}.json"))
+}
+
+/// Where earlier versions kept it: gone after a restart of the machine.
+fn former_record(name: &str) -> PathBuf {
     Path::new(CLUSTERS).join(name).join("cluster.json")
 }
 
@@ -255,15 +302,17 @@ pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>, is_ro
     );
     let steps = Steps::new();
     let lock = lock(name)?;
-    let mut cluster = match Cluster::open(name) {
-        Ok(cluster) => cluster,
-        Err(_) => create(name, registries, is_routed).inspect_err(|_| forget(name))?,
+    let mut cluster = match Cluster::find(name)? {
+        Some(cluster) => cluster,
+        None => create(name, registries, is_routed).inspect_err(|_| forget(name))?,
     };
     ensure!(
         cluster.is_routed || !is_routed,
         "the nodes of the cluster {name:?} share a segment; start anew with: skiff down --name {name}"
     );
     let has_grown = cluster.grow(n_nodes)?;
+    cluster.forget_ended();
+    let mut started = Starts::default();
     // Each time: the last one may have ended half-way.
     prepare(&cluster)?;
     if has_grown && let Some(forwarder) = cluster.forwarder.take() {
@@ -279,27 +328,58 @@ pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>, is_ro
     if !cluster.server.is_some_and(|s| s.runs()) {
         steps.begin("starting the server");
         let args = cluster.server_args();
+        started.note(&cluster.node(1).name);
         cluster.server = Some(cluster.spawn(&cluster.log("server"), &args, Some(&cluster.netns()))?);
         cluster.save()?;
     }
-    start_agents(&mut cluster, &steps).await?;
+    start_agents(&mut cluster, &mut started, &steps).await?;
     drop(lock);
     steps.begin("waiting for the nodes to be ready");
     let all: Vec<String> = cluster.nodes().into_iter().map(|n| n.name).collect();
-    wait_ready(&cluster, &all).await?;
+    wait_ready(&cluster, &all, &started).await?;
     for node in cluster.nodes() {
         // Joined: what it joined with has done its work.
         let _missing_mostly = fs::remove_file(node.token());
     }
     steps.done();
-    println!("The cluster {name:?} is ready: https://{}:{API_PORT}", cluster.api_address());
+    println!("The cluster {name:?} is ready: {}", cluster.server_url());
     println!("  export KUBECONFIG={}", cluster.kubeconfig().display());
     println!("  kubectl get nodes");
     println!("To remove it: skiff down --name {name}");
     Ok(())
 }
 
+/// When this command started which nodes. What one of them said before is of no account.
+#[derive(Default)]
+struct Starts(BTreeMap<String, Timestamp>);
+
+impl Starts {
+    fn note(&mut self, node: &str) {
+        self.0.insert(node.to_owned(), Timestamp::now());
+    }
+
+    /// Whether the node is ready, and says so since it was started.
+    fn is_ready(&self, node: &Node) -> bool {
+        let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+        let mut ready = conditions.filter(|c| c.type_ == "Ready" && c.status == "True");
+        let started = node.metadata.name.as_ref().and_then(|name| self.0.get(name));
+        ready.any(|condition| {
+            let said = condition.last_heartbeat_time.as_ref().map(|time| time.0.as_second());
+            // What the API shows has whole seconds.
+            started.is_none_or(|started| said.is_some_and(|said| said >= started.as_second()))
+        })
+    }
+}
+
 impl Cluster {
+    /// Those that have ended are as if they had never been: they are started again, and nobody waits for them meanwhile.
+    fn forget_ended(&mut self) {
+        let all = self.agents.iter_mut().chain([&mut self.server, &mut self.forwarder]);
+        for process in all.filter(|process| !process.is_some_and(|started| started.runs())) {
+            *process = None;
+        }
+    }
+
     /// Answers whether it has more nodes than before.
     fn grow(&mut self, n_nodes: Option<u8>) -> Result<bool> {
         let Some(n_nodes) = n_nodes else { return Ok(false) };
@@ -322,13 +402,13 @@ impl Cluster {
 }
 
 /// Starts the agents that do not run, with a token if they have not joined yet.
-async fn start_agents(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
+async fn start_agents(cluster: &mut Cluster, started: &mut Starts, steps: &Steps) -> Result<()> {
     let is_down = |agent: &Option<Started>| !agent.is_some_and(|a| a.runs());
     if !cluster.agents.iter().any(is_down) {
         return Ok(());
     }
     steps.begin("waiting for the server");
-    wait_ready(cluster, &[cluster.node(1).name]).await?;
+    wait_ready(cluster, &[cluster.node(1).name], started).await?;
     steps.begin("starting the agents");
     let kube = client(&cluster.kubeconfig()).await?;
     let mut token = None;
@@ -342,7 +422,7 @@ async fn start_agents(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
         args.extend(node.args());
         if !node.layout.agent().join(agent::MEMBERSHIP).exists() {
             if token.is_none() {
-                let authority = Pki::open(&cluster.layout().pki())?.ca_pem;
+                let authority = cluster.pki()?.ca_pem;
                 let made = token::create(&kube, authority.as_bytes(), Some(TOKEN_TTL), "skiff up").await?;
                 token = Some(made);
             }
@@ -351,6 +431,7 @@ async fn start_agents(cluster: &mut Cluster, steps: &Steps) -> Result<()> {
             write_private(&node.token(), &token)?;
             args.extend(["--token-file".to_owned(), text(&node.token())]);
         }
+        started.note(&node.name);
         cluster.agents[slot] = Some(cluster.spawn(&node.log(), &args, Some(&node.netns))?);
         cluster.save()?;
     }
@@ -416,20 +497,23 @@ fn prepare(cluster: &Cluster) -> Result<()> {
     }
     let shape = if cluster.is_routed { lan::Shape::Router } else { lan::Shape::Bridge };
     lan::make(&cluster.lan(), shape, &nodes).context("making the cluster's network namespaces")?;
-    let pki = Pki::open(&cluster.layout().pki())?;
-    let server = format!("https://{}:{API_PORT}", cluster.api_address());
-    write_private(&cluster.kubeconfig(), &pki.kubeconfig(&format!("skiff-{}", cluster.name), &server)?)
+    let pki = cluster.pki()?;
+    cluster.write_kubeconfig(&pki, &pki.administrator()?)
 }
 
 /// Waits until the nodes of these names are ready.
-async fn wait_ready(cluster: &Cluster, names: &[String]) -> Result<()> {
+async fn wait_ready(cluster: &Cluster, names: &[String], started: &Starts) -> Result<()> {
     let deadline = Instant::now() + START_TIMEOUT;
     let client = client(&cluster.kubeconfig()).await?;
     let nodes: Api<Node> = Api::all(client);
     loop {
         let listed = nodes.list(&kube::api::ListParams::default()).await;
-        let ready: Vec<String> =
-            listed.iter().flatten().filter(|n| is_ready(n)).filter_map(|n| n.metadata.name.clone()).collect();
+        let ready: Vec<String> = listed
+            .iter()
+            .flatten()
+            .filter(|n| started.is_ready(n))
+            .filter_map(|n| n.metadata.name.clone())
+            .collect();
         let missing: Vec<&str> = names.iter().filter(|n| !ready.contains(n)).map(String::as_str).collect();
         if missing.is_empty() {
             return Ok(());
@@ -464,11 +548,6 @@ impl Cluster {
         all.extend(agents.map(|(node, agent)| (format!("agent of {}", node.name), *agent, node.log())));
         all
     }
-}
-
-fn is_ready(node: &Node) -> bool {
-    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 fn tail(path: &Path) -> String {
@@ -523,6 +602,12 @@ pub(crate) async fn down(name: &str) -> Result<()> {
     for directory in [&layout.data_dir, &layout.run_dir] {
         skiff_tree::remove(directory).with_context(|| format!("removing {}", directory.display()))?;
     }
+    // Last: a `down` that was ended half-way is begun again by the next.
+    if let Err(error) = fs::remove_file(record(name))
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(error).with_context(|| format!("removing {}", record(name).display()));
+    }
     steps.done();
     println!("The cluster {name:?} is gone.");
     Ok(())
@@ -559,4 +644,28 @@ fn unmount_below(directory: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_node_that_was_ready_before_it_was_started_is_not_ready_for_that() {
+        let now = Timestamp::now();
+        let node = |name: &str, heartbeat: Timestamp| -> Node {
+            let heartbeat = heartbeat.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+            let ready = json!({"type": "Ready", "status": "True", "lastHeartbeatTime": heartbeat});
+            serde_json::from_value(json!({"metadata": {"name": name}, "status": {"conditions": [ready]}}))
+                .unwrap()
+        };
+        let mut started = Starts::default();
+        started.note("a");
+        let before = now - SignedDuration::from_mins(4);
+        assert!(!started.is_ready(&node("a", before)), "from before the restart");
+        assert!(started.is_ready(&node("a", Timestamp::now())));
+        assert!(started.is_ready(&node("b", before)), "one that has run all the time");
+    }
 }

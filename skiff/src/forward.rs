@@ -8,27 +8,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use base64::Engine as _;
 use k8s_openapi::api::core::v1::Service;
-use kube::Api;
 use kube::api::{Patch, PatchParams};
+use kube::{Api, Client};
 use nix::sched::{CloneFlags, setns};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use serde_json::json;
 use skiff_client::{Informer, Informers, ObjectKey, Read, WorkQueue, key_of};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::cluster::{API_PORT, Cluster, EGRESS, NODE_IP, client};
-use crate::open_files;
+use crate::cluster::{API_PORT, Cluster, EGRESS, NODE_IP, logs};
+use crate::identity::Identity;
+use crate::join::Trusted;
+use crate::upkeep::Certificates;
+use crate::{agent, open_files};
 
 /// Connections that one published port may have open.
 const MAX_CONNECTIONS: usize = 1024;
@@ -51,8 +54,9 @@ pub(crate) async fn run(name: &str) -> Result<()> {
     let api = TcpListener::bind(address).await.with_context(|| format!("listening on {address}"))?;
     tokio::spawn(publish(api, inside.clone(), SocketAddr::from((NODE_IP, API_PORT)), shutdown.clone()));
 
-    let kube = client(&cluster.kubeconfig()).await?;
+    let kube = administrator(&cluster, &shutdown)?;
     let informers = Informers::new(kube, shutdown.clone());
+    tokio::spawn(bound_logs(cluster.logs(), shutdown.clone()));
     let publisher = Publisher {
         services: informers.of::<Service>(),
         queue: WorkQueue::default(),
@@ -64,6 +68,45 @@ pub(crate) async fn run(name: &str) -> Result<()> {
     publisher.run().await;
     shutdown.cancel();
     Ok(())
+}
+
+/// Nobody else looks after what the cluster's processes write.
+async fn bound_logs(logs: Vec<PathBuf>, stop: CancellationToken) {
+    const LOOK_EVERY: Duration = Duration::from_secs(30);
+    let mut looks = tokio::time::interval(LOOK_EVERY);
+    loop {
+        tokio::select! {
+            // Both only wait.
+            _ = looks.tick() => {}
+            () = stop.cancelled() => return,
+        }
+        for log in logs.clone() {
+            let shown = log.display().to_string();
+            let bounded = tokio::task::spawn_blocking(move || logs::bound(&log)).await;
+            if let Ok(Err(error)) = bounded {
+                warn!(log = shown, %error, "a log cannot be set aside");
+            }
+        }
+    }
+}
+
+/// A client whose certificate, and that of the kubeconfig on the host, is good for as long as the cluster runs.
+fn administrator(cluster: &Arc<Cluster>, shutdown: &CancellationToken) -> Result<Client> {
+    let pki = cluster.pki()?;
+    let identity = Identity::fixed(&pki.administrator()?)?;
+    let server = cluster.server_url().parse().context("the API's address")?;
+    let client = agent::client(&Trusted { server, ca_pem: pki.ca_pem.clone() }, identity.clone())?;
+    let mut certificates = Certificates::default();
+    let kept = cluster.clone();
+    certificates.add("administrator", move |_| {
+        let admin = pki.administrator()?;
+        identity.renew(&admin)?;
+        kept.write_kubeconfig(&pki, &admin)?;
+        admin.validity()
+    });
+    let (_address, ip) = watch::channel(cluster.api_address());
+    tokio::spawn(certificates.keep(ip, shutdown.clone()));
+    Ok(client)
 }
 
 /// Makes sockets inside a network namespace.

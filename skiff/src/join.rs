@@ -106,7 +106,7 @@ pub(crate) fn check_clock(ahead: Option<SignedDuration>) -> Result<()> {
     let side = if ahead.is_negative() { "behind" } else { "ahead of" };
     bail!(
         "this machine's clock is {} s {side} the server's, and certificates depend on the time; set it, for example with \
-         systemd-timesyncd or chrony, and start the agent again",
+         systemd-timesyncd or chrony",
         ahead.abs().as_secs()
     )
 }

@@ -3,19 +3,23 @@
 //! - [`cli`]: what a person types. [`role`]: what Skiff starts itself as (shim, Wasm host, Wasm compiler).
 //! - [`server`]: the control plane and a node in one process. [`node`]: one node, wherever its server is. [`layout`]: where
 //!   files lie.
+//! - [`address`]: where the node is, which may change; [`complaint`]: how often what waits says so.
 //! - [`agent`]: a node whose server is elsewhere; [`join`]: how it becomes a member; [`token`]: what lets it.
-//! - [`pki`]: the cluster's keys. [`identity`]: a node's certificates, renewed while in use.
+//! - [`pki`]: the cluster's keys. [`identity`]: a node's certificates, renewed while in use. [`upkeep`]: those that a server
+//!   makes for itself.
 //! - [`cluster`]: throw-away clusters in network namespaces, and [`forward`], which publishes them on loopback.
 //!
 //! Only this crate knows all the others.
 
 use std::process::ExitCode;
 
+mod address;
 mod agent;
 mod bridges;
 mod check;
 mod cli;
 mod cluster;
+mod complaint;
 mod forward;
 mod identity;
 mod image;
@@ -31,6 +35,8 @@ mod role;
 mod server;
 mod services;
 mod token;
+mod turns;
+mod upkeep;
 
 /// Runs the program.
 pub fn main() -> ExitCode {

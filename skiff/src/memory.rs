@@ -8,8 +8,11 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 const PERIOD: Duration = Duration::from_secs(5);
-/// Growth that is not worth a look.
-const SLACK_PAGES: u64 = (4 << 20) / PAGE_BYTES;
+/// Growth, or what was freed, that is not worth a look.
+const SLACK_BYTES: u64 = 4 << 20;
+const SLACK_PAGES: u64 = SLACK_BYTES / PAGE_BYTES;
+/// Every how many periods it is looked for what was freed since: that walks lists of the allocator.
+const LOOK_EVERY: u32 = 3;
 const PAGE_BYTES: u64 = 4096;
 /// From this size on memory is mapped, and given back at once when it is freed. Left to itself the allocator raises it to 32 MiB.
 const MAPPED_BYTES: libc::c_int = 256 << 10;
@@ -20,24 +23,40 @@ pub(crate) fn prepare() {
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES) };
 }
 
-/// Looks every few seconds whether this process has grown, and if so gives back what is free of that.
+/// Looks every few seconds whether this process has grown, or has freed what it had when it was last looked at, and if so
+/// gives back what is free.
 pub(crate) async fn give_back(stop: CancellationToken) {
     // What there was after the last trim, and whether the one before had left as much: during a burst none does.
     let (mut settled, mut is_settled) = (0_u64, false);
+    let (mut allocated_bytes, mut n_passed) = (0_u64, 0_u32);
     while stop.run_until_cancelled(tokio::time::sleep(PERIOD)).await.is_some() {
-        if is_settled && resident_pages().is_some_and(|now| now <= settled + SLACK_PAGES) {
+        let has_grown = !is_settled || resident_pages().is_none_or(|now| now > settled + SLACK_PAGES);
+        n_passed += 1;
+        if !has_grown && n_passed < LOOK_EVERY {
             continue;
         }
+        n_passed = 0;
         // Walks the heap: some milliseconds.
-        let trimmed = tokio::task::spawn_blocking(|| {
+        let trimmed = tokio::task::spawn_blocking(move || {
+            let now_bytes = allocated();
+            if !has_grown && now_bytes + SLACK_BYTES > allocated_bytes {
+                return None;
+            }
             // SAFETY: `malloc_trim` takes the allocator's own locks and touches free memory only.
             unsafe { libc::malloc_trim(0) };
-            resident_pages()
+            Some((resident_pages()?, now_bytes))
         });
-        let now = trimmed.await.ok().flatten().unwrap_or_default();
+        let Some((now, now_bytes)) = trimmed.await.ok().flatten() else { continue };
         is_settled = now.abs_diff(settled) <= SLACK_PAGES;
-        settled = now;
+        (settled, allocated_bytes) = (now, now_bytes);
     }
+}
+
+/// What is allocated and not freed.
+fn allocated() -> u64 {
+    // SAFETY: `mallinfo2` takes the allocator's own locks and answers numbers.
+    let info = unsafe { libc::mallinfo2() };
+    (info.uordblks + info.hblkhd) as u64
 }
 
 fn resident_pages() -> Option<u64> {
@@ -48,24 +67,42 @@ fn resident_pages() -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[tokio::test(start_paused = true)]
-    async fn what_was_freed_is_given_back() {
-        // Pieces that are too small to be mapped, of which every 64th stays: what is between them is free and held.
-        let mut pieces: Vec<Vec<u8>> = (0..64 << 10).map(|_| vec![1; 2 << 10]).collect();
-        let full = resident_pages().unwrap();
+    /// Pieces that are too small to be mapped.
+    fn pieces() -> Vec<Vec<u8>> {
+        (0..64 << 10).map(|_| vec![1; 2 << 10]).collect()
+    }
+
+    /// Frees all but every 64th: what is between them is free and held.
+    fn free_most(pieces: &mut Vec<Vec<u8>>) {
         let mut n = 0;
         pieces.retain(|_| {
             n += 1;
             n % 64 == 0
         });
+    }
+
+    const FREED_PAGES: u64 = (64 << 20) / PAGE_BYTES;
+
+    /// Both in one test: the other would free and allocate meanwhile.
+    #[tokio::test(start_paused = true)]
+    async fn what_was_freed_is_given_back() {
+        let mut all = pieces();
+        let full = resident_pages().unwrap();
+        free_most(&mut all);
         let stop = CancellationToken::new();
         let task = tokio::spawn(give_back(stop.clone()));
-        let most = full - (64 << 20) / PAGE_BYTES;
-        while resident_pages().unwrap() > most {
+        while resident_pages().unwrap() > full - FREED_PAGES {
+            tokio::time::sleep(PERIOD).await;
+        }
+        // The same where it was looked at while everything was in use, twice and more: it has not grown since.
+        let mut more = pieces();
+        tokio::time::sleep(10 * PERIOD).await;
+        free_most(&mut more);
+        while resident_pages().unwrap() > full - FREED_PAGES {
             tokio::time::sleep(PERIOD).await;
         }
         stop.cancel();
         task.await.unwrap();
-        assert_eq!(pieces.len(), 1 << 10);
+        assert_eq!((all.len(), more.len()), (1 << 10, 1 << 10));
     }
 }

@@ -1,5 +1,7 @@
 //! One node: container runtime, nodelet, service proxy, DNS and the routes to other nodes. The same in a server and in an
 //! agent; they differ in who its clients are.
+//!
+//! The node's address may become another while it runs. Proxy and routes follow it; the nodelet listens on it, and begins anew.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -7,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use async_trait::async_trait;
 use clap::Args;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
@@ -15,8 +18,8 @@ use skiff_client::{EventRecorder, Informers};
 use skiff_cri::{ContainerRuntime, Cri};
 use skiff_images::{Images, Registries};
 use skiff_network::{
-    ClusterDns, DnsConfig, PeerRoutes, PeersConfig, PodNetwork, PodNetworkConfig, ProxyConfig, ServiceProxy,
-    Uplink,
+    Changes, ClusterDns, DnsConfig, LOOK_EVERY, PeerRoutes, PeersConfig, PodNetwork, PodNetworkConfig,
+    ProxyConfig, ServiceProxy, Uplink,
 };
 use skiff_nodelet::{EvictionHard, ImageGcPolicy, Nodelet, ServerTls};
 use skiff_runtime::{NodeRuntime, RuntimeConfig};
@@ -27,7 +30,9 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
+use crate::address::Follow;
 use crate::bridges::{Events, Network};
+use crate::complaint::Complaint;
 use crate::identity::Identity;
 use crate::layout::Layout;
 use crate::open_files;
@@ -80,7 +85,7 @@ pub(crate) struct NodeArgs {
 }
 
 /// What all nodes of a cluster have in common.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct ClusterNetwork {
     #[serde(rename = "clusterCIDR")]
@@ -108,11 +113,13 @@ pub(crate) fn kubelet_configuration(network: &ClusterNetwork) -> Result<String> 
     Ok(serde_json::to_string(&configuration)?)
 }
 
-/// A node that is about to start.
-pub(crate) struct NodeSetup {
+/// What the proxy, the DNS and the routes of a node are made from.
+#[derive(Clone)]
+pub(crate) struct Site {
     pub(crate) args: NodeArgs,
     pub(crate) name: String,
-    pub(crate) ip: Ipv4Addr,
+    /// Of the moment; told here when it becomes another.
+    pub(crate) ip: watch::Sender<Ipv4Addr>,
     pub(crate) network: ClusterNetwork,
     /// This node's part of the cluster's range.
     pub(crate) pod_cidr: String,
@@ -120,13 +127,41 @@ pub(crate) struct NodeSetup {
     pub(crate) claims_range: bool,
     /// Ports that the node itself listens on, and that no Service may take.
     pub(crate) own_ports: Vec<u16>,
-    /// The node's own client.
-    pub(crate) client: Client,
     /// By which the proxy, the DNS and the routes see the cluster.
     pub(crate) informers: Informers,
+}
+
+/// A node that is about to start.
+pub(crate) struct NodeSetup {
+    pub(crate) site: Site,
+    /// Whether its proxy, DNS and routes run already, by what was last known.
+    pub(crate) services: Services,
+    /// Told before the node serves at another address.
+    pub(crate) moving: Arc<dyn Moving>,
+    /// The node's own client.
+    pub(crate) client: Client,
     /// What the node API shows.
     pub(crate) serving: Arc<Identity>,
     pub(crate) ca_pem: String,
+}
+
+/// What has to be done about a node that has another address, besides the node itself.
+#[async_trait]
+pub(crate) trait Moving: Send + Sync {
+    /// Tells the cluster, and has a serving certificate for the address.
+    async fn moved(&self, ip: Ipv4Addr) -> Result<()>;
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Services {
+    Start,
+    Run,
+}
+
+impl Site {
+    fn ip(&self) -> Ipv4Addr {
+        *self.ip.borrow()
+    }
 }
 
 /// What tearing a node down must know, as it was when the node last started.
@@ -134,6 +169,9 @@ pub(crate) struct NodeSetup {
 struct Record {
     network: NetworkRecord,
     runc: PathBuf,
+    /// Not in records of earlier versions.
+    #[serde(default)]
+    node: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -151,18 +189,20 @@ pub(crate) const SSH_PORT: u16 = 22;
 /// How long parts may take to end once told to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 const FALLBACK_MTU: u32 = 1500;
+const BETWEEN_STARTS: Duration = Duration::from_secs(2);
 
 /// The parts of a running node or server: each ends with its name when told to.
 pub(crate) type Parts = JoinSet<Result<&'static str>>;
 
 /// Starts all parts of the node. Its Node is ready when this returns.
 pub(crate) async fn start(setup: NodeSetup, shutdown: &CancellationToken, parts: &mut Parts) -> Result<()> {
-    let NodeSetup { args, network, .. } = &setup;
+    let site = &setup.site;
+    let Site { args, network, .. } = site;
     let last = read_record(&args.layout)?.map(|record| record.network.pod_cidr);
-    if let Some(last) = last.filter(|last| *last != setup.pod_cidr) {
+    if let Some(last) = last.filter(|last| *last != site.pod_cidr) {
         info!(
             last,
-            now = setup.pod_cidr,
+            now = site.pod_cidr,
             "the node has other pod addresses than before; its pods are made anew"
         );
         tear_down(&args.layout).await.context("removing what has the last pod addresses")?;
@@ -171,17 +211,134 @@ pub(crate) async fn start(setup: NodeSetup, shutdown: &CancellationToken, parts:
         network: NetworkRecord {
             bridge: args.bridge.clone(),
             vxlan_device: args.vxlan_device.clone(),
-            pod_cidr: setup.pod_cidr.clone(),
+            pod_cidr: site.pod_cidr.clone(),
             cluster_cidr: network.cluster_cidr.clone(),
             service_cidr: network.service_cidr.clone(),
-            mtu: mtu(args, setup.ip).await,
+            mtu: mtu(args, site.ip()).await,
         },
         runc: args.runc.clone(),
+        node: Some(site.name.clone()),
     };
     write_private(&args.layout.node_record(), &serde_json::to_string(&record)?)?;
-    let runtime = open_runtime(&args.layout, &record).await?.runtime;
-    start_nodelet(&setup, runtime, shutdown, parts).await?;
-    start_services(&setup, shutdown, parts).await
+    let Opened { runtime, network, .. } = open_runtime(&args.layout, &record).await?;
+    let nodelet = nodelet_as_soon_as_it_is_taken(&setup, &runtime).await?;
+    if setup.services == Services::Start {
+        start_services(&setup.site, shutdown, parts).await?;
+    }
+    let stop = shutdown.clone();
+    let mtu = setup.site.args.mtu;
+    parts.spawn(mend_pod_network(network, setup.site.ip.subscribe(), mtu, shutdown.clone()));
+    parts.spawn(async move { keep_nodelet(setup, runtime, nodelet, stop).await });
+    Ok(())
+}
+
+/// The nodelet, registered. A server that goes away while its agents start is waited for like one that was never there.
+async fn nodelet_as_soon_as_it_is_taken(setup: &NodeSetup, runtime: &Arc<NodeRuntime>) -> Result<Nodelet> {
+    let mut complaint = Complaint::default();
+    loop {
+        match start_nodelet(setup, runtime.clone()).await {
+            Err(error @ skiff_nodelet::Error::Register { .. }) if !setup.site.claims_range => {
+                if complaint.is_due() {
+                    let error = format!("{:#}", anyhow!(error));
+                    tracing::warn!(error, "the cluster does not take this node yet; trying again");
+                }
+            }
+            started => return started.context("starting the nodelet"),
+        }
+        tokio::time::sleep(BETWEEN_STARTS).await;
+    }
+}
+
+/// Runs the nodelet until `shutdown`, at whatever address the node has.
+async fn keep_nodelet(
+    setup: NodeSetup,
+    runtime: Arc<NodeRuntime>,
+    mut nodelet: Nodelet,
+    shutdown: CancellationToken,
+) -> Result<&'static str> {
+    let site = setup.site.clone();
+    let mut follow = Follow::from(&site.args, site.ip());
+    loop {
+        let stop = shutdown.child_token();
+        let mut running = std::pin::pin!(nodelet.run(stop.clone()));
+        let ip = tokio::select! {
+            // Both only wait.
+            ended = running.as_mut() => {
+                return ended.context("running the nodelet").map(|()| "nodelet");
+            }
+            ip = follow.next() => ip,
+        };
+        info!(last = %site.ip(), now = %ip, "the node has another address; its nodelet begins anew there");
+        stop.cancel();
+        if let Err(error) = running.await {
+            let error = format!("{:#}", anyhow!(error));
+            tracing::warn!(error, "the nodelet at the last address did not end well");
+        }
+        site.ip.send_replace(ip);
+        let moved = shutdown.run_until_cancelled(nodelet_at(&setup, &runtime, ip, &mut follow)).await;
+        nodelet = match moved {
+            Some(nodelet) => nodelet,
+            None => return Ok("nodelet"),
+        };
+    }
+}
+
+/// A nodelet at another address, as soon as that can be. Should the address change once more meanwhile, at that one.
+async fn nodelet_at(
+    setup: &NodeSetup,
+    runtime: &Arc<NodeRuntime>,
+    mut ip: Ipv4Addr,
+    follow: &mut Follow,
+) -> Nodelet {
+    let mut complaint = Complaint::default();
+    loop {
+        let started = async {
+            setup.moving.moved(ip).await?;
+            start_nodelet(setup, runtime.clone()).await.context("starting the nodelet")
+        };
+        match started.await {
+            Ok(nodelet) => return nodelet,
+            Err(error) if complaint.is_due() => {
+                tracing::warn!(%ip, error = format!("{error:#}"), "the node cannot serve at its new address yet; trying again");
+            }
+            Err(_) => {}
+        }
+        if let Ok(next) = tokio::time::timeout(BETWEEN_STARTS, follow.next()).await {
+            ip = next;
+            setup.site.ip.send_replace(ip);
+        }
+    }
+}
+
+/// Undoes what others do to the links and routes that pods need.
+async fn mend_pod_network(
+    network: Arc<Network>,
+    ip: watch::Receiver<Ipv4Addr>,
+    mtu: Option<u32>,
+    shutdown: CancellationToken,
+) -> Result<&'static str> {
+    let (mut changes, mut complaint) = (Changes::listen(), Complaint::default());
+    loop {
+        tokio::select! {
+            // Both only wait.
+            () = changes.next() => {}
+            () = shutdown.cancelled() => return Ok("look at the pod network"),
+        }
+        let ip = *ip.borrow();
+        if mtu.is_none()
+            && let Ok(uplink) = Uplink::of(ip).await
+        {
+            network.0.set_mtu(uplink.mtu);
+        }
+        if let Err(error) = network.0.mend().await
+            && complaint.is_due()
+        {
+            tracing::warn!(
+                error = format!("{:#}", anyhow!(error)),
+                "the pod network is not right; trying again"
+            );
+        }
+    }
 }
 
 /// Runs until SIGINT or SIGTERM, or until a part ends by itself; then ends the others. Containers go on.
@@ -234,11 +391,10 @@ async fn mtu(args: &NodeArgs, ip: Ipv4Addr) -> u32 {
 async fn start_nodelet(
     setup: &NodeSetup,
     runtime: Arc<NodeRuntime>,
-    shutdown: &CancellationToken,
-    parts: &mut Parts,
-) -> Result<()> {
-    let NodeSetup { args, network, .. } = setup;
-    let mut config = skiff_nodelet::Config::new(&setup.name, setup.ip.into());
+) -> Result<Nodelet, skiff_nodelet::Error> {
+    let site = &setup.site;
+    let Site { args, network, .. } = site;
+    let mut config = skiff_nodelet::Config::new(&site.name, site.ip().into());
     config.root_dir = args.layout.nodelet();
     config.log_root = args.layout.log_dir.clone();
     config.cgroup_root = args.layout.cgroup_root.clone();
@@ -251,35 +407,31 @@ async fn start_nodelet(
         high_percent: args.image_gc_high_threshold,
         low_percent: args.image_gc_low_threshold.min(args.image_gc_high_threshold),
     };
-    config.pod_cidr = Some(setup.pod_cidr.clone()).filter(|_| setup.claims_range);
+    config.pod_cidr = Some(site.pod_cidr.clone()).filter(|_| site.claims_range);
     config.resolv_conf = args.resolv_conf.clone();
     config.tls = Some(ServerTls {
         certificate: setup.serving.clone(),
         client_ca_pem: setup.ca_pem.clone().into_bytes(),
     });
-    let events = EventRecorder::new(setup.client.clone(), "kubelet", &setup.name);
-    let nodelet = Nodelet::start(config, setup.client.clone(), runtime, Arc::new(Events(events)))
-        .await
-        .context("starting the nodelet")?;
-    let stop = shutdown.clone();
-    parts.spawn(async move {
-        nodelet.run(stop).await.context("running the nodelet")?;
-        Ok("nodelet")
-    });
-    Ok(())
+    let events = EventRecorder::new(setup.client.clone(), "kubelet", &site.name);
+    Nodelet::start(config, setup.client.clone(), runtime, Arc::new(Events(events))).await
 }
 
 /// The service proxy, the cluster's DNS and the routes to other nodes.
-async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: &mut Parts) -> Result<()> {
-    let NodeSetup { args, network, informers, .. } = setup;
+pub(crate) async fn start_services(
+    site: &Site,
+    shutdown: &CancellationToken,
+    parts: &mut Parts,
+) -> Result<()> {
+    let Site { args, network, informers, .. } = site;
     let config = ProxyConfig {
-        node_name: setup.name.clone(),
-        node_ips: vec![setup.ip],
+        node_name: site.name.clone(),
+        node_ips: vec![site.ip()],
         cluster_cidr: network.cluster_cidr.clone(),
-        pod_cidr: setup.pod_cidr.clone(),
+        pod_cidr: site.pod_cidr.clone(),
     };
-    if !setup.claims_range {
-        let changed = range_changed(setup, informers);
+    if !site.claims_range {
+        let changed = range_changed(site, informers);
         let stop = shutdown.clone();
         parts.spawn(async move {
             match stop.run_until_cancelled(changed).await {
@@ -288,21 +440,23 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
             }
         });
     }
-    let proxy = ServiceProxy::new(config, informers).with_own_ports(setup.own_ports.iter().copied());
+    let proxy = ServiceProxy::new(config, informers)
+        .with_own_ports(site.own_ports.iter().copied())
+        .following(site.ip.subscribe());
     let stop = shutdown.clone();
     parts.spawn(async move {
         proxy.run(stop).await;
         Ok("service proxy")
     });
     let config = PeersConfig {
-        node_name: setup.name.clone(),
-        node_ip: setup.ip,
-        pod_cidr: setup.pod_cidr.clone(),
+        node_name: site.name.clone(),
+        node_ip: site.ip(),
+        pod_cidr: site.pod_cidr.clone(),
         cluster_cidr: network.cluster_cidr.clone(),
         vxlan_device: args.vxlan_device.clone(),
         vxlan_port: args.vxlan_port,
     };
-    let routes = PeerRoutes::new(config, informers);
+    let routes = PeerRoutes::new(config, informers).following(site.ip.subscribe());
     let stop = shutdown.clone();
     parts.spawn(async move {
         routes.run(stop).await;
@@ -312,7 +466,7 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
     let config = DnsConfig {
         bind: SocketAddr::new(network.cluster_dns.into(), 53),
         domain: network.cluster_domain.clone(),
-        upstreams: upstreams(args, network),
+        upstreams: follow_upstreams(args, network, shutdown, parts),
     };
     let dns = ClusterDns::start(config, informers).await.context("starting the cluster's DNS")?;
     let stop = shutdown.clone();
@@ -325,8 +479,8 @@ async fn start_services(setup: &NodeSetup, shutdown: &CancellationToken, parts: 
 
 /// Ends when the node has another range than this process works with: its Node was deleted, and has been given one anew
 /// that need not be the last one, since that may be another node's by then.
-fn range_changed(setup: &NodeSetup, informers: &Informers) -> impl Future<Output = anyhow::Error> + use<> {
-    let (name, has) = (setup.name.clone(), setup.pod_cidr.clone());
+fn range_changed(site: &Site, informers: &Informers) -> impl Future<Output = anyhow::Error> + use<> {
+    let (name, has) = (site.name.clone(), site.pod_cidr.clone());
     let (found, mut other) = watch::channel(None);
     informers.of::<Node>().on_change(move |change| {
         let node = change.new.as_deref().filter(|node| node.metadata.name.as_deref() == Some(&name));
@@ -335,7 +489,7 @@ fn range_changed(setup: &NodeSetup, informers: &Informers) -> impl Future<Output
             found.send_replace(range);
         }
     });
-    let has = setup.pod_cidr.clone();
+    let has = site.pod_cidr.clone();
     async move {
         match other.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(now)) => anyhow!(
@@ -357,14 +511,44 @@ fn claim_address(address: Ipv4Addr) -> Result<()> {
     Ok(())
 }
 
+/// The host's resolvers of the moment: a machine that moves to another network gets others.
+fn follow_upstreams(
+    args: &NodeArgs,
+    network: &ClusterNetwork,
+    shutdown: &CancellationToken,
+    parts: &mut Parts,
+) -> watch::Receiver<Vec<SocketAddr>> {
+    let (known, followed) = watch::channel(upstreams(args, network).unwrap_or_default());
+    let (args, network, stop) = (args.clone(), network.clone(), shutdown.clone());
+    parts.spawn(async move {
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tokio::select! {
+                // Both only wait.
+                _ = looks.tick() => {}
+                () = stop.cancelled() => return Ok("look at the host's resolvers"),
+            }
+            // While it is written anew, the last one counts.
+            let Some(now) = upstreams(&args, &network) else { continue };
+            known.send_if_modified(|last| {
+                let is_other = *last != now;
+                *last = now;
+                is_other
+            });
+        }
+    });
+    followed
+}
+
 /// The host's resolvers, without those that only the host itself can reach.
-fn upstreams(args: &NodeArgs, network: &ClusterNetwork) -> Vec<IpAddr> {
-    let text = std::fs::read_to_string(&args.resolv_conf).unwrap_or_default();
-    text.lines()
+fn upstreams(args: &NodeArgs, network: &ClusterNetwork) -> Option<Vec<SocketAddr>> {
+    let text = std::fs::read_to_string(&args.resolv_conf).ok()?;
+    let found = text
+        .lines()
         .filter_map(|line| line.strip_prefix("nameserver")?.trim().parse::<IpAddr>().ok())
         .filter(|ip| *ip != IpAddr::V4(network.cluster_dns))
-        .take(3)
-        .collect()
+        .map(|ip| SocketAddr::new(ip, 53));
+    Some(found.take(3).collect())
 }
 
 /// The node's runtime and the parts that only a teardown asks for.
@@ -455,6 +639,19 @@ async fn release_addresses(runtime: &NodeRuntime, network: &Network) -> Result<(
     Ok(())
 }
 
+/// Two nodes of one machine would share a range of addresses, and the second end the first's pods.
+pub(crate) fn require_name(layout: &Layout, name: &str) -> Result<()> {
+    let last = read_record(layout)?.and_then(|record| record.node);
+    match last.filter(|last| last != name) {
+        None => Ok(()),
+        Some(last) => Err(anyhow!(
+            "this machine is node {last:?} of its cluster and cannot be {name:?}; give --node-name {last}, or remove {} first to \
+             make it another node",
+            layout.data_dir.display()
+        )),
+    }
+}
+
 /// None if the node never came so far as to have pods.
 fn read_record(layout: &Layout) -> Result<Option<Record>> {
     let path = layout.node_record();
@@ -508,17 +705,25 @@ pub(crate) fn node_name(args: &NodeArgs) -> Result<String> {
     }
 }
 
-/// The address that packets to elsewhere would leave with. No packet is sent: connecting a UDP socket only asks for
-/// the route.
-pub(crate) fn node_ip(args: &NodeArgs) -> Result<Ipv4Addr> {
-    if let Some(ip) = args.node_ip {
-        return Ok(ip);
-    }
-    let no_route = "this machine has no default route to take its address from; give --node-ip";
-    let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("opening a socket")?;
-    socket.connect((Ipv4Addr::new(192, 0, 2, 1), 9)).context(no_route)?;
-    match socket.local_addr()?.ip() {
-        IpAddr::V4(ip) if !ip.is_unspecified() && !ip.is_loopback() => Ok(ip),
-        _ => Err(anyhow!(no_route)),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_was_renamed_is_not_another_node_of_its_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut layout = Layout::of_cluster("test", std::path::Path::new("/none"));
+        layout.data_dir = directory.path().to_owned();
+        require_name(&layout, "a").unwrap();
+        let network = serde_json::json!({"bridge": "b", "vxlan_device": "v", "pod_cidr": "10.42.0.0/24",
+            "cluster_cidr": "10.42.0.0/16", "service_cidr": "10.43.0.0/16", "mtu": 1500});
+        let mut record = serde_json::json!({"network": network, "runc": "runc"});
+        write_private(&layout.node_record(), &record.to_string()).unwrap();
+        require_name(&layout, "a").unwrap();
+        record["node"] = "a".into();
+        write_private(&layout.node_record(), &record.to_string()).unwrap();
+        require_name(&layout, "a").unwrap();
+        let refused = require_name(&layout, "b").unwrap_err().to_string();
+        assert!(refused.contains("is node \"a\"") && refused.contains("--node-name a"), "{refused}");
     }
 }

@@ -1,27 +1,34 @@
 //! The cluster's keys: made once, kept in files of mode 0600.
 //!
-//! One authority signs everything. Certificates of servers are made anew at each start, so that a changed address is
-//! in them, and so is the administrator's, so that a cluster may grow older than a certificate; only the authority and
-//! keys are kept.
+//! One authority signs everything. Certificates are made anew at each start and whenever the clock or an address has left what
+//! they were made for (`upkeep`), so that a cluster may grow older than a certificate; only the authority and keys are kept.
+//!
+//! The authority lasts ten years by the clock it was made by, and every node trusts it by name: none is made by a clock that
+//! shows a time before this program was built.
 
 use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use aws_lc_rs::encoding::{AsDer as _, EcPrivateKeyRfc5915Der};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
+use jiff::Timestamp;
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SanType,
 };
 
 const PEM_COLUMNS: usize = 64;
-const YEAR_DAYS: i64 = 365;
+const DAY_S: i64 = 86_400;
+const YEAR_S: i64 = 365 * DAY_S;
 const CA_YEARS: i64 = 10;
+/// Certificates are good from a little before now, for clocks that are not quite equal.
+pub(crate) const BACKDATE_S: i64 = 3600;
 
 /// The authority and the keys that are kept.
 pub(crate) struct Pki {
@@ -30,7 +37,14 @@ pub(crate) struct Pki {
     issuer: Issuer<'static, KeyPair>,
     pub(crate) service_account_private_pem: String,
     pub(crate) service_account_public_pem: String,
-    pub(crate) admin: Pair,
+    admin_key: KeyPair,
+}
+
+/// Whether an authority may be made by whatever the clock shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Clock {
+    Checked,
+    Accepted,
 }
 
 /// A certificate and its key, in PEM.
@@ -48,10 +62,14 @@ enum Usage {
 
 impl Pki {
     /// Reads the keys in a directory; makes those that are missing.
-    pub(crate) fn open(directory: &Path) -> Result<Pki> {
+    pub(crate) fn open(directory: &Path, clock: Clock) -> Result<Pki> {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
         let ca_key = key(&directory.join("ca.key"))?;
-        let ca_pem = kept(&directory.join("ca.crt"), || {
+        let ca_pem = kept(&authority_file(directory), || {
+            let now = Timestamp::now();
+            if let Some(fault) = clock_fault(now).filter(|_| clock == Clock::Checked) {
+                bail!("{fault}");
+            }
             let mut params = CertificateParams::default();
             params.distinguished_name = name("skiff-ca", None);
             params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -60,23 +78,28 @@ impl Pki {
                 KeyUsagePurpose::CrlSign,
                 KeyUsagePurpose::DigitalSignature,
             ];
-            set_validity(&mut params, CA_YEARS * YEAR_DAYS);
+            set_life(&mut params, authority_life(now.as_second(), built_at_s()));
             Ok(params.self_signed(&ca_key)?.pem())
         })?;
         let ca_key_pem = ca_key.serialize_pem();
         let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).context("reading ca.crt")?;
         let account_key = key(&directory.join("sa.key"))?;
         let admin_key = key(&directory.join("admin.key"))?;
-        let admin_pem =
-            sign(&issuer, &admin_key, "kubernetes-admin", Some("system:masters"), Usage::Client, Vec::new())?;
         Ok(Pki {
             service_account_private_pem: account_key.serialize_pem(),
             service_account_public_pem: account_key.public_key_pem(),
-            admin: Pair { certificate_pem: admin_pem, key_pem: admin_key.serialize_pem() },
+            admin_key,
             ca_pem,
             ca_key_pem,
             issuer,
         })
+    }
+
+    /// The administrator's certificate from now on, with the one key that there is for it.
+    pub(crate) fn administrator(&self) -> Result<Pair> {
+        let (user, group) = ("kubernetes-admin", Some("system:masters"));
+        let certificate_pem = sign(&self.issuer, &self.admin_key, user, group, Usage::Client, Vec::new())?;
+        Ok(Pair { certificate_pem, key_pem: self.admin_key.serialize_pem() })
     }
 
     pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Result<Pair> {
@@ -106,9 +129,9 @@ impl Pki {
     }
 
     /// The administrator's kubeconfig for an API server at `server`.
-    pub(crate) fn kubeconfig(&self, cluster: &str, server: &str) -> Result<String> {
+    pub(crate) fn kubeconfig(&self, admin: &Pair, cluster: &str, server: &str) -> Result<String> {
         let encode = |pem: &str| base64::engine::general_purpose::STANDARD.encode(pem);
-        let key_pem = sec1(&self.admin.key_pem)?;
+        let key_pem = sec1(&admin.key_pem)?;
         Ok(format!(
             "apiVersion: v1
 kind: Config
@@ -130,7 +153,7 @@ contexts:
 current-context: {cluster}
 ",
             encode(&self.ca_pem),
-            encode(&self.admin.certificate_pem),
+            encode(&admin.certificate_pem),
             encode(&key_pem),
         ))
     }
@@ -169,7 +192,8 @@ fn sign(
         Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
         Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
     }];
-    set_validity(&mut params, YEAR_DAYS);
+    let now = Timestamp::now().as_second();
+    set_life(&mut params, (now - BACKDATE_S, now + YEAR_S));
     let certificate =
         params.signed_by(key, issuer).with_context(|| format!("signing the certificate of {user}"))?;
     Ok(certificate.pem())
@@ -186,17 +210,42 @@ fn name(user: &str, group: Option<&str>) -> DistinguishedName {
     name
 }
 
-/// From a little before now, for clocks that are not quite equal.
-fn set_validity(params: &mut CertificateParams, days: i64) {
-    let now = jiff::Timestamp::now().as_second();
-    let (from, to) = (now - 3600, now + days * 86_400);
+/// An authority is good from the day before this program was built on: a clock that is set back later, by no more than that,
+/// does not undo it. It lasts from the later of now and then, so that a clock of 1970 makes none that ended long ago.
+fn authority_life(now_s: i64, built_s: i64) -> (i64, i64) {
+    ((built_s - DAY_S).min(now_s - BACKDATE_S), now_s.max(built_s) + CA_YEARS * YEAR_S)
+}
+
+/// From one second to another.
+fn set_life(params: &mut CertificateParams, (from_s, until_s): (i64, i64)) {
     let at = |second: i64| {
-        let date = jiff::Timestamp::from_second(second).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-        let date = date.to_zoned(jiff::tz::TimeZone::UTC).date();
-        rcgen::date_time_ymd(i32::from(date.year()), date.month().unsigned_abs(), date.day().unsigned_abs())
+        let moment = Timestamp::from_second(second).unwrap_or(Timestamp::UNIX_EPOCH);
+        let moment = moment.to_zoned(jiff::tz::TimeZone::UTC);
+        let (year, month, day) = (moment.year(), moment.month().unsigned_abs(), moment.day().unsigned_abs());
+        let of_day = second.rem_euclid(DAY_S).unsigned_abs();
+        rcgen::date_time_ymd(i32::from(year), month, day) + Duration::from_secs(of_day)
     };
-    params.not_before = at(from);
-    params.not_after = at(to);
+    params.not_before = at(from_s);
+    params.not_after = at(until_s);
+}
+
+/// When this program was built.
+fn built_at_s() -> i64 {
+    env!("SKIFF_BUILT_AT_S").parse().unwrap_or(0)
+}
+
+/// Why a clock cannot be right.
+pub(crate) fn clock_fault(now: Timestamp) -> Option<String> {
+    let built = Timestamp::from_second(built_at_s()).ok().filter(|built| now < *built)?;
+    Some(format!(
+        "this machine's clock shows {now:.0}, which is before this program was built ({built}): what the cluster trusts for ten \
+         years is not made by it; set the clock, for example with systemd-timesyncd or chrony, or say --accept-clock"
+    ))
+}
+
+/// Where the authority's certificate lies.
+pub(crate) fn authority_file(directory: &Path) -> PathBuf {
+    directory.join("ca.crt")
 }
 
 fn key(path: &Path) -> Result<KeyPair> {
@@ -225,7 +274,12 @@ pub(crate) fn write_private(path: &Path, text: &str) -> Result<()> {
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&partial)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&partial, path)
+        fs::rename(&partial, path)?;
+        // The name is the directory's, and as durable as that.
+        match path.parent() {
+            Some(directory) => fs::File::open(directory)?.sync_all(),
+            None => Ok(()),
+        }
     };
     write().with_context(|| format!("writing {}", path.display()))
 }
@@ -239,14 +293,33 @@ mod tests {
     #[test]
     fn keys_are_kept_and_private() {
         let directory = tempfile::tempdir().unwrap();
-        let first = Pki::open(directory.path()).unwrap();
-        let again = Pki::open(directory.path()).unwrap();
+        let first = Pki::open(directory.path(), Clock::Checked).unwrap();
+        let again = Pki::open(directory.path(), Clock::Checked).unwrap();
         assert_eq!(first.ca_pem, again.ca_pem);
         assert_eq!(first.service_account_private_pem, again.service_account_private_pem);
         for file in fs::read_dir(directory.path()).unwrap() {
             let mode = file.unwrap().metadata().unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o600);
         }
+    }
+
+    #[test]
+    fn an_authority_outlives_a_clock_that_was_wrong_when_it_was_made() {
+        let built = 1_800_000_000;
+        let (from, until) = authority_life(0, built);
+        assert!(from <= -BACKDATE_S, "it is not yet good by the clock that made it");
+        assert_eq!(until, built + 10 * YEAR_S, "made in 1970, it has ended before the clock is right");
+        let year_later = built + YEAR_S;
+        let (from, until) = authority_life(year_later, built);
+        assert_eq!(from, built - DAY_S, "a clock that is set back undoes it");
+        assert_eq!(until, year_later + 10 * YEAR_S);
+    }
+
+    #[test]
+    fn a_clock_that_shows_a_time_before_the_program_was_built_is_told_from_one_that_may_be_right() {
+        let fault = clock_fault(Timestamp::UNIX_EPOCH).unwrap();
+        assert!(fault.contains("1970-01-01T00:00:00Z") && fault.contains("--accept-clock"), "{fault}");
+        assert_eq!(clock_fault(Timestamp::now()), None);
     }
 
     #[test]
@@ -265,7 +338,7 @@ mod tests {
     #[test]
     fn a_certificate_carries_user_groups_and_addresses() {
         let directory = tempfile::tempdir().unwrap();
-        let pki = Pki::open(directory.path()).unwrap();
+        let pki = Pki::open(directory.path(), Clock::Checked).unwrap();
         let pair = pki
             .server("system:node:a", Some("system:nodes"), &["a"], &["192.0.2.1".parse().unwrap()])
             .unwrap();

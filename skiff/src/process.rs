@@ -15,17 +15,22 @@ pub(crate) struct Started {
     pub(crate) pid: i32,
     /// In clock ticks after the machine's start: tells a process from a later one with its pid.
     start_ticks: u64,
+    /// Which start that was; 0 in records of earlier versions.
+    #[serde(default)]
+    boot: u64,
 }
 
 impl Started {
     pub(crate) fn of(pid: u32) -> Result<Started> {
         let pid = i32::try_from(pid).context("a pid out of range")?;
         let start_ticks = start_ticks(pid).with_context(|| format!("process {pid} has already ended"))?;
-        Ok(Started { pid, start_ticks })
+        Ok(Started { pid, start_ticks, boot: boot() })
     }
 
     pub(crate) fn runs(&self) -> bool {
-        start_ticks(self.pid) == Some(self.start_ticks) && !is_zombie(self.pid)
+        // The machine that boots alike each time may give its pids at the same ticks.
+        let is_of_this_boot = self.boot == 0 || self.boot == boot();
+        is_of_this_boot && start_ticks(self.pid) == Some(self.start_ticks) && !is_zombie(self.pid)
     }
 
     /// Asks the process to end, and kills it if it has not ended within `grace`.
@@ -66,6 +71,13 @@ fn ended(handle: &impl std::os::fd::AsFd, patience: Duration) -> io::Result<bool
     }
 }
 
+/// Tells this start of the machine from others: the first half of what the kernel drew for it; 0 where it does not say.
+fn boot() -> u64 {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let digits: String = id.chars().filter(char::is_ascii_hexdigit).take(16).collect();
+    u64::from_str_radix(&digits, 16).unwrap_or(0)
+}
+
 fn stat(pid: i32) -> Option<String> {
     fs::read_to_string(format!("/proc/{pid}/stat")).ok()
 }
@@ -91,6 +103,10 @@ mod tests {
         let other = Started { start_ticks: started.start_ticks + 1, ..started };
         other.end(Duration::ZERO).unwrap();
         assert!(started.runs(), "a process with another start time was ended");
+        let of_last_boot = Started { boot: started.boot ^ 1, ..started };
+        assert!(!of_last_boot.runs(), "a process of before the machine's restart is taken for one of now");
+        of_last_boot.end(Duration::ZERO).unwrap();
+        assert!(started.runs());
         started.end(Duration::from_secs(5)).unwrap();
         child.wait().unwrap();
         assert!(!started.runs());

@@ -16,25 +16,33 @@
 //! them: shims and Wasm hosts are processes of their own, and go on.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
+use async_trait::async_trait;
 use clap::Args;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, KubeletConfig, ServiceAccountConfig, ServiceCidr, TlsConfig, UserInfo};
 use skiff_client::Informers;
+use skiff_controllers::Reached;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::identity::Identity;
-use crate::node::{self, ClusterNetwork, NodeArgs, NodeSetup, Parts, SSH_PORT};
-use crate::pki::{Pki, write_private};
-use crate::{memory, open_files};
+use crate::complaint::Complaint;
+use crate::identity::{Identity, Validity};
+use crate::layout::Layout;
+use crate::node::{self, ClusterNetwork, Moving, NodeArgs, NodeSetup, Parts, SSH_PORT, Services, Site};
+use crate::pki::{self, Clock, Pair, Pki, write_private};
+use crate::upkeep::Certificates;
+use crate::{address, memory, open_files};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ServerArgs {
@@ -66,15 +74,23 @@ pub(crate) struct ServerArgs {
     /// Give Services of type LoadBalancer the addresses of all ready nodes
     #[arg(long, default_value = "true", action = clap::ArgAction::Set)]
     pub(crate) service_lb: bool,
+    /// How long events are kept
+    #[arg(long, env = "SKIFF_EVENT_TTL", default_value = "1h", value_parser = skiff_apiserver::duration)]
+    pub(crate) event_ttl: Duration,
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/skiff/skiff.yaml")]
     pub(crate) write_kubeconfig: PathBuf,
+    /// Make the cluster's authority, which lasts ten years, though this machine's clock shows a time before this program was
+    /// built
+    #[arg(long)]
+    pub(crate) accept_clock: bool,
 }
 
 /// Of the cluster's range, each node gets a part this long.
 const NODE_PREFIX: u8 = 24;
 
 /// What of the arguments had to be found out.
+#[derive(Clone)]
 struct Node {
     name: String,
     ip: Ipv4Addr,
@@ -84,16 +100,21 @@ struct Node {
 pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     memory::prepare();
     open_files::raise()?;
-    let node = Node { name: node::node_name(&args.node)?, ip: node::node_ip(&args.node)? };
+    let name = node::node_name(&args.node)?;
     for directory in [&args.node.layout.data_dir, &args.node.layout.run_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
-    let pki = Pki::open(&args.node.layout.pki())?;
+    require_database(&args.node.layout)?;
+    node::require_name(&args.node.layout, &name)?;
+    let node = Node { name, ip: address::wait(&args.node).await? };
+    let clock = if args.accept_clock { Clock::Accepted } else { Clock::Checked };
+    wait_for_clock(&args.node.layout.pki(), clock).await;
+    let pki = Arc::new(Pki::open(&args.node.layout.pki(), clock)?);
     let api = start_api(&args, &node, &pki).await?;
     let listener = TcpListener::bind((args.bind, args.port)).await.with_context(|| {
         format!("listening on {}:{}; is another server running? choose another --port", args.bind, args.port)
     })?;
-    write_kubeconfig(&args, &node, &pki)?;
+    write_kubeconfig(&args, &pki)?;
     info!(address = %listener.local_addr()?, "the API answers");
 
     let shutdown = CancellationToken::new();
@@ -107,7 +128,11 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
         });
     }
     let informers = Informers::new(client(&api, "system:kube-controller-manager", &[]), shutdown.clone());
-    let server = Server { args, node, pki, api, informers, shutdown };
+    let serving = Identity::fixed(&node_certificate(&pki, &node.name, node.ip)?)?;
+    let ip = watch::Sender::new(node.ip);
+    let reached = watch::Sender::new(reached(&args, node.ip)?);
+    let server = Server { args, node, pki, api, informers, serving, ip, reached, shutdown };
+    server.keep_certificates(&mut parts);
     server.start_control_plane(&mut parts)?;
     server.publish_network().await?;
     server.start_node(&mut parts).await?;
@@ -118,13 +143,50 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     outcome
 }
 
+/// An authority that a wrong clock makes is wrong for as long as the cluster lives.
+async fn wait_for_clock(pki: &Path, clock: Clock) {
+    const LOOK_EVERY: Duration = Duration::from_secs(1);
+    if clock == Clock::Accepted || pki::authority_file(pki).exists() {
+        return;
+    }
+    let mut complaint = Complaint::default();
+    while let Some(fault) = pki::clock_fault(Timestamp::now()) {
+        if complaint.is_due() {
+            warn!("waiting for the clock: {fault}");
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// A server that has keys and a node had a cluster as well. Without its database it would begin an empty one, and end
+/// whatever runs.
+fn require_database(layout: &Layout) -> Result<()> {
+    let database = layout.database();
+    let length_bytes = match std::fs::metadata(&database) {
+        Ok(found) => found.len(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(error).with_context(|| format!("looking at {}", database.display())),
+    };
+    let (authority, record) = (pki::authority_file(&layout.pki()), layout.node_record());
+    if length_bytes > 0 || !authority.exists() || !record.exists() {
+        return Ok(());
+    }
+    bail!(
+        "{} is missing or empty, though a cluster was kept here ({} and {} are there): mount its disk, or restore a backup of \
+         it; to begin an empty cluster in its place, remove {} and {} first",
+        database.display(),
+        authority.display(),
+        record.display(),
+        layout.pki().display(),
+        record.display()
+    )
+}
+
 async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServer> {
     let store = SqliteStore::open(SqliteOptions::new(args.node.layout.database()))
         .context("opening the cluster's database")?;
-    let (names, ips) = serving_names(args, node)?;
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let serving = pki.server("kube-apiserver", None, &names, &ips)?;
-    let kubelet_client = pki.client("kube-apiserver-kubelet-client", Some("system:masters"))?;
+    let serving = api_certificate(args, pki, node.ip)?;
+    let kubelet_client = kubelet_client_certificate(pki)?;
     ApiServer::start(skiff_apiserver::Config {
         store: Arc::new(store),
         tls: Some(TlsConfig {
@@ -136,6 +198,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         port: args.port,
         service_cidr: service_cidr(args)?,
         cluster_domain: args.cluster_domain.clone(),
+        event_ttl: args.event_ttl,
         service_account: ServiceAccountConfig {
             private_key_pem: pki.service_account_private_pem.clone().into(),
             public_key_pem: pki.service_account_public_pem.clone().into(),
@@ -157,7 +220,7 @@ fn service_cidr(args: &ServerArgs) -> Result<ServiceCidr> {
 }
 
 /// The names and addresses that the API server answers to.
-fn serving_names(args: &ServerArgs, node: &Node) -> Result<(Vec<String>, Vec<IpAddr>)> {
+fn serving_names(args: &ServerArgs, ip: Ipv4Addr) -> Result<(Vec<String>, Vec<IpAddr>)> {
     let mut names = vec![
         "kubernetes".to_owned(),
         "kubernetes.default".into(),
@@ -166,7 +229,7 @@ fn serving_names(args: &ServerArgs, node: &Node) -> Result<(Vec<String>, Vec<IpA
         "localhost".into(),
     ];
     let mut ips: Vec<IpAddr> =
-        vec![Ipv4Addr::LOCALHOST.into(), node.ip.into(), service_cidr(args)?.first().into()];
+        vec![Ipv4Addr::LOCALHOST.into(), ip.into(), service_cidr(args)?.first().into()];
     for san in &args.tls_sans {
         match san.parse() {
             Ok(ip) => ips.push(ip),
@@ -176,15 +239,56 @@ fn serving_names(args: &ServerArgs, node: &Node) -> Result<(Vec<String>, Vec<IpA
     Ok((names, ips))
 }
 
-fn write_kubeconfig(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<()> {
+/// How nodes reach the API when the server is at an address.
+fn reached(args: &ServerArgs, ip: Ipv4Addr) -> Result<Reached> {
+    let (_, ips) = serving_names(args, ip)?;
+    Ok(Reached { server: format!("https://{}", SocketAddr::new(ip.into(), args.port)), ips })
+}
+
+/// A server whose node has another address is reached there, and says so to whoever asks the cluster.
+struct Move {
+    args: ServerArgs,
+    api: ApiServer,
+    reached: watch::Sender<Reached>,
+}
+
+#[async_trait]
+impl Moving for Move {
+    async fn moved(&self, ip: Ipv4Addr) -> Result<()> {
+        self.reached.send_replace(reached(&self.args, ip)?);
+        self.api.advertise(ip.into()).await.context("writing the endpoints of the API")
+    }
+}
+
+/// The one that the API shows.
+fn api_certificate(args: &ServerArgs, pki: &Pki, ip: Ipv4Addr) -> Result<Pair> {
+    let (names, ips) = serving_names(args, ip)?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    pki.server("kube-apiserver", None, &names, &ips)
+}
+
+/// The one that nodes are shown.
+fn kubelet_client_certificate(pki: &Pki) -> Result<Pair> {
+    pki.client("kube-apiserver-kubelet-client", Some("system:masters"))
+}
+
+/// The one that the server's own node shows.
+fn node_certificate(pki: &Pki, name: &str, ip: Ipv4Addr) -> Result<Pair> {
+    pki.server(&format!("system:node:{name}"), Some("system:nodes"), &[name], &[ip.into()])
+}
+
+/// Answers how long it is good.
+fn write_kubeconfig(args: &ServerArgs, pki: &Pki) -> Result<Validity> {
     let path = &args.write_kubeconfig;
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
     let host = if args.bind.is_unspecified() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { args.bind };
     let server = format!("https://{}", SocketAddr::new(host, args.port));
-    tracing::debug!(node = node.name, path = %path.display(), "writing the kubeconfig");
-    write_private(path, &pki.kubeconfig("skiff", &server)?)
+    tracing::debug!(path = %path.display(), "writing the kubeconfig");
+    let admin = pki.administrator()?;
+    write_private(path, &pki.kubeconfig(&admin, "skiff", &server)?)?;
+    admin.validity()
 }
 
 fn client(api: &ApiServer, user: &str, groups: &[&str]) -> Client {
@@ -200,13 +304,49 @@ fn administrator(api: &ApiServer) -> Client {
 struct Server {
     args: ServerArgs,
     node: Node,
-    pki: Pki,
+    pki: Arc<Pki>,
     api: ApiServer,
     informers: Informers,
+    /// What its node shows.
+    serving: Arc<Identity>,
+    /// The node's address of the moment.
+    ip: watch::Sender<Ipv4Addr>,
+    /// How nodes reach it.
+    reached: watch::Sender<Reached>,
     shutdown: CancellationToken,
 }
 
 impl Server {
+    /// Sees to it that what the server shows, and the administrator's kubeconfig, are good at any time.
+    fn keep_certificates(&self, parts: &mut Parts) {
+        let mut certificates = Certificates::default();
+        let (pki, api, args) = (self.pki.clone(), self.api.clone(), self.args.clone());
+        certificates.add("API server", move |ip| {
+            let pair = api_certificate(&args, &pki, ip)?;
+            api.renew_serving(pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes())?;
+            pair.validity()
+        });
+        let (pki, api) = (self.pki.clone(), self.api.clone());
+        certificates.add("API server towards nodes", move |_| {
+            let pair = kubelet_client_certificate(&pki)?;
+            api.renew_kubelet_client(pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes())?;
+            pair.validity()
+        });
+        let (pki, serving, name) = (self.pki.clone(), self.serving.clone(), self.node.name.clone());
+        certificates.add("node API", move |ip| {
+            let pair = node_certificate(&pki, &name, ip)?;
+            serving.renew(&pair)?;
+            pair.validity()
+        });
+        let (pki, args) = (self.pki.clone(), self.args.clone());
+        certificates.add("administrator", move |_| write_kubeconfig(&args, &pki));
+        let kept = certificates.keep(self.ip.subscribe(), self.shutdown.clone());
+        parts.spawn(async move {
+            kept.await;
+            Ok("upkeep of certificates")
+        });
+    }
+
     fn start_control_plane(&self, parts: &mut Parts) -> Result<()> {
         let Server { args, node, pki, .. } = self;
         let scheduler = client(&self.api, "system:kube-scheduler", &[]);
@@ -216,13 +356,12 @@ impl Server {
             Ok("scheduler")
         });
         let config = skiff_controllers::Config { service_lb: args.service_lb };
-        let (reserved_names, reserved_ips) = serving_names(args, node)?;
+        let (reserved_names, _) = serving_names(args, node.ip)?;
         let joining = skiff_controllers::Joining::new(skiff_controllers::JoiningOptions {
-            server: &format!("https://{}", SocketAddr::new(node.ip.into(), args.port)),
+            reached: self.reached.subscribe(),
             ca_pem: &pki.ca_pem,
             ca_key_pem: &pki.ca_key_pem,
             reserved_names,
-            reserved_ips,
             cluster_cidr: &args.cluster_cidr,
             node_prefix: NODE_PREFIX,
             service_cidr: Some(&args.service_cidr),
@@ -240,18 +379,22 @@ impl Server {
     async fn start_node(&self, parts: &mut Parts) -> Result<()> {
         let Server { args, node, pki, api, .. } = self;
         let user = format!("system:node:{}", node.name);
-        let serving = pki.server(&user, Some("system:nodes"), &[&node.name], &[node.ip.into()])?;
-        let setup = NodeSetup {
+        let site = Site {
             args: args.node.clone(),
             name: node.name.clone(),
-            ip: node.ip,
+            ip: self.ip.clone(),
             network: network(args),
             pod_cidr: args.pod_cidr.clone(),
             claims_range: true,
             own_ports: vec![SSH_PORT, args.port, args.node.kubelet_port],
-            client: client(api, &user, &["system:nodes"]),
             informers: self.informers.clone(),
-            serving: Identity::fixed(&serving)?,
+        };
+        let setup = NodeSetup {
+            site,
+            services: Services::Start,
+            moving: Arc::new(Move { args: args.clone(), api: api.clone(), reached: self.reached.clone() }),
+            client: client(api, &user, &["system:nodes"]),
+            serving: self.serving.clone(),
             ca_pem: pki.ca_pem.clone(),
         };
         node::start(setup, &self.shutdown, parts).await?;
@@ -295,4 +438,27 @@ async fn label_control_plane(api: &ApiServer, node: &str) -> Result<()> {
     let patch = serde_json::json!({"metadata": {"labels": {"node-role.kubernetes.io/control-plane": ""}}});
     nodes.patch(node, &PatchParams::default(), &Patch::Merge(patch)).await.context("labelling the node")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_is_missing_or_empty_beside_keys_and_a_node_is_no_new_cluster() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut layout = Layout::of_cluster("test", Path::new("/none"));
+        layout.data_dir = directory.path().to_owned();
+        require_database(&layout).unwrap();
+        Pki::open(&layout.pki(), Clock::Checked).unwrap();
+        // The first start ended before its node was there.
+        require_database(&layout).unwrap();
+        write_private(&layout.node_record(), "{}").unwrap();
+        let missing = require_database(&layout).unwrap_err().to_string();
+        assert!(missing.contains("is missing or empty") && missing.contains("restore a backup"), "{missing}");
+        std::fs::write(layout.database(), "").unwrap();
+        require_database(&layout).unwrap_err();
+        std::fs::write(layout.database(), "some").unwrap();
+        require_database(&layout).unwrap();
+    }
 }

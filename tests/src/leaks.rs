@@ -1,17 +1,17 @@
 //! The whole-cluster checker: what a cluster must not leave on the machine.
 
 use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 
 /// Fails with a list of everything that is left of a cluster.
 pub(crate) fn check(name: &str) -> Result<()> {
     let mut left = Vec::new();
-    for directory in ["/run/skiff/clusters", "/var/lib/skiff/clusters"] {
-        let path = Path::new(directory).join(name);
+    for path in ["/run/skiff/clusters/{}", "/var/lib/skiff/clusters/{}", "/var/lib/skiff/clusters/{}.json"] {
+        let path = PathBuf::from(path.replace("{}", name));
         if path.exists() {
-            left.push(format!("directory {}", path.display()));
+            left.push(format!("file {}", path.display()));
         }
     }
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

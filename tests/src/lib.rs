@@ -119,11 +119,18 @@ impl TestCluster {
 
     /// Starts what of the cluster does not run.
     pub fn up(&self) -> Result<()> {
+        self.up_with(&[])
+    }
+
+    /// The same, with more in the environment of what it starts.
+    pub fn up_with(&self, environment: &[(&str, &str)]) -> Result<()> {
         let registries = self.registries.to_string_lossy().into_owned();
         let nodes = self.shape.n_nodes.to_string();
         let mut args = vec!["up", "--name", &self.name, "--registries", &registries, "--nodes", &nodes];
         args.extend(self.shape.is_routed.then_some("--routed"));
-        self.skiff(&args).map(drop)
+        let mut command = Command::new(&self.program);
+        command.args(&args).envs(environment.iter().copied());
+        printed(command.output().context("running skiff")?, "skiff", &args).map(drop)
     }
 
     /// Runs the program; answers what it printed.
@@ -134,6 +141,11 @@ impl TestCluster {
     /// Where the cluster's node keeps its state.
     pub fn data_dir(&self) -> PathBuf {
         PathBuf::from("/var/lib/skiff/clusters").join(&self.name)
+    }
+
+    /// What `skiff up` writes of the cluster.
+    pub fn record(&self) -> PathBuf {
+        PathBuf::from("/var/lib/skiff/clusters").join(format!("{}.json", self.name))
     }
 
     /// The network namespace that the cluster's node is in.
@@ -259,8 +271,7 @@ impl TestCluster {
 
     /// The pid of the cluster's server.
     pub fn server_pid(&self) -> Result<i32> {
-        let record =
-            std::fs::read(PathBuf::from("/run/skiff/clusters").join(&self.name).join("cluster.json"))?;
+        let record = std::fs::read(self.record())?;
         let record: Value = serde_json::from_slice(&record)?;
         let pid = record["server"]["pid"].as_i64().context("the cluster has no server")?;
         Ok(i32::try_from(pid)?)

@@ -44,8 +44,7 @@ impl TestCluster {
 
     /// The agent of the second node or one after it, to do something to.
     pub fn agent(&self, number: u8) -> Result<Process> {
-        let record =
-            std::fs::read(self.node(1).run.join("cluster.json")).context("reading the cluster's record")?;
+        let record = std::fs::read(self.record()).context("reading the cluster's record")?;
         let record: Value = serde_json::from_slice(&record)?;
         let pid =
             record["agents"][usize::from(number) - 2]["pid"].as_i64().context("the node has no agent")?;

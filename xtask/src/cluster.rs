@@ -98,7 +98,7 @@ fn others() -> Vec<String> {
 
 /// Whether something is another cluster's: its directories and groups have its name.
 fn is_of(line: &str, name: &str) -> bool {
-    let ends = |rest: &str| rest.is_empty() || rest.starts_with(['/', ' ']);
+    let ends = |rest: &str| rest.is_empty() || rest == ".json" || rest.starts_with(['/', ' ']);
     [format!("/clusters/{name}"), format!("/skiff-{name}"), format!("--name {name}")]
         .iter()
         .any(|mark| line.split_once(mark.as_str()).is_some_and(|(_, rest)| ends(rest)))
@@ -141,6 +141,7 @@ mod tests {
             ("mount /var/lib/skiff/clusters/a/oci/x", true),
             ("cgroup /sys/fs/cgroup/memory/skiff-a", true),
             ("process /proc/1 skiff forward --name a", true),
+            ("file /var/lib/skiff/clusters/a.json", true),
             ("file /run/skiff/clusters/ab", false),
             ("cgroup /sys/fs/cgroup/skiff-ab", false),
             ("nft table ip skiff_pods", false),

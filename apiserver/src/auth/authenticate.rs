@@ -31,6 +31,11 @@ impl PeerCertificate {
         PeerCertificate { user: user_of_certificate(certificate), validity: Validity::of(certificate) }
     }
 
+    /// Whom it names, whether or not it is valid now.
+    pub(crate) fn user(&self) -> Option<&UserInfo> {
+        self.user.as_ref()
+    }
+
     fn is_valid_at(&self, now: UnixTime) -> bool {
         self.validity.is_some_and(|validity| validity.nearest_to(now) == now)
     }

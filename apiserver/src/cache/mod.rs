@@ -15,7 +15,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use skiff_api::{Kind, Kinds, Status};
 use tokio::sync::watch;
@@ -37,6 +37,8 @@ const ROOT: &str = "/registry/";
 /// How long a read waits for the cache to reach a revision, as upstream.
 const FRESHNESS_TIMEOUT: Duration = Duration::from_secs(3);
 const FILL_PAGE: usize = 500;
+/// How often caches let go of what they kept for a while.
+const TEND_EVERY: Duration = Duration::from_secs(15);
 const RESYNC_DELAY_MIN: Duration = Duration::from_millis(50);
 const RESYNC_DELAY_MAX: Duration = Duration::from_secs(10);
 
@@ -67,6 +69,7 @@ impl Caches {
         }
         let caches = Arc::new(Caches { store, by_folder, applied: watch::Sender::new(0) });
         caches.fill().await?;
+        tokio::spawn(caches.clone().tend(shutdown.clone()));
         tokio::spawn(caches.clone().dispatch(shutdown));
         Ok(caches)
     }
@@ -138,6 +141,14 @@ impl Caches {
         }
         self.applied.send_replace(revision);
         Ok(revision)
+    }
+
+    async fn tend(self: Arc<Self>, shutdown: CancellationToken) {
+        while shutdown.run_until_cancelled(tokio::time::sleep(TEND_EVERY)).await.is_some() {
+            for cache in self.by_folder.values() {
+                cache.tend(Instant::now());
+            }
+        }
     }
 
     /// Follows the store. A watch that broke is taken up where it ended, so that clients notice nothing; only if what it

@@ -136,7 +136,7 @@ impl ResourceCache {
     /// Keeps the snapshot of a list that has more pages.
     pub(crate) fn keep_snapshot(&self, revision: Revision, snapshot: Snapshot) {
         let mut state = self.state.lock();
-        state.drop_old_snapshots();
+        state.drop_old_snapshots(Instant::now());
         if state.snapshots.iter().any(|(_, at, _)| *at == revision) {
             return;
         }
@@ -148,8 +148,15 @@ impl ResourceCache {
 
     pub(crate) fn kept_snapshot(&self, revision: Revision) -> Option<Snapshot> {
         let mut state = self.state.lock();
-        state.drop_old_snapshots();
+        state.drop_old_snapshots(Instant::now());
         state.snapshots.iter().find(|(_, at, _)| *at == revision).map(|(_, _, snapshot)| snapshot.clone())
+    }
+
+    /// Lets go of what was kept for a while and is not wanted any more, whether or not anything happens here.
+    pub(super) fn tend(&self, now: Instant) {
+        let mut state = self.state.lock();
+        state.drop_old_snapshots(now);
+        state.drop_old_events(now);
     }
 
     pub(crate) fn decode(
@@ -288,6 +295,12 @@ impl ResourceCache {
         let state = self.state.lock();
         (state.watchers.others.len(), state.watchers.n_sweeps)
     }
+
+    /// How many snapshots and events are kept, and what the events take.
+    pub(super) fn kept(&self) -> (usize, usize, usize) {
+        let state = self.state.lock();
+        (state.snapshots.len(), state.ring.len(), state.ring_bytes)
+    }
 }
 
 /// What a watch begins with.
@@ -299,8 +312,12 @@ enum Begins {
 impl State {
     fn remember(&mut self, happened: Arc<Happened>) {
         let now = happened.at;
-        self.ring_bytes += happened.change.entry.json.len();
+        self.ring_bytes += happened.bytes();
         self.ring.push_back(happened);
+        self.drop_old_events(now);
+    }
+
+    fn drop_old_events(&mut self, now: Instant) {
         while let Some(oldest) = self.ring.front() {
             let is_fresh = now.saturating_duration_since(oldest.at) < RING_FRESH;
             let keep = self.ring.len() <= RING_EVENTS
@@ -308,14 +325,15 @@ impl State {
             if keep {
                 return;
             }
-            self.ring_bytes -= oldest.change.entry.json.len();
+            self.ring_bytes -= oldest.bytes();
             self.ring_after = oldest.revision;
             self.ring.pop_front();
         }
     }
 
-    fn drop_old_snapshots(&mut self) {
-        while self.snapshots.front().is_some_and(|(at, _, _)| at.elapsed() > KEEP_SNAPSHOT) {
+    fn drop_old_snapshots(&mut self, now: Instant) {
+        let is_old = |at: Instant| now.saturating_duration_since(at) > KEEP_SNAPSHOT;
+        while self.snapshots.front().is_some_and(|(at, _, _)| is_old(*at)) {
             self.snapshots.pop_front();
         }
     }

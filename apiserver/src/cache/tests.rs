@@ -163,6 +163,34 @@ async fn a_watcher_that_is_too_slow_is_dropped_and_others_are_not() {
 }
 
 #[tokio::test]
+async fn what_was_kept_for_a_while_goes_though_nothing_happens() {
+    let f = Fixture::new().await;
+    let large = "x".repeat(1 << 20);
+    for name in ["a", "b", "c", "d", "e", "f"] {
+        f.put(name, json!({}), &large).await;
+    }
+    let (revision, snapshot) = f.pods().snapshot().expect("readable");
+    f.pods().keep_snapshot(revision, snapshot);
+    let (kept, pods) = (f.pods().kept(), f.pods());
+    assert!(kept.0 == 1 && kept.1 == 6 && kept.2 > 6 << 20, "{kept:?}");
+    pods.tend(Instant::now() + Duration::from_secs(60));
+    assert_eq!(pods.kept(), kept, "too early");
+    pods.tend(Instant::now() + Duration::from_secs(80));
+    let (snapshots, events, bytes) = pods.kept();
+    assert!(snapshots == 0 && events == 3 && bytes < 4 << 20, "{snapshots} {events} {bytes}");
+}
+
+#[tokio::test]
+async fn the_ring_counts_the_former_state_too() {
+    let f = Fixture::new().await;
+    f.put("x", json!({}), &"x".repeat(1 << 20)).await;
+    let (_, _, before) = f.pods().kept();
+    f.put("x", json!({}), "small").await;
+    let (_, _, after) = f.pods().kept();
+    assert!(after - before > 1 << 20, "{before} {after}");
+}
+
+#[tokio::test]
 async fn a_watch_from_before_the_ring_is_expired() {
     let f = Fixture::new().await;
     let revision = f.put("x", json!({"big": "x".repeat(60)}), "").await;

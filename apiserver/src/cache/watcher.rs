@@ -124,6 +124,14 @@ pub(crate) struct Happened {
     pub(crate) entered: OnceLock<Change>,
 }
 
+impl Happened {
+    /// About what it holds on to.
+    pub(super) fn bytes(&self) -> usize {
+        let previous = self.previous.as_ref().map_or(0, |previous| previous.json.len());
+        self.change.entry.json.len() + previous + size_of::<Happened>() + 2 * size_of::<Entry>()
+    }
+}
+
 /// A running watch of a cache.
 pub(crate) struct Watcher {
     pub(crate) changes: mpsc::Receiver<Change>,

@@ -2,16 +2,20 @@
 //!
 //! Source: upstream's generic registry store (`Delete`, `BeforeDelete`, `DeleteCollection`).
 
+use std::sync::Arc;
+
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
 
+use super::list::Page;
 use super::modify::{Current, Next, Outcome};
 use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::{now, store_failure, timestamp};
 use crate::api::{Api, Call, is_core};
 use crate::auth::authorize::Attributes;
+use crate::cache::Entry;
 use crate::limits::read_body;
 use crate::respond::{self, Response};
 use crate::store::{Expect, Write, Written};
@@ -106,22 +110,31 @@ impl Api {
         let body = read_body(call.take_body()).await?;
         let options = DeleteOptions::parse(&call, &body)?;
         let revision = self.caches.wait_for_newest().await?;
-        let (_, snapshot) = self.caches.of(&call.kind)?.snapshot_of(list.filter.namespace.as_deref())?;
-        let mut items = Vec::new();
-        for entry in snapshot.values().filter(|entry| list.filter.matches(entry)) {
-            match self.delete_object(&call, entry.namespace(), entry.name(), &options).await {
-                Ok(outcome) => items.push(outcome.object),
+        let cache = self.caches.of(&call.kind)?;
+        let (_, snapshot) = cache.snapshot_of(list.filter.namespace.as_deref())?;
+        let matching = snapshot.values().filter(|entry| list.filter.matches(entry));
+        let keys: Vec<_> = matching.map(|entry| entry.key.clone()).collect();
+        // What was deleted is kept encoded: parsed, ten thousand objects would take ten times the memory.
+        drop(snapshot);
+        let mut deleted = Vec::new();
+        for key in keys {
+            let (namespace, name) = key.split_once('/').unwrap_or(("", &key));
+            match self.delete_object(&call, namespace, name, &options).await {
+                Ok(outcome) => deleted.push(Arc::new(self.entry_of(&call.kind, &key, &outcome.object)?)),
                 // Someone else was faster.
                 Err(status) if status.code == 404 => {}
                 Err(status) => return Err(status),
             }
         }
-        let kind = &call.kind;
-        let document = json!({
-            "kind": kind.list_kind(), "apiVersion": kind.api_version(),
-            "metadata": {"resourceVersion": revision.to_string()}, "items": items,
-        });
-        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &document))
+        self.encode_list(call, Page { revision, entries: deleted, next: None, remaining: None }).await
+    }
+
+    /// An object as the cache would hold it.
+    fn entry_of(&self, kind: &Kind, key: &str, object: &Object) -> Result<Entry, Status> {
+        let revision = object.meta_str("resourceVersion").parse().unwrap_or_default();
+        let stored = self.encode_stored(kind, object)?;
+        let decoded = Entry::decode(self.caches.of(kind)?.kind(), key, &stored, revision);
+        decoded.map(|(entry, _)| entry).map_err(Status::internal)
     }
 
     fn check_deletable(&self, kind: &Kind, name: &str) -> Result<(), Status> {

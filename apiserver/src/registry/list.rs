@@ -61,11 +61,12 @@ impl ContinueToken {
 }
 
 /// What a list answers, before it is encoded.
-struct Page {
-    revision: Revision,
-    entries: Vec<Arc<Entry>>,
-    next: Option<String>,
-    remaining: Option<usize>,
+pub(super) struct Page {
+    pub(super) revision: Revision,
+    pub(super) entries: Vec<Arc<Entry>>,
+    /// Where the next page starts.
+    pub(super) next: Option<String>,
+    pub(super) remaining: Option<usize>,
 }
 
 /// The state that a list reads.
@@ -176,7 +177,7 @@ impl Api {
         }
     }
 
-    async fn encode_list(&self, call: Call, page: Page) -> Result<Response, Status> {
+    pub(super) async fn encode_list(&self, call: Call, page: Page) -> Result<Response, Status> {
         let mut metadata = json!({"resourceVersion": page.revision.to_string()});
         if let Some(next) = &page.next {
             metadata["continue"] = ContinueToken::encode(page.revision as i64, next).into();

@@ -9,8 +9,6 @@ use crate::store::{Expect, Op, Revision, Write, Written};
 
 /// How often a writer may lose before it gives up: others made progress each time.
 const MAX_ATTEMPTS: usize = 32;
-/// Events vanish after an hour, as upstream.
-const EVENT_TTL: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// An object as it stands, in the version of the request.
 pub(crate) struct Current {
@@ -62,7 +60,7 @@ impl Api {
             let op = if deleted {
                 Op::Delete
             } else {
-                Op::Put { value: self.encode_stored(kind, &object)?.into(), ttl: ttl_of(kind) }
+                Op::Put { value: self.encode_stored(kind, &object)?.into(), ttl: self.ttl_of(kind) }
             };
             let write =
                 Write { key: kind.key(namespace, name), expect: Expect::ModRevision(current.revision), op };
@@ -93,17 +91,17 @@ impl Api {
             return Ok((!exists).then_some(object));
         }
         let value = self.encode_stored(kind, &object)?.into();
-        let op = Op::Put { value, ttl: ttl_of(kind) };
+        let op = Op::Put { value, ttl: self.ttl_of(kind) };
         let write = Write { key: kind.key(&namespace, &name), expect: Expect::Absent, op };
         match self.store.write(write).await.map_err(|e| store_failure(&e))? {
             Written::Done { revision } => Ok(Some(with_revision(object, revision))),
             Written::Mismatch { .. } => Ok(None),
         }
     }
-}
 
-fn ttl_of(kind: &Kind) -> Option<std::time::Duration> {
-    (kind.registry_folder == "events").then_some(EVENT_TTL)
+    fn ttl_of(&self, kind: &Kind) -> Option<std::time::Duration> {
+        (kind.registry_folder == "events").then_some(self.event_ttl)
+    }
 }
 
 fn with_revision(mut object: Object, revision: Revision) -> Object {

@@ -170,6 +170,11 @@ pub enum StoreError {
         "database {path} is corrupt; restore it from a backup, or move it and the record of its revision beside it away to start empty"
     )]
     Corrupt { path: PathBuf, source: Arc<rusqlite::Error> },
+    #[error(
+        "database {path} cannot be read from its disk, and may be sound: look at the disk, its cable and the kernel's log, and \
+         leave the files where they are"
+    )]
+    Unreadable { path: PathBuf, source: Arc<std::io::Error> },
     #[error("the disk under the database is full; free some space on it")]
     Full { source: Arc<rusqlite::Error> },
     #[error(

@@ -86,12 +86,13 @@ impl SqliteStore {
     /// Opens or creates the database and starts its writer. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`StoreError::Corrupt`] if the file is not a sound database, [`StoreError::InUse`] if another process
+    /// [`StoreError::Corrupt`] if the file is not a sound database, [`StoreError::Unreadable`] if its disk does not give it,
+    /// [`StoreError::InUse`] if another process
     /// has it open, [`StoreError::RolledBack`] if it has been further than it is.
     pub fn open(options: SqliteOptions) -> Result<SqliteStore, StoreError> {
         let path = options.path.clone();
         let lock = lock_file(&path)?;
-        let connection = log::open_writer(&path)?;
+        let connection = log::open_writer(&path).map_err(|e| log::blame_disk(&path, e))?;
         let revision =
             log::newest(&connection).map_err(|e| log::classify(&path, "read the newest revision", e))?;
         record::check(&path, revision)?;
@@ -127,7 +128,8 @@ impl SqliteStore {
     pub fn damaged(path: &Path) -> Result<Vec<String>, StoreError> {
         let _lock = lock_file(path)?;
         let connection = log::open_reader(path)?;
-        log::damaged(&connection).map_err(|e| log::classify(path, "read all values", e))
+        let classify = |e| log::blame_disk(path, log::classify(path, "read all values", e));
+        log::damaged(&connection).map_err(classify)
     }
 
     async fn submit<T>(

@@ -79,6 +79,7 @@ fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
         port: 6443,
         service_cidr: "10.96.0.0/16".parse().expect("a range"),
         cluster_domain: "cluster.local".into(),
+        event_ttl: skiff_apiserver::EVENT_TTL,
         service_account: ServiceAccountConfig {
             private_key_pem: signing.serialize_pem().into(),
             public_key_pem: signing.public_key_pem().into(),
@@ -95,11 +96,18 @@ fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
 
 impl Cluster {
     pub(crate) async fn start() -> Cluster {
+        Cluster::keeping_events(skiff_apiserver::EVENT_TTL).await
+    }
+
+    /// A server that keeps events so long, and looks often for what has expired.
+    pub(crate) async fn keeping_events(event_ttl: Duration) -> Cluster {
         let folder = tempfile::tempdir().expect("a folder");
-        let options = SqliteOptions::new(folder.path().join("state.db"));
+        let mut options = SqliteOptions::new(folder.path().join("state.db"));
+        options.expiry_interval = options.expiry_interval.min(event_ttl / 10);
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).expect("the store opens"));
         let pki = Arc::new(Pki::new());
-        let server = ApiServer::start(config(&pki, store.clone())).await.expect("the server starts");
+        let config = Config { event_ttl, ..config(&pki, store.clone()) };
+        let server = ApiServer::start(config).await.expect("the server starts");
         Cluster { server, store, pki, _folder: Arc::new(folder) }
     }
 

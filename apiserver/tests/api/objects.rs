@@ -1,5 +1,7 @@
 //! Create, update, patch, delete.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::fixture::{Cluster, config_map};
@@ -302,6 +304,9 @@ async fn a_collection_is_deleted_by_selector() {
         (&deleted["kind"], deleted["items"].as_array().map(Vec::len)),
         (&json!("ConfigMapList"), Some(2))
     );
+    let (first, listed) = (&deleted["items"][0], &deleted["metadata"]["resourceVersion"]);
+    assert_eq!((&first["metadata"]["name"], &first["data"]), (&json!("m0"), &config_map("m0", "1")["data"]));
+    assert_ne!(&first["metadata"]["resourceVersion"], listed, "its deletion is a revision of its own");
     let left = admin.get(MAPS).await.ok();
     assert_eq!(left["items"].as_array().map(Vec::len), Some(2));
     admin.delete("/api/v1/namespaces").await.refused(405, "MethodNotAllowed");
@@ -347,6 +352,20 @@ async fn options_in_the_query_are_checked_as_upstream_checks_them() {
     let why = admin.get(&both).await.refused(400, "BadRequest");
     assert_eq!(why, "specifying resource version is not allowed when using continue");
     admin.get(&format!("{url}?limit=1&continue={next}")).await.ok();
+}
+
+#[tokio::test]
+async fn events_are_kept_as_long_as_the_flag_says() {
+    let cluster = Cluster::keeping_events(Duration::from_millis(200)).await;
+    let admin = cluster.admin();
+    let event = json!({
+        "metadata": {"name": "e", "namespace": "default"},
+        "involvedObject": {"kind": "ConfigMap", "namespace": "default", "name": "m"},
+    });
+    let created = admin.post("/api/v1/namespaces/default/events", event).await.created();
+    let version = created["metadata"]["resourceVersion"].as_str().expect("a version").to_owned();
+    let mut events = admin.watch(&format!("/api/v1/events?watch=true&resourceVersion={version}")).await;
+    assert_eq!(events.named().await, ("DELETED".to_owned(), "e".to_owned()));
 }
 
 #[tokio::test]

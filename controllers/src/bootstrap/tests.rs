@@ -69,9 +69,8 @@ fn signatures_of_tokens_that_are_gone_are_taken_away_and_other_keys_stay() {
 
 #[test]
 fn cluster_info_is_a_kubeconfig_with_the_server_and_its_authority() {
-    let config = Config { server: "https://192.0.2.1:6443".into(), ca_pem: "PEM".into() };
     assert_eq!(
-        kubeconfig(&config),
+        kubeconfig("https://192.0.2.1:6443", "PEM"),
         "apiVersion: v1\nclusters:\n- cluster:\n    certificate-authority-data: UEVN\n    server: https://192.0.2.1:6443\n  name: \"\"\ncontexts: null\ncurrent-context: \"\"\nkind: Config\nusers: null\n"
     );
 }

@@ -14,12 +14,13 @@ use skiff_client::Informers;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::{Joining, JoiningOptions};
+use crate::{Joining, JoiningOptions, Reached};
 
 struct Cluster {
     server: ApiServer,
     shutdown: CancellationToken,
     controllers: tokio::task::JoinHandle<()>,
+    reached: watch::Sender<Reached>,
     ca_pem: String,
     _folder: tempfile::TempDir,
 }
@@ -41,6 +42,7 @@ impl Cluster {
             port: 6443,
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             cluster_domain: "cluster.local".into(),
+            event_ttl: skiff_apiserver::EVENT_TTL,
             service_account: ServiceAccountConfig {
                 private_key_pem: ca_key.serialize_pem().into(),
                 public_key_pem: ca_key.public_key_pem().into(),
@@ -55,12 +57,12 @@ impl Cluster {
         })
         .await
         .unwrap();
+        let reached = watch::Sender::new(reached_at("192.0.2.1"));
         let joining = Joining::new(JoiningOptions {
-            server: "https://192.0.2.1:6443",
+            reached: reached.subscribe(),
             ca_pem: &ca_pem,
             ca_key_pem: &ca_key.serialize_pem(),
             reserved_names: Vec::new(),
-            reserved_ips: vec!["192.0.2.1".parse().unwrap()],
             cluster_cidr: "10.244.0.0/16",
             node_prefix: 24,
             service_cidr: None,
@@ -73,7 +75,7 @@ impl Cluster {
         let config = crate::Config { service_lb: false };
         let controllers = crate::run(config, Some(joining), ca_pem.clone(), informers, shutdown.clone());
         let controllers = tokio::spawn(controllers);
-        Cluster { server, shutdown, controllers, ca_pem, _folder: folder }
+        Cluster { server, shutdown, controllers, reached, ca_pem, _folder: folder }
     }
 
     fn client(&self, user: &str, groups: &[&str]) -> Client {
@@ -221,6 +223,36 @@ async fn cluster_info_is_signed_for_each_token_and_expired_tokens_are_deleted() 
     tokio::time::timeout(Duration::from_secs(30), gone).await.expect("deleted in time").unwrap();
     secrets.get("bootstrap-token-abcdef").await.unwrap();
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_is_renumbered_says_where_it_is_reached_and_gives_its_last_address_free() {
+    let cluster = Cluster::start().await;
+    let (admin, node) = (cluster.client("admin", &["system:masters"]), cluster.node("a"));
+    let addresses = vec![NodeAddress { type_: "InternalIP".into(), address: "192.0.2.1".into() }];
+    let status = Some(NodeStatus { addresses: Some(addresses), ..NodeStatus::default() });
+    let metadata = ObjectMeta { name: Some("a".into()), ..ObjectMeta::default() };
+    let nodes: Api<Node> = Api::all(node.clone());
+    nodes.create(&PostParams::default(), &Node { metadata, status, ..Node::default() }).await.unwrap();
+    cluster.reached.send_replace(reached_at("198.51.100.7"));
+    let maps: Api<ConfigMap> = Api::namespaced(admin, "kube-public");
+    let says = |map: Option<&ConfigMap>| {
+        let kubeconfig = map.and_then(|m| m.data.as_ref()?.get("kubeconfig").cloned());
+        kubeconfig.is_some_and(|text| text.contains("server: https://198.51.100.7:6443\n"))
+    };
+    let waiting = await_condition(maps, "cluster-info", says);
+    tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("said in time").unwrap();
+    let answer = cluster.ask(node, "a", plan::KUBELET_SERVING, "server auth", &["a", "192.0.2.1"]).await;
+    assert!(
+        answer.pem.is_some(),
+        "the address is refused to the node that has it now: {:?}",
+        answer.condition
+    );
+    cluster.stop().await;
+}
+
+fn reached_at(ip: &str) -> Reached {
+    Reached { server: format!("https://{ip}:6443"), ips: vec![ip.parse().unwrap()] }
 }
 
 /// That a certificate is signed by the authority, for one use, and no authority itself.

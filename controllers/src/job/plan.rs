@@ -116,7 +116,8 @@ fn ended_at(pod: &Pod) -> Timestamp {
 }
 
 impl Backoff {
-    fn after(self, succeeded: &[&Pod], failed: &[&Pod]) -> Backoff {
+    /// A node whose clock is ahead ends its pods in the future; what is counted now is over now at the latest.
+    fn after(self, succeeded: &[&Pod], failed: &[&Pod], now: Timestamp) -> Backoff {
         let last_success = succeeded.iter().map(|pod| ended_at(pod)).max();
         let failures: Vec<Timestamp> = failed
             .iter()
@@ -127,14 +128,18 @@ impl Backoff {
         let n_new = u32::try_from(failures.len()).unwrap_or(u32::MAX);
         Backoff {
             n_failures: before.n_failures.saturating_add(n_new),
-            last_failure: failures.into_iter().max().or(before.last_failure),
+            last_failure: failures.into_iter().max().map(|at| at.min(now)).or(before.last_failure),
         }
     }
 }
 
-/// How long until the next attempt after so many failures.
+/// How long until the next attempt after so many failures. A last one that is in the future was counted before the clock was
+/// set back: by how much, nobody knows, and nothing is to stand still for that long.
 fn remaining_s(n_failures: u32, last_failure: Option<Timestamp>, now: Timestamp) -> u64 {
     let (Some(last), 1..) = (last_failure, n_failures) else { return 0 };
+    if last > now {
+        return 0;
+    }
     let wait_s = BACKOFF_FIRST_S.saturating_mul(1 << (n_failures - 1).min(10)).min(BACKOFF_MAX_S);
     u64::try_from(wait_s - (now.as_second() - last.as_second())).unwrap_or(0)
 }
@@ -309,7 +314,7 @@ pub(super) fn plan(job: &Job, pods: &[Pod], backoff: Backoff, now: Timestamp) ->
     let n_failed = new_failed.iter().filter(|pod| policy::verdict(job, pod).is_counted()).count();
     let failed = status.failed.unwrap_or(0) + count(n_failed) + count(noted_failed.len());
 
-    let mut plan = Plan { backoff: backoff.after(&new_succeeded, &new_failed), ..Plan::default() };
+    let mut plan = Plan { backoff: backoff.after(&new_succeeded, &new_failed, now), ..Plan::default() };
     if status.start_time.is_none() && !view.is_suspended() {
         status.start_time = view.condition("", "", "").last_transition_time;
     }
@@ -518,7 +523,9 @@ fn make_indexes(view: &View<'_>, tally: &Tally<'_>, plan: &mut Plan, missing: us
             }
         }
         let attempts = u32::try_from(failures + ignored).unwrap_or(0);
-        let wait_s = remaining_s(attempts, last.map(|pod| ended_at(pod)), view.now);
+        // By a node's clock: one that is ahead is taken for one that ended now.
+        let ended = last.map(|pod| ended_at(pod).min(view.now));
+        let wait_s = remaining_s(attempts, ended, view.now);
         if wait_s > 0 {
             plan.again_s = Some(plan.again_s.map_or(wait_s, |before| before.min(wait_s)));
         } else {

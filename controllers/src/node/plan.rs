@@ -2,7 +2,7 @@
 //!
 //! Source: upstream's node lifecycle and taint eviction controllers.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod, Taint};
@@ -141,21 +141,47 @@ pub(super) enum Bears {
     For(Duration),
 }
 
-/// When each `NoExecute` taint of a node that does not say since when it is there was first seen. Taken for now, a time that
-/// nobody knows would never pass.
+/// A moment, by both clocks: the wall clock labels, and the other one measures.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Moment {
+    pub(super) wall: Timestamp,
+    pub(super) steady: Instant,
+}
+
+impl Moment {
+    pub(super) fn now() -> Moment {
+        Moment { wall: Timestamp::now(), steady: Instant::now() }
+    }
+}
+
+/// Since when each `NoExecute` taint of a node is known here. What a taint itself says of that counts once, when it is first
+/// seen, as after a restart; from then on a wall clock that is set makes it neither older nor younger.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub(super) struct FirstSeen(Vec<(String, Timestamp)>);
+pub(super) struct FirstSeen(Vec<Seen>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Seen {
+    key: String,
+    added: Option<Timestamp>,
+    at: Instant,
+    /// How old it was by then.
+    age: Duration,
+}
 
 impl FirstSeen {
     /// Takes note of what is there, and forgets what is not.
-    pub(super) fn look(&mut self, taints: &[Taint], now: Timestamp) {
-        let unknown: Vec<&Taint> =
-            taints.iter().filter(|t| t.effect == NO_EXECUTE && t.time_added.is_none()).collect();
-        self.0.retain(|(key, _)| unknown.iter().any(|taint| taint.key == *key));
-        for taint in unknown {
-            if self.of(taint).is_none() {
-                self.0.push((taint.key.clone(), now));
+    pub(super) fn look(&mut self, taints: &[Taint], now: Moment) {
+        let evicting: Vec<&Taint> = taints.iter().filter(|t| t.effect == NO_EXECUTE).collect();
+        self.0.retain(|seen| evicting.iter().any(|taint| seen.is_of(taint)));
+        for taint in evicting {
+            if self.0.iter().any(|seen| seen.is_of(taint)) {
+                continue;
             }
+            let added = taint.time_added.as_ref().map(|t| t.0);
+            let age = added.map_or(Duration::ZERO, |added| {
+                Duration::try_from(now.wall.duration_since(added)).unwrap_or_default()
+            });
+            self.0.push(Seen { key: taint.key.clone(), added, at: now.steady, age });
         }
     }
 
@@ -163,25 +189,34 @@ impl FirstSeen {
         self.0.is_empty()
     }
 
-    fn of(&self, taint: &Taint) -> Option<Timestamp> {
-        self.0.iter().find(|(key, _)| *key == taint.key).map(|(_, at)| *at)
+    fn age(&self, taint: &Taint, now: Moment) -> Duration {
+        let seen = self.0.iter().find(|seen| seen.is_of(taint));
+        seen.map_or(Duration::ZERO, |seen| seen.age + now.steady.saturating_duration_since(seen.at))
+    }
+}
+
+impl Seen {
+    fn is_of(&self, taint: &Taint) -> bool {
+        self.key == taint.key && self.added == taint.time_added.as_ref().map(|t| t.0)
     }
 }
 
 /// How long a pod bears the `NoExecute` taints of its node, of which it has had to since it was made at the earliest.
-pub(super) fn bears_for(pod: &Pod, taints: &[Taint], seen: &FirstSeen, now: Timestamp) -> Bears {
+pub(super) fn bears_for(pod: &Pod, taints: &[Taint], seen: &FirstSeen, now: Moment) -> Bears {
     let tolerations = pod.spec.as_ref().and_then(|s| s.tolerations.as_deref()).unwrap_or_default();
+    // One that was made in the future was made before the clock was set back; nothing is known of when.
     let created = pod.metadata.creation_timestamp.as_ref().map(|t| t.0);
+    let lived = created.and_then(|created| Duration::try_from(now.wall.duration_since(created)).ok());
     let mut least: Option<Duration> = None;
     for taint in taints.iter().filter(|t| t.effect == NO_EXECUTE) {
         let Some(toleration) = tolerations.iter().find(|t| tolerates(t, taint)) else {
             return Bears::For(Duration::ZERO);
         };
         let Some(seconds) = toleration.toleration_seconds else { continue };
-        let added = taint.time_added.as_ref().map(|t| t.0).or_else(|| seen.of(taint)).unwrap_or(now);
-        let since = added.max(created.unwrap_or(Timestamp::MIN));
-        let left = since.as_second().saturating_add(seconds.max(0)).saturating_sub(now.as_second());
-        let left = Duration::from_secs(u64::try_from(left).unwrap_or(0));
+        let age = seen.age(taint, now);
+        let borne = lived.map_or(age, |lived| lived.min(age));
+        let tolerated = Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+        let left = tolerated.saturating_sub(borne);
         least = Some(least.map_or(left, |l| l.min(left)));
     }
     least.map_or(Bears::Forever, Bears::For)
@@ -318,55 +353,89 @@ mod tests {
         .unwrap()
     }
 
+    /// Both clocks go alike from 0 on.
+    fn moments() -> impl Fn(u64) -> Moment {
+        let start = Instant::now();
+        move |second| Moment { wall: at(second.cast_signed()), steady: start + Duration::from_secs(second) }
+    }
+
+    fn seen(taints: &[Taint], now: Moment) -> FirstSeen {
+        let mut seen = FirstSeen::default();
+        seen.look(taints, now);
+        seen
+    }
+
     #[test]
     fn a_taint_that_does_not_say_since_when_it_is_there_counts_from_when_it_was_seen() {
         let taint = |key: &str| Taint { key: key.into(), effect: NO_EXECUTE.into(), ..Taint::default() };
-        let mut seen = FirstSeen::default();
+        let (mut seen, moment) = (FirstSeen::default(), moments());
         let toleration = json!({"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300});
-        let bears = |seen: &FirstSeen, now: i64| {
-            bears_for(&pod(10, toleration.clone()), &[taint("x"), taint("y")], seen, at(now))
+        let bears = |seen: &FirstSeen, now: u64| {
+            bears_for(&pod(10, toleration.clone()), &[taint("x"), taint("y")], seen, moment(now))
         };
-        seen.look(&[taint("x")], at(100));
-        seen.look(&[taint("x"), taint("y")], at(200));
+        seen.look(&[taint("x")], moment(100));
+        seen.look(&[taint("x"), taint("y")], moment(200));
         assert_eq!(bears(&seen, 200), Bears::For(Duration::from_secs(200)));
         assert_eq!(
             bears(&seen, 400),
             Bears::For(Duration::ZERO),
             "it is due though nobody said when it began"
         );
-        seen.look(&[taint("y")], at(300));
-        seen.look(&[taint("x"), taint("y")], at(350));
+        seen.look(&[taint("y")], moment(300));
+        seen.look(&[taint("x"), taint("y")], moment(350));
         assert_eq!(
             bears(&seen, 350),
             Bears::For(Duration::from_secs(150)),
             "one that was taken away begins anew"
         );
-        seen.look(&[], at(500));
+        seen.look(&[], moment(500));
         assert!(seen.is_empty());
     }
 
     #[test]
     fn a_pod_bears_a_taint_for_as_long_as_it_tolerates_it() {
         let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), Evicting::Begun, at(100));
-        let bears = |toleration: Value, now: i64| {
-            bears_for(&pod(10, toleration), &taints, &FirstSeen::default(), at(now))
-        };
+        let moment = moments();
+        // First seen 50 s later, as by a process that has just started.
+        let seen = seen(&taints, moment(150));
+        let bears =
+            |toleration: Value, now: u64| bears_for(&pod(10, toleration), &taints, &seen, moment(now));
         let tolerating = |seconds: i64| json!({"key": UNREACHABLE, "operator": "Exists", "effect": NO_EXECUTE, "tolerationSeconds": seconds});
         assert_eq!(bears(tolerating(300), 150), Bears::For(Duration::from_secs(250)));
         assert_eq!(bears(tolerating(300), 500), Bears::For(Duration::ZERO));
-        assert_eq!(bears(tolerating(-1), 100), Bears::For(Duration::ZERO));
-        assert!(matches!(bears(tolerating(i64::MAX), 100), Bears::For(left) if !left.is_zero()));
+        assert_eq!(bears(tolerating(-1), 150), Bears::For(Duration::ZERO));
+        assert!(matches!(bears(tolerating(i64::MAX), 150), Bears::For(left) if !left.is_zero()));
         assert_eq!(bears(json!({"operator": "Exists"}), 500), Bears::Forever);
-        assert_eq!(bears(json!({"key": "other"}), 100), Bears::For(Duration::ZERO));
+        assert_eq!(bears(json!({"key": "other"}), 150), Bears::For(Duration::ZERO));
     }
 
     #[test]
     fn a_pod_that_came_after_the_taint_has_its_time_from_then_on() {
         let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), Evicting::Begun, at(100));
+        let moment = moments();
         let toleration = json!({"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": 300});
+        let seen = seen(&taints, moment(100));
         assert_eq!(
-            bears_for(&pod(1000, toleration), &taints, &FirstSeen::default(), at(1100)),
+            bears_for(&pod(1000, toleration), &taints, &seen, moment(1100)),
             Bears::For(Duration::from_secs(200))
         );
+    }
+
+    #[test]
+    fn a_wall_clock_that_is_set_takes_nothing_from_a_pods_time_and_adds_nothing() {
+        let day_s = 86_400;
+        let taints = wanted_taints(&node(&[("Ready", "Unknown")], &[]), Evicting::Begun, at(day_s + 100));
+        let moment = moments();
+        let toleration = json!({"key": UNREACHABLE, "operator": "Exists", "tolerationSeconds": 300});
+        let set = |second: u64, by_s: i64| {
+            let moment = moment(second);
+            Moment { wall: at(moment.wall.as_second() + by_s), ..moment }
+        };
+        let seen = seen(&taints, set(100, day_s));
+        for by_s in [day_s, day_s + 3600, day_s - 3600, 2 * day_s, 401 * day_s, 0] {
+            let bears = bears_for(&pod(day_s + 10, toleration.clone()), &taints, &seen, set(150, by_s));
+            let off_s = by_s - day_s;
+            assert_eq!(bears, Bears::For(Duration::from_secs(250)), "the clock was set by {off_s} s");
+        }
     }
 }

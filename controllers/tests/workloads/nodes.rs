@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Event, Node};
 use kube::Api;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use serde_json::json;
-use skiff_controllers::{Joining, JoiningOptions};
+use skiff_controllers::{Joining, JoiningOptions, Reached};
 
 use crate::{Plane, until};
 
@@ -16,12 +16,13 @@ fn joining(cluster_cidr: &str) -> Joining {
     let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let certificate = params.self_signed(&key).expect("a certificate").pem();
+    let server = "https://192.0.2.1:6443".to_owned();
+    let (_, reached) = tokio::sync::watch::channel(Reached { server, ips: Vec::new() });
     let options = JoiningOptions {
-        server: "https://192.0.2.1:6443",
+        reached,
         ca_pem: &certificate,
         ca_key_pem: &key.serialize_pem(),
         reserved_names: Vec::new(),
-        reserved_ips: Vec::new(),
         cluster_cidr,
         node_prefix: 24,
         service_cidr: None,

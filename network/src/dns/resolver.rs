@@ -13,6 +13,7 @@ use hickory_proto::rr::{DNSClass, Name, RecordType};
 use parking_lot::RwLock;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::watch;
 use tracing::debug;
 
 use super::MAX_PACKET_BYTES;
@@ -38,7 +39,8 @@ pub(super) enum Transport {
 
 pub(super) struct Resolver {
     pub(super) zone: Arc<RwLock<Zone>>,
-    pub(super) upstreams: Arc<[SocketAddr]>,
+    /// Of the moment.
+    pub(super) upstreams: watch::Receiver<Vec<SocketAddr>>,
 }
 
 /// The resolvers outside did not answer, or the aliases never end.
@@ -142,7 +144,8 @@ impl Resolver {
 
     /// Passes a question on, byte for byte.
     async fn forward(&self, packet: &[u8], transport: Transport) -> Option<Vec<u8>> {
-        for upstream in self.upstreams.iter() {
+        let upstreams = self.upstreams.borrow().clone();
+        for upstream in &upstreams {
             let asked = async {
                 match transport {
                     Transport::Udp => ask_udp(*upstream, packet).await,

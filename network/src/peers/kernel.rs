@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use futures::TryStreamExt as _;
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -102,9 +102,23 @@ pub(crate) async fn make_device(
     }
     exists_is_fine(made).map_err(failed(format!("make the tunnel {name}")))?;
     let index = device_index(handle, name).await?.ok_or_else(|| PeersError::NoLink(name.into()))?;
+    if is_up(handle, name, mtu, &tunnel_mac(own)).await? {
+        return Ok(index);
+    }
     let set = LinkUnspec::new_with_index(index).mtu(mtu).address(tunnel_mac(own).to_vec()).up().build();
     handle.link().set(set).execute().await.map_err(failed(format!("bring {name} up")))?;
     Ok(index)
+}
+
+/// Whether a device is as it should be: to set it once more would be a change, and the reason for the next pass.
+async fn is_up(handle: &Handle, name: &str, mtu: u32, mac: &[u8]) -> Result<bool, PeersError> {
+    let mut links = handle.link().get().match_name(name.to_owned()).execute();
+    let link = links.try_next().await.map_err(failed(format!("look up {name}")))?;
+    Ok(link.is_some_and(|link| {
+        link.header.flags.contains(LinkFlags::Up)
+            && link.attributes.contains(&LinkAttribute::Mtu(mtu))
+            && link.attributes.contains(&LinkAttribute::Address(mac.to_vec()))
+    }))
 }
 
 /// Whether the device is a tunnel from this node's address.

@@ -10,8 +10,8 @@ use k8s_openapi::api::core::v1::Node;
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 use serde_json::json;
 
-use super::{PeerRoutes, PeersConfig, apply};
-use crate::{PodNetwork, PodNetworkConfig, netns};
+use super::{PeerRoutes, PeersConfig, apply, keep};
+use crate::{Changes, PodNetwork, PodNetworkConfig, netns};
 
 /// Two nodes with a pod each; removed when the test ends, however it ends.
 struct Site {
@@ -100,17 +100,22 @@ impl Site {
         names.iter().map(node).collect()
     }
 
-    /// Opens a node's pod network, attaches its pod, and routes to the nodes of these names. Answers the pod's address.
-    fn open(&self, name: &str, peers: &[&str]) -> Ipv4Addr {
-        let (config, nodes, pod) = (self.config(name), self.nodes(peers), self.path(&format!("pod-{name}")));
-        let network = PodNetworkConfig {
+    fn pod_network(&self, name: &str) -> PodNetworkConfig {
+        let config = self.config(name);
+        PodNetworkConfig {
             bridge: "skiff0".into(),
-            pod_cidr: config.pod_cidr.clone(),
-            cluster_cidr: config.cluster_cidr.clone(),
+            pod_cidr: config.pod_cidr,
+            cluster_cidr: config.cluster_cidr,
             service_cidr: "10.43.0.0/16".into(),
             mtu: 1500,
             state_directory: self.path(&format!("ipam-{name}")),
-        };
+        }
+    }
+
+    /// Opens a node's pod network, attaches its pod, and routes to the nodes of these names. Answers the pod's address.
+    fn open(&self, name: &str, peers: &[&str]) -> Ipv4Addr {
+        let (config, nodes, pod) = (self.config(name), self.nodes(peers), self.path(&format!("pod-{name}")));
+        let network = self.pod_network(name);
         on_node(&self.path(name), move || async move {
             let network = PodNetwork::open(network).await.unwrap();
             let ip = network.attach("pod", &pod, &[]).await.unwrap();
@@ -278,4 +283,84 @@ fn the_tunnel_takes_nothing_from_strangers() {
     let before = dropped();
     assert!(ask(&site.path("pod-a"), b).is_err());
     assert_eq!(dropped(), before, "the tunnel has received a stranger's packets");
+}
+
+/// Waits for what a command of a node's network shows.
+async fn shows(node: &Path, arguments: &str, wanted: &str) {
+    let seen = async {
+        while !ip(node, arguments).contains(wanted) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let seen = tokio::time::timeout(Duration::from_secs(30), seen).await;
+    assert!(seen.is_ok(), "`ip {arguments}` does not show {wanted:?}, but:\n{}", ip(node, arguments));
+}
+
+#[test]
+fn a_link_that_went_down_and_came_up_has_the_routes_to_other_nodes_again_and_an_address_that_changes_is_followed()
+ {
+    let site = Site::new([[192, 0, 2, 1], [192, 0, 2, 2]]);
+    site.open("a", &NAMES);
+    let (node, config, nodes) = (site.path("a"), site.config("a"), site.nodes(&NAMES));
+    on_node(&site.path("a"), move || async move {
+        let (address, followed) = tokio::sync::watch::channel(config.node_ip);
+        let kept = tokio::spawn(keep(config, Some(followed), move || nodes.clone(), Default::default()));
+        let route = "route show 10.42.1.0/24";
+        shows(&node, route, "via 192.0.2.2 dev eth0").await;
+        run(&node, "link set eth0 down");
+        assert_eq!(ip(&node, route), "", "the kernel keeps them nowadays, and this test shows nothing");
+        run(&node, "link set eth0 up");
+        shows(&node, route, "via 192.0.2.2 dev eth0").await;
+        // Of another segment: from there the other node is behind the router.
+        run(&node, "address add 198.51.100.1/24 dev eth0");
+        run(&node, "address del 192.0.2.1/24 dev eth0");
+        run(&node, "route replace default via 198.51.100.254 dev eth0 onlink");
+        address.send_replace(Ipv4Addr::new(198, 51, 100, 1));
+        shows(&node, route, "dev skiff-vxlan").await;
+        shows(&node, "-d link show skiff-vxlan", "local 198.51.100.1").await;
+        kept.abort();
+    });
+}
+
+#[test]
+fn the_pods_bridge_is_made_right_after_others_have_taken_it_down_or_away() {
+    let site = Site::new([[192, 0, 2, 1], [192, 0, 2, 2]]);
+    let pod_ip = site.open("a", &NAMES);
+    let (node, config) = (site.path("a"), site.pod_network("a"));
+    serve(&site.path("pod-a"), 10);
+    on_node(&site.path("a"), move || async move {
+        let network = PodNetwork::open(config).await.unwrap();
+        let is_right = || {
+            assert!(ip(&node, "route show 10.43.0.0/16").contains("dev skiff0"), "no route to Services");
+            assert!(ip(&node, "link show master skiff0").contains("vethpod"), "the pod is not on the bridge");
+            ask(&node, pod_ip).expect("the pod is not reached");
+        };
+        for damage in ["link set skiff0 down", "link delete skiff0", "route delete 10.43.0.0/16 dev skiff0"] {
+            run(&node, damage);
+            if damage.ends_with("down") {
+                run(&node, "link set skiff0 up");
+            }
+            network.mend().await.unwrap();
+            is_right();
+        }
+        network.set_mtu(1400);
+        network.mend().await.unwrap();
+        assert!(ip(&node, "link show skiff0").contains("mtu 1400"));
+    });
+}
+
+#[test]
+fn a_look_at_what_is_right_is_no_reason_for_another_look() {
+    let site = Site::new([[192, 0, 2, 1], [198, 51, 100, 2]]);
+    site.open("a", &NAMES);
+    let (config, peers, nodes) = (site.pod_network("a"), site.config("a"), site.nodes(&NAMES));
+    on_node(&site.path("a"), move || async move {
+        let network = PodNetwork::open(config).await.unwrap();
+        apply(&peers, &nodes, &mut Vec::new()).await.unwrap();
+        let mut changes = Changes::listen();
+        network.mend().await.unwrap();
+        apply(&peers, &nodes, &mut Vec::new()).await.unwrap();
+        let told = tokio::time::timeout(Duration::from_secs(3), changes.next()).await;
+        assert!(told.is_err(), "it changes something each time");
+    });
 }

@@ -31,7 +31,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 64 << 20;
 const MAX_ANSWER_BYTES: usize = 16 << 20;
 const MAX_ERROR_CHARS: usize = 400;
 
-/// One API server, as an administrator sees it.
+/// One API server, and who asks it.
 #[derive(Clone)]
 pub struct Server {
     authority: String,
@@ -40,18 +40,19 @@ pub struct Server {
     http1: TlsConnector,
     anonymous: TlsConnector,
     authorization: Option<HeaderValue>,
-    /// Sent with each request: whom to act as.
-    acting_as: Vec<(&'static str, HeaderValue)>,
+    access: Arc<Access>,
 }
 
 impl Server {
-    /// The same server, asked as somebody else.
-    pub fn acting_as(&self, user: &str, groups: &[&str]) -> Result<Server> {
-        let mut acting_as = vec![("impersonate-user", HeaderValue::from_str(user)?)];
-        for group in groups {
-            acting_as.push(("impersonate-group", HeaderValue::from_str(group)?));
-        }
-        Ok(Server { acting_as, ..self.clone() })
+    /// The same server, asked by who has a certificate: chain and key.
+    pub fn by_certificate(&self, identity_pem: (Vec<u8>, Vec<u8>)) -> Result<Server> {
+        Server::new(&Access { identity_pem: Some(identity_pem), token: None, ..self.access.as_ref().clone() })
+    }
+
+    /// The same server, asked by who has a token.
+    pub fn by_token(&self, token: &str) -> Result<Server> {
+        let token = Some(token.to_owned());
+        Server::new(&Access { identity_pem: None, token, ..self.access.as_ref().clone() })
     }
 
     /// A connection on which nothing was sent yet, for who wants to speak HTTP badly, and without a name.
@@ -78,10 +79,8 @@ impl Server {
             "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: {JSON}\r\ncontent-length: {body_bytes}\r\n",
             self.authority
         );
-        let more = self.acting_as.iter().map(|(name, value)| (*name, value));
-        let more = more.chain(self.authorization.iter().map(|value| ("authorization", value)));
-        for (name, value) in more {
-            head.push_str(&format!("{name}: {}\r\n", value.to_str().unwrap_or_default()));
+        if let Some(value) = &self.authorization {
+            head.push_str(&format!("authorization: {}\r\n", value.to_str().unwrap_or_default()));
         }
         head.push_str("\r\n");
         head
@@ -120,7 +119,7 @@ impl Server {
             http1: TlsConnector::from(Arc::new(http1)),
             anonymous: TlsConnector::from(Arc::new(anonymous)),
             authorization: authorization.transpose()?,
-            acting_as: Vec::new(),
+            access: Arc::new(access.clone()),
         })
     }
 
@@ -184,9 +183,6 @@ impl Connection {
         if !body.is_empty() {
             request = request.header(CONTENT_TYPE, content_type);
         }
-        for (name, value) in &self.server.acting_as {
-            request = request.header(*name, value);
-        }
         if let Some(authorization) = &self.server.authorization {
             request = request.header(AUTHORIZATION, authorization);
         }
@@ -227,6 +223,10 @@ impl Connection {
 
     pub async fn post(&self, path: &str, body: Bytes) -> Result<Value> {
         self.answer(Method::POST, path, JSON, body).await
+    }
+
+    pub async fn put(&self, path: &str, body: &Value) -> Result<Value> {
+        self.answer(Method::PUT, path, JSON, body.to_string().into()).await
     }
 
     pub async fn patch(&self, path: &str, body: &Value) -> Result<Value> {

@@ -47,7 +47,7 @@ struct UserEntry {
 }
 
 /// How to reach one API server, and as whom.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     /// `host:port`.
     pub authority: String,

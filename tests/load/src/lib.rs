@@ -3,6 +3,7 @@
 //! ```text
 //!  measure::*  one measurement each: what is asked, and when its clock runs
 //!  client      HTTP/2 connections, as many as a measurement wants; JSON
+//!  credentials of nodes and service accounts, for who is not the administrator
 //!  meter       CPU and memory of the servers, by the cgroups they run in
 //! ```
 //!
@@ -10,6 +11,7 @@
 //! fails the measurement: a server that refuses work is not a fast one.
 
 pub mod client;
+pub mod credentials;
 pub mod figures;
 pub mod kubeconfig;
 pub mod measure;

@@ -111,3 +111,39 @@ fn kubeconfig(cluster: &TestCluster, user: Value) -> Result<Credential> {
         .with_context(|| format!("writing {}", credential.path.display()))?;
     Ok(credential)
 }
+
+/// A wall clock for processes that are started with it. It starts right; the monotonic clock is the machine's.
+#[derive(Debug)]
+pub struct OwnClock {
+    file: tempfile::NamedTempFile,
+    library: String,
+}
+
+impl OwnClock {
+    pub fn new() -> Result<OwnClock> {
+        let file = tempfile::NamedTempFile::new().context("making the clock's file")?;
+        let of = |entry: std::fs::DirEntry| entry.path().join("faketime/libfaketimeMT.so.1");
+        let libraries = std::fs::read_dir("/usr/lib").context("looking for libfaketime")?;
+        let library = libraries.flatten().map(of).find(|path| path.exists());
+        let library = library.context("libfaketime is not there; install it with: cargo xtask setup")?;
+        let clock = OwnClock { file, library: library.to_string_lossy().into_owned() };
+        clock.set("+0")?;
+        Ok(clock)
+    }
+
+    /// Sets it to so much from the right time, such as `+400d` or `-1h`. Processes see it within a second.
+    pub fn set(&self, shift: &str) -> Result<()> {
+        std::fs::write(self.file.path(), format!("{shift}\n")).context("setting the clock")
+    }
+
+    /// What a process is started with to go by it.
+    pub fn environment(&self) -> Vec<(String, String)> {
+        let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+        vec![
+            pair("LD_PRELOAD", &self.library),
+            pair("FAKETIME_TIMESTAMP_FILE", &self.file.path().to_string_lossy()),
+            pair("FAKETIME_CACHE_DURATION", "1"),
+            pair("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ]
+    }
+}

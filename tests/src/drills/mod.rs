@@ -8,10 +8,12 @@
 //! | [`Link::lose`] | some packets to an address vanish | nft, at random |
 //! | [`Link::delay`] | bytes to and from an address come late | nft leads connections through a relay that waits |
 //! | [`SmallDisk::fill`] | a file system is full | a tmpfs of its own, and a file that takes the rest |
+//! | [`OwnClock`] | a process has a wall clock of its own, which may be set | libfaketime, by a file |
 //! | [`ShiftedClock`] | whoever shows credentials has a clock that is off | certificates and tokens with shifted times |
 //!
 //! # Caveats
-//! - A wall clock is the whole machine's: no namespace shifts it, so what is shifted are the times that a machine whose
+//! - A wall clock is the whole machine's: no namespace shifts it. For processes that ask libc for the time there is
+//!   [`OwnClock`]; for the others, what is shifted are the times that a machine whose
 //!   clock is off would sign. Time namespaces shift only the monotonic clocks, of which nothing but differences is used.
 //! - The kernels that these run on have no `netem`: a delay is one of bytes on connections, not of packets.
 
@@ -20,7 +22,7 @@ mod disk;
 mod network;
 mod process;
 
-pub use clock::{Credential, ShiftedClock};
+pub use clock::{Credential, OwnClock, ShiftedClock};
 pub use disk::{Full, SmallDisk};
 pub use network::{Delay, Link, Loss, Partition};
 pub use process::{Process, Stopped};

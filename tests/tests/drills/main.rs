@@ -2,6 +2,8 @@
 
 mod clock;
 mod disk;
+mod moved;
 mod network;
 mod nodes;
+mod restarts;
 mod stopped;

@@ -155,6 +155,8 @@ const LEAST_ROOM_PERCENT: u64 = 5;
 /// A throw-away cluster of Skiff: control plane and node are one process, and one forwards to it.
 pub(super) struct Skiff<'a> {
     tools: &'a Tools,
+    /// Flags by their variables, where a cluster is to be other than usual.
+    flags: &'a [(&'a str, &'a str)],
     is_down: bool,
 }
 
@@ -162,11 +164,16 @@ impl<'a> Skiff<'a> {
     pub(super) fn prepare(tools: &'a Tools) -> Result<Skiff<'a>> {
         let group = group();
         fs::create_dir_all(&group).with_context(|| format!("creating {}", group.display()))?;
-        Ok(Skiff { tools, is_down: false })
+        Ok(Skiff { tools, flags: &[], is_down: false })
     }
 
     pub(super) fn up(tools: &'a Tools) -> Result<Skiff<'a>> {
-        let skiff = Skiff::prepare(tools)?;
+        Skiff::up_with(tools, &[])
+    }
+
+    pub(super) fn up_with(tools: &'a Tools, flags: &'a [(&'a str, &'a str)]) -> Result<Skiff<'a>> {
+        let mut skiff = Skiff::prepare(tools)?;
+        skiff.flags = flags;
         skiff.launch()?;
         Ok(skiff)
     }
@@ -175,6 +182,7 @@ impl<'a> Skiff<'a> {
     pub(super) fn launch(&self) -> Result<()> {
         let mut up = in_group(&group(), Command::new("env"), &self.tools.skiff);
         up.args(["up", "--name", NAME, "--registries"]).arg(&self.tools.served.registries);
+        up.envs(self.flags.iter().copied());
         output(&mut up).map(drop)
     }
 
@@ -190,7 +198,7 @@ impl<'a> Skiff<'a> {
 
     /// The process that is both control plane and node.
     pub(super) fn server_pid(&self) -> Result<u64> {
-        let path = Path::new("/run/skiff/clusters").join(NAME).join("cluster.json");
+        let path = Path::new("/var/lib/skiff/clusters").join(format!("{NAME}.json"));
         let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
         let cluster: Value =
             serde_json::from_slice(&text).with_context(|| format!("reading {}", path.display()))?;

@@ -59,6 +59,24 @@ pub(super) fn classify(path: &Path, operation: &'static str, error: rusqlite::Er
     }
 }
 
+/// What SQLite finds wrong with pages that the disk did not give it is no damage of the file: its checks tell it as that
+/// all the same.
+pub(super) fn blame_disk(path: &Path, error: StoreError) -> StoreError {
+    if !matches!(error, StoreError::Corrupt { .. }) {
+        return error;
+    }
+    match read_through(path) {
+        Err(source) => StoreError::Unreadable { path: path.into(), source: Arc::new(source) },
+        Ok(()) => error,
+    }
+}
+
+/// Whether the disk gives every byte of a file.
+fn read_through(path: &Path) -> std::io::Result<()> {
+    let mut file = std::fs::File::open(path)?;
+    std::io::copy(&mut file, &mut std::io::sink()).map(drop)
+}
+
 pub(super) fn open_writer(path: &Path) -> Result<Connection, StoreError> {
     let size_bytes = std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
     let opened =
@@ -390,7 +408,29 @@ pub(super) fn release_pages(connection: &Connection, pages: u32) -> rusqlite::Re
 
 #[cfg(test)]
 mod tests {
-    use super::{RANGE, end_of, open_writer};
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::{RANGE, blame_disk, end_of, open_writer};
+    use crate::store::StoreError;
+
+    #[test]
+    fn a_database_that_its_disk_does_not_give_is_not_called_corrupt() {
+        let corrupt = |path: &Path| {
+            let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+            let source = Arc::new(rusqlite::Error::SqliteFailure(code, None));
+            blame_disk(path, StoreError::Corrupt { path: path.into(), source })
+        };
+        // Its first byte is an I/O error, as those of a disk with a loose cable are.
+        let found = corrupt(Path::new("/proc/self/mem"));
+        assert!(matches!(&found, StoreError::Unreadable { .. }), "{found:?}");
+        let said = found.to_string();
+        assert!(!said.contains("corrupt") && !said.contains("away"), "{said}");
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("state.db");
+        std::fs::write(&path, "no database").expect("writes");
+        assert!(matches!(corrupt(&path), StoreError::Corrupt { .. }));
+    }
 
     #[test]
     fn a_page_is_read_in_the_order_of_the_index() {

@@ -124,6 +124,19 @@ fn failures_are_followed_by_growing_waits() {
 }
 
 #[test]
+fn a_back_off_does_not_stand_still_when_the_clock_is_set_back_and_is_kept_where_a_nodes_clock_is_ahead() {
+    let day_s = 86_400;
+    let failed = pod("p", "Failed", json!({"creationTimestamp": at(START_S + day_s).to_string()}));
+    let backoff = Backoff::default().after(&[], &[&failed], at(START_S));
+    assert_eq!(remaining_s(backoff.n_failures, backoff.last_failure, at(START_S)), 10, "a node a day ahead");
+    assert_eq!(
+        remaining_s(backoff.n_failures, backoff.last_failure, at(START_S - day_s)),
+        0,
+        "set back a day"
+    );
+}
+
+#[test]
 fn a_pod_failure_policy_ends_a_job_or_lets_failures_pass() {
     let rules = |action: &str| {
         json!({"completions": 1, "backoffLimit": 0, "podFailurePolicy": {"rules": [

@@ -43,7 +43,18 @@ fn zone() -> Zone {
 }
 
 fn resolver(upstreams: &[SocketAddr]) -> Resolver {
-    Resolver { zone: Arc::new(RwLock::new(zone())), upstreams: upstreams.into() }
+    let (_, upstreams) = watch::channel(upstreams.to_vec());
+    Resolver { zone: Arc::new(RwLock::new(zone())), upstreams }
+}
+
+#[tokio::test]
+async fn a_resolver_that_the_host_is_given_later_is_asked() {
+    let (known, upstreams) = watch::channel(Vec::new());
+    let resolver = Resolver { zone: Arc::new(RwLock::new(zone())), upstreams };
+    let code = async || ask(&resolver, "example.com.", RecordType::A).await.metadata.response_code;
+    assert_eq!(code().await, ResponseCode::ServFail);
+    known.send_replace(vec![outside(1).await]);
+    assert_eq!(code().await, ResponseCode::NoError);
 }
 
 /// A port that is free for both: that one of the two got it does not mean that the other can have it.

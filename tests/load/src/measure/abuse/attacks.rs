@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 
 use super::{Answers, NAMESPACE};
 use crate::client::{Connection, Server};
+use crate::credentials;
 use crate::objects::{pods_path, serving_pod};
 use crate::pods::{Seen, Watch};
 
@@ -24,6 +25,8 @@ const CLIENTS: usize = 4;
 const SILENT: usize = 1000;
 const SLOW: usize = 400;
 const WATCHERS: usize = 10_000;
+/// Of how many nodes they are.
+const WATCHING_NODES: usize = 10;
 /// As many watches as one connection takes.
 const PER_CONNECTION: usize = 200;
 const EVENTS_PER_S: u64 = 100;
@@ -91,7 +94,9 @@ impl Attack {
             Attack::Descriptors => {
                 "8 Wasm pods take all descriptors they get, in the host of the pod that is asked, while neighbours start and end"
             }
-            Attack::Reconnection => "10,000 watches end and begin again at once, over and over",
+            Attack::Reconnection => {
+                "10,000 watches, of ten nodes, end and begin again at once, over and over"
+            }
             Attack::Events => "100 events a second",
         }
     }
@@ -125,20 +130,22 @@ impl Attack {
         let go_on = || going.load(Ordering::Relaxed) && Instant::now() < end;
         match self {
             Attack::PatchCopy => {
-                let node = node(server)?;
+                let node = credentials::of_node(server, NODE).await?;
                 flood(&node, answers, &go_on, Method::PATCH, &own_lease(), JSON_PATCH, copies()).await
             }
             Attack::ManyFinalizers => {
-                let node = node(server)?;
+                let node = credentials::of_node(server, NODE).await?;
                 let body = json!({"metadata": {"finalizers": finalizers()}}).to_string().into();
                 flood(&node, answers, &go_on, Method::PATCH, &own_lease(), STRATEGIC_PATCH, body).await
             }
             Attack::LargeReview => {
-                let account = account(server)?;
+                let account = credentials::of_account(server, NAMESPACE, "default").await?;
                 flood(&account, answers, &go_on, Method::POST, REVIEWS, JSON, large_review()).await
             }
             Attack::SilentConnections => silent(server, answers, &go_on).await,
-            Attack::SlowBodies => slow(&account(server)?, answers, &go_on).await,
+            Attack::SlowBodies => {
+                slow(&credentials::of_account(server, NAMESPACE, "default").await?, answers, &go_on).await
+            }
             Attack::DeepDirectory => {
                 let connection = server.connect().await?;
                 answers.note(&connection.delete_now(&format!("{}/{DEEP_POD}", pods_path(NAMESPACE))).await);
@@ -149,9 +156,11 @@ impl Attack {
             }
             Attack::Descriptors => hoard(server, answers, &go_on).await,
             Attack::Reconnection => {
-                let controllers =
-                    server.acting_as("system:kube-controller-manager", &["system:authenticated"])?;
-                reconnect(&controllers, answers, &go_on).await
+                let mut nodes = Vec::with_capacity(WATCHING_NODES);
+                for number in 0..WATCHING_NODES {
+                    nodes.push(credentials::of_node(server, &format!("{NODE}-{number}")).await?);
+                }
+                reconnect(&nodes, answers, &go_on).await
             }
             Attack::Events => events(server, answers, &go_on).await,
         }
@@ -175,15 +184,6 @@ const REVIEWS: &str = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
 
 fn own_lease() -> String {
     format!("{LEASES}/{NODE}")
-}
-
-fn node(server: &Server) -> Result<Server> {
-    server.acting_as(&format!("system:node:{NODE}"), &["system:nodes", "system:authenticated"])
-}
-
-fn account(server: &Server) -> Result<Server> {
-    let groups = ["system:serviceaccounts", "system:serviceaccounts:abuse", "system:authenticated"];
-    server.acting_as("system:serviceaccount:abuse:default", &groups)
 }
 
 /// Each operation copies all that there is into itself.
@@ -362,10 +362,14 @@ async fn hoard(server: &Server, answers: &Answers, go_on: &(impl Fn() -> bool + 
     Ok(())
 }
 
-async fn reconnect(server: &Server, answers: &Answers, go_on: &(impl Fn() -> bool + Sync)) -> Result<()> {
-    let connections = server.connections(WATCHERS / PER_CONNECTION).await?;
-    let version = connections[0].version_of("/api/v1/namespaces").await?;
-    let path = format!("/api/v1/configmaps?watch=1&resourceVersion={version}");
+async fn reconnect(nodes: &[Server], answers: &Answers, go_on: &(impl Fn() -> bool + Sync)) -> Result<()> {
+    let mut connections = Vec::with_capacity(WATCHERS / PER_CONNECTION);
+    for node in nodes {
+        connections.extend(node.connections(WATCHERS / PER_CONNECTION / nodes.len()).await?);
+    }
+    // What each kubelet and each proxy watches.
+    let version = connections[0].version_of("/api/v1/services").await?;
+    let path = format!("/api/v1/services?watch=1&resourceVersion={version}");
     while go_on() {
         let mut open = JoinSet::new();
         for connection in &connections {

@@ -1,0 +1,68 @@
+//! What a server shows of itself that outlives what it was started with: certificates and its address.
+
+use rustls_pki_types::ServerName;
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::fixture::Cluster;
+use crate::network::{client_tls, listen};
+
+/// The subject of the certificate that a new connection is shown.
+async fn shown(cluster: &Cluster, to: std::net::SocketAddr) -> String {
+    let connector = tokio_rustls::TlsConnector::from(client_tls(cluster, None, "http/1.1"));
+    let stream = TcpStream::connect(to).await.expect("connects");
+    let name = ServerName::try_from("127.0.0.1").expect("a name");
+    let stream = connector.connect(name, stream).await.expect("a handshake");
+    let chain = stream.get_ref().1.peer_certificates().expect("a certificate");
+    let (_, certificate) = x509_parser::parse_x509_certificate(&chain[0]).expect("a certificate");
+    certificate.subject().to_string()
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_renewed_is_the_one_that_the_next_connection_is_shown() {
+    let cluster = Cluster::start().await;
+    let (address, shutdown, task) = listen(&cluster).await;
+    assert_eq!(shown(&cluster, address).await, "CN=skiff-apiserver");
+    let (next, other) = (cluster.pki.issue("next", &[]), cluster.pki.issue("other", &[]));
+    cluster.server.renew_serving(next.certificate_pem.as_bytes(), next.key_pem.as_bytes()).expect("renewed");
+    assert_eq!(shown(&cluster, address).await, "CN=next");
+    let mixed = cluster.server.renew_serving(other.certificate_pem.as_bytes(), next.key_pem.as_bytes());
+    assert!(mixed.is_err(), "another's key");
+    assert_eq!(shown(&cluster, address).await, "CN=next", "what cannot be used leaves what there is");
+    shutdown.cancel();
+    task.await.expect("ends");
+}
+
+#[tokio::test]
+async fn an_answer_has_the_time_of_the_servers_clock_once() {
+    let cluster = Cluster::start().await;
+    let (address, shutdown, task) = listen(&cluster).await;
+    let connector = tokio_rustls::TlsConnector::from(client_tls(&cluster, None, "http/1.1"));
+    let stream = TcpStream::connect(address).await.expect("connects");
+    let name = ServerName::try_from("127.0.0.1").expect("a name");
+    let mut stream = connector.connect(name, stream).await.expect("a handshake");
+    let before = jiff::Timestamp::now().as_second();
+    stream.write_all(b"GET /livez HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await.expect("asks");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).await.expect("an answer");
+    let answer = String::from_utf8_lossy(&answer);
+    let dates: Vec<&str> = answer.lines().filter_map(|line| line.strip_prefix("date: ")).collect();
+    let [date] = dates[..] else { panic!("not one date: {answer}") };
+    let date = jiff::fmt::rfc2822::parse(date).expect("a date").timestamp().as_second();
+    assert!((before..before + 60).contains(&date), "{date} is not {before}");
+    shutdown.cancel();
+    task.await.expect("ends");
+}
+
+#[tokio::test]
+async fn the_endpoints_of_the_api_follow_the_address_of_its_machine() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    cluster.server.advertise("198.51.100.7".parse().expect("an address")).await.expect("written");
+    let endpoints = admin.get("/api/v1/namespaces/default/endpoints/kubernetes").await.ok();
+    assert_eq!(endpoints["subsets"][0]["addresses"], json!([{"ip": "198.51.100.7"}]));
+    let slice =
+        admin.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await.ok();
+    assert_eq!(slice["endpoints"][0]["addresses"], json!(["198.51.100.7"]));
+}
