@@ -13,6 +13,16 @@ use crate::cri::{State, image_error};
 /// How often what pulls have replaced and others have removed is looked for.
 const PERIOD: Duration = Duration::from_secs(5 * 60);
 
+impl State {
+    /// Whether a container, running or not, is made from an image or has it as a volume.
+    fn uses_image(&self, id: &str) -> bool {
+        self.containers.values().any(|container| {
+            let mut volumes = container.config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+            container.image.id == id || volumes.any(|image| image.image == id)
+        })
+    }
+}
+
 /// Frees what no image and no container of this node needs.
 pub(crate) async fn sweep(images: Arc<Images>, state: Arc<RwLock<State>>) -> Result<Collected, CriError> {
     let swept = tokio::task::spawn_blocking(move || images.collect_garbage(|id| state.read().uses_image(id)));
