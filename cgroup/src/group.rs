@@ -43,6 +43,8 @@ pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     fn set(&self, path: &GroupPath, limits: &Limits) -> Result<(), Error>;
     /// Reads what the group uses.
     fn usage(&self, path: &GroupPath) -> Result<Usage, Error>;
+    /// Moves the calling process in, which has one thread, in every hierarchy that there is.
+    fn adopt(&self, path: &GroupPath) -> Result<(), Error>;
     /// Moves a whole process in.
     fn add_process(&self, path: &GroupPath, pid: u32) -> Result<(), Error>;
     /// Moves the calling thread in, for CPU only.
@@ -114,6 +116,17 @@ impl Group {
         Ok(Group { backend: self.backend.clone(), path: self.path.join(name)? })
     }
 
+    /// The names of the groups right below, in whichever hierarchies they are; none if it does not exist.
+    pub fn children(&self) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        for directory in self.backend.directories(&self.path) {
+            names.extend(crate::tree::children(&directory)?);
+        }
+        names.sort_unstable();
+        names.dedup();
+        Ok(names)
+    }
+
     /// Whether it exists.
     pub fn exists(&self) -> bool {
         self.backend.directories(&self.path).first().is_some_and(|directory| directory.is_dir())
@@ -140,6 +153,13 @@ impl Group {
     /// What it and the groups below use.
     pub fn usage(&self) -> Result<Usage, Error> {
         self.backend.usage(&self.path)
+    }
+
+    /// Makes the group and moves the calling process in, which must have no second thread yet: in every hierarchy, also
+    /// in those that limit nothing. By these an init system knows whom to end with a unit or a login.
+    pub fn adopt_this_process(&self) -> Result<(), Error> {
+        self.create()?;
+        self.backend.adopt(&self.path)
     }
 
     /// Moves a process in, with all its threads.

@@ -64,6 +64,27 @@ pub(crate) fn create(directory: &Path) -> Result<(), Error> {
     }
 }
 
+/// The groups right below `directory`; none if it is not there. A name that is no text is nobody's of ours.
+pub(crate) fn children(directory: &Path) -> Result<Vec<String>, Error> {
+    let failed = |source| Error::Read { file: directory.to_owned(), source };
+    let entries = match fs::read_dir(directory) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(failed)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = match entry {
+            // The group went while it was listed.
+            Err(err) if matches!(err.raw_os_error(), Some(NO_DEVICE)) => break,
+            other => other.map_err(failed)?,
+        };
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            names.extend(entry.file_name().into_string().ok());
+        }
+    }
+    Ok(names)
+}
+
 /// The process IDs in `directory` and below. What is below is the container's own making, as deep as it likes: it is
 /// reached by descriptor, for its path may be longer than the system takes.
 pub(crate) fn pids(directory: &Path) -> Result<Vec<u32>, Error> {

@@ -89,6 +89,12 @@ impl V1 {
     }
 }
 
+/// The file by which a process of one thread moves itself. Where there are threads' files it is theirs: a move by
+/// `cgroup.procs` waits until no thread of the machine is being made. Hybrid's v2 has the other only.
+fn own_members(mount: &Path) -> &'static str {
+    if mount.join("cgroup.controllers").exists() { "cgroup.procs" } else { "tasks" }
+}
+
 impl Backend for V1 {
     fn version(&self) -> Version {
         Version::V1
@@ -152,6 +158,22 @@ impl Backend for V1 {
             n_pids: tree::read_u64(&self.file("pids", path, "pids.current"))?,
             n_oom_kills: keyed(&oom, "oom_kill"),
         })
+    }
+
+    fn adopt(&self, path: &GroupPath) -> Result<(), Error> {
+        let needed = self.mounts_used();
+        for mount in &self.mounts {
+            let moved = path
+                .prefixes()
+                .try_for_each(|prefix| tree::create(&mount.join(prefix)))
+                .and_then(|()| tree::write(&mount.join(path).join(own_members(mount)), THIS_THREAD));
+            match moved {
+                // Not ours to make groups in, such as a hierarchy that is mounted read-only.
+                Err(err) if !needed.contains(&mount) => tracing::debug!("{err}"),
+                other => other?,
+            }
+        }
+        Ok(())
     }
 
     fn add_process(&self, path: &GroupPath, pid: u32) -> Result<(), Error> {

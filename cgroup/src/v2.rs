@@ -132,6 +132,10 @@ impl Backend for V2 {
         })
     }
 
+    fn adopt(&self, path: &GroupPath) -> Result<(), Error> {
+        tree::write(&self.file(path, "cgroup.procs"), THIS_THREAD)
+    }
+
     fn add_process(&self, path: &GroupPath, pid: u32) -> Result<(), Error> {
         tree::write(&self.file(path, "cgroup.procs"), &pid.to_string())
     }

@@ -60,7 +60,7 @@ pub enum RuntimeState {
     Created,
     Running,
     Exited,
-    /// The runtime lost track of it, as when its supervisor was killed: treated as exited.
+    /// Nobody knows what became of it: it does not run.
     Unknown,
 }
 
@@ -87,6 +87,8 @@ pub struct Usage {
     pub memory_usage_bytes: u64,
     /// Usage less what the kernel could reclaim at once: the figure that eviction and `kubectl top` use.
     pub memory_working_set_bytes: u64,
+    /// What is no file's.
+    pub memory_rss_bytes: u64,
     pub n_pids: u64,
     pub writable_layer_bytes: u64,
 }

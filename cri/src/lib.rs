@@ -4,8 +4,9 @@
 //! calls: sandboxes, containers and images, one method a CRI call. `skiff-runtime` implements it in
 //! this process; a remote containerd or CRI-O could over a socket, which is not built. [`ContainerRuntime`] is the
 //! smaller seam inside `skiff-runtime`: what one kind of container (runc, wasmtime) must do once a
-//! sandbox stands.
+//! sandbox stands. [`keep`] is how all of them write what they must find again.
 
+pub mod keep;
 pub mod v1;
 
 mod container;

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::Taint;
 use rustls::server::ResolvesServerCert;
 
 use crate::node::pressure::EvictionHard;
+use crate::qos::PodCgroups;
 
 /// Everything about this node that cannot be found out by looking at it.
 #[derive(Clone)]
@@ -22,6 +23,8 @@ pub struct Config {
     pub log_root: PathBuf,
     /// The cgroup that holds all pods' cgroups, relative to a hierarchy's root: `skiff`, or empty.
     pub cgroup_root: String,
+    /// The machine's control groups; `None` leaves the groups that all pods are in as they are.
+    pub pod_cgroups: Option<Arc<dyn PodCgroups>>,
     pub cluster_dns: Vec<IpAddr>,
     /// Such as `cluster.local`.
     pub cluster_domain: String,
@@ -59,6 +62,7 @@ impl Config {
             root_dir: PathBuf::from("/var/lib/skiff/nodelet"),
             log_root: PathBuf::from("/var/log/pods"),
             cgroup_root: "skiff".to_owned(),
+            pod_cgroups: None,
             cluster_dns: Vec::new(),
             cluster_domain: "cluster.local".to_owned(),
             bind: node_ip,

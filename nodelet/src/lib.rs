@@ -53,6 +53,7 @@ mod plan;
 mod pod;
 mod probe;
 mod pull_secrets;
+mod qos;
 mod resources;
 mod server;
 mod snapshot;
@@ -71,6 +72,7 @@ use std::sync::Arc;
 
 use kube::Client;
 use skiff_cri::Cri;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +80,7 @@ pub use config::{Config, ServerTls};
 pub use error::Error;
 pub use event::{EventSink, EventType};
 pub use node::pressure::{EvictionHard, EvictionHardError};
+pub use qos::PodCgroups;
 pub use snapshot::RUNTIME_ANNOTATION;
 
 use event::PodEvents;
@@ -85,6 +88,7 @@ use node::NodeAgent;
 use node::machine::Machine;
 use objects::Objects;
 use pods::{PodIndex, Pods};
+use qos::QosGroups;
 use volume::Volumes;
 use wake::Wakers;
 use worker::Shared;
@@ -163,11 +167,21 @@ impl Nodelet {
         let mut tasks: JoinSet<&'static str> = JoinSet::new();
         let events = shared.cri.events();
         let wakers = shared.wakers.clone();
+        let (burstable, asked) = watch::channel(None);
+        if let Some(cgroups) = shared.config.pod_cgroups.clone() {
+            let groups = QosGroups::new(cgroups, &shared.config.cgroup_root, &shared.allocatable);
+            // Before the first pod runs.
+            groups.set(None).await;
+            tasks.spawn(async move {
+                groups.keep(asked).await;
+                "pods' control groups"
+            });
+        }
         tasks.spawn(async move {
             pods::forward_events(events, wakers).await;
             "runtime events"
         });
-        let pods = Pods::new(shared.clone(), node::labels(&shared.config), index.clone());
+        let pods = Pods::new(shared.clone(), node::labels(&shared.config), index.clone(), burstable);
         tasks.spawn(async move {
             pods.run().await;
             "pods"

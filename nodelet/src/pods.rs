@@ -11,6 +11,8 @@
 //! - A pod of the same name and another UID is another pod.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +30,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use crate::admission::{NODE_AFFINITY, NodeView, refusal};
 use crate::event::EventType;
 use crate::pod::{PodExt, is_terminal};
+use crate::qos;
 use crate::snapshot;
 use crate::wake::Wakers;
 use crate::worker::{Desired, Shared, Worker, end_orphan};
@@ -76,10 +79,17 @@ pub(crate) struct Pods {
     revivals: JoinSet<String>,
     /// The API's list of pods has been read once.
     listed: bool,
+    /// What burstable pods ask for together, for whoever sets their group's weight.
+    burstable_milli: watch::Sender<Option<i64>>,
 }
 
 impl Pods {
-    pub(crate) fn new(shared: Arc<Shared>, labels: BTreeMap<String, String>, index: PodIndex) -> Pods {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        labels: BTreeMap<String, String>,
+        index: PodIndex,
+        burstable_milli: watch::Sender<Option<i64>>,
+    ) -> Pods {
         Pods {
             shared,
             labels,
@@ -89,6 +99,7 @@ impl Pods {
             tasks: HashMap::new(),
             revivals: JoinSet::new(),
             listed: false,
+            burstable_milli,
         }
     }
 
@@ -111,7 +122,24 @@ impl Pods {
                 Some(ended) = self.workers.join_next_with_id() => self.ended(ended),
                 Some(due) = self.revivals.join_next() => if let Ok(uid) = due { self.work(&uid) },
             }
+            self.weigh();
         }
+    }
+
+    /// Adds up what the pods that run or are about to ask for. That one has ended is heard of with its last status.
+    fn weigh(&self) {
+        if !self.listed {
+            return;
+        }
+        let pods: Vec<Arc<Pod>> = self.active().collect();
+        let asked = Some(qos::burstable_milli(pods.iter().map(|pod| &**pod)));
+        self.burstable_milli.send_if_modified(|known| std::mem::replace(known, asked) != asked);
+    }
+
+    /// The pods that take room here.
+    fn active(&self) -> impl Iterator<Item = Arc<Pod>> {
+        let live = self.handles.values().filter(|h| !h.ended.load(Ordering::Acquire));
+        live.map(|h| h.desired.borrow().pod.clone()).filter(|pod| !is_terminal(pod.phase()))
     }
 
     async fn handle(&mut self, event: watcher::Event<Pod>, listing: &mut Vec<Pod>) {
@@ -125,6 +153,10 @@ impl Pods {
     }
 
     async fn replace_all(&mut self, mut pods: Vec<Pod>) {
+        let remains = match self.listed {
+            false => Remains::look(&self.shared).await,
+            true => None,
+        };
         let listed: HashSet<String> = pods.iter().map(|p| p.uid().to_owned()).collect();
         let gone: Vec<String> = self.handles.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
         for uid in gone {
@@ -135,8 +167,9 @@ impl Pods {
         for pod in pods {
             self.apply(pod).await;
         }
-        if !std::mem::replace(&mut self.listed, true) {
-            tokio::spawn(end_orphans(self.shared.clone(), listed));
+        self.listed = true;
+        if let Some(remains) = remains {
+            tokio::spawn(end_orphans(self.shared.clone(), remains, listed));
         }
     }
 
@@ -198,13 +231,7 @@ impl Pods {
         if started || pod.is_deleting() || is_terminal(pod.phase()) {
             return None;
         }
-        let desired: Vec<Arc<Pod>> = self
-            .handles
-            .values()
-            .filter(|h| !h.ended.load(Ordering::Acquire))
-            .map(|h| h.desired.borrow().pod.clone())
-            .filter(|p| !is_terminal(p.phase()))
-            .collect();
+        let desired: Vec<Arc<Pod>> = self.active().collect();
         let others: Vec<&Pod> = desired.iter().map(|p| &**p).collect();
         let config = &self.shared.config;
         let node =
@@ -239,21 +266,73 @@ impl Pods {
     }
 }
 
-/// Ends pods that are here and not in the API: deleted while no nodelet ran.
-async fn end_orphans(shared: Arc<Shared>, listed: HashSet<String>) {
-    let known = match snapshot::list_pods(&*shared.cri).await {
-        Ok(known) => known,
-        Err(error) => return tracing::warn!(%error, "cannot list the runtime's pods to find orphans"),
-    };
-    for uid in shared.volumes.pods_on_disk().await {
-        if listed.contains(&uid) || known.contains_key(&uid) {
-            continue;
+/// What was here of pods before the first worker began.
+struct Remains {
+    /// In the runtime: namespace and name by UID.
+    pods: BTreeMap<String, (String, String)>,
+    /// UIDs that have a directory.
+    directories: Vec<String>,
+    /// Directories of logs, by UID.
+    logs: Vec<(String, PathBuf)>,
+}
+
+impl Remains {
+    /// To be asked for before any worker runs: what a worker makes is never left over. `None` if the runtime does not say.
+    async fn look(shared: &Shared) -> Option<Remains> {
+        let pods = match snapshot::list_pods(&*shared.cri).await {
+            Ok(pods) => pods,
+            Err(error) => {
+                tracing::warn!(%error, "cannot list the runtime's pods to find orphans");
+                return None;
+            }
+        };
+        let log_root = shared.config.log_root.clone();
+        let logs = tokio::task::spawn_blocking(move || log_directories(&log_root)).await;
+        Some(Remains {
+            pods,
+            directories: shared.volumes.pods_on_disk().await,
+            logs: logs.unwrap_or_default(),
+        })
+    }
+}
+
+/// The directories of logs that are named as a pod's: `<namespace>_<name>_<uid>`.
+fn log_directories(log_root: &Path) -> Vec<(String, PathBuf)> {
+    let names = std::fs::read_dir(log_root).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let of_pod = |name: OsString| {
+        let parts: Vec<&str> = name.to_str()?.split('_').collect();
+        match parts[..] {
+            [namespace, pod, uid] if ![namespace, pod, uid].contains(&"") => {
+                Some((uid.to_owned(), log_root.join(&name)))
+            }
+            _ => None,
         }
-        if let Err(error) = shared.volumes.tear_down(&uid).await {
+    };
+    names.filter_map(of_pod).collect()
+}
+
+/// Ends pods that were here and are not in the API, deleted while no nodelet ran, and removes what pods left that are
+/// neither there nor in the runtime.
+async fn end_orphans(shared: Arc<Shared>, remains: Remains, listed: HashSet<String>) {
+    let Remains { pods, directories, logs } = remains;
+    let is_gone = |uid: &String| !listed.contains(uid) && !pods.contains_key(uid);
+    for uid in directories.iter().filter(|uid| is_gone(uid)) {
+        if let Err(error) = shared.volumes.tear_down(uid).await {
             tracing::warn!(uid, %error, "cannot remove the directory of a pod that is gone");
         }
     }
-    let orphans = known.into_iter().filter(|(uid, _)| !listed.contains(uid));
+    let gone: Vec<_> = logs.into_iter().filter(|(uid, _)| is_gone(uid)).collect();
+    let removed = tokio::task::spawn_blocking(move || {
+        for (uid, logs) in gone {
+            tracing::info!(uid, logs = %logs.display(), "removing the logs of a pod that is gone");
+            if let Err(error) = skiff_tree::remove(&logs) {
+                tracing::warn!(uid, %error, "cannot remove the logs of a pod that is gone");
+            }
+        }
+    });
+    // Only a panic, which has been told, ends it early.
+    let _ended = removed.await;
+    let orphans = pods.into_iter().filter(|(uid, _)| !listed.contains(uid));
     let ends = orphans.map(|(uid, (namespace, name))| {
         let shared = shared.clone();
         async move {

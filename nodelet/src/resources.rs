@@ -12,7 +12,7 @@ pub(crate) type ResourceList = BTreeMap<String, Quantity>;
 
 const CPU_PERIOD_US: i64 = 100_000;
 const MIN_QUOTA_US: i64 = 1_000;
-const MIN_SHARES: i64 = 2;
+pub(crate) const MIN_SHARES: i64 = 2;
 const MAX_SHARES: i64 = 262_144;
 
 /// An amount. What is no quantity counts as none: the API server admits no such thing.
@@ -128,7 +128,7 @@ pub(crate) fn memory_volume_size(
     [of_node, of_pod, size_limit].into_iter().flatten().filter(|bytes| *bytes > 0).min()
 }
 
-fn shares(milli_cpu: i64) -> i64 {
+pub(crate) fn shares(milli_cpu: i64) -> i64 {
     match milli_cpu {
         0 => MIN_SHARES,
         m => m.saturating_mul(1024).saturating_div(1000).clamp(MIN_SHARES, MAX_SHARES),
@@ -162,28 +162,38 @@ pub(crate) fn container_resources(
     }
 }
 
-/// The pod's own cgroup: the sum of its containers, with a limit only where every container has one.
+/// The pod's own cgroup: what the pod itself is limited to, else the sum of its containers where every one has a limit; and
+/// overhead.
 pub(crate) fn pod_resources(pod: &Pod) -> LinuxContainerResources {
+    let spec = pod.spec.as_ref();
+    let of_pod =
+        |name: &str| get(spec.and_then(|s| s.resources.as_ref()).and_then(|r| r.limits.as_ref()), name);
+    let overhead = |name: &str| get(spec.and_then(|s| s.overhead.as_ref()), name);
     let all: Vec<&Container> =
         containers(pod).iter().chain(init_containers(pod).iter().filter(|c| is_sidecar(c))).collect();
     let every = |name: &str| all.iter().all(|c| limit(c, name).is_some());
     let init_limit = |name: &str, of: fn(&Quantity) -> i64| {
         init_containers(pod).iter().filter_map(|c| limit(c, name)).map(of).max().unwrap_or(0)
     };
-    let sum = |name: &str, of: fn(&Quantity) -> i64| {
-        all.iter()
-            .filter_map(|c| limit(c, name))
-            .map(of)
-            .fold(0_i64, i64::saturating_add)
-            .max(init_limit(name, of))
+    let limit_of = |name: &str, of: fn(&Quantity) -> i64| {
+        let of_all = match of_pod(name).map(of).filter(|amount| *amount > 0) {
+            Some(amount) => amount,
+            None if every(name) => sum(&all, name, of).max(init_limit(name, of)),
+            None => 0,
+        };
+        if of_all > 0 { of_all.saturating_add(overhead(name).map_or(0, of)) } else { 0 }
     };
     LinuxContainerResources {
         cpu_period: CPU_PERIOD_US,
-        cpu_quota: if every("cpu") { quota_us(sum("cpu", milli_value)) } else { 0 },
+        cpu_quota: quota_us(limit_of("cpu", milli_value)),
         cpu_shares: shares(pod_request_milli(pod, "cpu")),
-        memory_limit_in_bytes: if every("memory") { sum("memory", value) } else { 0 },
+        memory_limit_in_bytes: limit_of("memory", value),
         ..LinuxContainerResources::default()
     }
+}
+
+fn sum(containers: &[&Container], name: &str, of: fn(&Quantity) -> i64) -> i64 {
+    containers.iter().filter_map(|c| limit(c, name)).map(of).fold(0, i64::saturating_add)
 }
 
 /// How soon the kernel kills the container when memory runs out: -997 last, 1000 first.
@@ -282,6 +292,26 @@ mod tests {
         assert_eq!(pod_request_milli(&pod, "cpu"), 300);
         let resources = container_resources(&pod, &containers(&pod)[0], 1 << 34);
         assert_eq!((resources.cpu_shares, resources.cpu_quota, resources.oom_score_adj), (102, 0, 999));
+    }
+
+    #[test]
+    fn what_a_pod_is_limited_to_as_a_whole_binds_all_its_containers() {
+        let with =
+            |of_pod: serde_json::Value, of_container: serde_json::Value, overhead: serde_json::Value| {
+                let pod: Pod = serde_json::from_value(serde_json::json!({ "spec": {
+                "overhead": overhead, "resources": of_pod,
+                "containers": [{ "name": "a", "resources": of_container }, { "name": "b" }] } }))
+                .unwrap();
+                let resources = pod_resources(&pod);
+                (resources.cpu_shares, resources.cpu_quota, resources.memory_limit_in_bytes)
+            };
+        let json = |text: &str| serde_json::from_str(text).unwrap();
+        let none = || json("{}");
+        let limits = r#"{"limits":{"cpu":"1","memory":"64Mi"},"requests":{"cpu":"500m"}}"#;
+        assert_eq!(with(json(limits), none(), none()), (512, 100_000, 64 << 20));
+        assert_eq!(with(none(), json(limits), none()), (512, 0, 0), "one container without a limit");
+        let overhead = r#"{"cpu":"250m","memory":"16Mi"}"#;
+        assert_eq!(with(json(limits), none(), json(overhead)), (768, 125_000, 80 << 20));
     }
 
     #[test]

@@ -35,6 +35,17 @@ impl Recorded {
     }
 }
 
+/// What groups were given last, by path.
+#[derive(Default)]
+pub(crate) struct Groups(pub(crate) Mutex<BTreeMap<String, (u64, Option<i64>)>>);
+
+impl crate::PodCgroups for Groups {
+    fn set(&self, path: &str, cpu_shares: u64, memory_bytes: Option<i64>) -> Result<(), String> {
+        self.0.lock().insert(path.to_owned(), (cpu_shares, memory_bytes));
+        Ok(())
+    }
+}
+
 /// A nodelet on a node of its own.
 pub(crate) struct Node {
     pub(crate) api: FakeApi,

@@ -429,18 +429,18 @@ impl Worker {
         }
     }
 
-    /// Of each container, what runs and the last that ended are kept (for `logs --previous`); of the
+    /// Of each container, what runs and the last that does not are kept (for `logs --previous`); of the
     /// sandboxes, the newest and those that still hold a container that is kept.
     async fn collect_garbage(&self, snapshot: &PodSnapshot) {
         let mut kept: HashMap<&str, usize> = HashMap::new();
         let mut sandboxes_in_use: Vec<&str> = Vec::new();
         for container in &snapshot.containers {
             let n_ended = kept.entry(container.name.as_str()).or_default();
-            let removable = matches!(container.state, RunState::Exited | RunState::Created) && *n_ended >= 1;
+            let is_removable = container.state != RunState::Running && *n_ended >= 1;
             if container.state != RunState::Running {
                 *n_ended += 1;
             }
-            if !removable {
+            if !is_removable {
                 sandboxes_in_use.push(&container.sandbox_id);
                 continue;
             }

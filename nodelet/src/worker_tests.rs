@@ -118,6 +118,9 @@ async fn a_restarted_nodelet_takes_over_what_runs() {
 
     node.api.delete_pod("doomed", 30);
     node.cri.plant("orphan").await;
+    let logs = ["default_gone_uid-gone", "default_web_uid-web", "no-pod", "a_b"];
+    let logs = logs.map(|name| node.config.log_root.join(name));
+    logs.iter().for_each(|path| std::fs::create_dir_all(path.join("app")).unwrap());
     node.start().await;
     node.pod_gone("doomed").await;
     eventually("the orphan's end", async || {
@@ -127,6 +130,8 @@ async fn a_restarted_nodelet_takes_over_what_runs() {
     let status = node.phase("web", "Running").await;
     assert_eq!(status["containerStatuses"][0]["restartCount"], 0);
     assert!(before.contains(&node.cri.ids("app")[0]));
+    assert!(!logs[0].exists(), "the logs of a pod that nobody knows");
+    assert!(logs[1..].iter().all(|path| path.exists()), "those of others, and what is no pod's");
 }
 
 #[tokio::test]
@@ -143,6 +148,30 @@ async fn a_lost_sandbox_is_made_again() {
         node.events.messages("SandboxChanged"),
         ["Pod sandbox changed, it will be killed and re-created."]
     );
+}
+
+#[tokio::test]
+async fn after_a_loss_of_everything_the_pod_runs_again_and_the_dead_are_neither_stopped_aloud_nor_kept() {
+    let node = Node::started().await;
+    let hook = json!({ "preStop": { "exec": { "command": ["true"] } } });
+    let spec = json!({ "containers": [{ "name": "app", "image": "app:1", "lifecycle": hook }] });
+    node.api.put_pod(pod("web", spec));
+    node.phase("web", "Running").await;
+    for n_restarts in 1..=3 {
+        node.cri.lose_everything();
+        let status = node
+            .pod_status("web", |s| {
+                let container = &s["containerStatuses"][0];
+                container["restartCount"] == n_restarts && container["state"]["running"].is_object()
+            })
+            .await;
+        let last = &status["containerStatuses"][0]["lastState"]["terminated"];
+        assert_eq!((&last["reason"], &last["exitCode"]), (&json!("ContainerStatusUnknown"), &json!(137)));
+        eventually("an end of the dead", async || (node.cri.ids("app").len() == 2).then_some(())).await;
+        eventually("an end of their sandboxes", async || (node.cri.n_sandboxes() == 2).then_some(())).await;
+    }
+    assert_eq!(node.events.messages("Killing"), [""; 0]);
+    assert_eq!(node.events.messages("FailedPreStopHook"), [""; 0]);
 }
 
 #[tokio::test]
@@ -466,6 +495,40 @@ async fn a_pod_that_finds_no_room_is_rejected() {
     assert!(node.cri.is_empty());
     node.api.delete_pod("big", 30);
     node.pod_gone("big").await;
+}
+
+#[tokio::test]
+async fn the_group_of_burstable_pods_weighs_what_they_ask_for_as_they_come_and_go() {
+    let groups = std::sync::Arc::new(crate::testing::Groups::default());
+    let mut node = Node::new();
+    node.config.pod_cgroups = Some(groups.clone());
+    node.start().await;
+    let weighs = async |shares| {
+        let weight = || groups.0.lock().get("skiff/kubepods/burstable").map(|(shares, _)| *shares);
+        eventually("the weight", async || (weight() == Some(shares)).then_some(())).await;
+    };
+    weighs(2).await;
+    let asks = |cpu: &str| {
+        json!({ "restartPolicy": "Never", "containers": [{ "name": cpu, "image": "app:1",
+        "resources": { "requests": { "cpu": cpu } } }] })
+    };
+    node.api.put_pod(pod("a", asks("100m")));
+    weighs(102).await;
+    node.api.put_pod(pod("b", asks("400m")));
+    weighs(512).await;
+    node.phase("b", "Running").await;
+    node.cri.exit("400m", 0);
+    node.phase("b", "Succeeded").await;
+    weighs(102).await;
+    node.api.delete_pod("a", 30);
+    node.pod_gone("a").await;
+    weighs(2).await;
+    let set = groups.0.lock().clone();
+    assert_eq!(set["skiff/kubepods/besteffort"], (2, None));
+    let allocatable = node.api.get("/api/v1/nodes/n1").unwrap()["status"]["allocatable"]["memory"].clone();
+    let memory = set["skiff/kubepods"].1.unwrap();
+    assert_eq!(allocatable, format!("{}Ki", memory / 1024));
+    assert_eq!(set["skiff"], (set["skiff/kubepods"].0, None));
 }
 
 #[tokio::test]

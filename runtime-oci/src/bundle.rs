@@ -141,12 +141,26 @@ impl Bundle {
 
     /// Unmounts and removes everything; what is gone already is fine.
     pub(crate) fn remove(&self) -> Result<(), Error> {
+        self.unmount()?;
+        skiff_tree::remove(&self.directory).map_err(|err| Error::io("remove", &self.directory)(err.into()))
+    }
+
+    /// Removes what the container wrote, its image's volumes included. Its records stay.
+    pub(crate) fn remove_layer(&self) -> Result<(), Error> {
+        self.unmount()?;
+        for directory in [self.upper(), self.directory.join("work"), self.directory.join("volumes")] {
+            skiff_tree::remove(&directory).map_err(|err| Error::io("remove", &directory)(err.into()))?;
+        }
+        Ok(())
+    }
+
+    fn unmount(&self) -> Result<(), Error> {
         let rootfs = self.rootfs();
         while is_overlay(&rootfs) {
             nix::mount::umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
                 .map_err(|err| Error::io("unmount", &rootfs)(err.into()))?;
         }
-        skiff_tree::remove(&self.directory).map_err(|err| Error::io("remove", &self.directory)(err.into()))
+        Ok(())
     }
 
     /// Bytes that the container has written to its root filesystem.

@@ -21,6 +21,9 @@ pub struct OciConfig {
     pub shim_command: Vec<OsString>,
     pub images: Arc<Images>,
     pub cgroups: Cgroups,
+    /// The cgroup of all shims, relative to every hierarchy's root. In the one of whoever started this process they would end
+    /// with its unit or its login.
+    pub shim_cgroup: String,
     /// The most processes a container may have; `None` leaves it to the pod's own limit.
     pub pids_limit: Option<i64>,
     /// How many files a container's process may have open, soft and hard. This process may have given itself more than

@@ -16,6 +16,8 @@ pub struct Host {
     pub has_mqueue: bool,
     /// Whether swap is accounted, so that a memory limit can include it.
     pub has_swap_accounting: bool,
+    /// Whether a group of cgroup v2 can be kept from swapping.
+    pub has_swap_limit: bool,
     pub has_hugetlb: bool,
 }
 
@@ -39,6 +41,7 @@ impl Host {
             has_mqueue: read("/proc/filesystems").lines().any(|line| line.ends_with("\tmqueue")),
             has_swap_accounting: v2
                 || Path::new("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes").exists(),
+            has_swap_limit: v2 && has_swap_limit(Path::new("/sys/fs/cgroup")),
             has_hugetlb: v2 || Path::new("/sys/fs/cgroup/hugetlb").exists(),
         }
     }
@@ -46,4 +49,10 @@ impl Host {
     pub(crate) fn can_lower_oom_score(&self) -> bool {
         self.capabilities & (1 << CAP_SYS_RESOURCE) != 0
     }
+}
+
+/// The root's own group has no such file: any other has, or none.
+fn has_swap_limit(root: &Path) -> bool {
+    let groups = std::fs::read_dir(root).into_iter().flatten().flatten();
+    groups.into_iter().any(|group| group.path().join("memory.swap.max").exists())
 }

@@ -23,6 +23,7 @@
 //! - Containers do not notice when the process that holds [`OciRuntime`] dies: the shim has their stdio and
 //!   their exit status. [`OciRuntime::open`] finds them again.
 //! - A shim that is killed takes its container with it: what has nobody to record its end is ended.
+//! - What a power cut or a crash left without a record is removed when the runtime is opened.
 //!
 //! Where to read on: [`spec`] decides what a container gets (no IO), [`bundle`] makes it, [`shim`] supervises,
 //! [`runtime`] ties them together.

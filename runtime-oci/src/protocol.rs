@@ -30,6 +30,9 @@ pub(crate) struct ShimConfig {
     pub(crate) log_path: Option<PathBuf>,
     pub(crate) tty: bool,
     pub(crate) stdin: bool,
+    /// The shim's own cgroup; empty in orders of versions that had none.
+    #[serde(default)]
+    pub(crate) shim_cgroup: String,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

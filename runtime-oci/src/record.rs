@@ -1,11 +1,12 @@
-//! `container.json`: what a container is and how far it has come. Written atomically; not synced, since a
-//! power failure ends the container, too.
+//! `container.json`: what a container is and how far it has come. That it was made and how it ended outlives a power cut;
+//! what happens in between ends with the power, and takes no more than itself along.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use skiff_cri::keep::{self, Keep};
 
 use crate::protocol::Exit;
 
@@ -39,8 +40,8 @@ impl Record {
         Ok(serde_json::from_slice(&fs::read(directory.join(CONTAINER))?)?)
     }
 
-    pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
-        write_json(directory, CONTAINER, self)
+    pub(crate) fn write(&self, directory: &Path, keep: Keep) -> io::Result<()> {
+        write_json(directory, CONTAINER, self, keep)
     }
 }
 
@@ -55,16 +56,12 @@ impl Exit {
     }
 
     pub(crate) fn write(&self, directory: &Path) -> io::Result<()> {
-        write_json(directory, EXIT, self)
+        write_json(directory, EXIT, self, Keep::Durable)
     }
 }
 
-/// Whole or not at all: written beside, then renamed.
-pub(crate) fn write_json(directory: &Path, name: &str, value: &impl Serialize) -> io::Result<()> {
-    let new = directory.join(format!(".{name}.new"));
-    let mut file = fs::File::create(&new)?;
-    file.write_all(&serde_json::to_vec(value)?)?;
-    fs::rename(&new, directory.join(name))
+pub(crate) fn write_json(directory: &Path, name: &str, value: &impl Serialize, keep: Keep) -> io::Result<()> {
+    keep::write(&directory.join(name), &serde_json::to_vec(value)?, keep)
 }
 
 pub(crate) fn now_ns() -> i64 {

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //!   create ──▶ Created ──start──▶ Running ──▶ Exited ──remove──▶ gone
-//!                 │                  └─ shim killed ─▶ Unknown ─┤
-//!                 └──start fails──▶ Exited (StartError) ────────┘
+//!                 │                  └─ shim killed, reboot ─▶ Exited (ContainerStatusUnknown)
+//!                 └──start fails──▶ Exited (StartError)
 //! ```
+
+mod found;
 
 use std::collections::HashMap;
 use std::io;
@@ -15,13 +17,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use futures::future::join_all;
 use parking_lot::{Mutex, RwLock};
 use skiff_cgroup::Group;
 use skiff_cri::v1::{LinuxContainerResources, Signal};
 use skiff_cri::{
     ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession, RuntimeContainer,
-    RuntimeState, Usage,
+    RuntimeState, Usage, keep::Keep,
 };
 use skiff_images::{Image, ImageKind};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -101,8 +102,10 @@ impl OciRuntime {
         let host = Host::detect(config.cgroups.version());
         let (events, _) = broadcast::channel(N_EVENTS);
         let runtime = OciRuntime { config, host, containers: RwLock::default(), events };
-        let found = runtime.read_containers()?;
-        join_all(found.iter().map(|container| runtime.attach(container))).await;
+        // There from the start: a shim that could not make it would stay where it was started.
+        let shims = runtime.config.cgroups.group(&runtime.config.shim_cgroup)?;
+        shims.create()?;
+        let found = runtime.find().await?;
         let by_id = found.into_iter().map(|container| (container.id.clone(), container));
         *runtime.containers.write() = by_id.collect();
         Ok(Arc::new(runtime))
@@ -137,51 +140,6 @@ impl OciRuntime {
 
     fn timed_out(&self, operation: &'static str, id: &str, after: Duration) -> Error {
         Error::Timeout { operation, id: id.to_owned(), seconds: after.as_secs() }
-    }
-
-    fn read_containers(&self) -> Result<Vec<Arc<Container>>, Error> {
-        let directory = &self.config.state_dir;
-        let mut found = Vec::new();
-        for entry in std::fs::read_dir(directory).map_err(Error::io("list", directory))? {
-            let path = entry.map_err(Error::io("list", directory))?.path();
-            let bundle = Bundle { directory: path };
-            match Record::read(&bundle.directory) {
-                Ok(record) => {
-                    let exit = Exit::read(&bundle.directory).unwrap_or_default();
-                    found.push(Container::new(
-                        self.config.cgroups.group(&record.cgroup)?,
-                        bundle,
-                        record,
-                        exit,
-                    ));
-                }
-                Err(err) => {
-                    // A create that did not come to its end: nothing of it ever ran.
-                    tracing::warn!("remove half-made container {}: {err}", bundle.directory.display());
-                    bundle.remove()?;
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    /// Takes up a container of an earlier life.
-    async fn attach(&self, container: &Arc<Container>) {
-        let may_run = {
-            let state = container.state.lock();
-            state.exit.is_none() && state.record.start_attempted && state.record.start_error.is_none()
-        };
-        if !may_run {
-            return;
-        }
-        let watching = timeout(ANSWER_TIME, watch_shim(container.directory())).await;
-        match watching {
-            Ok(Ok((connection, pid, started_at_ns))) => {
-                container.started(pid, started_at_ns);
-                crate::watch::spawn(container.clone(), connection, None, self.events.clone());
-            }
-            _ => container.ended(crate::watch::after_silence(container).await),
-        }
     }
 
     async fn prepare(&self, create: CreateContainer) -> Result<(), Error> {
@@ -219,7 +177,9 @@ impl OciRuntime {
         let container = blocking(move || {
             let made = make_bundle(&config, &host, &bundle, &create, &image, &layers, pid_namespace)
                 .and_then(|()| {
-                    record.write(&bundle.directory).map_err(Error::io("write", &bundle.directory))
+                    let written = record.write(&bundle.directory, Keep::Durable);
+                    let kept = written.and_then(|()| found::sync_parent(&bundle.directory));
+                    kept.map_err(Error::io("write", &bundle.directory))
                 });
             if let Err(err) = made {
                 if let Err(leftover) = bundle.remove() {
@@ -245,15 +205,15 @@ impl OciRuntime {
     async fn start_container(&self, container: &Arc<Container>) -> Result<(), Error> {
         let id = &container.id;
         let _alone = container.changing.lock().await;
-        {
+        let record = {
             let mut state = container.state.lock();
             if state.record.start_attempted {
                 return Err(Error::State { id: id.clone(), state: state.name() });
             }
             state.record.start_attempted = true;
-            let directory = container.directory();
-            state.record.write(directory).map_err(Error::io("write", directory))?;
-        }
+            state.record.clone()
+        };
+        container.write(record).await.map_err(Error::io("write", container.directory()))?;
         match self.run_shim(container).await {
             Ok(()) => {
                 let _nobody_listens = self.events.send(container.event());
@@ -291,7 +251,7 @@ impl OciRuntime {
         }
         match serde_json::from_str(&line) {
             Ok(Answer::Running { pid, started_at_ns }) => {
-                container.started(pid, started_at_ns);
+                container.started(pid, started_at_ns).await;
                 match timeout(ANSWER_TIME, watch_shim(directory)).await {
                     Ok(Ok((connection, ..))) => {
                         crate::watch::spawn(container.clone(), connection, Some(child), self.events.clone());
@@ -299,6 +259,7 @@ impl OciRuntime {
                     // It has ended already.
                     _ => {
                         container.ended(crate::watch::after_silence(container).await);
+                        crate::watch::let_go(container).await;
                         let _reaped = child.wait().await;
                     }
                 }
@@ -324,12 +285,14 @@ impl OciRuntime {
         if let Err(err) = self.delete(container).await {
             tracing::warn!("after a failed start: {err}");
         }
-        let mut state = container.state.lock();
-        state.record.start_error = Some(StartError { at_ns: now_ns(), message: err.to_string() });
-        if let Err(err) = state.record.write(container.directory()) {
+        let record = {
+            let mut state = container.state.lock();
+            state.record.start_error = Some(StartError { at_ns: now_ns(), message: err.to_string() });
+            state.record.clone()
+        };
+        if let Err(err) = container.write(record).await {
             tracing::warn!(container = container.id, "record a failed start: {err}");
         }
-        drop(state);
         container.ended.send_replace(true);
         let _nobody_listens = self.events.send(container.event());
     }
@@ -470,6 +433,10 @@ impl Container {
         &self.bundle.directory
     }
 
+    pub(crate) fn bundle(&self) -> &Bundle {
+        &self.bundle
+    }
+
     pub(crate) fn group(&self) -> &Group {
         &self.group
     }
@@ -488,14 +455,25 @@ impl Container {
         state.pid.filter(|_| state.exit.is_none())
     }
 
-    fn started(&self, pid: i32, started_at_ns: i64) {
-        let mut state = self.state.lock();
-        state.pid = Some(pid);
-        state.record.started_at_ns = started_at_ns;
-        if let Err(err) = state.record.write(&self.bundle.directory) {
+    async fn started(&self, pid: i32, started_at_ns: i64) {
+        let record = {
+            let mut state = self.state.lock();
+            state.pid = Some(pid);
+            let known = std::mem::replace(&mut state.record.started_at_ns, started_at_ns);
+            (known != started_at_ns).then(|| state.record.clone())
+        };
+        let Some(record) = record else { return };
+        if let Err(err) = self.write(record).await {
             // The shim knows it, too.
             tracing::warn!(container = self.id, "record the start: {err}");
         }
+    }
+
+    /// Writes how far the container has come. A power cut ends it, and may take this along.
+    async fn write(&self, record: Record) -> io::Result<()> {
+        let directory = self.bundle.directory.clone();
+        let written = tokio::task::spawn_blocking(move || record.write(&directory, Keep::Whole)).await;
+        written.map_err(io::Error::other)?
     }
 
     pub(crate) fn ended(&self, exit: Exit) {
@@ -533,7 +511,8 @@ impl State {
             message: String::new(),
         };
         if let Some(exit) = &self.exit {
-            status.state = if exit.lost { RuntimeState::Unknown } else { RuntimeState::Exited };
+            // How it ended is not known of one that was lost, but that it has ended is.
+            status.state = RuntimeState::Exited;
             status.started_at_ns = status.started_at_ns.max(exit.started_at_ns);
             status.finished_at_ns = exit.finished_at_ns;
             status.exit_code = exit.exit_code;
@@ -546,7 +525,8 @@ impl State {
             .to_owned();
             if exit.lost {
                 status.message =
-                    "the container's supervisor was killed, and the container with it".to_owned();
+                    "the container's supervisor was gone, and the container was ended or gone with it"
+                        .to_owned();
             }
         } else if let Some(error) = &record.start_error {
             status.state = RuntimeState::Exited;
@@ -636,6 +616,7 @@ fn usage(container: &Container) -> Usage {
         cpu_usage_ns: used.cpu_ns,
         memory_usage_bytes: used.memory_bytes,
         memory_working_set_bytes: used.working_set_bytes,
+        memory_rss_bytes: used.rss_bytes,
         n_pids: used.n_pids,
         writable_layer_bytes,
     }
@@ -684,8 +665,9 @@ fn make_bundle(
         log_path: create.log_path.clone(),
         tty: create.config.tty,
         stdin: create.config.stdin,
+        shim_cgroup: config.shim_cgroup.clone(),
     };
-    write_json(&bundle.directory, "shim.json", &shim)
+    write_json(&bundle.directory, "shim.json", &shim, Keep::Whole)
         .map_err(Error::io("write shim.json in", &bundle.directory))
 }
 

@@ -36,6 +36,7 @@ pub(crate) fn spawn(
         };
         container.ended(exit);
         let _nobody_listens = events.send(container.event());
+        let_go(&container).await;
         if let Some(mut shim) = shim {
             let _reaped = shim.wait().await;
         }
@@ -53,8 +54,16 @@ pub(crate) async fn after_silence(container: &Arc<Container>) -> Exit {
             Ok(None) => {}
             Err(err) => tracing::warn!(container = container.id(), "exit record is unreadable: {err}"),
         }
-        if let Err(err) = container.group().kill() {
-            tracing::error!(container = container.id(), "end what a killed shim left: {err}");
+        match container.group().kill() {
+            // Whoever looks at a container that ended so wants to know why; nobody can look at what it wrote.
+            Ok(()) => {
+                if let Err(err) = container.bundle().remove_layer() {
+                    tracing::warn!(container = container.id(), "remove what a lost container wrote: {err}");
+                }
+            }
+            Err(err) => {
+                tracing::error!(container = container.id(), "end what a killed shim left: {err}");
+            }
         }
         let exit = Exit {
             started_at_ns: container.started_at_ns(),
@@ -75,4 +84,15 @@ pub(crate) async fn after_silence(container: &Arc<Container>) -> Exit {
         oom_killed: false,
         lost: true,
     })
+}
+
+/// Gives the group of a container that has ended back to the kernel. Its last figures are in the record by then.
+pub(crate) async fn let_go(container: &Arc<Container>) {
+    let ended = container.clone();
+    let removed =
+        tokio::task::spawn_blocking(move || ended.group().kill().and_then(|()| ended.group().remove()));
+    if let Ok(Err(err)) = removed.await {
+        // Removing the container tries again.
+        tracing::warn!(container = container.id(), "remove the group of a container that has ended: {err}");
+    }
 }

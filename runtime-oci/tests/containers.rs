@@ -42,6 +42,10 @@ const TESTS: &[Test] = tests![
     stop_asks_first_and_kills_after_the_grace_period,
     containers_outlive_the_runtime_object,
     a_killed_shim_takes_its_container_with_it,
+    a_container_that_a_reboot_ended_says_so_and_gives_back_what_it_wrote,
+    what_has_no_record_is_removed_at_the_start_and_the_rest_runs_on,
+    the_group_of_a_container_goes_with_its_end,
+    a_shim_is_in_no_group_of_whoever_started_it,
     a_terminal_container_logs_to_stdout,
     a_moved_log_is_reopened,
     mounts_appear_and_missing_sources_are_made,
@@ -106,6 +110,44 @@ impl Node {
 
     async fn restart(&mut self) {
         self.runtime = open(self.root.path(), &self.images, &self.cgroups).await;
+    }
+
+    fn state(&self, id: &str) -> PathBuf {
+        self.root.path().join("state").join(id)
+    }
+
+    /// What a reboot leaves: the files as they were. Processes, mounts, control groups and what is on a tmpfs are gone.
+    async fn reboot(&mut self) {
+        let disk = self.root.path().join("disk");
+        std::fs::create_dir(&disk).unwrap();
+        let listed = self.runtime.list().await.unwrap();
+        let running = listed.iter().filter(|container| container.state == RuntimeState::Running);
+        let running: Vec<&str> = running.map(|container| container.id.as_str()).collect();
+        for id in &running {
+            // The runtime of before the reboot sees the end, as it cannot be stopped here; what it writes then is undone.
+            let files = ["container.json", "shim.json", "shim.sock", "upper", "work"];
+            let files = files.map(|name| self.state(id).join(name));
+            std::fs::create_dir(disk.join(id)).unwrap();
+            let copied = std::process::Command::new("cp").arg("-a").args(files).arg(disk.join(id)).status();
+            assert!(copied.unwrap().success());
+            let shim = nix::unistd::Pid::from_raw(self.shim_pid(id));
+            nix::sys::signal::kill(shim, nix::sys::signal::SIGKILL).unwrap();
+            self.ended(id).await;
+        }
+        for container in &listed {
+            let rootfs = self.state(&container.id).join("bundle/rootfs");
+            let _not_mounted = nix::mount::umount2(&rootfs, nix::mount::MntFlags::MNT_DETACH);
+        }
+        for id in &running {
+            std::fs::remove_dir_all(self.state(id)).unwrap();
+            std::fs::rename(disk.join(id), self.state(id)).unwrap();
+        }
+        std::fs::remove_dir(disk).unwrap();
+        std::fs::remove_dir_all(self.root.path().join("runc")).unwrap();
+        let pod = self.cgroups.group(&self.cgroup).unwrap();
+        pod.kill().unwrap();
+        pod.remove().unwrap();
+        self.restart().await;
     }
 
     fn log(&self, id: &str) -> PathBuf {
@@ -213,6 +255,12 @@ impl Drop for Node {
     }
 }
 
+/// Beside the pod's.
+fn shim_cgroup(root: &Path) -> String {
+    let unique = root.file_name().unwrap().to_str().unwrap().trim_start_matches('.');
+    format!("skiff-test-{unique}/shims")
+}
+
 async fn open(root: &Path, images: &Arc<Images>, cgroups: &Cgroups) -> Arc<OciRuntime> {
     let config = OciConfig {
         name: "runc",
@@ -222,6 +270,7 @@ async fn open(root: &Path, images: &Arc<Images>, cgroups: &Cgroups) -> Arc<OciRu
         shim_command: vec![std::env::current_exe().unwrap().into(), "shim".into()],
         images: images.clone(),
         cgroups: cgroups.clone(),
+        shim_cgroup: shim_cgroup(root),
         pids_limit: None,
         open_files: OpenFiles { soft: 512, hard: 1024 },
     };
@@ -432,15 +481,86 @@ async fn a_killed_shim_takes_its_container_with_it() {
     };
     kill(node.shim_pid("seen"));
     let status = node.ended("seen").await;
-    assert_eq!((status.state, status.exit_code), (RuntimeState::Unknown, 137));
+    assert_eq!((status.state, status.exit_code), (RuntimeState::Exited, 137));
     assert_eq!(status.reason, "ContainerStatusUnknown");
+    assert!(!node.state("seen").join("upper").exists(), "what it wrote is gone");
     let group = |id: &str| node.cgroups.group(&format!("{}/{id}", node.cgroup)).unwrap();
     assert!(group("seen").pids().unwrap().is_empty());
     kill(node.shim_pid("unseen"));
     let unseen = group("unseen");
     node.restart().await;
-    assert_eq!(node.runtime.status("unseen").await.unwrap().state, RuntimeState::Unknown);
+    assert_eq!(node.runtime.status("unseen").await.unwrap().reason, "ContainerStatusUnknown");
     assert!(unseen.pids().unwrap().is_empty());
+    node.finish().await;
+}
+
+async fn a_container_that_a_reboot_ended_says_so_and_gives_back_what_it_wrote() {
+    let mut node = Node::start().await;
+    node.run("job", sh("true")).await;
+    assert_eq!(node.ended("job").await.reason, "Completed");
+    node.run("server", sh("dd if=/dev/zero of=/big bs=1M count=4 2>/dev/null; echo up; sleep 1000")).await;
+    node.has_logged("server", "up").await;
+    assert!(node.state("server").join("upper/big").exists());
+    node.reboot().await;
+    let ended = node.runtime.status("server").await.unwrap();
+    assert_eq!((ended.state, ended.exit_code), (RuntimeState::Exited, 137));
+    assert_eq!(ended.reason, "ContainerStatusUnknown");
+    assert!(ended.finished_at_ns >= ended.started_at_ns && ended.started_at_ns > 0);
+    let left = std::fs::read_dir(node.state("server")).unwrap();
+    let left: Vec<_> = left.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(!left.iter().any(|name| name == "upper" || name == "work"), "{left:?}");
+    assert_eq!(node.runtime.status("job").await.unwrap().reason, "Completed", "how it ended is known");
+    node.finish().await;
+}
+
+async fn what_has_no_record_is_removed_at_the_start_and_the_rest_runs_on() {
+    let mut node = Node::start().await;
+    for id in ["empty", "torn", "none", "good"] {
+        node.run(id, sh("sleep 1000")).await;
+    }
+    let record = |id: &str| node.state(id).join("container.json");
+    std::fs::write(record("empty"), "").unwrap();
+    let text = std::fs::read(record("torn")).unwrap();
+    std::fs::write(record("torn"), &text[..text.len() / 2]).unwrap();
+    std::fs::remove_file(record("none")).unwrap();
+    // A state of runc whose directory the power took, and a directory whose record the disk does not give.
+    std::fs::create_dir(node.root.path().join("runc/nobody")).unwrap();
+    std::fs::create_dir_all(node.root.path().join("state/unread/container.json")).unwrap();
+    node.restart().await;
+    let listed = node.runtime.list().await.unwrap();
+    let ids: Vec<_> = listed.iter().map(|container| container.id.as_str()).collect();
+    assert_eq!(ids, ["good"]);
+    assert_eq!(listed[0].state, RuntimeState::Running);
+    for id in ["empty", "torn", "none"] {
+        assert!(!node.state(id).exists(), "{id}'s directory");
+        assert!(!node.cgroups.group(&format!("{}/{id}", node.cgroup)).unwrap().exists(), "{id}'s group");
+        assert!(!node.root.path().join("runc").join(id).exists(), "{id}'s state of runc");
+    }
+    assert!(!node.root.path().join("runc/nobody").exists());
+    assert!(node.state("unread").exists(), "what could not be read is left alone");
+    std::fs::remove_dir_all(node.state("unread")).unwrap();
+    node.finish().await;
+}
+
+async fn the_group_of_a_container_goes_with_its_end() {
+    let node = Node::start().await;
+    node.run("c", sh("sleep 1000 & sleep 1000")).await;
+    let group = node.cgroups.group(&format!("{}/c", node.cgroup)).unwrap();
+    assert!(group.exists());
+    node.runtime.stop("c", Duration::ZERO).await.unwrap();
+    until(|| !group.exists()).await;
+    assert_eq!(node.runtime.usage("c").await.unwrap().memory_usage_bytes, 0);
+    node.finish().await;
+}
+
+async fn a_shim_is_in_no_group_of_whoever_started_it() {
+    let node = Node::start().await;
+    node.run("c", sh("sleep 1000")).await;
+    let groups = std::fs::read_to_string(format!("/proc/{}/cgroup", node.shim_pid("c"))).unwrap();
+    let own = format!("/{}", shim_cgroup(node.root.path()));
+    for line in groups.lines() {
+        assert_eq!(line.splitn(3, ':').nth(2).unwrap(), own, "{groups}");
+    }
     node.finish().await;
 }
 

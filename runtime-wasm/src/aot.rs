@@ -1,13 +1,15 @@
-//! The AOT cache: `<state>/aot/<engine>/<digest>.cwasm`, filled by processes of their own.
+//! The AOT cache: `<state>/aot/<engine>/<digest>.cwasm`, filled by processes of their own, and a checksum beside each. Native
+//! code that a disk has changed would be run as it is: it is checked before it is first used, and compiled again.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
@@ -22,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 const MAX_MESSAGE_BYTES: u64 = 2048;
 /// A larger Wasm file is refused before anything reads it.
 const MAX_MODULE_BYTES: u64 = 256 << 20;
+/// No compiler had room for more.
+const MAX_CODE_BYTES: u64 = compile::MAX_MEMORY_BYTES;
+const CODE: &str = "cwasm";
+const CHECKSUM: &str = "sha256";
 
 #[derive(Debug, thiserror::Error)]
 pub enum AotError {
@@ -41,13 +47,35 @@ pub enum AotError {
 
 /// Where the native code of `digest` lies, for engines that are `compatibility`.
 pub(crate) fn cached(state_dir: &Path, compatibility: &str, digest: &str) -> PathBuf {
-    state_dir.join("aot").join(compatibility).join(format!("{digest}.cwasm"))
+    state_dir.join("aot").join(compatibility).join(format!("{digest}.{CODE}"))
+}
+
+/// The file with the checksum of native code.
+pub(crate) fn checksum(code: &Path) -> PathBuf {
+    code.with_extension(CHECKSUM)
+}
+
+/// Which content a file has, as far as its directory tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct FileVersion {
+    inode: u64,
+    bytes: u64,
+    modified: Option<SystemTime>,
+}
+
+impl FileVersion {
+    pub(crate) fn of(path: &Path) -> io::Result<FileVersion> {
+        let file = fs::metadata(path)?;
+        Ok(FileVersion { inode: file.ino(), bytes: file.len(), modified: file.modified().ok() })
+    }
 }
 
 pub(crate) struct AotCache {
     state_dir: PathBuf,
     compatibility: String,
     command: Vec<OsString>,
+    /// Code that had its checksum when this process first used it.
+    sound: Arc<Mutex<HashMap<PathBuf, FileVersion>>>,
     /// One lock a digest that is being compiled.
     in_work: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -64,7 +92,13 @@ impl AotCache {
             path: directory.clone(),
             source,
         })?;
-        Ok(AotCache { state_dir: state_dir.to_owned(), compatibility, command, in_work: Mutex::default() })
+        Ok(AotCache {
+            state_dir: state_dir.to_owned(),
+            compatibility,
+            command,
+            sound: Arc::default(),
+            in_work: Mutex::default(),
+        })
     }
 
     /// Removes the code of other engines, and of modules that are not in `digests`. What a host has loaded
@@ -81,26 +115,28 @@ impl AotCache {
         let ours = root.join(&self.compatibility);
         for entry in fs::read_dir(&ours).map_err(|err| fail(&ours, err))? {
             let path = entry.map_err(|err| fail(&ours, err))?.path();
-            let digest = path.file_name().and_then(|name| name.to_str()?.strip_suffix(".cwasm"));
-            if !digest.is_some_and(|digest| digests.contains(digest)) {
+            let name = path.file_name().and_then(|name| name.to_str()?.rsplit_once('.'));
+            let is_known =
+                |(digest, kind): (&str, &str)| [CODE, CHECKSUM].contains(&kind) && digests.contains(digest);
+            if !name.is_some_and(is_known) {
                 fs::remove_file(&path).map_err(|err| fail(&path, err))?;
             }
         }
         Ok(())
     }
 
-    /// Sees to it that the native code of the Wasm file `module` is in the cache. Dropping the future ends
+    /// Sees to it that the native code of the Wasm file `module` is in the cache, as the compiler wrote it. Dropping the future ends
     /// the compiler.
     pub(crate) async fn ensure(&self, module: &Path, digest: &str) -> Result<(), AotError> {
         let target = cached(&self.state_dir, &self.compatibility, digest);
-        if target.exists() {
+        if self.is_sound(&target).await {
             return Ok(());
         }
         check(module)?;
         let lock = self.in_work.lock().entry(digest.to_owned()).or_default().clone();
         let result = {
             let _turn = lock.lock().await;
-            if target.exists() { Ok(()) } else { self.compile(module, &target).await }
+            if self.is_sound(&target).await { Ok(()) } else { self.compile(module, &target).await }
         };
         let mut in_work = self.in_work.lock();
         // Two: the map's and this one.
@@ -108,6 +144,36 @@ impl AotCache {
             in_work.remove(digest);
         }
         result
+    }
+
+    /// Whether there is code and it has its checksum.
+    async fn is_sound(&self, code: &Path) -> bool {
+        let (sound, code) = (self.sound.clone(), code.to_owned());
+        let looked = tokio::task::spawn_blocking(move || {
+            let version = FileVersion::of(&code)?;
+            if sound.lock().get(&code) == Some(&version) {
+                return Ok(true);
+            }
+            let is_sound =
+                fs::read_to_string(checksum(&code))?.trim() == digest_up_to(&code, MAX_CODE_BYTES)?;
+            match is_sound {
+                true => drop(sound.lock().insert(code, version)),
+                false => {
+                    tracing::warn!(path = %code.display(), "native code is damaged; it is compiled again")
+                }
+            }
+            Ok::<bool, io::Error>(is_sound)
+        });
+        match looked.await {
+            Ok(Ok(is_sound)) => is_sound,
+            Ok(Err(err)) => {
+                if err.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(%err, "native code cannot be read; it is compiled again");
+                }
+                false
+            }
+            Err(_) => false,
+        }
     }
 
     async fn compile(&self, module: &Path, target: &Path) -> Result<(), AotError> {
@@ -167,9 +233,18 @@ fn check(module: &Path) -> Result<(), AotError> {
     }
 }
 
-/// The SHA-256 of a file, in hex. Blocks.
+/// The SHA-256 of bytes, in hex.
+pub(crate) fn digest_of(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}
+
+/// The SHA-256 of a module's file, in hex; of one that is too large to be compiled, not of all of it. Blocks.
 pub(crate) fn digest(path: &Path) -> io::Result<String> {
+    digest_up_to(path, MAX_MODULE_BYTES + 1)
+}
+
+fn digest_up_to(path: &Path, max_bytes: u64) -> io::Result<String> {
     let mut hasher = Sha256::new();
-    io::copy(&mut fs::File::open(path)?.take(MAX_MODULE_BYTES + 1), &mut hasher)?;
+    io::copy(&mut fs::File::open(path)?.take(max_bytes), &mut hasher)?;
     Ok(hex::encode(hasher.finalize()))
 }

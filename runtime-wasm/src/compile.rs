@@ -7,9 +7,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
+use skiff_cri::keep::{self, Keep};
 
-use crate::engine;
-use crate::record::{Sync, write_atomically};
+use crate::{aot, engine};
 
 /// The module is at fault, not the machine.
 pub(crate) const EXIT_INVALID: u8 = 2;
@@ -70,8 +70,13 @@ fn run(mut args: impl Iterator<Item = OsString>) -> Result<(), CompileError> {
         engine.precompile_module(&wasm)
     };
     let code = code.map_err(|err| CompileError::Invalid(one_line(&err)))?;
-    write_atomically(&output, &code, Sync::Yes)
-        .map_err(|source| CompileError::Write { path: output.clone(), source })
+    let write = |path: PathBuf, bytes: &[u8]| {
+        let written = keep::write(&path, bytes, Keep::Durable);
+        written.map_err(|source| CompileError::Write { path, source })
+    };
+    // The code is good only with its checksum, which is therefore last.
+    write(output.clone(), &code)?;
+    write(aot::checksum(&output), aot::digest_of(&code).as_bytes())
 }
 
 fn limit() -> Result<(), rustix::io::Errno> {

@@ -1,6 +1,8 @@
 //! Host processes from nodelet's side: started, found again, listened to, ended.
 
-use std::collections::HashMap;
+mod weight;
+
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::fs;
 use std::io;
@@ -11,14 +13,15 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use skiff_cgroup::Cgroups;
+use skiff_cgroup::{Cgroups, Group};
 use skiff_cri::ContainerEvent;
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::process::Command;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::lock;
 use crate::process::ProcessId;
 use crate::protocol::{self, Event, Reply, Request};
 use crate::record::{Record, RecordError, Records};
@@ -45,6 +48,8 @@ pub enum HostError {
     Late { name: String, seconds: u64 },
     #[error("find Wasm hosts in {path}: {source}")]
     Find { path: PathBuf, source: io::Error },
+    #[error("remove what the Wasm host {name} left: {source}")]
+    Clear { name: String, source: io::Error },
     #[error("end the Wasm host {name} (PID {pid}): {source}")]
     Kill { name: String, pid: u32, source: io::Error },
     #[error(transparent)]
@@ -100,6 +105,10 @@ pub(crate) struct Hosts {
     /// Hosts that a task listens to.
     watched: Mutex<HashMap<String, ()>>,
     starting: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Held while it is cleared up after a host.
+    clearing: Mutex<()>,
+    /// Asks for the groups' weights to be set again.
+    weigh: Arc<Notify>,
     /// Ends the listening tasks with this object.
     cancelled: CancellationToken,
     _cancel: DropGuard,
@@ -153,17 +162,24 @@ impl Hosts {
             patience: config.patience,
             watched: Mutex::default(),
             starting: Mutex::default(),
+            clearing: Mutex::default(),
+            weigh: Arc::default(),
             _cancel: cancelled.clone().drop_guard(),
             cancelled,
         });
+        let (keep, ended) = (weight::keep(Arc::downgrade(&hosts)), hosts.cancelled.clone());
+        tokio::spawn(async move { ended.run_until_cancelled(keep).await });
         let mut alive = Vec::new();
         for host in hosts.found()? {
             if host.process.is_alive() {
                 alive.push(host.name);
-            } else {
-                hosts.bury(&host)?;
+            } else if let Err(err) = hosts.bury(&host) {
+                // Its record stays until it is: the next start finds it again.
+                tracing::warn!(host = host.name, %err, "a Wasm host's leftovers are not removed yet");
             }
         }
+        hosts.sweep(&alive);
+        hosts.weigh();
         let watches = alive.iter().map(|name| hosts.watch_within(name, hosts.patience.at_start));
         let watched = futures::future::join_all(watches).await;
         for (name, _) in alive.into_iter().zip(watched).filter(|(_, is_watched)| !is_watched) {
@@ -419,29 +435,81 @@ impl Hosts {
 
     /// Settles what a dead host leaves behind and removes its files and group.
     fn bury(&self, host: &HostRecord) -> Result<(), HostError> {
+        let mut n_lost = 0;
         for record in self.records.all()?.into_iter().filter(|record| record.process == host.process) {
             let was_live = record.is_live();
             let record = self.settle(record)?;
             if was_live {
+                n_lost += 1;
                 self.announce(&record.container.sandbox_id, &record.container.id);
             }
         }
-        let group = self.cgroups.group(&host.cgroup)?;
-        if group.exists() && group.pids()?.is_empty() {
-            group.remove()?;
+        if n_lost > 0 {
+            let words = last_words(&self.files(&host.name).log);
+            tracing::warn!(host = host.name, n_lost, words, "a Wasm host ended and containers with it");
         }
-        let files = self.files(&host.name);
-        // Unless a successor has put its own there.
-        let same = fs::read(&files.record).is_ok_and(|text| {
-            serde_json::from_slice::<HostRecord>(&text).is_ok_and(|now| now.process == host.process)
-        });
-        if same {
-            _ = fs::remove_file(&files.record);
+        self.clear(&host.name, &host.cgroup)
+    }
+
+    /// Removes the group and the files of a host that is no more; the record last, so that whoever comes next knows of what
+    /// could not be removed. What belongs to a successor stays.
+    fn clear(&self, name: &str, cgroup: &str) -> Result<(), HostError> {
+        let files = self.files(name);
+        let _one_at_a_time = self.clearing.lock();
+        let group = self.cgroups.group(cgroup)?;
+        if !group.exists() && !files.all().iter().any(|path| path.exists()) {
+            // Taking the lock would make one.
+            return Ok(());
+        }
+        let clear = |source| HostError::Clear { name: name.to_owned(), source };
+        let Some(_lock) = lock::take(&files.lock).map_err(clear)? else { return Ok(()) };
+        group.remove()?;
+        for path in [&files.socket, &files.log, &files.record, &files.lock] {
+            match fs::remove_file(path) {
+                Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(clear(err)),
+                _ => {}
+            }
         }
         Ok(())
     }
 
+    /// Clears after hosts that left files or a group and no record, all but those in `alive`.
+    fn sweep(&self, alive: &[String]) {
+        let left = match self.names() {
+            Ok(left) => left,
+            Err(err) => return tracing::warn!(%err, "look for what Wasm hosts left"),
+        };
+        // The records of those that are to be buried name their groups.
+        let recorded = |name: &String| alive.contains(name) || self.files(name).record.exists();
+        for name in left.into_iter().filter(|name| !recorded(name)) {
+            if let Err(err) = self.clear(&name, &self.cgroup(&name)) {
+                tracing::warn!(host = name, %err, "a Wasm host's leftovers are not removed yet");
+            }
+        }
+    }
+
+    /// The names of hosts that have files or a group here.
+    fn names(&self) -> Result<BTreeSet<String>, HostError> {
+        let fail = |source| HostError::Find { path: self.run_dir.clone(), source };
+        let mut names: BTreeSet<String> = self.parent()?.children()?.into_iter().collect();
+        for entry in fs::read_dir(&self.run_dir).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            if self.files(stem).all().contains(&&path) {
+                names.insert(stem.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// The group that all hosts have theirs in.
+    fn parent(&self) -> Result<Group, HostError> {
+        let of_one = self.cgroup("x");
+        Ok(self.cgroups.group(of_one.trim_end_matches("/x"))?)
+    }
+
     fn announce(&self, sandbox_id: &str, container_id: &str) {
+        self.weigh();
         // An error means that no one listens.
         _ = self.events.send(ContainerEvent {
             sandbox_id: sandbox_id.to_owned(),
@@ -460,26 +528,24 @@ impl Hosts {
             self.bury(&host)?;
             self.watched.lock().remove(&host.name);
         }
-        // Hosts that ended by themselves have left these.
-        let fail = |source| HostError::Find { path: self.run_dir.clone(), source };
-        for entry in fs::read_dir(&self.run_dir).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-            if self.files(stem).all().contains(&&path) {
-                _ = fs::remove_file(&path);
-                let group = self.cgroups.group(&self.cgroup(stem))?;
-                if group.exists() {
-                    group.remove()?;
-                }
-            }
+        for name in self.names()? {
+            self.clear(&name, &self.cgroup(&name))?;
         }
-        let parent = self.cgroup("x");
-        let parent = self.cgroups.group(parent.trim_end_matches("/x"))?;
-        if parent.exists() {
-            parent.remove()?;
-        }
-        Ok(())
+        Ok(self.parent()?.remove()?)
     }
+}
+
+/// The end of a host's log, which is about to be removed.
+fn last_words(log: &Path) -> String {
+    let read = || -> io::Result<Vec<u8>> {
+        let mut file = fs::File::open(log)?;
+        let from = file.metadata()?.len().saturating_sub(MAX_MESSAGE_BYTES);
+        io::Seek::seek(&mut file, io::SeekFrom::Start(from))?;
+        let mut words = Vec::new();
+        io::Read::read_to_end(&mut io::Read::take(file, MAX_MESSAGE_BYTES), &mut words)?;
+        Ok(words)
+    };
+    String::from_utf8_lossy(&read().unwrap_or_default()).trim().to_owned()
 }
 
 /// Passes a host's events on. When it breaks off, everything it ran is looked at again.
@@ -551,10 +617,10 @@ mod tests {
         let child = std::process::Command::new("sleep").arg("600").spawn().unwrap();
         let stat = fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
         let start_time = stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse().unwrap();
-        let process = ProcessId { pid: child.id(), start_time };
+        let process = ProcessId { pid: child.id(), start_time, boot: 0 };
         let files = HostFiles::new(directory.path(), NAME);
         let listener = std::os::unix::net::UnixListener::bind(&files.socket).unwrap();
-        let cgroup = format!("skiff-wasm-silent-{}", child.id());
+        let cgroup = format!("skiff-wasm-silent/wasm/{}", child.id());
         let record = HostRecord { name: NAME.to_owned(), process, cgroup };
         fs::write(&files.record, serde_json::to_vec(&record).unwrap()).unwrap();
         let records = Records::open(directory.path()).unwrap();
@@ -570,7 +636,8 @@ mod tests {
             reason: String::new(),
             message: String::new(),
         };
-        let record = Record { container, host: NAME.to_owned(), process, cgroup: String::new() };
+        let record =
+            Record { container, host: NAME.to_owned(), process, cgroup: String::new(), cpu_shares: 0 };
         records.store(&record).unwrap();
         Silent { child, process, directory, records, _listener: listener }
     }

@@ -9,13 +9,13 @@
 //!  └──────┬──────┘               └──────┬───────────────────────────────────────┘
 //!         │ starts                      │ writes
 //!   skiff wasm-compile           <state>/containers/<id>.json
-//!   <state>/aot/<engine>/<digest>.cwasm
+//!   <state>/aot/<engine>/<digest>.cwasm, .sha256
 //! ```
 //!
 //! - [`runtime`]: the calls. [`plan`]: from a CRI container and its image to a [`spec::ContainerSpec`].
 //! - [`aot`] and [`compile`]: native code, made in a capped process of its own, once per digest and engine.
 //! - [`hosts`]: starts, finds and ends host processes; [`protocol`]: what is said to them.
-//! - [`record`]: a container's life on disk, written by its host.
+//! - [`record`]: a container's life on disk, written by its host. [`lock`]: whose a host's name is.
 //! - [`host`]: the host process itself.
 //!
 //! # Guarantees
@@ -34,6 +34,7 @@ pub mod host;
 mod aot;
 mod engine;
 mod hosts;
+mod lock;
 mod plan;
 mod process;
 mod protocol;

@@ -1,11 +1,11 @@
 //! A container's life on disk: `<state>/containers/<id>.json`, written by its host.
 
 use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use skiff_cri::keep::{self, Keep};
 use skiff_cri::{RuntimeContainer, RuntimeState};
 
 use crate::process::ProcessId;
@@ -33,6 +33,9 @@ pub(crate) struct Record {
     pub(crate) process: ProcessId,
     /// The container's own group; empty if it had none yet.
     pub(crate) cgroup: String,
+    /// Its share of the processors, as cgroup v1 counts; 0 if it asks for none.
+    #[serde(default)]
+    pub(crate) cpu_shares: u64,
 }
 
 impl Record {
@@ -46,9 +49,13 @@ impl Record {
         container.state = RuntimeState::Exited;
         container.finished_at_ns = now_ns();
         container.exit_code = KILLED;
-        container.reason = "Error".to_owned();
-        container.message =
-            format!("the Wasm host process that ran the container (PID {}) died", self.process.pid);
+        (container.reason, container.message) = match self.process.is_of_this_boot() {
+            true => {
+                let pid = self.process.pid;
+                ("Error".to_owned(), format!("the Wasm host process that ran the container (PID {pid}) died"))
+            }
+            false => ("ContainerStatusUnknown".to_owned(), "the container ended with the machine".to_owned()),
+        };
     }
 }
 
@@ -64,6 +71,24 @@ impl Records {
         fs::create_dir_all(&directory)
             .map_err(|source| RecordError::Write { path: directory.clone(), source })?;
         Ok(Records { directory })
+    }
+
+    /// Removes what is no record: damaged ones, as after a power cut, and what writers left that died. For the one process
+    /// that starts hosts.
+    pub(crate) fn sweep(&self) -> Result<(), RecordError> {
+        let fail = |source| RecordError::Write { path: self.directory.clone(), source };
+        keep::remove_partials(&self.directory).map_err(fail)?;
+        for entry in fs::read_dir(&self.directory).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            let is_damaged = path.extension().is_some_and(|extension| extension == "json")
+                && fs::read(&path).is_ok_and(|text| serde_json::from_slice::<Record>(&text).is_err());
+            // What versions before this one left half written.
+            if is_damaged || path.extension().is_some_and(|extension| extension == "tmp") {
+                tracing::warn!(path = %path.display(), "a damaged record is removed");
+                fs::remove_file(&path).map_err(|source| RecordError::Write { path: path.clone(), source })?;
+            }
+        }
+        Ok(())
     }
 
     fn path(&self, id: &str) -> Result<PathBuf, RecordError> {
@@ -107,8 +132,12 @@ impl Records {
     pub(crate) fn store(&self, record: &Record) -> Result<(), RecordError> {
         let path = self.path(&record.container.id)?;
         let attempt = || -> io::Result<()> {
-            // Not synced: what a power cut loses here describes a process that it ended.
-            write_atomically(&path, &serde_json::to_vec(record)?, Sync::No)
+            // That one runs describes a process that a power cut ends: it may be lost, but not take the record along.
+            let keep = match record.container.state {
+                RuntimeState::Running => Keep::Whole,
+                _ => Keep::Durable,
+            };
+            keep::write(&path, &serde_json::to_vec(record)?, keep)
         };
         attempt().map_err(|source| RecordError::Write { path: path.clone(), source })
     }
@@ -122,33 +151,6 @@ impl Records {
             _ => Ok(()),
         }
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Sync {
-    Yes,
-    No,
-}
-
-/// Writes `bytes` to `path`, mode 0600, so that a reader sees all or nothing of them.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8], sync: Sync) -> io::Result<()> {
-    static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let n = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    let temporary = path.with_extension(format!("{}-{n}.tmp", std::process::id()));
-    let attempt = || -> io::Result<()> {
-        let mut file =
-            fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        if sync == Sync::Yes {
-            file.sync_all()?;
-        }
-        fs::rename(&temporary, path)?;
-        if let (Sync::Yes, Some(directory)) = (sync, path.parent()) {
-            fs::File::open(directory)?.sync_all()?;
-        }
-        Ok(())
-    };
-    attempt().inspect_err(|_| _ = fs::remove_file(&temporary))
 }
 
 /// IDs become file names.
@@ -182,5 +184,8 @@ mod tests {
         fs::write(directory.path().join("containers/a.json"), b"{\"container\":").unwrap();
         assert_eq!(records.load("a").unwrap(), None);
         assert_eq!(records.all().unwrap(), Vec::new());
+        fs::write(directory.path().join("containers/b.json"), b"").unwrap();
+        records.sweep().unwrap();
+        assert_eq!(fs::read_dir(directory.path().join("containers")).unwrap().count(), 0);
     }
 }

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ use skiff_cri::{
 use skiff_images::{Image, ImageKind, Images, WasmModule};
 use tokio::sync::broadcast;
 
-use crate::aot::{self, AotCache, AotError};
+use crate::aot::{self, AotCache, AotError, FileVersion};
 use crate::hosts::{HostError, Hosts, HostsConfig, Patience};
 use crate::protocol::{FailureKind, Reply, Request};
 use crate::record::{Record, RecordError, Records};
@@ -75,13 +75,6 @@ pub struct WasmRuntime {
     digests: Mutex<HashMap<PathBuf, (FileVersion, String)>>,
 }
 
-#[derive(Clone, PartialEq, Eq)]
-struct FileVersion {
-    inode: u64,
-    bytes: u64,
-    modified: Option<SystemTime>,
-}
-
 impl WasmRuntime {
     /// Finds the containers and hosts that are there already.
     pub async fn open(config: WasmConfig) -> Result<Arc<WasmRuntime>, OpenError> {
@@ -95,6 +88,7 @@ impl WasmRuntime {
         let engine = engine::compiler().map_err(|err| OpenError::Engine(format!("{err:#}")))?;
         let compatibility = engine::compatibility(&engine);
         let records = Records::open(&config.state_dir)?;
+        records.sweep()?;
         let cgroups = Cgroups::detect()?;
         let events = broadcast::Sender::new(EVENT_BACKLOG);
         let hosts = Hosts::open(HostsConfig {
@@ -152,8 +146,7 @@ impl WasmRuntime {
     }
 
     fn digest(&self, path: &Path) -> io::Result<String> {
-        let file = fs::metadata(path)?;
-        let version = FileVersion { inode: file.ino(), bytes: file.len(), modified: file.modified().ok() };
+        let version = FileVersion::of(path)?;
         if let Some((known, digest)) = self.digests.lock().get(path)
             && *known == version
         {
@@ -230,6 +223,7 @@ impl ContainerRuntime for WasmRuntime {
         done(self.hosts.start_and_ask(&host, &Request::Create(Box::new(spec))).await)?;
         let event = ContainerEvent { sandbox_id: container.sandbox.id.clone(), container_id: id };
         _ = self.events.send(event);
+        self.hosts.weigh();
         Ok(())
     }
 
@@ -303,6 +297,7 @@ impl ContainerRuntime for WasmRuntime {
                 cpu_usage_ns: cpu_ns,
                 memory_usage_bytes: memory_bytes,
                 memory_working_set_bytes: memory_bytes,
+                memory_rss_bytes: memory_bytes,
                 n_pids: 1,
                 writable_layer_bytes: 0,
             }),
@@ -313,7 +308,9 @@ impl ContainerRuntime for WasmRuntime {
     async fn update_resources(&self, id: &str, resources: LinuxContainerResources) -> Result<(), CriError> {
         let record = self.record(id)?;
         let resources = plan::resources(&resources);
-        self.ask(&record, Request::Update { id: id.to_owned(), resources }).await.map(drop)
+        self.ask(&record, Request::Update { id: id.to_owned(), resources }).await?;
+        self.hosts.weigh();
+        Ok(())
     }
 
     async fn reopen_log(&self, id: &str) -> Result<(), CriError> {

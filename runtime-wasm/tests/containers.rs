@@ -38,7 +38,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 17] = tests![
+    let tests: [(&str, fn()); 21] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
         a_runaway_guest_is_stopped_within_its_grace,
         a_guest_past_its_memory_limit_is_oom_killed,
@@ -47,6 +47,10 @@ fn run_tests() -> ExitCode {
         native_code_is_refused,
         an_import_that_is_not_offered_is_named,
         containers_survive_the_runtime_and_are_found_again,
+        a_host_weighs_what_its_containers_ask_for_as_they_come_and_go,
+        a_container_of_an_earlier_boot_has_ended_and_nobody_knows_how,
+        a_host_that_ends_for_want_of_work_leaves_nothing_behind,
+        damaged_native_code_is_compiled_again,
         a_host_that_dies_takes_its_containers_with_it_and_says_so,
         a_guest_that_opens_without_end_is_told_so_and_its_neighbours_start_and_end,
         a_component_is_told_when_it_has_its_share_of_files_and_sockets,
@@ -114,6 +118,33 @@ async fn a_runaway_guest_is_stopped_within_its_grace() {
         node.runtime.remove(id).await.unwrap();
         assert_eq!(node.runtime.status(id).await.unwrap_err().code, Code::NotFound);
     }
+    node.end().await;
+}
+
+async fn a_host_weighs_what_its_containers_ask_for_as_they_come_and_go() {
+    let node = Node::new().await;
+    if skiff_cgroup::Cgroups::detect().unwrap().version() != skiff_cgroup::Version::V1 {
+        return node.end().await;
+    }
+    let weighs = async |shares: &[&str]| {
+        let deadline = Instant::now() + LONG;
+        while node.host_shares() != shares {
+            assert!(Instant::now() < deadline, "{:?} and not {shares:?}", node.host_shares());
+            tokio::task::yield_now().await;
+        }
+    };
+    // The group above all hosts, and the one host's.
+    node.run("a", &guests::endless_loop(), Options::default()).await;
+    weighs(&["512", "512"]).await;
+    node.run("b", &guests::endless_loop(), Options::default()).await;
+    weighs(&["1024", "1024"]).await;
+    let resources = skiff_cri::v1::LinuxContainerResources { cpu_shares: 100, ..Default::default() };
+    node.runtime.update_resources("b", resources).await.unwrap();
+    weighs(&["612", "612"]).await;
+    node.runtime.stop("a", Duration::ZERO).await.unwrap();
+    weighs(&["100", "100"]).await;
+    node.runtime.stop("b", Duration::ZERO).await.unwrap();
+    weighs(&["2", "2"]).await;
     node.end().await;
 }
 
@@ -205,6 +236,78 @@ async fn a_host_that_dies_takes_its_containers_with_it_and_says_so() {
     // The next container gets a new host.
     node.run("d", &guests::exit(0), Options::default()).await;
     node.wait_exit("d").await;
+    node.end().await;
+}
+
+async fn a_container_of_an_earlier_boot_has_ended_and_nobody_knows_how() {
+    let mut node = Node::new().await;
+    node.run("c", &guests::endless_loop(), Options::default()).await;
+    let path = node.state().join("containers/c.json");
+    let mut record: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let boot = record["process"]["boot"].as_u64().unwrap();
+    // The process is there all the same: after a boot another one may have its PID and its start time.
+    record["process"]["boot"] = (boot ^ 1).into();
+    std::fs::write(&path, record.to_string()).unwrap();
+    std::fs::write(node.state().join("containers/torn.json"), "{\"contai").unwrap();
+    node.reopen().await;
+    assert!(!node.state().join("containers/torn.json").exists());
+    let ended = node.runtime.status("c").await.unwrap();
+    assert_eq!((ended.state, ended.exit_code), (RuntimeState::Exited, 137));
+    assert_eq!(ended.reason, "ContainerStatusUnknown");
+    node.runtime.shutdown_hosts().await.unwrap();
+    node.end().await;
+}
+
+async fn a_host_that_ends_for_want_of_work_leaves_nothing_behind() {
+    let node = Node::new().await;
+    node.run("c", &guests::exit(0), Options::default()).await;
+    node.wait_exit("c").await;
+    assert!(!node.run_files().is_empty() && node.n_host_groups() == 1);
+    node.runtime.remove("c").await.unwrap();
+    let deadline = Instant::now() + LONG;
+    while !node.run_files().is_empty() {
+        assert!(Instant::now() < deadline, "{:?}", node.run_files());
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(node.n_host_groups(), 0);
+    // And nothing of it is in the way of the next one.
+    node.run("d", &guests::exit(0), Options::default()).await;
+    node.wait_exit("d").await;
+    node.end().await;
+}
+
+async fn damaged_native_code_is_compiled_again() {
+    let mut node = Node::new().await;
+    let found = |node: &Node| {
+        let engine = std::fs::read_dir(node.state().join("aot")).unwrap().next().unwrap().unwrap().path();
+        let files = std::fs::read_dir(engine).unwrap().map(|entry| entry.unwrap().path());
+        files.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "cwasm")).unwrap()
+    };
+    node.run("a", &guests::exit(7), Options::default()).await;
+    assert_eq!(node.wait_exit("a").await.exit_code, 7);
+    node.runtime.remove("a").await.unwrap();
+    let whole = std::fs::read(found(&node)).unwrap();
+    // A block that was never written, a file that was cut, and one whose checksum was lost.
+    let damages: [fn(&std::path::Path, &[u8]); 3] = [
+        |path, whole| {
+            let mut code = whole.to_vec();
+            let middle = code.len() / 2;
+            code[middle..].fill(0);
+            std::fs::write(path, code).unwrap();
+        },
+        |path, whole| std::fs::write(path, &whole[..whole.len() / 3]).unwrap(),
+        |path, _| std::fs::remove_file(path.with_extension("sha256")).unwrap(),
+    ];
+    for (n, damage) in damages.into_iter().enumerate() {
+        damage(&found(&node), &whole);
+        node.reopen().await;
+        let id = format!("c{n}");
+        node.run(&id, &guests::exit(7), Options::default()).await;
+        assert_eq!(node.wait_exit(&id).await.exit_code, 7);
+        node.runtime.remove(&id).await.unwrap();
+        assert!(std::fs::read(found(&node)).unwrap() == whole, "the code is as it was");
+        assert!(found(&node).with_extension("sha256").exists());
+    }
     node.end().await;
 }
 

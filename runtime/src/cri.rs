@@ -12,17 +12,18 @@ use skiff_cgroup::Cgroups;
 use skiff_cri::v1::*;
 use skiff_cri::{
     Code, ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
-    ImageRef, RuntimeContainer, RuntimeState,
+    ImageRef, RuntimeContainer, RuntimeState, keep,
 };
 use skiff_images::{Auth, Image as StoredImage, Images};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::sync::{Mutex, broadcast};
-use tracing::{info, warn};
+use tracing::warn;
 
 use crate::dispatch::{Dispatch, RUNTIME_ANNOTATION};
 use crate::network::SandboxNetwork;
 use crate::records::{ContainerRecord, Records, SandboxRecord, SandboxState};
 use crate::sandbox::{self, Sandboxes};
+use crate::usage::UsageRates;
 
 /// What a node's runtime is made of.
 pub struct RuntimeConfig {
@@ -34,6 +35,8 @@ pub struct RuntimeConfig {
     pub network: Arc<dyn SandboxNetwork>,
     /// Runtimes of Linux containers by handler.
     pub linux: BTreeMap<String, Arc<dyn ContainerRuntime>>,
+    /// The cgroup that all pods are in, relative to every hierarchy's root. What is in it and belongs to no pod is removed.
+    pub cgroup_root: String,
     /// The handler of pods without a RuntimeClass.
     pub default_handler: String,
     pub wasm: Arc<dyn ContainerRuntime>,
@@ -42,11 +45,13 @@ pub struct RuntimeConfig {
 /// See the crate's documentation.
 pub struct NodeRuntime {
     images: Arc<Images>,
-    dispatch: Dispatch,
-    sandboxes: Sandboxes,
-    sandbox_records: Records,
-    container_records: Records,
-    state: RwLock<State>,
+    pub(crate) dispatch: Dispatch,
+    pub(crate) sandboxes: Sandboxes,
+    pub(crate) sandbox_records: Records,
+    pub(crate) container_records: Records,
+    pub(crate) state: RwLock<State>,
+    usage: UsageRates,
+    pub(crate) cgroup_root: String,
     /// Held while a sandbox is changed, so that a stop does not cross a start. One lock serves all: the work under
     /// it is a few milliseconds.
     changing: Mutex<()>,
@@ -54,9 +59,9 @@ pub struct NodeRuntime {
 }
 
 #[derive(Default)]
-struct State {
-    sandboxes: HashMap<String, Arc<SandboxRecord>>,
-    containers: HashMap<String, Arc<ContainerRecord>>,
+pub(crate) struct State {
+    pub(crate) sandboxes: HashMap<String, Arc<SandboxRecord>>,
+    pub(crate) containers: HashMap<String, Arc<ContainerRecord>>,
 }
 
 /// Events that a slow listener may be behind.
@@ -65,10 +70,12 @@ const MAX_EVENTS: usize = 1024;
 const MAX_EXEC_BYTES: usize = 16 * 1024 * 1024;
 
 impl NodeRuntime {
-    /// Opens the runtime over its directories. Sandboxes that a crash left half made are removed; those whose
-    /// namespaces are gone, as after a restart of the machine, are no longer ready.
+    /// Opens the runtime over its directories. Sandboxes that a crash left half made are removed; those of an earlier
+    /// boot, or that lack something, are no longer ready; what belongs to none is removed.
     pub async fn open(config: RuntimeConfig) -> Result<Arc<NodeRuntime>, CriError> {
         let cgroups = Cgroups::detect().map_err(CriError::unknown)?;
+        let boot_id =
+            keep::boot_id().map_err(|e| CriError::unknown(format!("cannot tell this boot: {e}")))?;
         let runtime = NodeRuntime {
             images: config.images,
             dispatch: Dispatch {
@@ -81,10 +88,13 @@ impl NodeRuntime {
                 run: config.run,
                 cgroups,
                 network: config.network,
+                boot_id,
             },
+            cgroup_root: config.cgroup_root,
             sandbox_records: Records::open(config.root.join("sandbox-records"))?,
             container_records: Records::open(config.root.join("container-records"))?,
             state: RwLock::default(),
+            usage: UsageRates::default(),
             changing: Mutex::default(),
             events: broadcast::Sender::new(MAX_EVENTS),
         };
@@ -94,31 +104,6 @@ impl NodeRuntime {
             tokio::spawn(forward(source.events(), runtime.events.clone()));
         }
         Ok(runtime)
-    }
-
-    async fn load(&self) -> Result<(), CriError> {
-        {
-            let mut state = self.state.write();
-            for record in self.container_records.read::<ContainerRecord>()? {
-                state.containers.insert(record.id.clone(), Arc::new(record));
-            }
-        }
-        for mut record in self.sandbox_records.read::<SandboxRecord>()? {
-            let id = record.id.clone();
-            let sandbox = self.sandboxes.describe(&id, &record.config);
-            let stands = sandbox.netns.as_ref().is_none_or(|n| self.sandboxes.network.holds(n));
-            let half_made = record.state == SandboxState::Starting;
-            if record.state == SandboxState::Ready && !stands {
-                record.state = SandboxState::Stopped;
-                self.sandbox_records.write(&id, &record)?;
-            }
-            self.state.write().sandboxes.insert(id.clone(), Arc::new(record));
-            if half_made {
-                info!(sandbox = id, "removing a sandbox that was never finished");
-                self.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id }).await?;
-            }
-        }
-        Ok(())
     }
 
     fn sandbox(&self, id: &str) -> Result<Arc<SandboxRecord>, CriError> {
@@ -139,8 +124,8 @@ impl NodeRuntime {
         self.state.read().containers.values().filter(|c| c.sandbox_id == sandbox_id).cloned().collect()
     }
 
-    fn save_sandbox(&self, record: SandboxRecord) -> Result<(), CriError> {
-        self.sandbox_records.write(&record.id, &record)?;
+    pub(crate) async fn save_sandbox(&self, record: SandboxRecord) -> Result<(), CriError> {
+        self.sandbox_records.save(&record.id, record.clone()).await?;
         self.state.write().sandboxes.insert(record.id.clone(), Arc::new(record));
         Ok(())
     }
@@ -163,36 +148,6 @@ impl NodeRuntime {
         }
         Ok(())
     }
-
-    fn stats_of(&self, record: &ContainerRecord, usage: skiff_cri::Usage) -> ContainerStats {
-        let timestamp = now_ns();
-        let value = |value| Some(UInt64Value { value });
-        ContainerStats {
-            attributes: Some(ContainerAttributes {
-                id: record.id.clone(),
-                metadata: record.config.metadata.clone(),
-                labels: record.config.labels.clone(),
-                annotations: record.config.annotations.clone(),
-            }),
-            cpu: Some(CpuUsage {
-                timestamp,
-                usage_core_nano_seconds: value(usage.cpu_usage_ns),
-                ..CpuUsage::default()
-            }),
-            memory: Some(MemoryUsage {
-                timestamp,
-                working_set_bytes: value(usage.memory_working_set_bytes),
-                usage_bytes: value(usage.memory_usage_bytes),
-                ..MemoryUsage::default()
-            }),
-            writable_layer: Some(FilesystemUsage {
-                timestamp,
-                used_bytes: value(usage.writable_layer_bytes),
-                ..FilesystemUsage::default()
-            }),
-            ..ContainerStats::default()
-        }
-    }
 }
 
 /// Passes one runtime's events on. A listener that lags lists anyway, so lost events need no repair.
@@ -206,7 +161,7 @@ async fn forward(mut from: broadcast::Receiver<ContainerEvent>, to: broadcast::S
     }
 }
 
-fn now_ns() -> i64 {
+pub(crate) fn now_ns() -> i64 {
     i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
 }
 
@@ -334,13 +289,14 @@ impl Cri for NodeRuntime {
             created_at_ns: now_ns(),
             state: SandboxState::Starting,
             ips: Vec::new(),
+            boot_id: self.sandboxes.boot_id.clone(),
         };
-        self.save_sandbox(record.clone())?;
+        self.save_sandbox(record.clone()).await?;
         match self.sandboxes.create(&id, &record.config).await {
             Ok(ips) => {
                 record.ips = ips;
                 record.state = SandboxState::Ready;
-                self.save_sandbox(record)?;
+                self.save_sandbox(record).await?;
                 self.announce(&id, "");
                 Ok(RunPodSandboxResponse { pod_sandbox_id: id })
             }
@@ -359,7 +315,7 @@ impl Cri for NodeRuntime {
         self.stop_containers(&record.id).await?;
         let _changing = self.changing.lock().await;
         self.sandboxes.stop(&record.id, &record.config).await?;
-        self.save_sandbox(SandboxRecord { state: SandboxState::Stopped, ..(*record).clone() })?;
+        self.save_sandbox(SandboxRecord { state: SandboxState::Stopped, ..(*record).clone() }).await?;
         // Nobody has heard of one that never stood: whoever is told of it would look at everything.
         if record.state != SandboxState::Starting {
             self.announce(&record.id, "");
@@ -475,7 +431,7 @@ impl Cri for NodeRuntime {
             created_at_ns: now_ns(),
             log_path,
         };
-        self.container_records.write(&record.id, &record)?;
+        self.container_records.save(&record.id, record.clone()).await?;
         self.state.write().containers.insert(record.id.clone(), Arc::new(record.clone()));
         let create = CreateContainer {
             id: record.id.clone(),
@@ -514,6 +470,7 @@ impl Cri for NodeRuntime {
         runtime.remove(&record.id).await?;
         self.container_records.remove(&record.id)?;
         self.state.write().containers.remove(&record.id);
+        self.usage.forget(&record.id);
         self.announce(&record.sandbox_id, &record.id);
         Ok(())
     }
@@ -612,7 +569,7 @@ impl Cri for NodeRuntime {
     ) -> Result<ContainerStatsResponse, CriError> {
         let (record, runtime) = self.runtime_of(&request.container_id)?;
         let usage = runtime.usage(&record.id).await?;
-        Ok(ContainerStatsResponse { stats: Some(self.stats_of(&record, usage)) })
+        Ok(ContainerStatsResponse { stats: Some(self.usage.stats(&record, usage)) })
     }
 
     async fn list_container_stats(
@@ -631,7 +588,7 @@ impl Cri for NodeRuntime {
             }
             // One that has ended meanwhile has no usage.
             if let Ok(usage) = self.dispatch.named(&record.runtime)?.usage(&record.id).await {
-                stats.push(self.stats_of(&record, usage));
+                stats.push(self.usage.stats(&record, usage));
             }
         }
         Ok(ListContainerStatsResponse { stats })

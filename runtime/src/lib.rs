@@ -1,7 +1,7 @@
 //! The node's container runtime: [`skiff_cri::Cri`] in this process.
 //!
 //! ```text
-//!             NodeRuntime (cri.rs) ── what nodelet calls
+//!             NodeRuntime (cri.rs) ── what nodelet calls; load.rs finds what was there before
 //!       ┌───────────┼──────────────────────┐
 //!  sandbox.rs   records.rs            ContainerRuntime, one a kind
 //!  namespaces,  what was made,        runtime-oci (runc)         
@@ -13,6 +13,7 @@
 //!
 //! # Guarantees
 //! - What was made is on disk before a call answers, and is found again by a new process over the same directories.
+//! - No sandbox outlives a boot. What lies on the disk or in the kernel and has no record is removed at the start.
 //! - Stopping and removing may be repeated, and clean up what an interrupted call left behind.
 //!
 //! # Caveats
@@ -20,10 +21,12 @@
 
 mod cri;
 mod dispatch;
+mod load;
 mod namespaces;
 mod network;
 mod records;
 mod sandbox;
+mod usage;
 
 pub use cri::{NodeRuntime, RuntimeConfig};
 pub use dispatch::RUNTIME_ANNOTATION;

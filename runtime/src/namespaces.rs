@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -58,6 +59,21 @@ pub(crate) fn is_namespaced(sysctl: &str, host_network: bool, host_ipc: bool) ->
     plain && (network || ipc)
 }
 
+/// Whether a path holds a namespace: after a restart of the machine there is at most an empty file.
+pub(crate) fn is_held(path: &Path) -> bool {
+    // NSFS_MAGIC, in whatever integer type this platform's C library has for it.
+    nix::sys::statfs::statfs(path).is_ok_and(|stat| stat.filesystem_type().0 == 0x6e73_6673)
+}
+
+/// Whether something is mounted at a directory.
+pub(crate) fn is_mounted(path: &Path) -> bool {
+    let device = |path: &Path| fs::symlink_metadata(path).map(|entry| MetadataExt::dev(&entry));
+    match (device(path), path.parent().map(device)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        _ => false,
+    }
+}
+
 /// Unmounts and removes a held namespace. What is gone already is no error.
 pub(crate) fn remove(path: &Path) -> io::Result<()> {
     unmount(path)?;
@@ -99,6 +115,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let ipc = directory.path().join("ipc");
         create(Some(&ipc), None, "").unwrap();
+        assert!(is_held(&ipc));
         assert_ne!(inode(&ipc), inode(Path::new("/proc/self/ns/ipc")));
         remove(&ipc).unwrap();
         let uts = directory.path().join("uts");
@@ -106,6 +123,19 @@ mod tests {
         assert!(!ipc.exists());
         assert_ne!(inode(&uts), inode(Path::new("/proc/self/ns/uts")));
         remove(&uts).unwrap();
+        fs::write(&uts, "").unwrap();
+        assert!(!is_held(&uts) && !is_held(&ipc), "a file that is no namespace, and none at all");
+    }
+
+    #[test]
+    fn a_pods_shared_memory_is_seen_to_be_mounted() {
+        let directory = tempfile::tempdir().unwrap();
+        let shm = directory.path().join("shm");
+        assert!(!is_mounted(&shm));
+        mount_shm(&shm).unwrap();
+        assert!(is_mounted(&shm));
+        unmount(&shm).unwrap();
+        assert!(!is_mounted(&shm));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //!      └───────── a failure ─────────────▲
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,7 +20,7 @@ use skiff_cri::{Code, CriError, Sandbox};
 
 use crate::namespaces;
 use crate::network::{PortForward, SandboxNetwork};
-use crate::records::failed;
+use crate::records::{SandboxRecord, failed};
 
 /// Makes sandboxes. Knows where everything of one lies; keeps no state of its own.
 pub(crate) struct Sandboxes {
@@ -28,6 +30,8 @@ pub(crate) struct Sandboxes {
     pub(crate) run: PathBuf,
     pub(crate) cgroups: Cgroups,
     pub(crate) network: Arc<dyn SandboxNetwork>,
+    /// The machine's present boot.
+    pub(crate) boot_id: String,
 }
 
 impl Sandboxes {
@@ -142,17 +146,87 @@ impl Sandboxes {
         }
     }
 
+    /// What a sandbox that is said to be ready lacks; `None` if it stands. None outlives a boot, whatever seems to be
+    /// there: a pod on the host's network holds nothing that would be seen to be gone. Its control group is no part
+    /// of this: that can be made again.
+    pub(crate) fn lacks(&self, record: &SandboxRecord) -> Option<&'static str> {
+        if !record.boot_id.is_empty() && record.boot_id != self.boot_id {
+            return Some("it was made in another boot");
+        }
+        let sandbox = self.describe(&record.id, &record.config);
+        let gone = |path: &Option<PathBuf>, stands: &dyn Fn(&Path) -> bool| {
+            path.as_ref().is_some_and(|path| !stands(path))
+        };
+        let has_file = |name: &str| sandbox.directory.join(name).is_file();
+        if gone(&sandbox.netns, &|path: &Path| self.network.holds(path)) {
+            Some("its network namespace is gone")
+        } else if gone(&sandbox.ipcns, &namespaces::is_held) {
+            Some("its IPC namespace is gone")
+        } else if gone(&sandbox.utsns, &namespaces::is_held) {
+            Some("its UTS namespace is gone")
+        } else if sandbox.ipcns.is_some() && !namespaces::is_mounted(&sandbox.directory.join("shm")) {
+            Some("its /dev/shm is gone")
+        } else if !has_file("hostname") || record.config.dns_config.is_some() && !has_file("resolv.conf") {
+            Some("its files are gone")
+        } else {
+            None
+        }
+    }
+
+    /// Makes the control group of a sandbox that stands, if it is not there.
+    pub(crate) fn keep_cgroup(&self, sandbox: &Sandbox) -> Result<(), CriError> {
+        match self.cgroups.group(&sandbox.cgroup).map_err(CriError::unknown)?.exists() {
+            true => Ok(()),
+            false => self.make_cgroup(sandbox),
+        }
+    }
+
     /// Takes the network and the namespaces away; files and cgroup stay for a look at what was.
     pub(crate) async fn stop(&self, id: &str, config: &PodSandboxConfig) -> Result<(), CriError> {
         let sandbox = self.describe(id, config);
         if let Some(netns) = &sandbox.netns {
             self.network.down(id, netns).await?;
         }
-        for path in [&sandbox.ipcns, &sandbox.utsns].into_iter().flatten() {
-            namespaces::remove(path).map_err(|e| failed("remove", path, &e))?;
+        self.release(id)
+    }
+
+    /// Lets go of the namespaces and of `/dev/shm`, those that there are.
+    fn release(&self, id: &str) -> Result<(), CriError> {
+        for path in ["ipc", "uts"].map(|name| self.namespace(id, name)) {
+            namespaces::remove(&path).map_err(|e| failed("remove", &path, &e))?;
         }
-        let shm = sandbox.directory.join("shm");
+        let shm = self.root.join(id).join("shm");
         namespaces::unmount(&shm).map_err(|e| failed("unmount", &shm, &e))
+    }
+
+    /// The IDs that something lies here for.
+    pub(crate) fn on_disk(&self) -> Result<BTreeSet<String>, CriError> {
+        let mut ids = BTreeSet::new();
+        for directory in [&self.root, &self.run] {
+            let entries = match fs::read_dir(directory) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.map_err(|e| failed("list", directory, &e))?,
+            };
+            for entry in entries {
+                let entry = entry.map_err(|e| failed("list", directory, &e))?;
+                ids.extend(entry.file_name().into_string().ok());
+            }
+        }
+        Ok(ids)
+    }
+
+    /// Removes what lies here of a sandbox that has no record.
+    pub(crate) async fn discard(&self, id: &str) -> Result<(), CriError> {
+        self.network.down(id, &self.namespace(id, "net")).await?;
+        self.release(id)?;
+        self.remove_files(id)
+    }
+
+    fn remove_files(&self, id: &str) -> Result<(), CriError> {
+        for path in [self.root.join(id), self.run.join(id)] {
+            skiff_tree::remove(&path).map_err(|error| failed("remove", &path, &error.into()))?;
+        }
+        Ok(())
     }
 
     /// Removes what `stop` left. The pod's cgroup goes too, unless another sandbox of the pod still uses it.
@@ -169,10 +243,7 @@ impl Sandboxes {
                 group.kill().and_then(|()| group.remove()).map_err(CriError::unknown)?;
             }
         }
-        for path in [sandbox.directory, self.run.join(id)] {
-            skiff_tree::remove(&path).map_err(|error| failed("remove", &path, &error.into()))?;
-        }
-        Ok(())
+        self.remove_files(id)
     }
 }
 

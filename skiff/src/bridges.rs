@@ -5,6 +5,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::ObjectReference;
+use skiff_cgroup::{Cgroups, Limits};
 use skiff_client::EventRecorder;
 use skiff_cri::CriError;
 use skiff_network::{HostPort, PodNetwork, netns};
@@ -54,6 +55,19 @@ impl SandboxNetwork for Network {
 
     fn holds(&self, netns: &Path) -> bool {
         netns::exists(netns)
+    }
+}
+
+/// The machine's control groups, as nodelet asks for them.
+pub(crate) struct PodGroups(pub(crate) Cgroups);
+
+impl skiff_nodelet::PodCgroups for PodGroups {
+    fn set(&self, path: &str, cpu_shares: u64, memory_bytes: Option<i64>) -> Result<(), String> {
+        let limits = Limits { cpu_shares: Some(cpu_shares), memory_bytes, ..Limits::default() };
+        match self.0.create(path, &limits) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(failed("set a control group", &error).message),
+        }
     }
 }
 

@@ -96,6 +96,15 @@ enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Ask all pods of this node to end, and end those that do not; for when the machine goes down. They start again with
+    /// the node
+    StopPods {
+        #[command(flatten)]
+        layout: Layout,
+        /// Seconds that they have
+        #[arg(long, default_value_t = 30)]
+        grace: u32,
+    },
     /// Say what this host lacks, and what to do about it
     Check {
         #[command(flatten)]
@@ -190,6 +199,9 @@ async fn serve(command: Command) -> Result<()> {
             token::run(command, &kubeconfig).await
         }
         Command::Teardown { layout } => node::tear_down(&layout).await,
+        Command::StopPods { layout, grace } => {
+            node::stop_pods(&layout, Duration::from_secs(grace.into())).await
+        }
         Command::Up { name, registries, nodes, routed } => {
             Box::pin(cluster::up(&name, &registries, nodes, routed)).await
         }

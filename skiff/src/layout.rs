@@ -69,6 +69,14 @@ impl Layout {
         self.run_dir.join("wasm")
     }
 
+    /// The cgroup of the processes that supervise Linux containers.
+    pub(crate) fn shim_cgroup(&self) -> String {
+        match self.cgroup_root.trim_matches('/') {
+            "" => "skiff-shims".to_owned(),
+            root => format!("{root}/shims"),
+        }
+    }
+
     /// The layout of a throw-away cluster.
     pub(crate) fn of_cluster(name: &str, registries: &Path) -> Layout {
         let data_dir = PathBuf::from("/var/lib/skiff/clusters").join(name);

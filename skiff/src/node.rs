@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::address::Follow;
-use crate::bridges::{Events, Network};
+use crate::bridges::{Events, Network, PodGroups};
 use crate::complaint::Complaint;
 use crate::identity::Identity;
 use crate::layout::Layout;
@@ -392,6 +392,7 @@ async fn start_nodelet(
     config.root_dir = args.layout.nodelet();
     config.log_root = args.layout.log_dir.clone();
     config.cgroup_root = args.layout.cgroup_root.clone();
+    config.pod_cgroups = Some(Arc::new(PodGroups(skiff_cgroup::Cgroups::detect()?)));
     config.cluster_dns = vec![network.cluster_dns.into()];
     config.cluster_domain = network.cluster_domain.clone();
     config.port = args.kubelet_port;
@@ -586,6 +587,7 @@ async fn open_runtime(layout: &Layout, record: &Record) -> Result<Opened> {
         shim_command: Role::Shim.command()?,
         images: images.clone(),
         cgroups: skiff_cgroup::Cgroups::detect()?,
+        shim_cgroup: layout.shim_cgroup(),
         pids_limit: None,
         open_files: open_files::found(),
     })
@@ -608,6 +610,7 @@ async fn open_runtime(layout: &Layout, record: &Record) -> Result<Opened> {
         images,
         network: network.clone(),
         linux: [("runc".to_owned(), linux)].into(),
+        cgroup_root: layout.cgroup_root.clone(),
         default_handler: "runc".into(),
         wasm: wasm.clone(),
     })
@@ -676,6 +679,24 @@ pub(crate) async fn tear_down(layout: &Layout) -> Result<()> {
         group.kill().and_then(|()| group.remove()).context("removing the pods' cgroup")?;
     }
     Ok(())
+}
+
+/// Asks every container of the node to end, and ends those that have not by then. The node's process must have ended before,
+/// for it would start them again. They start anew with the node's next start.
+pub(crate) async fn stop_pods(layout: &Layout, grace: Duration) -> Result<()> {
+    use skiff_cri::v1::{ListContainersRequest, StopContainerRequest};
+    let Some(record) = read_record(layout)? else { return Ok(()) };
+    let runtime = open_runtime(layout, &record).await?.runtime;
+    let containers = runtime.list_containers(ListContainersRequest::default()).await?.containers;
+    info!(n_containers = containers.len(), grace_s = grace.as_secs(), "ending this node's pods");
+    let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);
+    let stops = containers.into_iter().map(|container| {
+        let request = StopContainerRequest { container_id: container.id.clone(), timeout };
+        let stopped = runtime.stop_container(request);
+        async move { stopped.await.with_context(|| format!("ending container {}", container.id)) }
+    });
+    let failed = futures::future::join_all(stops).await.into_iter().filter_map(Result::err).next();
+    failed.map_or(Ok(()), Err)
 }
 
 pub(crate) fn host_name() -> Result<String> {

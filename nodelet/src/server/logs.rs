@@ -129,9 +129,10 @@ fn pick<'a>(
     if previous {
         // With the newest one ended and waiting to start again, that one is the previous.
         let is_waiting = waiting.is_some();
-        let newest = all.next().filter(|c| is_waiting && c.state == RunState::Exited);
+        let has_ended = |c: &&ContainerInfo| matches!(c.state, RunState::Exited | RunState::Unknown);
+        let newest = all.next().filter(|c| is_waiting && has_ended(c));
         return newest
-            .or_else(|| all.find(|c| c.state == RunState::Exited))
+            .or_else(|| all.find(has_ended))
             .ok_or_else(|| format!("previous terminated container {container:?} in pod {pod:?} not found"));
     }
     all.next().ok_or_else(|| {
@@ -167,6 +168,8 @@ mod tests {
         assert_eq!(pick(&running, "c", "p", true, None).unwrap().restart_count, 1);
         let crashed = snapshot(&[(2, RunState::Exited), (1, RunState::Exited)]);
         assert_eq!(pick(&crashed, "c", "p", true, Some("CrashLoopBackOff")).unwrap().restart_count, 2);
+        let lost = snapshot(&[(2, RunState::Running), (1, RunState::Unknown)]);
+        assert_eq!(pick(&lost, "c", "p", true, None).unwrap().restart_count, 1);
         let fresh = snapshot(&[(0, RunState::Running)]);
         assert_eq!(
             pick(&fresh, "c", "p", true, None).unwrap_err(),

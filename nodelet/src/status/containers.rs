@@ -17,6 +17,7 @@ use crate::status::StatusInputs;
 pub(super) const CONTAINER_CREATING: &str = "ContainerCreating";
 pub(super) const POD_INITIALIZING: &str = "PodInitializing";
 const STATUS_UNKNOWN: &str = "ContainerStatusUnknown";
+const NOT_LOCATED: &str = "The container could not be located when the pod was terminated";
 /// A pod's termination messages together take no more than this (12 KiB), shared by its containers.
 const MAX_MESSAGES_BYTES: usize = 12 * 1024;
 
@@ -46,7 +47,7 @@ fn container_status(
         Some(info) => {
             let mut status = found_status(spec, info, old);
             if let Some(previous) = previous {
-                status.last_state = Some(container_state(previous, None));
+                status.last_state = Some(previous_state(previous));
             }
             status
         }
@@ -103,10 +104,16 @@ fn container_state(info: &ContainerInfo, old: Option<&ContainerStatus>) -> Conta
         RunState::Exited => {
             ContainerState { terminated: Some(terminated(info)), ..ContainerState::default() }
         }
-        RunState::Unknown if was_running => {
-            unknown_state("The container could not be located when the pod was terminated")
-        }
+        RunState::Unknown if was_running => unknown_state(NOT_LOCATED),
         RunState::Created | RunState::Unknown => waiting_state("", ""),
+    }
+}
+
+/// The state of a container that another has followed: it does not run, whatever the runtime knows of it.
+fn previous_state(info: &ContainerInfo) -> ContainerState {
+    match info.state {
+        RunState::Unknown => unknown_state(NOT_LOCATED),
+        _ => container_state(info, None),
     }
 }
 

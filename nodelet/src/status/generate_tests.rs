@@ -240,6 +240,28 @@ fn a_container_that_vanished_counts_as_ended() {
 }
 
 #[test]
+fn a_container_of_which_nothing_is_known_counts_as_killed_wherever_it_ran() {
+    let killed = |state: &Value| {
+        let ended = &state["terminated"];
+        (ended["reason"].as_str(), ended["exitCode"].as_i64()) == (Some("ContainerStatusUnknown"), Some(137))
+    };
+    let newer = ContainerInfo { id: "app2".into(), restart_count: 1, ..info("app", RunState::Running, 0) };
+    let mut case = case(json!({}), vec![newer, info("app", RunState::Unknown, 0)]);
+    let container = &case.status()["containerStatuses"][0];
+    assert!(killed(&container["lastState"]), "{container}");
+    assert!(container["state"]["running"].is_object());
+
+    case.snapshot.containers.remove(0);
+    case.old = serde_json::from_value(
+        json!({ "containerStatuses": [{ "name": "app", "image": "app:1", "imageID": "x",
+        "ready": true, "restartCount": 0, "state": { "running": {} }, "containerID": "runc://app1" }] }),
+    )
+    .unwrap();
+    let container = &case.status()["containerStatuses"][0];
+    assert!(killed(&container["state"]), "{container}");
+}
+
+#[test]
 fn a_terminal_phase_is_held_back_while_something_runs() {
     let api = PodStatus { phase: Some("Running".into()), ..PodStatus::default() };
     let fresh = PodStatus {

@@ -114,6 +114,10 @@ impl FakeCri {
         self.state.lock().panics = true;
     }
 
+    pub(crate) fn n_sandboxes(&self) -> usize {
+        self.state.lock().sandboxes.len()
+    }
+
     /// IDs of containers of that name, the oldest first.
     pub(crate) fn ids(&self, name: &str) -> Vec<String> {
         let state = self.state.lock();
@@ -155,11 +159,20 @@ impl FakeCri {
         ids.into_iter().for_each(|id| self.tell(&id, ""));
     }
 
+    /// All sandboxes are gone and nobody knows what became of the containers, as after a reboot.
+    pub(crate) fn lose_everything(&self) {
+        for (_, container) in self.state.lock().containers.values_mut() {
+            container.state = ContainerState::ContainerUnknown.into();
+        }
+        self.lose_sandbox();
+    }
+
     fn end(&self, id: &str, code: i32) {
         let mut state = self.state.lock();
         let now = state.now();
         let Some((sandbox, container)) = state.containers.get_mut(id) else { return };
-        if container.state != ContainerState::ContainerExited as i32 {
+        let has_ended = [ContainerState::ContainerExited as i32, ContainerState::ContainerUnknown as i32];
+        if !has_ended.contains(&container.state) {
             container.state = ContainerState::ContainerExited.into();
             container.finished_at = now;
             container.exit_code = code;

@@ -140,9 +140,8 @@ impl Worker {
         pod: &Arc<Pod>,
         snapshot: &PodSnapshot,
     ) -> Result<(), CriError> {
-        let live =
-            snapshot.containers.iter().filter(|c| matches!(c.state, RunState::Running | RunState::Unknown));
-        let kills: Vec<Kill> = live
+        let kills: Vec<Kill> = snapshot
+            .running()
             .map(|c| Kill {
                 id: c.id.clone(),
                 name: c.name.clone(),
@@ -150,7 +149,12 @@ impl Worker {
                 reason: KillReason::Other,
             })
             .collect();
-        self.kill_some(pod, snapshot, &kills).await
+        self.kill_some(pod, snapshot, &kills).await?;
+        // Nobody knows whether anything of these is left: there is nothing to tell of, and no hook could run in them.
+        for lost in snapshot.containers.iter().filter(|c| c.state == RunState::Unknown) {
+            termination::stop(&*self.shared.cri, &lost.id, 0).await?;
+        }
+        Ok(())
     }
 
     pub(super) async fn stop_sandboxes(&self, snapshot: &PodSnapshot) -> Result<(), CriError> {

@@ -20,6 +20,8 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+use skiff_cgroup::Cgroups;
+
 use crate::protocol::{Answer, ShimConfig};
 
 /// The shim's part of the program. `args` is what follows the configured shim command: the container's
@@ -46,12 +48,25 @@ fn run(directory: &Path) -> io::Result<()> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     rustix::process::chdir("/")?;
     let config: ShimConfig = serde_json::from_slice(&std::fs::read(directory.join("shim.json"))?)?;
+    leave_group(&config.shim_cgroup);
     let prepared = serve::Prepared::new(directory, &config)?;
     let started = start::start(directory, &config)?;
     let shim = serve::Shim::new(directory, config, prepared, started)?;
     report(&shim.running());
     detach_stdout()?;
     shim.serve()
+}
+
+/// Out of the caller's control group, too: an init system ends all that is in it when a unit or a login ends. A container
+/// is started all the same where that is not possible.
+fn leave_group(path: &str) {
+    if path.is_empty() {
+        return;
+    }
+    let left = Cgroups::detect().and_then(|cgroups| cgroups.group(path)?.adopt_this_process());
+    if let Err(err) = left {
+        eprintln!("shim: stay in the caller's control group: {err}");
+    }
 }
 
 /// One line to whoever started the shim, who may be gone.

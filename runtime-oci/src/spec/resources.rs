@@ -1,5 +1,7 @@
 //! What a container may use.
 
+use std::collections::HashMap;
+
 use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxPids, LinuxResources};
 use skiff_cgroup::Version;
 use skiff_cri::v1::{LinuxContainerResources, LinuxContainerSecurityContext};
@@ -17,6 +19,17 @@ pub(super) fn of_container(input: &Input<'_>, security: &LinuxContainerSecurityC
         resources.set_pids(Some(pids));
     }
     resources
+}
+
+/// Files of cgroup v2, as upstream's kubelet sets them: a container does not swap unless it is asked to, and ends as a whole
+/// when it has no more memory. Its first process would else go on without the one that was killed.
+fn unified(asked: &LinuxContainerResources, host: &Host) -> HashMap<String, String> {
+    let mut files: HashMap<String, String> = [("memory.oom.group".to_owned(), "1".to_owned())].into();
+    if host.has_swap_limit && asked.memory_swap_limit_in_bytes == 0 {
+        files.insert("memory.swap.max".to_owned(), "0".to_owned());
+    }
+    files.extend(asked.unified.clone());
+    files
 }
 
 /// CRI's figures in OCI's form; zero is "not said" in both. Also what an update sends.
@@ -54,8 +67,8 @@ pub fn resources(asked: &LinuxContainerResources, host: &Host) -> LinuxResources
         });
         resources.set_hugepage_limits(Some(limits.collect()));
     }
-    if host.cgroup_version == Version::V2 && !asked.unified.is_empty() {
-        resources.set_unified(Some(asked.unified.clone().into_iter().collect()));
+    if host.cgroup_version == Version::V2 {
+        resources.set_unified(Some(unified(asked, host)));
     }
     resources
 }

@@ -18,6 +18,7 @@ fn host() -> Host {
         has_apparmor: false,
         has_mqueue: true,
         has_swap_accounting: true,
+        has_swap_limit: false,
         has_hugetlb: false,
     }
 }
@@ -238,6 +239,26 @@ fn the_pods_mounts_replace_defaults_and_are_ordered_outer_first() {
         let config = ContainerConfig { mounts: vec![mount(host, container)], ..Default::default() };
         assert!(built_on(&config, &image(), &host_facts()).is_err());
     }
+}
+
+#[test]
+fn on_cgroup_v2_a_container_does_not_swap_unasked_and_ends_as_a_whole() {
+    let v2 = Host { cgroup_version: Version::V2, has_swap_limit: true, ..host() };
+    let unified = |asked: LinuxContainerResources, host: &Host| {
+        let resources = serde_json::to_value(resources(&asked, host)).unwrap();
+        resources["unified"].clone()
+    };
+    let none = LinuxContainerResources::default;
+    assert_eq!(unified(none(), &v2), json!({ "memory.oom.group": "1", "memory.swap.max": "0" }));
+    assert_eq!(unified(none(), &Host { has_swap_limit: false, ..v2 }), json!({ "memory.oom.group": "1" }));
+    let swaps = LinuxContainerResources {
+        memory_limit_in_bytes: 64 << 20,
+        memory_swap_limit_in_bytes: 96 << 20,
+        unified: [("memory.oom.group".to_owned(), "0".to_owned())].into(),
+        ..none()
+    };
+    assert_eq!(unified(swaps, &v2), json!({ "memory.oom.group": "0" }));
+    assert_eq!(unified(none(), &host()), Value::Null);
 }
 
 fn host_facts() -> Host {

@@ -40,12 +40,13 @@ use nix::unistd::{ForkResult, fork, setsid};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitySet;
 use skiff_cgroup::Cgroups;
+use skiff_cri::keep::{self, Keep};
 
 use self::seccomp::Filter;
-use crate::engine;
 use crate::hosts::{HostFiles, HostRecord};
 use crate::process::ProcessId;
-use crate::record::{Records, Sync, write_atomically};
+use crate::record::Records;
+use crate::{engine, lock};
 
 /// Descriptors that a host asks for: the kernel's own bound of a process, unless someone has changed it.
 const WANTED_FILES: u64 = 1 << 20;
@@ -123,7 +124,9 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Args, HostStartErro
 fn start(args: &Args) -> Result<(), HostStartError> {
     let process = |operation| move |source: io::Error| HostStartError::Process { operation, source };
     close_inherited().map_err(process("close inherited descriptors"))?;
-    let Some(lock) = lock(&args.files.lock)? else {
+    let lock = lock::take(&args.files.lock);
+    let io = |source| HostStartError::Io { operation: "lock", path: args.files.lock.clone(), source };
+    let Some(lock) = lock.map_err(io)? else {
         // Another one started meanwhile; the caller finds its socket.
         return Ok(());
     };
@@ -171,8 +174,7 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
 
     let cgroups = Cgroups::detect()?;
     let group = cgroups.group(&args.cgroup)?;
-    group.create()?;
-    group.add_process(std::process::id())?;
+    group.adopt_this_process()?;
     container::drop_capabilities(HOST_CAPABILITIES)
         .map_err(|err| process("drop capabilities")(err.into()))?;
     seccomp::install(Filter::Host).map_err(process("restrict system calls"))?;
@@ -183,7 +185,7 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
     let file = &args.files.record;
     let io = |source| HostStartError::Io { operation: "write", path: file.clone(), source };
     let record = serde_json::to_vec(&record).map_err(|err| io(err.into()))?;
-    write_atomically(file, &record, Sync::No).map_err(io)?;
+    keep::write(file, &record, Keep::Whole).map_err(io)?;
 
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -225,18 +227,6 @@ fn close_inherited() -> io::Result<()> {
     match unsafe { libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, 0) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
-    }
-}
-
-/// `None` if another process holds it.
-fn lock(path: &Path) -> Result<Option<File>, HostStartError> {
-    let io = |source| HostStartError::Io { operation: "lock", path: path.to_owned(), source };
-    let file =
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path).map_err(io)?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(Some(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
-        Err(err) => Err(io(err.into())),
     }
 }
 

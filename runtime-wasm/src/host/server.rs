@@ -176,6 +176,7 @@ impl Host {
             host: self.name.clone(),
             process: self.process,
             cgroup: cgroup.path().to_owned(),
+            cpu_shares: spec.resources.cpu_shares.unwrap_or_default(),
         };
         self.records.store(&record).map_err(|err| {
             _ = cgroup.remove();
@@ -356,6 +357,14 @@ impl Host {
         container.cgroup.set(&resources.limits()).map_err(Failure::host)?;
         if let Some(bytes) = resources.memory_bytes {
             container.budget.set_limit(bytes);
+        }
+        if let Some(shares) = resources.cpu_shares {
+            let record = {
+                let mut record = container.record.lock();
+                record.cpu_shares = shares;
+                record.clone()
+            };
+            self.records.store(&record).map_err(Failure::host)?;
         }
         Ok(())
     }

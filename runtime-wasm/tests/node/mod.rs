@@ -121,6 +121,30 @@ impl Node {
         }
     }
 
+    pub fn state(&self) -> PathBuf {
+        self.directory.path().join("state")
+    }
+
+    /// What hosts have in the run directory.
+    pub fn run_files(&self) -> Vec<String> {
+        let files = std::fs::read_dir(self.directory.path().join("run")).unwrap();
+        files.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    pub fn n_host_groups(&self) -> usize {
+        let parent = format!("{}/wasm", self.cgroup);
+        skiff_cgroup::Cgroups::detect().unwrap().group(&parent).unwrap().children().unwrap().len()
+    }
+
+    /// What the group above all hosts weighs, and after it each host's; on cgroup v1.
+    pub fn host_shares(&self) -> Vec<String> {
+        let parent = PathBuf::from(format!("/sys/fs/cgroup/cpu/{}/wasm", self.cgroup));
+        let read = |group: PathBuf| std::fs::read_to_string(group.join("cpu.shares")).unwrap_or_default();
+        let hosts = std::fs::read_dir(&parent).unwrap().map(|entry| entry.unwrap().path());
+        let hosts = hosts.filter(|path| path.is_dir());
+        [parent.clone()].into_iter().chain(hosts).map(|group| read(group).trim().to_owned()).collect()
+    }
+
     fn log_path(&self, id: &str) -> PathBuf {
         self.directory.path().join(format!("{id}.log"))
     }
