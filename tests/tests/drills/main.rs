@@ -2,7 +2,6 @@
 
 mod clock;
 mod disk;
-mod moved;
 mod network;
 mod nodes;
 mod restarts;

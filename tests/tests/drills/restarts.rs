@@ -9,11 +9,11 @@ use skiff_tests::drills::{OwnClock, Process};
 const SERVER: &str = "https://10.99.0.2:6443";
 
 /// A process that a test starts by hand in place of one of a cluster's, ended with the test.
-pub(crate) struct Started(Child);
+struct Started(Child);
 
 impl Started {
     /// The same again, in the network namespace of a node, with its log in a file.
-    pub(crate) fn like(
+    fn like(
         arguments: &[String],
         netns: &std::path::Path,
         log: &std::path::Path,
@@ -27,7 +27,7 @@ impl Started {
         Ok(Started(command.stderr(log).spawn().context("starting it by hand")?))
     }
 
-    pub(crate) fn runs(&mut self) -> Result<bool> {
+    fn runs(&mut self) -> Result<bool> {
         Ok(self.0.try_wait()?.is_none())
     }
 }
@@ -39,7 +39,7 @@ impl Drop for Started {
     }
 }
 
-pub(crate) fn node_is_ready(cluster: &TestCluster, name: &str) -> Result<Option<()>> {
+fn node_is_ready(cluster: &TestCluster, name: &str) -> Result<Option<()>> {
     let Ok(node) = cluster.get(&["node", name]) else { return Ok(None) };
     let conditions = node["status"]["conditions"].as_array().context("no conditions")?;
     let ready = conditions.iter().find(|c| c["type"] == "Ready").context("no condition Ready")?;
