@@ -237,9 +237,9 @@ async fn nodelet_as_soon_as_it_is_taken(setup: &NodeSetup, runtime: &Arc<NodeRun
     let mut complaint = Complaint::default();
     loop {
         match start_nodelet(setup, runtime.clone()).await {
-            Err(error @ skiff_nodelet::Error::Register { .. }) if !setup.site.claims_range => {
+            Err(error) if is_not_taken(&error) && !setup.site.claims_range => {
                 if complaint.is_due() {
-                    let error = format!("{:#}", anyhow!(error));
+                    let error = format!("{error:#}");
                     tracing::warn!(error, "the cluster does not take this node yet; trying again");
                 }
             }
@@ -388,10 +388,11 @@ async fn mtu(args: &NodeArgs, ip: Ipv4Addr) -> u32 {
     }
 }
 
-async fn start_nodelet(
-    setup: &NodeSetup,
-    runtime: Arc<NodeRuntime>,
-) -> Result<Nodelet, skiff_nodelet::Error> {
+fn is_not_taken(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(skiff_nodelet::Error::Register { .. }))
+}
+
+async fn start_nodelet(setup: &NodeSetup, runtime: Arc<NodeRuntime>) -> Result<Nodelet> {
     let site = &setup.site;
     let Site { args, network, .. } = site;
     let mut config = skiff_nodelet::Config::new(&site.name, site.ip().into());
@@ -415,7 +416,7 @@ async fn start_nodelet(
         client_ca_pem: setup.ca_pem.clone().into_bytes(),
     });
     let events = EventRecorder::new(setup.client.clone(), "kubelet", &site.name);
-    Nodelet::start(config, setup.client.clone(), runtime, Arc::new(Events(events))).await
+    Ok(Nodelet::start(config, setup.client.clone(), runtime, Arc::new(Events(events))).await?)
 }
 
 /// The service proxy, the cluster's DNS and the routes to other nodes.
