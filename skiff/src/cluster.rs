@@ -32,6 +32,7 @@ use skiff_network::netns;
 
 use crate::agent;
 use crate::layout::Layout;
+use crate::node::remove_groups;
 use crate::pki::{Clock, Pair, Pki, write_private};
 use crate::process::Started;
 use crate::progress::Steps;
@@ -585,10 +586,16 @@ pub(crate) async fn down(name: &str) -> Result<()> {
         process.end(STOP_GRACE)?;
     }
     steps.begin("removing the pods");
-    for node in cluster.nodes().into_iter().filter(|n| netns::exists(&n.netns)) {
+    for node in cluster.nodes() {
         let mut args = vec!["teardown".to_owned()];
         args.extend(node.layout_args());
-        run_inside(&node.netns, &args).with_context(|| format!("node {}", node.name))?;
+        let removed = if netns::exists(&node.netns) {
+            run_inside(&node.netns, &args)
+        } else {
+            // Its links, rules and mounts have gone with the namespace; groups stand for themselves.
+            remove_groups(&node.layout)
+        };
+        removed.with_context(|| format!("node {}", node.name))?;
     }
     steps.begin("removing the cluster");
     if let Some(forwarder) = cluster.forwarder {

@@ -684,6 +684,11 @@ pub(crate) async fn tear_down(layout: &Layout) -> Result<()> {
             .context("removing the routes to other nodes")?;
         opened.network.0.close().await.context("removing the pod network")?;
     }
+    remove_groups(layout)
+}
+
+/// Ends what is left in the control groups of a node's pods, and removes them.
+pub(crate) fn remove_groups(layout: &Layout) -> Result<()> {
     let cgroups = skiff_cgroup::Cgroups::detect()?;
     let group = cgroups.group(&layout.cgroup_root)?;
     if group.exists() {
