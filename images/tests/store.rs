@@ -246,7 +246,8 @@ async fn what_is_held_stays_and_goes_with_the_next_collection() {
 async fn what_a_mount_names_stays_though_no_record_knows_of_it() {
     let root = tempfile::tempdir().unwrap();
     let images = open(root.path());
-    let image = import(&images, root.path(), "app:1", &layer("one")).await;
+    // A layer that no other test has: mounts of the whole machine are looked at, for the layer's name in whatever store.
+    let image = import(&images, root.path(), "app:1", &layer("mounted")).await;
     let (lower, mounted) = (images.rootfs_layers(&image)[0].clone(), root.path().join("mounted"));
     std::fs::create_dir(&mounted).unwrap();
     // In a mount namespace of its own, as a container has one.
