@@ -2,7 +2,8 @@
 //!
 //! The kernel (EEVDF, from Linux 6.12 on) lets a thread that asks for short turns in before one that is in the middle of a
 //! longer turn. It gets no more of the processors for that. What answers requests sleeps most of the time and asks for them;
-//! containers, and whatever works for long, do not. Earlier kernels take note and change nothing.
+//! containers do not. All threads of a server or an agent inherit them, also those that work for long: among these it is the
+//! priority alone that decides. Earlier kernels take note and change nothing.
 
 use std::io;
 
