@@ -19,16 +19,16 @@ pub(crate) const HEAVY_BYTES: usize = 64 << 10;
 
 pub(crate) struct Heavy {
     permits: Arc<Semaphore>,
-}
-
-impl Default for Heavy {
-    fn default() -> Self {
-        let n = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        Heavy { permits: Arc::new(Semaphore::new(n)) }
-    }
+    prepare: fn(),
 }
 
 impl Heavy {
+    /// `prepare` is what each of its threads calls first.
+    pub(crate) fn new(prepare: fn()) -> Heavy {
+        let n = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Heavy { permits: Arc::new(Semaphore::new(n)), prepare }
+    }
+
     async fn permit(&self) -> Result<OwnedSemaphorePermit, Status> {
         self.permits.clone().acquire_owned().await.map_err(Status::internal)
     }
@@ -40,7 +40,9 @@ impl Heavy {
     ) -> Result<T, Status> {
         let permit = self.permit().await?;
         let (done, result) = oneshot::channel();
+        let prepare = self.prepare;
         let piece = move || {
+            prepare();
             // Everybody may lower it; where it fails all the same, the work is only less considerate.
             _ = rustix::process::setpriority_process(None, NICENESS);
             let outcome = std::panic::catch_unwind(AssertUnwindSafe(work));
@@ -80,7 +82,7 @@ mod tests {
 
     #[tokio::test]
     async fn no_more_than_there_are_processors_work_at_once() {
-        let heavy = Heavy::default();
+        let heavy = Heavy::new(|| ());
         let n = heavy.permits.available_permits();
         let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
         let work = |_| {
@@ -97,7 +99,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_thread_that_serves_goes_on_meanwhile() {
-        let heavy = Heavy::default();
+        let heavy = Heavy::new(|| ());
         let (start, started) = std::sync::mpsc::channel::<()>();
         // This never ends unless something else runs on the one thread of this test's runtime.
         let work = heavy.run(move || started.recv().is_ok());

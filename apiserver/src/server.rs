@@ -18,6 +18,7 @@ use hyper_util::server::conn::auto;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use parking_lot::Mutex;
+use rustls_pki_types::UnixTime;
 use skiff_api::{Kinds, Status};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
@@ -36,6 +37,7 @@ use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::bootstrap::Advertised;
 use crate::cache::{Caches, Observer};
 use crate::discovery::Discovery;
+use crate::heavy::Heavy;
 use crate::limits::Limits;
 use crate::limits::connections::{self, Connections, FIRST_REQUEST};
 use crate::metrics::Metrics;
@@ -73,6 +75,9 @@ pub struct Config {
     pub event_ttl: Duration,
     pub service_account: ServiceAccountConfig,
     pub kubelet: KubeletConfig,
+    /// What each thread calls first that may keep the administrators and the cluster's own components waiting: those that
+    /// serve nodes and everybody else, and those of heavy work.
+    pub on_long_thread: fn(),
 }
 
 /// The key pair of service-account tokens.
@@ -112,6 +117,7 @@ pub struct ApiServer {
     advertised: Advertised,
     /// Kept until the server is closed: a mutation goes on there when nobody waits for it.
     threads: Arc<Mutex<Vec<Threads>>>,
+    on_long_thread: fn(),
     /// Ends the dispatcher of the caches.
     closed: CancellationToken,
 }
@@ -120,6 +126,7 @@ impl ApiServer {
     /// Fills the caches and makes sure that the cluster's first objects exist. Answers in-process calls from
     /// then on; see [`ApiServer::serve`] for the network.
     pub async fn start(config: Config) -> Result<ApiServer, Error> {
+        let on_long_thread = config.on_long_thread;
         let closed = CancellationToken::new();
         let tls = config.tls.as_ref().map(tls::server).transpose()?;
         let (kubelet_tls, kubelet_client) = tls::kubelet_client(&config.kubelet)?;
@@ -162,7 +169,7 @@ impl ApiServer {
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             event_ttl: config.event_ttl,
             limits: Limits::default(),
-            heavy: Default::default(),
+            heavy: [Heavy::new(on_long_thread), Heavy::new(on_long_thread)],
             quota_turns: Turns::default(),
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
@@ -172,13 +179,21 @@ impl ApiServer {
         });
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
         api.bootstrap(advertised).await.map_err(Error::Bootstrap)?;
-        Ok(ApiServer { api, tls, kubelet_client, advertised, threads: Arc::default(), closed })
+        Ok(ApiServer {
+            api,
+            tls,
+            kubelet_client,
+            advertised,
+            threads: Arc::default(),
+            on_long_thread,
+            closed,
+        })
     }
 
     /// Serves HTTPS until `shutdown`, then lets requests end and watches be closed.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
         let (acceptor, _) = self.tls.clone().ok_or(Error::NoTls)?;
-        let threads = Threads::start().map_err(Error::Threads)?;
+        let threads = Threads::start(self.on_long_thread).map_err(Error::Threads)?;
         let classes = threads.classes.clone();
         self.threads.lock().push(threads);
         let connections = TaskTracker::new();
@@ -300,7 +315,7 @@ impl Connection {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "cannot hand a connection over"),
         };
-        let class = Class::of(peer.as_ref().and_then(PeerCertificate::user));
+        let class = Class::of(peer.as_ref().and_then(|peer| peer.user_at(UnixTime::now())));
         connections.spawn_on(
             async move {
                 match stream.get_mut().0.attach(socket) {

@@ -72,15 +72,19 @@ impl Classes {
 }
 
 impl Threads {
-    /// As many threads for each class as the runtime has that this is called on.
+    /// As many threads for each class as the runtime has that this is called on. Those of nodes and of everybody else call
+    /// `on_long_thread` first.
     ///
     /// # Errors
     /// If the system gives no thread.
-    pub(crate) fn start() -> io::Result<Threads> {
+    pub(crate) fn start(on_long_thread: fn()) -> io::Result<Threads> {
         let own = Handle::current();
         let n = own.metrics().num_workers();
-        let (doors, nodes, others) =
-            (runtime("doors", DOOR_THREADS)?, runtime("nodes", n)?, runtime("others", n)?);
+        let (doors, nodes, others) = (
+            runtime("doors", DOOR_THREADS, || ())?,
+            runtime("nodes", n, on_long_thread)?,
+            runtime("others", n, on_long_thread)?,
+        );
         let classes = Classes {
             doors: doors.handle().clone(),
             own,
@@ -99,8 +103,13 @@ impl Drop for Threads {
     }
 }
 
-fn runtime(name: &str, threads: usize) -> io::Result<Runtime> {
-    Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()
+fn runtime(name: &str, threads: usize, on_start: fn()) -> io::Result<Runtime> {
+    Builder::new_multi_thread()
+        .worker_threads(threads)
+        .thread_name(name)
+        .on_thread_start(on_start)
+        .enable_all()
+        .build()
 }
 
 /// A TCP stream that may move to the threads of another class: its readiness is looked for by the runtime it was made on.
@@ -172,7 +181,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_class_whose_threads_are_all_busy_holds_up_no_other() {
-        let threads = Threads::start().expect("threads");
+        let threads = Threads::start(|| ()).expect("threads");
         let classes = &threads.classes;
         let users = [
             UserInfo::new("admin", &["system:masters"]),
@@ -199,7 +208,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_goes_on_where_it_is_put() {
-        let threads = Threads::start().expect("threads");
+        let threads = Threads::start(|| ()).expect("threads");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
         let address = listener.local_addr().expect("an address");
         let (client, accepted) = tokio::join!(TcpStream::connect(address), listener.accept());

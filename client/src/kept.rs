@@ -3,13 +3,14 @@
 //! # Guarantees
 //! - A file is written whole or not at all, readable by its owner only, and sealed with a checksum: one that is damaged is passed
 //!   over, and nothing is known until the server answers.
+//! - What is too long to be kept is noticed while it is written out: no more than the longest is held for it, nor read.
 //! - It is written a minute after a change at the earliest, the first time sooner, and only if what matters of the objects has changed.
 //!
 //! # Caveats
 //! - What changed in the last minute before an end without warning is not in it.
 
 use std::fs;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,15 +27,12 @@ const REST: Duration = Duration::from_secs(60);
 /// Before there is anything to begin with.
 const FIRST: Duration = Duration::from_secs(5);
 /// Of one kind; more is not kept.
-const MAX_BYTES: u64 = 64 << 20;
+const MAX_BYTES: usize = 64 << 20;
+const SEAL_BYTES: usize = 17;
 
 /// The objects in a file; none where there is no sound one.
 pub(crate) fn recall<K: DeserializeOwned>(path: &Path) -> Option<Vec<K>> {
-    let read = || -> io::Result<Vec<u8>> {
-        let length = fs::metadata(path)?.len();
-        if length > MAX_BYTES { Err(io::Error::other("it is too long")) } else { fs::read(path) }
-    };
-    match read() {
+    match read(path, MAX_BYTES) {
         Ok(bytes) => {
             let objects = unsealed(&bytes).and_then(|text| serde_json::from_slice(text).ok());
             if objects.is_none() {
@@ -50,14 +48,25 @@ pub(crate) fn recall<K: DeserializeOwned>(path: &Path) -> Option<Vec<K>> {
     }
 }
 
+fn read(path: &Path, max_bytes: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    fs::File::open(path)?.take(max_bytes as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > max_bytes { Err(too_long(max_bytes)) } else { Ok(bytes) }
+}
+
+fn too_long(max_bytes: usize) -> io::Error {
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("it is longer than {max_bytes} bytes"))
+}
+
 /// Writes objects to a file whenever there is a reason, until `shutdown`.
-pub(crate) async fn keep<K: Serialize>(
+pub(crate) async fn keep<K: Serialize + Send + 'static>(
     path: PathBuf,
-    objects: impl Fn() -> Vec<K>,
+    objects: impl Fn() -> Vec<K> + Send + 'static,
     changed: Arc<Notify>,
     shutdown: CancellationToken,
 ) {
-    let mut last = fs::read(&path).ok();
+    // What is in the file is known by its seal and its length.
+    let mut last = read(&path, MAX_BYTES).ok().map(|bytes| trace(&bytes));
     loop {
         let rested = async {
             changed.notified().await;
@@ -66,28 +75,79 @@ pub(crate) async fn keep<K: Serialize>(
         if shutdown.run_until_cancelled(rested).await.is_none() {
             return;
         }
-        let Ok(text) = serde_json::to_vec(&objects()) else { continue };
-        let sealed = sealed(&text);
-        if last.as_ref() == Some(&sealed) {
-            continue;
-        }
-        match write(&path, &sealed) {
-            Ok(()) => last = Some(sealed),
-            // The next change is the next try.
-            Err(error) => debug!(path = %path.display(), %error, "what is known now is not kept"),
+        let (objects, path) = (objects(), path.clone());
+        // Large ones take some milliseconds, and the disk may take longer.
+        let written =
+            tokio::task::spawn_blocking(move || write_changed(&path, &objects, last, MAX_BYTES)).await;
+        if let Ok(Some(now)) = written {
+            last = Some(now);
         }
     }
 }
 
+/// What tells one file from another.
+type Trace = (u64, usize);
+
+/// Writes the objects unless the file has them. Answers what is in it then; nothing if it could not be written.
+fn write_changed<K: Serialize>(
+    path: &Path,
+    objects: &[K],
+    last: Option<Trace>,
+    max_bytes: usize,
+) -> Option<Trace> {
+    let written = sealed(objects, max_bytes).and_then(|sealed| {
+        let now = trace(&sealed);
+        if last != Some(now) {
+            write(path, &sealed)?;
+        }
+        Ok(now)
+    });
+    match written {
+        Ok(now) => Some(now),
+        // The next change is the next try.
+        Err(error) => {
+            debug!(path = %path.display(), %error, "what is known now is not kept");
+            None
+        }
+    }
+}
+
+fn trace(sealed: &[u8]) -> Trace {
+    (checksum(sealed), sealed.len())
+}
+
 /// A checksum in hexadecimal and a line's end before the text. It is not meant to withstand anybody but the disk.
-fn sealed(text: &[u8]) -> Vec<u8> {
-    let mut sealed = format!("{:016x}\n", checksum(text)).into_bytes();
-    sealed.extend_from_slice(text);
-    sealed
+fn sealed<K: Serialize>(objects: &[K], max_bytes: usize) -> io::Result<Vec<u8>> {
+    let mut bounded = Bounded { bytes: vec![b'\n'; SEAL_BYTES], max_bytes };
+    serde_json::to_writer(&mut bounded, objects)?;
+    let mut bytes = bounded.bytes;
+    let (seal, text) = bytes.split_at_mut(SEAL_BYTES);
+    write!(&mut *seal, "{:016x}", checksum(text))?;
+    Ok(bytes)
+}
+
+/// Bytes that take no more than there may be.
+struct Bounded {
+    bytes: Vec<u8>,
+    max_bytes: usize,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + more.len() > self.max_bytes {
+            return Err(too_long(self.max_bytes));
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn unsealed(bytes: &[u8]) -> Option<&[u8]> {
-    let (seal, text) = bytes.split_at_checked(17)?;
+    let (seal, text) = bytes.split_at_checked(SEAL_BYTES)?;
     let seal = std::str::from_utf8(seal).ok()?.strip_suffix('\n')?;
     (u64::from_str_radix(seal, 16).ok()? == checksum(text)).then_some(text)
 }
@@ -144,7 +204,7 @@ mod tests {
         let place = Place::new("damaged");
         let path = place.file();
         assert_eq!(recalled(&path), None, "nothing was kept yet");
-        write(&path, &sealed(br#"["a","b"]"#)).unwrap();
+        write(&path, &sealed(&["a", "b"], MAX_BYTES).unwrap()).unwrap();
         assert_eq!(recalled(&path), Some(vec!["a".into(), "b".into()]));
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let whole = fs::read(&path).unwrap();
@@ -156,6 +216,27 @@ mod tests {
         changed[20] = b'c';
         fs::write(&path, changed).unwrap();
         assert_eq!(recalled(&path), None, "a letter was changed");
+    }
+
+    #[test]
+    fn what_is_too_long_is_neither_held_nor_read_and_what_was_kept_stays() {
+        let place = Place::new("long");
+        let path = place.file();
+        let kept = write_changed(&path, &["a"], None, 64).expect("it is short");
+        let size = std::cell::Cell::new(0);
+        // Each is asked for its text only when it is its turn.
+        struct Counted<'a>(&'a std::cell::Cell<usize>);
+        impl Serialize for Counted<'_> {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                self.0.set(self.0.get() + 1);
+                to.serialize_str("0123456789")
+            }
+        }
+        let many: Vec<Counted<'_>> = (0..1000).map(|_| Counted(&size)).collect();
+        assert_eq!(write_changed(&path, &many, Some(kept), 64), None);
+        assert!(size.get() < 10, "{} of them were written out", size.get());
+        assert_eq!(recalled(&path), Some(vec!["a".into()]));
+        assert_eq!(read(&path, 5).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
     }
 
     #[tokio::test(start_paused = true)]

@@ -32,6 +32,8 @@ pub(crate) fn take(path: &Path) -> io::Result<Option<File>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
     use super::*;
 
     #[test]
@@ -46,5 +48,29 @@ mod tests {
         assert!(take(&path).unwrap().is_none(), "the first one's end is not the second one's");
         drop(next);
         assert!(take(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn of_those_who_come_while_one_goes_only_one_holds_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let (is_held, n_holders) = (AtomicBool::new(false), AtomicUsize::new(0));
+        let come_and_go = || {
+            for _ in 0..5_000 {
+                // Whoever meets only locks that are removed under him has not got it either.
+                let Ok(Some(lock)) = take(&path) else { continue };
+                assert!(!is_held.swap(true, Ordering::SeqCst), "two hold it");
+                n_holders.fetch_add(1, Ordering::SeqCst);
+                fs::remove_file(&path).unwrap();
+                is_held.store(false, Ordering::SeqCst);
+                drop(lock);
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(come_and_go);
+            }
+        });
+        assert!(n_holders.into_inner() > 0);
     }
 }

@@ -41,6 +41,7 @@ use crate::identity::{Identity, Validity};
 use crate::layout::Layout;
 use crate::node::{self, ClusterNetwork, Moving, NodeArgs, NodeSetup, Parts, SSH_PORT, Services, Site};
 use crate::pki::{self, Clock, Pair, Pki, write_private};
+use crate::turns;
 use crate::upkeep::Certificates;
 use crate::{address, memory, open_files};
 
@@ -199,6 +200,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         service_cidr: service_cidr(args)?,
         cluster_domain: args.cluster_domain.clone(),
         event_ttl: args.event_ttl,
+        on_long_thread: turns::be_usual,
         service_account: ServiceAccountConfig {
             private_key_pem: pki.service_account_private_pem.clone().into(),
             public_key_pem: pki.service_account_public_pem.clone().into(),

@@ -2,8 +2,8 @@
 //!
 //! The kernel (EEVDF, from Linux 6.12 on) lets a thread that asks for short turns in before one that is in the middle of a
 //! longer turn. It gets no more of the processors for that. What answers requests sleeps most of the time and asks for them;
-//! containers do not. All threads of a server or an agent inherit them, also those that work for long: among these it is the
-//! priority alone that decides. Earlier kernels take note and change nothing.
+//! containers do not. The threads of a server or an agent inherit them, and those undo it that work for long, or for others than the
+//! administrators and the cluster's own components. Earlier kernels take note and change nothing.
 
 use std::io;
 
@@ -33,7 +33,7 @@ pub(crate) fn be_short() {
     }
 }
 
-/// Undoes what was inherited: from here on things run that are not Skiff's own.
+/// Undoes what was inherited: for what runs that is not Skiff's own, and for threads that those with short turns are let in before.
 pub(crate) fn be_usual() {
     // What cannot be undone could not be done.
     _ = set(USUAL);

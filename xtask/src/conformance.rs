@@ -67,6 +67,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
         None => Selection::Matching { sig: options.sig, focus: options.focus },
     };
     setup::run()?;
+    setup::room()?;
     let programs = programs::build()?;
     let served = fixtures::serve()?;
     images::publish(&programs, &served)?;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 use crate::command::{on_path, output};
 
@@ -17,6 +17,9 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("faketime", "faketime"),
     ("openssl", "openssl"),
 ];
+
+/// For what a run writes: nodes of its clusters take pods until 1 % is left.
+const LEAST_ROOM_PERCENT: u64 = 5;
 
 pub(crate) fn run() -> Result<()> {
     let missing: Vec<&str> =
@@ -33,6 +36,21 @@ pub(crate) fn run() -> Result<()> {
         install(apt().args(["install", "-y", "--no-install-recommends"]).args(&missing))?;
     }
     targets()
+}
+
+/// A node whose disk is nearly full takes no pods: that is to be said before anything waits for them.
+pub(crate) fn room() -> Result<()> {
+    let text = output(Command::new("df").args(["--output=size,avail", "/var/lib"]))?;
+    let kib: Vec<u64> =
+        text.lines().last().unwrap_or_default().split(' ').filter_map(|n| n.parse().ok()).collect();
+    let [size, free] = kib[..] else { bail!("df does not say how full the disk is: {text}") };
+    ensure!(
+        free * 100 >= size * LEAST_ROOM_PERCENT,
+        "{} GiB of {} are free under /var/lib: a run wants {LEAST_ROOM_PERCENT} % for what it writes",
+        free >> 20,
+        size >> 20
+    );
+    Ok(())
 }
 
 fn install(command: &mut Command) -> Result<()> {

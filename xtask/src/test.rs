@@ -9,6 +9,7 @@ use crate::{differ, fixtures, setup};
 
 pub(crate) fn run_all() -> Result<()> {
     setup::run()?;
+    setup::room()?;
     let registries = fixtures::run()?;
     let containerd = differ::images::containerd()?;
     let skiff = debug_build()?;

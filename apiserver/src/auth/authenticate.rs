@@ -31,9 +31,9 @@ impl PeerCertificate {
         PeerCertificate { user: user_of_certificate(certificate), validity: Validity::of(certificate) }
     }
 
-    /// Whom it names, whether or not it is valid now.
-    pub(crate) fn user(&self) -> Option<&UserInfo> {
-        self.user.as_ref()
+    /// Whom it names, if it is valid at that time.
+    pub(crate) fn user_at(&self, now: UnixTime) -> Option<&UserInfo> {
+        self.user.as_ref().filter(|_| self.is_valid_at(now))
     }
 
     fn is_valid_at(&self, now: UnixTime) -> bool {
@@ -90,8 +90,8 @@ impl Authenticator {
             return Ok(user.clone());
         }
         let certificate = extensions.get::<PeerCertificate>();
-        let is_valid = certificate.is_some_and(|certificate| certificate.is_valid_at(UnixTime::now()));
-        if is_valid && let Some(user) = certificate.and_then(|certificate| certificate.user.as_ref()) {
+        let now = UnixTime::now();
+        if let Some(user) = certificate.and_then(|certificate| certificate.user_at(now)) {
             return Ok(user.clone());
         }
         match bearer(headers) {
@@ -99,7 +99,7 @@ impl Authenticator {
                 let (user, _) = self.user_of_token(&token, &self.audiences)?;
                 Ok(user)
             }
-            None if certificate.is_some() && !is_valid => {
+            None if certificate.is_some_and(|certificate| !certificate.is_valid_at(now)) => {
                 tracing::debug!("a client certificate is not yet valid, or no longer");
                 Err(Status::unauthorized())
             }
@@ -237,4 +237,34 @@ pub(crate) fn fingerprint(public_pem: &[u8]) -> String {
 
 pub(crate) fn hex_of(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::threads::Class;
+
+    fn issued(from: i32, to: i32) -> PeerCertificate {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+        (params.not_before, params.not_after) =
+            (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(to, 1, 1));
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        params.distinguished_name.push(rcgen::DnType::CommonName, "admin");
+        params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
+        let key = rcgen::KeyPair::generate().expect("a key");
+        PeerCertificate::new(params.self_signed(&key).expect("a certificate").der())
+    }
+
+    #[test]
+    fn outside_its_time_a_certificate_names_nobody_and_gets_nobodys_threads() {
+        // 2000-01-01
+        let now = UnixTime::since_unix_epoch(Duration::from_secs(946_684_800));
+        for (from, to, class) in
+            [(1999, 2001, Class::Own), (1990, 1999, Class::Others), (2001, 2010, Class::Others)]
+        {
+            let certificate = issued(from, to);
+            assert_eq!(Class::of(certificate.user_at(now)), class, "{from} to {to}");
+            assert_eq!(certificate.user_at(now).is_some(), class == Class::Own);
+        }
+    }
 }

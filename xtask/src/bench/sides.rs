@@ -40,7 +40,7 @@ impl Tools {
         let [load, hollow] = ["skiff-load", "skiff-hollow"].map(|name| built.with_file_name(name));
         fixtures::run()?;
         let (programs, served) = (Programs::open()?, fixtures::serve()?);
-        room()?;
+        setup::room()?;
         Ok(Tools { skiff, load, hollow, programs, served })
     }
 
@@ -149,8 +149,6 @@ const READY_TIMEOUT: Duration = Duration::from_secs(120);
 /// A Wasm host stays for ten seconds after its last container.
 const PODS_END_TIMEOUT: Duration = Duration::from_secs(60);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// For what a run writes: either side takes pods until 1 % is left.
-const LEAST_ROOM_PERCENT: u64 = 5;
 
 /// A throw-away cluster of Skiff: control plane and node are one process, and one forwards to it.
 pub(super) struct Skiff<'a> {
@@ -247,21 +245,6 @@ fn has_processes(group: &Path) -> bool {
     let below = fs::read_dir(group).into_iter().flatten().flatten();
     !own.trim().is_empty()
         || below.map(|entry| entry.path()).any(|path| path.is_dir() && has_processes(&path))
-}
-
-/// A node whose disk is nearly full takes no pods: that is to be said before a bench waits for them.
-fn room() -> Result<()> {
-    let text = output(Command::new("df").args(["--output=size,avail", "/var/lib"]))?;
-    let kib: Vec<u64> =
-        text.lines().last().unwrap_or_default().split(' ').filter_map(|n| n.parse().ok()).collect();
-    let [size, free] = kib[..] else { bail!("df does not say how full the disk is: {text}") };
-    ensure!(
-        free * 100 >= size * LEAST_ROOM_PERCENT,
-        "{} GiB of {} are free under /var/lib: a run wants {LEAST_ROOM_PERCENT} % for what it writes",
-        free >> 20,
-        size >> 20
-    );
-    Ok(())
 }
 
 fn down(skiff: &Path) -> Result<()> {
