@@ -173,7 +173,7 @@ mod tests {
         assert_eq!(groups.processes(), [own].into());
         assert!(groups.pss_kib().values().sum::<u64>() > 0);
         let before = groups.written_bytes();
-        fs::write(dir.path().join("written"), vec![1; 1 << 20]).expect("writes");
+        fs::write(dir.path().join("written"), vec![1_u8; 1 << 20]).expect("writes");
         // A file system in memory has no disk.
         let is_counted = groups.written_bytes() >= before + (1 << 20);
         assert!(is_counted || rustix::fs::statfs(dir.path()).is_ok_and(|fs| fs.f_type == 0x0102_1994));
