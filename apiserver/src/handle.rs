@@ -28,6 +28,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::{Api, Call, key_of};
 use crate::auth::UserInfo;
+use crate::auth::authenticate::PeerAddress;
 use crate::auth::authorize::Attributes;
 use crate::discovery;
 use crate::heavy::{self, HEAVY_BYTES, Heavy};
@@ -184,6 +185,9 @@ impl Api {
         let user = self.authenticator.authenticate(headers, extensions)?;
         if let Some(connection) = extensions.get::<Arc<Connection>>() {
             connection.identify(&user)?;
+        }
+        if let (Some(node), Some(PeerAddress(peer))) = (user.node_name(), extensions.get()) {
+            self.kubelet.heard_from(node, peer.ip());
         }
         let user = self.impersonated(user, headers)?;
         // As upstream: who acts as somebody else takes that one's places.

@@ -1,9 +1,13 @@
 //! What others need to check service-account tokens by themselves: OpenID Connect's discovery document and the key that
 //! tokens are signed with.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
+
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use serde_json::json;
+use parking_lot::RwLock;
+use serde_json::{Value, json};
 
 use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::respond::{self, Response};
@@ -15,33 +19,41 @@ const CACHED: &str = "public, max-age=3600";
 
 /// The two documents.
 pub(crate) struct OpenId {
-    configuration: String,
+    /// All of the configuration but where the keys are.
+    configuration: Value,
+    address: Arc<RwLock<SocketAddr>>,
     keys: String,
 }
 
 impl OpenId {
-    /// `address` is where the API is reached from outside, with its port.
-    pub(crate) fn new(tokens: &TokenKeys, address: &str) -> Result<OpenId, TokenKeyError> {
+    /// `address` is where the API is reached from outside, at the moment.
+    pub(crate) fn new(tokens: &TokenKeys, address: Arc<RwLock<SocketAddr>>) -> Result<OpenId, TokenKeyError> {
         let key = json!(tokens.public_jwk()?);
         let configuration = json!({
             "issuer": tokens.issuer(),
-            "jwks_uri": format!("https://{address}{KEYS_PATH}"),
+            "jwks_uri": null,
             "response_types_supported": ["id_token"],
             "subject_types_supported": ["public"],
             "id_token_signing_alg_values_supported": [key["alg"]],
         });
         let keys = json!({"keys": [key]});
-        Ok(OpenId { configuration: configuration.to_string(), keys: keys.to_string() })
+        Ok(OpenId { configuration, address, keys: keys.to_string() })
+    }
+
+    fn configuration(&self) -> String {
+        let mut configuration = self.configuration.clone();
+        configuration["jwks_uri"] = format!("https://{}{KEYS_PATH}", self.address.read()).into();
+        configuration.to_string()
     }
 
     /// `None` if the path is neither.
     pub(crate) fn answer(&self, path: &str) -> Option<Response> {
         let (text, media_type) = match path {
-            CONFIGURATION_PATH => (&self.configuration, "application/json"),
-            KEYS_PATH => (&self.keys, "application/jwk-set+json"),
+            CONFIGURATION_PATH => (self.configuration(), "application/json"),
+            KEYS_PATH => (self.keys.clone(), "application/jwk-set+json"),
             _ => return None,
         };
-        let mut response = respond::text(200, text.as_str());
+        let mut response = respond::text(200, text);
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static(CACHED));
@@ -57,7 +69,7 @@ mod tests {
     use jsonwebtoken::{DecodingKey, Validation, decode};
     use serde_json::Value;
 
-    use super::{OpenId, TokenKeys};
+    use super::{Arc, OpenId, RwLock, TokenKeys};
     use crate::auth::token::{Claims, KubernetesClaims, ObjectClaim, now_s};
 
     fn claims(issuer: &str) -> Claims {
@@ -80,9 +92,10 @@ mod tests {
         let pair = rcgen::KeyPair::generate().unwrap();
         let (private, public) = (pair.serialize_pem(), pair.public_key_pem());
         let tokens = TokenKeys::new("https://issuer.test", private.as_bytes(), public.as_bytes()).unwrap();
-        let documents = OpenId::new(&tokens, "192.0.2.1:6443").unwrap();
+        let address = Arc::new(RwLock::new("192.0.2.1:6443".parse().unwrap()));
+        let documents = OpenId::new(&tokens, address).unwrap();
 
-        let configuration: Value = serde_json::from_str(&documents.configuration).unwrap();
+        let configuration: Value = serde_json::from_str(&documents.configuration()).unwrap();
         assert_eq!(configuration["issuer"], "https://issuer.test");
         assert_eq!(configuration["jwks_uri"], "https://192.0.2.1:6443/openid/v1/jwks");
         assert_eq!(configuration["id_token_signing_alg_values_supported"][0], "ES256");

@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use rustls_pki_types::UnixTime;
 use skiff_api::{Kinds, Status};
 use thiserror::Error;
@@ -115,6 +115,8 @@ pub struct ApiServer {
     kubelet_client: Arc<Shown>,
     /// Where it was reached when it started.
     advertised: Advertised,
+    /// Where it is reached now.
+    address: Arc<RwLock<SocketAddr>>,
     /// Kept until the server is closed: a mutation goes on there when nobody waits for it.
     threads: Arc<Mutex<Vec<Threads>>>,
     on_long_thread: fn(),
@@ -156,15 +158,15 @@ impl ApiServer {
         if let Some(kind) = kinds.by_resource("", "v1", "services") {
             services = services.knowing(caches.of(kind).map_err(Error::Bootstrap)?.clone());
         }
-        let address = SocketAddr::new(config.advertise, config.port).to_string();
-        let openid = OpenId::new(&tokens, &address)?;
+        let address = Arc::new(RwLock::new(SocketAddr::new(config.advertise, config.port)));
+        let openid = OpenId::new(&tokens, address.clone())?;
         let api = Arc::new(Api {
             openid,
             authenticator,
             authorizer: Arc::new(ComponentAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes }),
             tokens,
             services,
-            discovery: Discovery::new(kinds.clone(), config.advertise, config.port),
+            discovery: Discovery::new(kinds.clone(), address.clone()),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             event_ttl: config.event_ttl,
@@ -184,6 +186,7 @@ impl ApiServer {
             tls,
             kubelet_client,
             advertised,
+            address,
             threads: Arc::default(),
             on_long_thread,
             closed,
@@ -247,12 +250,13 @@ impl ApiServer {
         Ok(shown.replace(certificate_chain_pem, key_pem)?)
     }
 
-    /// Has the endpoints of the `kubernetes` Service show another address: the machine has been renumbered.
+    /// Has discovery and the endpoints of the `kubernetes` Service show another address: the machine has been renumbered.
     ///
     /// # Errors
     /// Where they cannot be written; they then show the last one.
     pub async fn advertise(&self, ip: IpAddr) -> Result<(), Error> {
         let advertised = Advertised { ip, ..self.advertised };
+        *self.address.write() = SocketAddr::new(ip, advertised.port);
         self.api.publish_endpoints(advertised).await.map_err(Error::Bootstrap)
     }
 

@@ -254,8 +254,13 @@ impl Writer {
                 continue;
             }
             let reason = occurrence.reason.clone();
-            if let Err(error) = self.write(occurrence).await {
-                warn!(reason, %error, "an event could not be written");
+            match self.write(occurrence).await {
+                Ok(()) => {}
+                // Of every pod in it: no news, and all that the log would grow by.
+                Err(error) if goes_with_its_namespace(&error) => {
+                    debug!(reason, %error, "an event goes with its namespace");
+                }
+                Err(error) => warn!(reason, %error, "an event could not be written"),
             }
         }
     }
@@ -421,6 +426,13 @@ impl Writer {
     }
 }
 
+/// Whether nothing can be made in a namespace any more, because it is being deleted or is gone.
+fn goes_with_its_namespace(error: &kube::Error) -> bool {
+    let kube::Error::Api(status) = error else { return false };
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    status.code == 404 || (status.code == 403 && causes.any(|cause| cause.reason == "NamespaceTerminating"))
+}
+
 #[cfg(test)]
 mod tests {
     use http::{Method, Request, Response};
@@ -525,5 +537,50 @@ mod tests {
         assert_eq!(shortened("short"), "short");
         let long = shortened(&"é".repeat(600));
         assert!(long.len() <= MAX_MESSAGE_BYTES && long.ends_with("é ..."), "{}", long.len());
+    }
+
+    /// Counts what a log would show by default.
+    #[derive(Clone, Default)]
+    struct Warnings(Arc<std::sync::atomic::AtomicUsize>);
+
+    impl tracing::Subscriber for Warnings {
+        fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+            *metadata.level() <= tracing::Level::INFO
+        }
+        fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+            tracing::span::Id::from_u64(1)
+        }
+        fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+        fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+        fn event(&self, event: &tracing::Event<'_>) {
+            if self.enabled(event.metadata()) {
+                self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        fn enter(&self, _: &tracing::span::Id) {}
+        fn exit(&self, _: &tracing::span::Id) {}
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_go_with_their_namespace_leave_nothing_in_the_log() {
+        for (code, cause, expected) in
+            [(403, "NamespaceTerminating", 0), (404, "", 0), (403, "", 1), (500, "", 1)]
+        {
+            let service = tower::service_fn(move |_: Request<Body>| async move {
+                let status = json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "",
+                    "details": {"causes": [{"reason": cause}]}});
+                let response =
+                    Response::builder().status(code).body(Body::from(status.to_string().into_bytes()));
+                Ok::<_, kube::Error>(response.expect("a response"))
+            });
+            let warnings = Warnings::default();
+            let _log = tracing::subscriber::set_default(warnings.clone());
+            let events = EventRecorder::new(Client::new(service, "default"), "kubelet", "n");
+            events.event(&pod("1"), EventType::Normal, "Killing", "Stopping container c");
+            for _ in 0..1000 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(warnings.0.load(std::sync::atomic::Ordering::Relaxed), expected, "{code} {cause}");
+        }
     }
 }

@@ -4,6 +4,7 @@
 //!   current copy ([`Informer`]) and calls its listeners on every change. An [`Index`] finds objects by what they say. Some are kept on the disk (`kept`).
 //! - [`WorkQueue`]: keys to look at, each held once, never handed to two workers at a time, with back-off.
 //! - [`watched`], [`Read`]: objects as Go's clients read them, so that no odd object ends the watch of all others.
+//! - [`lead`]: of several processes that could do a job, one does it.
 //! - [`EventRecorder`], [`SeriesRecorder`]: what `kubectl describe` shows, counted rather than repeated.
 //!
 //! Nothing here knows whether the API server is in this process or across TLS: that is the `kube::Client`'s.
@@ -12,11 +13,13 @@ mod events;
 mod index;
 mod informer;
 mod kept;
+mod leader;
 mod queue;
 mod read;
 
 pub use events::{EventRecorder, EventType, SeriesRecorder, reference};
 pub use index::Index;
 pub use informer::{Change, Informer, Informers, ObjectKey, key_of};
+pub use leader::{Candidate, lead};
 pub use queue::{Backoff, WorkQueue};
 pub use read::{Read, watched};

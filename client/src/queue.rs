@@ -99,7 +99,12 @@ impl<K: Clone + Eq + Hash + Send + 'static> WorkQueue<K> {
 
     /// Asks for a key to be looked at.
     pub fn add(&self, key: K) {
-        self.inner.state.lock().add(key);
+        let mut state = self.inner.state.lock();
+        if state.closed {
+            return;
+        }
+        state.add(key);
+        drop(state);
         self.inner.changed.notify_one();
     }
 
@@ -108,13 +113,21 @@ impl<K: Clone + Eq + Hash + Send + 'static> WorkQueue<K> {
         if delay.is_zero() {
             return self.add(key);
         }
-        self.inner.state.lock().add_at(key, Instant::now() + delay);
+        let mut state = self.inner.state.lock();
+        if state.closed {
+            return;
+        }
+        state.add_at(key, Instant::now() + delay);
+        drop(state);
         self.inner.changed.notify_one();
     }
 
     /// Asks for a key to be looked at again after a failure; each failure doubles the delay.
     pub fn retry(&self, key: K) {
         let mut state = self.inner.state.lock();
+        if state.closed {
+            return;
+        }
         let failures = state.failures.entry(key.clone()).or_insert(0);
         let delay = self.inner.backoff.delay(*failures);
         *failures = failures.saturating_add(1);
@@ -176,9 +189,17 @@ impl<K: Clone + Eq + Hash + Send + 'static> WorkQueue<K> {
         }
     }
 
-    /// Ends every `get`.
+    /// Ends every `get`. What waits is let go, and nothing is taken any more: informers outlive who listened to them.
     pub fn close(&self) {
-        self.inner.state.lock().closed = true;
+        let mut state = self.inner.state.lock();
+        state.closed = true;
+        state.ready.clear();
+        state.wanted.clear();
+        state.delayed.clear();
+        state.delayed_keys.clear();
+        state.delayed_at.clear();
+        state.failures.clear();
+        drop(state);
         self.inner.changed.notify_waiters();
         // One that is between its look and its wait finds this permit.
         self.inner.changed.notify_one();
@@ -308,5 +329,17 @@ mod tests {
         for task in waiting {
             assert_eq!(task.await.unwrap(), None);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_closed_queue_holds_nothing_whoever_still_adds_to_it() {
+        let queue = WorkQueue::default();
+        queue.add("before");
+        queue.close();
+        queue.add("a");
+        queue.retry("b");
+        queue.add_after("c", Duration::from_secs(1));
+        let state = queue.inner.state.lock();
+        assert!(state.wanted.is_empty() && state.delayed_keys.is_empty() && state.failures.is_empty());
     }
 }

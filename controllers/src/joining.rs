@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::certificates::{Authority, AuthorityError, SigningRequests};
 use crate::node_ipam::{NodeCidrs, NodeRanges, RangeError};
+use crate::selection::{Part, Selection};
 use crate::{Context, bootstrap, certificates, driver};
 
 /// What a cluster must be told to let nodes join.
@@ -77,22 +78,36 @@ impl Joining {
     }
 
     /// Starts the controllers that joining needs.
-    pub(crate) fn spawn(self, context: &Context, tasks: &mut JoinSet<()>, shutdown: &CancellationToken) {
-        let info = bootstrap::Config { reached: self.reached.clone(), ca_pem: self.ca_pem };
-        let info = bootstrap::ClusterInfo::new(context, info);
-        let (moved, stop) = (info.moved(), shutdown.clone());
-        tasks.spawn(async move {
-            stop.run_until_cancelled(moved).await;
-        });
-        tasks.spawn(driver::run(info, shutdown.clone()));
-        tasks.spawn(driver::run(bootstrap::ExpiredTokens::new(context), shutdown.clone()));
-        let config = certificates::Config {
-            authority: self.authority,
-            reserved_names: self.reserved_names,
-            reached: self.reached,
-            reserved_ranges: self.ranges.taken(),
-        };
-        tasks.spawn(driver::run(SigningRequests::new(context, config), shutdown.clone()));
-        tasks.spawn(driver::run(NodeCidrs::new(context, self.ranges), shutdown.clone()));
+    pub(crate) fn spawn(
+        self,
+        selection: &Selection,
+        context: &Context,
+        tasks: &mut JoinSet<()>,
+        shutdown: &CancellationToken,
+    ) {
+        if selection.has(Part::BootstrapInfo) {
+            let info = bootstrap::Config { reached: self.reached.clone(), ca_pem: self.ca_pem };
+            let info = bootstrap::ClusterInfo::new(context, info);
+            let (moved, stop) = (info.moved(), shutdown.clone());
+            tasks.spawn(async move {
+                stop.run_until_cancelled(moved).await;
+            });
+            tasks.spawn(driver::run(info, shutdown.clone()));
+        }
+        if selection.has(Part::ExpiredTokens) {
+            tasks.spawn(driver::run(bootstrap::ExpiredTokens::new(context), shutdown.clone()));
+        }
+        if selection.has(Part::SigningRequests) {
+            let config = certificates::Config {
+                authority: self.authority,
+                reserved_names: self.reserved_names,
+                reached: self.reached,
+                reserved_ranges: self.ranges.taken(),
+            };
+            tasks.spawn(driver::run(SigningRequests::new(context, config), shutdown.clone()));
+        }
+        if selection.has(Part::NodeRanges) {
+            tasks.spawn(driver::run(NodeCidrs::new(context, self.ranges), shutdown.clone()));
+        }
     }
 }

@@ -34,6 +34,7 @@ use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
 use kube::Client;
 use skiff_client::{EventRecorder, Informers};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 mod account;
@@ -62,6 +63,7 @@ mod objects;
 mod owned_pods;
 mod quota;
 mod replicaset;
+mod selection;
 mod statefulset;
 mod strays;
 #[cfg(test)]
@@ -72,16 +74,19 @@ use deletions::Deletions;
 use lookup::Pods;
 use making::Making;
 use replicaset::ReplicaSets;
+use selection::Part;
 
 pub use certificates::AuthorityError;
 pub use joining::{Joining, JoiningError, JoiningOptions, Reached};
 pub use node_ipam::RangeError;
+pub use selection::{Selection, SelectionError};
 
 /// Which controllers run, and how.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Give Services of type LoadBalancer the addresses of nodes. Off where something else does.
     pub service_lb: bool,
+    pub selection: Selection,
 }
 
 /// What every controller is made from.
@@ -115,35 +120,72 @@ pub async fn run(
     shutdown: CancellationToken,
 ) {
     let context = Context::new(informers.client().clone(), informers);
-    let mut tasks = tokio::task::JoinSet::new();
-    tasks.spawn(driver::run(deployment::Deployments::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(ReplicaSets::<ReplicaSet>::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(ReplicaSets::<ReplicationController>::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(daemonset::DaemonSets::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(statefulset::StatefulSets::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(endpoints::EndpointSlices::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(mirroring::Mirrors::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(namespace::Namespaces::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(account::Accounts::new(&context, ca_pem), shutdown.clone()));
-    tasks.spawn(driver::run(node::Nodes::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(disruption::Budgets::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(disruption::stale::StaleDisruptions::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(job::Jobs::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(cronjob::CronJobs::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(quota::Quotas::new(&context), shutdown.clone()));
-    tasks.spawn(driver::run(strays::Strays::new(&context), shutdown.clone()));
+    let mut tasks = JoinSet::new();
+    spawn_workloads(&config.selection, &context, &mut tasks, &shutdown);
+    spawn_upkeep(&config, &context, ca_pem, &mut tasks, &shutdown);
     tasks.spawn(driver::run(unbuilt::Definitions::new(&context), shutdown.clone()));
     unbuilt::tell_of_claims(&context);
-    tasks.spawn(garbage::run(context.clone(), shutdown.clone()));
-    if config.service_lb {
-        tasks.spawn(driver::run(balancer::Balancers::new(&context), shutdown.clone()));
-    }
     if let Some(joining) = joining {
-        joining.spawn(&context, &mut tasks, &shutdown);
+        joining.spawn(&config.selection, &context, &mut tasks, &shutdown);
     }
     while let Some(ended) = tasks.join_next().await {
         if let Err(failed) = ended {
             tracing::error!(%failed, "a controller has ended by itself");
         }
+    }
+}
+
+/// Starts a controller, if it is to run.
+fn spawn<C: driver::Controller>(
+    is_on: bool,
+    make: impl FnOnce() -> C,
+    tasks: &mut JoinSet<()>,
+    shutdown: &CancellationToken,
+) {
+    if is_on {
+        tasks.spawn(driver::run(make(), shutdown.clone()));
+    }
+}
+
+/// What makes pods, and what leads to them.
+fn spawn_workloads(
+    selection: &Selection,
+    context: &Context,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) {
+    let has = |part| selection.has(part);
+    spawn(has(Part::Deployments), || deployment::Deployments::new(context), tasks, stop);
+    spawn(has(Part::ReplicaSets), || ReplicaSets::<ReplicaSet>::new(context), tasks, stop);
+    let make = || ReplicaSets::<ReplicationController>::new(context);
+    spawn(has(Part::ReplicationControllers), make, tasks, stop);
+    spawn(has(Part::DaemonSets), || daemonset::DaemonSets::new(context), tasks, stop);
+    spawn(has(Part::StatefulSets), || statefulset::StatefulSets::new(context), tasks, stop);
+    spawn(has(Part::Jobs), || job::Jobs::new(context), tasks, stop);
+    spawn(has(Part::CronJobs), || cronjob::CronJobs::new(context), tasks, stop);
+    spawn(has(Part::Endpoints), || endpoints::EndpointSlices::new(context), tasks, stop);
+    spawn(has(Part::Mirrors), || mirroring::Mirrors::new(context), tasks, stop);
+}
+
+/// What keeps the cluster in order.
+fn spawn_upkeep(
+    config: &Config,
+    context: &Context,
+    ca_pem: String,
+    tasks: &mut JoinSet<()>,
+    stop: &CancellationToken,
+) {
+    let has = |part| config.selection.has(part);
+    spawn(has(Part::Namespaces), || namespace::Namespaces::new(context), tasks, stop);
+    spawn(has(Part::Accounts), || account::Accounts::new(context, ca_pem), tasks, stop);
+    spawn(has(Part::Nodes), || node::Nodes::new(context), tasks, stop);
+    spawn(has(Part::Budgets), || disruption::Budgets::new(context), tasks, stop);
+    spawn(has(Part::Budgets), || disruption::stale::StaleDisruptions::new(context), tasks, stop);
+    spawn(has(Part::Quotas), || quota::Quotas::new(context), tasks, stop);
+    spawn(has(Part::Strays), || strays::Strays::new(context), tasks, stop);
+    let balancers = config.service_lb && has(Part::Balancers);
+    spawn(balancers, || balancer::Balancers::new(context), tasks, stop);
+    if has(Part::Garbage) {
+        tasks.spawn(garbage::run(context.clone(), stop.clone()));
     }
 }

@@ -60,7 +60,8 @@ pub(crate) async fn forget_udp(
     done.map_err(|error| ConntrackError { action: "delete", source: io::Error::other(error) })?
 }
 
-fn open() -> io::Result<OwnedFd> {
+/// A socket to netfilter in the network namespace of the calling thread.
+pub(crate) fn open() -> io::Result<OwnedFd> {
     let socket =
         socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))?;
     bind(&socket, &SocketAddrNetlink::new(0, 0))?;
@@ -91,7 +92,7 @@ const HEADER_BYTES: usize = 16;
 /// Family, version and resource.
 const GENERIC_BYTES: usize = 4;
 
-fn message(kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {
+pub(crate) fn message(kind: u16, flags: i32, attributes: &[u8]) -> Vec<u8> {
     let length = (HEADER_BYTES + GENERIC_BYTES + attributes.len()) as u32;
     let mut out = Vec::with_capacity(length as usize);
     out.extend(length.to_ne_bytes());
@@ -124,7 +125,7 @@ fn delete(socket: impl AsFd, handle: &[u8]) -> io::Result<()> {
 }
 
 /// Reads until the kernel says that it is done, and hands on the attributes of each message.
-fn replies(socket: impl AsFd, mut each: impl FnMut(&[u8])) -> io::Result<()> {
+pub(crate) fn replies(socket: impl AsFd, mut each: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0u8; 64 * 1024];
     loop {
         let (n_bytes, _) = recv(&socket, buffer.as_mut_slice(), RecvFlags::empty())?;
@@ -167,7 +168,7 @@ fn attributes(mut bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8], &[u8])> {
     })
 }
 
-fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(bytes: &[u8], wanted: u16) -> Option<&[u8]> {
     attributes(bytes).find(|(kind, ..)| *kind == wanted).map(|(.., payload)| payload)
 }
 

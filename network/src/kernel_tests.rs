@@ -12,6 +12,8 @@ use crate::proxy::script::Elements;
 use crate::proxy::{self, Node, ProxyConfig, plan, script};
 use crate::{HostPort, PodNetwork, PodNetworkConfig, conntrack, netns, nft};
 
+mod flushed;
+
 /// Namespaces that are removed when the test ends, however it ends.
 struct World {
     directory: tempfile::TempDir,

@@ -17,6 +17,7 @@ pub mod netns;
 mod changes;
 mod conntrack;
 mod dns;
+mod generation;
 mod ipam;
 mod nft;
 mod peers;

@@ -18,13 +18,15 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::TryStreamExt as _;
 use netlink_packet_route::route::{RouteScope, RouteType};
 use rtnetlink::{Handle, LinkBridge, LinkBridgePort, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
+use crate::changes::LOOK_EVERY;
 use crate::conntrack;
+use crate::generation::generation;
 use crate::ipam::Range;
 use crate::netns::{self, NetnsError};
 use crate::nft::{self, NftError};
@@ -72,7 +74,24 @@ pub struct PodNetwork {
     mtu: AtomicU32,
     /// Held from a look at all open host ports until nft has them: a later change must not be undone by an earlier
     /// one that nft takes later.
-    rules: tokio::sync::Mutex<()>,
+    rules: tokio::sync::Mutex<Written>,
+}
+
+/// When the rules were looked at last, and how many transactions of nft there had been by then.
+struct Written {
+    at: Instant,
+    generation: Option<u32>,
+}
+
+impl Written {
+    fn now() -> Written {
+        Written { at: Instant::now(), generation: generation().ok() }
+    }
+
+    /// Whether somebody may have changed rules since, and it is time to look.
+    fn is_doubtful(&self, look_every: Duration) -> bool {
+        self.at.elapsed() >= look_every && (self.generation.is_none() || self.generation != generation().ok())
+    }
 }
 
 /// The table of the pods' own rules.
@@ -96,7 +115,7 @@ impl PodNetwork {
         add_service_route(&handle, &config, bridge_index, ipam.range()).await?;
         nft::apply(&rules(&config, &ports)).await?;
         allow_loopback_ports(&config, ports.iter().map(|(port, _)| port))?;
-        let rules = tokio::sync::Mutex::new(());
+        let rules = tokio::sync::Mutex::new(Written::now());
         let (mtu, bridge_index) = (AtomicU32::new(config.mtu), AtomicU32::new(bridge_index));
         Ok(PodNetwork { config, ipam, handle, bridge_index, mtu, rules })
     }
@@ -107,7 +126,8 @@ impl PodNetwork {
     }
 
     /// Makes right what others did to the bridge, to its ports and to the routes: a link that was taken down and brought up has
-    /// lost its routes. Changes nothing where all is right, so that it does not tell itself of a change.
+    /// lost its routes. Changes nothing of these where all is right, so that it does not tell itself of a change. Rules that others may have
+    /// flushed are written anew.
     pub async fn mend(&self) -> Result<(), PodNetworkError> {
         use netlink_packet_route::link::{LinkAttribute, LinkFlags};
         let (range, mtu) = (self.ipam.range(), self.mtu.load(Ordering::Relaxed));
@@ -154,7 +174,17 @@ impl PodNetwork {
         let bridge = &self.config.bridge;
         exists_is_fine(added)
             .map_err(netlink(|| format!("give {bridge} the address {}", range.gateway())))?;
-        add_service_route(&self.handle, &self.config, index, range).await
+        add_service_route(&self.handle, &self.config, index, range).await?;
+        self.mend_rules(LOOK_EVERY).await
+    }
+
+    pub(crate) async fn mend_rules(&self, look_every: Duration) -> Result<(), PodNetworkError> {
+        let mut written = self.rules.lock().await;
+        if written.is_doubtful(look_every) {
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
+            *written = Written::now();
+        }
+        Ok(())
     }
 
     /// Gives a sandbox's namespace an interface and an address, and opens its host ports. Answers the address.
@@ -171,8 +201,9 @@ impl PodNetwork {
             .await?;
         wait_until_up(&self.handle, &veth_name(sandbox_id)).await?;
         if !host_ports.is_empty() {
-            let _changing = self.rules.lock().await;
+            let mut written = self.rules.lock().await;
             nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
+            *written = Written::now();
             // Only when the rules stand that keep pods from it.
             allow_loopback_ports(&self.config, host_ports)?;
             forget_flows(host_ports, move |flow| flow.answered_by == flow.to).await;

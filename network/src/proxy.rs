@@ -16,7 +16,7 @@
 //!
 //! # Guarantees
 //! - A change of one endpoint writes the elements of its Service only.
-//! - After a restart, after a refused transaction and once an hour, the whole table is written anew in one
+//! - After a restart, after a refused transaction, when others have flushed rules and once an hour, the whole table is written anew in one
 //!   transaction, so that traffic never meets half of it. Clients keep the endpoints that they stick to.
 //! - UDP flows to an endpoint that no longer serves are forgotten, also those from before a restart.
 
@@ -28,11 +28,13 @@ use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use skiff_client::{Informer, Informers, WorkQueue};
 use tokio::sync::watch;
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use crate::changes::LOOK_EVERY;
 use crate::conntrack;
+use crate::generation::generation;
 use crate::ipam::Range;
 use crate::nft;
 use crate::peers::moved;
@@ -96,7 +98,7 @@ pub struct ServiceProxy {
 const GATHER: Duration = Duration::from_millis(5);
 /// How long emptied chains stay: before Linux 6.2, they count as used for a moment.
 pub(crate) const CHAIN_REST: Duration = Duration::from_secs(2);
-/// Others may change or flush the rules; upstream writes them anew as often.
+/// Others may change elements of the rules' sets, which is not looked for; upstream writes all anew as often.
 const FULL_SYNC: Duration = Duration::from_secs(3600);
 
 /// What nft holds.
@@ -106,6 +108,25 @@ pub(crate) struct Applied {
     elements: Elements,
     /// Emptied chains that are still to be deleted, and since when.
     pub(crate) resting: BTreeMap<String, Instant>,
+    /// How many transactions of nft there had been when the rules were seen to be right.
+    generation: Option<u32>,
+}
+
+impl Applied {
+    /// Whether there were transactions since the last look.
+    pub(crate) fn is_doubtful(&mut self) -> bool {
+        let now = generation().ok();
+        let last = std::mem::replace(&mut self.generation, now);
+        now.is_none() || now != last
+    }
+
+    /// Whether the rules are still as they were written. Where that cannot be read, they are not.
+    pub(crate) async fn stands(&self, config: &ProxyConfig) -> bool {
+        match nft::list(script::TABLE).await {
+            Ok(listing) => script::stands(config, &self.elements, &listing),
+            Err(_) => false,
+        }
+    }
 }
 
 /// What has been told and cleaned up so far.
@@ -151,10 +172,24 @@ impl ServiceProxy {
         let mut done = Done::default();
         let mut health = health::HealthServers::new(self.node.config.node_ips.clone());
         self.queue.add(());
+        let mut looks = tokio::time::interval(LOOK_EVERY);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let key = tokio::select! {
                 // Cancel-safe: see `WorkQueue::get`.
                 key = self.queue.get() => key,
+                // Only waits.
+                _ = looks.tick() => {
+                    if let Some(last) = &mut applied
+                        && last.is_doubtful()
+                        && !last.stands(&self.node.config).await
+                    {
+                        warn!("rules of Services have been changed by somebody else; writing all of them anew");
+                        applied = None;
+                        self.queue.add(());
+                    }
+                    continue;
+                }
                 () = moved(&mut self.node_ip) => {
                     self.queue.add(());
                     continue;
@@ -243,7 +278,7 @@ pub(crate) async fn apply(
     let has = elements.chain_names();
     resting.extend(had.difference(&has).map(|name| (name.clone(), now)));
     resting.retain(|name, _| !has.contains(name));
-    Ok(Applied { at, elements, resting })
+    Ok(Applied { at, elements, resting, generation: generation().ok() })
 }
 
 /// A script for the whole table, and what of an earlier table it goes on using. If that has been refused before, or

@@ -1,6 +1,7 @@
 //! A pod's resolver configuration and its name, as upstream's `dns.go` forms them.
 
 use std::net::IpAddr;
+use std::path::Path;
 
 use k8s_openapi::api::core::v1::Pod;
 use skiff_cri::v1::DnsConfig;
@@ -89,6 +90,15 @@ fn fit_limits(dns: &mut DnsConfig, warnings: &mut Vec<(&'static str, String)>) {
     if dns.searches.len() < before {
         let line = dns.searches.join(" ");
         warnings.push(("DNSConfigForming", format!("Search Line limits were exceeded, some search paths have been omitted, the applied search line is: {line}")));
+    }
+}
+
+/// The host's resolvers of the moment, none where it has no file of them: a machine that moves to another network gets others.
+pub(crate) async fn of_host(path: &Path) -> Result<DnsConfig, String> {
+    match tokio::fs::read_to_string(path).await {
+        Ok(text) => Ok(parse_resolv_conf(&text)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(DnsConfig::default()),
+        Err(error) => Err(format!("cannot read the host's resolvers from {}: {error}", path.display())),
     }
 }
 

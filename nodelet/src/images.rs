@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, Secret};
 use skiff_cri::v1::{AuthConfig, Image, ImageSpec, ImageStatusRequest, PodSandboxConfig, PullImageRequest};
 use skiff_cri::{Cri, CriError};
@@ -110,7 +109,7 @@ impl ImagePull<'_> {
     }
 
     async fn pull(&self, name: &str, history: &mut PullHistory) -> Result<ImageInfo, StartFailure> {
-        if let Some(left) = history.backoff.remaining_since_update(name, Timestamp::now()) {
+        if let Some(left) = history.backoff.remaining_since_update(name) {
             let message = format!("Back-off pulling image {name:?}");
             self.event(EventType::Normal, "BackOff", &message);
             let message = match history.messages.get(name) {
@@ -136,11 +135,10 @@ impl ImagePull<'_> {
             }
             Err(error) => {
                 self.event(EventType::Warning, "Failed", &format!("Failed to pull image {name:?}: {error}"));
-                let now = Timestamp::now();
-                history.backoff.next(name, now, now);
+                history.backoff.next(name, tokio::time::Instant::now());
                 let reason = error.reason.unwrap_or("ErrImagePull");
                 history.messages.insert(name.to_owned(), format!("{reason}: {error}"));
-                let left = history.backoff.remaining_since_update(name, now).unwrap_or(RETRY);
+                let left = history.backoff.remaining_since_update(name).unwrap_or(RETRY);
                 // Upstream shows the failure first and the back-off from its next pass on.
                 Err(StartFailure {
                     retry_after: left.min(RETRY),

@@ -57,6 +57,7 @@ mod pull_secrets;
 mod qos;
 mod resources;
 mod server;
+mod since;
 mod snapshot;
 mod status;
 mod storage;
@@ -141,14 +142,12 @@ impl Nodelet {
         agent.announce(node).await?;
         let wakers = Arc::new(Wakers::default());
         let objects = Arc::new(Objects::start(client.clone(), wakers.clone()));
-        let resolv_conf = tokio::fs::read_to_string(&config.resolv_conf).await.unwrap_or_default();
         let shared = Arc::new(Shared {
             volumes: Volumes::new(config.clone(), objects.clone(), client.clone()),
             events: PodEvents::new(events),
             runtime_name: version.runtime_name,
             memory_capacity: i64::try_from(machine.memory_bytes).unwrap_or(i64::MAX),
             allocatable: machine.allocatable(config.max_pods, &config.eviction_hard),
-            host_dns: dns::parse_resolv_conf(&resolv_conf),
             config,
             client,
             cri,

@@ -30,6 +30,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::event::{EventType, PodEvents};
 use crate::plan::{Verdict, Verdicts};
 use crate::pod::find_container;
+use crate::since::Since;
 use crate::snapshot::{ContainerInfo, PodSnapshot};
 use crate::status::Readiness;
 use check::Outcome;
@@ -135,7 +136,9 @@ impl Probes {
             container: container.clone(),
             container_id: info.id.clone(),
             pod_ip: pod_ip.to_owned(),
-            started_at: Timestamp::from_nanosecond(i128::from(info.started_at_ns)).unwrap_or_default(),
+            started: Since::new(
+                Timestamp::from_nanosecond(i128::from(info.started_at_ns)).unwrap_or_default(),
+            ),
             cri: self.cri.clone(),
             events: self.events.clone(),
             results: self.results.clone(),
@@ -194,7 +197,7 @@ struct ProbeTask {
     container: Container,
     container_id: String,
     pod_ip: String,
-    started_at: Timestamp,
+    started: Since,
     cri: Arc<dyn Cri>,
     events: PodEvents,
     results: Results,
@@ -207,7 +210,7 @@ fn seconds(value: Option<i32>, default: u32) -> Duration {
 
 impl ProbeTask {
     fn age(&self) -> Duration {
-        Duration::try_from(Timestamp::now().duration_since(self.started_at)).unwrap_or_default()
+        self.started.age()
     }
 
     async fn run(self) {

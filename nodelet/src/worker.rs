@@ -34,7 +34,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use kube::Client;
-use skiff_cri::v1::{DnsConfig, RemoveContainerRequest, RemovePodSandboxRequest};
+use skiff_cri::v1::{RemoveContainerRequest, RemovePodSandboxRequest};
 use skiff_cri::{Cri, CriError};
 use tokio::sync::{Notify, watch};
 
@@ -47,6 +47,7 @@ use crate::objects::Objects;
 use crate::plan::plan;
 use crate::pod::{PodExt, containers, init_containers, is_terminal};
 use crate::probe::Probes;
+use crate::since::Since;
 use crate::snapshot::{self, PodSnapshot, RunState};
 use crate::status::generate::OWNED_CONDITIONS;
 use crate::status::{self, StatusInputs, StatusWriter, Waiting};
@@ -68,7 +69,6 @@ pub(crate) struct Shared {
     pub(crate) runtime_name: String,
     pub(crate) memory_capacity: i64,
     pub(crate) allocatable: BTreeMap<String, Quantity>,
-    pub(crate) host_dns: DnsConfig,
 }
 
 /// What a pod should be.
@@ -141,6 +141,8 @@ pub(crate) struct Worker {
     /// Shared with admission: an ended pod no longer takes room.
     ended: Arc<AtomicBool>,
     deadline_told: bool,
+    /// What the pod's start time means on the monotonic clock.
+    started: Option<Since>,
     /// Why the pod was evicted, once it was.
     evicted: Option<String>,
     /// What the pod wrote is not measured before.
@@ -172,6 +174,7 @@ impl Worker {
             over: false,
             ended,
             deadline_told: false,
+            started: None,
             evicted: None,
             measure_at: tokio::time::Instant::now(),
         }
@@ -396,12 +399,15 @@ impl Worker {
     }
 
     /// The time left until the pod's active deadline; `None` if it has none.
-    fn deadline_in(&self, pod: &Pod) -> Option<Duration> {
+    fn deadline_in(&mut self, pod: &Pod) -> Option<Duration> {
         let seconds = pod.spec.as_ref()?.active_deadline_seconds?;
         let own = self.status.as_ref().and_then(|s| s.start_time.as_ref());
-        let start = own.or_else(|| pod.status.as_ref().and_then(|s| s.start_time.as_ref()))?;
-        let deadline = start.0.checked_add(Duration::from_secs(seconds.unsigned_abs())).ok()?;
-        Some(Duration::try_from(deadline.duration_since(Timestamp::now())).unwrap_or_default())
+        let start = own.or_else(|| pod.status.as_ref().and_then(|s| s.start_time.as_ref()))?.0;
+        let started = match self.started {
+            Some(started) if started.is_of(start) => started,
+            _ => *self.started.insert(Since::new(start)),
+        };
+        Some(Duration::from_secs(seconds.unsigned_abs()).saturating_sub(started.age()))
     }
 
     /// Makes and refreshes the volumes. Failing tells why, and when to try again.

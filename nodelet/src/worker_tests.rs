@@ -558,3 +558,18 @@ async fn a_nodelet_that_dies_between_init_and_app_goes_on_where_it_was() {
     node.phase("web", "Running").await;
     assert_eq!(node.cri.log(), ["sandbox", "create init", "create app"]);
 }
+
+#[tokio::test]
+async fn a_pod_gets_the_resolvers_that_the_host_has_when_it_starts() {
+    let mut node = Node::new();
+    node.config.resolv_conf = node.config.root_dir.with_file_name("resolv.conf");
+    for (name, server) in [("before", "192.0.2.1"), ("after", "198.51.100.1")] {
+        std::fs::write(&node.config.resolv_conf, format!("nameserver {server}\n")).unwrap();
+        if name == "before" {
+            node.start().await;
+        }
+        node.api.put_pod(pod(name, json!({ "dnsPolicy": "Default" })));
+        node.phase(name, "Running").await;
+    }
+    assert_eq!(node.cri.resolvers(), [["192.0.2.1"], ["198.51.100.1"]]);
+}

@@ -15,6 +15,7 @@ use crate::agent::{self, AgentArgs};
 use crate::cluster::{self, Cluster};
 use crate::image::{self, ImageCommand};
 use crate::layout::Layout;
+use crate::pki::Clock;
 use crate::server::{self, ServerArgs};
 use crate::services::{self, ServiceCommand};
 use crate::token::{self, TokenCommand};
@@ -56,6 +57,10 @@ enum Command {
         /// Give each node a segment of its own, with a router between them: pods of different nodes meet in VXLAN
         #[arg(long)]
         routed: bool,
+        /// Make the cluster's authority, which lasts ten years, though this machine's clock shows a time before this program
+        /// was built
+        #[arg(long)]
+        accept_clock: bool,
     },
     /// Run a node of a cluster whose server is elsewhere
     Agent(Box<AgentArgs>),
@@ -202,8 +207,9 @@ async fn serve(command: Command) -> Result<()> {
         Command::StopPods { layout, grace } => {
             node::stop_pods(&layout, Duration::from_secs(grace.into())).await
         }
-        Command::Up { name, registries, nodes, routed } => {
-            Box::pin(cluster::up(&name, &registries, nodes, routed)).await
+        Command::Up { name, registries, nodes, routed, accept_clock } => {
+            let clock = Clock::of(accept_clock);
+            Box::pin(cluster::up(&name, &registries, nodes, routed, clock)).await
         }
         Command::Down { name } => cluster::down(&name).await,
         Command::Forward { name } => forward::run(&name).await,

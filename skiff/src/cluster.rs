@@ -296,7 +296,13 @@ fn former_record(name: &str) -> PathBuf {
 }
 
 /// Starts a cluster, or makes sure that it runs, with as many nodes as asked for.
-pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>, is_routed: bool) -> Result<()> {
+pub(crate) async fn up(
+    name: &str,
+    registries: &Path,
+    n_nodes: Option<u8>,
+    is_routed: bool,
+    clock: Clock,
+) -> Result<()> {
     ensure!(
         skiff_api::name::dns_label_fault(name).is_none() && name.len() <= 20,
         "{name:?} cannot be a cluster's name: use up to 20 lower-case letters, digits and '-'"
@@ -315,7 +321,7 @@ pub(crate) async fn up(name: &str, registries: &Path, n_nodes: Option<u8>, is_ro
     cluster.forget_ended();
     let mut started = Starts::default();
     // Each time: the last one may have ended half-way.
-    prepare(&cluster)?;
+    prepare(&cluster, clock)?;
     if has_grown && let Some(forwarder) = cluster.forwarder.take() {
         // It lets each node's processes out, and must know of all.
         forwarder.end(STOP_GRACE)?;
@@ -491,14 +497,15 @@ fn create(name: &str, registries: &Path, is_routed: bool) -> Result<Cluster> {
 }
 
 /// Makes what the cluster's processes need: directories, network, kubeconfig.
-fn prepare(cluster: &Cluster) -> Result<()> {
+fn prepare(cluster: &Cluster, clock: Clock) -> Result<()> {
     let nodes = cluster.nodes();
     for directory in nodes.iter().flat_map(|n| [&n.layout.data_dir, &n.layout.run_dir]) {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
     let shape = if cluster.is_routed { lan::Shape::Router } else { lan::Shape::Bridge };
     lan::make(&cluster.lan(), shape, &nodes).context("making the cluster's network namespaces")?;
-    let pki = cluster.pki()?;
+    // The server finds the authority that is made here.
+    let pki = Pki::open(&cluster.layout().pki(), clock)?;
     cluster.write_kubeconfig(&pki, &pki.administrator()?)
 }
 

@@ -20,6 +20,7 @@ mod check;
 mod cli;
 mod cluster;
 mod complaint;
+mod dns_address;
 mod forward;
 mod identity;
 mod image;

@@ -35,9 +35,9 @@ use crate::bridges::{Events, Network, PodGroups};
 use crate::complaint::Complaint;
 use crate::identity::Identity;
 use crate::layout::Layout;
-use crate::open_files;
 use crate::pki::write_private;
 use crate::role::Role;
+use crate::{dns_address, open_files};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct NodeArgs {
@@ -464,7 +464,12 @@ pub(crate) async fn start_services(
         routes.run(stop).await;
         Ok("routes to other nodes")
     });
-    claim_address(network.cluster_dns).context("giving this node the cluster's DNS address")?;
+    dns_address::claim(network.cluster_dns).context("giving this node the cluster's DNS address")?;
+    let kept = dns_address::keep(network.cluster_dns, shutdown.clone());
+    parts.spawn(async move {
+        kept.await;
+        Ok("look at the cluster's DNS address")
+    });
     let config = DnsConfig {
         bind: SocketAddr::new(network.cluster_dns.into(), 53),
         domain: network.cluster_domain.clone(),
@@ -501,16 +506,6 @@ fn range_changed(site: &Site, informers: &Informers) -> impl Future<Output = any
             Ok(None) | Err(_) => anyhow!("nobody looks at the node's pod addresses any more"),
         }
     }
-}
-
-/// The DNS address belongs to the node itself: pods reach it like any address of their gateway.
-fn claim_address(address: Ipv4Addr) -> Result<()> {
-    let status = std::process::Command::new("ip")
-        .args(["address", "replace", &format!("{address}/32"), "dev", "lo"])
-        .status()
-        .context("running ip; install the package iproute2")?;
-    anyhow::ensure!(status.success(), "ip address replace {address}/32 dev lo failed");
-    Ok(())
 }
 
 /// The host's resolvers of the moment: a machine that moves to another network gets others.

@@ -47,6 +47,13 @@ pub(crate) enum Clock {
     Accepted,
 }
 
+impl Clock {
+    /// By the flag `--accept-clock`.
+    pub(crate) fn of(is_accepted: bool) -> Clock {
+        if is_accepted { Clock::Accepted } else { Clock::Checked }
+    }
+}
+
 /// A certificate and its key, in PEM.
 pub(crate) struct Pair {
     pub(crate) certificate_pem: String,

@@ -30,7 +30,7 @@ use kube::{Api, Client};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{ApiServer, KubeletConfig, ServiceAccountConfig, ServiceCidr, TlsConfig, UserInfo};
 use skiff_client::Informers;
-use skiff_controllers::Reached;
+use skiff_controllers::{Reached, Selection};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +44,10 @@ use crate::pki::{self, Clock, Pair, Pki, write_private};
 use crate::turns;
 use crate::upkeep::Certificates;
 use crate::{address, memory, open_files};
+
+mod control_plane;
+
+use control_plane::Component;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ServerArgs {
@@ -75,6 +79,12 @@ pub(crate) struct ServerArgs {
     /// Give Services of type LoadBalancer the addresses of all ready nodes
     #[arg(long, default_value = "true", action = clap::ArgAction::Set)]
     pub(crate) service_lb: bool,
+    /// Controllers to run, by the names of kube-controller-manager: '*' all, 'foo' also foo, '-foo' not foo
+    #[arg(long, value_name = "NAMES", default_value = "*", allow_hyphen_values = true)]
+    pub(crate) controllers: Selection,
+    /// Components that are not to run here, because something else does their work
+    #[arg(long, value_name = "COMPONENT", value_delimiter = ',')]
+    pub(crate) disable: Vec<Component>,
     /// How long events are kept
     #[arg(long, env = "SKIFF_EVENT_TTL", default_value = "1h", value_parser = skiff_apiserver::duration)]
     pub(crate) event_ttl: Duration,
@@ -86,9 +96,6 @@ pub(crate) struct ServerArgs {
     #[arg(long)]
     pub(crate) accept_clock: bool,
 }
-
-/// Of the cluster's range, each node gets a part this long.
-const NODE_PREFIX: u8 = 24;
 
 /// What of the arguments had to be found out.
 #[derive(Clone)]
@@ -108,7 +115,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     require_database(&args.node.layout)?;
     node::require_name(&args.node.layout, &name)?;
     let node = Node { name, ip: address::wait(&args.node).await? };
-    let clock = if args.accept_clock { Clock::Accepted } else { Clock::Checked };
+    let clock = Clock::of(args.accept_clock);
     wait_for_clock(&args.node.layout.pki(), clock).await;
     let pki = Arc::new(Pki::open(&args.node.layout.pki(), clock)?);
     let api = start_api(&args, &node, &pki).await?;
@@ -134,7 +141,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     let reached = watch::Sender::new(reached(&args, node.ip)?);
     let server = Server { args, node, pki, api, informers, serving, ip, reached, shutdown };
     server.keep_certificates(&mut parts);
-    server.start_control_plane(&mut parts)?;
+    server.start_control_plane(&mut parts).await?;
     server.publish_network().await?;
     server.start_node(&mut parts).await?;
     info!(node = server.node.name, "the node is ready");
@@ -347,34 +354,6 @@ impl Server {
             kept.await;
             Ok("upkeep of certificates")
         });
-    }
-
-    fn start_control_plane(&self, parts: &mut Parts) -> Result<()> {
-        let Server { args, node, pki, .. } = self;
-        let scheduler = client(&self.api, "system:kube-scheduler", &[]);
-        let (seen, host, stop) = (self.informers.clone(), node::host_name()?, self.shutdown.clone());
-        parts.spawn(async move {
-            skiff_scheduler::run(scheduler, seen, host, stop).await;
-            Ok("scheduler")
-        });
-        let config = skiff_controllers::Config { service_lb: args.service_lb };
-        let (reserved_names, _) = serving_names(args, node.ip)?;
-        let joining = skiff_controllers::Joining::new(skiff_controllers::JoiningOptions {
-            reached: self.reached.subscribe(),
-            ca_pem: &pki.ca_pem,
-            ca_key_pem: &pki.ca_key_pem,
-            reserved_names,
-            cluster_cidr: &args.cluster_cidr,
-            node_prefix: NODE_PREFIX,
-            service_cidr: Some(&args.service_cidr),
-        })
-        .context("preparing for nodes to join")?;
-        let (ca_pem, seen, stop) = (pki.ca_pem.clone(), self.informers.clone(), self.shutdown.clone());
-        parts.spawn(async move {
-            skiff_controllers::run(config, Some(joining), ca_pem, seen, stop).await;
-            Ok("controllers")
-        });
-        Ok(())
     }
 
     /// The server's own node: its clients need no certificates, its range is the first.

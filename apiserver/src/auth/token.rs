@@ -36,6 +36,8 @@ const MAX_TOKEN_BYTES: usize = 16 << 10;
 /// How many verified tokens are remembered, and how long they may be; past them all are forgotten.
 const MAX_VERIFIED: usize = 8192;
 const MAX_REMEMBERED_BYTES: usize = 2 << 10;
+/// So far in the future a token may begin: a clock may be set back a little just after it was signed. As upstream.
+const LEEWAY_S: u64 = 60;
 
 impl TokenKeys {
     /// Reads a key pair in PEM: EC (ES256) or RSA (RS256).
@@ -125,7 +127,7 @@ impl Claims {
     fn check(&self, audiences: &[String], now_s: u64) -> Result<(), jsonwebtoken::errors::Error> {
         let refusal = match () {
             () if self.exp <= now_s => ErrorKind::ExpiredSignature,
-            () if self.nbf > now_s => ErrorKind::ImmatureSignature,
+            () if self.nbf > now_s + LEEWAY_S => ErrorKind::ImmatureSignature,
             () if !self.aud.iter().any(|one| audiences.contains(one)) => ErrorKind::InvalidAudience,
             () => return Ok(()),
         };
@@ -195,6 +197,19 @@ mod tests {
         let (iss, jti, sub) =
             ("issuer".to_owned(), "1".to_owned(), "system:serviceaccount:a:default".to_owned());
         Claims { aud: vec!["api".into()], exp, iat: 0, iss, jti, kubernetes, nbf: 0, sub }
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_by_less_than_a_minute_refuses_no_token() {
+        let keys = keys();
+        let api = ["api".to_owned()];
+        let begins_in = |seconds: u64| {
+            let now = now_s();
+            let claims = Claims { nbf: now + seconds, iat: now + seconds, ..claims(now + 600) };
+            keys.verify(&keys.sign(&claims).expect("signs"), &api)
+        };
+        begins_in(50).expect("valid");
+        assert_eq!(begins_in(90).expect_err("too early").kind(), &ErrorKind::ImmatureSignature);
     }
 
     #[test]

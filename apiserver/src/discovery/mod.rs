@@ -2,7 +2,7 @@
 
 mod openapi;
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
@@ -10,6 +10,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use parking_lot::RwLock;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use skiff_api::kinds::Storage;
@@ -74,7 +75,7 @@ pub(crate) struct Discovery {
     /// The kinds in whose version objects are stored.
     stored: Vec<Arc<Kind>>,
     groups: Vec<Group>,
-    server_address: String,
+    address: Arc<RwLock<SocketAddr>>,
     pub(crate) openapi: OpenApi,
 }
 
@@ -120,7 +121,8 @@ const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
 const PART_VERBS: &[&str] = &["get", "patch", "update"];
 
 impl Discovery {
-    pub(crate) fn new(kinds: Arc<Kinds>, advertise: IpAddr, port: u16) -> Discovery {
+    /// `address` is where the API is reached from outside, at the moment.
+    pub(crate) fn new(kinds: Arc<Kinds>, address: Arc<RwLock<SocketAddr>>) -> Discovery {
         let mut groups: Vec<Group> = Vec::new();
         for kind in kinds.iter() {
             let at = groups.iter().position(|g| g.name == kind.group).unwrap_or_else(|| {
@@ -136,7 +138,7 @@ impl Discovery {
         }
         groups.sort_by_key(|group| GROUPS.iter().position(|g| *g == group.name).unwrap_or(GROUPS.len()));
         let (stored, openapi) = (kinds.stored(), OpenApi::new(kinds));
-        Discovery { stored, groups, server_address: format!("{advertise}:{port}"), openapi }
+        Discovery { stored, groups, address, openapi }
     }
 
     /// The answer to a path below `/api` or `/apis` that is no resource.
@@ -150,7 +152,8 @@ impl Discovery {
         let document = match parts.as_slice() {
             ["api"] => json!({
                 "kind": "APIVersions", "versions": ["v1"],
-                "serverAddressByClientCIDRs": [{"clientCIDR": "0.0.0.0/0", "serverAddress": self.server_address}],
+                "serverAddressByClientCIDRs":
+                    [{"clientCIDR": "0.0.0.0/0", "serverAddress": self.address.read().to_string()}],
             }),
             ["apis"] => {
                 let groups: Vec<Value> = self.named_groups().map(group_document).collect();

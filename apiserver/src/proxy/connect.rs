@@ -1,6 +1,6 @@
 //! One HTTP/1.1 request over one fresh connection, with or without TLS.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use tokio::net::TcpStream;
 use super::{Kubelet, NodeAddress};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+const DIAL: &str = "dial tcp";
 const KUBELET_RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a request goes: an address that was checked, and is dialled as it was checked.
@@ -39,6 +40,17 @@ pub(super) enum SendError {
     Http { address: SocketAddr, cause: hyper::Error },
 }
 
+impl SendError {
+    /// Whether nobody, or somebody else, was met on the way.
+    fn is_of_the_way(&self) -> bool {
+        match self {
+            SendError::Dial { .. } | SendError::Tls { .. } => true,
+            SendError::TimedOut { what, .. } => *what == DIAL,
+            SendError::Http { .. } => false,
+        }
+    }
+}
+
 impl Backend {
     /// Sends the request and reads the head of the answer. The connection lives as long as the answer's body
     /// or the stream it is upgraded to.
@@ -49,7 +61,7 @@ impl Backend {
         let address = self.address;
         let http = |cause| SendError::Http { address, cause };
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, self.connect()).await;
-        let mut sender = connected.map_err(|_| SendError::TimedOut { what: "dial tcp", address })??;
+        let mut sender = connected.map_err(|_| SendError::TimedOut { what: DIAL, address })??;
         let answer = tokio::time::timeout(self.response_timeout, sender.send_request(request)).await;
         answer.map_err(|_| SendError::TimedOut { what: "awaiting headers of", address })?.map_err(http)
     }
@@ -104,6 +116,18 @@ impl Kubelet {
         let host = http::HeaderValue::from_str(&backend.address.to_string()).map_err(Status::internal)?;
         request.headers_mut().insert(http::header::HOST, host);
         let answer = backend.send(request).await;
-        answer.map_err(|error| Status::internal(format!("error dialing backend: {error}")))
+        answer.map_err(|error| {
+            let hint =
+                to.origin.filter(|_| error.is_of_the_way()).map(|origin| behind(backend.address, origin));
+            Status::internal(format!("error dialing backend: {error}{}", hint.unwrap_or_default()))
+        })
     }
+}
+
+/// Why a node that reports may still not be reached, and what to do about it.
+fn behind(address: SocketAddr, origin: IpAddr) -> String {
+    format!(
+        " (the node reaches this server from {origin}: it is behind NAT, which logs, exec and proxy cannot cross yet; route \
+         {address} to the node, or give it an address with --node-ip that this server can reach)"
+    )
 }

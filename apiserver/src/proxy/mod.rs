@@ -14,9 +14,11 @@ pub(crate) mod upgrade;
 
 pub(crate) use destination::PodProxy;
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use parking_lot::RwLock;
 use skiff_api::meta::Meta;
 use skiff_api::{Object, Status};
 
@@ -33,18 +35,37 @@ pub struct KubeletConfig {
 pub(crate) struct Kubelet {
     tls: Arc<rustls::ClientConfig>,
     allow_loopback: bool,
+    /// Where each node's connections come from.
+    origins: RwLock<HashMap<String, IpAddr>>,
 }
+
+/// More nodes than a cluster has; past them all are heard of anew.
+const MAX_ORIGINS: usize = 10_000;
 
 /// Where a node's kubelet listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct NodeAddress {
     ip: IpAddr,
     port: u16,
+    /// Where the node's own connections come from, if that is somewhere else.
+    origin: Option<IpAddr>,
 }
 
 impl Kubelet {
     pub(crate) fn new(tls: Arc<rustls::ClientConfig>, allow_loopback: bool) -> Kubelet {
-        Kubelet { tls, allow_loopback }
+        Kubelet { tls, allow_loopback, origins: RwLock::default() }
+    }
+
+    /// Notes where a node has sent a request from.
+    pub(crate) fn heard_from(&self, node: &str, origin: IpAddr) {
+        if self.origins.read().get(node) == Some(&origin) {
+            return;
+        }
+        let mut origins = self.origins.write();
+        if origins.len() >= MAX_ORIGINS {
+            origins.clear();
+        }
+        origins.insert(node.to_owned(), origin);
     }
 
     /// The address of a node's kubelet, as its status says. Checked here, and dialled as it was checked.
@@ -64,7 +85,8 @@ impl Kubelet {
         }
         let port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"].as_u64();
         let port = port.and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0).unwrap_or(10250);
-        Ok(NodeAddress { ip, port })
+        let origin = self.origins.read().get(name).copied().filter(|origin| *origin != ip);
+        Ok(NodeAddress { ip, port, origin })
     }
 }
 

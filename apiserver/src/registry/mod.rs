@@ -3,6 +3,7 @@
 mod convert;
 mod create;
 mod delete;
+mod heartbeat;
 mod list;
 pub(crate) mod metadata;
 mod modify;

@@ -3,9 +3,9 @@
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status};
 
-use super::store_failure;
+use super::{heartbeat, store_failure};
 use crate::api::{Api, key_of};
-use crate::store::{Expect, Op, Revision, Write, Written};
+use crate::store::{Durability, Expect, Op, Revision, Write, Written};
 
 /// How often a writer may lose before it gives up: others made progress each time.
 const MAX_ATTEMPTS: usize = 32;
@@ -57,13 +57,15 @@ impl Api {
             if dry_run || (!deleted && same_but_for_version(&object, &current.object)) {
                 return Ok(Outcome { object: with_revision(object, current.revision), deleted });
             }
-            let op = if deleted {
-                Op::Delete
+            let (op, durability) = if deleted {
+                (Op::Delete, Durability::Now)
             } else {
-                Op::Put { value: self.encode_stored(kind, &object)?.into(), ttl: self.ttl_of(kind) }
+                let value = self.encode_stored(kind, &object)?.into();
+                let durability = heartbeat::durability(kind, &object, &current.object);
+                (Op::Put { value, ttl: self.ttl_of(kind) }, durability)
             };
-            let write =
-                Write { key: kind.key(namespace, name), expect: Expect::ModRevision(current.revision), op };
+            let expect = Expect::ModRevision(current.revision);
+            let write = Write { key: kind.key(namespace, name), expect, op, durability };
             match self.store.write(write).await.map_err(|e| store_failure(&e))? {
                 Written::Done { revision } => {
                     return Ok(Outcome { object: with_revision(object, revision), deleted });
@@ -92,7 +94,8 @@ impl Api {
         }
         let value = self.encode_stored(kind, &object)?.into();
         let op = Op::Put { value, ttl: self.ttl_of(kind) };
-        let write = Write { key: kind.key(&namespace, &name), expect: Expect::Absent, op };
+        let key = kind.key(&namespace, &name);
+        let write = Write { key, expect: Expect::Absent, op, durability: Durability::Now };
         match self.store.write(write).await.map_err(|e| store_failure(&e))? {
             Written::Done { revision } => Ok(Some(with_revision(object, revision))),
             Written::Mismatch { .. } => Ok(None),

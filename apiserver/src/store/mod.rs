@@ -1,14 +1,18 @@
 //! The store: a flat, ordered map of keys with one global revision, as etcd v3 has it.
 //!
 //! # Guarantees
-//! - Every successful write takes the next revision; it is durable before it is acknowledged.
+//! - Every successful write takes the next revision; it is durable before it is acknowledged, unless it asked for less
+//!   ([`Durability`]).
+//! - No revision is given out twice, not even after a crash that lost writes of that kind.
 //! - A compare and its write are one atomic step.
 //! - A range sees one revision, even page by page, until that revision is compacted.
 //! - A value that is not what was written is handed out as [`Integrity::Damaged`], never as something else.
 //! - A watch delivers every change after its revision once and in order, or ends with an error.
 //!
 //! # Caveats
-//! A write whose acknowledgement is an error other than [`StoreError::Overloaded`] may have happened.
+//! A write whose acknowledgement is an error other than [`StoreError::Overloaded`] may have happened. Of several writes of
+//! one key with [`Durability::Soon`] only the last may be kept: a watch that lags, or a range at an older revision, may miss
+//! those in between.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -66,24 +70,43 @@ pub enum Op {
     Delete,
 }
 
+/// When a write outlives a crash.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Before it is acknowledged.
+    #[default]
+    Now,
+    /// The same; but where the disk does not take it, as with `Soon`. For what is said of a disk that is full.
+    Preferably,
+    /// With the next write that is durable, within a minute, or at a clean end. For what is soon written again and does no
+    /// harm where its last state is missing, such as a heartbeat; the key must exist.
+    Soon,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Write {
     pub key: String,
     pub expect: Expect,
     pub op: Op,
+    pub durability: Durability,
 }
 
 impl Write {
     pub fn create(key: impl Into<String>, value: impl Into<Bytes>) -> Write {
-        Write { key: key.into(), expect: Expect::Absent, op: Op::Put { value: value.into(), ttl: None } }
+        Write::put(key, value, Expect::Absent)
     }
 
     pub fn put(key: impl Into<String>, value: impl Into<Bytes>, expect: Expect) -> Write {
-        Write { key: key.into(), expect, op: Op::Put { value: value.into(), ttl: None } }
+        let op = Op::Put { value: value.into(), ttl: None };
+        Write { key: key.into(), expect, op, durability: Durability::Now }
     }
 
     pub fn delete(key: impl Into<String>, expect: Expect) -> Write {
-        Write { key: key.into(), expect, op: Op::Delete }
+        Write { key: key.into(), expect, op: Op::Delete, durability: Durability::Now }
+    }
+
+    pub fn with_durability(self, durability: Durability) -> Write {
+        Write { durability, ..self }
     }
 
     pub fn with_ttl(mut self, after: Duration) -> Write {

@@ -2,14 +2,18 @@
 //!
 //! ```text
 //!  write() ──bounded queue──▶ writer thread ──one transaction, one fsync──▶ WAL
+//!                                  │   └─ heartbeats ─▶ held in memory ─(the next transaction, a minute)─▶ WAL
 //!                                  │ after the commit
 //!                                  ├──▶ answers every caller of the batch
 //!                                  └──▶ broadcast ──▶ watches (which read the log when they lag)
-//!  get(), range() ─────────▶ read connections (WAL readers never wait for the writer)
+//!  get(), range() ─────────▶ what is held, then read connections (WAL readers never wait for the writer)
 //! ```
 //!
 //! The table is a log: one row a change. Group commit: all writes that queued up while the previous commit
 //! was being synced go into the next transaction, each compare evaluated in order inside it.
+//!
+//! A batch in which every write asked for [`Durability::Soon`](super::Durability) is held (`held.rs`); its revisions were
+//! reserved before (`reserve.rs`). The next transaction logs what is held, the newest of each key, before its own writes.
 
 use std::collections::VecDeque;
 use std::fs::{File, TryLockError};
@@ -27,13 +31,16 @@ use super::{
     Batch, KeyValue, MAX_VALUE_BYTES, Op, Range, Ranged, Revision, Store, StoreError, Watch, Write, Written,
 };
 
+mod held;
 mod log;
 mod read;
 mod record;
+mod reserve;
 mod writer;
 
+use held::Held;
 use read::Readers;
-use writer::{Job, Writer};
+use writer::{Job, Shared, Writer};
 
 /// How many writes may wait for the writer.
 const QUEUE_WRITES: usize = 1024;
@@ -44,8 +51,11 @@ const LIVE_BATCHES: usize = 256;
 const WATCH_BATCHES: usize = 16;
 /// How many changes a lagging watch reads at once.
 const CATCH_UP_EVENTS: usize = 500;
-/// The WAL and the record of the revision are looked after each time that this many looks for expired keys were taken.
+/// What is held is logged, and the WAL and the record of the revision are looked after, each time that this many looks for
+/// expired keys were taken.
 const TEND_TICKS: u32 = 6;
+/// So many revisions are compacted however young the last compaction is.
+const COMPACT_AT_ONCE: u64 = 1000;
 
 #[derive(Clone, Debug)]
 pub struct SqliteOptions {
@@ -73,7 +83,8 @@ pub struct SqliteStore {
     path: PathBuf,
     jobs: Mutex<Option<mpsc::Sender<Job>>>,
     readers: Arc<Readers>,
-    /// The newest committed revision.
+    held: Arc<Held>,
+    /// The newest revision that was given out.
     published: Arc<AtomicU64>,
     live: broadcast::Sender<Arc<Batch>>,
     closed: CancellationToken,
@@ -92,16 +103,18 @@ impl SqliteStore {
     pub fn open(options: SqliteOptions) -> Result<SqliteStore, StoreError> {
         let path = options.path.clone();
         let lock = lock_file(&path)?;
-        let connection = log::open_writer(&path).map_err(|e| log::blame_disk(&path, e))?;
-        let revision =
-            log::newest(&connection).map_err(|e| log::classify(&path, "read the newest revision", e))?;
-        record::check(&path, revision)?;
+        let mut connection = log::open_writer(&path).map_err(|e| log::blame_disk(&path, e))?;
+        let failed = |e| log::classify(&path, "read the newest revision", e);
+        record::check(&path, log::newest(&connection).map_err(failed)?)?;
+        let revision = reserve::begin(&mut connection).map_err(failed)?;
 
         let published = Arc::new(AtomicU64::new(revision));
         let readers = Arc::new(Readers::open(&path)?);
         let (live, _) = broadcast::channel(LIVE_BATCHES);
         let (jobs, queue) = mpsc::channel(QUEUE_WRITES);
-        let writer = Writer::new(connection, path.clone(), revision, queue, live.clone(), published.clone());
+        let held = Arc::new(Held::default());
+        let shared = Shared { live: live.clone(), published: published.clone(), held: held.clone() };
+        let writer = Writer::new(connection, path.clone(), revision, queue, shared).map_err(failed)?;
         let thread = std::thread::Builder::new()
             .name("skiff-store".into())
             .spawn(move || writer.run())
@@ -113,6 +126,7 @@ impl SqliteStore {
             path,
             jobs: Mutex::new(Some(jobs)),
             readers,
+            held,
             published,
             live,
             closed,
@@ -162,6 +176,20 @@ impl SqliteStore {
         let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
         expire_all(&jobs, &self.closed).await
     }
+
+    /// Fills the disk, as far as what grows the database notices, or gives it room.
+    pub(crate) async fn fill(&self, is_full: bool) -> Result<(), StoreError> {
+        let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
+        jobs.send(Job::Fill(is_full)).await.map_err(|_| StoreError::Closed)
+    }
+
+    pub(crate) async fn tend(&self) -> Result<(), StoreError> {
+        let jobs = self.jobs.lock().clone().ok_or(StoreError::Closed)?;
+        jobs.send(Job::Tend).await.map_err(|_| StoreError::Closed)?;
+        drop(jobs);
+        // One after the other.
+        self.expire().await
+    }
 }
 
 #[async_trait]
@@ -175,12 +203,19 @@ impl Store for SqliteStore {
     }
 
     async fn get(&self, key: &str) -> Result<Option<KeyValue>, StoreError> {
+        if let Some(found) = self.held.get(key) {
+            // As any other read of a store that was closed.
+            return if self.closed.is_cancelled() { Err(StoreError::Closed) } else { Ok(Some(found)) };
+        }
         let key = key.to_owned();
         self.readers.run("read a key", move |connection| log::get(connection, &key)).await
     }
 
     async fn range(&self, range: Range) -> Result<Ranged, StoreError> {
-        self.readers.run_checked("read a range", move |connection| log::range(connection, &range)).await
+        let held = self.held.snapshot(&range.prefix);
+        self.readers
+            .run_checked("read a range", move |connection| log::range(connection, &range, &held))
+            .await
     }
 
     async fn write(&self, write: Write) -> Result<Written, StoreError> {
@@ -200,7 +235,8 @@ impl Store for SqliteStore {
             return Err(StoreError::Compacted { requested: after, compacted });
         }
         let (out, batches) = mpsc::channel(WATCH_BATCHES);
-        let follower = Follower { prefix: prefix.to_owned(), after, readers: self.readers.clone(), out };
+        let (readers, held) = (self.readers.clone(), self.held.clone());
+        let follower = Follower { prefix: prefix.to_owned(), after, readers, held, out };
         tokio::spawn(follower.run(live, self.closed.clone()));
         Ok(Watch { batches })
     }
@@ -237,6 +273,7 @@ struct Follower {
     prefix: String,
     after: Revision,
     readers: Arc<Readers>,
+    held: Arc<Held>,
     out: mpsc::Sender<Result<Batch, StoreError>>,
 }
 
@@ -278,10 +315,11 @@ impl Follower {
     async fn catch_up(&mut self) -> Result<(), ()> {
         loop {
             let (prefix, after) = (self.prefix.clone(), self.after);
+            let held = self.held.snapshot(&prefix);
             let read = self
                 .readers
                 .run_checked("read the log for a watch", move |connection| {
-                    log::events(connection, &prefix, after, CATCH_UP_EVENTS)
+                    log::events(connection, &prefix, after, CATCH_UP_EVENTS, &held)
                 })
                 .await;
             match read {
@@ -314,6 +352,7 @@ async fn maintain(
     drop(jobs);
     let mut ticks_to_tend = TEND_TICKS;
     let mut history: VecDeque<(Instant, Revision)> = VecDeque::new();
+    let (mut compacted, mut compacted_at) = (0, Instant::now());
     let mut ticks = tokio::time::interval(options.expiry_interval);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -342,7 +381,12 @@ async fn maintain(
             target = target.max(revision);
             history.pop_front();
         }
-        compact_in_steps(&jobs, target, &closed).await;
+        // Few at a time would write the same pages again and again.
+        let is_due = target >= compacted + COMPACT_AT_ONCE || compacted_at.elapsed() >= options.keep_history;
+        if is_due && target > compacted {
+            compact_in_steps(&jobs, target, &closed).await;
+            (compacted, compacted_at) = (target, now);
+        }
     }
 }
 
@@ -359,9 +403,6 @@ async fn expire_all(jobs: &mpsc::Sender<Job>, closed: &CancellationToken) -> Res
 }
 
 async fn compact_in_steps(jobs: &mpsc::Sender<Job>, target: Revision, closed: &CancellationToken) {
-    if target == 0 {
-        return;
-    }
     while !closed.is_cancelled() {
         let (answer, answered) = oneshot::channel();
         if jobs.send(Job::Compact(target, answer)).await.is_err() {

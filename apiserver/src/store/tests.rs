@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use super::*;
 
+mod heartbeats;
+
 async fn create(store: &dyn Store, key: &str, value: &str) -> Revision {
     match store.write(Write::create(key, value.to_owned())).await.expect("write") {
         Written::Done { revision } => revision,

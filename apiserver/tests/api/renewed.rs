@@ -5,8 +5,8 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::fixture::Cluster;
-use crate::network::{client_tls, listen};
+use crate::fixture::{Cluster, pod};
+use crate::network::{client_tls, get, listen};
 
 /// The subject of the certificate that a new connection is shown.
 async fn shown(cluster: &Cluster, to: std::net::SocketAddr) -> String {
@@ -56,7 +56,7 @@ async fn an_answer_has_the_time_of_the_servers_clock_once() {
 }
 
 #[tokio::test]
-async fn the_endpoints_of_the_api_follow_the_address_of_its_machine() {
+async fn endpoints_and_discovery_of_the_api_follow_the_address_of_its_machine() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
     cluster.server.advertise("198.51.100.7".parse().expect("an address")).await.expect("written");
@@ -65,4 +65,39 @@ async fn the_endpoints_of_the_api_follow_the_address_of_its_machine() {
     let slice =
         admin.get("/apis/discovery.k8s.io/v1/namespaces/default/endpointslices/kubernetes").await.ok();
     assert_eq!(slice["endpoints"][0]["addresses"], json!(["198.51.100.7"]));
+    // And so do those documents that say where to go.
+    let versions = admin.get("/api").await.ok();
+    assert_eq!(versions["serverAddressByClientCIDRs"][0]["serverAddress"], "198.51.100.7:6443");
+    let openid = admin.get("/.well-known/openid-configuration").await.ok();
+    assert_eq!(openid["jwks_uri"], "https://198.51.100.7:6443/openid/v1/jwks");
+}
+
+#[tokio::test]
+async fn a_node_that_reports_from_elsewhere_is_said_to_be_behind_nat_where_it_cannot_be_reached() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    // Nobody listens there once it is dropped.
+    let port =
+        std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address").port();
+    admin.post("/api/v1/nodes", json!({"metadata": {"name": "far"}})).await.created();
+    let status = json!({"metadata": {"name": "far"}, "status": {
+        "addresses": [{"type": "InternalIP", "address": "127.0.0.9"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
+    }});
+    admin.put("/api/v1/nodes/far/status", status).await.ok();
+    let mut pod = pod("p");
+    pod["spec"]["nodeName"] = "far".into();
+    admin.post("/api/v1/namespaces/a/pods", pod).await.created();
+    let logs = || async { admin.get("/api/v1/namespaces/a/pods/p/log").await.refused(500, "InternalError") };
+    let said = logs().await;
+    assert!(said.contains(&format!("dial tcp 127.0.0.9:{port}")) && !said.contains("NAT"), "{said}");
+
+    let (address, shutdown, task) = listen(&cluster).await;
+    let node = cluster.pki.issue("system:node:far", &["system:nodes"]);
+    let (code, _) = get(&cluster, address, Some(&node), "http/1.1", "/api/v1/nodes/far", None).await;
+    assert_eq!(code, 200);
+    let said = logs().await;
+    assert!(said.contains("from 127.0.0.1: it is behind NAT"), "{said}");
+    shutdown.cancel();
+    task.await.expect("ends");
 }

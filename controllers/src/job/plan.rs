@@ -115,6 +115,14 @@ fn ended_at(pod: &Pod) -> Timestamp {
         .unwrap_or(Timestamp::UNIX_EPOCH)
 }
 
+/// When a pod came to its end, to reckon a wait by. That is said by a node's clock; where it is ahead, or ours was set back, the
+/// wait is reckoned from when the pod was made: from now it would begin anew at every look.
+fn ended_by(pod: &Pod, now: Timestamp) -> Timestamp {
+    let ended = ended_at(pod);
+    let made = pod.metadata.creation_timestamp.as_ref().map(|at| at.0);
+    if ended <= now { ended } else { made.unwrap_or(ended) }
+}
+
 impl Backoff {
     /// A node whose clock is ahead ends its pods in the future; what is counted now is over now at the latest.
     fn after(self, succeeded: &[&Pod], failed: &[&Pod], now: Timestamp) -> Backoff {
@@ -523,8 +531,7 @@ fn make_indexes(view: &View<'_>, tally: &Tally<'_>, plan: &mut Plan, missing: us
             }
         }
         let attempts = u32::try_from(failures + ignored).unwrap_or(0);
-        // By a node's clock: one that is ahead is taken for one that ended now.
-        let ended = last.map(|pod| ended_at(pod).min(view.now));
+        let ended = last.map(|pod| ended_by(pod, view.now));
         let wait_s = remaining_s(attempts, ended, view.now);
         if wait_s > 0 {
             plan.again_s = Some(plan.again_s.map_or(wait_s, |before| before.min(wait_s)));

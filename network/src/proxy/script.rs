@@ -127,6 +127,63 @@ impl Found {
     }
 }
 
+/// Whether a table that `nft -j list table` prints has all that was written: every set, every chain, and as many rules in each as it
+/// should have. Elements are not looked at.
+pub(crate) fn stands(config: &ProxyConfig, written: &Elements, json: &[u8]) -> bool {
+    let Some(found) = Listed::parse(json) else { return false };
+    let has_sets = SETS.iter().all(|(set, ..)| found.sets.contains(set.name()))
+        && written.set_names().iter().all(|name| found.sets.contains(name));
+    let chains = base_chains(config);
+    let base = chains.iter().all(|(name, _, rules)| found.n_rules.get(*name) == Some(&rules.len()));
+    let of_services = written.chain_names();
+    let dynamic = of_services.iter().all(|name| found.n_rules.get(name).is_some_and(|n_rules| *n_rules > 0));
+    has_sets && base && dynamic
+}
+
+/// What stands of a table.
+#[derive(Debug, Default)]
+struct Listed {
+    sets: BTreeSet<String>,
+    /// By chain.
+    n_rules: BTreeMap<String, usize>,
+}
+
+impl Listed {
+    fn parse(json: &[u8]) -> Option<Listed> {
+        #[derive(Deserialize)]
+        struct Listing {
+            nftables: Vec<Item>,
+        }
+        #[derive(Deserialize)]
+        struct Item {
+            chain: Option<Named>,
+            set: Option<Named>,
+            map: Option<Named>,
+            rule: Option<Rule>,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            name: String,
+        }
+        #[derive(Deserialize)]
+        struct Rule {
+            chain: String,
+        }
+        let listing: Listing = serde_json::from_slice(json).ok()?;
+        let mut listed = Listed::default();
+        for item in listing.nftables {
+            listed.sets.extend(item.set.or(item.map).map(|set| set.name));
+            if let Some(chain) = item.chain {
+                listed.n_rules.entry(chain.name).or_default();
+            }
+            if let Some(rule) = item.rule {
+                *listed.n_rules.entry(rule.chain).or_default() += 1;
+            }
+        }
+        Some(listed)
+    }
+}
+
 /// Whether a chain or set is one that comes and goes with Services.
 fn is_dynamic(name: &str) -> bool {
     let prefixes = ["endpoints_", "inside_endpoints_", "affinity_", "sticky_", "sources_"];

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::{
     ContainerImage, DaemonEndpoint, NodeAddress, NodeCondition, NodeDaemonEndpoints, NodeStatus,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use rustix::fs::StatVfsMountFlags;
 use serde_json::{Map, Value, json};
 use skiff_cri::Cri;
 use skiff_cri::v1::{ListImagesRequest, StatusRequest};
@@ -29,6 +30,8 @@ pub(crate) struct Facts {
     runtime_problems: Vec<String>,
     memory_pressure: bool,
     disk_pressure: bool,
+    /// Nothing can be written: what looks at how much is free does not see it.
+    disk_is_read_only: bool,
     pid_pressure: bool,
 }
 
@@ -48,7 +51,10 @@ impl Facts {
             runtime_problems: problems,
             memory_pressure: available_memory()
                 .is_some_and(|bytes| config.eviction_hard.is_memory_short(bytes, machine.memory_bytes)),
-            disk_pressure: disk.is_some_and(|disk| config.eviction_hard.is_disk_short(&disk)),
+            disk_pressure: disk.as_ref().is_some_and(|disk| config.eviction_hard.is_disk_short(disk)),
+            disk_is_read_only: disk
+                .as_ref()
+                .is_some_and(|disk| disk.f_flag.contains(StatVfsMountFlags::RDONLY)),
             pid_pressure: pids_exhausted().unwrap_or(false),
         }
     }
@@ -117,14 +123,15 @@ impl NodeStatusMaker {
         let mut events = Vec::new();
         let pressures = [
             ("MemoryPressure", facts.memory_pressure, PRESSURE_WORDS[0]),
-            ("DiskPressure", facts.disk_pressure, PRESSURE_WORDS[1]),
+            ("DiskPressure", facts.disk_pressure || facts.disk_is_read_only, PRESSURE_WORDS[1]),
             ("PIDPressure", facts.pid_pressure, PRESSURE_WORDS[2]),
         ];
         let mut own = Vec::new();
         for (type_, holds, words) in pressures {
             let word = if holds { words.0 } else { words.1 };
+            let more = if type_ == "DiskPressure" && facts.disk_is_read_only { READ_ONLY } else { "" };
             let (condition, changed) =
-                self.condition(type_, holds, word.reason, word.message.to_owned(), now);
+                self.condition(type_, holds, word.reason, format!("{}{more}", word.message), now);
             if changed {
                 events.push(word.event);
             }
@@ -231,6 +238,8 @@ const fn words(reason: &'static str, message: &'static str, event: &'static str)
     Words { reason, message, event }
 }
 
+const READ_ONLY: &str = ": the file system of the node's data is read-only";
+
 /// For memory, disk and PIDs: with pressure, and without.
 const PRESSURE_WORDS: [(Words, Words); 3] = [
     (
@@ -282,6 +291,7 @@ mod tests {
             runtime_problems: problems.iter().map(|p| (*p).to_owned()).collect(),
             memory_pressure: false,
             disk_pressure: false,
+            disk_is_read_only: false,
             pid_pressure: false,
         }
     }
@@ -302,6 +312,20 @@ mod tests {
         assert_eq!(
             (ready.type_.as_str(), ready.status.as_str(), ready.reason.as_deref()),
             ("Ready", "True", Some("KubeletReady"))
+        );
+    }
+
+    #[test]
+    fn a_disk_that_cannot_be_written_is_under_pressure_and_says_why() {
+        let facts = Facts { disk_is_read_only: true, ..facts(&[]) };
+        let (status, events) = NodeStatusMaker::new(NodeStatus::default()).make(&facts, at(1));
+        assert!(events.contains(&"NodeHasDiskPressure"), "{events:?}");
+        let conditions = status.conditions.unwrap();
+        let disk = conditions.iter().find(|condition| condition.type_ == "DiskPressure").unwrap();
+        assert_eq!((disk.status.as_str(), disk.reason.as_deref()), ("True", Some("KubeletHasDiskPressure")));
+        assert_eq!(
+            disk.message.as_deref(),
+            Some("kubelet has disk pressure: the file system of the node's data is read-only")
         );
     }
 

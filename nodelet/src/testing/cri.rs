@@ -16,6 +16,8 @@ struct State {
     clock: i64,
     next_id: u32,
     sandboxes: BTreeMap<String, PodSandboxStatus>,
+    /// What resolvers the sandboxes were to have, in order.
+    resolvers: Vec<Vec<String>>,
     containers: BTreeMap<String, (String, ContainerStatus)>,
     configs: HashMap<String, ContainerConfig>,
     images: Vec<String>,
@@ -142,6 +144,10 @@ impl FakeCri {
         self.state.lock().panics = true;
     }
 
+    pub(crate) fn resolvers(&self) -> Vec<Vec<String>> {
+        self.state.lock().resolvers.clone()
+    }
+
     pub(crate) fn n_sandboxes(&self) -> usize {
         self.state.lock().sandboxes.len()
     }
@@ -266,6 +272,7 @@ impl Cri for FakeCri {
         }
         let mut state = self.state.lock();
         let (id, now) = state.id("sandbox");
+        state.resolvers.push(config.dns_config.unwrap_or_default().servers);
         let options = config.linux.and_then(|l| l.security_context).and_then(|s| s.namespace_options);
         let ip = format!("10.1.0.{}", state.next_id);
         let status = PodSandboxStatus {

@@ -210,7 +210,8 @@ impl Worker {
             Some(class) => self.shared.objects.runtime_handler(class).await.map_err(|e| e.to_string())?,
             None => String::new(),
         };
-        let (dns, warnings) = dns::pod_dns(&self.shared.config, &self.shared.host_dns, pod);
+        let host_dns = dns::of_host(&self.shared.config.resolv_conf).await?;
+        let (dns, warnings) = dns::pod_dns(&self.shared.config, &host_dns, pod);
         let config = sandbox_config(&self.shared.config, pod, actions.attempt, dns)?;
         if let Some(id) = actions.sandbox_id.clone().filter(|_| !actions.create_sandbox) {
             return Ok((id, config, handler, Vec::new()));
@@ -367,10 +368,12 @@ impl Worker {
             .iter()
             .find(|c| c.name == container.name && c.state == RunState::Exited);
         let Some(ended) = ended else { return Ok(()) };
-        let (now, key) = (Timestamp::now(), format!("{}/{}", container.name, ended.hash));
-        let since = Timestamp::from_nanosecond(i128::from(ended.finished_at_ns)).unwrap_or(now);
-        let Some((left, whole)) = self.crashes.remaining(&key, since, now) else {
-            self.crashes.next(&key, since, now);
+        let key = format!("{}/{}", container.name, ended.hash);
+        let finished =
+            Timestamp::from_nanosecond(i128::from(ended.finished_at_ns)).unwrap_or_else(|_| Timestamp::now());
+        let since = self.crashes.failed(&key, finished, Timestamp::now());
+        let Some((left, whole)) = self.crashes.remaining(&key, since) else {
+            self.crashes.next(&key, since);
             return Ok(());
         };
         let pod = target.pod.describe();

@@ -69,7 +69,7 @@ impl Plane {
             "host".into(),
             shutdown.clone(),
         ));
-        let controllers = skiff_controllers::Config { service_lb: true };
+        let controllers = skiff_controllers::Config { service_lb: true, selection: Default::default() };
         running.spawn(skiff_controllers::run(
             controllers,
             None,

@@ -42,6 +42,11 @@ impl Groups {
         found
     }
 
+    /// What the processes have written to disks so far, in bytes; those that have ended do not count.
+    pub fn written_bytes(&self) -> u64 {
+        self.processes().into_iter().filter_map(written_bytes).sum()
+    }
+
     /// Proportional share of memory of all processes, by program, in KiB.
     pub fn pss_kib(&self) -> BTreeMap<String, u64> {
         let mut by_program = BTreeMap::new();
@@ -75,6 +80,12 @@ fn collect(directory: &Path, found: &mut BTreeSet<u32>) {
             collect(&entry.path(), found);
         }
     }
+}
+
+/// A page counts when it becomes dirty, be it written to the disk then or later.
+fn written_bytes(pid: u32) -> Option<u64> {
+    let io = fs::read_to_string(format!("/proc/{pid}/io")).ok()?;
+    io.lines().find_map(|line| line.strip_prefix("write_bytes: ")?.trim().parse().ok())
 }
 
 fn pss_kib(pid: u32) -> Option<u64> {
@@ -161,6 +172,11 @@ mod tests {
         let groups = Groups::new(vec![dir.path().into()]);
         assert_eq!(groups.processes(), [own].into());
         assert!(groups.pss_kib().values().sum::<u64>() > 0);
+        let before = groups.written_bytes();
+        fs::write(dir.path().join("written"), vec![1_u8; 1 << 20]).expect("writes");
+        // A file system in memory has no disk.
+        let is_counted = groups.written_bytes() >= before + (1 << 20);
+        assert!(is_counted || rustix::fs::statfs(dir.path()).is_ok_and(|fs| fs.f_type == 0x0102_1994));
     }
 
     #[test]

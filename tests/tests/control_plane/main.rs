@@ -10,6 +10,7 @@ mod cron;
 mod daemons;
 mod disruption;
 mod garbage;
+mod leaders;
 mod namespaces;
 mod nodes;
 mod scheduling;

@@ -14,7 +14,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore, Store};
 use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
-use skiff_client::Informers;
+use skiff_client::{Candidate, Informers};
+use skiff_controllers::Selection;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,11 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     pub(crate) async fn start() -> Result<ControlPlane> {
+        ControlPlane::start_with(Selection::default()).await
+    }
+
+    /// Only these controllers run.
+    pub(crate) async fn start_with(selection: Selection) -> Result<ControlPlane> {
         // Where several providers are linked, none is the default.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir()?;
@@ -47,15 +53,17 @@ impl ControlPlane {
         // As whom they run in a cluster, so that a right they lack shows.
         let informers = Informers::new(client("system:kube-controller-manager", &[]), shutdown.clone());
         let scheduler = client("system:kube-scheduler", &[]);
-        running.spawn(skiff_scheduler::run(scheduler, informers.clone(), "host".into(), shutdown.clone()));
-        let controllers = skiff_controllers::Config { service_lb: true };
-        running.spawn(skiff_controllers::run(
-            controllers,
-            None,
-            "the CA".into(),
-            informers,
-            shutdown.clone(),
-        ));
+        let candidate =
+            |client: &Client, name| Candidate { client: client.clone(), name, identity: "n1_1".into() };
+        let (candidacy, seen) = (candidate(&scheduler, "kube-scheduler"), informers.clone());
+        running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
+            skiff_scheduler::run(scheduler.clone(), seen.clone(), "host".into(), term)
+        }));
+        let candidacy = candidate(informers.client(), "kube-controller-manager");
+        let controllers = skiff_controllers::Config { service_lb: true, selection };
+        running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
+            skiff_controllers::run(controllers.clone(), None, "the CA".into(), informers.clone(), term)
+        }));
 
         let client = client("admin", &["system:masters"]);
         let plane = ControlPlane { client, server, store, running, shutdown, _folder: folder };

@@ -44,8 +44,9 @@ pub(super) fn idle(tools: &Tools, book: &mut Book) -> Result<()> {
     let both = Both::up(tools, &WHOLE)?;
     warm(tools, &both)?;
     std::thread::sleep(SETTLE);
-    book.case("no pods, 20 s a turn", "pss_mib");
-    book.alternate(tools, &both.sides(), TURN, |_, _| words("idle --seconds 20"));
+    // Long enough for what is written once a minute.
+    book.case("no pods, 60 s a turn", "pss_mib");
+    book.alternate(tools, &both.sides(), TURN, |_, _| words("idle --seconds 60"));
     both.down()
 }
 

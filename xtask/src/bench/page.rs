@@ -21,8 +21,9 @@ fn about(name: Name) -> (&'static str, &'static str) {
              A client asks from the first moment; the pod is made as soon as the API takes it.",
         ),
         Name::Idle => (
-            "Memory and CPU of everything, with nothing to do",
-            "A whole cluster on either side, 30 s after a pod has come and gone. Upstream: etcd, kube-apiserver, \
+            "Memory, CPU and wear of everything, with nothing to do",
+            "A whole cluster on either side, 30 s after a pod has come and gone. What is written is what the processes dirtied of \
+             files on disks, scaled to a day. Upstream: etcd, kube-apiserver, \
              kube-controller-manager, kube-scheduler, containerd, kubelet, kube-proxy and CoreDNS.",
         ),
         Name::ApiCreate => (
@@ -157,6 +158,7 @@ fn label(figure: &str) -> String {
         "mib_each" => return "PSS of each, MiB".into(),
         "percent_of_a_core" => return "CPU, % of a core".into(),
         "answer_mb" => return "answer, MB".into(),
+        "written_mb_a_day" => return "written to the disk, MB a day".into(),
         _ => {}
     }
     match figure.rsplit_once('_') {

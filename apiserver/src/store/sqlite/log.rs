@@ -8,16 +8,19 @@ use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
+use super::held::{HeldRow, HeldSnapshot};
+use super::reserve;
 use crate::store::{Batch, Event, Integrity, KeyValue, Range, Ranged, Revision, StoreError};
 
-const SCHEMA_VERSION: i64 = 2;
+const SCHEMA_VERSION: i64 = 3;
 /// Files up to this size are checked whole when they are opened; it takes some 20 ms.
 const CHECK_BELOW_BYTES: u64 = 16 << 20;
 /// How long a statement waits for another connection.
 pub(super) const BUSY_WAIT: Duration = Duration::from_secs(5);
 
 /// `prev_revision` is the change that a row supersedes, 0 for none: compaction follows it. `expires_ms` is
-/// milliseconds since the epoch. `checksum` is of key and value; rows from before version 2 have none.
+/// milliseconds since the epoch. `checksum` is of key and value; rows from before version 2 have none. Since version 3 `meta`
+/// has what `reserve.rs` keeps there: an earlier program would give out revisions that are taken.
 const SCHEMA: &str = "
 CREATE TABLE IF NOT EXISTS kv (
     revision        INTEGER PRIMARY KEY,
@@ -135,12 +138,14 @@ pub(super) fn compacted(connection: &Connection) -> rusqlite::Result<Revision> {
         .query_row([], |r| r.get::<_, Revision>(0))
 }
 
-/// The newest revision. A compacted tombstone may have been the last row, so the mark counts too.
+/// The newest revision that is logged. A compacted tombstone may have been the last row, and a crash may have lost some, so
+/// these marks count too.
 pub(super) fn newest(connection: &Connection) -> rusqlite::Result<Revision> {
     connection
         .prepare_cached(
             "SELECT max(coalesce((SELECT max(revision) FROM kv), 1),
-                        (SELECT value FROM meta WHERE name = 'compacted'))",
+                        (SELECT value FROM meta WHERE name = 'compacted'),
+                        coalesce((SELECT value FROM meta WHERE name = 'lost_until'), 0))",
         )?
         .query_row([], |r| r.get::<_, Revision>(0))
 }
@@ -220,13 +225,24 @@ const RANGE: &str = concat!(
      ORDER BY kv.key LIMIT ?4"
 );
 
-pub(super) fn range(connection: &Connection, range: &Range) -> Result<Ranged, ReadError> {
-    let newest = newest(connection)?;
+/// Refuses what is compacted and what a crash may have lost.
+fn check_readable(connection: &Connection, revision: Revision) -> Result<(), ReadError> {
     let compacted = compacted(connection)?;
-    let revision = range.revision.unwrap_or(newest);
     if revision < compacted {
         return Err(ReadError::Refused(StoreError::Compacted { requested: revision, compacted }));
     }
+    reserve::lost(connection)?.refuse(revision).map_err(ReadError::Refused)
+}
+
+/// With what was `held` before the connection began to read.
+pub(super) fn range(
+    connection: &Connection,
+    range: &Range,
+    held: &HeldSnapshot,
+) -> Result<Ranged, ReadError> {
+    let newest = newest(connection)?.max(held.revision);
+    let revision = range.revision.unwrap_or(newest);
+    check_readable(connection, revision)?;
     if revision > newest {
         return Err(ReadError::Refused(StoreError::Future { requested: revision, current: newest }));
     }
@@ -242,6 +258,15 @@ pub(super) fn range(connection: &Connection, range: &Range) -> Result<Ranged, Re
     let mut items = rows.collect::<rusqlite::Result<Vec<_>>>()?;
     let more = items.len() > limit;
     items.truncate(limit);
+    for item in &mut items {
+        // A row that is held is of a key that is logged.
+        if let Some((key, row)) = held.rows.get_key_value(&item.key)
+            && row.mod_revision > item.mod_revision
+            && row.mod_revision <= revision
+        {
+            *item = row.key_value(key);
+        }
+    }
     Ok(Ranged { revision, items, more })
 }
 
@@ -264,19 +289,17 @@ pub(super) fn damaged(connection: &Connection) -> rusqlite::Result<Vec<String>> 
     Ok(found)
 }
 
-/// The changes after `after`, at most `limit`. The batch reaches to the newest revision, or to its last event
-/// if there is more.
+/// The changes after `after`, at most `limit`, with what was `held` before the connection began to read. The batch reaches
+/// to the newest revision, or to its last event if there is more.
 pub(super) fn events(
     connection: &Connection,
     prefix: &str,
     after: Revision,
     limit: usize,
+    held: &HeldSnapshot,
 ) -> Result<Batch, ReadError> {
-    let compacted = compacted(connection)?;
-    if after < compacted {
-        return Err(ReadError::Refused(StoreError::Compacted { requested: after, compacted }));
-    }
-    let newest = newest(connection)?;
+    check_readable(connection, after)?;
+    let logged = newest(connection)?;
     let mut statement = connection.prepare_cached(concat!(
         "SELECT ",
         columns!(),
@@ -294,10 +317,17 @@ pub(super) fn events(
             create_revision: kv.create_revision,
         })
     })?;
-    let events = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    let mut events = rows.collect::<rusqlite::Result<Vec<_>>>()?;
+    // What is not newer than the log was logged meanwhile, or superseded by what was.
+    let is_new = |row: &HeldRow| row.mod_revision > logged.max(after);
+    let mut newer: Vec<Event> =
+        held.rows.iter().filter(|(_, row)| is_new(row)).map(|(key, row)| row.event(key)).collect();
+    newer.sort_unstable_by_key(|event| event.mod_revision);
+    newer.truncate(limit.saturating_sub(events.len()));
+    events.append(&mut newer);
     let revision = match events.last() {
         Some(last) if events.len() == limit => last.mod_revision,
-        _ => newest.max(after),
+        _ => logged.max(held.revision).max(after),
     };
     Ok(Batch { revision, events })
 }
@@ -392,6 +422,22 @@ pub(super) fn compact_step(connection: &Connection, from: Revision, to: Revision
         .execute(params![from, to])?;
     connection.prepare_cached("UPDATE meta SET value = ?1 WHERE name = 'compacted'")?.execute(params![to])?;
     Ok(())
+}
+
+/// Whether a commit waits for the disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Commits {
+    Synced,
+    /// With the next one that waits. Until then a power cut may take it, and what came after it.
+    Unsynced,
+}
+
+pub(super) fn set_commits(connection: &Connection, commits: Commits) -> rusqlite::Result<()> {
+    let mode = match commits {
+        Commits::Synced => "FULL",
+        Commits::Unsynced => "NORMAL",
+    };
+    connection.pragma_update(None, "synchronous", mode)
 }
 
 /// Gives freed pages back to the file system, a bounded number at a time. Returns whether any are left.

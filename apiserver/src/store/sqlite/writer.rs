@@ -1,16 +1,19 @@
-//! The writer thread: takes all that waits, commits it in one transaction, then answers.
+//! The writer thread: takes all that waits, commits it in one transaction or holds it, then answers.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
-use super::log::{self, BUSY_WAIT, NewRow};
+use super::held::{Held, HeldRow};
+use super::log::{self, BUSY_WAIT, Commits, NewRow};
 use super::record;
-use crate::store::{Batch, Event, Expect, Integrity, Op, Revision, StoreError, Write, Written};
+use super::reserve::{self, RESERVED_REVISIONS};
+use crate::store::{Batch, Durability, Event, Expect, Integrity, Op, Revision, StoreError, Write, Written};
 
 /// How many writes share one transaction at most.
 const MAX_BATCH: usize = 512;
@@ -32,17 +35,30 @@ pub(super) enum Job {
     Compact(Revision, Answer<bool>),
     /// Deletes some of the keys that have expired; answers whether there may be more.
     Expire(Answer<bool>),
-    /// Folds the WAL into the database if it is due, and records the revision beside it.
+    /// Logs what is held, folds the WAL into the database if it is due, and records the revision beside it.
     Tend,
+    /// As if the disk under the database were full, or had room again.
+    #[cfg(test)]
+    Fill(bool),
+}
+
+/// What the writer shares with readers and watches.
+pub(super) struct Shared {
+    pub(super) live: broadcast::Sender<Arc<Batch>>,
+    pub(super) published: Arc<AtomicU64>,
+    pub(super) held: Arc<Held>,
 }
 
 pub(super) struct Writer {
     connection: Connection,
     path: PathBuf,
+    /// The newest that was given out.
     revision: Revision,
+    /// Up to this one revisions may be given to writes that are held.
+    reserved: Revision,
     queue: mpsc::Receiver<Job>,
-    live: broadcast::Sender<Arc<Batch>>,
-    published: Arc<AtomicU64>,
+    shared: Shared,
+    commits: Commits,
     /// All that expired up to this time is deleted.
     expired_to_ms: i64,
     folded: Instant,
@@ -54,12 +70,13 @@ impl Writer {
         path: PathBuf,
         revision: Revision,
         queue: mpsc::Receiver<Job>,
-        live: broadcast::Sender<Arc<Batch>>,
-        published: Arc<AtomicU64>,
-    ) -> Writer {
+        shared: Shared,
+    ) -> rusqlite::Result<Writer> {
         connection.set_prepared_statement_cache_capacity(32);
+        let reserved = reserve::reserved(&connection)?;
         let (expired_to_ms, folded) = (0, Instant::now());
-        Writer { connection, path, revision, queue, live, published, expired_to_ms, folded }
+        let commits = Commits::Synced;
+        Ok(Writer { connection, path, revision, reserved, queue, shared, commits, expired_to_ms, folded })
     }
 
     /// Runs until every sender of the queue is gone and the queue is empty.
@@ -86,18 +103,47 @@ impl Writer {
                 Some(Job::Expire(answer)) => {
                     let _ = answer.send(self.expire());
                 }
-                Some(Job::Tend) => {
-                    if self.folded.elapsed() >= FOLD_AFTER || wal_bytes(&self.path) > FOLD_ABOVE_BYTES {
-                        self.fold();
-                    }
-                    self.record();
+                Some(Job::Tend) => self.tend(),
+                #[cfg(test)]
+                Some(Job::Fill(is_full)) => {
+                    let pages = if is_full { 1 } else { u32::MAX - 1 };
+                    self.connection
+                        .query_row(&format!("PRAGMA max_page_count = {pages}"), [], |_| Ok(()))
+                        .expect("a limit");
                 }
                 Some(Job::Write(..)) | None => {}
             }
         }
         // A clean end leaves one file; after a kill the WAL is replayed instead.
+        self.give_back();
         self.fold();
         self.record();
+    }
+
+    fn tend(&mut self) {
+        if let Err(error) = self.transact(&[]) {
+            tracing::warn!(%error, "heartbeats of the last minute are not on the disk yet");
+        }
+        // The record goes with the fold: it is no finer than what a power cut may take of an older file system.
+        if self.folded.elapsed() >= FOLD_AFTER || wal_bytes(&self.path) > FOLD_ABOVE_BYTES {
+            self.fold();
+            self.record();
+        }
+    }
+
+    /// Logs what is held and gives back what was reserved, so that the next start goes on from the last revision.
+    fn give_back(&mut self) {
+        let given = self.transact(&[]).and_then(|_| {
+            let given = if self.reserved > self.revision {
+                reserve::reserve(&self.connection, self.revision)
+            } else {
+                Ok(())
+            };
+            given.map_err(|e| log::classify(&self.path, "give revisions back", e))
+        });
+        if let Err(error) = given {
+            tracing::warn!(%error, "the last heartbeats are not on the disk; clients read anew after the next start");
+        }
     }
 
     /// Moves what stands in the WAL into the database and empties it. A reader in the middle of something keeps it for
@@ -117,15 +163,27 @@ impl Writer {
         }
     }
 
+    /// Records what is logged, for what is held may be lost.
     fn record(&self) {
-        if let Err(error) = record::write(&self.path, self.revision) {
+        let logged = log::newest(&self.connection);
+        let recorded = logged.map_err(std::io::Error::other).and_then(|it| record::write(&self.path, it));
+        if let Err(error) = recorded {
             tracing::warn!(%error, "cannot record the revision of the store beside it");
         }
     }
 
     fn commit(&mut self, writes: Vec<(Write, Answer<Written>)>) {
         let (writes, answers): (Vec<_>, Vec<_>) = writes.into_iter().unzip();
-        match self.transact(&writes) {
+        let written = match self.hold(&writes, &[Durability::Soon]) {
+            Ok(Some(results)) => Ok(results),
+            Ok(None) => self.transact(&writes).or_else(|error| {
+                // A node may say that the disk is full while it is.
+                let held = self.hold(&writes, &[Durability::Soon, Durability::Preferably]);
+                held.ok().flatten().ok_or(error)
+            }),
+            Err(error) => Err(log::classify(&self.path, "look up what is written", error)),
+        };
+        match written {
             Ok(results) => {
                 for (answer, result) in answers.into_iter().zip(results) {
                     // The caller may have gone; its write stands.
@@ -140,49 +198,137 @@ impl Writer {
         }
     }
 
-    /// Applies all writes in one transaction, makes it durable and publishes it. All or none.
+    /// Takes writes without logging them, if each may be and there is room. `None` if they are to be logged; nothing has
+    /// happened then.
+    fn hold(&mut self, writes: &[Write], may_be: &[Durability]) -> rusqlite::Result<Option<Vec<Written>>> {
+        let is_reserved = self.revision + writes.len() as u64 <= self.reserved;
+        if !is_reserved || !self.shared.held.has_room() {
+            return Ok(None);
+        }
+        for write in writes {
+            let may_wait =
+                may_be.contains(&write.durability) && matches!(write.op, Op::Put { ttl: None, .. });
+            if !may_wait || self.standing(&write.key)?.is_none() {
+                return Ok(None);
+            }
+        }
+        let mut results = Vec::with_capacity(writes.len());
+        let mut events = Vec::with_capacity(writes.len());
+        for write in writes {
+            results.push(self.hold_one(write, &mut events)?);
+        }
+        self.publish(events);
+        Ok(Some(results))
+    }
+
+    fn hold_one(&mut self, write: &Write, events: &mut Vec<Event>) -> rusqlite::Result<Written> {
+        let Some(standing) = self.standing(&write.key)? else {
+            return Ok(Written::Mismatch { current: None });
+        };
+        let holds = match write.expect {
+            Expect::Any => true,
+            Expect::Absent => false,
+            Expect::ModRevision(expected) => standing.mod_revision == expected,
+        };
+        let held = &self.shared.held;
+        let value = match &write.op {
+            Op::Put { value, .. } if holds => value.clone(),
+            _ => {
+                let current = match held.get(&write.key) {
+                    Some(current) => Some(current),
+                    None => log::get(&self.connection, &write.key)?,
+                };
+                return Ok(Written::Mismatch { current });
+            }
+        };
+        self.revision += 1;
+        let row = HeldRow { value, mod_revision: self.revision, ..standing };
+        events.push(row.event(&write.key.as_str().into()));
+        held.put(&write.key, row);
+        Ok(Written::Done { revision: self.revision })
+    }
+
+    /// The revisions of a key that exists, held or logged.
+    fn standing(&self, key: &str) -> rusqlite::Result<Option<HeldRow>> {
+        if let Some(row) = self.shared.held.row(key) {
+            return Ok(Some(row));
+        }
+        let head = log::head(&self.connection, key)?.filter(|head| !head.deleted);
+        Ok(head.map(|head| HeldRow {
+            value: Bytes::new(),
+            create_revision: head.create_revision,
+            mod_revision: head.revision,
+            logged_revision: head.revision,
+        }))
+    }
+
+    /// Logs what is held, then applies all writes, in one transaction, makes it durable and publishes it. All or none.
     fn transact(&mut self, writes: &[Write]) -> Result<Vec<Written>, StoreError> {
+        if writes.is_empty() && self.shared.held.is_empty() {
+            return Ok(Vec::new());
+        }
         let mut revision = self.revision;
+        let mut reserved = self.reserved;
         let mut events = Vec::with_capacity(writes.len());
         let outcome = (|| {
+            self.set_commits(Commits::Synced)?;
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let now_ms = now_ms();
+            log_held(&transaction, &self.shared.held)?;
             let results = writes
                 .iter()
                 .map(|write| apply(&transaction, write, &mut revision, now_ms, &mut events))
                 .collect::<rusqlite::Result<Vec<_>>>()?;
+            let wants_more = writes.iter().any(|write| write.durability == Durability::Soon);
+            if wants_more && reserved < revision + RESERVED_REVISIONS / 2 {
+                reserved = revision + RESERVED_REVISIONS;
+                reserve::reserve(&transaction, reserved)?;
+            }
             transaction.commit()?;
             Ok(results)
         })();
         match outcome {
             Ok(results) => {
+                self.shared.held.clear();
                 self.revision = revision;
+                self.reserved = reserved;
                 self.expired_to_ms = self.expired_to_ms.min(before_first_expiry_ms(writes));
                 self.publish(events);
                 Ok(results)
             }
             Err(error) => {
                 // A commit that failed may still stand: never give its revisions out again.
-                if let Ok(newest) = log::newest(&self.connection) {
-                    self.revision = self.revision.max(newest);
+                if let Ok(logged) = log::newest(&self.connection) {
+                    self.revision = self.revision.max(logged);
+                    self.shared.held.forget_if_logged(logged);
                 }
                 Err(log::classify(&self.path, "commit", error))
             }
         }
     }
 
+    fn set_commits(&mut self, commits: Commits) -> rusqlite::Result<()> {
+        if self.commits != commits {
+            log::set_commits(&self.connection, commits)?;
+            self.commits = commits;
+        }
+        Ok(())
+    }
+
     fn publish(&self, events: Vec<Event>) {
         if events.is_empty() {
             return;
         }
-        self.published.store(self.revision, Ordering::Release);
+        self.shared.published.store(self.revision, Ordering::Release);
         // No receiver is no watch.
-        let _ = self.live.send(Arc::new(Batch { revision: self.revision, events }));
+        let _ = self.shared.live.send(Arc::new(Batch { revision: self.revision, events }));
     }
 
     fn compact(&mut self, target: Revision) -> Result<bool, StoreError> {
         let failed = |path: &PathBuf, e| log::classify(path, "compact", e);
-        let target = target.min(self.revision);
+        // What is held supersedes rows that are compacted once it is logged.
+        let logged = log::newest(&self.connection).map_err(|e| failed(&self.path, e))?;
+        let target = target.min(logged);
         let from = log::compacted(&self.connection).map_err(|e| failed(&self.path, e))?;
         if from >= target {
             return log::release_pages(&self.connection, VACUUM_PAGES)
@@ -190,6 +336,8 @@ impl Writer {
                 .map_err(|e| failed(&self.path, e));
         }
         let to = target.min(from + COMPACT_REVISIONS);
+        // Nothing is lost with a step that is lost: it is taken again.
+        self.set_commits(Commits::Unsynced).map_err(|e| failed(&self.path, e))?;
         let step = (|| {
             let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             log::compact_step(&transaction, from, to)?;
@@ -267,6 +415,27 @@ fn apply(
         create_revision,
     });
     Ok(Written::Done { revision: *revision })
+}
+
+fn log_held(connection: &Connection, held: &Held) -> rusqlite::Result<()> {
+    if held.is_empty() {
+        return Ok(());
+    }
+    // A commit that failed may have stood, and may have been unreadable then.
+    let logged = log::newest(connection)?;
+    for (key, row) in held.rows().iter().filter(|(_, row)| row.mod_revision > logged) {
+        let row = NewRow {
+            revision: row.mod_revision,
+            key,
+            deleted: false,
+            create_revision: row.create_revision,
+            prev_revision: row.logged_revision,
+            expires_ms: None,
+            value: &row.value,
+        };
+        log::append(connection, &row)?;
+    }
+    Ok(())
 }
 
 fn expires_ms(ttl: Duration, now_ms: i64) -> i64 {

@@ -193,6 +193,21 @@ fn an_index_fails_by_itself_where_limits_are_per_index() {
 }
 
 #[test]
+fn the_back_off_of_an_index_ends_though_its_node_is_a_day_ahead() {
+    let spec = json!({"completions": 1, "parallelism": 1, "completionMode": "Indexed", "backoffLimitPerIndex": 5,
+        "backoffLimit": i32::MAX});
+    let job_ = job(spec, Value::Null);
+    let mut failed = serde_json::to_value(of_index("a", "Failed", 0)).unwrap();
+    failed["metadata"]["creationTimestamp"] = at(START_S).to_string().into();
+    failed["status"]["containerStatuses"] = json!([{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
+        "state": {"terminated": {"exitCode": 1, "finishedAt": at(START_S + 86_400).to_string()}}}]);
+    let pods: [Pod; 1] = [serde_json::from_value(failed).unwrap()];
+    let early = plan(&job_, &pods, Backoff::default(), at(START_S + 4));
+    assert_eq!((early.make.len(), early.again_s), (0, Some(6)));
+    assert_eq!(plan(&job_, &pods, Backoff::default(), at(START_S + 10)).make.len(), 1);
+}
+
+#[test]
 fn a_success_policy_ends_a_job_that_still_runs() {
     let spec = json!({"completions": 3, "parallelism": 3, "completionMode": "Indexed",
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]}});

@@ -1,0 +1,83 @@
+//! Scheduler and controllers of a server: which of them run, and while who else does not.
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::Api;
+use skiff_client::Candidate;
+
+use super::{Server, administrator, client, serving_names};
+use crate::node::{self, Parts};
+
+/// What of a server works as one, and takes turns with others by a Lease of its name.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Component {
+    Scheduler,
+    ControllerManager,
+}
+
+/// Of the cluster's range, each node gets a part this long.
+const NODE_PREFIX: u8 = 24;
+
+impl Server {
+    /// Scheduler and controllers, each for as long as it holds upstream's Lease.
+    pub(super) async fn start_control_plane(&self, parts: &mut Parts) -> Result<()> {
+        let identity = self.identity().await?;
+        if !self.args.disable.contains(&Component::Scheduler) {
+            self.start_scheduler(&identity, parts)?;
+        }
+        if !self.args.disable.contains(&Component::ControllerManager) && !self.args.controllers.is_empty() {
+            self.start_controllers(&identity, parts)?;
+        }
+        Ok(())
+    }
+
+    /// Who this server is among those that could do its work: one that comes back is the same, and no other has its store.
+    async fn identity(&self) -> Result<String> {
+        let namespaces: Api<Namespace> = Api::all(administrator(&self.api));
+        let system = namespaces.get("kube-system").await.context("looking at the namespace kube-system")?;
+        Ok(format!("{}_{}", self.node.name, system.metadata.uid.unwrap_or_default()))
+    }
+
+    fn start_scheduler(&self, identity: &str, parts: &mut Parts) -> Result<()> {
+        let client = client(&self.api, "system:kube-scheduler", &[]);
+        let candidate =
+            Candidate { client: client.clone(), name: "kube-scheduler", identity: identity.to_owned() };
+        let (seen, host, stop) = (self.informers.clone(), node::host_name()?, self.shutdown.clone());
+        parts.spawn(async move {
+            let run = |term| skiff_scheduler::run(client.clone(), seen.clone(), host.clone(), term);
+            skiff_client::lead(candidate, stop, run).await;
+            Ok("scheduler")
+        });
+        Ok(())
+    }
+
+    fn start_controllers(&self, identity: &str, parts: &mut Parts) -> Result<()> {
+        let Server { args, node, pki, .. } = self;
+        let config =
+            skiff_controllers::Config { service_lb: args.service_lb, selection: args.controllers.clone() };
+        let (reserved_names, _) = serving_names(args, node.ip)?;
+        let joining = skiff_controllers::Joining::new(skiff_controllers::JoiningOptions {
+            reached: self.reached.subscribe(),
+            ca_pem: &pki.ca_pem,
+            ca_key_pem: &pki.ca_key_pem,
+            reserved_names,
+            cluster_cidr: &args.cluster_cidr,
+            node_prefix: NODE_PREFIX,
+            service_cidr: Some(&args.service_cidr),
+        })
+        .context("preparing for nodes to join")?;
+        let (ca_pem, seen, stop) = (pki.ca_pem.clone(), self.informers.clone(), self.shutdown.clone());
+        let client = client(&self.api, "system:kube-controller-manager", &[]);
+        let candidate = Candidate { client, name: "kube-controller-manager", identity: identity.to_owned() };
+        parts.spawn(async move {
+            let run = |term| {
+                let (config, joining) = (config.clone(), joining.clone());
+                skiff_controllers::run(config, Some(joining), ca_pem.clone(), seen.clone(), term)
+            };
+            skiff_client::lead(candidate, stop, run).await;
+            Ok("controllers")
+        });
+        Ok(())
+    }
+}
