@@ -5,8 +5,10 @@ mod check;
 mod cluster;
 mod command;
 mod conformance;
+mod cross;
 mod differ;
 mod fixtures;
+mod guest;
 mod peers;
 mod setup;
 mod test;
@@ -20,7 +22,11 @@ use clap::Parser;
 #[command(name = "cargo xtask", about = "What a developer of Skiff runs")]
 enum Task {
     /// Formatting, lints, crate arrows, licences, banned crates
-    Check,
+    Check {
+        /// Only whether all of it compiles for ARM64
+        #[arg(long)]
+        arm64: bool,
+    },
     /// Install what is missing on this machine
     Setup,
     /// Build the images of the samples and tests, and serve them locally
@@ -46,11 +52,14 @@ enum Task {
     Differ(differ::Options),
     /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
     Bench(bench::Options),
+    /// Boot a Debian guest and judge a list of claims in it; writes docs/platforms.md
+    Guest(guest::Options),
 }
 
 fn main() -> Result<()> {
     match Task::parse() {
-        Task::Check => check::run(),
+        Task::Check { arm64: true } => cross::check(),
+        Task::Check { arm64: false } => check::run(),
         Task::Setup => setup::run(),
         Task::Fixtures { stop: true } => fixtures::stop(),
         Task::Fixtures { stop: false } => fixtures::run().map(drop),
@@ -61,6 +70,7 @@ fn main() -> Result<()> {
         Task::Codegen => test::codegen(),
         Task::Differ(options) => differ::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Guest(options) => guest::run(&options),
     }
 }
 
