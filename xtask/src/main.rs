@@ -5,7 +5,6 @@ mod check;
 mod cluster;
 mod command;
 mod conformance;
-mod cross;
 mod differ;
 mod fixtures;
 mod guest;
@@ -22,11 +21,7 @@ use clap::Parser;
 #[command(name = "cargo xtask", about = "What a developer of Skiff runs")]
 enum Task {
     /// Formatting, lints, crate arrows, licences, banned crates
-    Check {
-        /// Only whether all of it compiles for ARM64
-        #[arg(long)]
-        arm64: bool,
-    },
+    Check,
     /// Install what is missing on this machine
     Setup,
     /// Build the images of the samples and tests, and serve them locally
@@ -58,8 +53,7 @@ enum Task {
 
 fn main() -> Result<()> {
     match Task::parse() {
-        Task::Check { arm64: true } => cross::check(),
-        Task::Check { arm64: false } => check::run(),
+        Task::Check => check::run(),
         Task::Setup => setup::run(),
         Task::Fixtures { stop: true } => fixtures::stop(),
         Task::Fixtures { stop: false } => fixtures::run().map(drop),

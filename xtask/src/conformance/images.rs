@@ -14,7 +14,6 @@ use serde_json::{Value, json};
 
 use super::programs::Programs;
 use crate::command::output;
-use crate::fixtures::rootfs::Packages;
 use crate::fixtures::{Image, Served, archive, rootfs};
 
 /// What tests run inside the images; their libraries follow from their dependencies.
@@ -32,7 +31,7 @@ const GROUP: &str = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nusers:x:100:\nnogro
 pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
     let dir = programs.dir.join("images");
     let layer = |name: &str, fill: &dyn Fn(&Path) -> Result<()>| layer(&dir, name, fill);
-    let busybox = rootfs::busybox(&served.dir, &Packages::own())?;
+    let busybox = rootfs::busybox(&served.dir)?;
     let users = layer("users", &users)?;
     let shell = layer("shell", &|tree| shell(&dir, tree))?;
     let tools = layer("tools", &|tree| tools(&dir, tree))?;
@@ -56,7 +55,7 @@ pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
     }
     push(&[&busybox, &users, &shell], "busybox", "1.37.0-1", json!({"Cmd": ["sh"]}))?;
     push(&[&busybox, &users, &tools], "glibc-dns-testing", "2.0.0", json!({"Cmd": ["bash"]}))?;
-    let nginx = rootfs::nginx(&served.dir, &Packages::own())?;
+    let nginx = rootfs::nginx(&served.dir)?;
     let config = json!({
         "Entrypoint": ["/usr/sbin/nginx", "-g", "daemon off;"],
         "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGQUIT",

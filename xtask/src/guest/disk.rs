@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 use sha2::{Digest as _, Sha256};
 
-use super::Arch;
+use super::ARCHITECTURE;
 use crate::command::run;
 
 const RELEASE: &str = "bookworm";
@@ -47,7 +47,7 @@ pub(super) struct Disk {
 
 impl Disk {
     /// Makes the disk unless one of the same content is there.
-    pub(super) fn build(arch: Arch, dir: &Path) -> Result<Disk> {
+    pub(super) fn build(dir: &Path) -> Result<Disk> {
         let key = hex::encode(Sha256::digest(format!("{RELEASE} {PACKAGES} {FILES:?} {ENABLED:?}")));
         let dir = dir.join(&key[..12]);
         let disk =
@@ -61,7 +61,7 @@ impl Disk {
             remove_tree(&tree)?;
         }
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        install(arch, &tree)?;
+        install(&tree)?;
         configure(&tree)?;
         fs::copy(newest(&tree, "vmlinuz-")?, &disk.kernel).context("copying the guest's kernel")?;
         fs::copy(newest(&tree, "initrd.img-")?, &disk.initrd).context("copying the guest's first files")?;
@@ -81,11 +81,11 @@ fn remove_tree(tree: &Path) -> Result<()> {
     fs::remove_dir_all(tree).with_context(|| format!("removing {}", tree.display()))
 }
 
-fn install(arch: Arch, tree: &Path) -> Result<()> {
+fn install(tree: &Path) -> Result<()> {
     run(Command::new("mmdebstrap")
         .args(["--quiet", "--variant=minbase", "--format=directory"])
-        .arg(format!("--architectures={}", arch.debian()))
-        .arg(format!("--include={PACKAGES},linux-image-{}", arch.debian()))
+        .arg(format!("--architectures={ARCHITECTURE}"))
+        .arg(format!("--include={PACKAGES},linux-image-{ARCHITECTURE}"))
         .args(["--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=path-exclude=/usr/share/locale/*"])
         .arg(RELEASE)
         .arg(tree))

@@ -14,16 +14,13 @@ mod machine;
 mod page;
 mod share;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
 use crate::command::cache;
 use crate::{fixtures, setup};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// The processors of the guest
-    #[arg(long, default_value = "x86-64")]
-    arch: Arch,
     /// Boot this program instead of building one
     #[arg(long)]
     program: Option<std::path::PathBuf>,
@@ -32,45 +29,20 @@ pub(crate) struct Options {
     only: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Arch {
-    #[value(name = "x86-64")]
-    X86,
-    #[value(name = "arm64")]
-    Arm,
-}
-
-impl Arch {
-    fn name(self) -> &'static str {
-        match self {
-            Arch::X86 => "x86-64",
-            Arch::Arm => "arm64",
-        }
-    }
-
-    /// As Debian calls it.
-    fn debian(self) -> &'static str {
-        match self {
-            Arch::X86 => "amd64",
-            Arch::Arm => "arm64",
-        }
-    }
-
-    pub(crate) fn is_own(self) -> bool {
-        matches!(self, Arch::X86) == cfg!(target_arch = "x86_64")
-    }
-}
+/// The processors of the guest, as Debian calls them. For ARM64 neither a program nor images are built yet.
+const ARCHITECTURE: &str = "amd64";
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     setup::run()?;
-    setup::guest(options.arch)?;
+    ensure!(cfg!(target_arch = "x86_64"), "the guest is made for x86-64 machines only yet");
+    setup::guest()?;
     setup::kubectl()?;
-    let dir = cache()?.join("guest").join(options.arch.name());
-    let registry = fixtures::registry_for(options.arch.debian())?;
-    let disk = disk::Disk::build(options.arch, &dir)?;
-    let share = share::Share::fill(options, &dir, &registry)?;
-    machine::run(options.arch, &disk, &share, &dir)?;
-    let results = page::Results::read(&share, options.arch)?;
+    let dir = cache()?.join("guest").join(ARCHITECTURE);
+    fixtures::run()?;
+    let disk = disk::Disk::build(&dir)?;
+    let share = share::Share::fill(options, &dir)?;
+    machine::run(&disk, &share, &dir)?;
+    let results = page::Results::read(&share)?;
     results.print();
     if options.only.is_none() {
         results.record()?;

@@ -7,7 +7,6 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::Arch;
 use super::share::Share;
 use crate::command::{output, root};
 
@@ -21,7 +20,6 @@ pub(super) struct Claim {
 pub(super) struct Results {
     /// Such as `Linux 6.1.0-49-amd64, cgroup v2, systemd 252`.
     platform: String,
-    arch: Arch,
     claims: Vec<Claim>,
 }
 
@@ -35,7 +33,7 @@ fn claims(text: &str) -> Result<Vec<Claim>> {
 }
 
 impl Results {
-    pub(super) fn read(share: &Share, arch: Arch) -> Result<Results> {
+    pub(super) fn read(share: &Share) -> Result<Results> {
         let read = |name: &str| {
             let path = share.out().join(name);
             fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
@@ -47,7 +45,7 @@ impl Results {
             share.out().display()
         );
         ensure!(!claims.is_empty(), "the guest tried no claim");
-        Ok(Results { platform: read("platform")?.trim().to_owned(), arch, claims })
+        Ok(Results { platform: read("platform")?.trim().to_owned(), claims })
     }
 
     pub(super) fn n_failed(&self) -> usize {
@@ -64,8 +62,8 @@ impl Results {
     pub(super) fn record(&self) -> Result<()> {
         let dir = folder();
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let path = dir.join(format!("{}.txt", self.arch.name()));
-        let mut text = format!("{} on {}, Skiff {}\n", self.platform, self.arch.name(), commit()?);
+        let path = dir.join("x86-64.txt");
+        let mut text = format!("{} on x86-64, Skiff {}\n", self.platform, commit()?);
         for Claim { text: claim, held, figure } in &self.claims {
             writeln!(text, "{claim}\t{}\t{figure}", if *held { "held" } else { "failed" })?;
         }

@@ -6,9 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
-use super::{Arch, Options};
-use crate::command::{cargo, output, program, root, run};
-use crate::cross;
+use super::Options;
+use crate::command::{cache, cargo, output, program, root, run};
 
 pub(super) struct Share {
     pub(super) dir: PathBuf,
@@ -16,7 +15,7 @@ pub(super) struct Share {
 
 impl Share {
     /// `out` is empty afterwards.
-    pub(super) fn fill(options: &Options, dir: &Path, registry: &Path) -> Result<Share> {
+    pub(super) fn fill(options: &Options, dir: &Path) -> Result<Share> {
         let share = Share { dir: dir.join("share") };
         if share.dir.exists() {
             fs::remove_dir_all(&share.dir).context("emptying what the guest is given")?;
@@ -24,15 +23,15 @@ impl Share {
         fs::create_dir_all(share.out()).context("making a folder for what the guest says")?;
         let skiff = match &options.program {
             Some(path) => path.clone(),
-            None => built(options.arch)?,
+            None => built()?,
         };
-        for (from, to) in [(skiff, "skiff"), (kubectl(options.arch, dir)?, "kubectl")] {
+        for (from, to) in [(skiff, "skiff"), (kubectl()?, "kubectl")] {
             fs::copy(&from, share.dir.join(to)).with_context(|| format!("copying {}", from.display()))?;
         }
         for folder in ["systemd", "samples", "tests/guest"] {
             copy_tree(&root().join(folder), &share.dir)?;
         }
-        copy_tree(registry, &share.dir)?;
+        copy_tree(&cache()?.join("fixtures/registry"), &share.dir)?;
         fs::write(share.dir.join("only"), options.only.as_deref().unwrap_or_default())?;
         Ok(share)
     }
@@ -47,22 +46,12 @@ fn copy_tree(from: &Path, into: &Path) -> Result<()> {
 }
 
 /// The optimised program: an emulated processor has nothing to spare.
-fn built(arch: Arch) -> Result<PathBuf> {
-    if !arch.is_own() {
-        return cross::build();
-    }
+fn built() -> Result<PathBuf> {
     run(cargo().args(["build", "--release", "-p", "skiff"]))?;
     program("release")
 }
 
-fn kubectl(arch: Arch, dir: &Path) -> Result<PathBuf> {
-    if !arch.is_own() {
-        let built = dir.join("kubectl");
-        if !built.exists() {
-            cross::kubectl(&built)?;
-        }
-        return Ok(built);
-    }
+fn kubectl() -> Result<PathBuf> {
     let found = output(Command::new("sh").args(["-c", "readlink -f \"$(command -v kubectl)\""]))?;
     Ok(found.trim().into())
 }
