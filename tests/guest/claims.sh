@@ -188,7 +188,7 @@ readonly() {
         fail "a cluster started"
     fi
     skiff down --name ro >&2 || true
-    grep 'read-only' <<<"$said" | tail -n 1
+    grep -i 'read-only file system' <<<"$said" | tail -n 1
 }
 
 namespace() {
