@@ -9,8 +9,20 @@ pub enum Error {
     InvalidPath { path: String },
     #[error("no control groups at {root}: mount cgroup2 there, or the cgroup v1 controllers below it")]
     NotMounted { root: PathBuf },
-    #[error("cgroup v1 controllers missing below {root}: {missing}; enable them on the kernel command line")]
+    #[error(
+        "control group controllers missing at {root}: {missing}; put cgroup_enable=memory cgroup_memory=1 on the kernel command \
+         line and boot again, or have this container given them"
+    )]
     MissingControllers { root: PathBuf, missing: String },
+    #[error(
+        "the control groups at {root} cannot be written; mount them read-write, in a container by running it privileged"
+    )]
+    NotWritable { root: PathBuf, source: io::Error },
+    #[error(
+        "processes stay in the root of this cgroup namespace, {root}: {pids:?}; nobody can hand controllers down from there \
+         before they are in a group below"
+    )]
+    BusyRoot { root: PathBuf, pids: Vec<u32> },
     #[error("create cgroup {path}")]
     Create { path: PathBuf, source: io::Error },
     #[error("write {value:?} to {file}")]

@@ -35,6 +35,10 @@ pub enum Freeze {
 pub trait Backend: Send + Sync + std::fmt::Debug + 'static {
     /// Which of them it is.
     fn version(&self) -> Version;
+    /// Fails if no group can be made.
+    fn require_writable(&self) -> Result<(), Error>;
+    /// Sees to it that the root can hand its controllers down.
+    fn make_room(&self) -> Result<(), Error>;
     /// Makes the group and those above it where they are missing.
     fn create(&self, path: &GroupPath) -> Result<(), Error>;
     /// Makes a group for threads of processes that are in the group above.
@@ -74,7 +78,7 @@ impl Cgroups {
     /// Finds the hierarchies below `root`: v2 if `root` itself is one, else v1's mounts.
     pub fn at(root: &Path) -> Result<Cgroups, Error> {
         if root.join("cgroup.controllers").exists() {
-            return Ok(Cgroups { backend: Arc::new(v2::V2::new(root)) });
+            return Ok(Cgroups { backend: Arc::new(v2::V2::detect(root)?) });
         }
         Ok(Cgroups { backend: Arc::new(v1::V1::detect(root)?) })
     }
@@ -82,6 +86,19 @@ impl Cgroups {
     /// Which hierarchy this is.
     pub fn version(&self) -> Version {
         self.backend.version()
+    }
+
+    /// Fails if groups cannot be made here at all, as on a tree that is mounted read-only.
+    pub fn require_writable(&self) -> Result<(), Error> {
+        self.backend.require_writable()
+    }
+
+    /// What has to be done once, before a node makes its first group. In a cgroup namespace of its own, as in a privileged
+    /// container, the root is a group like any other: while it has processes it hands no controllers down. They move to a child,
+    /// `init`, as with k3s and kind.
+    pub fn prepare(&self) -> Result<(), Error> {
+        self.require_writable()?;
+        self.backend.make_room()
     }
 
     /// The group at `path`, which may not exist yet.

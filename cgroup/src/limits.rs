@@ -9,6 +9,8 @@ pub struct Limits {
     pub cpu_period_us: Option<u64>,
     /// Bytes of memory; negative for no limit.
     pub memory_bytes: Option<i64>,
+    /// Bytes of swap, on v2 only, where swap is not counted as memory; negative for no limit.
+    pub swap_bytes: Option<i64>,
     /// The number of processes and threads; negative for no limit.
     pub pids: Option<i64>,
 }

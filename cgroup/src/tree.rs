@@ -55,6 +55,11 @@ pub(crate) fn keyed(text: &str, key: &str) -> u64 {
         .unwrap_or_default()
 }
 
+pub(crate) fn require_writable(directory: &Path) -> Result<(), Error> {
+    let asked = rustix::fs::access(directory, rustix::fs::Access::WRITE_OK);
+    asked.map_err(|err| Error::NotWritable { root: directory.to_owned(), source: err.into() })
+}
+
 pub(crate) fn create(directory: &Path) -> Result<(), Error> {
     match fs::create_dir(directory) {
         Err(source) if source.kind() != io::ErrorKind::AlreadyExists => {

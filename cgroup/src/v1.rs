@@ -100,6 +100,15 @@ impl Backend for V1 {
         Version::V1
     }
 
+    fn require_writable(&self) -> Result<(), Error> {
+        self.mounts_used().into_iter().try_for_each(|mount| tree::require_writable(mount))
+    }
+
+    fn make_room(&self) -> Result<(), Error> {
+        // Every group of v1 may have processes and children both.
+        Ok(())
+    }
+
     fn create(&self, path: &GroupPath) -> Result<(), Error> {
         for mount in self.mounts_used() {
             for prefix in path.prefixes() {

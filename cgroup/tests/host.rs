@@ -80,6 +80,36 @@ fn a_thread_moves_without_its_process() {
     .unwrap();
 }
 
+/// A file system of the test's own, unmounted at the end.
+struct Mounted(tempfile::TempDir);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        run("umount", &[], self.0.path());
+    }
+}
+
+fn run(program: &str, args: &[&str], on: &std::path::Path) {
+    assert!(Command::new(program).args(args).arg(on).status().unwrap().success());
+}
+
+#[test]
+fn a_tree_that_is_mounted_read_only_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    run("mount", &["-t", "tmpfs", "skiff-test"], directory.path());
+    let mounted = Mounted(directory);
+    let root = mounted.0.path();
+    std::fs::write(root.join("cgroup.controllers"), "cpu memory pids\n").unwrap();
+    let cgroups = Cgroups::at(root).unwrap();
+    cgroups.prepare().unwrap();
+    run("mount", &["-o", "remount,ro"], root);
+    for refused in [cgroups.require_writable(), cgroups.prepare()] {
+        let refused = refused.unwrap_err();
+        let source = std::error::Error::source(&refused).unwrap().to_string();
+        assert!(source.contains("Read-only file system"), "{refused}: {source}");
+    }
+}
+
 #[test]
 fn removing_what_is_gone_succeeds() {
     let group = Cgroups::detect().unwrap().group("skiff-test-none/none").unwrap();

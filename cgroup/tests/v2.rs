@@ -51,9 +51,14 @@ fn limits_are_written_as_v2_spells_them() {
         cpu_quota_us: Some(50_000),
         cpu_period_us: None,
         memory_bytes: Some(1 << 20),
+        swap_bytes: Some(0),
         pids: Some(-1),
     };
     cgroups.create(PATH, &limits).unwrap();
+    // Without swap in the kernel there is no such file.
+    fs::write(root.path().join(PATH).join("memory.swap.max"), "max\n").unwrap();
+    cgroups.create(PATH, &limits).unwrap();
+    assert_eq!(read(root.path(), "memory.swap.max"), "0ax\n");
     assert!(read(root.path(), "cpu.weight").starts_with("100"));
     assert_eq!(read(root.path(), "cpu.max"), "50000 100000");
     assert!(read(root.path(), "memory.max").starts_with("1048576"));
@@ -69,6 +74,31 @@ fn controllers_are_handed_down_from_the_root_to_the_parent() {
         assert_eq!(handed, "+cpuset +cpu +io +memory +pids", "{group:?}");
     }
     assert_eq!(read(root.path(), "cgroup.subtree_control"), "");
+}
+
+#[test]
+fn a_kernel_without_the_memory_controller_is_refused_with_the_words_for_its_command_line() {
+    let root = tempfile::tempdir().unwrap();
+    fake(root.path(), "");
+    fs::write(root.path().join("cgroup.controllers"), "cpuset cpu io pids\n").unwrap();
+    let refused = Cgroups::at(root.path()).unwrap_err().to_string();
+    assert!(refused.contains(": memory;") && refused.contains("cgroup_enable=memory"), "{refused}");
+}
+
+#[test]
+fn the_processes_of_a_namespaces_root_move_to_a_child_and_those_of_the_kernels_root_stay() {
+    let (root, cgroups) = tree();
+    fs::write(root.path().join("cgroup.procs"), "0\n3\n").unwrap();
+    fake(root.path(), "init");
+    fs::remove_file(root.path().join("cgroup.type")).unwrap();
+    cgroups.prepare().unwrap();
+    let moved = || fs::read_to_string(root.path().join("init/cgroup.procs")).unwrap();
+    assert_eq!(moved(), "");
+    fs::write(root.path().join("cgroup.type"), "domain\n").unwrap();
+    // Plain files: what is moved stays too, and that is said instead of waiting for it.
+    let refused = cgroups.prepare().unwrap_err().to_string();
+    assert_eq!(moved(), "3");
+    assert!(refused.contains("[3]"), "{refused}");
 }
 
 #[test]

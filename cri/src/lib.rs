@@ -17,6 +17,6 @@ mod stream;
 pub use container::{
     ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState, Sandbox, Usage,
 };
-pub use error::{Code, CriError};
+pub use error::{Code, CriError, whole};
 pub use service::{ContainerEvent, Cri};
 pub use stream::{ExecSession, TerminalSize};

@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use skiff_cri::{Code, CriError};
+use skiff_cri::{Code, CriError, whole};
 
 /// What can go wrong with a Linux container.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,25 @@ impl From<Error> for CriError {
             Error::NoBinary { .. } => Code::Unavailable,
             _ => Code::Unknown,
         };
-        CriError::new(code, err.to_string())
+        CriError::new(code, whole(&err))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_answered_about_a_control_group_reaches_the_event() {
+        let source = io::Error::from_raw_os_error(30);
+        let write = skiff_cgroup::Error::Write { file: "/g/cpu.max".into(), value: "1".to_owned(), source };
+        let told = CriError::from(Error::Cgroup(write)).message;
+        assert_eq!(told, "write \"1\" to /g/cpu.max: Read-only file system (os error 30)");
+    }
+
+    #[test]
+    fn a_cause_that_an_error_tells_itself_is_not_told_again() {
+        let error = Error::io("create", Path::new("/x"))(io::Error::from_raw_os_error(30));
+        assert_eq!(CriError::from(error).message, "create /x: Read-only file system (os error 30)");
     }
 }

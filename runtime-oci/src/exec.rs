@@ -141,7 +141,7 @@ async fn attend(
                 Ok(Some(_)) => continue,
                 // The container has ended, and its shim with it: so has the process.
                 Ok(None) => Ok(137),
-                Err(err) => Err(CriError::unknown(err)),
+                Err(err) => Err(CriError::of(err)),
             },
             size = sizes.recv(), if may_resize => match (size, &terminal) {
                 (Some(size), Some(terminal)) => {

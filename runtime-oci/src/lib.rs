@@ -28,6 +28,7 @@
 //! Where to read on: [`spec`] decides what a container gets (no IO), [`bundle`] makes it, [`shim`] supervises,
 //! [`runtime`] ties them together.
 
+mod apparmor;
 mod bundle;
 mod client;
 mod config;

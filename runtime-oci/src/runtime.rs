@@ -37,7 +37,7 @@ use crate::protocol::{Answer, Exit, MAX_MESSAGE_BYTES, Request, ShimConfig};
 use crate::record::{Record, StartError, now_ns, write_json};
 use crate::runc::{self, RuncVersion};
 use crate::spec::{self, PidNamespace};
-use crate::{Error, OciConfig, exec};
+use crate::{Error, OciConfig, apparmor, exec};
 
 /// For the OCI runtime to start a container: what the kubelet gives a runtime.
 const START_TIME: Duration = Duration::from_secs(120);
@@ -99,7 +99,8 @@ impl OciRuntime {
         let private = std::os::unix::fs::PermissionsExt::from_mode(0o700);
         std::fs::set_permissions(&config.state_dir, private)
             .map_err(Error::io("protect", &config.state_dir))?;
-        let host = Host::detect(config.cgroups.version());
+        let mut host = Host::detect(config.cgroups.version());
+        host.has_default_profile = host.has_apparmor && apparmor::load().await;
         let (events, _) = broadcast::channel(N_EVENTS);
         let runtime = OciRuntime { config, host, containers: RwLock::default(), events };
         // There from the start: a shim that could not make it would stay where it was started.

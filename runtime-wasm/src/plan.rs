@@ -72,8 +72,13 @@ pub(crate) fn spec(
         netns: create.sandbox.netns.clone(),
         pod_cgroup: create.sandbox.cgroup.clone(),
         resources: resources.map(self::resources).unwrap_or_default(),
+        pod_memory_bytes: pod_memory_bytes(&create.sandbox),
         log_path: create.log_path.clone(),
     })
+}
+
+fn pod_memory_bytes(sandbox: &Sandbox) -> Option<u64> {
+    resources(sandbox.config.linux.as_ref()?.resources.as_ref()?).memory_bytes
 }
 
 /// 0 means "not set" in CRI, except that no memory limit is asked for by it too.
@@ -139,7 +144,9 @@ mod tests {
     use std::sync::Arc;
 
     use skiff_cri::ImageRef;
-    use skiff_cri::v1::{ContainerMetadata, KeyValue, Mount, PodSandboxConfig, PodSandboxMetadata};
+    use skiff_cri::v1::{
+        ContainerMetadata, KeyValue, LinuxPodSandboxConfig, Mount, PodSandboxConfig, PodSandboxMetadata,
+    };
 
     use super::*;
 
@@ -192,6 +199,16 @@ mod tests {
             };
             assert_eq!(plan(config, &image).unwrap().args, strings(want));
         }
+    }
+
+    #[test]
+    fn a_pods_own_memory_limit_goes_with_each_of_its_containers() {
+        let mut sandbox = sandbox("default");
+        assert_eq!(pod_memory_bytes(&sandbox), None);
+        let resources = LinuxContainerResources { memory_limit_in_bytes: 64 << 20, ..Default::default() };
+        let linux = LinuxPodSandboxConfig { resources: Some(resources), ..Default::default() };
+        sandbox.config.linux = Some(linux);
+        assert_eq!(pod_memory_bytes(&sandbox), Some(64 << 20));
     }
 
     #[test]

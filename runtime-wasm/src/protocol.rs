@@ -70,8 +70,9 @@ impl Failure {
         Failure { kind, message: message.into() }
     }
 
-    pub(crate) fn host(message: impl std::fmt::Display) -> Failure {
-        Failure::new(FailureKind::Host, message.to_string())
+    /// With all causes: it ends in a pod's event.
+    pub(crate) fn host(error: impl std::error::Error) -> Failure {
+        Failure::new(FailureKind::Host, skiff_cri::whole(&error))
     }
 
     pub(crate) fn invalid(message: impl std::fmt::Display) -> Failure {

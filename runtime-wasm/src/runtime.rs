@@ -128,8 +128,8 @@ impl WasmRuntime {
     }
 
     fn record(&self, id: &str) -> Result<Record, CriError> {
-        match self.records.load(id).map_err(CriError::unknown)? {
-            Some(record) => self.hosts.settle(record).map_err(CriError::unknown),
+        match self.records.load(id).map_err(CriError::of)? {
+            Some(record) => self.hosts.settle(record).map_err(CriError::of),
             None => Err(CriError::not_found("container", id)),
         }
     }
@@ -215,7 +215,7 @@ impl ContainerRuntime for WasmRuntime {
         let host = plan::host_name(&container.sandbox, &container.handler, &self.compatibility);
         let id = spec.id.clone();
         // A record of that name whose host is gone would be taken for the new container's.
-        if let Some(record) = self.records.load(&id).map_err(CriError::unknown)?
+        if let Some(record) = self.records.load(&id).map_err(CriError::of)?
             && !record.process.is_alive()
         {
             return Err(CriError::new(Code::AlreadyExists, format!("container {id:?} exists already")));
@@ -268,12 +268,12 @@ impl ContainerRuntime for WasmRuntime {
                 other => return other.map(drop),
             }
         }
-        let group = self.cgroups.group(&record.cgroup).map_err(CriError::unknown)?;
+        let group = self.cgroups.group(&record.cgroup).map_err(CriError::of)?;
         if group.exists() {
             let removed = tokio::task::spawn_blocking(move || group.remove()).await;
-            removed.map_err(CriError::unknown)?.map_err(CriError::unknown)?;
+            removed.map_err(CriError::of)?.map_err(CriError::of)?;
         }
-        self.records.remove(id).map_err(CriError::unknown)
+        self.records.remove(id).map_err(CriError::of)
     }
 
     async fn status(&self, id: &str) -> Result<RuntimeContainer, CriError> {
@@ -281,10 +281,10 @@ impl ContainerRuntime for WasmRuntime {
     }
 
     async fn list(&self) -> Result<Vec<RuntimeContainer>, CriError> {
-        let records = self.records.all().map_err(CriError::unknown)?;
+        let records = self.records.all().map_err(CriError::of)?;
         let settled = records.into_iter().map(|record| self.hosts.settle(record));
         let containers: Result<_, _> = settled.map(|record| record.map(|record| record.container)).collect();
-        containers.map_err(CriError::unknown)
+        containers.map_err(CriError::of)
     }
 
     async fn usage(&self, id: &str) -> Result<Usage, CriError> {

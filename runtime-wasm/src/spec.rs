@@ -23,6 +23,9 @@ pub(crate) struct ContainerSpec {
     /// The pod's cgroup, relative to the hierarchies' roots.
     pub(crate) pod_cgroup: String,
     pub(crate) resources: Resources,
+    /// What the pod's Wasm containers may have together.
+    #[serde(default)]
+    pub(crate) pod_memory_bytes: Option<u64>,
     pub(crate) log_path: Option<PathBuf>,
     /// Where a `wasi:http` component is served.
     pub(crate) http_port: u16,

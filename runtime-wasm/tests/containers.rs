@@ -38,8 +38,9 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 21] = tests![
+    let tests: [(&str, fn()); 22] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
+        the_group_of_a_container_goes_with_its_end,
         a_runaway_guest_is_stopped_within_its_grace,
         a_guest_past_its_memory_limit_is_oom_killed,
         a_trap_is_an_error_that_names_the_trap,
@@ -99,6 +100,16 @@ async fn a_commands_exit_code_output_arguments_and_environment_are_kept() {
     node.run("zero", &guests::exit(0), Options::default()).await;
     let ended = node.wait_exit("zero").await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (0, "Completed"));
+    node.end().await;
+}
+
+async fn the_group_of_a_container_goes_with_its_end() {
+    let node = Node::new().await;
+    node.run("c", &guests::endless_loop(), Options::default()).await;
+    assert!(node.has_group("c"));
+    node.runtime.stop("c", Duration::ZERO).await.unwrap();
+    assert!(!node.has_group("c"));
+    assert_eq!(node.runtime.usage("c").await.unwrap().cpu_usage_ns, 0);
     node.end().await;
 }
 

@@ -74,7 +74,7 @@ impl NodeRuntime {
     /// Opens the runtime over its directories. Sandboxes that a crash left half made are removed; those of an earlier
     /// boot, or that lack something, are no longer ready; what belongs to none is removed.
     pub async fn open(config: RuntimeConfig) -> Result<Arc<NodeRuntime>, CriError> {
-        let cgroups = Cgroups::detect().map_err(CriError::unknown)?;
+        let cgroups = Cgroups::detect().map_err(CriError::of)?;
         let boot_id =
             keep::boot_id().map_err(|e| CriError::unknown(format!("cannot tell this boot: {e}")))?;
         let runtime = NodeRuntime {

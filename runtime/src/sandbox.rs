@@ -142,7 +142,7 @@ impl Sandboxes {
         let limits = resources.map(limits).unwrap_or_default();
         match self.cgroups.create(&sandbox.cgroup, &limits) {
             Ok(_) => Ok(()),
-            Err(error) => Err(CriError::unknown(format!("failed to create the pod's cgroup: {error}"))),
+            Err(error) => Err(CriError::caused("failed to create the pod's cgroup", &error)),
         }
     }
 
@@ -175,7 +175,7 @@ impl Sandboxes {
 
     /// Makes the control group of a sandbox that stands, if it is not there.
     pub(crate) fn keep_cgroup(&self, sandbox: &Sandbox) -> Result<(), CriError> {
-        match self.cgroups.group(&sandbox.cgroup).map_err(CriError::unknown)?.exists() {
+        match self.cgroups.group(&sandbox.cgroup).map_err(CriError::of)?.exists() {
             true => Ok(()),
             false => self.make_cgroup(sandbox),
         }
@@ -238,9 +238,9 @@ impl Sandboxes {
     ) -> Result<(), CriError> {
         let sandbox = self.describe(id, config);
         if last_of_pod {
-            let group = self.cgroups.group(&sandbox.cgroup).map_err(CriError::unknown)?;
+            let group = self.cgroups.group(&sandbox.cgroup).map_err(CriError::of)?;
             if group.exists() {
-                group.kill().and_then(|()| group.remove()).map_err(CriError::unknown)?;
+                group.kill().and_then(|()| group.remove()).map_err(CriError::of)?;
             }
         }
         self.remove_files(id)
@@ -319,6 +319,6 @@ fn limits(resources: &LinuxContainerResources) -> Limits {
         cpu_quota_us: positive(resources.cpu_quota),
         cpu_period_us: positive(resources.cpu_period).and_then(|v| u64::try_from(v).ok()),
         memory_bytes: positive(resources.memory_limit_in_bytes),
-        pids: None,
+        ..Limits::default()
     }
 }

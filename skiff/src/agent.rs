@@ -96,6 +96,7 @@ const MAX_RENEW_REST: Duration = Duration::from_secs(3600);
 pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     memory::prepare();
     open_files::raise()?;
+    node::prepare_cgroups()?;
     let name = node::node_name(&args.node)?;
     let directory = args.node.layout.agent();
     for directory in [&directory, &args.node.layout.run_dir] {

@@ -23,13 +23,7 @@ fn host_ports(ports: &[PortForward]) -> Vec<HostPort> {
 }
 
 fn failed(what: &str, error: &dyn std::error::Error) -> CriError {
-    let mut message = format!("failed to {what}: {error}");
-    let mut source = error.source();
-    while let Some(cause) = source {
-        message.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    CriError::unknown(message)
+    CriError::caused(&format!("failed to {what}"), error)
 }
 
 #[async_trait]

@@ -19,6 +19,7 @@ struct Need {
 /// Prints a line a need; answers whether the host can run Skiff.
 pub(crate) fn run(layout: &Layout) -> bool {
     let mut needs = needs();
+    needs.extend(apparmor());
     needs.extend(database(layout));
     for need in &needs {
         match &need.found {
@@ -40,12 +41,24 @@ fn needs() -> Vec<Need> {
         Need { required: false, ..need("runc version", recent_runc(), "install runc 1.2.8, 1.3.3 or newer") },
         need("nft", version("nft", &["--version"]), "apt-get install nftables"),
         need("ip", version("ip", &["-Version"]), "apt-get install iproute2"),
-        need("overlayfs", filesystem("overlay"), "load the kernel module: modprobe overlay"),
-        need("cgroups", cgroups(), "mount the cgroup hierarchies; systemd does it at boot"),
-        need("cgroup: memory", controller("memory"), "boot with cgroup_enable=memory"),
+        need("overlayfs", overlay(), "install a kernel that has it, or its modules"),
+        need("cgroups", cgroups(), "mount the cgroup hierarchies read-write; systemd does it at boot"),
+        need(
+            "cgroup: memory",
+            controller("memory"),
+            "put cgroup_enable=memory cgroup_memory=1 on the kernel command line and boot again",
+        ),
         need("cgroup: cpu", controller("cpu"), "enable CONFIG_CGROUP_SCHED in the kernel"),
         need("cgroup: pids", controller("pids"), "enable CONFIG_CGROUP_PIDS in the kernel"),
     ]
+}
+
+/// What loads the profile of containers, where there is such a thing.
+fn apparmor() -> Option<Need> {
+    let enabled = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    let found = || version("apparmor_parser", &["--version"]);
+    let fix = "apt-get install apparmor; without it AppArmor confines no container";
+    (enabled.trim() == "Y").then(|| Need { what: "apparmor", found: found(), fix, required: false })
 }
 
 /// Whether every value in the database of a server that does not run is what was written. None where there is no server.
@@ -96,14 +109,31 @@ fn recent_runc() -> Result<String, String> {
     if recent { Ok(number.to_owned()) } else { Err(format!("{number} has known ways out of a container")) }
 }
 
-fn filesystem(name: &str) -> Result<String, String> {
+fn overlay() -> Result<String, String> {
     let known = std::fs::read_to_string("/proc/filesystems").map_err(|e| e.to_string())?;
-    let found = known.lines().any(|line| line.split_whitespace().last() == Some(name));
-    if found { Ok("yes".into()) } else { Err(format!("the kernel does not know {name}")) }
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let modules = Path::new("/lib/modules").join(release.trim());
+    filesystem("overlay", &known, &modules)
+}
+
+/// A file system that the kernel knows, or one that is a module: the first mount loads it.
+fn filesystem(name: &str, known: &str, modules: &Path) -> Result<String, String> {
+    if known.lines().any(|line| line.split_whitespace().last() == Some(name)) {
+        return Ok("yes".into());
+    }
+    // A line of either begins with the path of a module, which may be compressed.
+    let listed = ["modules.dep", "modules.builtin"].map(|list| std::fs::read_to_string(modules.join(list)));
+    let module = format!("/{name}.ko");
+    match listed.iter().flatten().flat_map(|text| text.lines()).any(|line| line.contains(&module)) {
+        true => Ok("a module, which the first mount loads".into()),
+        false => Err(format!("the kernel does not know {name}")),
+    }
 }
 
 fn cgroups() -> Result<String, String> {
-    skiff_cgroup::Cgroups::detect().map(|c| format!("{:?}", c.version())).map_err(|e| e.to_string())
+    let found = skiff_cgroup::Cgroups::detect()
+        .and_then(|cgroups| cgroups.require_writable().map(|()| format!("{:?}", cgroups.version())));
+    found.map_err(|error| skiff_cri::whole(&error))
 }
 
 fn controller(name: &str) -> Result<String, String> {
@@ -113,5 +143,20 @@ fn controller(name: &str) -> Result<String, String> {
         Ok("yes".into())
     } else {
         Err("not available".into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_module_that_loads_itself_is_not_missing() {
+        let modules = tempfile::tempdir().unwrap();
+        let has = |known: &str| filesystem("overlay", known, modules.path());
+        has("nodev\ttmpfs\n").unwrap_err();
+        has("nodev\ttmpfs\nnodev\toverlay\n").unwrap();
+        std::fs::write(modules.path().join("modules.dep"), "kernel/fs/overlayfs/overlay.ko.xz:\n").unwrap();
+        has("nodev\ttmpfs\n").unwrap();
     }
 }

@@ -638,6 +638,12 @@ async fn release_addresses(runtime: &NodeRuntime, network: &Network) -> Result<(
     Ok(())
 }
 
+/// Sees to it that groups can be made, before anything else is: without them every pod would fail instead.
+pub(crate) fn prepare_cgroups() -> Result<()> {
+    let prepared = skiff_cgroup::Cgroups::detect().and_then(|cgroups| cgroups.prepare());
+    prepared.context("this machine's control groups are not fit for pods; `skiff check` says what it lacks")
+}
+
 /// Two nodes of one machine would share a range of addresses, and the second end the first's pods.
 pub(crate) fn require_name(layout: &Layout, name: &str) -> Result<()> {
     let last = read_record(layout)?.and_then(|record| record.node);

@@ -108,6 +108,7 @@ struct Node {
 pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     memory::prepare();
     open_files::raise()?;
+    node::prepare_cgroups()?;
     let name = node::node_name(&args.node)?;
     for directory in [&args.node.layout.data_dir, &args.node.layout.run_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;

@@ -7,6 +7,7 @@ mod command;
 mod conformance;
 mod differ;
 mod fixtures;
+mod guest;
 mod peers;
 mod setup;
 mod test;
@@ -46,6 +47,8 @@ enum Task {
     Differ(differ::Options),
     /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
     Bench(bench::Options),
+    /// Boot a Debian guest and judge a list of claims in it; writes docs/platforms.md
+    Guest(guest::Options),
 }
 
 fn main() -> Result<()> {
@@ -61,6 +64,7 @@ fn main() -> Result<()> {
         Task::Codegen => test::codegen(),
         Task::Differ(options) => differ::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Guest(options) => guest::run(&options),
     }
 }
 

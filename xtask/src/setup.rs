@@ -22,8 +22,23 @@ const PROGRAMS: [(&str, &str); 9] = [
 const LEAST_ROOM_PERCENT: u64 = 5;
 
 pub(crate) fn run() -> Result<()> {
+    packages(&PROGRAMS)?;
+    targets()
+}
+
+/// What a guest is made with and runs in.
+pub(crate) fn guest() -> Result<()> {
+    packages(&[
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("mmdebstrap", "mmdebstrap"),
+        ("mke2fs", "e2fsprogs"),
+    ])
+}
+
+/// Installs those whose program is not there.
+fn packages(programs: &[(&str, &str)]) -> Result<()> {
     let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(name, _)| !on_path(name)).map(|(_, package)| *package).collect();
+        programs.iter().filter(|(name, _)| !on_path(name)).map(|(_, package)| *package).collect();
     if !missing.is_empty() {
         ensure!(on_path("apt-get"), "missing: {}; setup knows Debian and Ubuntu only", missing.join(" "));
         eprintln!("installing {}", missing.join(" "));
@@ -35,7 +50,7 @@ pub(crate) fn run() -> Result<()> {
         install(apt().arg("update"))?;
         install(apt().args(["install", "-y", "--no-install-recommends"]).args(&missing))?;
     }
-    targets()
+    Ok(())
 }
 
 /// A node whose disk is nearly full takes no pods: that is to be said before anything waits for them.

@@ -129,13 +129,14 @@ fn pod_summary(api: &Api, pod: &(String, String, String), stats: &[ContainerStat
     let core_ns = sum(stats, |s| s.cpu.as_ref()?.usage_core_nano_seconds.as_ref().map(|v| v.value));
     let nano_cores = sum(stats, |s| s.cpu.as_ref()?.usage_nano_cores.as_ref().map(|v| v.value));
     let working_set = sum(stats, |s| s.memory.as_ref()?.working_set_bytes.as_ref().map(|v| v.value));
+    let rss = sum(stats, |s| s.memory.as_ref()?.rss_bytes.as_ref().map(|v| v.value));
     let usage = sum(stats, |s| s.memory.as_ref()?.usage_bytes.as_ref().map(|v| v.value));
     json!({
         "podRef": { "name": name, "namespace": namespace, "uid": uid },
         "startTime": started,
         "containers": containers,
         "cpu": { "time": now, "usageNanoCores": nano_cores, "usageCoreNanoSeconds": core_ns },
-        "memory": { "time": now, "usageBytes": usage, "workingSetBytes": working_set },
+        "memory": { "time": now, "usageBytes": usage, "workingSetBytes": working_set, "rssBytes": rss },
     })
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Mount;
+use skiff_cgroup::Version;
 use skiff_cri::v1::{LinuxContainerSecurityContext, MountPropagation, NamespaceMode};
 
 use super::Input;
@@ -70,7 +71,18 @@ fn defaults(input: &Input<'_>, security: &LinuxContainerSecurityContext) -> Vec<
         mounts.push(at("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]));
     }
     mounts.push(at("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", access]));
-    mounts.push(at("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access]));
+    mounts.push(if security.privileged && input.host.cgroup_version == Version::V2 {
+        // In the host's own cgroup namespace a new mount of cgroup2 would set the options of the one that there is, the host's:
+        // without these its `nsdelegate` and `memory_recursiveprot` were gone. A bind has them.
+        at(
+            "/sys/fs/cgroup",
+            "bind",
+            "/sys/fs/cgroup",
+            &["bind", "nosuid", "noexec", "nodev", "relatime", access],
+        )
+    } else {
+        at("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", access])
+    });
     mounts.push(made(PathBuf::from("/dev/shm"), "bind", &shm, &["rbind", "nosuid", "noexec", "nodev", "rw"]));
     mounts
 }

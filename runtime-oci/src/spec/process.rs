@@ -7,6 +7,7 @@ use skiff_cri::ExecProcess;
 use skiff_cri::v1::{LinuxContainerSecurityContext, security_profile::ProfileType};
 
 use super::{Input, OpenFiles, capabilities};
+use crate::apparmor::DEFAULT_PROFILE;
 
 const DEFAULT_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -128,14 +129,14 @@ fn oom_score_adj(input: &Input<'_>) -> Option<i32> {
 }
 
 fn apparmor(input: &Input<'_>, security: &LinuxContainerSecurityContext) -> Result<Option<String>, String> {
-    match security.apparmor.as_ref() {
-        Some(profile) if profile.profile_type() == ProfileType::Localhost => {
-            if !input.host.has_apparmor {
-                return Err("apparmor is not supported".to_owned());
-            }
-            Ok(Some(profile.localhost_ref.clone()))
+    let asked = security.apparmor.as_ref();
+    // Upstream's runtimes take what is not said for the default.
+    match asked.map_or(ProfileType::RuntimeDefault, |profile| profile.profile_type()) {
+        ProfileType::Localhost if !input.host.has_apparmor => Err("apparmor is not supported".to_owned()),
+        ProfileType::Localhost => Ok(asked.map(|profile| profile.localhost_ref.clone())),
+        ProfileType::RuntimeDefault if input.host.has_default_profile && !security.privileged => {
+            Ok(Some(DEFAULT_PROFILE.to_owned()))
         }
-        // There is no profile of Skiff's own to be the default.
-        _ => Ok(None),
+        ProfileType::RuntimeDefault | ProfileType::Unconfined => Ok(None),
     }
 }

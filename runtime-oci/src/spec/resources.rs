@@ -58,11 +58,12 @@ pub fn resources(asked: &LinuxContainerResources, host: &Host) -> LinuxResources
     resources.set_devices(None);
     resources.set_cpu(Some(cpu));
     resources.set_memory(Some(memory));
-    if host.has_hugetlb && !asked.hugepage_limits.is_empty() {
-        let limits = asked.hugepage_limits.iter().map(|asked| {
+    if !host.huge_pages.is_empty() {
+        let limits = host.huge_pages.iter().map(|size| {
+            let asked = asked.hugepage_limits.iter().find(|asked| asked.page_size == *size);
             let mut limit = LinuxHugepageLimit::default();
-            limit.set_page_size(asked.page_size.clone());
-            limit.set_limit(i64::try_from(asked.limit).unwrap_or(i64::MAX));
+            limit.set_page_size(size.clone());
+            limit.set_limit(asked.map_or(0, |asked| i64::try_from(asked.limit).unwrap_or(i64::MAX)));
             limit
         });
         resources.set_hugepage_limits(Some(limits.collect()));

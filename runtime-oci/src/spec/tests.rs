@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use skiff_cri::v1::{
-    Capability, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount, NamespaceOption,
-    SecurityProfile,
+    Capability, HugepageLimit, Int64Value, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
+    NamespaceOption, SecurityProfile,
 };
 
 use super::*;
@@ -16,10 +16,11 @@ fn host() -> Host {
         capabilities: (1 << 41) - 1,
         oom_score_adj: 0,
         has_apparmor: false,
+        has_default_profile: false,
         has_mqueue: true,
         has_swap_accounting: true,
         has_swap_limit: false,
-        has_hugetlb: false,
+        huge_pages: Vec::new(),
     }
 }
 
@@ -250,7 +251,10 @@ fn on_cgroup_v2_a_container_does_not_swap_unasked_and_ends_as_a_whole() {
     };
     let none = LinuxContainerResources::default;
     assert_eq!(unified(none(), &v2), json!({ "memory.oom.group": "1", "memory.swap.max": "0" }));
-    assert_eq!(unified(none(), &Host { has_swap_limit: false, ..v2 }), json!({ "memory.oom.group": "1" }));
+    assert_eq!(
+        unified(none(), &Host { has_swap_limit: false, ..v2.clone() }),
+        json!({ "memory.oom.group": "1" })
+    );
     let swaps = LinuxContainerResources {
         memory_limit_in_bytes: 64 << 20,
         memory_swap_limit_in_bytes: 96 << 20,
@@ -286,6 +290,63 @@ fn resources_are_those_that_were_asked_for() {
     let unprivileged = Host { capabilities: 0, oom_score_adj: 100, ..host() };
     let spec = built_on(&config, &image(), &unprivileged).unwrap();
     assert_eq!(spec["process"]["oomScoreAdj"], 100, "never lower than one's own");
+}
+
+#[test]
+fn no_huge_pages_but_those_that_were_asked_for() {
+    let host = Host { huge_pages: vec!["2MB".to_owned(), "1GB".to_owned()], ..host() };
+    let asked = HugepageLimit { page_size: "2MB".to_owned(), limit: 4 << 20 };
+    let asked = LinuxContainerResources { hugepage_limits: vec![asked], ..Default::default() };
+    let limits = |asked: &LinuxContainerResources| {
+        serde_json::to_value(resources(asked, &host)).unwrap()["hugepageLimits"].clone()
+    };
+    assert_eq!(
+        limits(&LinuxContainerResources::default()),
+        json!([{"pageSize": "2MB", "limit": 0}, {"pageSize": "1GB", "limit": 0}])
+    );
+    assert_eq!(
+        limits(&asked),
+        json!([{"pageSize": "2MB", "limit": 4 << 20}, {"pageSize": "1GB", "limit": 0}])
+    );
+}
+
+#[test]
+fn a_privileged_container_on_cgroup_v2_gets_the_hosts_mount_with_its_options() {
+    let mount_of = |privileged| {
+        let config = with_security(|security| security.privileged = privileged);
+        let v2 = Host { cgroup_version: Version::V2, ..host() };
+        let spec = built_on(&config, &image(), &v2).unwrap();
+        let mounts = spec["mounts"].as_array().unwrap().clone();
+        mounts.into_iter().find(|mount| mount["destination"] == "/sys/fs/cgroup").unwrap()
+    };
+    let mount = mount_of(true);
+    assert_eq!((&mount["type"], &mount["source"]), (&json!("bind"), &json!("/sys/fs/cgroup")));
+    assert!(mount["options"].as_array().unwrap().contains(&json!("bind")));
+    // It has a cgroup namespace of its own, in which a mount sets nothing of the host's.
+    assert_eq!(mount_of(false)["type"], "cgroup");
+}
+
+#[test]
+fn where_there_is_apparmor_a_container_is_confined_unless_it_asks_not_to_be() {
+    let with = Host { has_apparmor: true, has_default_profile: true, ..host() };
+    let without = Host { has_apparmor: true, ..host() };
+    let profile = |kind: Option<ProfileType>, privileged: bool, host: &Host| {
+        let config = with_security(|security| {
+            security.privileged = privileged;
+            security.apparmor = kind.map(|kind| {
+                let mut profile = SecurityProfile { localhost_ref: "mine".to_owned(), ..Default::default() };
+                profile.set_profile_type(kind);
+                profile
+            });
+        });
+        built_on(&config, &image(), host).unwrap()["process"]["apparmorProfile"].clone()
+    };
+    assert_eq!(profile(None, false, &with), "skiff-default");
+    assert_eq!(profile(Some(ProfileType::RuntimeDefault), false, &with), "skiff-default");
+    assert_eq!(profile(Some(ProfileType::RuntimeDefault), false, &without), Value::Null);
+    assert_eq!(profile(Some(ProfileType::RuntimeDefault), true, &with), Value::Null);
+    assert_eq!(profile(Some(ProfileType::Unconfined), false, &with), Value::Null);
+    assert_eq!(profile(Some(ProfileType::Localhost), false, &with), "mine");
 }
 
 #[test]

@@ -14,7 +14,11 @@ const ELEMENT_BYTES: usize = size_of::<usize>();
 struct LimitReached;
 
 /// Bytes that a container's instances hold and may hold.
+///
+/// Those of one pod may have a budget together, [`Budget::in_pod`]. Who asks for more than that has is ended, as the kernel ends
+/// who asks for a page that its pod's group may not have.
 pub(crate) struct Budget {
+    pod: Option<Arc<Budget>>,
     limit: AtomicUsize,
     used: AtomicUsize,
     exceeded: AtomicBool,
@@ -23,7 +27,12 @@ pub(crate) struct Budget {
 
 impl Budget {
     pub(crate) fn new(limit: u64) -> Arc<Budget> {
+        Budget::in_pod(limit, None)
+    }
+
+    pub(crate) fn in_pod(limit: u64, pod: Option<Arc<Budget>>) -> Arc<Budget> {
         let budget = Budget {
+            pod,
             limit: AtomicUsize::new(0),
             used: AtomicUsize::new(0),
             exceeded: AtomicBool::new(false),
@@ -54,20 +63,33 @@ impl Budget {
     }
 
     fn take(&self, bytes: usize) -> Result<(), LimitReached> {
+        if self.try_take(bytes) {
+            return Ok(());
+        }
+        self.exceeded.store(true, Ordering::Relaxed);
+        self.exceeding.notify_waiters();
+        Err(LimitReached)
+    }
+
+    /// All or nothing, here and in the pod.
+    fn try_take(&self, bytes: usize) -> bool {
         let limit = self.limit.load(Ordering::Relaxed);
         let grow = |used: usize| used.checked_add(bytes).filter(|new| *new <= limit);
-        match self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow) {
-            Ok(_) => Ok(()),
-            Err(_) => {
-                self.exceeded.store(true, Ordering::Relaxed);
-                self.exceeding.notify_waiters();
-                Err(LimitReached)
-            }
+        if self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, grow).is_err() {
+            return false;
         }
+        let is_given = self.pod.as_ref().is_none_or(|pod| pod.try_take(bytes));
+        if !is_given {
+            self.used.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        is_given
     }
 
     fn give_back(&self, bytes: usize) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
+        if let Some(pod) = &self.pod {
+            pod.give_back(bytes);
+        }
     }
 }
 
@@ -159,6 +181,19 @@ mod tests {
         assert!(!budget.is_exceeded());
         second.memory_growing(100, 101, None).unwrap_err();
         assert!(budget.is_exceeded());
+    }
+
+    #[test]
+    fn containers_of_a_pod_have_no_more_together_than_it_may_have() {
+        let pod = Budget::new(100);
+        let (first, second) = (Budget::in_pod(80, Some(pod.clone())), Budget::in_pod(80, Some(pod.clone())));
+        let (mut of_first, mut of_second) = (Share::of(&first), Share::of(&second));
+        assert!(of_first.memory_growing(0, 60, None).unwrap());
+        of_second.memory_growing(0, 60, None).unwrap_err();
+        assert!(second.is_exceeded() && !first.is_exceeded());
+        assert_eq!((second.used(), pod.used()), (0, 60));
+        drop(of_first);
+        assert_eq!(pod.used(), 0);
     }
 
     #[test]

@@ -39,7 +39,7 @@ use std::time::Duration;
 use nix::unistd::{ForkResult, fork, setsid};
 use rustix::process::{DumpableBehavior, Resource, Rlimit, setrlimit};
 use rustix::thread::CapabilitySet;
-use skiff_cgroup::Cgroups;
+use skiff_cgroup::{Cgroups, Limits};
 use skiff_cri::keep::{self, Keep};
 
 use self::seccomp::Filter;
@@ -175,6 +175,8 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
     let cgroups = Cgroups::detect()?;
     let group = cgroups.group(&args.cgroup)?;
     group.adopt_this_process()?;
+    // As a Linux container: no guest asks for swap.
+    group.set(&Limits { swap_bytes: Some(0), ..Limits::default() })?;
     container::drop_capabilities(HOST_CAPABILITIES)
         .map_err(|err| process("drop capabilities")(err.into()))?;
     seccomp::install(Filter::Host).map_err(process("restrict system calls"))?;
@@ -204,6 +206,7 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
         group,
         containers: Default::default(),
         guests: Default::default(),
+        pods: Default::default(),
         events: server::events(),
         n_busy: AtomicUsize::new(0),
         changed: tokio::sync::Notify::new(),

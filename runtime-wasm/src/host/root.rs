@@ -171,6 +171,7 @@ mod tests {
             files,
             netns: None,
             pod_cgroup: "pod".into(),
+            pod_memory_bytes: None,
             resources: Resources::default(),
             log_path: None,
             http_port: 80,

@@ -45,6 +45,8 @@ pub(crate) struct Host {
     pub(crate) containers: Mutex<HashMap<String, Arc<Container>>>,
     /// Loaded modules by digest, for as long as a container has them.
     pub(crate) guests: Mutex<HashMap<String, Weak<Guest>>>,
+    /// What pods with a limit of their own have together, by sandbox.
+    pub(crate) pods: Mutex<HashMap<String, Weak<Budget>>>,
     pub(crate) events: broadcast::Sender<Event>,
     /// Connections with a request under way.
     pub(crate) n_busy: AtomicUsize,
@@ -156,9 +158,10 @@ impl Host {
             return Err(Failure::new(FailureKind::AlreadyExists, message));
         }
         let guest = self.guest(&spec.module)?;
-        let budget = Budget::new(spec.resources.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES));
-        let log = ContainerLog::open(spec.log_path.clone())
-            .map_err(|err| Failure::host(format!("open the log {:?}: {err}", spec.log_path)))?;
+        let budget = self.budget(&spec);
+        let log = ContainerLog::open(spec.log_path.clone()).map_err(|err| {
+            Failure::new(FailureKind::Host, format!("open the log {:?}: {err}", spec.log_path))
+        })?;
         let cgroup = self.cgroup(&spec).map_err(Failure::host)?;
         let record = Record {
             container: RuntimeContainer {
@@ -195,6 +198,20 @@ impl Host {
         let id = container.spec.id.clone();
         self.containers.lock().insert(id, Arc::new(container));
         Ok(())
+    }
+
+    /// With that of its pod, which lives for as long as a container of the pod does.
+    fn budget(&self, spec: &ContainerSpec) -> Arc<Budget> {
+        let pod = spec.pod_memory_bytes.map(|limit| {
+            let mut pods = self.pods.lock();
+            pods.retain(|_, budget| budget.strong_count() > 0);
+            pods.get(&spec.sandbox_id).and_then(Weak::upgrade).unwrap_or_else(|| {
+                let budget = Budget::new(limit);
+                pods.insert(spec.sandbox_id.clone(), Arc::downgrade(&budget));
+                budget
+            })
+        });
+        Budget::in_pod(spec.resources.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES), pod)
     }
 
     fn guest(&self, module: &str) -> Result<Arc<Guest>, Failure> {
@@ -269,7 +286,7 @@ impl Host {
                 Ok(())
             }
             Err(err) => {
-                self.ended(&container, Ended::not_started(err.to_string()));
+                self.ended(&container, Ended::not_started(skiff_cri::whole(&err)));
                 Err(Failure::host(err))
             }
         }
@@ -286,6 +303,10 @@ impl Host {
             record.clone()
         };
         self.records.store(&record).unwrap_or_else(|err| tracing::warn!(%err, "container exited"));
+        // Its threads have left. Should one be late, the group goes with the container.
+        if let Err(err) = container.cgroup.remove() {
+            tracing::warn!(error = skiff_cri::whole(&err), "the group of a container that ended stays");
+        }
         container.exited.send_replace(true);
         self.announce(container);
         self.changed.notify_one();
@@ -346,8 +367,13 @@ impl Host {
         let container = self.find(id)?;
         let used = u64::try_from(container.budget.used()).unwrap_or(u64::MAX);
         let running = container.record.lock().container.state == RuntimeState::Running;
+        let cpu_ns = match container.cgroup.usage() {
+            // It went with the container's end.
+            Err(err) if err.is_not_found() => 0,
+            other => other.map_err(Failure::host)?.cpu_ns,
+        };
         Ok(Reply::Usage {
-            cpu_ns: container.cgroup.usage().map_err(Failure::host)?.cpu_ns,
+            cpu_ns,
             memory_bytes: if running { used.saturating_add(OVERHEAD_BYTES) } else { 0 },
         })
     }

@@ -136,6 +136,15 @@ impl Node {
         skiff_cgroup::Cgroups::detect().unwrap().group(&parent).unwrap().children().unwrap().len()
     }
 
+    /// Whether a container has a group: in its pod's, on cgroup v2 in its host's.
+    pub fn has_group(&self, id: &str) -> bool {
+        let group = |path: &str| skiff_cgroup::Cgroups::detect().unwrap().group(path).unwrap();
+        let hosts = group(&format!("{}/wasm", self.cgroup));
+        let hosts = hosts.children().unwrap().into_iter().map(|name| hosts.child(&name).unwrap());
+        let parents = hosts.chain([group(&format!("{}/pod", self.cgroup))]);
+        parents.into_iter().any(|parent| parent.child(id).unwrap().exists())
+    }
+
     /// What the group above all hosts weighs, and after it each host's; on cgroup v1.
     pub fn host_shares(&self) -> Vec<String> {
         let parent = PathBuf::from(format!("/sys/fs/cgroup/cpu/{}/wasm", self.cgroup));
