@@ -40,7 +40,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn only_the_first_look_is_at_the_wall_clock() {
-        let at = |seconds| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
+        let at = |seconds: i64| Timestamp::from_second(1_800_000_000 + seconds).unwrap();
         let passed = Since::heard(at(0), at(7), Instant::now());
         let future = Since::heard(at(3600), at(0), Instant::now());
         tokio::time::advance(Duration::from_secs(5)).await;
