@@ -73,7 +73,7 @@ impl Cluster {
         let user = UserInfo::new("system:kube-controller-manager", &[]);
         let client = Client::new(server.service_for(user), "default");
         let informers = Informers::new(client, shutdown.clone());
-        let config = crate::Config { service_lb: false };
+        let config = crate::Config { service_lb: false, selection: Default::default() };
         let controllers = crate::run(config, Some(joining), ca_pem.clone(), informers, shutdown.clone());
         let controllers = tokio::spawn(controllers);
         Cluster { server, shutdown, controllers, reached, ca_pem, _folder: folder }
