@@ -61,8 +61,9 @@ mod tests {
                 let Ok(Some(lock)) = take(&path) else { continue };
                 assert!(!is_held.swap(true, Ordering::SeqCst), "two hold it");
                 n_holders.fetch_add(1, Ordering::SeqCst);
-                fs::remove_file(&path).unwrap();
+                // Who removes the file has let go of the name already.
                 is_held.store(false, Ordering::SeqCst);
+                fs::remove_file(&path).unwrap();
                 drop(lock);
             }
         };
