@@ -212,13 +212,12 @@ impl Writer {
                 return Ok(None);
             }
         }
-        let mut results = Vec::with_capacity(writes.len());
         let mut events = Vec::with_capacity(writes.len());
-        for write in writes {
-            results.push(self.hold_one(write, &mut events)?);
-        }
+        let results: rusqlite::Result<Vec<Written>> =
+            writes.iter().map(|write| self.hold_one(write, &mut events)).collect();
+        // Those before one that failed are held all the same.
         self.publish(events);
-        Ok(Some(results))
+        results.map(Some)
     }
 
     fn hold_one(&mut self, write: &Write, events: &mut Vec<Event>) -> rusqlite::Result<Written> {

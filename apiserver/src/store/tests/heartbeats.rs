@@ -193,6 +193,13 @@ async fn a_durable_write_takes_the_heartbeats_before_it_along() {
     assert_eq!(pod.mod_revision, durable);
 }
 
+async fn rows_once_closed(store: SqliteStore, folder: &Path) -> u32 {
+    store.close().await;
+    drop(store);
+    let connection = rusqlite::Connection::open(folder.join("state.db")).expect("opens");
+    connection.query_row("SELECT count(*) FROM kv", [], |row| row.get(0)).expect("counts")
+}
+
 #[tokio::test]
 async fn heartbeats_are_on_the_disk_after_a_look_at_them() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -205,11 +212,7 @@ async fn heartbeats_are_on_the_disk_after_a_look_at_them() {
     assert_eq!(value(&open(killed.path())).await, "two");
     // What each of them superseded goes with compaction, be it held or logged.
     store.compact(last).await.expect("compacts");
-    store.close().await;
-    drop(store);
-    let connection = rusqlite::Connection::open(folder.path().join("state.db")).expect("opens");
-    let n_rows: u32 = connection.query_row("SELECT count(*) FROM kv", [], |row| row.get(0)).expect("counts");
-    assert_eq!(n_rows, 1);
+    assert_eq!(rows_once_closed(store, folder.path()).await, 1);
 }
 
 #[tokio::test]
@@ -222,11 +225,7 @@ async fn a_compaction_before_heartbeats_are_logged_leaves_no_row_behind() {
     store.tend().await.expect("tends");
     let last = store.revision().await.expect("revision");
     store.compact(last).await.expect("compacts");
-    store.close().await;
-    drop(store);
-    let connection = rusqlite::Connection::open(folder.path().join("state.db")).expect("opens");
-    let n_rows: u32 = connection.query_row("SELECT count(*) FROM kv", [], |row| row.get(0)).expect("counts");
-    assert_eq!(n_rows, 1);
+    assert_eq!(rows_once_closed(store, folder.path()).await, 1);
 }
 
 #[tokio::test]
