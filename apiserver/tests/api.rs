@@ -12,6 +12,9 @@ mod lists;
 #[path = "api/access.rs"]
 mod access;
 
+#[path = "api/rbac.rs"]
+mod rbac;
+
 #[path = "api/discovery.rs"]
 mod discovery;
 

@@ -5,6 +5,7 @@ use clap::ValueEnum;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use skiff_client::Candidate;
+use skiff_controllers::Credentials;
 
 use super::{Server, administrator, client, serving_names};
 use crate::node::{self, Parts};
@@ -54,8 +55,12 @@ impl Server {
 
     fn start_controllers(&self, identity: &str, parts: &mut Parts) -> Result<()> {
         let Server { args, node, pki, .. } = self;
-        let config =
-            skiff_controllers::Config { service_lb: args.service_lb, selection: args.controllers.clone() };
+        let api = self.api.clone();
+        let config = skiff_controllers::Config {
+            credentials: Credentials::new(move |user, groups| client(&api, user, groups)),
+            service_lb: args.service_lb,
+            selection: args.controllers.clone(),
+        };
         let (reserved_names, _) = serving_names(args, node.ip)?;
         let joining = skiff_controllers::Joining::new(skiff_controllers::JoiningOptions {
             reached: self.reached.subscribe(),
