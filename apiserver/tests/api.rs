@@ -15,6 +15,9 @@ mod access;
 #[path = "api/rbac.rs"]
 mod rbac;
 
+#[path = "api/pod_security.rs"]
+mod pod_security;
+
 #[path = "api/discovery.rs"]
 mod discovery;
 

@@ -1,9 +1,11 @@
 //! Built-in admission: what a request's object is completed with, and what refuses it besides its kind's own
 //! rules. Webhooks and policies are not built yet.
 
+mod default_class;
 mod limit_ranger;
 mod node;
 mod pod;
+mod pod_security;
 pub(crate) mod quota;
 mod service_account;
 
@@ -67,6 +69,7 @@ impl Api {
             self.admit_signing_request(call, object)?;
         }
         self.check_grant(call, object, None)?;
+        self.default_class(&call.kind, object)?;
         self.restrict_node_create(call, object)?;
         if call.info.subresource.is_empty() && is_core(&call.kind, "Node") {
             taint_new_node(object);
@@ -87,7 +90,7 @@ impl Api {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
             self.check_overhead(object).await?;
         }
-        Ok(())
+        self.check_pod_security(&call.kind, &call.info.subresource, object, old)
     }
 
     /// Devices that others use are for whoever watches over them, in namespaces that are labelled for it.
@@ -123,6 +126,7 @@ impl Api {
             self.check_limits(&call.kind, new)?;
         }
         self.check_grant(call, new, Some(old))?;
+        self.check_pod_security(&call.kind, &call.info.subresource, new, Some(old))?;
         self.restrict_node_update(call, new, old)
     }
 

@@ -62,6 +62,7 @@ impl Api {
             match self.write_new(&kind, object, dry_run).await {
                 Ok(Some(created)) => {
                     call.warnings.extend(kind.warnings(&created, None));
+                    call.warnings.extend(self.pod_security_warnings(&kind, &created, None));
                     return Ok(created);
                 }
                 Ok(None) => self.refund(charge).await,

@@ -55,6 +55,7 @@ impl Api {
         call.warnings.extend(warnings);
         if part == Part::Main {
             call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
+            call.warnings.extend(self.pod_security_warnings(&kind, &outcome.object, old.as_ref()));
         }
         call.object(200, outcome.object)
     }

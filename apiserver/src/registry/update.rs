@@ -62,6 +62,7 @@ impl Api {
             .await?;
         if part == Part::Main {
             call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
+            call.warnings.extend(self.pod_security_warnings(&kind, &outcome.object, old.as_ref()));
         }
         call.object(200, outcome.object)
     }
