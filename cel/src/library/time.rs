@@ -1,0 +1,225 @@
+//! Moments and spans.
+//!
+//! Source: Go's `time.ParseDuration`, RFC 3339, and cel-go's `Timestamp`.
+
+use super::{Function, Host, no_overload};
+use crate::fault::Fault;
+use crate::plan::Call;
+use crate::run::Run;
+use crate::value::{Timestamp, Value};
+
+const NANOS: i128 = 1_000_000_000;
+/// The years 1 to 9999, in seconds.
+const RANGE: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+
+pub(super) fn function(name: &str) -> Option<Function> {
+    matches!(
+        name,
+        "getFullYear"
+            | "getMonth"
+            | "getDayOfYear"
+            | "getDayOfMonth"
+            | "getDate"
+            | "getDayOfWeek"
+            | "getHours"
+            | "getMinutes"
+            | "getSeconds"
+            | "getMilliseconds"
+    )
+    .then_some(part as Function)
+}
+
+fn part<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
+    let (time, zone) = match args {
+        [Value::Duration(nanos)] => return of_duration(call, *nanos),
+        [Value::Timestamp(time)] => (time, jiff::tz::TimeZone::UTC),
+        [Value::Timestamp(time), Value::Text(zone)] => (time, zone_of(zone)?),
+        _ => return Err(no_overload(call, args)),
+    };
+    let there = time.at.to_zoned(zone);
+    Ok(Value::Int(match &*call.name {
+        "getFullYear" => i64::from(there.year()),
+        "getMonth" => i64::from(there.month()) - 1,
+        "getDayOfYear" => i64::from(there.day_of_year()) - 1,
+        "getDayOfMonth" => i64::from(there.day()) - 1,
+        "getDate" => i64::from(there.day()),
+        "getDayOfWeek" => i64::from(there.weekday().to_sunday_zero_offset()),
+        "getHours" => i64::from(there.hour()),
+        "getMinutes" => i64::from(there.minute()),
+        "getSeconds" => i64::from(there.second()),
+        _ => i64::from(there.subsec_nanosecond()) / 1_000_000,
+    }))
+}
+
+fn of_duration<'a>(call: &Call, nanos: i64) -> Run<'a> {
+    Ok(Value::Int(match &*call.name {
+        "getHours" => nanos / 3_600_000_000_000,
+        "getMinutes" => nanos / 60_000_000_000,
+        "getSeconds" => nanos / 1_000_000_000,
+        "getMilliseconds" => nanos / 1_000_000,
+        _ => return Err(no_overload(call, &[Value::Duration(nanos)])),
+    }))
+}
+
+/// A zone by its name, or by how far it is from UTC.
+fn zone_of(name: &str) -> Result<jiff::tz::TimeZone, Fault> {
+    let unknown = || Fault::other(format!("unknown time zone {name}"));
+    let Some((hours, minutes)) = name.split_once(':') else {
+        return match name {
+            "" | "UTC" => Ok(jiff::tz::TimeZone::UTC),
+            // Names are told apart by case, as files are.
+            _ => match jiff::tz::TimeZone::get(name) {
+                Ok(zone) if zone.iana_name() == Some(name) => Ok(zone),
+                _ => Err(unknown()),
+            },
+        };
+    };
+    let number = |text: &str| {
+        text.parse::<i32>()
+            .map_err(|_| Fault::other(format!("strconv.Atoi: parsing \"{text}\": invalid syntax")))
+    };
+    let (hours, minutes) = (number(hours)?, number(minutes)?);
+    let minutes = if name.starts_with('-') { -minutes } else { minutes };
+    let seconds = hours.checked_mul(60).and_then(|all| all.checked_add(minutes)?.checked_mul(60));
+    let offset = seconds.and_then(|seconds| jiff::tz::Offset::from_seconds(seconds).ok()).ok_or_else(unknown)?;
+    Ok(jiff::tz::TimeZone::fixed(offset))
+}
+
+pub(super) fn in_range(time: Timestamp) -> Result<Timestamp, Fault> {
+    let seconds = time.at.as_nanosecond().div_euclid(NANOS) as i64;
+    if RANGE.contains(&seconds) { Ok(time) } else { Err(Fault::Overflow("timestamp")) }
+}
+
+pub(super) fn moved(time: Timestamp, by_nanos: i128) -> Result<Timestamp, Fault> {
+    let nanos = time.at.as_nanosecond() + by_nanos;
+    let at = jiff::Timestamp::from_nanosecond(nanos).map_err(|_| Fault::Overflow("timestamp"))?;
+    in_range(Timestamp { at, ..time })
+}
+
+/// `1h30m`, `-1.5s`, `100ms`, in billionths of a second.
+pub(crate) fn duration(text: &str) -> Option<i64> {
+    let (is_negative, mut rest) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    if rest == "0" {
+        return Some(0);
+    }
+    if rest.is_empty() {
+        return None;
+    }
+    let mut nanos: i128 = 0;
+    while !rest.is_empty() {
+        let (part, after) = duration_part(rest)?;
+        nanos = nanos.checked_add(part)?;
+        rest = after;
+    }
+    i64::try_from(if is_negative { -nanos } else { nanos }).ok()
+}
+
+fn duration_part(text: &str) -> Option<(i128, &str)> {
+    const UNITS: [(&str, i128); 8] = [
+        ("ns", 1),
+        ("us", 1_000),
+        ("µs", 1_000),
+        ("μs", 1_000),
+        ("ms", 1_000_000),
+        ("s", NANOS),
+        ("m", 60 * NANOS),
+        ("h", 3600 * NANOS),
+    ];
+    let digits = |text: &str| text.bytes().take_while(u8::is_ascii_digit).count();
+    let (whole, rest) = text.split_at(digits(text));
+    let (fraction, rest) = match rest.strip_prefix('.') {
+        Some(rest) => rest.split_at(digits(rest)),
+        None => ("", rest),
+    };
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let end = rest.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(rest.len());
+    let (unit, rest) = rest.split_at(end);
+    let (_, scale) = UNITS.iter().find(|(name, _)| *name == unit)?;
+    let mut nanos = if whole.is_empty() { 0 } else { i128::from(whole.parse::<i64>().ok()?) * scale };
+    // What is finer than billionths is cut off.
+    let fraction = &fraction[..fraction.len().min(18)];
+    if !fraction.is_empty() {
+        nanos += fraction.parse::<i128>().ok()? * scale / 10_i128.pow(fraction.len() as u32);
+    }
+    Some((nanos, rest))
+}
+
+pub(super) fn duration_text(nanos: i64) -> String {
+    format!("{}s", nanos.div_euclid(1_000_000_000) as f64 + nanos.rem_euclid(1_000_000_000) as f64 / 1e9)
+}
+
+/// A moment as RFC 3339 writes it; the fault is that of a moment that is too far away.
+pub(crate) fn timestamp(text: &str) -> Result<Timestamp, Option<Fault>> {
+    let (date, time, offset_seconds) = parts(text).ok_or(None)?;
+    let offset = jiff::tz::Offset::from_seconds(offset_seconds).map_err(|_| None)?;
+    let at = offset.to_timestamp(date.to_datetime(time)).map_err(|_| Some(Fault::Overflow("timestamp")))?;
+    in_range(Timestamp { at, offset_seconds }).map_err(Some)
+}
+
+fn parts(text: &str) -> Option<(jiff::civil::Date, jiff::civil::Time, i32)> {
+    let number = |from: usize, to: usize| -> Option<i16> {
+        let digits = text.get(from..to)?;
+        digits.bytes().all(|byte| byte.is_ascii_digit()).then(|| digits.parse().ok())?
+    };
+    let is = |at: usize, sign: char| text.get(at..).is_some_and(|rest| rest.starts_with(sign));
+    if !(is(4, '-') && is(7, '-') && is(10, 'T') && is(13, ':') && is(16, ':')) {
+        return None;
+    }
+    let small = |from: usize| number(from, from + 2).and_then(|n| i8::try_from(n).ok());
+    let date = jiff::civil::Date::new(number(0, 4)?, small(5)?, small(8)?).ok()?;
+    let second = small(17).filter(|second| *second < 60)?;
+    let mut rest = &text[19..];
+    let mut nanos = 0;
+    if let Some(fraction) = rest.strip_prefix(['.', ',']) {
+        let n_digits = fraction.bytes().take_while(u8::is_ascii_digit).count();
+        if n_digits == 0 {
+            return None;
+        }
+        let digits = &fraction[..n_digits.min(9)];
+        nanos = digits.parse::<i32>().ok()? * 10_i32.pow(9 - digits.len() as u32);
+        rest = &fraction[n_digits..];
+    }
+    let time = jiff::civil::Time::new(small(11)?, small(14)?, second, nanos).ok()?;
+    if rest == "Z" {
+        return Some((date, time, 0));
+    }
+    let sign = match rest.bytes().next()? {
+        b'+' => 1,
+        b'-' => -1,
+        _ => return None,
+    };
+    let (hours, minutes) = rest.get(1..)?.split_once(':')?;
+    let two = |text: &str| (text.len() == 2).then(|| text.parse::<u8>().ok()).flatten().map(i32::from);
+    let (hours, minutes) = (two(hours).filter(|n| *n <= 24)?, two(minutes).filter(|n| *n < 60)?);
+    Some((date, time, sign * (hours * 3600 + minutes * 60)))
+}
+
+pub(super) fn timestamp_text(time: Timestamp) -> String {
+    let offset = jiff::tz::Offset::from_seconds(time.offset_seconds).unwrap_or(jiff::tz::Offset::UTC);
+    let there = offset.to_datetime(time.at);
+    let mut text = format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
+        there.year(),
+        there.month(),
+        there.day(),
+        there.hour(),
+        there.minute(),
+        there.second()
+    );
+    if there.subsec_nanosecond() != 0 {
+        let digits = format!("{:09}", there.subsec_nanosecond());
+        text = format!("{text}.{}", digits.trim_end_matches('0'));
+    }
+    match time.offset_seconds {
+        0 => format!("{text}Z"),
+        seconds => {
+            let (sign, seconds) = if seconds < 0 { ('-', -seconds) } else { ('+', seconds) };
+            format!("{text}{sign}{:02}:{:02}", seconds / 3600, seconds / 60 % 60)
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! Runs a plan, and counts what that costs.
+//!
+//! # Guarantees
+//! A run ends: folds go through what is finite, every step is counted, and past the limit everything stops. Who has set an
+//! interrupt is asked again and again. The depth is that of the plan, which the parser bounds.
+//!
+//! Source: cel-go's `interpreter`, `runtimecost.go` for what is counted.
+
+use std::sync::Arc;
+
+use crate::charge;
+use crate::compare::equal;
+use crate::fault::Fault;
+use crate::library::{self, Host};
+use crate::plan::{Attribute, Base, Call, FoldPlan, Plan, Qualifier, QualifierKey};
+use crate::value::{Entries, Key, Map, Text, Value, whole};
+
+/// As often as this a fold asks whether it shall go on.
+const TURNS_BETWEEN_INTERRUPTS: u64 = 100;
+
+/// One run of one plan.
+pub(crate) struct Machine<'p, 'a> {
+    pub variables: &'p [Option<Value<'a>>],
+    pub names: &'p [Arc<str>],
+    pub host: Host<'p>,
+    pub limit: u64,
+    pub interrupt: Option<&'p (dyn Fn() -> bool + 'p)>,
+    pub cost: u64,
+    pub turns: u64,
+    pub locals: Vec<Slot<'p, 'a>>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Slot<'p, 'a> {
+    /// Made when it is first asked for.
+    Later(&'p Plan),
+    Ready(Run<'a>),
+}
+
+pub(crate) type Run<'a> = Result<Value<'a>, Fault>;
+
+/// A plan that speaks of nothing outside.
+pub(crate) fn constant(plan: &Plan) -> Run<'static> {
+    let mut machine = Machine {
+        variables: &[],
+        names: &[],
+        host: Host::default(),
+        limit: u64::MAX,
+        interrupt: None,
+        cost: 0,
+        turns: 0,
+        locals: Vec::new(),
+    };
+    machine.run(plan)
+}
+
+impl<'p, 'a> Machine<'p, 'a> {
+    pub(crate) fn run(&mut self, plan: &'p Plan) -> Run<'a> {
+        match plan {
+            Plan::Value(value) => Ok(value.clone()),
+            Plan::Attribute(attribute) => self.attribute(attribute),
+            Plan::Logic(is_and, sides) => self.logic(*is_and, sides),
+            Plan::Equality(is_equal, sides) => {
+                let sides = [self.run(&sides[0]), self.run(&sides[1])];
+                self.charge(charge::equality(*is_equal, &sides))?;
+                let [a, b] = sides;
+                Ok(Value::Bool(equal(&a?, &b?) == *is_equal))
+            }
+            Plan::NotStrictlyFalse(inner) => {
+                let value = self.run(inner);
+                self.charge(1)?;
+                match value {
+                    Err(fault) if fault.ends_the_run() => Err(fault),
+                    value => Ok(Value::Bool(!matches!(value, Ok(Value::Bool(false))))),
+                }
+            }
+            Plan::Call(call) => self.call(call),
+            Plan::Member(value, set) => {
+                let value = self.run(value)?;
+                let Value::List(set) = set else { return Err(Fault::NoSuchOverload) };
+                Ok(Value::Bool(set.iter().any(|item| equal(&value, &item))))
+            }
+            Plan::Otherwise(is_value, sides) => match self.run(&sides[0])? {
+                Value::Optional(Some(value)) if *is_value => Ok((*value).clone()),
+                Value::Optional(None) => self.run(&sides[1]),
+                other => Ok(other),
+            },
+            Plan::List(items) => {
+                let list = self.list(items);
+                self.charge(10)?;
+                list
+            }
+            Plan::Map(entries) => {
+                let map = self.map(entries);
+                self.charge(30)?;
+                map
+            }
+            Plan::Message(_, fields) => {
+                let message = self.message(fields);
+                self.charge(40)?;
+                message
+            }
+            Plan::Fold(fold) => self.fold(fold),
+            Plan::Append(local, item) => self.append(*local, item),
+            Plan::Insert(local, args) => self.insert(*local, args),
+        }
+    }
+
+    fn charge(&mut self, cost: u64) -> Result<(), Fault> {
+        self.cost = self.cost.saturating_add(cost);
+        if self.cost > self.limit { Err(Fault::CostLimit) } else { Ok(()) }
+    }
+
+    fn logic(&mut self, is_and: bool, sides: &'p [Plan; 2]) -> Run<'a> {
+        let mut fault = None;
+        for side in sides {
+            match self.run(side) {
+                Ok(Value::Bool(value)) if value != is_and => return Ok(Value::Bool(value)),
+                Ok(Value::Bool(_)) => {}
+                Err(found) if found.ends_the_run() => return Err(found),
+                Ok(_) => fault = fault.or(Some(Fault::NoSuchOverload)),
+                Err(found) => fault = fault.or(Some(found)),
+            }
+        }
+        fault.map_or(Ok(Value::Bool(is_and)), Err)
+    }
+
+    fn attribute(&mut self, attribute: &'p Attribute) -> Run<'a> {
+        let value = self.resolve(attribute);
+        // A choice costs only what is chosen by and what is chosen, a test only what is looked up.
+        match (attribute.is_test, &attribute.base) {
+            (true, Base::Either(_)) => self.cost = self.cost.saturating_sub(1),
+            (true, _) | (false, Base::Either(_)) => {}
+            (false, _) => self.charge(1)?,
+        }
+        match value? {
+            Value::Optional(inner) if attribute.is_test => Ok(Value::Bool(inner.is_some())),
+            value => Ok(value),
+        }
+    }
+
+    fn resolve(&mut self, attribute: &'p Attribute) -> Run<'a> {
+        let value = match &attribute.base {
+            Base::Variable(at) => self.variable(*at)?,
+            Base::Local(at) => self.local(*at)?,
+            Base::Computed(plan) => self.run(plan)?,
+            Base::Either(parts) => {
+                return match self.run(&parts.0)? {
+                    Value::Bool(true) => self.resolve(&parts.1),
+                    Value::Bool(false) => self.resolve(&parts.2),
+                    _ => Err(Fault::NoSuchOverload),
+                };
+            }
+        };
+        if attribute.qualifiers.is_empty() {
+            return Ok(value);
+        }
+        self.qualified(value, &attribute.qualifiers)
+    }
+
+    fn variable(&mut self, at: usize) -> Run<'a> {
+        self.variables.get(at).cloned().flatten().ok_or_else(|| {
+            Fault::NoSuchVariable(self.names.get(at).cloned().unwrap_or_default())
+        })
+    }
+
+    fn local(&mut self, at: usize) -> Run<'a> {
+        if let Slot::Later(plan) = self.locals[at] {
+            // It knows only what stood there when it was named, and has folds of its own in the places behind.
+            let mut behind = self.locals.split_off(at);
+            let value = self.run(plan);
+            self.locals.truncate(at);
+            self.locals.append(&mut behind);
+            self.locals[at] = Slot::Ready(value);
+        }
+        match &self.locals[at] {
+            Slot::Ready(value) => value.clone(),
+            Slot::Later(_) => Err(Fault::NoSuchOverload),
+        }
+    }
+
+    fn qualified(&mut self, value: Value<'a>, qualifiers: &'p [Arc<Qualifier>]) -> Run<'a> {
+        let (mut value, mut may_be_missing) = match value {
+            Value::Optional(None) => return Ok(Value::Optional(None)),
+            Value::Optional(Some(inner)) => ((*inner).clone(), true),
+            value => (value, false),
+        };
+        for qualifier in qualifiers {
+            may_be_missing |= qualifier.is_optional;
+            let found = self.look_up(&value, qualifier);
+            if may_be_missing {
+                let Found::Value(found) = found? else { return Ok(Value::Optional(None)) };
+                self.charge(1)?;
+                value = found;
+                continue;
+            }
+            self.charge(1)?;
+            value = match found? {
+                found if qualifier.is_test => Value::Bool(matches!(found, Found::Value(_))),
+                Found::Value(found) => found,
+                Found::Missing(fault) => return Err(fault),
+            };
+        }
+        Ok(if may_be_missing { Value::some(value) } else { value })
+    }
+
+    fn look_up(&mut self, value: &Value<'a>, qualifier: &'p Qualifier) -> Result<Found<'a>, Fault> {
+        let key = match &qualifier.key {
+            QualifierKey::Constant(value) => value.clone(),
+            QualifierKey::Attribute(attribute) => self.resolve(attribute)?,
+            QualifierKey::Computed(plan) => self.run(plan)?,
+        };
+        if let (Value::Map(Map::Json(map, _)), Some(type_), Value::Text(name)) = (value, &qualifier.field, &key) {
+            let found = map.get(&**name).map(|json| Value::from_json(json, type_));
+            return Ok(found.map_or_else(|| Found::Missing(no_key(&key)), Found::Value));
+        }
+        found(value, &key)
+    }
+
+    fn call(&mut self, call: &'p Call) -> Run<'a> {
+        // With more than two arguments, or where it is not known which function is meant, upstream stops at the first fault.
+        let stops = call.args.len() > 2 || call.overload.is_none() && call.args.len() == 2 && !is_operator(&call.name);
+        let mut fault = None;
+        let mut args = Vec::with_capacity(call.args.len());
+        for (at, arg) in call.args.iter().enumerate() {
+            match self.run(arg) {
+                Ok(value) => args.push(value),
+                Err(found) if found.ends_the_run() || stops && at + 1 < call.args.len() => return Err(found),
+                Err(found) => {
+                    args.push(Value::Null);
+                    fault = fault.or(Some(found));
+                }
+            }
+        }
+        let result = match fault {
+            Some(fault) => Err(fault),
+            None => (call.function)(call, &args, &self.host),
+        };
+        self.charge(charge::call(call, &args, &result))?;
+        result
+    }
+
+    fn list(&mut self, items: &'p [(Plan, bool)]) -> Run<'a> {
+        let mut values = Vec::with_capacity(items.len());
+        for (item, is_optional) in items {
+            match (self.run(item)?, is_optional) {
+                (value, false) => values.push(value),
+                (Value::Optional(inner), true) => values.extend(inner.map(|value| (*value).clone())),
+                (value, true) => {
+                    let shown = value.type_of();
+                    return Err(Fault::other(format!(
+                        "cannot initialize optional list element from non-optional value {shown}"
+                    )));
+                }
+            }
+        }
+        Ok(Value::list(values))
+    }
+
+    fn map(&mut self, entries: &'p [(Plan, Plan, bool)]) -> Run<'a> {
+        let mut map = Entries::default();
+        for (key, value, is_optional) in entries {
+            let key = Key::of(self.run(key)?)?;
+            match self.entry(value, *is_optional)? {
+                Some(value) => map.insert(key, value),
+                None => map.remove(&key),
+            }
+        }
+        Ok(Value::Map(Map::Owned(Arc::new(map))))
+    }
+
+    /// What an entry holds, if it holds anything.
+    fn entry(&mut self, value: &'p Plan, is_optional: bool) -> Result<Option<Value<'a>>, Fault> {
+        match (self.run(value)?, is_optional) {
+            (value, false) => Ok(Some(value)),
+            (Value::Optional(inner), true) => Ok(inner.map(|value| (*value).clone())),
+            (value, true) => {
+                let shown = value.type_of();
+                Err(Fault::other(format!("cannot initialize optional entry from non-optional value {shown}")))
+            }
+        }
+    }
+
+    fn message(&mut self, fields: &'p [(Text<'static>, Plan, bool)]) -> Run<'a> {
+        let mut map = Entries::default();
+        for (name, value, is_optional) in fields {
+            if let Some(value) = self.entry(value, *is_optional)? {
+                map.insert(Key::Text(name.clone()), value);
+            }
+        }
+        Ok(Value::Map(Map::Owned(Arc::new(map))))
+    }
+
+    fn fold(&mut self, fold: &'p FoldPlan) -> Run<'a> {
+        let range = self.run(&fold.range)?;
+        self.locals.truncate(fold.local);
+        self.locals.push(Slot::Later(&fold.init));
+        match range {
+            Value::List(list) => {
+                for (at, item) in list.iter().enumerate() {
+                    let first = if fold.has_second { Value::Int(at as i64) } else { item.clone() };
+                    if !self.turn(fold, first, item)? {
+                        break;
+                    }
+                }
+            }
+            Value::Map(map) => {
+                for (key, value) in map.iter() {
+                    if !self.turn(fold, key, value)? {
+                        break;
+                    }
+                }
+            }
+            other => {
+                let name = other.type_of();
+                return Err(Fault::other(format!("got '{}', expected iterable type", name.name())));
+            }
+        }
+        self.locals.truncate(fold.local + 1);
+        let result = self.run(&fold.result);
+        self.locals.truncate(fold.local);
+        result
+    }
+
+    /// One turn of a fold; whether there shall be another.
+    fn turn(&mut self, fold: &'p FoldPlan, first: Value<'a>, second: Value<'a>) -> Result<bool, Fault> {
+        self.turns += 1;
+        if self.turns.is_multiple_of(TURNS_BETWEEN_INTERRUPTS) && self.interrupt.is_some_and(|ask| ask()) {
+            return Err(Fault::Interrupted);
+        }
+        self.locals.truncate(fold.local + 1);
+        self.locals.push(Slot::Ready(Ok(first)));
+        if fold.has_second {
+            self.locals.push(Slot::Ready(Ok(second)));
+        }
+        match self.run(&fold.condition) {
+            Ok(Value::Bool(false)) => return Ok(false),
+            Err(fault) if fault.ends_the_run() => return Err(fault),
+            _ => {}
+        }
+        let carried = self.run(&fold.step);
+        if let Err(fault) = &carried
+            && fault.ends_the_run()
+        {
+            return Err(fault.clone());
+        }
+        self.locals[fold.local] = Slot::Ready(carried);
+        Ok(true)
+    }
+
+    /// Takes what a fold carries, so that nobody else has it.
+    fn taken(&mut self, local: usize) -> Run<'a> {
+        let value = self.local(local);
+        self.charge(1)?;
+        self.locals[local] = Slot::Ready(Err(Fault::NoSuchOverload));
+        value
+    }
+
+    fn append(&mut self, local: usize, item: &'p Plan) -> Run<'a> {
+        let item = match item {
+            Plan::Value(value) => Ok(value.clone()),
+            item => {
+                let value = self.run(item);
+                self.charge(10)?;
+                value
+            }
+        };
+        let carried = self.taken(local);
+        self.charge(1)?;
+        match (carried?, item?) {
+            (Value::List(list), item) => Ok(Value::List(list.pushed(item)?)),
+            _ => Err(Fault::NoSuchOverload),
+        }
+    }
+
+    fn insert(&mut self, local: usize, args: &'p [Plan]) -> Run<'a> {
+        // The last value stays where it is until it is known that the new one can be made.
+        if let Err(fault) = self.local(local) {
+            self.charge(1)?;
+            return Err(fault);
+        }
+        let mut values = Vec::with_capacity(args.len());
+        for arg in args {
+            values.push(self.run(arg)?);
+        }
+        let carried = self.taken(local)?;
+        self.charge(1)?;
+        let Value::Map(Map::Owned(mut map)) = carried else { return Err(Fault::NoSuchOverload) };
+        let inner = Arc::make_mut(&mut map);
+        let mut add = |key: Value<'a>, value: Value<'a>| {
+            let shown = library::shown(&key);
+            let key = Key::of(key)?;
+            if inner.get(&key).is_some() {
+                return Err(Fault::other(format!("insert failed: key {shown} already exists")));
+            }
+            inner.insert(key, value);
+            Ok(())
+        };
+        let mut values = values.into_iter();
+        match (values.next(), values.next()) {
+            (Some(key), Some(value)) => add(key, value)?,
+            (Some(Value::Map(more)), None) => more.iter().try_for_each(|(key, value)| add(key, value))?,
+            _ => return Err(Fault::NoSuchOverload),
+        }
+        Ok(Value::Map(Map::Owned(map)))
+    }
+}
+
+/// What was looked up, or the fault of its absence.
+enum Found<'a> {
+    Value(Value<'a>),
+    Missing(Fault),
+}
+
+fn no_key(key: &Value<'_>) -> Fault {
+    Fault::NoSuchKey(library::shown(key).into())
+}
+
+fn found<'a>(value: &Value<'a>, key: &Value<'a>) -> Result<Found<'a>, Fault> {
+    match value {
+        Value::Map(map) => {
+            Ok(map.find(key).map_or_else(|| Found::Missing(no_key(key)), Found::Value))
+        }
+        Value::List(list) => {
+            let unsupported = || Fault::other(format!("unsupported index value {} in list", library::shown(key)));
+            let at = match key {
+                Value::Int(at) => *at,
+                Value::Uint(at) => i64::try_from(*at).map_err(|_| unsupported())?,
+                Value::Double(at) => whole(*at).ok_or_else(unsupported)?,
+                other => {
+                    let name = other.type_of();
+                    return Err(Fault::other(format!("unsupported index type '{}' in list", name.name())));
+                }
+            };
+            let found = usize::try_from(at).ok().and_then(|at| list.get(at));
+            Ok(found.map_or_else(|| Found::Missing(Fault::OutOfBounds(library::shown(key).into())), Found::Value))
+        }
+        _ => Ok(Found::Missing(no_key(key))),
+    }
+}
+
+/// Functions that upstream has one body for, whatever they are given.
+fn is_operator(name: &str) -> bool {
+    name.starts_with('_') || name.starts_with('@')
+}
