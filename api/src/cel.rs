@@ -66,20 +66,20 @@ impl Types for Objects {
             ("GroupVersionKind", "group" | "version" | "kind")
             | ("GroupVersionResource", "group" | "version" | "resource")
             | ("UserInfo", "username" | "uid")
-            | ("AdmissionRequest", "requestSubResource" | "subResource" | "name" | "namespace" | "operation")
-            | ("DRADevice", "driver")
             | (
-                "NamespaceMetadata",
-                "name" | "generateName" | "namespace" | "UID" | "resourceVersion",
+                "AdmissionRequest",
+                "requestSubResource" | "subResource" | "name" | "namespace" | "operation",
             )
+            | ("DRADevice", "driver")
+            | ("NamespaceMetadata", "name" | "generateName" | "namespace" | "UID" | "resourceVersion")
             | ("NamespaceStatus", "phase")
             | ("NamespaceCondition", "status" | "type" | "message" | "reason") => Type::String,
             ("NamespaceMetadata", "creationTimestamp" | "deletionTimestamp")
             | ("NamespaceCondition", "lastTransitionTime") => Type::Timestamp,
             ("NamespaceStatus", "conditions") => Type::list(named("NamespaceCondition")),
-            ("UserInfo", "groups") | ("NamespaceMetadata", "finalizers") | ("NamespaceSpec", "finalizers") => {
-                Type::list(Type::String)
-            }
+            ("UserInfo", "groups")
+            | ("NamespaceMetadata", "finalizers")
+            | ("NamespaceSpec", "finalizers") => Type::list(Type::String),
             ("UserInfo", "extra") => of_texts(Type::list(Type::String)),
             ("AdmissionRequest", "kind" | "requestKind") => named("GroupVersionKind"),
             ("AdmissionRequest", "resource" | "requestResource") => named("GroupVersionResource"),

@@ -70,23 +70,29 @@ fn of_kubernetes(name: &str, overload: &str, args: &[Value<'_>], result: &Run<'_
     let at = |n: usize| args.get(n).map_or(1, Value::size);
     Some(match name {
         "check" => 350_000,
-        "serviceAccount" | "path" | "group" | "resource" | "subresource" | "namespace" | "name" | "allowed"
-        | "reason" | "error" | "errored" => 1,
+        "serviceAccount" | "path" | "group" | "resource" | "subresource" | "namespace" | "name"
+        | "allowed" | "reason" | "error" | "errored" => 1,
         "fieldSelector" | "labelSelector" => {
             let size = at(1) as f64;
             let requirements = (size * 0.5).ceil();
             10 + (size * TRAVERSAL).ceil() as u64 + (requirements * 50.0).ceil() as u64
         }
         "isSorted" | "sum" | "max" | "min" | "indexOf" | "lastIndexOf" => args.first().map_or(0, all_of),
-        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "cidr" | "isIP" | "isCIDR" | "quantity"
-        | "isQuantity" | "semver" | "isSemver" => traversed(at(0), 1.0),
+        "url" | "lowerAscii" | "upperAscii" | "substring" | "trim" | "cidr" | "isIP" | "isCIDR"
+        | "quantity" | "isQuantity" | "semver" | "isSemver" => traversed(at(0), 1.0),
         "replace" | "split" | "ip.isCanonical" => traversed(at(0), 2.0),
         "join" => traversed(result.as_ref().map_or(1, Value::size), 2.0),
         "find" | "findAll" => matched(at(0), at(1)),
         "ip" if overload == "cidr_ip" => 1,
         "ip" => traversed(at(0), 1.0),
-        "masked" | "prefixLength" | "family" | "isUnspecified" | "isLoopback" | "isLinkLocalMulticast"
-        | "isLinkLocalUnicast" | "isGlobalUnicast" => 1,
+        "masked"
+        | "prefixLength"
+        | "family"
+        | "isUnspecified"
+        | "isLoopback"
+        | "isLinkLocalMulticast"
+        | "isLinkLocalUnicast"
+        | "isGlobalUnicast" => 1,
         "containsIP" => {
             let again = if overload == "cidr_contains_ip_string" { traversed(at(1), 1.0) } else { 0 };
             traversed(at(0) * 2, 1.0) + again
@@ -112,11 +118,17 @@ fn of_kubernetes(name: &str, overload: &str, args: &[Value<'_>], result: &Run<'_
 fn of_standard(overload: &str, args: &[Value<'_>]) -> u64 {
     let at = |n: usize| args.get(n).map_or(1, size);
     match overload {
-        "starts_with_string" | "ends_with_string" | "string_to_bytes" | "bytes_to_string" | "strings_quote"
-        | "string_format" => traversed(at(0), 1.0),
+        "starts_with_string" | "ends_with_string" | "string_to_bytes" | "bytes_to_string"
+        | "strings_quote" | "string_format" => traversed(at(0), 1.0),
         "in_list" => at(1),
-        "less_string" | "less_equals_string" | "greater_string" | "greater_equals_string" | "less_bytes"
-        | "less_equals_bytes" | "greater_bytes" | "greater_equals_bytes" => traversed(at(0).min(at(1)), 1.0),
+        "less_string"
+        | "less_equals_string"
+        | "greater_string"
+        | "greater_equals_string"
+        | "less_bytes"
+        | "less_equals_bytes"
+        | "greater_bytes"
+        | "greater_equals_bytes" => traversed(at(0).min(at(1)), 1.0),
         "add_string" | "add_bytes" => traversed(at(0).saturating_add(at(1)), 1.0),
         "matches_string" => matched(at(0), at(1)),
         "contains_string" => traversed(at(0), 1.0).saturating_mul(traversed(at(1), 1.0)),

@@ -40,7 +40,12 @@ pub(crate) struct Names<'n> {
 pub(crate) fn check(ast: Ast, root: NodeId, names: &Names<'_>) -> Result<Checked, Vec<Issue>> {
     let n_parts = ast.len();
     let mut checker = Checker {
-        checked: Checked { ast, root, types: vec![Type::Error; n_parts], overloads: vec![Vec::new(); n_parts] },
+        checked: Checked {
+            ast,
+            root,
+            types: vec![Type::Error; n_parts],
+            overloads: vec![Vec::new(); n_parts],
+        },
         names,
         unifier: Unifier::default(),
         scopes: Vec::new(),
@@ -112,10 +117,10 @@ impl Checker<'_> {
                 for entry in &entries {
                     self.check(entry.key);
                     let found = self.type_of(entry.key);
-                    key = Some(self.joined(entry.key, key, found));
+                    key = Some(self.joined(key, found));
                     self.check(entry.value);
                     let found = self.held(entry.value, entry.is_optional);
-                    value = Some(self.joined(entry.value, value, found));
+                    value = Some(self.joined(value, found));
                 }
                 let key = key.unwrap_or_else(|| self.unifier.fresh());
                 let value = value.unwrap_or_else(|| self.unifier.fresh());
@@ -204,10 +209,9 @@ impl Checker<'_> {
         let Some(target) = target else {
             let name: Name = function.strip_prefix('.').map_or(function.clone(), Name::from);
             let Some(overloads) = self.function(&name) else { return self.undeclared(id, &function) };
-            self.checked.ast.replace(
-                id,
-                Node::Call { function: name.clone(), target: None, args: args.clone() },
-            );
+            self.checked
+                .ast
+                .replace(id, Node::Call { function: name.clone(), target: None, args: args.clone() });
             return self.resolve(id, &name, overloads, None, &args);
         };
         if let Some(prefix) = self.qualified(target) {
@@ -335,13 +339,10 @@ impl Checker<'_> {
         inner
     }
 
-    fn joined(&mut self, id: NodeId, before: Option<Type>, found: Type) -> Type {
+    /// What is of several types may be anything; that literals may not is said later.
+    fn joined(&mut self, before: Option<Type>, found: Type) -> Type {
         let Some(before) = before else { return found };
-        if self.unifier.assignable(&before, &found) {
-            return most_general(before, found);
-        }
-        self.mismatch(id, &before, &found);
-        Type::Error
+        if self.unifier.assignable(&before, &found) { most_general(before, found) } else { Type::Dyn }
     }
 
     fn list(&mut self, id: NodeId, items: &[Item]) {
@@ -349,7 +350,7 @@ impl Checker<'_> {
         for item in items {
             self.check(item.value);
             let found = self.held(item.value, item.is_optional);
-            element = Some(self.joined(item.value, element, found));
+            element = Some(self.joined(element, found));
         }
         let element = element.unwrap_or_else(|| self.unifier.fresh());
         self.set(id, Type::list(element));

@@ -14,7 +14,7 @@ pub(crate) fn equal(a: &Value<'_>, b: &Value<'_>) -> bool {
         (Value::Text(a), Value::Text(b)) => a == b,
         (Value::Bytes(a), Value::Bytes(b)) => a == b,
         (Value::Duration(a), Value::Duration(b)) => a == b,
-        (Value::Timestamp(a), Value::Timestamp(b)) => a.at == b.at,
+        (Value::Timestamp(a), Value::Timestamp(b)) => a.nanos == b.nanos,
         (Value::List(a), Value::List(b)) => lists_equal(a, b),
         (Value::Map(a), Value::Map(b)) => maps_equal(a, b),
         (Value::Optional(None), Value::Optional(None)) => true,
@@ -72,7 +72,7 @@ pub(crate) fn order(a: &Value<'_>, b: &Value<'_>) -> Result<Ordering, Fault> {
         (Value::Text(a), Value::Text(b)) => a.cmp(b),
         (Value::Bytes(a), Value::Bytes(b)) => a.cmp(b),
         (Value::Duration(a), Value::Duration(b)) => a.cmp(b),
-        (Value::Timestamp(a), Value::Timestamp(b)) => a.at.cmp(&b.at),
+        (Value::Timestamp(a), Value::Timestamp(b)) => a.nanos.cmp(&b.nanos),
         _ if is_nan(a) || is_nan(b) => return Err(Fault::other("NaN values cannot be ordered")),
         _ => return numbers(a, b).ok_or(Fault::NoSuchOverload),
     })

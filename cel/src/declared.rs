@@ -48,7 +48,8 @@ fn read() -> HashMap<&'static str, Vec<Overload>> {
             _ => &[""],
         };
         for kind in kinds {
-            let put = |text: &str| if kind.is_empty() { text.to_string() } else { text.replace(['@', '#'], kind) };
+            let put =
+                |text: &str| if kind.is_empty() { text.to_string() } else { text.replace(['@', '#'], kind) };
             let mut types: Vec<Type> =
                 rest.iter().filter(|word| **word != "->").map(|word| type_of(&put(word))).collect();
             let result = types.pop().unwrap_or(Type::Error);
@@ -61,7 +62,8 @@ fn read() -> HashMap<&'static str, Vec<Overload>> {
 
 /// Reads `list(A)`, `map(K,V)`, `optional(V)` and names.
 fn type_of(text: &str) -> Type {
-    let inside = |name: &str| text.strip_prefix(name).and_then(|rest| rest.strip_prefix('(')?.strip_suffix(')'));
+    let inside =
+        |name: &str| text.strip_prefix(name).and_then(|rest| rest.strip_prefix('(')?.strip_suffix(')'));
     if let Some(inner) = inside("list") {
         return Type::list(type_of(inner));
     }

@@ -9,7 +9,8 @@ const PARTS: [(&str, &str); 4] =
 fn is_word(name: &str) -> bool {
     matches!(
         name,
-        "true" | "false"
+        "true"
+            | "false"
             | "null"
             | "in"
             | "as"

@@ -70,8 +70,6 @@ pub struct Environment {
 
 /// The version whose libraries there are if none is asked for.
 const LATEST_VERSION: u8 = 36;
-/// The version from which on constants are looked at before anything runs.
-const VALIDATED_SINCE: u8 = 29;
 const OPTIONALS_SINCE: u8 = 28;
 
 impl Default for Environment {
@@ -120,11 +118,9 @@ impl Environment {
         let Parsed { ast, root } = parse::parse(source, syntax)?;
         let names = Names { variables: &self.variables, types: &*self.types, version: self.version };
         let checked = check::check(ast, root, &names).map_err(rejected)?;
-        if self.version >= VALIDATED_SINCE {
-            let issues = validate::faults(&checked);
-            if !issues.is_empty() {
-                return Err(rejected(issues));
-            }
+        let issues = validate::faults(&checked, self.version);
+        if !issues.is_empty() {
+            return Err(rejected(issues));
         }
         let mut variables: Vec<Name> = self.variables.keys().cloned().collect();
         variables.sort();

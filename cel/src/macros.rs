@@ -93,7 +93,9 @@ impl Expansion<'_, '_> {
     }
 
     fn method(&mut self, function: &str, target: NodeId, args: Vec<NodeId>) -> Made {
-        Ok(self.parser.add(self.offset, Node::Call { function: function.into(), target: Some(target), args })?)
+        Ok(self
+            .parser
+            .add(self.offset, Node::Call { function: function.into(), target: Some(target), args })?)
     }
 
     fn literal(&mut self, literal: Literal) -> Made {
@@ -140,7 +142,11 @@ impl Expansion<'_, '_> {
         Ok((first, second))
     }
 
-    fn fold(&mut self, variables: (Name, Option<Name>), [init, condition, step, result]: [NodeId; 4]) -> Made {
+    fn fold(
+        &mut self,
+        variables: (Name, Option<Name>),
+        [init, condition, step, result]: [NodeId; 4],
+    ) -> Made {
         let (variable, second) = variables;
         let range = self.target;
         let fold = Fold { range, variable, second, carried: CARRIED.into(), init, condition, step, result };
@@ -322,7 +328,8 @@ fn sort_by(e: &mut Expansion<'_, '_>) -> Made {
     let list = match e.parser.ast.node(e.target) {
         Node::Select { .. } | Node::List(_) | Node::Fold(_) | Node::Call { .. } | Node::Ident(_) => e.target,
         _ => {
-            let message = "sortBy can only be applied to a list, identifier, comprehension, call or select expression";
+            let message =
+                "sortBy can only be applied to a list, identifier, comprehension, call or select expression";
             return Err(Stop::Fault(e.target, message.to_string()));
         }
     };

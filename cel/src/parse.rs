@@ -147,7 +147,10 @@ impl<'t> Parser<'t> {
             Kind::Quoted(text) => format!("`{text}`"),
             Kind::Bytes(text) => format!("b{text}"),
         };
-        Issue::syntax(Some(token.offset), format!("Syntax error: mismatched input '{found}' expecting {expected}"))
+        Issue::syntax(
+            Some(token.offset),
+            format!("Syntax error: mismatched input '{found}' expecting {expected}"),
+        )
     }
 
     pub(crate) fn note(&mut self, offset: usize, message: impl Into<String>) {
@@ -280,7 +283,7 @@ impl<'t> Parser<'t> {
             if let Some(dot) = self.take(".") {
                 operand = self.select(operand, dot)?;
             } else if let Some(bracket) = self.take("[") {
-                let is_optional = self.optional();
+                let is_optional = self.optional(Some((bracket, "[")));
                 let index = self.expression()?;
                 self.expect("]")?;
                 let function = if is_optional { "_[?_]" } else { "_[_]" };
@@ -293,7 +296,7 @@ impl<'t> Parser<'t> {
     }
 
     fn select(&mut self, operand: NodeId, dot: usize) -> Parse<NodeId> {
-        let is_optional = self.optional();
+        let is_optional = self.optional(Some((dot, ".")));
         let token = self.peek();
         let (name, is_plain) = match token.kind {
             Kind::Name(name) if !is_word(name) => (name, true),
@@ -315,11 +318,12 @@ impl<'t> Parser<'t> {
         self.add(dot, Node::Select { operand, field: name.into(), is_test: false })
     }
 
-    /// Whether a question mark is here, where it marks what may be missing.
-    fn optional(&mut self) -> bool {
+    /// Whether a question mark is here, where it marks what may be missing; `before` is the sign that belongs to it.
+    fn optional(&mut self, before: Option<(usize, &str)>) -> bool {
         let Some(offset) = self.take("?") else { return false };
         if !self.syntax.optionals {
-            self.note(offset, "unsupported syntax '?'");
+            let (offset, sign) = before.unwrap_or((offset, ""));
+            self.note(offset, format!("unsupported syntax '{sign}?'"));
         }
         true
     }
@@ -427,7 +431,9 @@ impl<'t> Parser<'t> {
             let fields = self.fields()?;
             return self.add(bracket, Node::Message { name, fields });
         }
-        let Token { kind: Kind::Name(name), offset } = self.peek() else { return Err(self.unexpected(EXPRESSION)) };
+        let Token { kind: Kind::Name(name), offset } = self.peek() else {
+            return Err(self.unexpected(EXPRESSION));
+        };
         self.at += 1;
         let full = format!("{dot}{name}");
         if is_reserved(name) {
@@ -463,38 +469,54 @@ impl<'t> Parser<'t> {
         }
     }
 
+    /// Whether what is listed ends here; one comma may stand before the end, and must where it goes on.
+    fn closed(&mut self, bracket: &str) -> Parse<bool> {
+        let is_first = matches!(
+            self.tokens.get(self.at.wrapping_sub(1)),
+            Some(Token { kind: Kind::Sign("[" | "{"), .. })
+        );
+        if self.take(",").is_some() {
+            return match self.take(bracket) {
+                Some(_) => Ok(true),
+                None if is_first => Err(self.unexpected(&format!("'{bracket}'"))),
+                None => Ok(false),
+            };
+        }
+        if is_first && !matches!(self.peek().kind, Kind::Sign(sign) if sign == bracket) {
+            return Ok(false);
+        }
+        self.expect(bracket).map(|_| true)
+    }
+
     fn list(&mut self, offset: usize) -> Parse<NodeId> {
         let mut items = Vec::new();
-        while self.take("]").is_none() {
-            let is_optional = self.optional();
+        let mut is_closed = self.closed("]")?;
+        while !is_closed {
+            let is_optional = self.optional(None);
             items.push(Item { value: self.expression()?, is_optional });
-            if self.take(",").is_none() {
-                self.expect("]")?;
-                break;
-            }
+            is_closed = self.closed("]")?;
         }
         self.add(offset, Node::List(items))
     }
 
     fn map(&mut self, offset: usize) -> Parse<NodeId> {
         let mut entries = Vec::new();
-        while self.take("}").is_none() {
-            let is_optional = self.optional();
+        let mut is_closed = self.closed("}")?;
+        while !is_closed {
+            let is_optional = self.optional(None);
             let key = self.expression()?;
             self.expect(":")?;
             entries.push(Entry { key, value: self.expression()?, is_optional });
-            if self.take(",").is_none() {
-                self.expect("}")?;
-                break;
-            }
+            is_closed = self.closed("}")?;
         }
         self.add(offset, Node::Map(entries))
     }
 
     fn fields(&mut self) -> Parse<Vec<Field>> {
         let mut fields = Vec::new();
-        while self.take("}").is_none() {
-            let is_optional = self.optional();
+        let mut is_closed = self.closed("}")?;
+        while !is_closed {
+            let is_optional = self.optional(None);
             let name = match self.peek().kind {
                 Kind::Name(name) if !is_word(name) => name,
                 _ => return Err(self.unexpected("IDENTIFIER")),
@@ -502,10 +524,7 @@ impl<'t> Parser<'t> {
             self.at += 1;
             let offset = self.expect(":")?;
             fields.push(Field { name: name.into(), value: self.expression()?, is_optional, offset });
-            if self.take(",").is_none() {
-                self.expect("}")?;
-                break;
-            }
+            is_closed = self.closed("}")?;
         }
         Ok(fields)
     }

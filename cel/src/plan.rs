@@ -29,7 +29,7 @@ pub(crate) enum Plan {
     Otherwise(bool, Box<[Plan; 2]>),
     List(Vec<(Plan, bool)>),
     Map(Vec<(Plan, Plan, bool)>),
-    Message(Name, Vec<(Text<'static>, Plan, bool)>),
+    Message(Vec<(Text<'static>, Plan, bool)>),
     Fold(Box<FoldPlan>),
     /// What a fold carries, with one item more.
     Append(usize, Box<Plan>),
@@ -129,7 +129,7 @@ impl Planner<'_> {
                 Ok(constants(planned).map_or_else(Plan::List, |values| Plan::Value(Value::list(values))))
             }
             Node::Map(entries) => self.map(entries),
-            Node::Message { name, fields } => {
+            Node::Message { fields, .. } => {
                 let planned = fields
                     .iter()
                     .map(|field| {
@@ -137,8 +137,7 @@ impl Planner<'_> {
                         Ok((Text::from(name), self.plan(field.value)?, field.is_optional))
                     })
                     .collect::<Planned<_>>()?;
-                let name = name.strip_prefix('.').map_or_else(|| name.clone(), Name::from);
-                Ok(Plan::Message(name, planned))
+                Ok(Plan::Message(planned))
             }
             Node::Fold(fold) => self.fold(fold),
         }
@@ -187,11 +186,9 @@ impl Planner<'_> {
         for entry in entries {
             planned.push((self.plan(entry.key)?, self.plan(entry.value)?, entry.is_optional));
         }
-        let is_constant = planned
-            .iter()
-            .all(|(key, value, is_optional)| {
-                matches!((key, value), (Plan::Value(_), Plan::Value(_))) && !is_optional
-            });
+        let is_constant = planned.iter().all(|(key, value, is_optional)| {
+            matches!((key, value), (Plan::Value(_), Plan::Value(_))) && !is_optional
+        });
         let plan = Plan::Map(planned);
         Ok(if is_constant { crate::run::constant(&plan).map_or(plan, Plan::Value) } else { plan })
     }
@@ -250,9 +247,10 @@ impl Planner<'_> {
         if &**name == "@not_strictly_false"
             && let [_] = args.as_slice()
         {
-            return Ok(args.into_iter().next().map_or(Plan::Value(Value::Null), |arg| {
-                Plan::NotStrictlyFalse(Box::new(arg))
-            }));
+            return Ok(args
+                .into_iter()
+                .next()
+                .map_or(Plan::Value(Value::Null), |arg| Plan::NotStrictlyFalse(Box::new(arg))));
         }
         let function = library::function(name).ok_or_else(|| Fault::NoOverloadOf(name.clone()))?;
         let pattern = match (&**name, args.as_slice()) {
@@ -291,18 +289,21 @@ impl Planner<'_> {
 
     /// What adds to what a fold carries, which is then not copied.
     fn carried(&mut self, name: &str, args: &[NodeId]) -> Planned<Option<Plan>> {
-        let Some((Node::Ident(first), rest)) = args.split_first().map(|(id, rest)| (self.checked.ast.node(*id), rest))
+        let Some((Node::Ident(first), rest)) =
+            args.split_first().map(|(id, rest)| (self.checked.ast.node(*id), rest))
         else {
             return Ok(None);
         };
-        let Some(at) = self.locals.iter().rposition(|local| local == first).filter(|_| &**first == CARRIED) else {
+        let Some(at) = self.locals.iter().rposition(|local| local == first).filter(|_| &**first == CARRIED)
+        else {
             return Ok(None);
         };
         if name == "cel.@mapInsert" {
             let rest = rest.iter().map(|arg| self.plan(*arg)).collect::<Planned<_>>()?;
             return Ok(Some(Plan::Insert(at, rest)));
         }
-        let Some(Node::List(items)) = rest.first().map(|id| self.checked.ast.node(*id)).filter(|_| name == "_+_")
+        let Some(Node::List(items)) =
+            rest.first().map(|id| self.checked.ast.node(*id)).filter(|_| name == "_+_")
         else {
             return Ok(None);
         };
@@ -380,10 +381,7 @@ fn is_set(plan: &Plan) -> bool {
 }
 
 fn is_hashed(value: &Value<'_>) -> bool {
-    matches!(
-        value,
-        Value::Null | Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::Text(_)
-    )
+    matches!(value, Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::Text(_))
 }
 
 /// Calls that are made at once where what they are given is constant.

@@ -95,7 +95,7 @@ impl<'p, 'a> Machine<'p, 'a> {
                 self.charge(30)?;
                 map
             }
-            Plan::Message(_, fields) => {
+            Plan::Message(fields) => {
                 let message = self.message(fields);
                 self.charge(40)?;
                 message
@@ -107,7 +107,10 @@ impl<'p, 'a> Machine<'p, 'a> {
     }
 
     fn charge(&mut self, cost: u64) -> Result<(), Fault> {
-        self.cost = self.cost.saturating_add(cost);
+        // What is over is not counted any further.
+        if self.cost <= self.limit {
+            self.cost = self.cost.saturating_add(cost);
+        }
         if self.cost > self.limit { Err(Fault::CostLimit) } else { Ok(()) }
     }
 
@@ -159,9 +162,11 @@ impl<'p, 'a> Machine<'p, 'a> {
     }
 
     fn variable(&mut self, at: usize) -> Run<'a> {
-        self.variables.get(at).cloned().flatten().ok_or_else(|| {
-            Fault::NoSuchVariable(self.names.get(at).cloned().unwrap_or_default())
-        })
+        self.variables
+            .get(at)
+            .cloned()
+            .flatten()
+            .ok_or_else(|| Fault::NoSuchVariable(self.names.get(at).cloned().unwrap_or_default()))
     }
 
     fn local(&mut self, at: usize) -> Run<'a> {
@@ -210,7 +215,9 @@ impl<'p, 'a> Machine<'p, 'a> {
             QualifierKey::Attribute(attribute) => self.resolve(attribute)?,
             QualifierKey::Computed(plan) => self.run(plan)?,
         };
-        if let (Value::Map(Map::Json(map, _)), Some(type_), Value::Text(name)) = (value, &qualifier.field, &key) {
+        if let (Value::Map(Map::Json(map, _)), Some(type_), Value::Text(name)) =
+            (value, &qualifier.field, &key)
+        {
             let found = map.get(&**name).map(|json| Value::from_json(json, type_));
             return Ok(found.map_or_else(|| Found::Missing(no_key(&key)), Found::Value));
         }
@@ -219,7 +226,8 @@ impl<'p, 'a> Machine<'p, 'a> {
 
     fn call(&mut self, call: &'p Call) -> Run<'a> {
         // With more than two arguments, or where it is not known which function is meant, upstream stops at the first fault.
-        let stops = call.args.len() > 2 || call.overload.is_none() && call.args.len() == 2 && !is_operator(&call.name);
+        let stops = call.args.len() > 2
+            || call.overload.is_none() && call.args.len() == 2 && !is_operator(&call.name);
         let mut fault = None;
         let mut args = Vec::with_capacity(call.args.len());
         for (at, arg) in call.args.iter().enumerate() {
@@ -312,8 +320,8 @@ impl<'p, 'a> Machine<'p, 'a> {
                 }
             }
             other => {
-                let name = other.type_of();
-                return Err(Fault::other(format!("got '{}', expected iterable type", name.name())));
+                let name = go_name(&other);
+                return Err(Fault::other(format!("got '{name}', expected iterable type")));
             }
         }
         self.locals.truncate(fold.local + 1);
@@ -351,12 +359,12 @@ impl<'p, 'a> Machine<'p, 'a> {
     /// Takes what a fold carries, so that nobody else has it.
     fn taken(&mut self, local: usize) -> Run<'a> {
         let value = self.local(local);
-        self.charge(1)?;
         self.locals[local] = Slot::Ready(Err(Fault::NoSuchOverload));
         value
     }
 
     fn append(&mut self, local: usize, item: &'p Plan) -> Run<'a> {
+        self.charge(1)?;
         let item = match item {
             Plan::Value(value) => Ok(value.clone()),
             item => {
@@ -375,8 +383,8 @@ impl<'p, 'a> Machine<'p, 'a> {
 
     fn insert(&mut self, local: usize, args: &'p [Plan]) -> Run<'a> {
         // The last value stays where it is until it is known that the new one can be made.
+        self.charge(1)?;
         if let Err(fault) = self.local(local) {
-            self.charge(1)?;
             return Err(fault);
         }
         let mut values = Vec::with_capacity(args.len());
@@ -418,11 +426,10 @@ fn no_key(key: &Value<'_>) -> Fault {
 
 fn found<'a>(value: &Value<'a>, key: &Value<'a>) -> Result<Found<'a>, Fault> {
     match value {
-        Value::Map(map) => {
-            Ok(map.find(key).map_or_else(|| Found::Missing(no_key(key)), Found::Value))
-        }
+        Value::Map(map) => Ok(map.find(key).map_or_else(|| Found::Missing(no_key(key)), Found::Value)),
         Value::List(list) => {
-            let unsupported = || Fault::other(format!("unsupported index value {} in list", library::shown(key)));
+            let unsupported =
+                || Fault::other(format!("unsupported index value {} in list", library::shown(key)));
             let at = match key {
                 Value::Int(at) => *at,
                 Value::Uint(at) => i64::try_from(*at).map_err(|_| unsupported())?,
@@ -433,9 +440,28 @@ fn found<'a>(value: &Value<'a>, key: &Value<'a>) -> Result<Found<'a>, Fault> {
                 }
             };
             let found = usize::try_from(at).ok().and_then(|at| list.get(at));
-            Ok(found.map_or_else(|| Found::Missing(Fault::OutOfBounds(library::shown(key).into())), Found::Value))
+            Ok(found
+                .map_or_else(|| Found::Missing(Fault::OutOfBounds(library::shown(key).into())), Found::Value))
         }
         _ => Ok(Found::Missing(no_key(key))),
+    }
+}
+
+/// What upstream calls a value where it shows the types of its own language.
+fn go_name(value: &Value<'_>) -> &'static str {
+    match value {
+        Value::Null => "types.Null",
+        Value::Bool(_) => "types.Bool",
+        Value::Int(_) => "types.Int",
+        Value::Uint(_) => "types.Uint",
+        Value::Double(_) => "types.Double",
+        Value::Text(_) => "types.String",
+        Value::Bytes(_) => "types.Bytes",
+        Value::Duration(_) => "types.Duration",
+        Value::Timestamp(_) => "types.Timestamp",
+        Value::Optional(_) => "*types.Optional",
+        Value::Type(_) => "*types.Type",
+        Value::List(_) | Value::Map(_) | Value::Library(_) => "value",
     }
 }
 

@@ -29,8 +29,8 @@ pub(crate) struct Token<'t> {
 
 /// Longer ones first, so that the first that fits is the longest.
 const SIGNS: [&str; 24] = [
-    "==", "!=", "<=", ">=", "&&", "||", "<", ">", "[", "]", "{", "}", "(", ")", ".", ",", "-", "!", "?", ":", "+",
-    "*", "/", "%",
+    "==", "!=", "<=", ">=", "&&", "||", "<", ">", "[", "]", "{", "}", "(", ")", ".", ",", "-", "!", "?", ":",
+    "+", "*", "/", "%",
 ];
 
 pub(crate) fn tokens(source: &str) -> Result<Vec<Token<'_>>, Issue> {
@@ -49,7 +49,10 @@ pub(crate) fn tokens(source: &str) -> Result<Vec<Token<'_>>, Issue> {
                 return Ok(tokens);
             }
             let shown: String = rest.chars().take(1).collect();
-            return Err(Issue::syntax(Some(offset), format!("Syntax error: token recognition error at: '{shown}'")));
+            return Err(Issue::syntax(
+                Some(offset),
+                format!("Syntax error: token recognition error at: '{shown}'"),
+            ));
         };
         tokens.push(Token { kind, offset });
         rest = &rest[n_bytes..];
@@ -176,7 +179,8 @@ pub(crate) fn unquoted(written: &str, are_bytes: bool) -> Result<Vec<u8>, &'stat
         Some(body) => (true, body),
         None => (false, written),
     };
-    let n_quotes = if body.len() >= 6 && (body.starts_with("\"\"\"") || body.starts_with("'''")) { 3 } else { 1 };
+    let n_quotes =
+        if body.len() >= 6 && (body.starts_with("\"\"\"") || body.starts_with("'''")) { 3 } else { 1 };
     let mut rest = body.get(n_quotes..body.len().saturating_sub(n_quotes)).unwrap_or_default();
     let mut said = Vec::with_capacity(rest.len());
     while let Some(at) = rest.find('\\').filter(|_| !is_raw) {
@@ -192,7 +196,8 @@ pub(crate) fn unquoted(written: &str, are_bytes: bool) -> Result<Vec<u8>, &'stat
 
 fn said_by(escape: &str, are_bytes: bool, said: &mut Vec<u8>) -> Result<(), &'static str> {
     let (kind, digits) = escape.split_at(1);
-    let number = |text: &str, radix| u32::from_str_radix(text, radix).map_err(|_| "unable to unescape string");
+    let number =
+        |text: &str, radix| u32::from_str_radix(text, radix).map_err(|_| "unable to unescape string");
     let code = match kind {
         "a" => 7,
         "b" => 8,

@@ -32,7 +32,10 @@ impl Unifier {
     }
 
     /// Whether each of the first can stand for its fellow; only then anything becomes known by it.
-    pub(crate) fn assignable_all<'t>(&mut self, pairs: impl IntoIterator<Item = (&'t Type, &'t Type)>) -> bool {
+    pub(crate) fn assignable_all<'t>(
+        &mut self,
+        pairs: impl IntoIterator<Item = (&'t Type, &'t Type)>,
+    ) -> bool {
         let mark = self.trail.len();
         if pairs.into_iter().all(|(from, to)| self.fits(from, to)) {
             self.trail.truncate(mark);
@@ -95,7 +98,9 @@ impl Unifier {
                     | Type::Timestamp
             ),
             (Type::Type(_) | Type::AnyType, Type::Type(_) | Type::AnyType) => true,
-            (Type::List(from), Type::List(to)) | (Type::Optional(from), Type::Optional(to)) => self.fits(from, to),
+            (Type::List(from), Type::List(to)) | (Type::Optional(from), Type::Optional(to)) => {
+                self.fits(from, to)
+            }
             (Type::Map(from), Type::Map(to)) => self.fits(&from.0, &to.0) && self.fits(&from.1, &to.1),
             _ => from == to,
         }

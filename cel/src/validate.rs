@@ -1,6 +1,6 @@
 //! What is wrong with constants though their types are right.
 //!
-//! Source: cel-go's validators that Kubernetes uses from 1.29 on.
+//! Source: cel-go's validators that Kubernetes uses.
 
 use crate::ast::{Ast, Literal, Name, Node, NodeId};
 use crate::check::Checked;
@@ -8,12 +8,18 @@ use crate::issue::Issue;
 use crate::library::{Clause, Pattern, clauses, time};
 use crate::types::Type;
 
-pub(crate) fn faults(checked: &Checked) -> Vec<Issue> {
+/// The version from which on the constants of calls are looked at.
+const CALLS_SINCE: u8 = 29;
+
+pub(crate) fn faults(checked: &Checked, version: u8) -> Vec<Issue> {
     let mut issues = Vec::new();
-    let exempt = within_format(checked);
+    let looks_at_calls = version >= CALLS_SINCE;
+    let exempt = if looks_at_calls { within_format(checked) } else { vec![false; checked.ast.len()] };
     for id in checked.ast.ids().filter(|id| is_reached(checked, *id)) {
         match checked.ast.node(id) {
-            Node::Call { function, target, args } => call(checked, id, function, *target, args, &mut issues),
+            Node::Call { function, target, args } if looks_at_calls => {
+                call(checked, id, function, *target, args, &mut issues)
+            }
             Node::List(items) if !exempt[id.index()] => {
                 let items = items.iter().map(|item| (item.value, item.is_optional));
                 same(checked, items, false, &mut issues);
@@ -78,11 +84,13 @@ fn call(
         let values: Vec<NodeId> = items.iter().map(|item| item.value).collect();
         return format(checked, id, text, &values, issues);
     }
-    let Some(text) = text_of(ast, *first) else { return };
-    let is_wrong = match &**function {
-        "duration" => time::duration(text).is_none(),
-        "timestamp" => time::timestamp(text).is_err(),
-        "matches" => Pattern::new(text).is_err(),
+    let Node::Literal(literal) = ast.node(*first) else { return };
+    let is_wrong = match (&**function, literal) {
+        ("duration", Literal::Text(text)) => time::duration(text).is_none(),
+        ("duration", _) => true,
+        ("timestamp", Literal::Text(text)) => time::timestamp(text).is_err(),
+        ("timestamp", Literal::Int(seconds)) => !time::RANGE.contains(seconds),
+        ("matches", Literal::Text(text)) => Pattern::new(text).is_err(),
         _ => false,
     };
     if is_wrong {
@@ -124,10 +132,12 @@ fn misfit(checked: &Checked, clause: Clause, id: NodeId) -> Option<NodeId> {
         return Some(id);
     }
     match (clause, checked.ast.node(id)) {
-        (Clause::Text, Node::List(items)) => items.iter().find_map(|item| misfit(checked, clause, item.value)),
-        (Clause::Text, Node::Map(entries)) => entries
-            .iter()
-            .find_map(|entry| misfit(checked, clause, entry.key).or_else(|| misfit(checked, clause, entry.value))),
+        (Clause::Text, Node::List(items)) => {
+            items.iter().find_map(|item| misfit(checked, clause, item.value))
+        }
+        (Clause::Text, Node::Map(entries)) => entries.iter().find_map(|entry| {
+            misfit(checked, clause, entry.key).or_else(|| misfit(checked, clause, entry.value))
+        }),
         _ => None,
     }
 }

@@ -42,7 +42,8 @@ pub enum Text<'a> {
 /// A moment, and how far from UTC the text said it was that it was read from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timestamp {
-    pub at: jiff::Timestamp,
+    /// Billionths of a second since 1970.
+    pub nanos: i128,
     pub offset_seconds: i32,
 }
 
@@ -238,8 +239,7 @@ fn scalar<'a>(text: &str, type_: &Type) -> Option<Value<'a>> {
 
 impl Timestamp {
     /// The beginning of the year 1.
-    const ZERO: Timestamp =
-        Timestamp { at: jiff::Timestamp::constant(-62_135_596_800, 0), offset_seconds: 0 };
+    const ZERO: Timestamp = Timestamp { nanos: -62_135_596_800_000_000_000, offset_seconds: 0 };
 }
 
 impl<'a> List<'a> {
@@ -263,7 +263,8 @@ impl<'a> List<'a> {
                 List::Owned(items) => return items.get(at).cloned(),
                 List::Joined(joined) => {
                     let n_first = joined.first.len();
-                    (list, at) = if at < n_first { (&joined.first, at) } else { (&joined.second, at - n_first) };
+                    (list, at) =
+                        if at < n_first { (&joined.first, at) } else { (&joined.second, at - n_first) };
                 }
             }
         }

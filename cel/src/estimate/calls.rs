@@ -11,7 +11,13 @@ const MAX_FORMAT_PATTERN: f64 = 128.0;
 const MAX_FORMAT: u64 = 64;
 
 impl<'c> Estimator<'c> {
-    pub(super) fn call(&mut self, id: NodeId, function: &Name, target: Option<NodeId>, args: &[NodeId]) -> Range {
+    pub(super) fn call(
+        &mut self,
+        id: NodeId,
+        function: &Name,
+        target: Option<NodeId>,
+        args: &[NodeId],
+    ) -> Range {
         if let ("dyn", [arg]) = (&**function, args) {
             let cost = self.cost(*arg).plus(ONE);
             let (size, entries) = (self.size(*arg), self.entries(*arg));
@@ -126,8 +132,16 @@ impl<'c> Estimator<'c> {
                 Estimate { cost, result: Some(result) }
             }
             (
-                "less_string" | "less_equals_string" | "greater_string" | "greater_equals_string" | "less_bytes"
-                | "less_equals_bytes" | "greater_bytes" | "greater_equals_bytes" | "equals" | "not_equals",
+                "less_string"
+                | "less_equals_string"
+                | "greater_string"
+                | "greater_equals_string"
+                | "less_bytes"
+                | "less_equals_bytes"
+                | "greater_bytes"
+                | "greater_equals_bytes"
+                | "equals"
+                | "not_equals",
                 _,
             ) => {
                 let max = size(0).max.min(size(1).max);
@@ -166,12 +180,44 @@ impl<'c> Estimator<'c> {
         let on = target.map(|target| self.asked(target));
         match function {
             "check" => plain(Range::exactly(350_000)),
-            "serviceAccount" | "path" | "group" | "resource" | "subresource" | "namespace" | "name" | "allowed"
-            | "reason" | "error" | "errored" | "masked" | "prefixLength" | "family" | "isUnspecified"
-            | "isLoopback" | "isLinkLocalMulticast" | "isLinkLocalUnicast" | "isGlobalUnicast"
-            | "format.named" | "sign" | "asInteger" | "isInteger" | "asApproximateFloat" | "isGreaterThan"
-            | "isLessThan" | "compareTo" | "add" | "sub" | "major" | "minor" | "patch" | "getScheme"
-            | "getHostname" | "getHost" | "getPort" | "getEscapedPath" | "getQuery" => plain(ONE),
+            "serviceAccount"
+            | "path"
+            | "group"
+            | "resource"
+            | "subresource"
+            | "namespace"
+            | "name"
+            | "allowed"
+            | "reason"
+            | "error"
+            | "errored"
+            | "masked"
+            | "prefixLength"
+            | "family"
+            | "isUnspecified"
+            | "isLoopback"
+            | "isLinkLocalMulticast"
+            | "isLinkLocalUnicast"
+            | "isGlobalUnicast"
+            | "format.named"
+            | "sign"
+            | "asInteger"
+            | "isInteger"
+            | "asApproximateFloat"
+            | "isGreaterThan"
+            | "isLessThan"
+            | "compareTo"
+            | "add"
+            | "sub"
+            | "major"
+            | "minor"
+            | "patch"
+            | "getScheme"
+            | "getHostname"
+            | "getHost"
+            | "getPort"
+            | "getEscapedPath"
+            | "getQuery" => plain(ONE),
             "fieldSelector" | "labelSelector" => {
                 let size = arg(0)?;
                 plain(Range::exactly(10).plus(size.scaled(TRAVERSAL)).plus(size.scaled(0.5).scaled(50.0)))
@@ -201,17 +247,17 @@ impl<'c> Estimator<'c> {
             }
             "join" => {
                 let list = on?;
-                let mut size = self.item_size(target?).map_or(Range::exactly(0), |(_, items)| list.times(items));
+                let mut size =
+                    self.item_size(target?).map_or(Range::exactly(0), |(_, items)| list.times(items));
                 if let Some(separator) = arg(0) {
                     let between = Range { min: list.min.saturating_sub(1), max: list.max.saturating_sub(1) };
                     size = size.plus(separator.times(between));
                 }
                 Some(Estimate { cost: size.scaled(TRAVERSAL), result: Some(size) })
             }
-            "find" | "findAll" => Some(Estimate {
-                cost: matched(on?, arg(0)?),
-                result: Some(Range { min: 0, max: on?.max }),
-            }),
+            "find" | "findAll" => {
+                Some(Estimate { cost: matched(on?, arg(0)?), result: Some(Range { min: 0, max: on?.max }) })
+            }
             "ip" if overload == "cidr_ip" => plain(ONE),
             "cidr" | "isIP" | "isCIDR" | "ip" | "quantity" | "isQuantity" | "semver" | "isSemver" => {
                 plain(arg(0)?.scaled(TRAVERSAL))

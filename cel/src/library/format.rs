@@ -37,7 +37,14 @@ static FORMATS: [(&str, Format); 13] = [
     ),
     ("labelValue", Format { name: "LabelValue", pattern_size: 40, faults: label_value }),
     ("qualifiedName", Format { name: "QualifiedName", pattern_size: 60, faults: qualified_name }),
-    ("uri", Format { name: "URI", pattern_size: 1103, faults: |text| url::request_uri(text).err().into_iter().collect() }),
+    (
+        "uri",
+        Format {
+            name: "URI",
+            pattern_size: 1103,
+            faults: |text| url::request_uri(text).err().into_iter().collect(),
+        },
+    ),
     ("uuid", Format { name: "uuid", pattern_size: 70, faults: uuid }),
 ];
 

@@ -43,7 +43,11 @@ pub(super) fn function(name: &str) -> Option<Function> {
             [Value::Text(text)] => Ok(Value::Bool(cidr(text).is_ok())),
             _ => Err(no_overload(call, args)),
         },
-        "family" | "isUnspecified" | "isLoopback" | "isLinkLocalMulticast" | "isLinkLocalUnicast"
+        "family"
+        | "isUnspecified"
+        | "isLoopback"
+        | "isLinkLocalMulticast"
+        | "isLinkLocalUnicast"
         | "isGlobalUnicast" => facts,
         "containsIP" => contains_ip,
         "containsCIDR" => contains_cidr,
@@ -93,7 +97,10 @@ fn is_local_multicast(ip: &IpAddr) -> bool {
 fn contains_ip<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     let (cidr, ip) = match args {
         [Value::Library(Library::Cidr(cidr)), Value::Library(Library::Ip(ip))] => (cidr, *ip),
-        [Value::Library(Library::Cidr(cidr)), Value::Text(text)] => (cidr, address(text)?),
+        [Value::Library(Library::Cidr(cidr)), Value::Text(text)] => {
+            // Upstream takes the fault of the address for an argument that is none.
+            (cidr, address(text).map_err(|_| Fault::NoSuchOverload)?)
+        }
         _ => return Err(no_overload(call, args)),
     };
     Ok(Value::Bool(cidr.contains(ip)))
@@ -138,7 +145,9 @@ fn parsed(text: &str) -> Result<IpAddr, String> {
     let refused = |why: &str| format!("ParseAddr({}): {why}", quoted(text));
     match text.chars().find(|c| matches!(c, '.' | ':' | '%')) {
         Some('.') => text.parse::<Ipv4Addr>().map(IpAddr::V4).map_err(|_| refused(&v4_fault(text))),
-        Some(':') => text.parse::<Ipv6Addr>().map(IpAddr::V6).map_err(|_| refused("unable to parse IPv6 address")),
+        Some(':') => {
+            text.parse::<Ipv6Addr>().map(IpAddr::V6).map_err(|_| refused("unable to parse IPv6 address"))
+        }
         Some(_) => Err(refused("missing IPv6 address")),
         None => Err(refused("unable to parse IP")),
     }

@@ -34,7 +34,9 @@ const UINT: Fault = Fault::Overflow("unsigned integer");
 /// What an operator says that its first side does not know, or not together with the second.
 fn operands(call: &Call, args: &[Value<'_>]) -> Fault {
     let is_known = match (args.first(), &*call.name) {
-        (Some(Value::Text(_) | Value::Duration(_) | Value::Timestamp(_) | Value::Int(_)), _) => true,
+        (Some(Value::Text(_) | Value::Duration(_) | Value::Timestamp(_)), _) => true,
+        (Some(Value::Int(_)), "size" | "!_") => false,
+        (Some(Value::Int(_)), _) => true,
         (Some(Value::Uint(_) | Value::Double(_)), "_%_" | "-_" | "size" | "!_") => false,
         (Some(Value::Uint(_) | Value::Double(_)), _) => true,
         (Some(Value::Bytes(_) | Value::List(_)), "_+_") => true,
@@ -74,8 +76,7 @@ fn subtract<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
         [Value::Duration(a), Value::Duration(b)] => Value::Duration(a.checked_sub(*b).ok_or(INT)?),
         [Value::Timestamp(at), Value::Duration(by)] => Value::Timestamp(time::moved(*at, -i128::from(*by))?),
         [Value::Timestamp(a), Value::Timestamp(b)] => {
-            let nanos = a.at.as_nanosecond() - b.at.as_nanosecond();
-            Value::Duration(i64::try_from(nanos).map_err(|_| INT)?)
+            Value::Duration(i64::try_from(a.nanos - b.nanos).map_err(|_| INT)?)
         }
         _ => return Err(operands(call, args)),
     })
@@ -92,7 +93,9 @@ fn multiply<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
 
 fn divide<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     Ok(match args {
-        [Value::Int(_), Value::Int(0)] | [Value::Uint(_), Value::Uint(0)] => return Err(Fault::DivisionByZero),
+        [Value::Int(_), Value::Int(0)] | [Value::Uint(_), Value::Uint(0)] => {
+            return Err(Fault::DivisionByZero);
+        }
         [Value::Int(a), Value::Int(b)] => Value::Int(a.checked_div(*b).ok_or(INT)?),
         [Value::Uint(a), Value::Uint(b)] => Value::Uint(a / b),
         [Value::Double(a), Value::Double(b)] => Value::Double(a / b),
@@ -102,7 +105,9 @@ fn divide<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
 
 fn modulo<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     Ok(match args {
-        [Value::Int(_), Value::Int(0)] | [Value::Uint(_), Value::Uint(0)] => return Err(Fault::ModulusByZero),
+        [Value::Int(_), Value::Int(0)] | [Value::Uint(_), Value::Uint(0)] => {
+            return Err(Fault::ModulusByZero);
+        }
         [Value::Int(a), Value::Int(b)] => Value::Int(a.checked_rem(*b).ok_or(INT)?),
         [Value::Uint(a), Value::Uint(b)] => Value::Uint(a % b),
         _ => return Err(operands(call, args)),

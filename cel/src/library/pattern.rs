@@ -32,7 +32,7 @@ impl Pattern {
     /// Compiles a pattern; the words of the error are not upstream's.
     pub(crate) fn new(pattern: &str) -> Result<Pattern, String> {
         let fault = |why: &str| format!("error parsing regexp: {why}: `{pattern}`");
-        let translated = translated(pattern).map_err(|why| fault(&why))?;
+        let translated = translated(pattern).map_err(|why| format!("error parsing regexp: {why}"))?;
         let regex = RegexBuilder::new(&translated).size_limit(MAX_BYTES).octal(true).build();
         regex.map(Pattern).map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => fault("expression too large"),
@@ -86,15 +86,17 @@ fn find_all<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
 /// A pattern of RE2 as the `regex` crate reads it: classes by a letter are ASCII, and brackets within brackets are letters.
 fn translated(pattern: &str) -> Result<String, String> {
     let mut out = String::with_capacity(pattern.len() + 16);
-    let mut chars = pattern.chars().peekable();
-    let mut is_class = false;
+    let mut chars = pattern.chars();
+    // Where the class begins that is open, and how many brackets are.
+    let (mut class, mut n_open) = (None, 0_usize);
     // Whether the last thing was a sign that repeats, so that another one is too much.
     let mut repeats = 0;
     while let Some(c) = chars.next() {
         let before = std::mem::take(&mut repeats);
+        let is_class = class.is_some();
         match c {
             '\\' => {
-                let letter = chars.next().ok_or("trailing backslash at end of expression")?;
+                let letter = chars.next().ok_or("trailing backslash at end of expression: ``")?;
                 if letter == 'Q' && !is_class {
                     quoted(&mut chars, &mut out);
                 } else {
@@ -102,27 +104,39 @@ fn translated(pattern: &str) -> Result<String, String> {
                 }
             }
             '[' if !is_class => {
-                is_class = true;
+                class = Some(pattern.len() - chars.as_str().len() - 1);
                 out.push('[');
-                out.extend(chars.next_if_eq(&'^'));
+                if passed(&mut chars, '^') {
+                    out.push('^');
+                }
                 // A bracket that comes first stands for itself.
-                if chars.next_if_eq(&']').is_some() {
+                if passed(&mut chars, ']') {
                     out.push_str("\\]");
                 }
             }
-            '[' if chars.peek() == Some(&':') => named(&mut chars, &mut out),
+            '[' if chars.as_str().starts_with(':') => named(&mut chars, &mut out),
             '[' => out.push_str("\\["),
             ']' if is_class => {
-                is_class = false;
+                class = None;
                 out.push(']');
             }
             ']' => out.push(']'),
             '&' | '~' if is_class => out.extend(['\\', c]),
-            '-' if is_class && chars.peek() == Some(&'-') => out.push_str("\\-"),
+            '-' if is_class && chars.as_str().starts_with('-') => out.push_str("\\-"),
+            // A group may begin with what it is.
+            '?' if out.ends_with('(') && !out.ends_with("\\(") => out.push(c),
             '*' | '+' | '?' if !is_class => {
                 // One `?` makes a repetition lazy, more repeat what repeats.
                 if before == 2 || before == 1 && c != '?' {
-                    return Err("invalid nested repetition operator".to_string());
+                    return Err(format!(
+                        "invalid nested repetition operator: `{}`",
+                        last_two(pattern, &chars)
+                    ));
+                }
+                if out.is_empty()
+                    || out.ends_with(['(', '|']) && !out.ends_with("\\(") && !out.ends_with("\\|")
+                {
+                    return Err(format!("missing argument to repetition operator: `{c}`"));
                 }
                 repeats = before + 1;
                 out.push(c);
@@ -133,10 +147,10 @@ fn translated(pattern: &str) -> Result<String, String> {
                     continue;
                 };
                 if before > 0 {
-                    return Err("invalid nested repetition operator".to_string());
+                    return Err(format!("invalid nested repetition operator: `{{{counts}}}`"));
                 }
                 if counts.split(',').filter_map(|n| n.parse::<u32>().ok()).any(|n| n > MAX_REPEATS) {
-                    return Err("invalid repeat count".to_string());
+                    return Err(format!("invalid repeat count: `{{{counts}}}`"));
                 }
                 out.push('{');
                 out.push_str(&counts);
@@ -147,14 +161,43 @@ fn translated(pattern: &str) -> Result<String, String> {
                 repeats = 1;
             }
             '}' if !is_class => out.push_str("\\}"),
+            '(' if !is_class => {
+                n_open += 1;
+                out.push(c);
+            }
+            ')' if !is_class => {
+                n_open = n_open.checked_sub(1).ok_or_else(|| format!("unexpected ): `{pattern}`"))?;
+                out.push(c);
+            }
             c => out.push(c),
         }
     }
-    Ok(out)
+    match class {
+        Some(start) => Err(format!("missing closing ]: `{}`", &pattern[start..])),
+        None if n_open > 0 => Err(format!("missing closing ): `{pattern}`")),
+        None => Ok(out),
+    }
+}
+
+type Chars<'p> = std::str::Chars<'p>;
+
+/// Passes a letter if it comes next.
+fn passed(chars: &mut Chars<'_>, letter: char) -> bool {
+    let rest = chars.as_str().strip_prefix(letter);
+    if let Some(rest) = rest {
+        *chars = rest.chars();
+    }
+    rest.is_some()
+}
+
+/// The sign that was just read, and the one before it.
+fn last_two<'p>(pattern: &'p str, chars: &Chars<'_>) -> &'p str {
+    let end = pattern.len() - chars.as_str().len();
+    pattern.get(end.saturating_sub(2)..end).unwrap_or_default()
 }
 
 /// What stands between the braces of a repetition, if it is one.
-fn repetition(chars: &std::iter::Peekable<std::str::Chars<'_>>) -> Option<String> {
+fn repetition(chars: &Chars<'_>) -> Option<String> {
     let counts: String = chars.clone().take_while(|c| c.is_ascii_digit() || *c == ',').collect();
     let is_closed = chars.clone().nth(counts.len()) == Some('}');
     let (least, most) = counts.split_once(',').unwrap_or((&counts, ""));
@@ -163,7 +206,7 @@ fn repetition(chars: &std::iter::Peekable<std::str::Chars<'_>>) -> Option<String
 }
 
 /// A class that is called by its name, such as `[:alpha:]`; an opening bracket otherwise.
-fn named(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String) {
+fn named(chars: &mut Chars<'_>, out: &mut String) {
     let name: String = chars.clone().skip(1).take_while(|c| c.is_ascii_lowercase() || *c == '^').collect();
     let whole = format!(":{name}:]");
     if chars.clone().take(whole.len()).eq(whole.chars()) {
@@ -178,9 +221,9 @@ fn named(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String)
 }
 
 /// All up to `\E` stands for itself.
-fn quoted(chars: &mut std::iter::Peekable<std::str::Chars<'_>>, out: &mut String) {
+fn quoted(chars: &mut Chars<'_>, out: &mut String) {
     while let Some(c) = chars.next() {
-        if c == '\\' && chars.next_if_eq(&'E').is_some() {
+        if c == '\\' && passed(chars, 'E') {
             return;
         }
         out.push_str(&regex::escape(c.encode_utf8(&mut [0; 4])));

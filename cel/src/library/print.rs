@@ -113,7 +113,9 @@ fn clause(text: &str) -> Result<(Clause, &str), String> {
         Some(rest) => {
             let n_digits = rest.bytes().take_while(u8::is_ascii_digit).count();
             if n_digits == rest.len() {
-                return Err("error while parsing precision: could not find end of precision specifier".to_string());
+                return Err(
+                    "error while parsing precision: could not find end of precision specifier".to_string()
+                );
             }
             let (digits, rest) = rest.split_at(n_digits);
             let precision = digits.parse().map_err(|_| {
@@ -159,13 +161,17 @@ impl Clause {
             (Clause::Decimal, Value::Int(number)) => number.to_string(),
             (Clause::Decimal, Value::Uint(number)) => number.to_string(),
             (Clause::Fixed(precision), value) => fixed(float(value).ok_or_else(refused)?, precision),
-            (Clause::Scientific(precision), value) => scientific(float(value).ok_or_else(refused)?, precision),
+            (Clause::Scientific(precision), value) => {
+                scientific(float(value).ok_or_else(refused)?, precision)
+            }
             (Clause::Binary, Value::Bool(value)) => u8::from(*value).to_string(),
             (_, Value::Int(number)) if self != Clause::Decimal => {
                 let sign = if *number < 0 { "-" } else { "" };
                 format!("{sign}{}", self.digits(number.unsigned_abs()))
             }
-            (Clause::Binary | Clause::Hex { .. } | Clause::Octal, Value::Uint(number)) => self.digits(*number),
+            (Clause::Binary | Clause::Hex { .. } | Clause::Octal, Value::Uint(number)) => {
+                self.digits(*number)
+            }
             (Clause::Hex { is_upper }, Value::Text(text)) => hex(text.as_bytes(), is_upper),
             (Clause::Hex { is_upper }, Value::Bytes(bytes)) => hex(bytes, is_upper),
             _ => return Err(refused()),
@@ -261,11 +267,12 @@ fn fixed(number: f64, precision: usize) -> String {
     grouped
 }
 
-fn scientific(number: f64, precision: usize) -> String {
+/// Upstream takes what is said of the digits for a least width.
+fn scientific(number: f64, width: usize) -> String {
     if let Some(word) = no_digits(number) {
         return word.to_string();
     }
-    let plain = format!("{number:.precision$e}");
+    let plain = format!("{number:.PRECISION$e}");
     let (digits, exponent) = plain.split_once('e').unwrap_or((&plain, "0"));
     let exponent: i32 = exponent.parse().unwrap_or_default();
     let raised: String = format!("{}{:02}", if exponent < 0 { "-" } else { "" }, exponent.abs())
@@ -278,7 +285,8 @@ fn scientific(number: f64, precision: usize) -> String {
             digit => char::from_u32(0x2070 + digit.to_digit(10).unwrap_or_default()).unwrap_or(digit),
         })
         .collect();
-    format!("{digits}\u{a0}×\u{a0}10{raised}")
+    let text = format!("{digits}×10{raised}");
+    format!("{text:>width$}")
 }
 
 /// A value within a list or a map.

@@ -47,9 +47,9 @@ fn facts<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     Ok(match &*call.name {
         "sign" => Value::Int(quantity.nanos.signum() as i64),
         "isInteger" => Value::Bool(quantity.integer().is_some()),
-        "asInteger" => Value::Int(
-            quantity.integer().ok_or_else(|| Fault::other("cannot convert value to integer"))?,
-        ),
+        "asInteger" => {
+            Value::Int(quantity.integer().ok_or_else(|| Fault::other("cannot convert value to integer"))?)
+        }
         _ => Value::Double(quantity.float()),
     })
 }
@@ -163,7 +163,9 @@ impl Number<'_> {
         let is_short = n_whole + self.fraction.len() <= MAX_DIGITS && scale >= NANO;
         let shift = self.exponent - n_kept - NANO;
         let nanos = if shift >= 0 {
-            digits.checked_mul(10_i128.checked_pow(shift as u32).filter(|_| digits != 0).unwrap_or(i128::from(digits == 0)))?
+            digits.checked_mul(
+                10_i128.checked_pow(shift as u32).filter(|_| digits != 0).unwrap_or(i128::from(digits == 0)),
+            )?
         } else {
             up(digits, 10_i128.checked_pow(shift.unsigned_abs().min(38)).unwrap_or(i128::MAX))
         };

@@ -6,7 +6,7 @@ use std::cmp::Ordering;
 use std::sync::Arc;
 
 use super::print::quoted;
-use super::{Function, Host, Library, library, no_overload};
+use super::{Function, Library, library, no_overload};
 use crate::fault::Fault;
 use crate::plan::Call;
 use crate::run::Run;
@@ -26,9 +26,9 @@ enum Part {
 
 pub(super) fn function(name: &str) -> Option<Function> {
     Some(match name {
-        "semver" => |call, args, _| {
-            library(Library::Semver(Arc::new(read(call, args)?.map_err(Fault::other)?)))
-        },
+        "semver" => {
+            |call, args, _| library(Library::Semver(Arc::new(read(call, args)?.map_err(Fault::other)?)))
+        }
         "isSemver" => |call, args, _| Ok(Value::Bool(read(call, args)?.is_ok())),
         "major" => |call, args, _| number(call, args, 0),
         "minor" => |call, args, _| number(call, args, 1),
@@ -69,7 +69,11 @@ fn normal(text: &str) -> Result<String, String> {
     let mut parts: Vec<String> = text.splitn(3, '.').map(str::to_string).collect();
     for part in parts.iter_mut().filter(|part| part.len() > 1) {
         let rest = part.trim_start_matches('0');
-        *part = if rest.starts_with(|c: char| c.is_ascii_digit()) { rest.to_string() } else { format!("0{rest}") };
+        *part = if rest.starts_with(|c: char| c.is_ascii_digit()) {
+            rest.to_string()
+        } else {
+            format!("0{rest}")
+        };
     }
     if parts.len() < 3 && parts.last().is_some_and(|part| part.contains(['+', '-'])) {
         return Err("short version cannot contain PreRelease/Build meta data".to_string());
@@ -98,7 +102,8 @@ impl Semver {
         };
         let (major, minor) = (plain("major", major)?, plain("minor", minor)?);
         let (rest, build) = rest.split_once('+').map_or((*rest, None), |(rest, build)| (rest, Some(build)));
-        let (patch, before) = rest.split_once('-').map_or((rest, None), |(patch, before)| (patch, Some(before)));
+        let (patch, before) =
+            rest.split_once('-').map_or((rest, None), |(patch, before)| (patch, Some(before)));
         let patch = plain("patch", patch)?;
         let before_release = before.into_iter().flat_map(|before| before.split('.')).map(part);
         let before_release = before_release.collect::<Result<_, _>>()?;

@@ -10,9 +10,9 @@ use crate::value::{Text, Value};
 
 pub(super) fn function(name: &str) -> Option<Function> {
     Some(match name {
-        "contains" => |call, args, _| holds(call, args, |text, part| text.contains(part)),
-        "startsWith" => |call, args, _| holds(call, args, |text, part| text.starts_with(part)),
-        "endsWith" => |call, args, _| holds(call, args, |text, part| text.ends_with(part)),
+        "contains" => |_, args, _| holds(args, |text, part| text.contains(part)),
+        "startsWith" => |_, args, _| holds(args, |text, part| text.starts_with(part)),
+        "endsWith" => |_, args, _| holds(args, |text, part| text.ends_with(part)),
         "charAt" => char_at,
         "indexOf" => index_of,
         "lastIndexOf" => last_index_of,
@@ -33,10 +33,10 @@ fn out_of_range(at: i64) -> Fault {
     Fault::other(format!("index out of range: {at}"))
 }
 
-fn holds<'a>(call: &Call, args: &[Value<'a>], test: fn(&str, &str) -> bool) -> Run<'a> {
+fn holds<'a>(args: &[Value<'a>], test: fn(&str, &str) -> bool) -> Run<'a> {
     match args {
         [Value::Text(text), Value::Text(part)] => Ok(Value::Bool(test(text, part))),
-        _ => Err(no_overload(call, args)),
+        _ => Err(Fault::NoSuchOverload),
     }
 }
 
@@ -83,7 +83,8 @@ fn index_of<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
 fn last_index_of<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     let (text, part, offset) = match args {
         [Value::List(list), wanted] => {
-            let found = (0..list.len()).rev().find(|at| list.get(*at).is_some_and(|item| equal(&item, wanted)));
+            let found =
+                (0..list.len()).rev().find(|at| list.get(*at).is_some_and(|item| equal(&item, wanted)));
             return Ok(Value::Int(found.map_or(-1, |at| at as i64)));
         }
         [Value::Text(text), Value::Text(part)] => (text, part, None),
@@ -111,7 +112,9 @@ fn last_index_of<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
 fn replace<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     let (text, old, new, limit) = match args {
         [Value::Text(text), Value::Text(old), Value::Text(new)] => (text, old, new, -1),
-        [Value::Text(text), Value::Text(old), Value::Text(new), Value::Int(limit)] => (text, old, new, *limit),
+        [Value::Text(text), Value::Text(old), Value::Text(new), Value::Int(limit)] => {
+            (text, old, new, *limit)
+        }
         _ => return Err(no_overload(call, args)),
     };
     Ok(match usize::try_from(limit) {

@@ -10,7 +10,7 @@ use crate::value::{Timestamp, Value};
 
 const NANOS: i128 = 1_000_000_000;
 /// The years 1 to 9999, in seconds.
-const RANGE: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
+pub(crate) const RANGE: std::ops::RangeInclusive<i64> = -62_135_596_800..=253_402_300_799;
 
 pub(super) fn function(name: &str) -> Option<Function> {
     matches!(
@@ -30,13 +30,13 @@ pub(super) fn function(name: &str) -> Option<Function> {
 }
 
 fn part<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
-    let (time, zone) = match args {
+    let (time, offset_seconds) = match args {
         [Value::Duration(nanos)] => return of_duration(call, *nanos),
-        [Value::Timestamp(time)] => (time, jiff::tz::TimeZone::UTC),
-        [Value::Timestamp(time), Value::Text(zone)] => (time, zone_of(zone)?),
+        [Value::Timestamp(time)] => (time, 0),
+        [Value::Timestamp(time), Value::Text(zone)] => (time, offset_of(zone, time)?),
         _ => return Err(no_overload(call, args)),
     };
-    let there = time.at.to_zoned(zone);
+    let there = civil(time.nanos, offset_seconds)?;
     Ok(Value::Int(match &*call.name {
         "getFullYear" => i64::from(there.year()),
         "getMonth" => i64::from(there.month()) - 1,
@@ -51,6 +51,22 @@ fn part<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     }))
 }
 
+/// Date and time of day so far from UTC.
+fn civil(nanos: i128, offset_seconds: i32) -> Result<jiff::civil::DateTime, Fault> {
+    const DAY: i128 = 86_400 * NANOS;
+    let nanos = nanos + i128::from(offset_seconds) * NANOS;
+    let days = jiff::Span::new().try_days(nanos.div_euclid(DAY) as i64);
+    let within = jiff::SignedDuration::from_nanos(nanos.rem_euclid(DAY) as i64);
+    let day = days.and_then(|days| jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0).checked_add(days));
+    day.and_then(|day| day.checked_add(within)).map_err(|_| Fault::Overflow("timestamp"))
+}
+
+/// The moment of a date and a time of day so far from UTC.
+fn moment(there: jiff::civil::DateTime, offset_seconds: i32) -> i128 {
+    let epoch = jiff::civil::date(1970, 1, 1).at(0, 0, 0, 0);
+    there.duration_since(epoch).as_nanos() - i128::from(offset_seconds) * NANOS
+}
+
 fn of_duration<'a>(call: &Call, nanos: i64) -> Run<'a> {
     Ok(Value::Int(match &*call.name {
         "getHours" => nanos / 3_600_000_000_000,
@@ -61,18 +77,19 @@ fn of_duration<'a>(call: &Call, nanos: i64) -> Run<'a> {
     }))
 }
 
-/// A zone by its name, or by how far it is from UTC.
-fn zone_of(name: &str) -> Result<jiff::tz::TimeZone, Fault> {
+/// How far from UTC a zone is at a moment; it is called by its name, or by how far it is.
+fn offset_of(name: &str, time: &Timestamp) -> Result<i32, Fault> {
     let unknown = || Fault::other(format!("unknown time zone {name}"));
     let Some((hours, minutes)) = name.split_once(':') else {
-        return match name {
-            "" | "UTC" => Ok(jiff::tz::TimeZone::UTC),
-            // Names are told apart by case, as files are.
-            _ => match jiff::tz::TimeZone::get(name) {
-                Ok(zone) if zone.iana_name() == Some(name) => Ok(zone),
-                _ => Err(unknown()),
-            },
-        };
+        if matches!(name, "" | "UTC") {
+            return Ok(0);
+        }
+        // Names are told apart by case, as files are.
+        let zone = jiff::tz::TimeZone::get(name).ok().filter(|zone| zone.iana_name() == Some(name));
+        // Rules go on as they were at the ends of what is known.
+        let (least, most) = (jiff::Timestamp::MIN.as_nanosecond(), jiff::Timestamp::MAX.as_nanosecond());
+        let at = jiff::Timestamp::from_nanosecond(time.nanos.clamp(least, most)).map_err(|_| unknown())?;
+        return zone.map(|zone| zone.to_offset(at).seconds()).ok_or_else(unknown);
     };
     let number = |text: &str| {
         text.parse::<i32>()
@@ -80,20 +97,16 @@ fn zone_of(name: &str) -> Result<jiff::tz::TimeZone, Fault> {
     };
     let (hours, minutes) = (number(hours)?, number(minutes)?);
     let minutes = if name.starts_with('-') { -minutes } else { minutes };
-    let seconds = hours.checked_mul(60).and_then(|all| all.checked_add(minutes)?.checked_mul(60));
-    let offset = seconds.and_then(|seconds| jiff::tz::Offset::from_seconds(seconds).ok()).ok_or_else(unknown)?;
-    Ok(jiff::tz::TimeZone::fixed(offset))
+    hours.checked_mul(60).and_then(|all| all.checked_add(minutes)?.checked_mul(60)).ok_or_else(unknown)
 }
 
 pub(super) fn in_range(time: Timestamp) -> Result<Timestamp, Fault> {
-    let seconds = time.at.as_nanosecond().div_euclid(NANOS) as i64;
+    let seconds = i64::try_from(time.nanos.div_euclid(NANOS)).unwrap_or(i64::MAX);
     if RANGE.contains(&seconds) { Ok(time) } else { Err(Fault::Overflow("timestamp")) }
 }
 
 pub(super) fn moved(time: Timestamp, by_nanos: i128) -> Result<Timestamp, Fault> {
-    let nanos = time.at.as_nanosecond() + by_nanos;
-    let at = jiff::Timestamp::from_nanosecond(nanos).map_err(|_| Fault::Overflow("timestamp"))?;
-    in_range(Timestamp { at, ..time })
+    in_range(Timestamp { nanos: time.nanos + by_nanos, ..time })
 }
 
 /// `1h30m`, `-1.5s`, `100ms`, in billionths of a second.
@@ -150,15 +163,14 @@ fn duration_part(text: &str) -> Option<(i128, &str)> {
 }
 
 pub(super) fn duration_text(nanos: i64) -> String {
-    format!("{}s", nanos.div_euclid(1_000_000_000) as f64 + nanos.rem_euclid(1_000_000_000) as f64 / 1e9)
+    format!("{}s", (nanos / 1_000_000_000) as f64 + (nanos % 1_000_000_000) as f64 / 1e9)
 }
 
 /// A moment as RFC 3339 writes it; the fault is that of a moment that is too far away.
 pub(crate) fn timestamp(text: &str) -> Result<Timestamp, Option<Fault>> {
     let (date, time, offset_seconds) = parts(text).ok_or(None)?;
-    let offset = jiff::tz::Offset::from_seconds(offset_seconds).map_err(|_| None)?;
-    let at = offset.to_timestamp(date.to_datetime(time)).map_err(|_| Some(Fault::Overflow("timestamp")))?;
-    in_range(Timestamp { at, offset_seconds }).map_err(Some)
+    let nanos = moment(date.to_datetime(time), offset_seconds);
+    in_range(Timestamp { nanos, offset_seconds }).map_err(Some)
 }
 
 fn parts(text: &str) -> Option<(jiff::civil::Date, jiff::civil::Time, i32)> {
@@ -200,8 +212,7 @@ fn parts(text: &str) -> Option<(jiff::civil::Date, jiff::civil::Time, i32)> {
 }
 
 pub(super) fn timestamp_text(time: Timestamp) -> String {
-    let offset = jiff::tz::Offset::from_seconds(time.offset_seconds).unwrap_or(jiff::tz::Offset::UTC);
-    let there = offset.to_datetime(time.at);
+    let Ok(there) = civil(time.nanos, time.offset_seconds) else { return String::new() };
     let mut text = format!(
         "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}",
         there.year(),

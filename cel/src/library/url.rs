@@ -108,7 +108,8 @@ fn scheme(text: &str) -> Result<(&str, &str), String> {
 }
 
 fn authority_host(scheme: &str, authority: &str) -> Result<String, String> {
-    let (user, host) = authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
+    let (user, host) =
+        authority.rsplit_once('@').map_or((None, authority), |(user, host)| (Some(user), host));
     let host = host_of(scheme, host)?;
     let is_valid = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:~!$&'()*+,;=%@".contains(&byte);
     match user {
@@ -144,15 +145,16 @@ fn host_of(scheme: &str, host: &str) -> Result<String, String> {
         }
     }
     // Of what is ASCII, hosts hold only some; escapes are for what is not.
-    let is_valid = |byte: u8| {
-        byte >= 0x80 || byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:[]<>\"%".contains(&byte)
-    };
+    let is_valid =
+        |byte: u8| byte >= 0x80 || byte.is_ascii_alphanumeric() || b"-_.~!$&'()*+,;=:[]<>\"%".contains(&byte);
     if let Some(bad) = host.bytes().find(|byte| !is_valid(*byte)) {
         return Err(format!("invalid character {} in host name", quoted(&char::from(bad).to_string())));
     }
     for (at, _) in host.match_indices('%') {
         let escape: String = host[at..].chars().take(3).collect();
-        if host.as_bytes().get(at + 1).is_some_and(|byte| byte.is_ascii_digit() && *byte < b'8') && escape != "%25" {
+        if host.as_bytes().get(at + 1).is_some_and(|byte| byte.is_ascii_digit() && *byte < b'8')
+            && escape != "%25"
+        {
             return Err(format!("invalid URL escape {}", quoted(&escape)));
         }
     }

@@ -23,6 +23,7 @@ import (
 	"github.com/google/cel-go/common/types"
 	"github.com/google/cel-go/common/types/ref"
 	"github.com/google/cel-go/common/types/traits"
+	"github.com/google/cel-go/ext"
 	"gopkg.in/inf.v0"
 	"k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/apiserver/pkg/authentication/user"
@@ -99,7 +100,7 @@ func (gate) Authorize(_ context.Context, a authorizer.Attributes) (authorizer.De
 const object = `{"metadata":{"name":"web","namespace":"default","labels":{"app":"web","tier":"front"},"annotations":{}},
 "spec":{"replicas":3,"ratio":0.5,"paused":false,"items":["x","y","z"],"nothing":null,
 "containers":[{"name":"a","image":"nginx:1","ports":[80,443]},{"name":"b","image":"redis"}]}}`
-const self = `{"name":"web","replicas":2,"tags":["a","bb"],"labels":{"app":"web"},"x-y":1,"if":2,"namespace":"ns",
+const self = `{"name":"web","replicas":2,"tags":["a","bb"],"labels":{"app":"web"},"x__dash__y":1,"__if__":2,"__namespace__":"ns",
 "spec":{"image":"nginx","ratio":1.5}}`
 
 func main() {
@@ -132,7 +133,13 @@ func main() {
 	}
 }
 
+// The environment of a minor version; with 100 added, that of device selectors, which can bind names.
 func environmentOf(minor uint) *cel.Env {
+	options := []cel.EnvOption{}
+	if minor > 100 {
+		minor -= 100
+		options = append(options, ext.Bindings(ext.BindingsVersion(0)))
+	}
 	spec := apiservercel.NewObjectType("PodSpec", map[string]*apiservercel.DeclField{
 		"image": apiservercel.NewDeclField("image", apiservercel.StringType, true, nil, nil),
 		"ratio": apiservercel.NewDeclField("ratio", apiservercel.DoubleType, true, nil, nil),
@@ -148,7 +155,7 @@ func environmentOf(minor uint) *cel.Env {
 		"__if__":        apiservercel.NewDeclField("__if__", apiservercel.IntType, true, nil, nil),
 		"__namespace__": apiservercel.NewDeclField("__namespace__", apiservercel.StringType, true, nil, nil),
 	})
-	options := []cel.EnvOption{
+	options = append(options,
 		cel.Variable("object", cel.DynType),
 		cel.Variable("self", pod.CelType()),
 		cel.Variable("i", cel.IntType),
@@ -164,7 +171,7 @@ func environmentOf(minor uint) *cel.Env {
 		cel.Variable("dur", cel.DurationType),
 		cel.Variable("e", cel.ListType(cel.IntType)),
 		cel.Variable("n", cel.DynType),
-	}
+	)
 	if minor >= 27 {
 		options = append(options, cel.Variable("authorizer", library.AuthorizerType))
 	}
