@@ -86,6 +86,8 @@ struct Expansion<'e, 't> {
 }
 
 type Made = Result<NodeId, Stop>;
+/// What a fold calls what it goes through.
+type Variables = (Name, Option<Name>);
 
 impl Expansion<'_, '_> {
     fn call(&mut self, function: &str, args: Vec<NodeId>) -> Made {
@@ -124,7 +126,7 @@ impl Expansion<'_, '_> {
     }
 
     /// The one or two variables that come before the other `n_rest` arguments.
-    fn variables(&self, n_rest: usize, message: &str) -> Result<(Name, Option<Name>), Stop> {
+    fn variables(&self, n_rest: usize, message: &str) -> Result<Variables, Stop> {
         let first = self.simple_name(0, message)?;
         let second = match self.args.len() - n_rest {
             2 => Some(self.simple_name(1, message)?),
@@ -142,11 +144,7 @@ impl Expansion<'_, '_> {
         Ok((first, second))
     }
 
-    fn fold(
-        &mut self,
-        variables: (Name, Option<Name>),
-        [init, condition, step, result]: [NodeId; 4],
-    ) -> Made {
+    fn fold(&mut self, variables: Variables, [init, condition, step, result]: [NodeId; 4]) -> Made {
         let (variable, second) = variables;
         let range = self.target;
         let fold = Fold { range, variable, second, carried: CARRIED.into(), init, condition, step, result };
@@ -182,7 +180,7 @@ impl Expansion<'_, '_> {
     }
 
     /// A fold that goes to the end, from an empty list or map.
-    fn gather(&mut self, variables: (Name, Option<Name>), init: NodeId, step: NodeId) -> Made {
+    fn gather(&mut self, variables: Variables, init: NodeId, step: NodeId) -> Made {
         let condition = self.literal(Literal::Bool(true))?;
         let result = self.carried()?;
         self.fold(variables, [init, condition, step, result])
@@ -264,7 +262,7 @@ fn filter(e: &mut Expansion<'_, '_>) -> Made {
 }
 
 /// The variables of a fold of two, and the condition if there is one.
-fn two(e: &mut Expansion<'_, '_>) -> Result<((Name, Option<Name>), Option<NodeId>), Stop> {
+fn two(e: &mut Expansion<'_, '_>) -> Result<(Variables, Option<NodeId>), Stop> {
     let variables = e.variables(e.args.len() - 2, SIMPLE)?;
     Ok((variables, (e.args.len() == 4).then(|| e.args[2])))
 }

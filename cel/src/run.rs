@@ -384,9 +384,7 @@ impl<'p, 'a> Machine<'p, 'a> {
     fn insert(&mut self, local: usize, args: &'p [Plan]) -> Run<'a> {
         // The last value stays where it is until it is known that the new one can be made.
         self.charge(1)?;
-        if let Err(fault) = self.local(local) {
-            return Err(fault);
-        }
+        self.local(local)?;
         let mut values = Vec::with_capacity(args.len());
         for arg in args {
             values.push(self.run(arg)?);

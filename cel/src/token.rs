@@ -97,8 +97,8 @@ fn count(text: &str, accepts: impl Fn(u8) -> bool) -> usize {
 fn number(rest: &str) -> (Kind<'_>, usize) {
     let digits = |from: usize| count(&rest[from..], |byte| byte.is_ascii_digit());
     let is_unsigned = |end: usize| rest[end..].starts_with(['u', 'U']);
-    if rest.starts_with("0x") {
-        let n_hex = count(&rest[2..], |byte| byte.is_ascii_hexdigit());
+    if let Some(digits) = rest.strip_prefix("0x") {
+        let n_hex = count(digits, |byte| byte.is_ascii_hexdigit());
         if n_hex > 0 {
             let end = 2 + n_hex;
             let text = &rest[..end];

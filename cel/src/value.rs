@@ -215,8 +215,8 @@ impl<'a> Value<'a> {
             Value::Bytes(bytes) => bytes.is_empty(),
             Value::Duration(value) => *value == 0,
             Value::Timestamp(time) => *time == Timestamp::ZERO,
-            Value::List(list) => list.len() == 0,
-            Value::Map(map) => map.len() == 0,
+            Value::List(list) => list.is_empty(),
+            Value::Map(map) => map.is_empty(),
             Value::Optional(inner) => inner.is_none(),
             Value::Type(_) | Value::Library(_) => false,
         }
