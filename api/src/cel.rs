@@ -2,9 +2,9 @@
 //!
 //! Source: the environments of `k8s.io/apiserver/pkg/admission/plugin/cel` and of `k8s.io/dynamic-resource-allocation/cel`.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use skiff_cel::{Environment, Rejected, Type, Types};
+use skiff_cel::{Environment, Range, Rejected, Sizes, Type, Types};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -12,6 +12,10 @@ pub(crate) enum Error {
     Rejected(Rejected),
     #[error("must evaluate to bool but got {0}")]
     NotBool(Type),
+    #[error("must evaluate to bool or the unknown type, not {0}")]
+    NeitherBoolNorDyn(Type),
+    #[error("too complex, exceeds cost limit")]
+    TooComplex,
 }
 
 /// What an expression is for.
@@ -36,7 +40,33 @@ pub(crate) fn check(expression: &str, purpose: Purpose) -> Result<(), Error> {
         Type::Bool => Ok(()),
         // A device's attributes are of any type, so that what answers may only be known when it runs.
         Type::Dyn if purpose == Purpose::Device => Ok(()),
+        other if purpose == Purpose::Device => Err(Error::NeitherBoolNorDyn(other.clone())),
         other => Err(Error::NotBool(other.clone())),
+    }?;
+    if purpose == Purpose::Device && program.estimate(&Devices).max > MAX_DEVICE_COST {
+        return Err(Error::TooComplex);
+    }
+    Ok(())
+}
+
+/// As much may a device selector cost.
+const MAX_DEVICE_COST: u64 = 1_000_000;
+
+/// How large what is known of a device may be, in upstream's limits.
+struct Devices;
+
+impl Sizes for Devices {
+    fn size(&self, path: &[Arc<str>], _: &Type) -> Option<Range> {
+        let path: Vec<&str> = path.iter().map(|part| &**part).collect();
+        let max = match path.as_slice() {
+            ["device", "driver"] | ["device", "attributes" | "capacity", "@keys"] => 63,
+            ["device", "attributes" | "capacity"]
+            | ["device", "attributes" | "capacity", "@values"]
+            | ["device", "attributes" | "capacity", "@values", "@keys"] => 32,
+            ["device", "attributes", "@values", _] => 64,
+            _ => return None,
+        };
+        Some(Range { min: 0, max })
     }
 }
 
@@ -205,9 +235,25 @@ mod tests {
         ] {
             check(good, Purpose::Device).expect(good);
         }
-        for bad in ["device", "device.nothing", "object.a == 1", "device.driver", "device.driver + 1 == 2"] {
-            assert!(check(bad, Purpose::Device).is_err(), "{bad}");
+        for (bad, words) in [
+            ("device", "must evaluate to bool or the unknown type, not kubernetes.DRADevice"),
+            ("device.driver", "must evaluate to bool or the unknown type, not string"),
+            ("device.nothing", "undefined field 'nothing'"),
+            ("object.a == 1", "undeclared reference to 'object'"),
+            ("device.driver + 1 == 2", "found no matching overload"),
+        ] {
+            let error = check(bad, Purpose::Device).expect_err(bad).to_string();
+            assert!(error.contains(words), "{bad}: {error}");
         }
+    }
+
+    #[test]
+    fn a_selector_of_devices_may_cost_so_much() {
+        let nested = "device.attributes.all(a, device.attributes.all(b, device.attributes.all(c, a == b)))";
+        check(nested, Purpose::Device).expect(nested);
+        let too_much = "device.attributes.all(a, device.attributes.all(b, device.attributes.all(c, \
+                        device.attributes.all(d, a == b))))";
+        assert!(matches!(check(too_much, Purpose::Device), Err(Error::TooComplex)));
     }
 
     #[test]

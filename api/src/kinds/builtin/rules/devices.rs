@@ -203,7 +203,10 @@ fn selectors(faults: &mut Faults, holder: &Value, path: &Path<'_>) {
         if expression.len() > MAX_EXPRESSION_BYTES {
             faults.too_long(&path, MAX_EXPRESSION_BYTES);
         } else if let Err(error) = cel::check(expression, cel::Purpose::Device) {
-            faults.invalid(&path, &expression.into(), &error.to_string());
+            match error {
+                cel::Error::TooComplex => faults.forbidden(&path, &error.to_string()),
+                error => faults.invalid(&path, &expression.into(), &error.to_string()),
+            }
         }
     });
 }
