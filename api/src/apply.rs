@@ -19,7 +19,7 @@ use std::borrow::Cow;
 
 use serde_json::{Value, json};
 
-use crate::decode::{self, Numbers};
+use crate::decode::{self, Decoded, FieldValidation, Numbers};
 use crate::meta::Meta;
 use crate::schema::TypeRef;
 use crate::{Kind, Object, Status, default};
@@ -45,6 +45,8 @@ use form::Type;
 use managers::{Manager, Managers, Operation, is_reset};
 use updater::Updater;
 
+/// What a document to apply is sent as. There is one of CBOR, too, which is not spoken here.
+pub const MEDIA_TYPE: &str = "application/apply-patch+yaml";
 /// The owner of all that was there when an object was applied to for the first time.
 const BEFORE_FIRST_APPLY: &str = "before-first-apply";
 
@@ -100,6 +102,32 @@ impl From<ApplyError> for Status {
             }
             ApplyError::Conflicts(conflicts) => conflicts.into(),
         }
+    }
+}
+
+/// Reads a document that is to be applied: YAML, of which JSON is most.
+///
+/// # Errors
+/// 400 for what is no document, or has a field twice where `validation` is strict about that.
+pub fn read(bytes: &[u8], validation: FieldValidation) -> Result<Decoded, Status> {
+    let refused = |why: &str| Status::bad_request(format!("error decoding YAML: {why}"));
+    let (object, faults) = match decode::parse_strictly(bytes) {
+        Ok(parsed) => {
+            let faults: Vec<String> = parsed.faults(None).iter().map(ToString::to_string).collect();
+            (parsed.document, faults)
+        }
+        // YAML that has a field twice is not read at all.
+        Err(_) => (decode::parse_yaml(bytes).map_err(|why| refused(&why))?, Vec::new()),
+    };
+    if !object.is_object() {
+        return Err(refused("the document is no object: apply one that has apiVersion, kind and metadata"));
+    }
+    match validation {
+        FieldValidation::Strict if !faults.is_empty() => {
+            Err(Status::bad_request(format!("error strict decoding YAML: {}", faults.join(", "))))
+        }
+        FieldValidation::Warn => Ok(Decoded { object, warnings: faults }),
+        FieldValidation::Strict | FieldValidation::Ignore => Ok(Decoded { object, warnings: Vec::new() }),
     }
 }
 

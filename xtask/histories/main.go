@@ -1,7 +1,7 @@
 // Command histories runs upstream's own field manager on random histories of several managers over an object, and records
 // what each step made of it. `api/tests/apply.rs` replays them.
 //
-//	histories FILE [PER_KIND]     gzipped lines of JSON, a step each
+//	histories FILE [PER_KIND [SEED]]     gzipped lines of JSON, a step each
 //
 // All of it follows from one seed; times are those of the step.
 package main
@@ -32,7 +32,11 @@ import (
 	"sigs.k8s.io/structured-merge-diff/v6/fieldpath"
 )
 
-const seed = 14
+// What is recorded in the tree: 65 histories of each kind are some 285 kB.
+const (
+	defaultPerKind = 65
+	defaultSeed    = 14
+)
 
 func main() {
 	if err := run(os.Args[1:]); err != nil {
@@ -42,17 +46,18 @@ func main() {
 }
 
 func run(args []string) error {
-	if len(args) < 1 || len(args) > 2 {
-		return errors.New("usage: histories FILE [PER_KIND]")
+	if len(args) < 1 || len(args) > 3 {
+		return errors.New("usage: histories FILE [PER_KIND [SEED]]")
 	}
-	perKind := 40
-	if len(args) == 2 {
-		n, err := strconv.Atoi(args[1])
+	numbers := []int{defaultPerKind, defaultSeed}
+	for i, text := range args[1:] {
+		n, err := strconv.Atoi(text)
 		if err != nil {
 			return err
 		}
-		perKind = n
+		numbers[i] = n
 	}
+	perKind, seed := numbers[0], uint64(numbers[1])
 	var lines bytes.Buffer
 	for _, kind := range kinds {
 		for i := range perKind {
