@@ -135,11 +135,6 @@ func newWorld(kind kind) (*world, error) {
 	return w, nil
 }
 
-func (w *world) empty() (runtime.Object, error) {
-	internal := schema.GroupVersionKind{Group: w.kind.gvk.Group, Version: runtime.APIVersionInternal, Kind: w.kind.gvk.Kind}
-	return legacyscheme.Scheme.New(internal)
-}
-
 func history(kind kind, random *rand.Rand, lines *bytes.Buffer) error {
 	w, err := newWorld(kind)
 	if err != nil {
@@ -252,7 +247,8 @@ func (s *step) say(document any) (err error) {
 func (w *world) take(next *step) error {
 	live := w.live
 	if live == nil {
-		empty, err := w.empty()
+		// As the handlers make it, which is in the version of the request.
+		empty, err := legacyscheme.Scheme.New(w.kind.gvk)
 		if err != nil {
 			return err
 		}

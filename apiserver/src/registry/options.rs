@@ -7,10 +7,10 @@ use skiff_api::apply::Force;
 use skiff_api::decode::FieldValidation;
 use skiff_api::{Cause, FieldSelector, Kind, LabelSelector, Status, decode};
 
+use super::patch::is_apply;
 use crate::api::Call;
 use crate::cache::Filter;
 use crate::negotiate::body_format;
-use crate::registry::patch::is_apply;
 use crate::request::{NamedBy, Query, is_true};
 use crate::store::Revision;
 
