@@ -86,7 +86,9 @@ pub enum ApplyError {
     Managers(#[source] ManagersError),
     #[error("failed to create typed patch object ({object}): {why}")]
     Untyped { object: String, why: String },
-    #[error("failed to convert new object ({object}) to proper version: unable to convert unstructured object to {kind}: {why}")]
+    #[error(
+        "failed to convert new object ({object}) to proper version: unable to convert unstructured object to {kind}: {why}"
+    )]
     Unshaped { object: String, kind: String, why: String },
     #[error("{0}")]
     Conflicts(Conflicts),
@@ -154,6 +156,7 @@ impl<'k> FieldManager<'k> {
         let told = new.meta_mut().remove("managedFields").unwrap_or_default();
         let known = live.map_or(&Value::Null, |live| &live.meta()["managedFields"]);
         let managers = self.starting_managers(&told, known);
+        drop_empty_metadata(new);
         // Once nobody's, an object is so until it is applied to.
         if live.is_some() && managers.is_empty() {
             return;
@@ -245,19 +248,17 @@ impl<'k> FieldManager<'k> {
             return Err(ApplyError::ManagedFields);
         }
         let type_ = Type::of_object(&self.kind.schema.schema, self.kind.schema.id);
-        check::check(type_, document)
-            .map_err(|why| ApplyError::Untyped { object: self.shown(document), why })
+        check::check(type_, document).map_err(|why| ApplyError::Untyped { object: self.shown(document), why })
     }
 
     /// What was merged, as an object of its kind.
     fn shaped(&self, merged: Object, document: &Object) -> Result<Object, ApplyError> {
-        let shaped = decode::shape(self.kind, merged, Numbers::Converted).map_err(|why| ApplyError::Unshaped {
-            object: self.shown(document),
-            kind: self.shown_kind(),
-            why,
+        let shaped = decode::shape(self.kind, merged, Numbers::Converted).map_err(|why| {
+            ApplyError::Unshaped { object: self.shown(document), kind: self.shown_kind(), why }
         })?;
         let mut object = shaped.object;
         default::apply(self.kind, &mut object);
+        drop_empty_metadata(&mut object);
         Ok(object)
     }
 
@@ -281,6 +282,17 @@ impl<'k> FieldManager<'k> {
     fn shown_kind(&self) -> String {
         format!("{}/{}, Kind={}", self.kind.group, self.kind.version, self.kind.kind)
     }
+}
+
+/// Of metadata, what is empty is not there: nobody can own it.
+fn drop_empty_metadata(object: &mut Object) {
+    object.meta_mut().retain(|_, value| match value {
+        Value::Null => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(map) => !map.is_empty(),
+        Value::Bool(_) | Value::Number(_) => true,
+    });
 }
 
 fn without_managers(object: &Object) -> Cow<'_, Object> {
@@ -314,8 +326,11 @@ fn reset_fields(kind: &Kind, subresource: &str) -> Set {
             Set::of_fields(&[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]])
         }
         (
-            "admissionregistration.k8s.io" | "flowcontrol.apiserver.k8s.io" | "resource.k8s.io"
-            | "storage.k8s.io" | "apiregistration.k8s.io",
+            "admissionregistration.k8s.io"
+            | "flowcontrol.apiserver.k8s.io"
+            | "resource.k8s.io"
+            | "storage.k8s.io"
+            | "apiregistration.k8s.io",
             _,
             "status",
         )

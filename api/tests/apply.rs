@@ -98,6 +98,14 @@ fn every_step_of_every_history_makes_what_upstream_makes_of_it() {
             live = Some(step["object"].clone());
         }
     }
-    assert!(wrong.is_empty(), "{} of {n_steps} steps:\n{}", wrong.len(), wrong[..wrong.len().min(5)].join("\n"));
-    assert!(n_steps > 1000 && n_conflicts > 100 && n_failures > n_conflicts, "{n_steps} {n_conflicts} {n_failures}");
+    assert!(
+        wrong.is_empty(),
+        "{} of {n_steps} steps:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(5)].join("\n")
+    );
+    assert!(
+        n_steps > 1000 && n_conflicts > 100 && n_failures > n_conflicts,
+        "{n_steps} {n_conflicts} {n_failures}"
+    );
 }

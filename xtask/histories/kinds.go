@@ -178,7 +178,7 @@ func (g *generator) container(name string) any {
 }
 
 func (g *generator) podSpec() map[string]any {
-	spec := map[string]any{"containers": g.shuffled(g.container("a"), g.container("b"), g.container("c"))}
+	spec := map[string]any{"containers": append(g.shuffled(g.container("b"), g.container("c")), g.container("a"))}
 	if g.yes(4) {
 		volume := func(name string) any {
 			return g.one(map[string]any{"name": name, "emptyDir": map[string]any{}},
@@ -222,7 +222,7 @@ func deployment(g *generator) map[string]any {
 		spec["replicas"] = g.one(1, 2, 3, nil)
 	}
 	if g.yes(3) {
-		spec["strategy"] = g.one(map[string]any{"type": "Recreate"}, map[string]any{"type": "RollingUpdate",
+		spec["strategy"] = g.one(map[string]any{"type": "RollingUpdate",
 			"rollingUpdate": map[string]any{"maxSurge": g.one(1, "50%")}}, map[string]any{})
 	}
 	return map[string]any{"apiVersion": "apps/v1", "kind": "Deployment", "metadata": g.metadata("d"), "spec": spec}
@@ -283,8 +283,9 @@ func changeWith(g *generator, object map[string]any, document func(*generator) m
 				return
 			}
 			name := names[g.random.IntN(len(names))]
-			if name == "apiVersion" || name == "kind" || name == "status" || name == "name" || name == "namespace" || name == "uid" || name == "managedFields" {
-				return
+			switch name {
+			case "apiVersion", "kind", "status", "name", "namespace", "uid", "managedFields", "selector", "strategy":
+				return // No object is without them.
 			}
 			below, ok := at[name].(map[string]any)
 			if !ok || g.yes(5) && name != "metadata" && name != "spec" {

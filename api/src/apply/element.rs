@@ -223,8 +223,17 @@ mod tests {
     #[test]
     fn steps_are_written_as_they_were_read() {
         for text in [
-            "f:", "f:spec", "f: spaces  ", "i:12", "v:null", "v:\"a\"", "v:1234", "v:{\"some\":\"json\"}",
-            "k:{\"name\":\"c\"}", "k:{\"port\":8080,\"protocol\":\"TCP\"}", "k:{\"name\":\"app-\u{1f680}\"}",
+            "f:",
+            "f:spec",
+            "f: spaces  ",
+            "i:12",
+            "v:null",
+            "v:\"a\"",
+            "v:1234",
+            "v:{\"some\":\"json\"}",
+            "k:{\"name\":\"c\"}",
+            "k:{\"port\":8080,\"protocol\":\"TCP\"}",
+            "k:{\"name\":\"app-\u{1f680}\"}",
             "k:{\"name\":\"a\\u003cb\"}",
         ] {
             let element = Element::read(text).unwrap().unwrap();
@@ -244,14 +253,25 @@ mod tests {
 
     #[test]
     fn steps_have_an_order_in_which_numbers_are_worth_what_they_are() {
-        let order = ["f:a", "f:b", r#"k:{"a":2}"#, r#"k:{"a":10}"#, r#"k:{"a":"1"}"#, "v:1", "v:\"a\"", "v:true", "i:0"];
+        let order = [
+            "f:a",
+            "f:b",
+            r#"k:{"a":2}"#,
+            r#"k:{"a":10}"#,
+            r#"k:{"a":"1"}"#,
+            "v:1",
+            "v:\"a\"",
+            "v:true",
+            "i:0",
+        ];
         let read: Vec<Element> = order.iter().map(|text| Element::read(text).unwrap().unwrap()).collect();
         let mut sorted = read.clone();
         sorted.reverse();
         sorted.sort();
         assert_eq!(sorted, read);
         assert_eq!(Element::read("v:1.0").unwrap(), Element::read("v:1").unwrap());
-        let (large, larger) = (Element::read("v:9007199254740992.0").unwrap(), Element::read("v:9007199254740993").unwrap());
+        let (large, larger) =
+            (Element::read("v:9007199254740992.0").unwrap(), Element::read("v:9007199254740993").unwrap());
         assert!(large < larger, "a float and an integer that no float is");
     }
 

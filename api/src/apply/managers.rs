@@ -2,6 +2,7 @@
 //!
 //! Source: `internal/managedfields.go`, `capmanagers.go` and `conflict.go` of apimachinery's `util/managedfields`.
 
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::fmt;
 
@@ -30,7 +31,7 @@ impl Operation {
 }
 
 /// Who a manager is. An applier is the same whatever version it applies in.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Manager {
     pub(super) name: String,
     pub(super) operation: Operation,
@@ -48,6 +49,25 @@ impl Manager {
             api_version: api_version.to_owned(),
             subresource: subresource.to_owned(),
         }
+    }
+}
+
+impl Manager {
+    /// In upstream's order a manager of a subresource comes before that of the whole.
+    fn rank(&self) -> (&str, Operation, &str, bool, &str) {
+        (&self.name, self.operation, &self.api_version, self.subresource.is_empty(), &self.subresource)
+    }
+}
+
+impl PartialOrd for Manager {
+    fn partial_cmp(&self, other: &Manager) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Manager {
+    fn cmp(&self, other: &Manager) -> Ordering {
+        self.rank().cmp(&other.rank())
     }
 }
 
@@ -114,7 +134,8 @@ impl Managers {
                 "" => return Err(ManagersError::NoType(at)),
                 found => return Err(ManagersError::Type { found: found.to_owned(), at }),
             }
-            let set = Set::from_json(&entry["fieldsV1"]).map_err(|source| ManagersError::Fields { at, source })?;
+            let set =
+                Set::from_json(&entry["fieldsV1"]).map_err(|source| ManagersError::Fields { at, source })?;
             let manager = Manager::new(text("manager"), operation, &api_version, text("subresource"));
             managers.insert(manager, Owned { set, api_version, time: text("time").to_owned() });
         }

@@ -88,7 +88,8 @@ impl<'v, 's> Lists<'v, 's> {
     fn merged(&self) -> Vec<Value> {
         let mut out = Vec::with_capacity(self.live.len().max(self.applied.len()));
         // Elements of both lists that are still to come, in the applied order.
-        let mut shared = self.applied.iter().map(|(element, _)| element).filter(|e| self.in_live.contains_key(e));
+        let mut shared =
+            self.applied.iter().map(|(element, _)| element).filter(|e| self.in_live.contains_key(e));
         let mut next_shared = shared.next();
         let mut done: BTreeSet<&Element> = BTreeSet::new();
         let (mut at_live, mut at_applied) = (0, 0);

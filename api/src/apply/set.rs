@@ -244,10 +244,14 @@ mod tests {
 
     #[test]
     fn sets_are_written_as_they_were_read() {
-        let fields = json!({"f:a": {".": {}, "k:{\"name\":\"c\"}": {".": {}, "f:image": {}}}, "f:b": {"v:1": {}}});
+        let fields =
+            json!({"f:a": {".": {}, "k:{\"name\":\"c\"}": {".": {}, "f:image": {}}}, "f:b": {"v:1": {}}});
         assert_eq!(set(fields.clone()).to_json(), fields);
         assert_eq!(set(json!({"f:a": {"r:later": {}}})).to_json(), json!({"f:a": {}}));
-        assert_eq!(set(json!({"f:a": {"v:1": {}, "v:1.0": {"f:b": {}}}})).to_json(), json!({"f:a": {"v:1": {".": {}, "f:b": {}}}}));
+        assert_eq!(
+            set(json!({"f:a": {"v:1": {}, "v:1.0": {"f:b": {}}}})).to_json(),
+            json!({"f:a": {"v:1": {".": {}, "f:b": {}}}})
+        );
         assert!(Set::from_json(&json!({"f:a": {"k:x": {}}})).is_err());
     }
 
@@ -257,8 +261,14 @@ mod tests {
         let a = set(json!({"f:a": {}}));
         assert_eq!(all.clone().difference(&a), set(json!({"f:a": {"f:b": {}}, "f:c": {}})));
         assert_eq!(all.clone().recursive_difference(&a), set(json!({"f:c": {}})));
-        assert_eq!(all.clone().difference(&set(json!({"f:a": {"f:b": {}}}))), set(json!({"f:a": {}, "f:c": {}})));
-        assert_eq!(all.intersection(&set(json!({"f:a": {"f:b": {}}, "f:d": {}}))), set(json!({"f:a": {"f:b": {}}})));
+        assert_eq!(
+            all.clone().difference(&set(json!({"f:a": {"f:b": {}}}))),
+            set(json!({"f:a": {}, "f:c": {}}))
+        );
+        assert_eq!(
+            all.intersection(&set(json!({"f:a": {"f:b": {}}, "f:d": {}}))),
+            set(json!({"f:a": {"f:b": {}}}))
+        );
     }
 
     #[test]

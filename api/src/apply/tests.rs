@@ -104,15 +104,21 @@ fn what_kubectl_applied_itself_it_may_apply_here() {
     with_kind("ConfigMap", |kind, fields| {
         let mut live = config_map(json!({"a": "1", "b": "1"}));
         let annotation = config_map(json!({"a": "1"})).to_string();
-        live["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/last-applied-configuration": annotation});
+        live["metadata"]["annotations"] =
+            json!({"kubectl.kubernetes.io/last-applied-configuration": annotation});
         fields.update(None, &mut live, "kubectl-client-side-apply", T1);
         let live = stored(kind, live);
         let wanted = config_map(json!({"a": "2"}));
         assert!(fields.apply(Some(&live), &wanted, "other", Force::No, T2).is_err());
         let applied = fields.apply(Some(&live), &wanted, "kubectl", Force::No, T2).unwrap();
         assert_eq!(applied["data"], json!({"a": "2", "b": "1"}));
-        let text = applied["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str();
-        assert_eq!(serde_json::from_str::<Value>(text.unwrap()).unwrap(), wanted, "kubectl can go on from it");
+        let text =
+            applied["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str();
+        assert_eq!(
+            serde_json::from_str::<Value>(text.unwrap()).unwrap(),
+            wanted,
+            "kubectl can go on from it"
+        );
         let not_its_own = config_map(json!({"a": "2", "b": "2"}));
         let error = fields.apply(Some(&live), &not_its_own, "kubectl", Force::No, T2).unwrap_err();
         assert!(error.to_string().ends_with("using v1: .data.b"), "{error}");
@@ -147,12 +153,18 @@ fn documents_are_read_as_json_and_as_yaml() {
     assert_eq!(read(twice, FieldValidation::Warn).unwrap().warnings, [r#"duplicate field "a""#]);
     assert_eq!(read(twice, FieldValidation::Strict).unwrap_err().code, 400);
     for text in ["", "- a", "{", "text", "a: [", &"[".repeat(100_000)] {
-        assert_eq!(read(text, FieldValidation::Ignore).unwrap_err().code, 400, "{}", &text[..text.len().min(9)]);
+        assert_eq!(
+            read(text, FieldValidation::Ignore).unwrap_err().code,
+            400,
+            "{}",
+            &text[..text.len().min(9)]
+        );
     }
 }
 
 fn deployment() -> impl Strategy<Value = Object> {
-    let container = (0..3usize, prop::option::of(0..2u8), prop::collection::vec((0..3u16, any::<bool>()), 0..3));
+    let container =
+        (0..3usize, prop::option::of(0..2u8), prop::collection::vec((0..3u16, any::<bool>()), 0..3));
     let containers = prop::collection::vec(container, 0..3);
     (containers, prop::option::of(0..3u8), prop::collection::btree_map("[abc]", "[12]", 0..3)).prop_map(
         |(containers, replicas, labels)| {

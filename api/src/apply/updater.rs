@@ -8,13 +8,13 @@ use std::sync::LazyLock;
 
 use serde_json::Value;
 
+use super::Versions;
 use super::conflict::{Conflict, Conflicts};
 use super::form::Type;
 use super::managers::{Manager, Managers, Owned};
 use super::merge::merged;
 use super::set::Set;
 use super::walk::{Comparison, fields, reconciled, remove, with_named_fields};
-use super::Versions;
 use crate::Object;
 use crate::schema::TypeRef;
 
@@ -49,7 +49,14 @@ impl Updater<'_> {
     }
 
     /// `new` took the place of `live`: what it changed is `manager`'s now, and of nobody else.
-    pub(super) fn update(&self, live: &Object, new: &Object, managers: Managers, manager: &Manager, now: &str) -> Managers {
+    pub(super) fn update(
+        &self,
+        live: &Object,
+        new: &Object,
+        managers: Managers,
+        manager: &Manager,
+        now: &str,
+    ) -> Managers {
         let mut managers = self.reconcile(live, managers);
         let (compared, _) = self.take(live, new, &mut managers, None);
         let taken = compared.modified.union(compared.added);
@@ -57,7 +64,10 @@ impl Updater<'_> {
         if !taken.is_empty() {
             let before = managers.0.remove(manager).map(|owned| owned.set).unwrap_or_default();
             let api_version = self.api_version.to_owned();
-            managers.0.insert(manager.clone(), Owned { set: before.union(taken), api_version, time: now.to_owned() });
+            managers.0.insert(
+                manager.clone(),
+                Owned { set: before.union(taken), api_version, time: now.to_owned() },
+            );
         }
         managers
     }
@@ -140,7 +150,9 @@ impl Updater<'_> {
 
     /// Without what the manager applied before and does not any more, unless somebody else owns it.
     fn pruned(&self, merged: &Object, managers: &Managers, before: &Owned) -> Object {
-        let Some((of_before, schema)) = self.in_version(merged, &before.api_version) else { return merged.clone() };
+        let Some((of_before, schema)) = self.in_version(merged, &before.api_version) else {
+            return merged.clone();
+        };
         let of_before = &*of_before;
         let type_ = Type::of_object(&schema.schema, schema.id);
         let last = with_named_fields(Some(type_), &before.set);
@@ -167,7 +179,8 @@ impl Updater<'_> {
         let (mut merged, mut pruned) = (Cow::Borrowed(merged), pruned);
         for (version, set) in first_owned.into_iter().chain(owned) {
             let of_merged = self.in_version(&merged, version);
-            let (Some((of_merged, schema)), Some((of_pruned, _))) = (of_merged, self.in_version(&pruned, version))
+            let (Some((of_merged, schema)), Some((of_pruned, _))) =
+                (of_merged, self.in_version(&pruned, version))
             else {
                 continue;
             };
@@ -212,7 +225,10 @@ struct Changed {
 
 impl Changed {
     fn of(compared: &Comparison) -> Changed {
-        Changed { set: compared.modified.clone().union(compared.added.clone()), removed: compared.removed.clone() }
+        Changed {
+            set: compared.modified.clone().union(compared.added.clone()),
+            removed: compared.removed.clone(),
+        }
     }
 }
 

@@ -134,13 +134,7 @@ impl Compare {
         }
     }
 
-    fn as_form(
-        &mut self,
-        type_: Type<'_>,
-        form: Form,
-        old: Option<&Value>,
-        new: Option<&Value>,
-    ) -> Compared {
+    fn as_form(&mut self, type_: Type<'_>, form: Form, old: Option<&Value>, new: Option<&Value>) -> Compared {
         match form {
             Form::Scalar | Form::Atomic => self.as_one(old, new),
             Form::Map => {
@@ -246,8 +240,7 @@ pub(super) fn remove(type_: Type<'_>, value: &Value, set: &Set) -> Value {
     match (type_.form(value), value) {
         (Form::Scalar, value) => value.clone(),
         (Form::List, Value::Array(items)) => {
-            let kept: Vec<Value> =
-                items.iter().filter_map(|item| without_item(type_, item, set)).collect();
+            let kept: Vec<Value> = items.iter().filter_map(|item| without_item(type_, item, set)).collect();
             if kept.is_empty() { Value::Null } else { Value::Array(kept) }
         }
         (Form::Map, Value::Object(map)) => {
@@ -318,8 +311,6 @@ fn reconciled_node(type_: Option<Type<'_>>, node: &Node) -> Node {
     match type_.form(&Value::Null) {
         Form::Atomic => Node { is_member: true, below: Set::default() },
         Form::Scalar => node.clone(),
-        Form::Map | Form::List => {
-            Node { is_member: node.is_member, below: reconciled(type_, &node.below) }
-        }
+        Form::Map | Form::List => Node { is_member: node.is_member, below: reconciled(type_, &node.below) },
     }
 }

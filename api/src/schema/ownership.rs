@@ -70,7 +70,8 @@ pub(super) fn add(schema: &mut Schema) {
 
 fn change(schema: &mut Schema, type_name: &str, name: &str, change: impl Fn(&mut super::Field)) {
     let id = schema.find(type_name);
-    let field = id.and_then(|TypeId(id)| schema.types[id as usize].fields.iter_mut().find(|f| *f.name == *name));
+    let field =
+        id.and_then(|TypeId(id)| schema.types[id as usize].fields.iter_mut().find(|f| *f.name == *name));
     debug_assert!(field.is_some(), "no field {name} of {type_name}");
     if let Some(field) = field {
         change(field);

@@ -26,7 +26,8 @@ impl Api {
         let document = read.object;
         for _ in 0..MAX_ATTEMPTS {
             match self.apply_to_existing(&mut call, options, &document).await {
-                Err(status) if status.code == 404 && call.info.subresource.is_empty() && !self.has(&call)? => {}
+                Err(status)
+                    if status.code == 404 && call.info.subresource.is_empty() && !self.has(&call)? => {}
                 answer => return answer,
             }
             match self.apply_to_nothing(&mut call, options, &document).await {

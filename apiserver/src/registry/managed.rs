@@ -41,11 +41,21 @@ impl Tracker<'_> {
     /// Notes in `new` what it changes of `live`, which is none where it is created.
     pub(crate) fn note(&self, live: Option<&Object>, new: &mut Object) {
         let versions = Served(self);
-        FieldManager::new(&self.kind, &self.subresource, &versions).update(live, new, &self.manager, &self.now);
+        FieldManager::new(&self.kind, &self.subresource, &versions).update(
+            live,
+            new,
+            &self.manager,
+            &self.now,
+        );
     }
 
     /// What an applied document makes of `live`, or of nothing.
-    pub(crate) fn apply(&self, live: Option<&Object>, document: &Object, force: Force) -> Result<Object, Status> {
+    pub(crate) fn apply(
+        &self,
+        live: Option<&Object>,
+        document: &Object,
+        force: Force,
+    ) -> Result<Object, Status> {
         let versions = Served(self);
         let manager = FieldManager::new(&self.kind, &self.subresource, &versions);
         Ok(manager.apply(live, document, &self.manager, force, &self.now)?)

@@ -17,7 +17,9 @@ fn managers(object: &Value) -> Vec<(String, String, String)> {
     let text = |entry: &Value, field: &str| entry[field].as_str().unwrap_or_default().to_owned();
     let entries = object["metadata"]["managedFields"].as_array();
     let entries = entries.into_iter().flatten();
-    entries.map(|entry| (text(entry, "manager"), text(entry, "operation"), text(entry, "subresource"))).collect()
+    entries
+        .map(|entry| (text(entry, "manager"), text(entry, "operation"), text(entry, "subresource")))
+        .collect()
 }
 
 fn entry(manager: &str, operation: &str, subresource: &str) -> (String, String, String) {
@@ -50,7 +52,10 @@ async fn an_applied_object_is_created_then_kept_then_changed() {
     let created = apply(&client, WEB, "fieldManager=m", &deployment(None, "i:1")).await.created();
     assert_eq!(managers(&created), [entry("m", "Apply", "")]);
     let fields = &created["metadata"]["managedFields"][0];
-    assert_eq!((fields["apiVersion"].as_str(), fields["fieldsType"].as_str()), (Some("apps/v1"), Some("FieldsV1")));
+    assert_eq!(
+        (fields["apiVersion"].as_str(), fields["fieldsType"].as_str()),
+        (Some("apps/v1"), Some("FieldsV1"))
+    );
     assert_eq!(
         fields["fieldsV1"],
         json!({
@@ -83,7 +88,15 @@ async fn a_conflict_is_told_with_its_causes_unless_it_is_forced() {
     let client = cluster.namespace("a").await;
     apply(&client, WEB, "fieldManager=m", &deployment(Some(1), "i:1")).await.created();
     let patch = json!({"spec": {"replicas": 5}});
-    client.send(Method::PATCH, &format!("{WEB}?fieldManager=hpa"), &[("content-type", "application/merge-patch+json")], patch.to_string()).await.ok();
+    client
+        .send(
+            Method::PATCH,
+            &format!("{WEB}?fieldManager=hpa"),
+            &[("content-type", "application/merge-patch+json")],
+            patch.to_string(),
+        )
+        .await
+        .ok();
     let answer = apply(&client, WEB, "fieldManager=m", &deployment(Some(2), "i:1")).await;
     let message = answer.refused(409, "Conflict");
     assert_eq!(message, r#"Apply failed with 1 conflict: conflict with "hpa" using apps/v1: .spec.replicas"#);
@@ -96,7 +109,10 @@ async fn a_conflict_is_told_with_its_causes_unless_it_is_forced() {
     assert_eq!((&forced["spec"]["replicas"], managers(&forced)), (&json!(2), vec![entry("m", "Apply", "")]));
     let answer = apply(&client, WEB, "fieldManager=n&force=false", &deployment(Some(4), "i:2")).await;
     let message = answer.refused(409, "Conflict");
-    assert!(message.starts_with("Apply failed with 2 conflicts: conflicts with \"m\":\n- .spec."), "{message}");
+    assert!(
+        message.starts_with("Apply failed with 2 conflicts: conflicts with \"m\":\n- .spec."),
+        "{message}"
+    );
 }
 
 #[tokio::test]
@@ -105,22 +121,49 @@ async fn every_write_tells_who_changed_what() {
     let client = cluster.namespace("a").await;
     let agent = ("user-agent", "kubectl/v1.36.3 (linux/amd64) kubernetes/abc");
     let created = client
-        .send(Method::POST, "/apis/apps/v1/namespaces/a/deployments", &[agent], deployment(Some(1), "i:1").to_string())
+        .send(
+            Method::POST,
+            "/apis/apps/v1/namespaces/a/deployments",
+            &[agent],
+            deployment(Some(1), "i:1").to_string(),
+        )
         .await
         .created();
     assert_eq!(managers(&created), [entry("kubectl", "Update", "")]);
     let fields = &created["metadata"]["managedFields"][0]["fieldsV1"];
-    assert_eq!(fields["f:spec"]["f:strategy"]["f:rollingUpdate"], json!({".": {}, "f:maxSurge": {}, "f:maxUnavailable": {}}));
+    assert_eq!(
+        fields["f:spec"]["f:strategy"]["f:rollingUpdate"],
+        json!({".": {}, "f:maxSurge": {}, "f:maxUnavailable": {}})
+    );
     assert_eq!(fields["f:spec"]["f:strategy"]["."], Value::Null, "upstream has one that is empty already");
     let status = json!({"status": {"replicas": 1}});
     let status_url = format!("{WEB}/status?fieldManager=kube-controller-manager");
-    let patched = client.send(Method::PATCH, &status_url, &[("content-type", "application/merge-patch+json")], status.to_string()).await.ok();
-    assert_eq!(managers(&patched), [entry("kubectl", "Update", ""), entry("kube-controller-manager", "Update", "status")]);
+    let patched = client
+        .send(
+            Method::PATCH,
+            &status_url,
+            &[("content-type", "application/merge-patch+json")],
+            status.to_string(),
+        )
+        .await
+        .ok();
+    assert_eq!(
+        managers(&patched),
+        [entry("kubectl", "Update", ""), entry("kube-controller-manager", "Update", "status")]
+    );
     let of_status = &patched["metadata"]["managedFields"][1]["fieldsV1"];
     assert_eq!(*of_status, json!({"f:status": {"f:replicas": {}}}));
     let scale = json!({"spec": {"replicas": 4}});
     let scale_url = format!("{WEB}/scale?fieldManager=scaler");
-    client.send(Method::PATCH, &scale_url, &[("content-type", "application/merge-patch+json")], scale.to_string()).await.ok();
+    client
+        .send(
+            Method::PATCH,
+            &scale_url,
+            &[("content-type", "application/merge-patch+json")],
+            scale.to_string(),
+        )
+        .await
+        .ok();
     let scaled = client.get(WEB).await.ok();
     assert!(managers(&scaled).contains(&entry("scaler", "Update", "scale")), "{:?}", managers(&scaled));
     let mut replaced = scaled.clone();
@@ -165,7 +208,10 @@ async fn what_is_no_apply_is_refused() {
     let url = "/api/v1/namespaces/a/configmaps/c";
     let document = config_map("c", "1");
     let message = apply(&client, url, "", &document).await.refused(422, "Invalid");
-    assert_eq!(message, r#"PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch"#);
+    assert_eq!(
+        message,
+        r#"PatchOptions.meta.k8s.io "" is invalid: fieldManager: Required value: is required for apply patch"#
+    );
     let merge = client.patch(&format!("{url}?force=true"), "merge", json!({})).await;
     merge.refused(422, "Invalid");
     let cbor = [("content-type", "application/apply-patch+cbor")];
@@ -173,7 +219,10 @@ async fn what_is_no_apply_is_refused() {
     let manager = "fieldManager=m";
     let unknown = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "spec": 1});
     let message = apply(&client, url, manager, &unknown).await.refused(500, "");
-    assert_eq!(message, "failed to create typed patch object (/c; /v1, Kind=ConfigMap): .spec: field not declared in schema");
+    assert_eq!(
+        message,
+        "failed to create typed patch object (/c; /v1, Kind=ConfigMap): .spec: field not declared in schema"
+    );
     let message = apply(&client, url, manager, &pod("c")).await.refused(400, "BadRequest");
     assert_eq!(message, "invalid object type: /v1, Kind=Pod");
     let mut managed = document.clone();
@@ -233,7 +282,8 @@ async fn managers_meet_in_whatever_version_they_apply() {
     };
     let url = |version: &str| format!("/apis/autoscaling/{version}/namespaces/a/horizontalpodautoscalers/h");
     apply(&client, &url("v2"), "fieldManager=m", &document("v2", 3)).await.created();
-    let message = apply(&client, &url("v1"), "fieldManager=n", &document("v1", 4)).await.refused(409, "Conflict");
+    let message =
+        apply(&client, &url("v1"), "fieldManager=n", &document("v1", 4)).await.refused(409, "Conflict");
     assert!(message.ends_with(r#"conflict with "m": .spec.maxReplicas"#), "{message}");
     let own = apply(&client, &url("v1"), "fieldManager=m", &document("v1", 4)).await.ok();
     assert_eq!(own["spec"]["maxReplicas"], 4, "an applier is the same in every version");
@@ -266,6 +316,9 @@ async fn managed_fields_are_the_same_in_protobuf() {
     let protobuf = client.get_as(WEB, "application/vnd.kubernetes.protobuf").await;
     let headers = [("content-type", "application/vnd.kubernetes.protobuf"), ("accept", "application/json")];
     let before = client.get(WEB).await.ok();
-    let put = client.send(Method::PUT, &format!("{WEB}?fieldManager=x"), &headers, protobuf.bytes.clone()).await.ok();
+    let put = client
+        .send(Method::PUT, &format!("{WEB}?fieldManager=x"), &headers, protobuf.bytes.clone())
+        .await
+        .ok();
     assert_eq!(put, before);
 }
