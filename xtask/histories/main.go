@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sort"
 	"strconv"
 	"time"
@@ -351,8 +352,7 @@ func failed(err error) *failure {
 	}
 	// Upstream tells them in no order.
 	sort.Slice(out.Causes, func(i, j int) bool {
-		a, b := out.Causes[i], out.Causes[j]
-		return fmt.Sprint(a) < fmt.Sprint(b)
+		return slices.Compare(out.Causes[i][:], out.Causes[j][:]) < 0
 	})
 	return out
 }
