@@ -6,6 +6,9 @@ mod fixture;
 #[path = "api/objects.rs"]
 mod objects;
 
+#[path = "api/apply.rs"]
+mod apply;
+
 #[path = "api/lists.rs"]
 mod lists;
 
