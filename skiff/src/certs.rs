@@ -285,7 +285,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let layout = layout(directory.path());
         assert!(
-            check(&[layout.clone()], SignedDuration::ZERO, Timestamp::now()).is_err(),
+            check(std::slice::from_ref(&layout), SignedDuration::ZERO, Timestamp::now()).is_err(),
             "there is nothing"
         );
         let pki = Pki::open(&layout.pki(), Clock::Checked).unwrap();

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use crate::command::root;
 
 /// A section, in the order of the page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Section {
     Abuse,
     Power,

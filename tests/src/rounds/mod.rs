@@ -121,8 +121,8 @@ impl<'c> TwoNodes<'c> {
         cluster.kubectl(&["rollout", "status", "deployment/drill", "--timeout=60s"])?;
         let list = cluster.get(&["pods", "-l", "app=drill"])?;
         let on = |node: NodePaths| {
-            let pods = list["items"].as_array().into_iter().flatten();
-            let pod = pods.into_iter().find(|pod| pod["spec"]["nodeName"] == node.name.as_str());
+            let mut pods = list["items"].as_array().into_iter().flatten();
+            let pod = pods.find(|pod| pod["spec"]["nodeName"] == node.name.as_str());
             let pod = pod.with_context(|| format!("no pod is on {}", node.name))?;
             let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
             Ok::<_, anyhow::Error>((node, text(&pod["metadata"]["name"]), text(&pod["status"]["podIP"])))
@@ -152,8 +152,8 @@ impl<'c> TwoNodes<'c> {
     /// Whether both nodes are ready and say so now.
     fn are_ready(&self) -> bool {
         let ready = |node: &Value| {
-            let conditions = node["status"]["conditions"].as_array().into_iter().flatten();
-            conditions.into_iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
+            let mut conditions = node["status"]["conditions"].as_array().into_iter().flatten();
+            conditions.any(|c| c["type"] == "Ready" && c["status"] == "True")
         };
         let nodes = self.cluster.get(&["nodes"]).unwrap_or_default();
         let nodes = nodes["items"].as_array().cloned().unwrap_or_default();

@@ -84,7 +84,7 @@ fn rounds(report: &mut Report, n_reboots: usize) -> Result<()> {
     let cluster = TestCluster::start_nodes("drill-reboot", 2)?;
     cluster.apply_text(PODS)?;
     let mut last = Vec::new();
-    ensure!(healed(|| Ok(are_back(&cluster, &last)?.is_some())).is_some(), "the pods do not run");
+    ensure!(healed(|| are_back(&cluster, &last)).is_some(), "the pods do not run");
     let first = Taken::by(&cluster)?;
     row(report, 0, None, first);
     let mut now = first;
@@ -93,7 +93,7 @@ fn rounds(report: &mut Report, n_reboots: usize) -> Result<()> {
         boot.restart(&cluster)?;
         let start = Instant::now();
         cluster.up().with_context(|| format!("starting after restart {n}"))?;
-        let back = healed(|| Ok(are_back(&cluster, &last)?.is_some())).map(|_| start.elapsed());
+        let back = healed(|| are_back(&cluster, &last)).map(|_| start.elapsed());
         ensure!(back.is_some(), "after restart {n} not all pods are back within {} s", PATIENCE.as_secs());
         now = Taken::by(&cluster)?;
         row(report, n, back, now);
@@ -110,8 +110,8 @@ fn rounds(report: &mut Report, n_reboots: usize) -> Result<()> {
     cluster.stop()
 }
 
-/// All pods, if each runs in containers that it did not have before.
-fn are_back(cluster: &TestCluster, before: &[PodSummary]) -> Result<Option<Vec<PodSummary>>> {
+/// Whether all pods run, each in containers that it did not have before.
+fn are_back(cluster: &TestCluster, before: &[PodSummary]) -> Result<bool> {
     let pods = cluster.pods("app=reboot")?;
     let old: Vec<&String> = before.iter().flat_map(|pod| &pod.container_ids).collect();
     let is_back = |pod: &PodSummary| {
@@ -119,7 +119,7 @@ fn are_back(cluster: &TestCluster, before: &[PodSummary]) -> Result<Option<Vec<P
     };
     let names = |pods: &[PodSummary]| pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>();
     let are_same = before.is_empty() || names(&pods) == names(before);
-    Ok((pods.len() == N_PODS && are_same && pods.iter().all(is_back)).then_some(pods))
+    Ok(pods.len() == N_PODS && are_same && pods.iter().all(is_back))
 }
 
 impl Taken {
