@@ -40,9 +40,9 @@ pub fn address(n_rounds: usize) -> Result<Report> {
 fn of_agent(report: &mut Report, n_rounds: usize) -> Result<()> {
     let cluster = TestCluster::start_nodes("drill-address", 2)?;
     let node = cluster.node(2);
-    let (agent, _logs) = by_hand(cluster.agent(2)?, &node.netns)?;
     let two = TwoNodes::start(&cluster)?;
     let before = two.summary()?;
+    let (agent, _logs) = by_hand(cluster.agent(2)?, &node.netns)?;
     let is_whole = |to: Ipv4Addr| -> Result<bool> {
         let node: Value =
             serde_json::from_str(&cluster.kubectl(&["get", "node", &node.name, "-o", "json"])?)?;
@@ -58,12 +58,11 @@ fn of_agent(report: &mut Report, n_rounds: usize) -> Result<()> {
 fn of_server(report: &mut Report, n_rounds: usize) -> Result<()> {
     let cluster = TestCluster::start("drill-renumber")?;
     let name = cluster.node(1).name;
-    let (server, _logs) = by_hand(cluster.server()?, &cluster.netns())?;
-    cluster.wait_for("the API", || Ok(cluster.kubectl_inside(&["get", "--raw=/readyz"]).ok()))?;
     cluster.apply_text(&PODS.replace("replicas: 2", "replicas: 1"))?;
     cluster.kubectl(&["rollout", "status", "deployment/drill", "--timeout=60s"])?;
     let before = cluster.pods("app=drill")?;
     let pod = before.first().context("no pod")?.name.clone();
+    let (server, _logs) = by_hand(cluster.server()?, &cluster.netns())?;
     let is_whole = |to: Ipv4Addr| -> Result<bool> {
         let get = |what: &str, name: &str| -> Result<Value> {
             Ok(serde_json::from_str(&cluster.kubectl_inside(&["get", what, name, "-o", "json"])?)?)
@@ -86,6 +85,7 @@ fn by_hand(process: Process, netns: &Path) -> Result<(Started, tempfile::TempDir
     let arguments = without_address(&process.arguments()?);
     process.kill()?;
     let logs = tempfile::tempdir()?;
+    // It needs no way out for images: its pods are there.
     Ok((Started::like(&arguments, netns, &logs.path().join("log"), &[])?, logs))
 }
 
@@ -97,6 +97,7 @@ fn rounds(
     mut process: Started,
     is_whole: impl Fn(Ipv4Addr) -> Result<bool>,
 ) -> Result<Vec<Duration>> {
+    ensure!(healed(|| is_whole(addresses[0])).is_some(), "what was started by hand is not whole");
     let mut times = Vec::new();
     for round in 0..n_rounds {
         let (from, to) = (addresses[round % 2], addresses[(round + 1) % 2]);
