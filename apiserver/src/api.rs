@@ -17,6 +17,7 @@ use crate::auth::token::TokenKeys;
 use crate::cache::{Caches, Entry};
 use crate::discovery::Discovery;
 use crate::heavy::Heavy;
+use crate::lapsed::Grace;
 use crate::limits::Limits;
 use crate::metrics::Metrics;
 use crate::openid::OpenId;
@@ -32,6 +33,8 @@ pub(crate) struct Api {
     pub(crate) store: Arc<dyn Store>,
     pub(crate) caches: Arc<Caches>,
     pub(crate) authenticator: Authenticator,
+    /// For nodes whose certificate has ended.
+    pub(crate) grace: Grace,
     pub(crate) authorizer: Authorization,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) services: ServiceAllocator,

@@ -182,7 +182,10 @@ impl Api {
         extensions: &http::Extensions,
         info: &RequestInfo,
     ) -> Result<(UserInfo, Level), Status> {
-        let user = self.authenticator.authenticate(headers, extensions)?;
+        let user = match self.authenticator.authenticate(headers, extensions) {
+            Ok(user) => user,
+            Err(refused) => self.lapsed_node(extensions, info).ok_or(refused)?,
+        };
         if let Some(connection) = extensions.get::<Arc<Connection>>() {
             connection.identify(&user)?;
         }

@@ -21,6 +21,7 @@ mod respond;
 
 mod auth;
 mod heavy;
+mod lapsed;
 mod limits;
 
 mod api;

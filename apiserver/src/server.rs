@@ -40,6 +40,7 @@ use crate::bootstrap::Advertised;
 use crate::cache::{Caches, Observer};
 use crate::discovery::Discovery;
 use crate::heavy::Heavy;
+use crate::lapsed::{Grace, NodeCertificate};
 use crate::limits::Limits;
 use crate::limits::connections::{self, Connections, FIRST_REQUEST};
 use crate::metrics::Metrics;
@@ -75,6 +76,8 @@ pub struct Config {
     pub cluster_domain: String,
     /// How long events are kept after they were last written.
     pub event_ttl: Duration,
+    /// How long after its end the certificate of a node that is still known lets it ask for the next one.
+    pub node_certificate_grace: Duration,
     pub service_account: ServiceAccountConfig,
     pub kubelet: KubeletConfig,
     /// What each thread calls first that may keep the administrators and the cluster's own components waiting: those that
@@ -174,6 +177,7 @@ impl ApiServer {
         let api = Arc::new(Api {
             openid,
             authenticator,
+            grace: Grace::new(config.node_certificate_grace),
             authorizer: Authorization::new(node, Rbac::new(roles)),
             tokens,
             services,
@@ -329,6 +333,7 @@ impl Connection {
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let peer = certificate.map(PeerCertificate::new);
+        let node = certificate.zip(peer.as_ref()).and_then(|(der, peer)| NodeCertificate::of(der, peer));
         let socket = match stream.get_mut().0.detach() {
             Ok(socket) => socket,
             Err(error) => return tracing::warn!(%error, "cannot hand a connection over"),
@@ -337,7 +342,7 @@ impl Connection {
         connections.spawn_on(
             async move {
                 match stream.get_mut().0.attach(socket) {
-                    Ok(()) => self.run(stream, peer, class).await,
+                    Ok(()) => self.run(stream, peer, node, class).await,
                     Err(error) => tracing::warn!(%error, "cannot hand a connection over"),
                 }
             },
@@ -345,11 +350,17 @@ impl Connection {
         );
     }
 
-    async fn run(self, stream: TlsStream<Movable>, peer: Option<PeerCertificate>, class: Class) {
+    async fn run(
+        self,
+        stream: TlsStream<Movable>,
+        peer: Option<PeerCertificate>,
+        node: Option<NodeCertificate>,
+        class: Class,
+    ) {
         let (api, address, place) = (self.api.clone(), self.address, self.place.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             place.note_request();
-            let (api, peer, place) = (api.clone(), peer.clone(), place.clone());
+            let (api, peer, node, place) = (api.clone(), peer.clone(), node.clone(), place.clone());
             async move {
                 let mut request = request.map(Body::new);
                 // Nothing that comes from outside names itself.
@@ -359,6 +370,9 @@ impl Connection {
                 request.extensions_mut().insert(class);
                 if let Some(peer) = peer {
                     request.extensions_mut().insert(peer);
+                }
+                if let Some(node) = node {
+                    request.extensions_mut().insert(node);
                 }
                 let mut response = Box::pin(api.serve(request)).await;
                 if let Some(date) = date() {

@@ -16,7 +16,6 @@ use async_trait::async_trait;
 use clap::Args;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
-use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Node, NodeSpec, NodeStatus, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -31,12 +30,16 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::complaint::Complaint;
-use crate::identity::{Identity, Validity};
+use crate::identity::Identity;
 use crate::join::{self, Purpose, Trusted};
 use crate::node::{self, ClusterNetwork, Moving, NodeArgs, NodeSetup, Parts, SSH_PORT, Services, Site};
 use crate::pki::write_private;
 use crate::token::{Token, ca_hash};
 use crate::{address, memory, open_files};
+
+mod certificates;
+
+use certificates::{Renewal, keep_authority, renew_ended, serving, wait_while_ended};
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AgentArgs {
@@ -84,13 +87,6 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const BETWEEN_TRIES: Duration = Duration::from_millis(500);
 /// What was last known is older than the rules that the kernel still has: where the server answers, it is asked instead.
 const EARLY_AFTER: Duration = Duration::from_secs(3);
-const BETWEEN_REJOINS: Duration = Duration::from_secs(5);
-const RENEW_RETRY: Duration = Duration::from_secs(30);
-/// The longest sleep at a time: a machine that was suspended wakes to a later time, and clocks are set.
-const RENEW_LOOK: Duration = Duration::from_secs(60);
-/// After a certificate was renewed, and twice as long after each next one that this machine's clock finds no better.
-const MIN_RENEW_REST: Duration = Duration::from_secs(60);
-const MAX_RENEW_REST: Duration = Duration::from_secs(3600);
 
 /// Runs until SIGINT or SIGTERM.
 pub(crate) async fn run(args: AgentArgs) -> Result<()> {
@@ -147,6 +143,13 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
             Ok("renewal of certificates")
         });
     }
+    {
+        let (trusted, stop) = (trusted.clone(), shutdown.clone());
+        parts.spawn(async move {
+            stop.run_until_cancelled(keep_authority(trusted, directory)).await;
+            Ok("upkeep of the authority's certificate")
+        });
+    }
     let setup = NodeSetup {
         site: setup_site,
         services,
@@ -182,10 +185,12 @@ async fn join_or_remember(
     let token = token(args, directory.join(MEMBERSHIP).exists())?;
     if let Some((trusted, identity)) = remembered(args, name, token.as_ref(), directory)? {
         say_clock(&trusted.server).await;
-        return Ok(match wait_while_ended(&identity, || join(args, token.as_ref(), name, directory)).await {
-            Some(joined) => joined,
-            None => (trusted, identity),
-        });
+        let joined = wait_while_ended(
+            &identity,
+            || renew_ended(&trusted, &identity, name),
+            || join(args, token.as_ref(), name, directory),
+        );
+        return Ok(joined.await.unwrap_or((trusted, identity)));
     }
     join(args, token.as_ref(), name, directory).await
 }
@@ -325,33 +330,6 @@ async fn say_clock(server: &http::Uri) {
     }
 }
 
-/// Whether the clock is wrong or the certificate has ended, nobody here can tell. If it is the clock, it will be set; else a
-/// token lets the node join again.
-async fn wait_while_ended<J: Future<Output = Result<(Trusted, Arc<Identity>)>>>(
-    identity: &Identity,
-    join: impl Fn() -> J,
-) -> Option<(Trusted, Arc<Identity>)> {
-    let mut complaint = Complaint::default();
-    loop {
-        let (until, now) = (identity.validity().until, Timestamp::now());
-        if now < until {
-            return None;
-        }
-        match join().await {
-            Ok(joined) => return Some(joined),
-            Err(error) if complaint.is_due() => {
-                warn!(
-                    %until, %now, error = format!("{error:#}"),
-                    "this node's certificate has ended by this machine's clock, and it cannot join again; waiting for the \
-                     clock to be set. If the clock is right, start the agent with a new --token"
-                );
-            }
-            Err(_) => {}
-        }
-        tokio::time::sleep(BETWEEN_REJOINS).await;
-    }
-}
-
 /// What this node knows from when it joined, if that is the cluster it is told of now.
 fn remembered(
     args: &AgentArgs,
@@ -473,20 +451,6 @@ async fn become_member(
     }
 }
 
-async fn serving(client: &Client, name: &str, ip: Ipv4Addr, directory: &Path) -> Result<Arc<Identity>> {
-    let path = directory.join("serving.pem");
-    let is_good = |identity: &Arc<Identity>| {
-        identity.validity().is_in_middle(Timestamp::now(), SignedDuration::ZERO, 0.0)
-    };
-    if let Some(kept) = Identity::load(&path)?.filter(is_good)
-        && kept.has_address(ip)
-    {
-        return Ok(kept);
-    }
-    let pair = join::certificate(client, name, &Purpose::Serving(ip)).await.context("the node API")?;
-    Identity::create(&path, &pair)
-}
-
 /// What the nodes of the cluster have in common.
 async fn network(client: &Client) -> Result<ClusterNetwork> {
     let maps: Api<ConfigMap> = Api::namespaced(client.clone(), "kube-system");
@@ -513,126 +477,5 @@ impl Moving for Move {
         }
         let pair = join::certificate(&self.client, &self.node, &Purpose::Serving(ip)).await;
         self.serving.renew(&pair.context("the node API")?)
-    }
-}
-
-/// Keeps one certificate from ending.
-struct Renewal {
-    client: Client,
-    node: String,
-    /// The address of the moment, where it is the certificate of the node API.
-    serves_at: Option<watch::Receiver<Ipv4Addr>>,
-    after: Option<u64>,
-}
-
-impl Renewal {
-    fn purpose(&self) -> Purpose {
-        self.serves_at.as_ref().map_or(Purpose::Client, |ip| Purpose::Serving(*ip.borrow()))
-    }
-
-    async fn run(self, identity: &Identity) {
-        let mut pace = Pace::new(self.after);
-        loop {
-            let validity = identity.validity();
-            if !pace.is_due(validity, Timestamp::now()) {
-                tokio::time::sleep(pace.look_every).await;
-                continue;
-            }
-            let purpose = self.purpose();
-            let renewed = async {
-                let pair = join::certificate(&self.client, &self.node, &purpose).await?;
-                identity.renew(&pair)
-            };
-            match renewed.await {
-                Ok(()) => {
-                    info!(?purpose, until = %identity.validity().until, "a certificate was renewed");
-                    pace.renewed();
-                }
-                Err(error) => {
-                    let until = validity.until;
-                    warn!(?purpose, %until, error = format!("{error:#}"), "a certificate cannot be renewed yet");
-                    tokio::time::sleep(RENEW_RETRY).await;
-                }
-            }
-        }
-    }
-}
-
-/// When to renew. What is asked by the wall clock may be wrong at any time; how often it is done is bounded by the other clock.
-struct Pace {
-    /// In place of most of a certificate's life.
-    after: Option<Duration>,
-    look_every: Duration,
-    /// Since when this certificate is the newest.
-    since: tokio::time::Instant,
-    /// How long the next renewal must wait from then on.
-    rest: Duration,
-    jitter: f64,
-}
-
-impl Pace {
-    fn new(after_s: Option<u64>) -> Pace {
-        let after = after_s.map(Duration::from_secs);
-        Pace {
-            look_every: after.map_or(RENEW_LOOK, |after| after.min(RENEW_LOOK)),
-            after,
-            since: tokio::time::Instant::now(),
-            rest: Duration::ZERO,
-            jitter: rand::random(),
-        }
-    }
-
-    fn is_due(&mut self, validity: Validity, now: Timestamp) -> bool {
-        if let Some(after) = self.after {
-            return self.since.elapsed() >= after;
-        }
-        if validity.is_in_middle(now, SignedDuration::ZERO, self.jitter) {
-            self.rest = Duration::ZERO;
-            return false;
-        }
-        self.since.elapsed() >= self.rest
-    }
-
-    /// The signer goes by its own clock: what it gives may be as little good by this one as the last was.
-    fn renewed(&mut self) {
-        self.since = tokio::time::Instant::now();
-        self.rest = (self.rest * 2).clamp(MIN_RENEW_REST, MAX_RENEW_REST);
-        self.jitter = rand::random();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(second: i64) -> Timestamp {
-        Timestamp::from_second(second).unwrap()
-    }
-
-    /// How often a certificate of the server's clock is renewed within a day by a clock that is ahead of it or behind.
-    async fn n_renewals(ahead_s: i64) -> usize {
-        let (start, life_s) = (tokio::time::Instant::now(), 365 * 86_400);
-        let server_now = || 1_800_000_000 + start.elapsed().as_secs().cast_signed();
-        let signed = |now_s: i64| Validity { from: at(now_s - 300), until: at(now_s + life_s) };
-        let (mut pace, mut validity, mut n) = (Pace::new(None), signed(server_now()), 0);
-        while start.elapsed() < Duration::from_secs(86_400) && n < 1000 {
-            if pace.is_due(validity, at(server_now() + ahead_s)) {
-                validity = signed(server_now());
-                pace.renewed();
-                n += 1;
-            } else {
-                tokio::time::sleep(pace.look_every).await;
-            }
-        }
-        n
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn an_agent_whose_clock_is_off_renews_no_more_than_once_an_hour() {
-        assert_eq!(n_renewals(0).await, 0);
-        for days in [400, -400] {
-            let n = n_renewals(days * 86_400).await;
-            assert!((1..=30).contains(&n), "{n} renewals in a day, {days} days off");
-        }
     }
 }

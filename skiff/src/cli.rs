@@ -12,6 +12,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::agent::{self, AgentArgs};
+use crate::certs::{self, CertsCommand};
 use crate::cluster::{self, Cluster};
 use crate::image::{self, ImageCommand};
 use crate::layout::Layout;
@@ -71,6 +72,16 @@ enum Command {
         cluster: Option<String>,
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Look at the certificates of this machine, and give the cluster's authority a new one
+    Certs {
+        /// A throw-away cluster, with all of its nodes [default: the server or agent on this machine]
+        #[arg(long = "name", global = true)]
+        cluster: Option<String>,
+        #[command(flatten)]
+        layout: Layout,
+        #[command(subcommand)]
+        command: CertsCommand,
     },
     /// Remove a throw-away cluster and every trace of it
     Down {
@@ -160,6 +171,14 @@ fn execute(command: Command, threads: Option<NonZeroUsize>) -> Result<ExitCode> 
         Command::Check { layout } => {
             return Ok(if check::run(&layout) { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Command::Certs { cluster, layout, command } => {
+            let layouts = match cluster {
+                Some(name) => Cluster::open(&name)?.nodes().into_iter().map(|node| node.layout).collect(),
+                None => vec![layout],
+            };
+            let is_well = certs::run(&command, &layouts)?;
+            return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+        }
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skiff", &mut std::io::stdout());
             return Ok(ExitCode::SUCCESS);
@@ -223,7 +242,10 @@ async fn serve(command: Command) -> Result<()> {
             };
             image::run(command, &layout).await
         }
-        Command::Check { .. } | Command::Completion { .. } | Command::Kubeconfig { .. } => Ok(()),
+        Command::Check { .. }
+        | Command::Completion { .. }
+        | Command::Kubeconfig { .. }
+        | Command::Certs { .. } => Ok(()),
     }
 }
 

@@ -429,7 +429,7 @@ async fn start_agents(cluster: &mut Cluster, started: &mut Starts, steps: &Steps
         args.extend(node.args());
         if !node.layout.agent().join(agent::MEMBERSHIP).exists() {
             if token.is_none() {
-                let authority = cluster.pki()?.ca_pem;
+                let authority = cluster.pki()?.ca_pem();
                 let made = token::create(&kube, authority.as_bytes(), Some(TOKEN_TTL), "skiff up").await?;
                 token = Some(made);
             }

@@ -92,11 +92,12 @@ async fn bound_logs(logs: Vec<PathBuf>, stop: CancellationToken) {
 
 /// A client whose certificate, and that of the kubeconfig on the host, is good for as long as the cluster runs.
 fn administrator(cluster: &Arc<Cluster>, shutdown: &CancellationToken) -> Result<Client> {
-    let pki = cluster.pki()?;
+    let pki = Arc::new(cluster.pki()?);
     let identity = Identity::fixed(&pki.administrator()?)?;
     let server = cluster.server_url().parse().context("the API's address")?;
-    let client = agent::client(&Trusted { server, ca_pem: pki.ca_pem.clone() }, identity.clone())?;
+    let client = agent::client(&Trusted { server, ca_pem: pki.ca_pem() }, identity.clone())?;
     let mut certificates = Certificates::default();
+    certificates.signed_by(pki.clone(), || ());
     let kept = cluster.clone();
     certificates.add("administrator", move |_| {
         let admin = pki.administrator()?;

@@ -141,7 +141,7 @@ impl Identity {
 }
 
 /// Where the certificate before the one in `path` is kept.
-fn last(path: &Path) -> PathBuf {
+pub(crate) fn last(path: &Path) -> PathBuf {
     path.with_extension("last.pem")
 }
 
@@ -183,6 +183,10 @@ impl Pair {
 
 fn validity(certificate: &CertificateDer<'_>) -> Result<Validity> {
     let (_, certificate) = X509Certificate::from_der(certificate).context("the certificate is damaged")?;
+    validity_of(&certificate)
+}
+
+pub(crate) fn validity_of(certificate: &X509Certificate<'_>) -> Result<Validity> {
     let at = |time: x509_parser::time::ASN1Time| Timestamp::from_second(time.timestamp());
     let validity = certificate.validity();
     Ok(Validity { from: at(validity.not_before)?, until: at(validity.not_after)? })

@@ -120,14 +120,7 @@ pub(crate) async fn discover(server: &http::Uri, token: &Token) -> Result<Truste
             "what answers at {server} is no cluster that nodes can join: it has no kube-public/cluster-info"
         )
     })?;
-    let kubeconfig = verified(&info, token)?;
-    let parsed = kube::config::Kubeconfig::from_yaml(kubeconfig).context("reading the cluster-info")?;
-    let data = parsed.clusters.iter().find_map(|c| c.cluster.as_ref()?.certificate_authority_data.clone());
-    let ca_pem = data.and_then(|data| {
-        use base64::Engine as _;
-        String::from_utf8(base64::engine::general_purpose::STANDARD.decode(data).ok()?).ok()
-    });
-    let ca_pem = ca_pem.context("the cluster-info names no authority")?;
+    let ca_pem = authority_of(verified(&info, token)?)?;
     let found = ca_hash(ca_pem.as_bytes())?;
     ensure!(
         found == token.ca_hash,
@@ -135,6 +128,37 @@ pub(crate) async fn discover(server: &http::Uri, token: &Token) -> Result<Truste
         token.ca_hash
     );
     Ok(Trusted { server: server.clone(), ca_pem })
+}
+
+/// The authority that the kubeconfig of a cluster-info names.
+fn authority_of(kubeconfig: &str) -> Result<String> {
+    use base64::Engine as _;
+    let parsed = kube::config::Kubeconfig::from_yaml(kubeconfig).context("reading the cluster-info")?;
+    let data = parsed.clusters.iter().find_map(|c| c.cluster.as_ref()?.certificate_authority_data.clone());
+    let bytes = data.and_then(|data| base64::engine::general_purpose::STANDARD.decode(data).ok());
+    bytes.and_then(|bytes| String::from_utf8(bytes).ok()).context("the cluster-info names no authority")
+}
+
+/// Another certificate of the authority that is trusted, if it has been given one. Asked of whom that authority vouches for, and
+/// only one of the same key is believed.
+pub(crate) async fn newest_authority(trusted: &Trusted) -> Result<Option<String>> {
+    let mut config = config(&trusted.server);
+    config.root_cert = Some(vec![authority(&trusted.ca_pem)?]);
+    let maps: Api<ConfigMap> = Api::namespaced(Client::try_from(config)?, "kube-public");
+    let asked = tokio::time::timeout(2 * CONNECT_TIMEOUT, maps.get("cluster-info")).await;
+    let info =
+        asked.map_err(|_| anyhow!("no answer in time"))?.context("reading kube-public/cluster-info")?;
+    let data = info.data.unwrap_or_default();
+    let found = authority_of(data.get("kubeconfig").context("the cluster-info holds no kubeconfig")?)?;
+    if found == trusted.ca_pem {
+        return Ok(None);
+    }
+    let (kept, shown) = (ca_hash(trusted.ca_pem.as_bytes())?, ca_hash(found.as_bytes())?);
+    ensure!(
+        kept == shown,
+        "the cluster-info names another authority: its key has the hash {shown}, not {kept}"
+    );
+    Ok(Some(found))
 }
 
 /// The kubeconfig in a cluster-info, if the token's secret has signed it.

@@ -6,7 +6,7 @@
 //! - [`address`]: where the node is, which may change; [`complaint`]: how often what waits says so.
 //! - [`agent`]: a node whose server is elsewhere; [`join`]: how it becomes a member; [`token`]: what lets it.
 //! - [`pki`]: the cluster's keys. [`identity`]: a node's certificates, renewed while in use. [`upkeep`]: those that a server
-//!   makes for itself.
+//!   makes for itself. [`certs`]: all of them, for people.
 //! - [`cluster`]: throw-away clusters in network namespaces, and [`forward`], which publishes them on loopback.
 //!
 //! Only this crate knows all the others.
@@ -16,6 +16,7 @@ use std::process::ExitCode;
 mod address;
 mod agent;
 mod bridges;
+mod certs;
 mod check;
 mod cli;
 mod cluster;

@@ -4,54 +4,49 @@
 //! they were made for (`upkeep`), so that a cluster may grow older than a certificate; only the authority and keys are kept.
 //!
 //! The authority lasts ten years by the clock it was made by, and every node trusts it by name: none is made by a clock that
-//! shows a time before this program was built.
+//! shows a time before this program was built. [`rotate`] makes another certificate of it, with the key that it has: nodes and
+//! tokens pin the key, and what it signed stays good. A running server takes that up ([`Pki::reload`]).
 
 use std::fs;
 use std::io::Write as _;
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use arc_swap::ArcSwap;
 use aws_lc_rs::encoding::{AsDer as _, EcPrivateKeyRfc5915Der};
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
 use base64::Engine as _;
 use jiff::Timestamp;
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType,
+    CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, Issuer, KeyPair, KeyUsagePurpose,
+    SanType,
 };
+use tracing::warn;
+
+use crate::identity::Validity;
+
+mod authority;
+
+use authority::{Authority, key_file, make_authority};
+pub(crate) use authority::{Clock, authority_file, clock_fault, rotate};
 
 const PEM_COLUMNS: usize = 64;
 const DAY_S: i64 = 86_400;
 const YEAR_S: i64 = 365 * DAY_S;
-const CA_YEARS: i64 = 10;
 /// Certificates are good from a little before now, for clocks that are not quite equal.
 pub(crate) const BACKDATE_S: i64 = 3600;
 
 /// The authority and the keys that are kept.
 pub(crate) struct Pki {
-    pub(crate) ca_pem: String,
-    pub(crate) ca_key_pem: String,
-    issuer: Issuer<'static, KeyPair>,
+    directory: PathBuf,
+    authority: ArcSwap<Authority>,
     pub(crate) service_account_private_pem: String,
     pub(crate) service_account_public_pem: String,
     admin_key: KeyPair,
-}
-
-/// Whether an authority may be made by whatever the clock shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Clock {
-    Checked,
-    Accepted,
-}
-
-impl Clock {
-    /// By the flag `--accept-clock`.
-    pub(crate) fn of(is_accepted: bool) -> Clock {
-        if is_accepted { Clock::Accepted } else { Clock::Checked }
-    }
 }
 
 /// A certificate and its key, in PEM.
@@ -71,41 +66,67 @@ impl Pki {
     /// Reads the keys in a directory; makes those that are missing.
     pub(crate) fn open(directory: &Path, clock: Clock) -> Result<Pki> {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-        let ca_key = key(&directory.join("ca.key"))?;
-        let ca_pem = kept(&authority_file(directory), || {
-            let now = Timestamp::now();
-            if let Some(fault) = clock_fault(now).filter(|_| clock == Clock::Checked) {
-                bail!("{fault}");
-            }
-            let mut params = CertificateParams::default();
-            params.distinguished_name = name("skiff-ca", None);
-            params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-            params.key_usages = vec![
-                KeyUsagePurpose::KeyCertSign,
-                KeyUsagePurpose::CrlSign,
-                KeyUsagePurpose::DigitalSignature,
-            ];
-            set_life(&mut params, authority_life(now.as_second(), built_at_s()));
-            Ok(params.self_signed(&ca_key)?.pem())
-        })?;
-        let ca_key_pem = ca_key.serialize_pem();
-        let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key).context("reading ca.crt")?;
+        let ca_key = key(&key_file(directory))?;
+        let ca_pem = kept(&authority_file(directory), || make_authority(&ca_key, clock))?;
+        let authority = Authority::new(ca_pem, ca_key)
+            .with_context(|| format!("reading {}", authority_file(directory).display()))?;
         let account_key = key(&directory.join("sa.key"))?;
         let admin_key = key(&directory.join("admin.key"))?;
         Ok(Pki {
+            directory: directory.to_owned(),
+            authority: ArcSwap::from_pointee(authority),
             service_account_private_pem: account_key.serialize_pem(),
             service_account_public_pem: account_key.public_key_pem(),
             admin_key,
-            ca_pem,
-            ca_key_pem,
-            issuer,
         })
+    }
+
+    /// The authority's certificate of the moment.
+    pub(crate) fn ca_pem(&self) -> String {
+        self.authority.load().certificate_pem.clone()
+    }
+
+    pub(crate) fn ca_key_pem(&self) -> String {
+        self.authority.load().key_pem.clone()
+    }
+
+    /// Takes up the certificate that the authority has been given meanwhile; answers whether it was given one.
+    ///
+    /// # Errors
+    /// If it cannot be read or is not the authority's: the one that is known stays.
+    pub(crate) fn reload(&self) -> Result<bool> {
+        let path = authority_file(&self.directory);
+        let reading = || format!("reading {}", path.display());
+        let certificate_pem = fs::read_to_string(&path).with_context(reading)?;
+        let known = self.authority.load();
+        if certificate_pem == known.certificate_pem {
+            return Ok(false);
+        }
+        let key = KeyPair::from_pem(&known.key_pem).context("reading the authority's key")?;
+        self.authority.store(Arc::new(Authority::new(certificate_pem, key).with_context(reading)?));
+        Ok(true)
+    }
+
+    /// Leaves a certificate that a process shows where `skiff certs check` finds it, without its key; answers how long it is
+    /// good. That it cannot be written down is no reason not to show it.
+    pub(crate) fn shows(&self, whose: &str, pair: &Pair) -> Result<Validity> {
+        let directory = shown_directory(&self.directory);
+        let write = || -> Result<()> {
+            fs::create_dir_all(&directory).with_context(|| format!("creating {}", directory.display()))?;
+            write_private(&directory.join(format!("{whose}.crt")), &pair.certificate_pem)
+        };
+        if let Err(error) = write() {
+            warn!(whose, error = format!("{error:#}"), "a certificate is shown and not written down");
+        }
+        pair.validity()
     }
 
     /// The administrator's certificate from now on, with the one key that there is for it.
     pub(crate) fn administrator(&self) -> Result<Pair> {
         let (user, group) = ("kubernetes-admin", Some("system:masters"));
-        let certificate_pem = sign(&self.issuer, &self.admin_key, user, group, Usage::Client, Vec::new())?;
+        let authority = self.authority.load();
+        let certificate_pem =
+            sign(&authority.issuer, &self.admin_key, user, group, Usage::Client, Vec::new())?;
         Ok(Pair { certificate_pem, key_pem: self.admin_key.serialize_pem() })
     }
 
@@ -131,7 +152,7 @@ impl Pki {
 
     fn issue(&self, user: &str, group: Option<&str>, usage: Usage, sans: Vec<SanType>) -> Result<Pair> {
         let key = KeyPair::generate().context("making a key")?;
-        let certificate_pem = sign(&self.issuer, &key, user, group, usage, sans)?;
+        let certificate_pem = sign(&self.authority.load().issuer, &key, user, group, usage, sans)?;
         Ok(Pair { certificate_pem, key_pem: key.serialize_pem() })
     }
 
@@ -159,7 +180,7 @@ contexts:
     user: {cluster}
 current-context: {cluster}
 ",
-            encode(&self.ca_pem),
+            encode(&self.ca_pem()),
             encode(&admin.certificate_pem),
             encode(&key_pem),
         ))
@@ -217,12 +238,6 @@ fn name(user: &str, group: Option<&str>) -> DistinguishedName {
     name
 }
 
-/// An authority is good from the day before this program was built on: a clock that is set back later, by no more than that,
-/// does not undo it. It lasts from the later of now and then, so that a clock of 1970 makes none that ended long ago.
-fn authority_life(now_s: i64, built_s: i64) -> (i64, i64) {
-    ((built_s - DAY_S).min(now_s - BACKDATE_S), now_s.max(built_s) + CA_YEARS * YEAR_S)
-}
-
 /// From one second to another.
 fn set_life(params: &mut CertificateParams, (from_s, until_s): (i64, i64)) {
     let at = |second: i64| {
@@ -236,23 +251,9 @@ fn set_life(params: &mut CertificateParams, (from_s, until_s): (i64, i64)) {
     params.not_after = at(until_s);
 }
 
-/// When this program was built.
-fn built_at_s() -> i64 {
-    env!("SKIFF_BUILT_AT_S").parse().unwrap_or(0)
-}
-
-/// Why a clock cannot be right.
-pub(crate) fn clock_fault(now: Timestamp) -> Option<String> {
-    let built = Timestamp::from_second(built_at_s()).ok().filter(|built| now < *built)?;
-    Some(format!(
-        "this machine's clock shows {now:.0}, which is before this program was built ({built}): what the cluster trusts for ten \
-         years is not made by it; set the clock, for example with systemd-timesyncd or chrony, or say --accept-clock"
-    ))
-}
-
-/// Where the authority's certificate lies.
-pub(crate) fn authority_file(directory: &Path) -> PathBuf {
-    directory.join("ca.crt")
+/// Where the certificates lie that a running server showed last.
+pub(crate) fn shown_directory(directory: &Path) -> PathBuf {
+    directory.join("shown")
 }
 
 fn key(path: &Path) -> Result<KeyPair> {
@@ -302,31 +303,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let first = Pki::open(directory.path(), Clock::Checked).unwrap();
         let again = Pki::open(directory.path(), Clock::Checked).unwrap();
-        assert_eq!(first.ca_pem, again.ca_pem);
+        assert_eq!(first.ca_pem(), again.ca_pem());
         assert_eq!(first.service_account_private_pem, again.service_account_private_pem);
         for file in fs::read_dir(directory.path()).unwrap() {
             let mode = file.unwrap().metadata().unwrap().permissions().mode() & 0o777;
             assert_eq!(mode, 0o600);
         }
-    }
-
-    #[test]
-    fn an_authority_outlives_a_clock_that_was_wrong_when_it_was_made() {
-        let built = 1_800_000_000;
-        let (from, until) = authority_life(0, built);
-        assert!(from <= -BACKDATE_S, "it is not yet good by the clock that made it");
-        assert_eq!(until, built + 10 * YEAR_S, "made in 1970, it has ended before the clock is right");
-        let year_later = built + YEAR_S;
-        let (from, until) = authority_life(year_later, built);
-        assert_eq!(from, built - DAY_S, "a clock that is set back undoes it");
-        assert_eq!(until, year_later + 10 * YEAR_S);
-    }
-
-    #[test]
-    fn a_clock_that_shows_a_time_before_the_program_was_built_is_told_from_one_that_may_be_right() {
-        let fault = clock_fault(Timestamp::UNIX_EPOCH).unwrap();
-        assert!(fault.contains("1970-01-01T00:00:00Z") && fault.contains("--accept-clock"), "{fault}");
-        assert_eq!(clock_fault(Timestamp::now()), None);
     }
 
     #[test]

@@ -88,6 +88,10 @@ pub(crate) struct ServerArgs {
     /// How long events are kept
     #[arg(long, env = "SKIFF_EVENT_TTL", default_value = "1h", value_parser = skiff_apiserver::duration)]
     pub(crate) event_ttl: Duration,
+    /// How long after its end the certificate of a node that was off still lets it ask for the next one, such as 9600h, if its
+    /// Node is still there; 0: not at all
+    #[arg(long, default_value = "0", value_parser = skiff_apiserver::duration)]
+    pub(crate) node_certificate_grace: Duration,
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/skiff/skiff.yaml")]
     pub(crate) write_kubeconfig: PathBuf,
@@ -140,7 +144,8 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     let serving = Identity::fixed(&node_certificate(&pki, &node.name, node.ip)?)?;
     let ip = watch::Sender::new(node.ip);
     let reached = watch::Sender::new(reached(&args, node.ip)?);
-    let server = Server { args, node, pki, api, informers, serving, ip, reached, shutdown };
+    let authority = watch::Sender::new(());
+    let server = Server { args, node, pki, api, informers, serving, ip, reached, authority, shutdown };
     server.keep_certificates(&mut parts);
     server.start_control_plane(&mut parts).await?;
     server.publish_network().await?;
@@ -201,13 +206,14 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         tls: Some(TlsConfig {
             certificate_chain_pem: serving.certificate_pem.into(),
             key_pem: serving.key_pem.into(),
-            client_ca_pem: pki.ca_pem.clone().into(),
+            client_ca_pem: pki.ca_pem().into(),
         }),
         advertise: node.ip.into(),
         port: args.port,
         service_cidr: service_cidr(args)?,
         cluster_domain: args.cluster_domain.clone(),
         event_ttl: args.event_ttl,
+        node_certificate_grace: args.node_certificate_grace,
         on_long_thread: turns::be_usual,
         service_account: ServiceAccountConfig {
             private_key_pem: pki.service_account_private_pem.clone().into(),
@@ -217,7 +223,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         kubelet: KubeletConfig {
             certificate_pem: kubelet_client.certificate_pem.into(),
             key_pem: kubelet_client.key_pem.into(),
-            ca_pem: pki.ca_pem.clone().into(),
+            ca_pem: pki.ca_pem().into(),
             allow_loopback: false,
         },
     })
@@ -298,7 +304,7 @@ fn write_kubeconfig(args: &ServerArgs, pki: &Pki) -> Result<Validity> {
     tracing::debug!(path = %path.display(), "writing the kubeconfig");
     let admin = pki.administrator()?;
     write_private(path, &pki.kubeconfig(&admin, "skiff", &server)?)?;
-    admin.validity()
+    pki.shows("administrator", &admin)
 }
 
 fn client(api: &ApiServer, user: &str, groups: &[&str]) -> Client {
@@ -323,6 +329,8 @@ struct Server {
     ip: watch::Sender<Ipv4Addr>,
     /// How nodes reach it.
     reached: watch::Sender<Reached>,
+    /// Tells that the authority has been given another certificate.
+    authority: watch::Sender<()>,
     shutdown: CancellationToken,
 }
 
@@ -330,23 +338,25 @@ impl Server {
     /// Sees to it that what the server shows, and the administrator's kubeconfig, are good at any time.
     fn keep_certificates(&self, parts: &mut Parts) {
         let mut certificates = Certificates::default();
+        let authority = self.authority.clone();
+        certificates.signed_by(self.pki.clone(), move || _ = authority.send_replace(()));
         let (pki, api, args) = (self.pki.clone(), self.api.clone(), self.args.clone());
         certificates.add("API server", move |ip| {
             let pair = api_certificate(&args, &pki, ip)?;
             api.renew_serving(pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes())?;
-            pair.validity()
+            pki.shows("api-server", &pair)
         });
         let (pki, api) = (self.pki.clone(), self.api.clone());
         certificates.add("API server towards nodes", move |_| {
             let pair = kubelet_client_certificate(&pki)?;
             api.renew_kubelet_client(pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes())?;
-            pair.validity()
+            pki.shows("api-server-to-nodes", &pair)
         });
         let (pki, serving, name) = (self.pki.clone(), self.serving.clone(), self.node.name.clone());
         certificates.add("node API", move |ip| {
             let pair = node_certificate(&pki, &name, ip)?;
             serving.renew(&pair)?;
-            pair.validity()
+            pki.shows("node-api", &pair)
         });
         let (pki, args) = (self.pki.clone(), self.args.clone());
         certificates.add("administrator", move |_| write_kubeconfig(&args, &pki));
@@ -377,7 +387,7 @@ impl Server {
             moving: Arc::new(Move { args: args.clone(), api: api.clone(), reached: self.reached.clone() }),
             client: client(api, &user, &["system:nodes"]),
             serving: self.serving.clone(),
-            ca_pem: pki.ca_pem.clone(),
+            ca_pem: pki.ca_pem(),
         };
         node::start(setup, &self.shutdown, parts).await?;
         label_control_plane(api, &node.name).await

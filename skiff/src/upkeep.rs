@@ -2,7 +2,8 @@
 //!
 //! ```text
 //!  every ten seconds, and when the address changes:
-//!    is now in the middle of the certificate's life, and is it for this address?   no ─▶ make another, and show that
+//!    is now in the middle of the certificate's life, is it for this address,
+//!    and has who signed it the certificate that it had then?                       no ─▶ make another, and show that
 //! ```
 //!
 //! # Guarantees
@@ -11,6 +12,7 @@
 //! - What cannot be made stays as it is, is complained of, and is tried again at the next look.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -20,8 +22,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::complaint::Complaint;
 use crate::identity::Validity;
-use crate::pki::BACKDATE_S;
+use crate::pki::{BACKDATE_S, Pki};
 
 /// By the monotonic clock, whatever the other one does meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
@@ -46,9 +49,15 @@ struct Made {
     ip: Ipv4Addr,
 }
 
+/// Whether who signs is another than at the last look.
+type IsOther = Box<dyn FnMut() -> bool + Send>;
+
 /// The certificates that a process makes for itself.
 #[derive(Default)]
-pub(crate) struct Certificates(Vec<Certificate>);
+pub(crate) struct Certificates {
+    all: Vec<Certificate>,
+    is_other: Option<IsOther>,
+}
 
 impl Certificates {
     /// One that is made at the first look.
@@ -57,12 +66,40 @@ impl Certificates {
         what: &'static str,
         make: impl FnMut(Ipv4Addr) -> Result<Validity> + Send + 'static,
     ) {
-        self.0.push(Certificate { what, made: None, make: Box::new(make) });
+        self.all.push(Certificate { what, made: None, make: Box::new(make) });
+    }
+
+    /// Has all made anew, and `changed` called before, whenever the authority has been given another certificate.
+    pub(crate) fn signed_by(&mut self, pki: Arc<Pki>, changed: impl Fn() + Send + 'static) {
+        let mut complaint = Complaint::default();
+        self.is_other = Some(Box::new(move || match pki.reload() {
+            Ok(false) => false,
+            Ok(true) => {
+                info!("the authority has another certificate");
+                changed();
+                true
+            }
+            Err(error) => {
+                if complaint.is_due() {
+                    let error = format!("{error:#}");
+                    warn!(
+                        error,
+                        "the authority's certificate cannot be taken up; going on with the last one"
+                    );
+                }
+                false
+            }
+        }));
     }
 
     /// Makes what is not good now, or not for this address.
     pub(crate) fn look(&mut self, now: Timestamp, ip: Ipv4Addr) {
-        for certificate in &mut self.0 {
+        let is_other = self.is_other.as_mut().is_some_and(|is_other| is_other());
+        for certificate in &mut self.all {
+            if is_other {
+                // Whatever becomes of the next lines, it is not good until it was made.
+                certificate.made = None;
+            }
             let is_good = |made: &Made| made.ip == ip && made.validity.is_in_middle(now, YOUTH, JITTER);
             if certificate.made.as_ref().is_some_and(is_good) {
                 continue;
@@ -102,11 +139,10 @@ impl Certificates {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use parking_lot::Mutex;
 
     use super::*;
+    use crate::pki::{self, Clock};
 
     const HERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
     const YEAR_S: i64 = 365 * 86_400;
@@ -166,6 +202,21 @@ mod tests {
         assert_eq!(world.look(60, there), 1);
         assert_eq!(world.look(120, there), 0);
         assert_eq!(*world.made_for.lock(), [HERE, there]);
+    }
+
+    #[test]
+    fn all_certificates_are_made_anew_once_when_the_authority_has_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = Arc::new(Pki::open(directory.path(), Clock::Checked).unwrap());
+        let (mut world, told) = (World::new(), Arc::new(Mutex::new(0)));
+        let counted = told.clone();
+        world.certificates.signed_by(pki, move || *counted.lock() += 1);
+        assert_eq!(world.look(0, HERE), 1);
+        assert_eq!(world.look(60, HERE), 0);
+        pki::rotate(directory.path(), Clock::Checked).unwrap();
+        assert_eq!(world.look(120, HERE), 1);
+        assert_eq!(world.look(180, HERE), 0);
+        assert_eq!(*told.lock(), 1);
     }
 
     #[test]

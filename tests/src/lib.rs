@@ -4,7 +4,7 @@
 //! [`http_get`]. [`TestCluster::stop`] deletes what the story made and runs the whole-cluster checker, twice: nothing of it
 //! may be left in the cluster, and when the cluster is gone, nothing on the machine.
 //!
-//! [`drills`] are the faults that a story may bring about.
+//! [`drills`] are the faults that a story may bring about, [`rounds`] drills that are repeated and counted.
 //!
 //! `cargo xtask test` names the program and the registry in `SKIFF_BIN` and `SKIFF_TEST_REGISTRIES`.
 
@@ -21,7 +21,9 @@ pub mod drills;
 mod inventory;
 mod leaks;
 mod nodes;
+pub mod rounds;
 mod terminal;
+pub mod writers;
 
 use inventory::Inventory;
 pub use nodes::NodePaths;
@@ -197,6 +199,20 @@ impl TestCluster {
         printed(output, "kubectl", args)
     }
 
+    /// A kubectl on the first node itself, which needs no forwarder.
+    pub fn kubectl_inside(&self, args: &[&str]) -> Result<String> {
+        let output = Command::new("nsenter")
+            .arg(format!("--net={}", self.netns().display()))
+            .arg("kubectl")
+            .arg(format!("--kubeconfig={}", self.data_dir().join("kubeconfig.inside").display()))
+            .args(args)
+            .env_remove("HTTPS_PROXY")
+            .env_remove("https_proxy")
+            .output()
+            .context("running kubectl within the cluster")?;
+        printed(output, "kubectl (on the node)", args)
+    }
+
     /// Runs a kubectl that must fail; answers its error.
     pub fn kubectl_fails(&self, args: &[&str]) -> Result<String> {
         let output = self.kubectl_command(args).output().context("running kubectl")?;
@@ -286,6 +302,13 @@ impl TestCluster {
     /// The cluster's server, to do something to.
     pub fn server(&self) -> Result<drills::Process> {
         drills::Process::open(self.server_pid()?)
+    }
+
+    /// What publishes the cluster on the loopback, to do something to.
+    pub fn forwarder(&self) -> Result<drills::Process> {
+        let record: Value = serde_json::from_slice(&std::fs::read(self.record())?)?;
+        let pid = record["forwarder"]["pid"].as_i64().context("the cluster has no forwarder")?;
+        drills::Process::open(i32::try_from(pid)?)
     }
 
     /// Deletes all that was made since the cluster was new, and fails if anything of it is left.

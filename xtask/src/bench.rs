@@ -32,6 +32,7 @@ use anyhow::{Context as _, Result, ensure};
 use crate::command::cache;
 use crate::peers;
 use sides::Tools;
+pub(crate) use store::{commit, date};
 use turns::Book;
 
 #[derive(clap::Args)]

@@ -7,9 +7,11 @@ mod cluster;
 mod command;
 mod conformance;
 mod differ;
+mod drills;
 mod fixtures;
 mod guest;
 mod peers;
+mod reliability;
 mod setup;
 mod test;
 
@@ -50,6 +52,8 @@ enum Task {
     Differ(differ::Options),
     /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
     Bench(bench::Options),
+    /// Bring about a fault again and again and count what it costs; writes its section of docs/reliability.md
+    Drills(drills::Options),
     /// Boot a Debian guest and judge a list of claims in it; writes docs/platforms.md
     Guest(guest::Options),
 }
@@ -68,6 +72,7 @@ fn main() -> Result<()> {
         Task::Cel => cel::record(),
         Task::Differ(options) => differ::run(&options),
         Task::Bench(options) => bench::run(&options),
+        Task::Drills(options) => drills::run(&options),
         Task::Guest(options) => guest::run(&options),
     }
 }

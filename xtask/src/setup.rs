@@ -6,7 +6,7 @@ use anyhow::{Result, bail, ensure};
 
 use crate::command::{on_path, output};
 
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("runc", "runc"),
     ("nft", "nftables"),
     ("ip", "iproute2"),
@@ -16,6 +16,8 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("curl", "curl"),
     ("faketime", "faketime"),
     ("openssl", "openssl"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("mkfs.xfs", "xfsprogs"),
 ];
 
 /// For what a run writes: nodes of its clusters take pods until 1 % is left.

@@ -25,6 +25,8 @@ pub(super) struct Backend {
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
     /// How long the head of an answer may take.
     pub(super) response_timeout: Duration,
+    /// Where the connections of the node come from that is asked, if that is somewhere else.
+    pub(super) origin: Option<IpAddr>,
 }
 
 /// Why there is no answer. The causes are part of the sentences, which become those of a `Status`.
@@ -52,6 +54,13 @@ impl SendError {
 }
 
 impl Backend {
+    /// Why there is no answer, and what of the way there is known.
+    pub(super) fn explain(&self, error: &SendError) -> String {
+        let origin = self.origin.filter(|_| error.is_of_the_way());
+        let hint = origin.map(|origin| behind(self.address, origin));
+        format!("{error}{}", hint.unwrap_or_default())
+    }
+
     /// Sends the request and reads the head of the answer. The connection lives as long as the answer's body
     /// or the stream it is upgraded to.
     pub(super) async fn send(
@@ -104,6 +113,7 @@ impl Kubelet {
             address: SocketAddr::new(to.ip, to.port),
             tls: Some(self.tls.clone()),
             response_timeout: KUBELET_RESPONSE_TIMEOUT,
+            origin: to.origin,
         }
     }
 
@@ -116,11 +126,8 @@ impl Kubelet {
         let host = http::HeaderValue::from_str(&backend.address.to_string()).map_err(Status::internal)?;
         request.headers_mut().insert(http::header::HOST, host);
         let answer = backend.send(request).await;
-        answer.map_err(|error| {
-            let hint =
-                to.origin.filter(|_| error.is_of_the_way()).map(|origin| behind(backend.address, origin));
-            Status::internal(format!("error dialing backend: {error}{}", hint.unwrap_or_default()))
-        })
+        answer
+            .map_err(|error| Status::internal(format!("error dialing backend: {}", backend.explain(&error))))
     }
 }
 

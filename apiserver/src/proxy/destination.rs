@@ -37,6 +37,7 @@ impl PodProxy {
             address: SocketAddr::new(ip, port),
             tls: (scheme == Scheme::Https).then(|| self.tls.clone()),
             response_timeout: RESPONSE_TIMEOUT,
+            origin: None,
         })
     }
 }

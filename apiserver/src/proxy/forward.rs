@@ -81,7 +81,7 @@ impl Api {
             None => {
                 let (head, ()) = request.into_parts();
                 let request = http::Request::from_parts(head, call.take_body());
-                let answer = backend.send(request).await.map_err(unreachable)?;
+                let answer = backend.send(request).await.map_err(|error| unreachable(&backend, &error))?;
                 passed_back(answer, links, &call.method)
             }
         }
@@ -98,7 +98,7 @@ impl Api {
         let mut request = request.map(|()| Body::empty());
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         request.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
-        let answer = backend.send(request).await.map_err(unreachable)?;
+        let answer = backend.send(request).await.map_err(|error| unreachable(backend, &error))?;
         match answer.status() {
             StatusCode::SWITCHING_PROTOCOLS => {
                 let mut headers = answer.headers().clone();
@@ -214,8 +214,8 @@ fn strip(headers: &mut HeaderMap) {
     }
 }
 
-fn unreachable(error: super::connect::SendError) -> Status {
-    Status::unavailable(format!("error trying to reach service: {error}"))
+fn unreachable(backend: &Backend, error: &SendError) -> Status {
+    Status::unavailable(format!("error trying to reach service: {}", backend.explain(error)))
 }
 
 /// The backend's answer, with its links leading through the proxy.

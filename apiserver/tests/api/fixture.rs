@@ -80,6 +80,7 @@ fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
         service_cidr: "10.96.0.0/16".parse().expect("a range"),
         cluster_domain: "cluster.local".into(),
         event_ttl: skiff_apiserver::EVENT_TTL,
+        node_certificate_grace: std::time::Duration::ZERO,
         on_long_thread: || (),
         service_account: ServiceAccountConfig {
             private_key_pem: signing.serialize_pem().into(),
@@ -110,6 +111,13 @@ impl Cluster {
         let config = Config { event_ttl, ..config(&pki, store.clone()) };
         let server = ApiServer::start(config).await.expect("the server starts");
         Cluster { server, store, pki, _folder: Arc::new(folder) }
+    }
+
+    /// A second server over the same store, with grace for nodes whose certificate has ended.
+    pub(crate) async fn restart_with_grace(&self, grace: Duration) -> Cluster {
+        let config = Config { node_certificate_grace: grace, ..config(&self.pki, self.store.clone()) };
+        let server = ApiServer::start(config).await.expect("the server starts again");
+        Cluster { server, store: self.store.clone(), pki: self.pki.clone(), _folder: self._folder.clone() }
     }
 
     /// A second server over the same store, as after a restart.

@@ -59,14 +59,39 @@ pub(crate) async fn get(
     url: &str,
     token: Option<&str>,
 ) -> (StatusCode, Value) {
-    let connector = tokio_rustls::TlsConnector::from(client_tls(cluster, identity, alpn));
-    let tcp = TcpStream::connect(to).await.expect("connects");
-    let tls = connector.connect(ServerName::IpAddress(to.ip().into()), tcp).await.expect("TLS");
     let mut request = Request::builder().uri(format!("https://{to}{url}")).header("host", to.to_string());
     if let Some(token) = token {
         request = request.header("authorization", format!("Bearer {token}"));
     }
-    let request = request.body(Body::empty()).expect("a request");
+    exchange(cluster, to, identity, alpn, request.body(Body::empty()).expect("a request")).await
+}
+
+/// Creates an object.
+pub(crate) async fn post(
+    cluster: &Cluster,
+    to: SocketAddr,
+    identity: &Pair,
+    url: &str,
+    object: &Value,
+) -> (StatusCode, Value) {
+    let request = Request::post(format!("https://{to}{url}"))
+        .header("host", to.to_string())
+        .header("content-type", "application/json")
+        .body(Body::from(object.to_string()))
+        .expect("a request");
+    exchange(cluster, to, Some(identity), "http/1.1", request).await
+}
+
+async fn exchange(
+    cluster: &Cluster,
+    to: SocketAddr,
+    identity: Option<&Pair>,
+    alpn: &str,
+    request: Request<Body>,
+) -> (StatusCode, Value) {
+    let connector = tokio_rustls::TlsConnector::from(client_tls(cluster, identity, alpn));
+    let tcp = TcpStream::connect(to).await.expect("connects");
+    let tls = connector.connect(ServerName::IpAddress(to.ip().into()), tcp).await.expect("TLS");
     let response = if alpn == "h2" {
         let (mut sender, connection) =
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(tls)).await.expect("h2");

@@ -1,12 +1,16 @@
 //! What a server shows of itself that outlives what it was started with: certificates and its address.
 
+use std::time::Duration;
+
 use rustls_pki_types::ServerName;
 use serde_json::json;
+use skiff_apiserver::store::{Expect, Write};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::fixture::{Cluster, pod};
-use crate::network::{client_tls, get, listen};
+use crate::certificates::{KUBELET_CLIENT, REQUESTS, request};
+use crate::fixture::{Cluster, Pair, pod};
+use crate::network::{client_tls, get, listen, post};
 
 /// The subject of the certificate that a new connection is shown.
 async fn shown(cluster: &Cluster, to: std::net::SocketAddr) -> String {
@@ -98,6 +102,50 @@ async fn a_node_that_reports_from_elsewhere_is_said_to_be_behind_nat_where_it_ca
     assert_eq!(code, 200);
     let said = logs().await;
     assert!(said.contains("from 127.0.0.1: it is behind NAT"), "{said}");
+    let proxied = admin.get("/api/v1/nodes/far/proxy/metrics").await.refused(503, "ServiceUnavailable");
+    assert!(proxied.contains("from 127.0.0.1: it is behind NAT"), "{proxied}");
+    shutdown.cancel();
+    task.await.expect("ends");
+}
+
+/// The code that a node gets whose certificate ended in 2020, for asking for the next one in the name of a node.
+async fn asks(cluster: &Cluster, node: &Pair, subject: &str) -> u16 {
+    let (address, shutdown, task) = listen(cluster).await;
+    let asked = request(&format!("csr-{}", rand::random::<u32>()), KUBELET_CLIENT, subject, "system:nodes");
+    let (code, _) = post(cluster, address, node, REQUESTS, &asked).await;
+    shutdown.cancel();
+    task.await.expect("ends");
+    code.as_u16()
+}
+
+#[tokio::test]
+async fn a_node_that_was_off_for_long_may_ask_for_its_next_certificate_within_the_grace_and_for_nothing_else()
+{
+    const FAR: &str = "system:node:far";
+    let (short, long) = (Duration::from_secs(86_400), Duration::from_secs(100 * 366 * 86_400));
+    let strict = Cluster::start().await;
+    let node = strict.pki.issue_between(FAR, &["system:nodes"], 2019, 2020);
+    let admin = strict.pki.issue_between("admin", &["system:masters"], 2019, 2020);
+    let object = json!({"apiVersion": "v1", "kind": "Node",
+        "metadata": {"name": "far", "uid": "u", "creationTimestamp": "2019-01-01T00:00:00Z"}});
+    let key = "/registry/minions/far";
+    let write = Write::put(key, object.to_string(), Expect::Any);
+    assert_eq!(asks(&strict.restart_with_grace(long).await, &node, FAR).await, 401, "there is no such Node");
+    strict.store.write(write).await.expect("written");
+    assert_eq!(asks(&strict, &node, FAR).await, 401, "there is no grace unless it is asked for");
+    assert_eq!(asks(&strict.restart_with_grace(short).await, &node, FAR).await, 401, "it is too late");
+
+    let lenient = strict.restart_with_grace(long).await;
+    assert_eq!(asks(&lenient, &node, FAR).await, 201);
+    assert_eq!(asks(&lenient, &node, "system:node:other").await, 403, "in another's name");
+    assert_eq!(asks(&lenient, &admin, FAR).await, 401, "it is no node");
+    let (address, shutdown, task) = listen(&lenient).await;
+    for (url, wanted) in
+        [(REQUESTS, 200), ("/api/v1/nodes/far", 401), ("/api/v1/services", 401), ("/api", 401)]
+    {
+        let (code, _) = get(&lenient, address, Some(&node), "http/1.1", url, None).await;
+        assert_eq!(code.as_u16(), wanted, "{url}");
+    }
     shutdown.cancel();
     task.await.expect("ends");
 }

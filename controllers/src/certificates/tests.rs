@@ -43,6 +43,7 @@ impl Cluster {
             service_cidr: "10.96.0.0/16".parse().unwrap(),
             cluster_domain: "cluster.local".into(),
             event_ttl: skiff_apiserver::EVENT_TTL,
+            node_certificate_grace: std::time::Duration::ZERO,
             on_long_thread: || (),
             service_account: ServiceAccountConfig {
                 private_key_pem: ca_key.serialize_pem().into(),

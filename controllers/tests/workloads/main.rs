@@ -48,6 +48,7 @@ impl Plane {
             service_cidr: "10.96.0.0/16".parse().expect("a range"),
             cluster_domain: "cluster.local".into(),
             event_ttl: skiff_apiserver::EVENT_TTL,
+            node_certificate_grace: std::time::Duration::ZERO,
             on_long_thread: || (),
             service_account: ServiceAccountConfig {
                 private_key_pem: key.serialize_pem().into(),

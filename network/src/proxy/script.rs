@@ -104,26 +104,12 @@ pub(crate) struct Found {
 impl Found {
     /// Reads what `nft -j list table` prints; `None` if it is no such thing.
     pub(crate) fn parse(json: &[u8]) -> Option<Found> {
-        #[derive(Deserialize)]
-        struct Listing {
-            nftables: Vec<Item>,
-        }
-        #[derive(Deserialize)]
-        struct Item {
-            chain: Option<Named>,
-            set: Option<Named>,
-        }
-        #[derive(Deserialize)]
-        struct Named {
-            name: String,
-        }
-        let listing: Listing = serde_json::from_slice(json).ok()?;
-        let mut found = Found::default();
-        for item in listing.nftables {
-            found.chains.extend(item.chain.map(|c| c.name).filter(|name| is_dynamic(name)));
-            found.sets.extend(item.set.map(|s| s.name).filter(|name| is_dynamic(name)));
-        }
-        Some(found)
+        let Listed { sets, n_rules } = Listed::parse(json)?;
+        let of_services = |name: &String| is_dynamic(name);
+        Some(Found {
+            chains: n_rules.into_keys().filter(of_services).collect(),
+            sets: sets.into_iter().filter(of_services).collect(),
+        })
     }
 }
 
@@ -143,12 +129,14 @@ pub(crate) fn stands(config: &ProxyConfig, written: &Elements, json: &[u8]) -> b
 /// What stands of a table.
 #[derive(Debug, Default)]
 struct Listed {
+    /// Maps as well.
     sets: BTreeSet<String>,
     /// By chain.
     n_rules: BTreeMap<String, usize>,
 }
 
 impl Listed {
+    /// Reads what `nft -j list table` prints; `None` if it is no such thing.
     fn parse(json: &[u8]) -> Option<Listed> {
         #[derive(Deserialize)]
         struct Listing {

@@ -46,6 +46,7 @@ impl Plane {
             service_cidr: "10.96.0.0/16".parse()?,
             cluster_domain: "cluster.local".into(),
             event_ttl: skiff_apiserver::EVENT_TTL,
+            node_certificate_grace: std::time::Duration::ZERO,
             on_long_thread: || (),
             service_account: ServiceAccountConfig {
                 private_key_pem: signing.serialize_pem().into(),

@@ -1,6 +1,8 @@
 //! Killing and stopping a process, by a pidfd: a process ID may be another's by the time it is used.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -35,6 +37,22 @@ impl Process {
     /// Ends it without a warning, and waits until it is gone.
     pub fn kill(self) -> Result<()> {
         self.signal(Signal::KILL)?;
+        self.wait()
+    }
+
+    /// The same for several, all at once.
+    pub fn kill_all(all: Vec<Process>) -> Result<()> {
+        for process in &all {
+            match process.signal(Signal::KILL) {
+                // It has ended by itself.
+                Err(error) if error.downcast_ref() == Some(&rustix::io::Errno::SRCH) => {}
+                sent => sent?,
+            }
+        }
+        all.iter().try_for_each(Process::wait)
+    }
+
+    fn wait(&self) -> Result<()> {
         let patience = Timespec { tv_sec: PATIENCE.as_secs().try_into()?, tv_nsec: 0 };
         let n_ended = poll(&mut [PollFd::new(&self.fd, PollFlags::IN)], Some(&patience))?;
         ensure!(n_ended == 1, "process {} does not end", self.pid);
@@ -94,10 +112,42 @@ impl Drop for Stopped<'_> {
     }
 }
 
+/// A process that a test starts by hand in place of one of a cluster's, ended with the test.
+#[derive(Debug)]
+pub struct Started(Child);
+
+impl Started {
+    /// The same again, in the network namespace of a node, with its log in a file.
+    pub fn like(
+        arguments: &[String],
+        netns: &Path,
+        log: &Path,
+        environment: &[(String, String)],
+    ) -> Result<Started> {
+        let mut command = Command::new("nsenter");
+        command.arg(format!("--net={}", netns.display())).arg("env");
+        command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let log = std::fs::File::create(log).context("creating the log")?;
+        Ok(Started(command.stderr(log).spawn().context("starting it by hand")?))
+    }
+
+    /// Whether it has not ended.
+    pub fn runs(&mut self) -> Result<bool> {
+        Ok(self.0.try_wait()?.is_none())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::{BufRead as _, BufReader, Write as _};
-    use std::process::{Child, Command, Stdio};
 
     use super::*;
 

@@ -1,7 +1,6 @@
 //! A bad way between people, with the forwarder that stands for them, and the API.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -23,22 +22,6 @@ spec:
     metadata: {labels: {app: far}}
     spec: {containers: [{name: web, image: nginx:alpine}]}
 "#;
-
-/// A kubectl on the node itself, which needs no forwarder.
-fn kubectl_inside(cluster: &TestCluster, args: &[&str]) -> Result<String> {
-    let output = Command::new("nsenter")
-        .arg(format!("--net={}", cluster.netns().display()))
-        .arg("kubectl")
-        .arg(format!("--kubeconfig={}", cluster.data_dir().join("kubeconfig.inside").display()))
-        .args(args)
-        .env_remove("HTTPS_PROXY")
-        .env_remove("https_proxy")
-        .output()
-        .context("running kubectl within the cluster")?;
-    let error = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "kubectl {} on the node: {error}", args.join(" "));
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
 
 #[test]
 fn a_slow_way_that_loses_packets_is_slow_and_loses_nothing() -> Result<()> {
@@ -84,10 +67,10 @@ fn a_way_that_was_cut_says_so_and_what_happened_behind_it_is_caught_up_with() ->
     let error = cluster.kubectl_fails(&["get", "--raw=/readyz", "--request-timeout=3s"])?;
     ensure!(error.to_lowercase().contains("timeout") || error.contains("deadline"), "{error}");
     // The cluster itself knows nothing of it.
-    has(&kubectl_inside(&cluster, &["get", "nodes"])?, &[" Ready "])?;
-    kubectl_inside(&cluster, &["expose", "deployment", "far", "--port=80", "--type=LoadBalancer"])?;
-    kubectl_inside(&cluster, &["scale", "deployment", "far", "--replicas=3"])?;
-    kubectl_inside(&cluster, &["rollout", "status", "deployment/far", "--timeout=60s"])?;
+    has(&cluster.kubectl_inside(&["get", "nodes"])?, &[" Ready "])?;
+    cluster.kubectl_inside(&["expose", "deployment", "far", "--port=80", "--type=LoadBalancer"])?;
+    cluster.kubectl_inside(&["scale", "deployment", "far", "--replicas=3"])?;
+    cluster.kubectl_inside(&["rollout", "status", "deployment/far", "--timeout=60s"])?;
     drop(partition);
 
     // The forwarder's own watch was cut, too: it hears of the Service only now.

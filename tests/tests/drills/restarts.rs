@@ -1,43 +1,12 @@
 //! What comes back by itself, and what `skiff up` brings back.
 
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use skiff_tests::TestCluster;
-use skiff_tests::drills::{OwnClock, Process};
+use skiff_tests::drills::{OwnClock, Process, Started};
 
 const SERVER: &str = "https://10.99.0.2:6443";
-
-/// A process that a test starts by hand in place of one of a cluster's, ended with the test.
-struct Started(Child);
-
-impl Started {
-    /// The same again, in the network namespace of a node, with its log in a file.
-    fn like(
-        arguments: &[String],
-        netns: &std::path::Path,
-        log: &std::path::Path,
-        environment: &[(String, String)],
-    ) -> Result<Started> {
-        let mut command = Command::new("nsenter");
-        command.arg(format!("--net={}", netns.display())).arg("env");
-        command.args(environment.iter().map(|(name, value)| format!("{name}={value}")));
-        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        let log = std::fs::File::create(log).context("creating the log")?;
-        Ok(Started(command.stderr(log).spawn().context("starting it by hand")?))
-    }
-
-    fn runs(&mut self) -> Result<bool> {
-        Ok(self.0.try_wait()?.is_none())
-    }
-}
-
-impl Drop for Started {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn node_is_ready(cluster: &TestCluster, name: &str) -> Result<Option<()>> {
     let Ok(node) = cluster.get(&["node", name]) else { return Ok(None) };

@@ -1,7 +1,7 @@
-//! Skiff under abuse: what one client or one pod can do to an administrator and to another pod. Writes docs/reliability.md.
+//! Skiff under abuse: what one client or one pod can do to an administrator and to another pod. Writes its section of
+//! docs/reliability.md.
 
 use std::fmt::Write as _;
-use std::fs;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::page::number;
 use super::sides::{Skiff, Tools, words};
 use super::store;
-use crate::command::root;
+use crate::reliability::{self, Section};
 
 /// A component that answers at once.
 const IMAGE: &str = "docker.io/skiff/wasm-http:v1";
@@ -56,15 +56,14 @@ pub(super) fn abuse(tools: &Tools, size: &Size) -> Result<()> {
     skiff.down()?;
     ensure!(!cases.is_empty(), "no such case: {}", size.cases.join(", "));
     if size.cases.is_empty() {
-        let path = root().join("docs/reliability.md");
-        fs::write(&path, page).with_context(|| format!("writing {}", path.display()))?;
+        reliability::write(Section::Abuse, &page)?;
     }
     Ok(())
 }
 
 fn page(cases: &[Value], tools: &Tools) -> Result<String> {
     let mut out = String::from(
-        "# Reliability\n\nWritten by `cargo xtask bench abuse`; do not edit. A cluster of one node is abused in one way at a time, \
+        "Written by `cargo xtask bench abuse`. A cluster of one node is abused in one way at a time, \
          while an administrator\nreads and writes and a Wasm pod is asked, 20 times a second each. Who asks runs before everybody \
          else (`SCHED_FIFO`), who abuses when nobody\nelse wants to (`SCHED_IDLE`): both stand for machines of their own. Abusers have \
          credentials of their own: certificates of nodes,\ntokens of service accounts. Events are kept for a minute here. Times are p99 \

@@ -33,12 +33,12 @@ pub(super) fn read(bench: &str) -> Result<Option<Vec<Value>>> {
     lines.map(Some).with_context(|| format!("reading {}", path.display()))
 }
 
-pub(super) fn date() -> Result<String> {
+pub(crate) fn date() -> Result<String> {
     Ok(output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?.trim().to_owned())
 }
 
 /// Without one in a tree that is not under version control.
-pub(super) fn commit() -> Value {
+pub(crate) fn commit() -> Value {
     let git = |arguments: &[&str]| output(Command::new("git").args(arguments).current_dir(root()));
     let Ok(name) = git(&["describe", "--always"]) else { return Value::Null };
     let changed = git(&["status", "--porcelain", "--untracked-files=no", "--", ".", RESULTS]);
