@@ -278,6 +278,14 @@ impl ApiServer {
         self.api.publish_endpoints(advertised).await.map_err(Error::Bootstrap)
     }
 
+    /// Publishes whose certificates count here, for extension API servers.
+    ///
+    /// # Errors
+    /// Where it cannot be written; what was published last stays.
+    pub async fn publish_client_ca(&self, ca_pem: &str) -> Result<(), Error> {
+        self.api.publish_client_ca(ca_pem).await.map_err(Error::Bootstrap)
+    }
+
     /// Shows another certificate to kubelets from here on.
     ///
     /// # Errors
