@@ -19,7 +19,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
 use skiff_api::Status;
 
-use super::connect::Backend;
+use super::connect::{Backend, SendError};
 use super::rewrite::{self, Links};
 use super::upgrade;
 use crate::api::{Api, Call};
