@@ -97,7 +97,12 @@ impl Api {
         let found = self.parsed(&kind, &entry)?;
         let Some(new) = completed(&found, &expected.object) else { return Ok(()) };
         let is_other = new["roleRef"] != expected.object["roleRef"];
-        tracing::info!(resource = expected.plural, namespace, name, "a role or binding of every cluster is completed");
+        tracing::info!(
+            resource = expected.plural,
+            namespace,
+            name,
+            "a role or binding of every cluster is completed"
+        );
         self.modify(&kind, namespace, name, false, |current| {
             let object = current.object.clone();
             if is_other {
@@ -112,6 +117,10 @@ impl Api {
     /// Whose certificates count here, for those that let this server say who asks them: extension API servers, and components
     /// with an API of their own.
     pub(crate) async fn publish_client_ca(&self, ca_pem: &str) -> Result<(), Status> {
+        go_on(self.write_client_ca(ca_pem).await)
+    }
+
+    async fn write_client_ca(&self, ca_pem: &str) -> Result<(), Status> {
         const OF: (&str, &str, &str) = ("", "v1", "configmaps");
         const NAME: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
         let map = json!({"metadata": {"name": NAME.1}, "data": {CLIENT_CA: ca_pem}});

@@ -186,7 +186,6 @@ impl Api {
                 verb,
                 is_resource: true,
                 group: GROUP,
-                version: "*",
                 resource: "signers",
                 subresource: "",
                 namespace: "",

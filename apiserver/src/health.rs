@@ -74,7 +74,9 @@ impl Api {
         let leases = self.kind("coordination.k8s.io", "v1", "leases").and_then(|kind| self.caches.of(kind));
         let entry = leases.map_err(|status| status.message.clone())?.get(&format!("kube-system/{component}"));
         let entry = entry.map_err(|unreadable| Status::from(unreadable).message)?;
-        let Some(entry) = entry else { return Err(format!("nobody has taken the Lease kube-system/{component}")) };
+        let Some(entry) = entry else {
+            return Err(format!("nobody has taken the Lease kube-system/{component}"));
+        };
         let lease = entry.parse();
         let held_s = lease["spec"]["leaseDurationSeconds"].as_i64().unwrap_or_default();
         let renewed = lease["spec"]["renewTime"].as_str().unwrap_or_default();
@@ -82,7 +84,9 @@ impl Api {
         if age.is_ok_and(|age| age.as_secs() <= held_s) {
             return Ok(());
         }
-        Err(format!("the Lease kube-system/{component} is good for {held_s} s and was last renewed at {renewed:?}"))
+        Err(format!(
+            "the Lease kube-system/{component} is good for {held_s} s and was last renewed at {renewed:?}"
+        ))
     }
 }
 

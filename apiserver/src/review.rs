@@ -99,7 +99,6 @@ impl Api {
             verb: text(of, "verb"),
             is_resource: path.is_null(),
             group: text(of, "group"),
-            version: text(of, "version"),
             resource: text(of, "resource"),
             subresource: text(of, "subresource"),
             namespace: text(of, "namespace"),

@@ -52,7 +52,15 @@ impl Accounts {
             }
         });
         let publisher = context.credentials.client("root-ca-cert-publisher");
-        Accounts { client: context.client.clone(), publisher, ca_pem, namespaces, accounts, config_maps, queue }
+        Accounts {
+            client: context.client.clone(),
+            publisher,
+            ca_pem,
+            namespaces,
+            accounts,
+            config_maps,
+            queue,
+        }
     }
 
     async fn write(&self, namespace: &str) -> Result<(), kube::Error> {

@@ -83,7 +83,8 @@ impl Version {
             return Some(Version::Latest);
         }
         let minor = text.strip_prefix("v1.")?;
-        let is_number = minor == "0" || (!minor.starts_with('0') && minor.bytes().all(|b| b.is_ascii_digit()));
+        let is_number =
+            minor == "0" || (!minor.starts_with('0') && minor.bytes().all(|b| b.is_ascii_digit()));
         if is_number { Some(Version::Minor(minor.parse().ok()?)) } else { None }
     }
 }
@@ -170,7 +171,12 @@ impl Api {
     }
 
     /// What a namespace warns of in an object that was written.
-    pub(crate) fn pod_security_warnings(&self, kind: &Kind, new: &Object, old: Option<&Object>) -> Vec<String> {
+    pub(crate) fn pod_security_warnings(
+        &self,
+        kind: &Kind,
+        new: &Object,
+        old: Option<&Object>,
+    ) -> Vec<String> {
         if is_core(kind, "Namespace") {
             return old.map(|old| self.warnings_of_stricter(new, old)).unwrap_or_default();
         }
@@ -217,7 +223,8 @@ impl Api {
         let firsts = pods.values().filter(of_namespace).filter_map(|entry| {
             let pod = entry.parse();
             let owner = pod["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-            let owner = owner.filter(|owner| owner["controller"] == true).find_map(|owner| owner["uid"].as_str());
+            let owner =
+                owner.filter(|owner| owner["controller"] == true).find_map(|owner| owner["uid"].as_str());
             if owner.is_some_and(|owner| !owners.insert(owner.to_owned())) {
                 replicas.push(pod);
                 return None;

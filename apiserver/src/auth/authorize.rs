@@ -18,7 +18,6 @@ pub(crate) struct Attributes<'a> {
     /// Otherwise only `path` and `verb` count.
     pub(crate) is_resource: bool,
     pub(crate) group: &'a str,
-    pub(crate) version: &'a str,
     pub(crate) resource: &'a str,
     pub(crate) subresource: &'a str,
     pub(crate) namespace: &'a str,
@@ -180,7 +179,6 @@ impl<'a> Attributes<'a> {
             verb: &info.verb,
             is_resource: info.is_resource,
             group: &info.group,
-            version: &info.version,
             resource: &info.resource,
             subresource: &info.subresource,
             namespace: &info.namespace,

@@ -31,21 +31,20 @@ enum Claim {
 
 impl Claim {
     fn asked<'a>(&'a self, user: &'a UserInfo) -> Attributes<'a> {
-        let (group, version, resource, subresource, namespace, name) = match self {
-            Claim::User(name) => ("", "v1", "users", "", "", name),
+        let (group, resource, subresource, namespace, name) = match self {
+            Claim::User(name) => ("", "users", "", "", name),
             Claim::ServiceAccount { namespace, name } => {
-                ("", "v1", "serviceaccounts", "", namespace.as_str(), name)
+                ("", "serviceaccounts", "", namespace.as_str(), name)
             }
-            Claim::Group(name) => ("", "v1", "groups", "", "", name),
-            Claim::Extra { key, value } => (AUTHENTICATION, "v1", "userextras", key.as_str(), "", value),
-            Claim::Uid(uid) => (AUTHENTICATION, "v1", "uids", "", "", uid),
+            Claim::Group(name) => ("", "groups", "", "", name),
+            Claim::Extra { key, value } => (AUTHENTICATION, "userextras", key.as_str(), "", value),
+            Claim::Uid(uid) => (AUTHENTICATION, "uids", "", "", uid),
         };
         Attributes {
             user,
             verb: "impersonate",
             is_resource: true,
             group,
-            version,
             resource,
             subresource,
             namespace,

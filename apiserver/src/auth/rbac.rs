@@ -83,7 +83,11 @@ impl Authorizer for Rbac {
                 list.resources.push(PolicyRule { paths: Box::default(), ..rule.clone() }.to_json());
             }
             if !rule.paths.is_empty() {
-                let paths = PolicyRule { verbs: rule.verbs.clone(), paths: rule.paths.clone(), ..PolicyRule::default() };
+                let paths = PolicyRule {
+                    verbs: rule.verbs.clone(),
+                    paths: rule.paths.clone(),
+                    ..PolicyRule::default()
+                };
                 list.paths.push(paths.to_json());
             }
         }

@@ -177,20 +177,54 @@ async fn a_certificate_is_written_once_and_well_formed() {
 #[tokio::test]
 async fn approving_and_signing_need_a_permission_for_the_signer() {
     let cluster = Cluster::start().await;
-    made(&cluster, "r").await;
-    let controllers = cluster.client("system:kube-controller-manager", &[]);
-    let approve = json!({"status": {"conditions": [condition("Approved")]}});
-    controllers.patch(&format!("{REQUESTS}/r/approval"), "merge", approve.clone()).await.ok();
-    // Who may write the subresource, but is no signer's.
-    let node = cluster.client("system:node:one", &["system:nodes"]);
-    node.patch(&format!("{REQUESTS}/r/approval"), "merge", approve).await.refused(403, "Forbidden");
+    let admin = made(&cluster, "r").await;
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles";
+    const BINDINGS: &str = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings";
+    let group = "certificates.k8s.io";
+    let writes = json!({"verbs": ["patch"], "apiGroups": [group], "resources": ["certificatesigningrequests/approval"]});
+    let of = |name: &str| json!({"verbs": ["approve"], "apiGroups": [group], "resources": ["signers"], "resourceNames": [name]});
+    let all = "kubernetes.io/*";
+    for (name, rules) in [
+        ("jane", json!([writes, of(CLIENT)])),
+        ("of-domain", json!([writes, of(all)])),
+        ("joe", json!([writes, of("example.com/other")])),
+        ("signer", json!([of(CLIENT)])),
+    ] {
+        admin.post(ROLES, json!({"metadata": {"name": name}, "rules": rules})).await.created();
+        let binding = json!({
+            "metadata": {"name": name}, "subjects": [{"kind": "User", "name": name}],
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+        });
+        admin.post(BINDINGS, binding).await.created();
+    }
+    admin.get(BINDINGS).await.ok();
+    let approve = async |user: &str| {
+        let approved = json!({"status": {"conditions": [condition("Approved")]}});
+        cluster.client(user, &[]).patch(&format!("{REQUESTS}/r/approval"), "merge", approved).await
+    };
+    let refused = approve("joe").await.refused(403, "Forbidden");
+    assert!(
+        refused.ends_with(
+            "user not permitted to approve requests with signerName \"kubernetes.io/kube-apiserver-client\""
+        ),
+        "{refused}"
+    );
+    // Who may approve for the signer, but not write the subresource.
+    approve("signer").await.refused(403, "Forbidden");
+    approve("jane").await.ok();
+    approve("of-domain").await.ok();
+    let controller = "system:serviceaccount:kube-system:certificate-controller";
     let ask = |name: &str, verb: &str| {
-        json!({"spec": {"user": "system:kube-controller-manager", "resourceAttributes": {
-            "group": "certificates.k8s.io", "resource": "signers", "verb": verb, "name": name}}})
+        json!({"spec": {"user": controller, "resourceAttributes": {
+            "group": group, "resource": "signers", "verb": verb, "name": name}}})
     };
     let url = "/apis/authorization.k8s.io/v1/subjectaccessreviews";
-    for verb in ["approve", "sign"] {
-        let answer = cluster.admin().post(url, ask(CLIENT, verb)).await.created();
-        assert_eq!(answer["status"]["allowed"], true, "{verb}");
+    for (name, verb, expected) in [
+        (CLIENT, "sign", true),
+        (CLIENT, "approve", false),
+        ("kubernetes.io/kube-apiserver-client-kubelet", "approve", true),
+    ] {
+        let answer = admin.post(url, ask(name, verb)).await.created();
+        assert_eq!(answer["status"]["allowed"], expected, "{verb} {name}");
     }
 }

@@ -196,7 +196,7 @@ async fn a_client_certificate_of_another_authority_ends_the_handshake_whatever_i
 async fn a_stopped_server_ends_its_watches() {
     let cluster = Cluster::start().await;
     let (_, shutdown, task) = listen(&cluster).await;
-    let mut events = cluster.admin().watch("/api/v1/configmaps?watch=true").await;
+    let mut events = cluster.admin().watch("/api/v1/pods?watch=true").await;
     shutdown.cancel();
     task.await.expect("ends");
     assert!(events.next().await.is_none());

@@ -423,18 +423,24 @@ async fn what_names_no_class_is_given_the_newest_default() {
     let cluster = Cluster::start().await;
     let admin = cluster.namespace("a").await;
     let claim = |name: &str, class: Value| {
-        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+        let mut spec =
+            json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
         if !class.is_null() {
             spec["storageClassName"] = class;
         }
         json!({"metadata": {"name": name}, "spec": spec})
     };
     let claims = "/api/v1/namespaces/a/persistentvolumeclaims";
-    let made = async |name: &str, class: Value| admin.post(claims, claim(name, class)).await.created()["spec"].clone();
+    let made = async |name: &str, class: Value| {
+        admin.post(claims, claim(name, class)).await.created()["spec"].clone()
+    };
     assert!(made("none", Value::Null).await["storageClassName"].is_null());
     let mark = |mark: &str| json!({format!("{mark}.kubernetes.io/is-default-class"): "true"});
-    for (name, annotations) in [("other", json!({})), ("b", mark("storageclass")), ("a", mark("storageclass"))] {
-        let class = json!({"metadata": {"name": name, "annotations": annotations}, "provisioner": "example.com/p"});
+    for (name, annotations) in
+        [("other", json!({})), ("b", mark("storageclass")), ("a", mark("storageclass"))]
+    {
+        let class =
+            json!({"metadata": {"name": name, "annotations": annotations}, "provisioner": "example.com/p"});
         admin.post("/apis/storage.k8s.io/v1/storageclasses", class).await.created();
     }
     // Both are of the same second, or "a" is newer.
@@ -444,9 +450,7 @@ async fn what_names_no_class_is_given_the_newest_default() {
     let class = json!({"metadata": {"name": "i", "annotations": mark("ingressclass")}, "spec": {"controller": "example.com/c"}});
     admin.post("/apis/networking.k8s.io/v1/ingressclasses", class).await.created();
     let backend = json!({"service": {"name": "s", "port": {"number": 80}}});
-    let ingress = |name: &str, annotations: Value| {
-        json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"defaultBackend": backend}})
-    };
+    let ingress = |name: &str, annotations: Value| json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"defaultBackend": backend}});
     let url = "/apis/networking.k8s.io/v1/namespaces/a/ingresses";
     assert_eq!(admin.post(url, ingress("new", json!({}))).await.created()["spec"]["ingressClassName"], "i");
     let old = admin.post(url, ingress("old", json!({"kubernetes.io/ingress.class": "x"}))).await.created();

@@ -56,7 +56,7 @@ async fn templates_are_warned_of() {
     let admin = cluster.namespace("a").await;
     label(&admin, "enforce", "baseline").await.ok();
     let mut template = privileged("");
-    template["metadata"] = json!({"labels": {"app": "web"}});
+    template = json!({"metadata": {"labels": {"app": "web"}}, "spec": template["spec"]});
     let deployment = json!({
         "metadata": {"name": "web"},
         "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": template},

@@ -67,7 +67,11 @@ impl Plane {
         let client =
             |name, groups: &[&str]| Client::new(server.service_for(UserInfo::new(name, groups)), "default");
         let shutdown = CancellationToken::new();
-        let config = skiff_controllers::Config { credentials: credentials(&server), service_lb: false, selection: Default::default() };
+        let config = skiff_controllers::Config {
+            credentials: credentials(&server),
+            service_lb: false,
+            selection: Default::default(),
+        };
         // As whom they run in a cluster, so that a right they lack shows.
         let informers = Informers::new(client("system:kube-controller-manager", &[]), shutdown.clone());
         let (stop, ca) = (shutdown.clone(), "the CA".to_owned());

@@ -70,7 +70,11 @@ impl Plane {
             "host".into(),
             shutdown.clone(),
         ));
-        let controllers = skiff_controllers::Config { credentials: credentials(&server), service_lb: true, selection: Default::default() };
+        let controllers = skiff_controllers::Config {
+            credentials: credentials(&server),
+            service_lb: true,
+            selection: Default::default(),
+        };
         running.spawn(skiff_controllers::run(
             controllers,
             None,

@@ -60,7 +60,8 @@ impl ControlPlane {
             skiff_scheduler::run(scheduler.clone(), seen.clone(), "host".into(), term)
         }));
         let candidacy = candidate(informers.client(), "kube-controller-manager");
-        let controllers = skiff_controllers::Config { credentials: credentials(&server), service_lb: true, selection };
+        let controllers =
+            skiff_controllers::Config { credentials: credentials(&server), service_lb: true, selection };
         running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
             skiff_controllers::run(controllers.clone(), None, "the CA".into(), informers.clone(), term)
         }));

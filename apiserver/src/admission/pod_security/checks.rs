@@ -85,7 +85,8 @@ pub(super) fn evaluate(level: Level, version: Version, pod: Pod<'_>) -> Vec<Refu
         Version::Latest => u32::MAX,
         Version::Minor(minor) => minor,
     };
-    let form = |check: &Check| check.forms.iter().rev().find(|(from, _)| *from <= minor).map(|(_, form)| *form);
+    let form =
+        |check: &Check| check.forms.iter().rev().find(|(from, _)| *from <= minor).map(|(_, form)| *form);
     let counts = |check: &&Check| check.level <= level && form(check).is_some();
     let replaced: BTreeSet<&str> = CHECKS.iter().filter(counts).map(|check| check.instead_of).collect();
     let left = CHECKS.iter().filter(counts).filter(|check| !replaced.contains(check.id));
@@ -172,7 +173,8 @@ fn app_armor_profile(pod: Pod<'_>) -> Option<Refusal> {
     let mut annotations: Vec<String> = annotations
         .map(|(key, value)| (key, text(value)))
         .filter(|(key, value)| {
-            let is_allowed = value.is_empty() || *value == "runtime/default" || value.starts_with("localhost/");
+            let is_allowed =
+                value.is_empty() || *value == "runtime/default" || value.starts_with("localhost/");
             key.starts_with(ANNOTATION) && !is_allowed
         })
         .map(|(key, value)| format!("{key}={}", Value::from(value)))
@@ -231,9 +233,8 @@ fn dropped_capabilities(pod: Pod<'_>) -> Option<Refusal> {
         let mut dropped = texts(&container["securityContext"]["capabilities"]["drop"]);
         !dropped.any(|capability| capability == "ALL")
     });
-    let keeping = (!keeping.is_empty()).then(|| {
-        format!("{} must set securityContext.capabilities.drop=[\"ALL\"]", containers(&keeping))
-    });
+    let keeping = (!keeping.is_empty())
+        .then(|| format!("{} must set securityContext.capabilities.drop=[\"ALL\"]", containers(&keeping)));
     let details: Vec<String> = keeping.into_iter().chain(added(pod, &["NET_BIND_SERVICE"])).collect();
     if details.is_empty() { None } else { refuse("unrestricted capabilities", details.join("; ")) }
 }
@@ -374,7 +375,8 @@ fn seccomp_annotations(pod: Pod<'_>) -> Option<Refusal> {
     let mut forbidden = BTreeSet::new();
     for key in keys.chain([OF_POD.to_owned()]) {
         let Some(value) = pod.metadata["annotations"][&key].as_str() else { continue };
-        let is_allowed = matches!(value, "runtime/default" | "docker/default") || value.starts_with("localhost/");
+        let is_allowed =
+            matches!(value, "runtime/default" | "docker/default") || value.starts_with("localhost/");
         if !is_allowed {
             forbidden.insert(format!("{key}={}", Value::from(value)));
         }
@@ -405,7 +407,10 @@ fn seccomp_profile(pod: Pod<'_>) -> Option<Refusal> {
     let names = pod.containers_that(|container| is_bad(&container["securityContext"]));
     let setters = setters(of_pod, &names)?;
     let values = quoted(values);
-    refuse("seccompProfile", format!("{setters} must not set securityContext.seccompProfile.type to {values}"))
+    refuse(
+        "seccompProfile",
+        format!("{setters} must not set securityContext.seccompProfile.type to {values}"),
+    )
 }
 
 fn seccomp_profile_set(pod: Pod<'_>) -> Option<Refusal> {

@@ -51,7 +51,8 @@ fn what_shares_the_node_is_no_baseline() {
     shared["spec"]["hostNetwork"] = true.into();
     shared["spec"]["hostPID"] = true.into();
     shared["spec"]["volumes"] = json!([{"name": "v", "hostPath": {}}, {"name": "w", "emptyDir": {}}]);
-    shared["spec"]["securityContext"] = json!({"sysctls": [{"name": "kernel.msgmax"}, {"name": "net.ipv4.tcp_rmem"}]});
+    shared["spec"]["securityContext"] =
+        json!({"sysctls": [{"name": "kernel.msgmax"}, {"name": "net.ipv4.tcp_rmem"}]});
     let found = evaluated("baseline", "latest", &shared);
     assert_eq!(
         found,
@@ -73,25 +74,30 @@ fn what_shares_the_node_is_no_baseline() {
 #[test]
 fn a_check_of_restricted_stands_in_for_that_of_baseline() {
     let mut mounts = pod(json!({"securityContext": secure()}));
-    mounts["spec"]["volumes"] = json!([{"name": "v", "hostPath": {}}, {"name": "n", "nfs": {}}, {"name": "s", "secret": {}}]);
+    mounts["spec"]["volumes"] =
+        json!([{"name": "v", "hostPath": {}}, {"name": "n", "nfs": {}}, {"name": "s", "secret": {}}]);
     assert_eq!(
         evaluated("restricted", "latest", &mounts),
         [r#"restricted volume types (volumes "v", "n" use restricted volume types "hostPath", "nfs")"#]
     );
     let mut adds = pod(json!({"securityContext": secure()}));
-    adds["spec"]["containers"][0]["securityContext"]["capabilities"]["add"] = json!(["CHOWN", "NET_BIND_SERVICE"]);
+    adds["spec"]["containers"][0]["securityContext"]["capabilities"]["add"] =
+        json!(["CHOWN", "NET_BIND_SERVICE"]);
     assert_eq!(
         evaluated("restricted", "v1.22", &adds),
-        [r#"unrestricted capabilities (container "c" must not include "CHOWN" in securityContext.capabilities.add)"#]
+        [
+            r#"unrestricted capabilities (container "c" must not include "CHOWN" in securityContext.capabilities.add)"#
+        ]
     );
     assert!(evaluated("restricted", "v1.21", &adds).is_empty(), "not before 1.22");
 }
 
 #[test]
 fn the_pod_speaks_for_containers_that_say_nothing() {
-    let mut of_pod = pod(json!({"securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}));
-    of_pod["spec"]["securityContext"] =
-        json!({"runAsNonRoot": true, "runAsUser": 0, "seccompProfile": {"type": "Localhost", "localhostProfile": "p"}});
+    let mut of_pod = pod(
+        json!({"securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}),
+    );
+    of_pod["spec"]["securityContext"] = json!({"runAsNonRoot": true, "runAsUser": 0, "seccompProfile": {"type": "Localhost", "localhostProfile": "p"}});
     assert_eq!(evaluated("restricted", "latest", &of_pod), ["runAsUser=0 (pod must not set runAsUser=0)"]);
     of_pod["spec"]["hostUsers"] = false.into();
     assert!(evaluated("restricted", "latest", &of_pod).is_empty(), "root of its own namespace");
@@ -99,7 +105,13 @@ fn the_pod_speaks_for_containers_that_say_nothing() {
     of_pod["spec"]["containers"][0]["securityContext"]["runAsNonRoot"] = false.into();
     of_pod["spec"]["containers"][0]["securityContext"]["seccompProfile"] = json!({"type": "Unconfined"});
     let found = evaluated("restricted", "v1.34", &of_pod);
-    assert!(found.contains(&r#"runAsNonRoot != true (container "c" must not set securityContext.runAsNonRoot=false)"#.to_owned()), "{found:?}");
+    assert!(
+        found.contains(
+            &r#"runAsNonRoot != true (container "c" must not set securityContext.runAsNonRoot=false)"#
+                .to_owned()
+        ),
+        "{found:?}"
+    );
     assert!(found.contains(&r#"seccompProfile (container "c" must not set securityContext.seccompProfile.type to "Unconfined")"#.to_owned()), "{found:?}");
 }
 
@@ -110,7 +122,10 @@ fn labels_say_what_is_enforced_and_warned_of() {
     let (policy, wrong) = of(json!({}));
     assert_eq!((policy.enforce, policy.warn, wrong.len()), (Mode::OPEN, Mode::OPEN, 0));
     let (policy, wrong) = of(json!({key("enforce"): "baseline", key("enforce-version"): "v1.30"}));
-    assert_eq!((policy.enforce.to_string(), policy.warn.to_string()), ("baseline:v1.30".into(), "baseline:v1.30".into()));
+    assert_eq!(
+        (policy.enforce.to_string(), policy.warn.to_string()),
+        ("baseline:v1.30".into(), "baseline:v1.30".into())
+    );
     assert!(wrong.is_empty());
     let (policy, _) = of(json!({key("enforce"): "baseline", key("warn"): "privileged"}));
     assert_eq!(policy.warn, Mode::OPEN);
@@ -125,7 +140,9 @@ fn labels_say_what_is_enforced_and_warned_of() {
             "metadata.labels[pod-security.kubernetes.io/warn]",
         ]
     );
-    for (text, expected) in [("v1.0", true), ("v1.36", true), ("v1.01", false), ("v1.", false), ("1.2", false), ("v1.+1", false)] {
+    for (text, expected) in
+        [("v1.0", true), ("v1.36", true), ("v1.01", false), ("v1.", false), ("1.2", false), ("v1.+1", false)]
+    {
         assert_eq!(Version::parse(text).is_some(), expected, "{text}");
     }
 }

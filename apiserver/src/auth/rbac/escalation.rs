@@ -47,7 +47,11 @@ impl Rbac {
         if grant.user.is_in(MASTERS) || grant.old.is_some_and(|old| only_for_collection(grant.new, old)) {
             return Ok(());
         }
-        if grant.new["roleRef"].is_null() { self.check_role(all, grant) } else { self.check_binding(all, grant) }
+        if grant.new["roleRef"].is_null() {
+            self.check_role(all, grant)
+        } else {
+            self.check_binding(all, grant)
+        }
     }
 
     fn check_role(&self, all: &dyn Authorizer, grant: &Grant<'_>) -> Result<(), Status> {
@@ -118,7 +122,6 @@ impl Grant<'_> {
             verb,
             is_resource: true,
             group: GROUP,
-            version: "*",
             resource,
             subresource: "",
             namespace,

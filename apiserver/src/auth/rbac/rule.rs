@@ -103,7 +103,6 @@ mod tests {
             verb,
             is_resource: true,
             group,
-            version: "v1",
             resource,
             subresource,
             namespace: "default",
@@ -115,7 +114,8 @@ mod tests {
 
     #[test]
     fn a_rule_allows_what_all_its_lists_have() {
-        let rule = json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "*/scale", "jobs/status"]});
+        let rule =
+            json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "*/scale", "jobs/status"]});
         for (verb, group, path, expected) in [
             ("get", "", "pods", true),
             ("list", "", "pods", false),
@@ -130,7 +130,8 @@ mod tests {
         }
         let all = json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]});
         assert!(allows(&all, "watch", "apps", "deployments/status", ""));
-        let named = json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["a"]});
+        let named =
+            json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["a"]});
         assert!(allows(&named, "get", "", "secrets", "a"));
         assert!(!allows(&named, "get", "", "secrets", "b"));
         // A collection has no name.
@@ -153,7 +154,8 @@ mod tests {
 
     #[test]
     fn a_rule_is_written_as_it_was_read() {
-        let rule = json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["a"]});
+        let rule =
+            json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods"], "resourceNames": ["a"]});
         assert_eq!(PolicyRule::of(&rule).to_json(), rule);
         let paths = json!({"verbs": ["get"], "nonResourceURLs": ["/healthz"]});
         assert_eq!(PolicyRule::of(&paths).to_json(), paths);

@@ -31,7 +31,6 @@ impl Cluster {
             verb,
             is_resource: true,
             group: "",
-            version: "v1",
             resource,
             subresource: "",
             namespace,
@@ -55,27 +54,47 @@ fn a_role_counts_for_whom_it_is_bound_to_and_where() {
     let cluster = Cluster::new();
     cluster.set("clusterroles", "reader", reader("pods"));
     cluster.set("roles", "a/keeper", reader("secrets"));
-    cluster.set("clusterrolebindings", "all", binding("ClusterRole", "reader", &json!([{"kind": "Group", "name": "devs"}])));
-    cluster.set("rolebindings", "a/one", binding("ClusterRole", "reader", &json!([{"kind": "User", "name": "jane"}])));
+    cluster.set(
+        "clusterrolebindings",
+        "all",
+        binding("ClusterRole", "reader", &json!([{"kind": "Group", "name": "devs"}])),
+    );
+    cluster.set(
+        "rolebindings",
+        "a/one",
+        binding("ClusterRole", "reader", &json!([{"kind": "User", "name": "jane"}])),
+    );
     let account = json!([{"kind": "ServiceAccount", "name": "app"}]);
     cluster.set("rolebindings", "a/keep", binding("Role", "keeper", &account));
 
     let dev = UserInfo::new("joe", &["devs"]);
     let decision = cluster.decide(&dev, "get", "", "pods");
-    assert_eq!(decision.reason, r#"RBAC: allowed by ClusterRoleBinding "all" of ClusterRole "reader" to Group "devs""#);
+    assert_eq!(
+        decision.reason,
+        r#"RBAC: allowed by ClusterRoleBinding "all" of ClusterRole "reader" to Group "devs""#
+    );
     assert!(cluster.decide(&dev, "get", "b", "pods").is_allowed());
 
     let jane = UserInfo::new("jane", &[]);
     let decision = cluster.decide(&jane, "get", "a", "pods");
-    assert_eq!(decision.reason, r#"RBAC: allowed by RoleBinding "one/a" of ClusterRole "reader" to User "jane""#);
+    assert_eq!(
+        decision.reason,
+        r#"RBAC: allowed by RoleBinding "one/a" of ClusterRole "reader" to User "jane""#
+    );
     assert_eq!(cluster.decide(&jane, "get", "b", "pods").opinion, Opinion::None);
     assert_eq!(cluster.decide(&jane, "get", "", "pods").opinion, Opinion::None);
 
     let app = UserInfo::new("system:serviceaccount:a:app", &[]);
     let decision = cluster.decide(&app, "get", "a", "secrets");
-    assert_eq!(decision.reason, r#"RBAC: allowed by RoleBinding "keep/a" of Role "keeper" to ServiceAccount "app/a""#);
+    assert_eq!(
+        decision.reason,
+        r#"RBAC: allowed by RoleBinding "keep/a" of Role "keeper" to ServiceAccount "app/a""#
+    );
     assert_eq!(cluster.decide(&app, "get", "a", "pods").opinion, Opinion::None);
-    assert_eq!(cluster.decide(&UserInfo::new("system:serviceaccount:b:app", &[]), "get", "a", "secrets").opinion, Opinion::None);
+    assert_eq!(
+        cluster.decide(&UserInfo::new("system:serviceaccount:b:app", &[]), "get", "a", "secrets").opinion,
+        Opinion::None
+    );
 }
 
 #[test]
@@ -88,7 +107,11 @@ fn what_is_taken_away_no_longer_counts() {
     cluster.set("clusterrolebindings", "two", binding("ClusterRole", "reader", &subjects));
     cluster.set("clusterrolebindings", "one", None);
     assert!(cluster.decide(&jane, "get", "", "pods").is_allowed());
-    cluster.set("clusterrolebindings", "two", binding("ClusterRole", "reader", &json!([{"kind": "User", "name": "joe"}])));
+    cluster.set(
+        "clusterrolebindings",
+        "two",
+        binding("ClusterRole", "reader", &json!([{"kind": "User", "name": "joe"}])),
+    );
     assert!(!cluster.decide(&jane, "get", "", "pods").is_allowed());
     let joe = UserInfo::new("joe", &[]);
     assert!(cluster.decide(&joe, "get", "", "pods").is_allowed());
@@ -164,7 +187,9 @@ fn the_roles_of_every_cluster_can_be_read() {
         let plural = if kind == "Role" { "roles" } else { "clusterroles" };
         policy.expected.iter().any(|one| {
             let meta = &one.object["metadata"];
-            one.plural == plural && meta["name"] == *name && (kind != "Role" || meta["namespace"] == *namespace)
+            one.plural == plural
+                && meta["name"] == *name
+                && (kind != "Role" || meta["namespace"] == *namespace)
         })
     };
     for one in policy.expected.iter().filter(|one| !one.object["roleRef"].is_null()) {
@@ -178,7 +203,8 @@ fn the_roles_of_every_cluster_can_be_read() {
 fn what_people_added_stays_and_what_is_missing_comes_back() {
     let policy = Policy::builtin().expect("no line is wrong");
     let find = |plural: &str, name: &str| {
-        let found = policy.expected.iter().find(|o| o.plural == plural && o.object["metadata"]["name"] == name);
+        let found =
+            policy.expected.iter().find(|o| o.plural == plural && o.object["metadata"]["name"] == name);
         found.expect("it is expected").object.clone()
     };
     let expected = find("clusterroles", "system:basic-user");
@@ -215,7 +241,9 @@ fn what_is_not_held_is_named_part_by_part() {
     let rule = |json: Value| PolicyRule::of(&json);
     let held = [
         rule(json!({"verbs": ["get", "list"], "apiGroups": [""], "resources": ["pods", "*/scale"]})),
-        rule(json!({"verbs": ["*"], "apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": ["web"]})),
+        rule(
+            json!({"verbs": ["*"], "apiGroups": ["apps"], "resources": ["deployments"], "resourceNames": ["web"]}),
+        ),
         rule(json!({"verbs": ["get"], "nonResourceURLs": ["/api/*"]})),
     ];
     let lacks = |wanted: Value| {
@@ -223,7 +251,10 @@ fn what_is_not_held_is_named_part_by_part() {
         lacking.iter().map(PolicyRule::to_json).collect::<Vec<_>>()
     };
     let none: Vec<Value> = Vec::new();
-    assert_eq!(lacks(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "jobs/scale"]})), none);
+    assert_eq!(
+        lacks(json!({"verbs": ["get"], "apiGroups": [""], "resources": ["pods", "jobs/scale"]})),
+        none
+    );
     assert_eq!(
         lacks(json!({"verbs": ["get", "delete"], "apiGroups": [""], "resources": ["pods", "secrets"]})),
         [
@@ -245,6 +276,7 @@ fn what_is_not_held_is_named_part_by_part() {
 #[test]
 fn a_role_of_too_many_combinations_is_not_taken_apart() {
     let many: Vec<String> = (0..40).map(|n| format!("n{n}")).collect();
-    let rule = PolicyRule::of(&json!({"verbs": many, "apiGroups": many, "resources": many, "resourceNames": many}));
+    let rule =
+        PolicyRule::of(&json!({"verbs": many, "apiGroups": many, "resources": many, "resourceNames": many}));
     assert!(escalation::missing(&[], &[rule]).is_err());
 }

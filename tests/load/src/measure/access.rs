@@ -76,7 +76,8 @@ async fn prepare(admin: &[Connection], options: &Options) -> Result<()> {
     let name = options.namespace.as_str();
     namespace(&admin[0], name).await?;
     let of = |kind: &str| format!("{GROUP}/namespaces/{name}/{kind}");
-    let read = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "read"}, "data": {"k": "v"}});
+    let read =
+        json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "read"}, "data": {"k": "v"}});
     admin[0].ensure(&format!("/api/v1/namespaces/{name}/configmaps"), &read).await?;
     let rule = json!({"verbs": ["get"], "apiGroups": [""], "resources": ["configmaps"]});
     let role = json!({
