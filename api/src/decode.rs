@@ -103,6 +103,11 @@ pub(crate) fn parse_strictly(bytes: &[u8]) -> Result<Parsed<'_>, String> {
     Ok(Parsed { document, bytes, duplicates })
 }
 
+/// A YAML document without a schema.
+pub(crate) fn parse_yaml(bytes: &[u8]) -> Result<Object, String> {
+    parse::parse(bytes, parse::Text::Yaml).map(|(document, _)| document).map_err(|error| error.to_string())
+}
+
 pub(crate) struct Parsed<'b> {
     pub(crate) document: Object,
     bytes: &'b [u8],

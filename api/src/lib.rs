@@ -9,6 +9,7 @@
 
 pub mod schema;
 
+pub mod apply;
 mod cel;
 pub mod decode;
 pub mod default;

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{Cause, Object, name};
 
-const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;
+pub(crate) const MAX_ANNOTATIONS_BYTES: usize = 256 << 10;
 
 /// Labels that lie at `field`.
 pub fn validate_labels(labels: &Value, field: &str) -> Vec<Cause> {

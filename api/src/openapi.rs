@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
 
+use crate::patch::PatchType;
 use crate::schema::{Field, ListType, Schema, Shape, TypeId};
-use crate::{Kind, Kinds};
+use crate::{Kind, Kinds, apply};
 
 pub mod gnostic;
 
@@ -80,6 +81,12 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
         })
     };
     let write = ["dryRun", "fieldManager", "fieldValidation"];
+    let mut patch = operation("patch", &["dryRun", "fieldManager", "fieldValidation", "force"]);
+    let media_types = PatchType::MEDIA_TYPES.iter().copied().chain([apply::MEDIA_TYPE]);
+    let content: Map<String, Value> = media_types
+        .map(|media_type| (media_type.to_owned(), json!({"schema": {"type": "object"}})))
+        .collect();
+    patch["requestBody"] = json!({"required": true, "content": content});
     vec![
         (
             collection.clone(),
@@ -94,7 +101,7 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
             json!({
                 "get": operation("get", &[]),
                 "put": operation("put", &write),
-                "patch": operation("patch", &write),
+                "patch": patch,
                 "delete": operation("delete", &["dryRun", "gracePeriodSeconds", "propagationPolicy"]),
             }),
         ),
@@ -146,6 +153,9 @@ fn definition(schema: &Schema, id: TypeId, gvks: Option<&Vec<Value>>, version: V
         type_.fields.iter().map(|f| (f.name.to_string(), property(schema, f, version))).collect();
     let required: Vec<&str> = type_.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
     let mut out = json!({"type": "object", "properties": properties});
+    if type_.atomic {
+        out["x-kubernetes-map-type"] = "atomic".into();
+    }
     if !required.is_empty() {
         out["required"] = required.into();
     }
@@ -187,6 +197,9 @@ fn property(schema: &Schema, field: &Field, version: Version) -> Value {
     }
     if field.atomic_map {
         out["x-kubernetes-map-type"] = "atomic".into();
+    }
+    if field.granular {
+        out["x-kubernetes-map-type"] = "granular".into();
     }
     let strategy: Vec<&str> = [(field.patch_merge, "merge"), (field.patch_retain_keys, "retainKeys")]
         .iter()

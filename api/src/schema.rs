@@ -10,6 +10,7 @@ use std::sync::{Arc, LazyLock};
 use serde_json::Value;
 
 mod defaults;
+mod ownership;
 mod parse;
 mod wire;
 
@@ -31,6 +32,8 @@ pub struct TypeId(u32);
 pub struct ObjectType {
     /// `io.k8s.api.apps.v1.DeploymentSpec`.
     pub name: Box<str>,
+    /// Server-side apply treats it as one value, wherever it stands.
+    pub atomic: bool,
     /// Ordered by name.
     pub fields: Box<[Field]>,
     /// Which of them comes first in upstream's JSON, and so on.
@@ -132,6 +135,8 @@ pub struct Field {
     pub merge_key: Option<Box<str>>,
     /// A map that server-side apply treats as one value.
     pub atomic_map: bool,
+    /// An object that server-side apply takes apart here, although its type is atomic.
+    pub granular: bool,
     pub default: Option<Value>,
 }
 
@@ -170,6 +175,7 @@ impl Schema {
             let mut schema = parse::parse(include_str!("schema/builtin.txt"))
                 .unwrap_or_else(|error| unreachable!("the embedded schema: {error}"));
             defaults::add(&mut schema);
+            ownership::add(&mut schema);
             Arc::new(schema)
         });
         &BUILTIN

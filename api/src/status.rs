@@ -71,6 +71,11 @@ impl Cause {
         Cause::new("FieldValueTooMany", field, message)
     }
 
+    /// What an applier may not change, because others own it.
+    pub fn manager_conflict(field: impl Into<String>, message: String) -> Self {
+        Cause::new("FieldManagerConflict", field, message)
+    }
+
     pub fn type_invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
         Cause::new("FieldValueTypeInvalid", field, format!("Invalid value: {value}: {detail}"))
     }
@@ -166,6 +171,13 @@ impl Status {
         let why =
             "the object has been modified; please apply your changes to the latest version and try again";
         Status::conflict(group, resource, name, why)
+    }
+
+    /// The conflicts of an applier with others' fields.
+    pub fn apply_conflict(message: String, causes: Vec<Cause>) -> Self {
+        let mut status = Status::new(409, "Conflict", message);
+        status.details = Some(Box::new(Details { causes, ..Details::default() }));
+        status
     }
 
     pub fn expired(message: impl Into<String>) -> Self {

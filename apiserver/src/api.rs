@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::quota::Turns;
 use crate::auth::UserInfo;
 use crate::auth::authenticate::Authenticator;
-use crate::auth::authorize::Authorizer;
+use crate::auth::authorize::Authorization;
 use crate::auth::token::TokenKeys;
 use crate::cache::{Caches, Entry};
 use crate::discovery::Discovery;
@@ -35,7 +35,7 @@ pub(crate) struct Api {
     pub(crate) authenticator: Authenticator,
     /// For nodes whose certificate has ended.
     pub(crate) grace: Grace,
-    pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) authorizer: Authorization,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) services: ServiceAllocator,
     pub(crate) discovery: Discovery,

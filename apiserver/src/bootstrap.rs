@@ -1,10 +1,11 @@
-//! Objects that every cluster has: namespaces, priority classes, the `kubernetes` Service and its endpoints, the range of
-//! Services and an IPAddress for each of their addresses. Runs at every start, and changes only what is missing, of an older
+//! Objects that every cluster has: namespaces, roles, priority classes, the `kubernetes` Service and its endpoints, the range
+//! of Services and an IPAddress for each of their addresses. Runs at every start, and changes only what is missing, of an older
 //! address, or of a Service that is gone.
 
 use std::net::IpAddr;
 
 use axum::body::Body;
+use futures::{StreamExt, stream};
 use http::{HeaderMap, Method, Uri};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -12,7 +13,8 @@ use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
 use skiff_api::{Status, decode, default};
 
-use crate::api::{Api, Call};
+use crate::api::{Api, Call, key_of};
+use crate::auth::rbac::{Expected, Policy, completed};
 use crate::auth::{MASTERS, UserInfo};
 use crate::registry::{Next, Part, now};
 use crate::request::{Query, RequestInfo};
@@ -23,6 +25,10 @@ const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-nod
 
 /// Events about damage at a start; the log has all of it.
 const MAX_TOLD: usize = 100;
+/// Upstream's key.
+const CLIENT_CA: &str = "client-ca-file";
+/// Roles and bindings that are written at the same time.
+const ROLES_TOGETHER: usize = 32;
 
 const PRIORITY_CLASSES: &[(&str, i64, &str)] = &[
     (
@@ -46,11 +52,17 @@ pub(crate) struct Advertised {
 }
 
 impl Api {
-    pub(crate) async fn bootstrap(&self, advertised: Advertised) -> Result<(), Status> {
+    pub(crate) async fn bootstrap(&self, advertised: Advertised, policy: &Policy) -> Result<(), Status> {
         for name in NAMESPACES {
             let namespace = json!({"metadata": {"name": name}});
             let of = ("", "v1", "namespaces");
             go_on(self.ensure(of, "", name, namespace, Existing::Stays).await)?;
+        }
+        // One after the other, each would wait for the disk.
+        let roles = policy.expected.iter().map(|expected| self.ensure_role(expected));
+        let mut ensured = stream::iter(roles).buffer_unordered(ROLES_TOGETHER);
+        while let Some(step) = ensured.next().await {
+            go_on(step)?;
         }
         for (name, value, description) in PRIORITY_CLASSES {
             let class = json!({"metadata": {"name": name}, "value": value, "description": description});
@@ -71,6 +83,47 @@ impl Api {
         go_on(self.ensure_service_cidr(advertised.cidr).await)?;
         go_on(self.publish_endpoints(advertised).await)?;
         self.tell_of_damage().await
+    }
+
+    /// A role or a binding: what it lacks is added. One that binds another role is made anew, since that cannot change.
+    async fn ensure_role(&self, expected: &Expected) -> Result<(), Status> {
+        let of = ("rbac.authorization.k8s.io", "v1", expected.plural);
+        let (namespace, name) = (expected.object.namespace(), expected.object.name());
+        let make = || self.ensure(of, namespace, name, expected.object.clone(), Existing::Stays);
+        let kind = self.kind(of.0, of.1, of.2)?.clone();
+        let Some(entry) = self.caches.of(&kind)?.get(&key_of(&kind, namespace, name))? else {
+            return make().await;
+        };
+        let found = self.parsed(&kind, &entry)?;
+        let Some(new) = completed(&found, &expected.object) else { return Ok(()) };
+        let is_other = new["roleRef"] != expected.object["roleRef"];
+        tracing::info!(resource = expected.plural, namespace, name, "a role or binding of every cluster is completed");
+        self.modify(&kind, namespace, name, false, |current| {
+            let object = current.object.clone();
+            if is_other {
+                return Ok(Next::Delete(object));
+            }
+            Ok(Next::Put(completed(&object, &expected.object).unwrap_or(object)))
+        })
+        .await?;
+        if is_other { make().await } else { Ok(()) }
+    }
+
+    /// Whose certificates count here, for those that let this server say who asks them: extension API servers, and components
+    /// with an API of their own.
+    pub(crate) async fn publish_client_ca(&self, ca_pem: &str) -> Result<(), Status> {
+        const OF: (&str, &str, &str) = ("", "v1", "configmaps");
+        const NAME: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
+        let map = json!({"metadata": {"name": NAME.1}, "data": {CLIENT_CA: ca_pem}});
+        self.ensure(OF, NAME.0, NAME.1, map, Existing::Stays).await?;
+        let kind = self.kind(OF.0, OF.1, OF.2)?.clone();
+        self.modify(&kind, NAME.0, NAME.1, false, |current| {
+            let mut map = current.object.clone();
+            map["data"][CLIENT_CA] = ca_pem.into();
+            Ok(Next::Put(map))
+        })
+        .await?;
+        Ok(())
     }
 
     /// The range of Service addresses as an object. The finalizer stays: as long as the cluster lives, the

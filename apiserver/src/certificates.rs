@@ -194,7 +194,7 @@ impl Api {
                 path: "",
                 fields: &[],
             };
-            self.authorizer.authorize(&asked).allowed
+            self.authorizer.authorize(&asked).is_allowed()
         });
         if may {
             return Ok(());

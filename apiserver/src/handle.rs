@@ -197,7 +197,7 @@ impl Api {
         let level = Level::of(&user, info);
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer.authorize(&attributes);
-        if !decision.allowed {
+        if !decision.is_allowed() {
             return Err(attributes.forbidden(&decision.reason));
         }
         Ok((user, level))

@@ -1,6 +1,8 @@
 //! `/healthz`, `/livez`, `/readyz`, each whole or check by check, and component statuses.
 
+use jiff::Timestamp;
 use serde_json::{Value, json};
+use skiff_api::Status;
 
 use crate::api::Api;
 use crate::request::Query;
@@ -57,16 +59,40 @@ impl Api {
         }
     }
 
-    /// The legacy `componentstatuses`: the store is the one component that the server knows of.
+    /// The legacy `componentstatuses`. Scheduler and controllers may run anywhere: what tells of them is their leader's Lease.
     pub(crate) async fn component_statuses(&self) -> Vec<Value> {
-        let (status, message) = match self.check("etcd").await {
-            Ok(()) => ("True", "ok".to_owned()),
-            Err(why) => ("False", why),
-        };
-        vec![json!({
-            "kind": "ComponentStatus", "apiVersion": "v1",
-            "metadata": {"name": "etcd-0", "creationTimestamp": null},
-            "conditions": [{"type": "Healthy", "status": status, "message": message}],
-        })]
+        vec![
+            component_status("scheduler", self.is_led("kube-scheduler")),
+            component_status("controller-manager", self.is_led("kube-controller-manager")),
+            component_status("etcd-0", self.check("etcd").await),
+        ]
     }
+
+    /// # Errors
+    /// Where nobody leads who has renewed the Lease in time.
+    fn is_led(&self, component: &str) -> Result<(), String> {
+        let leases = self.kind("coordination.k8s.io", "v1", "leases").and_then(|kind| self.caches.of(kind));
+        let entry = leases.map_err(|status| status.message.clone())?.get(&format!("kube-system/{component}"));
+        let entry = entry.map_err(|unreadable| Status::from(unreadable).message)?;
+        let Some(entry) = entry else { return Err(format!("nobody has taken the Lease kube-system/{component}")) };
+        let lease = entry.parse();
+        let held_s = lease["spec"]["leaseDurationSeconds"].as_i64().unwrap_or_default();
+        let renewed = lease["spec"]["renewTime"].as_str().unwrap_or_default();
+        let age = renewed.parse::<Timestamp>().map(|at| Timestamp::now().duration_since(at));
+        if age.is_ok_and(|age| age.as_secs() <= held_s) {
+            return Ok(());
+        }
+        Err(format!("the Lease kube-system/{component} is good for {held_s} s and was last renewed at {renewed:?}"))
+    }
+}
+
+fn component_status(name: &str, health: Result<(), String>) -> Value {
+    let mut healthy = json!({"type": "Healthy", "status": "True", "message": "ok"});
+    if let Err(why) = health {
+        healthy = json!({"type": "Healthy", "status": "False", "message": "", "error": why});
+    }
+    json!({
+        "kind": "ComponentStatus", "apiVersion": "v1",
+        "metadata": {"name": name, "creationTimestamp": null}, "conditions": [healthy],
+    })
 }

@@ -49,7 +49,7 @@ mod tls;
 mod websocket;
 
 pub use auth::UserInfo;
-pub use auth::authorize::{Attributes, Authorizer, Decision};
+pub use auth::rbac::PolicyError;
 pub use auth::token::TokenKeyError;
 pub use proxy::KubeletConfig;
 pub use request::duration;

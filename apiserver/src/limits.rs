@@ -18,7 +18,7 @@ use skiff_api::Status;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use crate::auth::{ANONYMOUS, MASTERS, SERVICE_ACCOUNT_PREFIX, UserInfo, rules};
+use crate::auth::{ANONYMOUS, MASTERS, SERVICE_ACCOUNT_PREFIX, UserInfo};
 use crate::request::RequestInfo;
 use crate::threads::Class;
 
@@ -84,7 +84,7 @@ impl Level {
         match () {
             () if user.is_in(MASTERS) => Level::Administrator,
             () if user.name == ANONYMOUS => Level::Anonymous,
-            () if rules::is_component(&user.name) => Level::Component,
+            () if user.is_component() => Level::Component,
             () if account.is_some_and(|account| account.starts_with("kube-system:")) => Level::Component,
             () if account.is_some() => Level::ServiceAccount,
             () => Level::Other,

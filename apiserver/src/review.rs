@@ -5,7 +5,7 @@ use skiff_api::{Cause, FieldSelector, Object, Status};
 
 use crate::api::{Api, Call};
 use crate::auth::UserInfo;
-use crate::auth::authorize::Attributes;
+use crate::auth::authorize::{Attributes, Opinion};
 use crate::registry::{WriteOptions, now};
 
 impl Api {
@@ -30,7 +30,7 @@ impl Api {
                 if namespace.is_empty() {
                     return Err(Status::bad_request("no namespace on request"));
                 }
-                self.authorizer.rules_of(&call.user, namespace)
+                self.authorizer.rules_of(&call.user, namespace).to_json()
             }
             "Binding" => {
                 let options = WriteOptions::parse(call)?;
@@ -108,7 +108,10 @@ impl Api {
             fields: &fields,
         };
         let decision = self.authorizer.authorize(&attributes);
-        let mut status = json!({"allowed": decision.allowed});
+        let mut status = json!({"allowed": decision.is_allowed()});
+        if decision.opinion == Opinion::Deny {
+            status["denied"] = true.into();
+        }
         if !decision.reason.is_empty() {
             status["reason"] = decision.reason.into();
         }

@@ -31,8 +31,10 @@ use crate::admission::quota::Turns;
 use crate::api::Api;
 use crate::auth::UserInfo;
 use crate::auth::authenticate::{Authenticator, PeerAddress, PeerCertificate};
-use crate::auth::authorize::ComponentAuthorizer;
+use crate::auth::authorize::Authorization;
+use crate::auth::node::NodeAuthorizer;
 use crate::auth::node_index::NodeIndex;
+use crate::auth::rbac::{self, Policy, PolicyError, Rbac, RoleIndex};
 use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::bootstrap::Advertised;
 use crate::cache::{Caches, Observer};
@@ -104,6 +106,8 @@ pub enum Error {
     Bootstrap(#[source] Status),
     #[error("the server was configured without TLS and cannot listen")]
     NoTls,
+    #[error("cannot read the roles that every cluster has")]
+    Policy(#[from] PolicyError),
     #[error("cannot start the threads that serve connections")]
     Threads(#[source] io::Error),
 }
@@ -135,6 +139,8 @@ impl ApiServer {
         let closed = CancellationToken::new();
         let tls = config.tls.as_ref().map(tls::server).transpose()?;
         let (kubelet_tls, kubelet_client) = tls::kubelet_client(&config.kubelet)?;
+        let client_ca =
+            config.tls.as_ref().map(|tls| String::from_utf8_lossy(&tls.client_ca_pem).into_owned());
         let default_issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
         let account = &config.service_account;
         let issuer = account.issuer.clone().unwrap_or(default_issuer);
@@ -142,7 +148,9 @@ impl ApiServer {
 
         let kinds = Arc::new(Kinds::builtin());
         let nodes = Arc::new(NodeIndex::default());
-        let observers: [(&str, Arc<dyn Observer>); 1] = [("pods", nodes.clone())];
+        let roles = Arc::new(RoleIndex::default());
+        let mut observers: Vec<(&str, Arc<dyn Observer>)> = vec![("pods", nodes.clone())];
+        observers.extend(rbac::observers(&roles));
         let caches = Caches::start(&kinds, config.store.clone(), &observers, closed.clone()).await?;
         let authenticator = Authenticator {
             tokens: tokens.clone(),
@@ -150,6 +158,9 @@ impl ApiServer {
             kinds: kinds.clone(),
             audiences: vec![issuer],
         };
+        let policy = Policy::builtin()?;
+        let rules = policy.rules_of("system:node").into();
+        let node = NodeAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes, rules };
         let stored_services = stored_services(&kinds, &caches).map_err(Error::Bootstrap)?;
         let addresses = kinds.by_resource("networking.k8s.io", "v1", "ipaddresses");
         let addresses =
@@ -167,7 +178,7 @@ impl ApiServer {
             openid,
             authenticator,
             grace: Grace::new(config.node_certificate_grace),
-            authorizer: Arc::new(ComponentAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes }),
+            authorizer: Authorization::new(node, Rbac::new(roles)),
             tokens,
             services,
             discovery: Discovery::new(kinds.clone(), address.clone()),
@@ -184,7 +195,10 @@ impl ApiServer {
             caches,
         });
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
-        api.bootstrap(advertised).await.map_err(Error::Bootstrap)?;
+        api.bootstrap(advertised, &policy).await.map_err(Error::Bootstrap)?;
+        if let Some(ca_pem) = client_ca {
+            api.publish_client_ca(&ca_pem).await.map_err(Error::Bootstrap)?;
+        }
         Ok(ApiServer {
             api,
             tls,
@@ -262,6 +276,14 @@ impl ApiServer {
         let advertised = Advertised { ip, ..self.advertised };
         *self.address.write() = SocketAddr::new(ip, advertised.port);
         self.api.publish_endpoints(advertised).await.map_err(Error::Bootstrap)
+    }
+
+    /// Publishes whose certificates count here, for extension API servers.
+    ///
+    /// # Errors
+    /// Where it cannot be written; what was published last stays.
+    pub async fn publish_client_ca(&self, ca_pem: &str) -> Result<(), Error> {
+        self.api.publish_client_ca(ca_pem).await.map_err(Error::Bootstrap)
     }
 
     /// Shows another certificate to kubelets from here on.

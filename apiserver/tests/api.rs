@@ -6,11 +6,20 @@ mod fixture;
 #[path = "api/objects.rs"]
 mod objects;
 
+#[path = "api/apply.rs"]
+mod apply;
+
 #[path = "api/lists.rs"]
 mod lists;
 
 #[path = "api/access.rs"]
 mod access;
+
+#[path = "api/rbac.rs"]
+mod rbac;
+
+#[path = "api/pod_security.rs"]
+mod pod_security;
 
 #[path = "api/discovery.rs"]
 mod discovery;

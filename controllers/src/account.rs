@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::PostParams;
 use kube::{Api, Client};
-use serde_json::json;
 use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
@@ -17,6 +16,8 @@ const DEFAULT: &str = "default";
 
 pub(crate) struct Accounts {
     client: Client,
+    /// Who writes the CA bundle is somebody else upstream.
+    publisher: Client,
     ca_pem: String,
     namespaces: Informer<Namespace>,
     accounts: Informer<ServiceAccount>,
@@ -50,7 +51,8 @@ impl Accounts {
                 wake.add(ObjectKey::new("", map.metadata.namespace.clone().unwrap_or_default()));
             }
         });
-        Accounts { client: context.client.clone(), ca_pem, namespaces, accounts, config_maps, queue }
+        let publisher = context.credentials.client("root-ca-cert-publisher");
+        Accounts { client: context.client.clone(), publisher, ca_pem, namespaces, accounts, config_maps, queue }
     }
 
     async fn write(&self, namespace: &str) -> Result<(), kube::Error> {
@@ -60,7 +62,7 @@ impl Accounts {
             exists_is_fine(api.create(&PostParams::default(), &account).await)?;
         }
         let data = BTreeMap::from([("ca.crt".to_owned(), self.ca_pem.clone())]);
-        let api: Api<ConfigMap> = Api::namespaced(self.client.clone(), namespace);
+        let api: Api<ConfigMap> = Api::namespaced(self.publisher.clone(), namespace);
         match self.config_maps.get(&ObjectKey::new(namespace, ROOT_CA)) {
             None => {
                 let mut metadata = named(ROOT_CA);
@@ -73,8 +75,9 @@ impl Accounts {
                 exists_is_fine(api.create(&PostParams::default(), &map).await)
             }
             Some(map) if map.data.as_ref() != Some(&data) => {
-                let patch = json!({"data": data});
-                api.patch(ROOT_CA, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop)
+                let mut map = ConfigMap::clone(&map);
+                map.data = Some(data);
+                api.replace(ROOT_CA, &PostParams::default(), &map).await.map(drop)
             }
             Some(_) => Ok(()),
         }

@@ -17,6 +17,8 @@ mod plan;
 
 pub(crate) struct EndpointSlices {
     client: Client,
+    /// Who writes Endpoints is somebody else upstream.
+    endpoints_client: Client,
     services: Informer<Service>,
     pods: Pods,
     slices: Slices,
@@ -56,7 +58,8 @@ impl EndpointSlices {
             }
         });
         let (client, pods) = (context.client.clone(), context.pods.clone());
-        EndpointSlices { client, services, pods, slices, endpoints, queue }
+        let endpoints_client = context.credentials.client("endpoint-controller");
+        EndpointSlices { client, endpoints_client, services, pods, slices, endpoints, queue }
     }
 
     async fn write_slices(
@@ -86,7 +89,7 @@ impl EndpointSlices {
         service: &Service,
         pods: &[Arc<Pod>],
     ) -> Result<(), kube::Error> {
-        let api: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
+        let api: Api<Endpoints> = Api::namespaced(self.endpoints_client.clone(), &key.namespace);
         let mut wanted = plan::endpoints(service, pods);
         match self.endpoints.get(key) {
             None => api.create(&PostParams::default(), &wanted).await.map(drop),
@@ -111,7 +114,7 @@ impl EndpointSlices {
         if self.endpoints.get(key).is_none() {
             return Ok(());
         }
-        let endpoints: Api<Endpoints> = Api::namespaced(self.client.clone(), &key.namespace);
+        let endpoints: Api<Endpoints> = Api::namespaced(self.endpoints_client.clone(), &key.namespace);
         gone_is_fine(endpoints.delete(&key.name, &DeleteParams::default()).await)
     }
 }

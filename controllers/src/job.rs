@@ -40,6 +40,8 @@ const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 
 pub(crate) struct Jobs {
     client: Client,
+    /// Who deletes Jobs that have ended is somebody else upstream.
+    cleaner: Client,
     jobs: Informer<Job>,
     pods: Pods,
     making: Making,
@@ -73,6 +75,7 @@ impl Jobs {
         });
         Jobs {
             client: context.client.clone(),
+            cleaner: context.credentials.client("ttl-after-finished-controller"),
             jobs,
             pods: context.pods.clone(),
             making: context.making.clone(),
@@ -276,7 +279,7 @@ impl Jobs {
         if !left.is_zero() {
             return Ok(Outcome::After(left));
         }
-        let api: Api<Job> = Api::namespaced(self.client.clone(), &key.namespace);
+        let api: Api<Job> = Api::namespaced(self.cleaner.clone(), &key.namespace);
         let preconditions = Preconditions {
             uid: job.metadata.uid.clone(),
             resource_version: job.metadata.resource_version.clone(),

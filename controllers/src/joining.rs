@@ -87,7 +87,7 @@ impl Joining {
     ) {
         if selection.has(Part::BootstrapInfo) {
             let info = bootstrap::Config { reached: self.reached.clone(), ca_pem: self.ca_pem };
-            let info = bootstrap::ClusterInfo::new(context, info);
+            let info = bootstrap::ClusterInfo::new(&context.of("bootstrap-signer"), info);
             let (moved, stop) = (info.moved(), shutdown.clone());
             tasks.spawn(async move {
                 stop.run_until_cancelled(moved).await;
@@ -95,7 +95,8 @@ impl Joining {
             tasks.spawn(driver::run(info, shutdown.clone()));
         }
         if selection.has(Part::ExpiredTokens) {
-            tasks.spawn(driver::run(bootstrap::ExpiredTokens::new(context), shutdown.clone()));
+            let tokens = bootstrap::ExpiredTokens::new(&context.of("token-cleaner"));
+            tasks.spawn(driver::run(tokens, shutdown.clone()));
         }
         if selection.has(Part::SigningRequests) {
             let config = certificates::Config {
@@ -104,10 +105,12 @@ impl Joining {
                 reached: self.reached,
                 reserved_ranges: self.ranges.taken(),
             };
-            tasks.spawn(driver::run(SigningRequests::new(context, config), shutdown.clone()));
+            let requests = SigningRequests::new(&context.of("certificate-controller"), config);
+            tasks.spawn(driver::run(requests, shutdown.clone()));
         }
         if selection.has(Part::NodeRanges) {
-            tasks.spawn(driver::run(NodeCidrs::new(context, self.ranges), shutdown.clone()));
+            let ranges = NodeCidrs::new(&context.of("node-controller"), self.ranges);
+            tasks.spawn(driver::run(ranges, shutdown.clone()));
         }
     }
 }

@@ -23,12 +23,16 @@
 //! | `node` | marks nodes that stopped reporting, taints nodes as their conditions say, and evicts their pods |
 //! | `quota` | what is used of ResourceQuotas |
 //! | `strays` | deletes pods whose node is gone, and the oldest of too many that have ended |
+//! | `aggregation` | the rules of ClusterRoles that are made of others |
 //! | `account` | the default service account and the CA bundle of each namespace |
 //! | `certificates` | approves, signs and deletes certificate signing requests |
 //! | `bootstrap` | `cluster-info` and its signatures; deletes bootstrap tokens that have expired |
 //! | `node_ipam` | a range of pod addresses for each node |
 //! | `unbuilt` | says of claims and CustomResourceDefinitions that this version does nothing with them |
 //! | `balancer` | addresses for Services of type LoadBalancer |
+
+use std::fmt;
+use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
@@ -38,6 +42,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 mod account;
+mod aggregation;
 mod balancer;
 mod bootstrap;
 mod certificates;
@@ -81,9 +86,35 @@ pub use joining::{Joining, JoiningError, JoiningOptions, Reached};
 pub use node_ipam::RangeError;
 pub use selection::{Selection, SelectionError};
 
+/// Makes the clients that controllers act through, each under an account of its own in `kube-system`: upstream's controllers
+/// with `--use-service-account-credentials`, and what its roles let those accounts do.
+#[derive(Clone)]
+pub struct Credentials(Arc<dyn Fn(&str, &[&str]) -> Client + Send + Sync>);
+
+impl Credentials {
+    /// `client` makes a client for a user of groups.
+    pub fn new(client: impl Fn(&str, &[&str]) -> Client + Send + Sync + 'static) -> Credentials {
+        Credentials(Arc::new(client))
+    }
+
+    fn client(&self, account: &str) -> Client {
+        let user = format!("system:serviceaccount:kube-system:{account}");
+        // The last is for where these controllers ask for something in another way than upstream's.
+        let groups = ["system:serviceaccounts", "system:serviceaccounts:kube-system", "skiff:controllers"];
+        (self.0)(&user, &groups)
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials")
+    }
+}
+
 /// Which controllers run, and how.
 #[derive(Clone, Debug)]
 pub struct Config {
+    pub credentials: Credentials,
     /// Give Services of type LoadBalancer the addresses of nodes. Off where something else does.
     pub service_lb: bool,
     pub selection: Selection,
@@ -93,6 +124,7 @@ pub struct Config {
 #[derive(Clone)]
 struct Context {
     client: Client,
+    credentials: Credentials,
     informers: Informers,
     deletions: Deletions,
     pods: Pods,
@@ -100,9 +132,15 @@ struct Context {
 }
 
 impl Context {
-    fn new(client: Client, informers: Informers) -> Context {
-        let pods = Pods::new(&informers);
-        Context { client, informers, deletions: Deletions::default(), pods, making: Making::default() }
+    fn new(credentials: Credentials, informers: Informers) -> Context {
+        let (client, pods) = (informers.client().clone(), Pods::new(&informers));
+        let (deletions, making) = (Deletions::default(), Making::default());
+        Context { client, credentials, informers, deletions, pods, making }
+    }
+
+    /// The same for the controller of an account. All see through the same informers.
+    fn of(&self, account: &str) -> Context {
+        Context { client: self.credentials.client(account), ..self.clone() }
     }
 
     fn events(&self, component: &str) -> EventRecorder {
@@ -110,7 +148,7 @@ impl Context {
     }
 }
 
-/// Runs all controllers until `shutdown`, on what the informers see and as their client. Without `joining`, for a cluster
+/// Runs all controllers until `shutdown`, on what the informers see, each as itself. Without `joining`, for a cluster
 /// of one node that none can join; with it, for one that nodes join over the network.
 pub async fn run(
     config: Config,
@@ -119,12 +157,12 @@ pub async fn run(
     informers: Informers,
     shutdown: CancellationToken,
 ) {
-    let context = Context::new(informers.client().clone(), informers);
+    let context = Context::new(config.credentials.clone(), informers);
     let mut tasks = JoinSet::new();
     spawn_workloads(&config.selection, &context, &mut tasks, &shutdown);
     spawn_upkeep(&config, &context, ca_pem, &mut tasks, &shutdown);
-    tasks.spawn(driver::run(unbuilt::Definitions::new(&context), shutdown.clone()));
-    unbuilt::tell_of_claims(&context);
+    tasks.spawn(driver::run(unbuilt::Definitions::new(&context.of("unbuilt-definitions")), shutdown.clone()));
+    unbuilt::tell_of_claims(&context.of("persistent-volume-binder"));
     if let Some(joining) = joining {
         joining.spawn(&config.selection, &context, &mut tasks, &shutdown);
     }
@@ -155,16 +193,23 @@ fn spawn_workloads(
     stop: &CancellationToken,
 ) {
     let has = |part| selection.has(part);
-    spawn(has(Part::Deployments), || deployment::Deployments::new(context), tasks, stop);
-    spawn(has(Part::ReplicaSets), || ReplicaSets::<ReplicaSet>::new(context), tasks, stop);
-    let make = || ReplicaSets::<ReplicationController>::new(context);
+    let of = |account| context.of(account);
+    let make = || deployment::Deployments::new(&of("deployment-controller"));
+    spawn(has(Part::Deployments), make, tasks, stop);
+    let make = || ReplicaSets::<ReplicaSet>::new(&of("replicaset-controller"));
+    spawn(has(Part::ReplicaSets), make, tasks, stop);
+    let make = || ReplicaSets::<ReplicationController>::new(&of("replication-controller"));
     spawn(has(Part::ReplicationControllers), make, tasks, stop);
-    spawn(has(Part::DaemonSets), || daemonset::DaemonSets::new(context), tasks, stop);
-    spawn(has(Part::StatefulSets), || statefulset::StatefulSets::new(context), tasks, stop);
-    spawn(has(Part::Jobs), || job::Jobs::new(context), tasks, stop);
-    spawn(has(Part::CronJobs), || cronjob::CronJobs::new(context), tasks, stop);
-    spawn(has(Part::Endpoints), || endpoints::EndpointSlices::new(context), tasks, stop);
-    spawn(has(Part::Mirrors), || mirroring::Mirrors::new(context), tasks, stop);
+    let make = || daemonset::DaemonSets::new(&of("daemon-set-controller"));
+    spawn(has(Part::DaemonSets), make, tasks, stop);
+    let make = || statefulset::StatefulSets::new(&of("statefulset-controller"));
+    spawn(has(Part::StatefulSets), make, tasks, stop);
+    spawn(has(Part::Jobs), || job::Jobs::new(&of("job-controller")), tasks, stop);
+    spawn(has(Part::CronJobs), || cronjob::CronJobs::new(&of("cronjob-controller")), tasks, stop);
+    let make = || endpoints::EndpointSlices::new(&of("endpointslice-controller"));
+    spawn(has(Part::Endpoints), make, tasks, stop);
+    let make = || mirroring::Mirrors::new(&of("endpointslicemirroring-controller"));
+    spawn(has(Part::Mirrors), make, tasks, stop);
 }
 
 /// What keeps the cluster in order.
@@ -176,16 +221,22 @@ fn spawn_upkeep(
     stop: &CancellationToken,
 ) {
     let has = |part| config.selection.has(part);
-    spawn(has(Part::Namespaces), || namespace::Namespaces::new(context), tasks, stop);
-    spawn(has(Part::Accounts), || account::Accounts::new(context, ca_pem), tasks, stop);
-    spawn(has(Part::Nodes), || node::Nodes::new(context), tasks, stop);
-    spawn(has(Part::Budgets), || disruption::Budgets::new(context), tasks, stop);
-    spawn(has(Part::Budgets), || disruption::stale::StaleDisruptions::new(context), tasks, stop);
-    spawn(has(Part::Quotas), || quota::Quotas::new(context), tasks, stop);
-    spawn(has(Part::Strays), || strays::Strays::new(context), tasks, stop);
+    let of = |account| context.of(account);
+    let make = || namespace::Namespaces::new(&of("namespace-controller"));
+    spawn(has(Part::Namespaces), make, tasks, stop);
+    let make = || account::Accounts::new(&of("service-account-controller"), ca_pem);
+    spawn(has(Part::Accounts), make, tasks, stop);
+    let make = || aggregation::Aggregates::new(&of("clusterrole-aggregation-controller"));
+    spawn(has(Part::Aggregation), make, tasks, stop);
+    spawn(has(Part::Nodes), || node::Nodes::new(&of("node-controller")), tasks, stop);
+    let budgets = of("disruption-controller");
+    spawn(has(Part::Budgets), || disruption::Budgets::new(&budgets), tasks, stop);
+    spawn(has(Part::Budgets), || disruption::stale::StaleDisruptions::new(&budgets), tasks, stop);
+    spawn(has(Part::Quotas), || quota::Quotas::new(&of("resourcequota-controller")), tasks, stop);
+    spawn(has(Part::Strays), || strays::Strays::new(&of("pod-garbage-collector")), tasks, stop);
     let balancers = config.service_lb && has(Part::Balancers);
-    spawn(balancers, || balancer::Balancers::new(context), tasks, stop);
+    spawn(balancers, || balancer::Balancers::new(&of("service-controller")), tasks, stop);
     if has(Part::Garbage) {
-        tasks.spawn(garbage::run(context.clone(), stop.clone()));
+        tasks.spawn(garbage::run(of("generic-garbage-collector"), stop.clone()));
     }
 }

@@ -233,7 +233,7 @@ mod tests {
             }
         });
         let shutdown = CancellationToken::new();
-        let context = Context::new(api.client(), Informers::new(api.client(), shutdown.clone()));
+        let context = Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()));
         let (found, _) = Namespaces::new(&context).empty("gone").await;
         shutdown.cancel();
         let deleted = deleted.lock().clone();
@@ -254,7 +254,7 @@ mod tests {
         // What it does not know the scripted server answers with 404.
         let api = ScriptedApi::new(|_: &Asked| None);
         let shutdown = CancellationToken::new();
-        let context = Context::new(api.client(), Informers::new(api.client(), shutdown.clone()));
+        let context = Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()));
         let namespaces = Namespaces::new(&context);
         let pods = Api::namespaced_with(api.client(), "gone", &namespaces.pods[0]);
         let refused = namespaces.delete_all(&pods).await.unwrap_err();

@@ -291,7 +291,7 @@ mod tests {
             _ => None,
         });
         let informers = Informers::new(api.client(), CancellationToken::new());
-        let quotas = Quotas::new(&Context::new(api.client(), informers));
+        let quotas = Quotas::new(&Context::new(api.credentials(), informers));
         let outcome = quotas.reconcile(&ObjectKey::new("d", "q")).await.unwrap();
         assert_eq!(outcome, Outcome::After(RESYNC));
         let written = api.written();
@@ -308,7 +308,7 @@ mod tests {
     async fn a_quota_rests_in_proportion_to_what_its_count_took() {
         let api = ScriptedApi::new(|_| None);
         let informers = Informers::new(api.client(), CancellationToken::new());
-        let quotas = Quotas::new(&Context::new(api.client(), informers));
+        let quotas = Quotas::new(&Context::new(api.credentials(), informers));
         let key = ObjectKey::new("d", "q");
         assert_eq!(quotas.rest_left(&key), None, "the first count does not wait");
         quotas.rest(&key, Duration::from_millis(500));
@@ -331,7 +331,7 @@ mod tests {
             Some(page(if asked.query.contains("continue=second") { "" } else { "second" }))
         });
         let informers = Informers::new(api.client(), CancellationToken::new());
-        let quotas = Quotas::new(&Context::new(api.client(), informers));
+        let quotas = Quotas::new(&Context::new(api.credentials(), informers));
         let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "5"}}});
         let counted = quotas.count(&quota, "d").await.unwrap();
         assert_eq!(counted.to_json(), json!({"pods": "2"}));

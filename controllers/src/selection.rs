@@ -9,6 +9,7 @@ use thiserror::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Part {
     Accounts,
+    Aggregation,
     Balancers,
     BootstrapInfo,
     Budgets,
@@ -38,7 +39,7 @@ const NAMES: &[(&str, &str, Option<Part>)] = &[
     ("certificatesigningrequest-cleaner-controller", "csrcleaner", Some(Part::SigningRequests)),
     ("certificatesigningrequest-signing-controller", "csrsigning", Some(Part::SigningRequests)),
     ("cloud-node-lifecycle-controller", "cloud-node-lifecycle", None),
-    ("clusterrole-aggregation-controller", "clusterrole-aggregation", None),
+    ("clusterrole-aggregation-controller", "clusterrole-aggregation", Some(Part::Aggregation)),
     ("cronjob-controller", "cronjob", Some(Part::CronJobs)),
     ("daemonset-controller", "daemonset", Some(Part::DaemonSets)),
     ("deployment-controller", "deployment", Some(Part::Deployments)),

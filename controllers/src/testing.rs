@@ -9,6 +9,8 @@ use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 
+use crate::Credentials;
+
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Asked {
@@ -40,6 +42,12 @@ impl ScriptedApi {
             async move { Ok::<_, Infallible>(api.handle(request).await) }
         });
         Client::new(service, "default")
+    }
+
+    /// Whoever asks, the same answers.
+    pub(crate) fn credentials(&self) -> Credentials {
+        let client = self.client();
+        Credentials::new(move |_, _| client.clone())
     }
 
     /// Everything but reads, in order.

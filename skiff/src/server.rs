@@ -147,6 +147,7 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     let authority = watch::Sender::new(());
     let server = Server { args, node, pki, api, informers, serving, ip, reached, authority, shutdown };
     server.keep_certificates(&mut parts);
+    server.publish_authority(&mut parts);
     server.start_control_plane(&mut parts).await?;
     server.publish_network().await?;
     server.start_node(&mut parts).await?;
@@ -364,6 +365,20 @@ impl Server {
         parts.spawn(async move {
             kept.await;
             Ok("upkeep of certificates")
+        });
+    }
+
+    /// Those that read whose certificates count learn of another certificate of the authority.
+    fn publish_authority(&self, parts: &mut Parts) {
+        let (pki, api, stop) = (self.pki.clone(), self.api.clone(), self.shutdown.clone());
+        let mut changed = self.authority.subscribe();
+        parts.spawn(async move {
+            while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
+                if let Err(error) = api.publish_client_ca(&pki.ca_pem()).await {
+                    tracing::warn!(%error, "cannot publish the certificate of the authority");
+                }
+            }
+            Ok("publication of the authority")
         });
     }
 

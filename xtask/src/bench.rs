@@ -61,6 +61,8 @@ pub(crate) enum Name {
     ApiList,
     /// From a write to the event at 1,000 watchers
     ApiWatch,
+    /// Reads that a role allows, among 10 and 10,000 bindings of others
+    ApiAccess,
     /// Pods on 1,000 and 5,000 nodes that are only objects
     Scheduler,
     /// Memory and CPU of everything, with nothing to do
@@ -93,12 +95,13 @@ pub(crate) enum Name {
 pub(crate) const MIN_PAIRS: usize = 5;
 
 /// In the order of the page.
-const ALL: [Name; 12] = [
+const ALL: [Name; 13] = [
     Name::Start,
     Name::Idle,
     Name::ApiCreate,
     Name::ApiList,
     Name::ApiWatch,
+    Name::ApiAccess,
     Name::Scheduler,
     Name::PodStart,
     Name::ProxySync,
@@ -180,6 +183,7 @@ fn one(name: Name, tools: &Tools, book: &mut Book, options: &Options) -> Result<
         Name::ApiCreate => api::create(tools, book),
         Name::ApiList => api::list(tools, book),
         Name::ApiWatch => api::watch(tools, book),
+        Name::ApiAccess => api::access(tools, book),
         Name::Scheduler => api::scheduler(tools, book),
         Name::Dns => api::dns(tools, book),
         Name::Idle => cluster::idle(tools, book),

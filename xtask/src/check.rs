@@ -8,8 +8,9 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 20] = [
-    ("skiff-api", &[]),
+const ARROWS: [(&str, &[&str]); 21] = [
+    ("skiff-api", &["skiff-cel"]),
+    ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
     ("skiff-cri", &[]),
     ("skiff-images", &["skiff-tree"]),

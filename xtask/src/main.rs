@@ -1,6 +1,7 @@
 //! `cargo xtask`: what a developer of Skiff runs.
 
 mod bench;
+mod cel;
 mod check;
 mod cluster;
 mod command;
@@ -45,6 +46,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Derive api/src/schema/builtin.txt anew
     Codegen,
+    /// Record anew what upstream's cel-go says to cel/tests/cases.txt
+    Cel,
     /// Compare the API server's answers, or what comes of images, with upstream's; may write docs/differences.md
     Differ(differ::Options),
     /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
@@ -66,6 +69,7 @@ fn main() -> Result<()> {
         Task::Test => test::run_all(),
         Task::Conformance(options) => conformance::run(options),
         Task::Codegen => test::codegen(),
+        Task::Cel => cel::record(),
         Task::Differ(options) => differ::run(&options),
         Task::Bench(options) => bench::run(&options),
         Task::Drills(options) => drills::run(&options),

@@ -1,6 +1,7 @@
 //! `cargo xtask test` and `cargo xtask codegen`.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 
@@ -38,5 +39,7 @@ pub(crate) fn codegen() -> Result<()> {
         .context("xtask/codegen does not depend on k8s-pb")?
         .join("src");
     let out = root().join("api/src/schema/builtin.txt");
-    run(cargo().args(["run", "--release", "--manifest-path"]).arg(manifest).arg("--").arg(sources).arg(out))
+    run(cargo().args(["run", "--release", "--manifest-path"]).arg(manifest).arg("--").arg(sources).arg(out))?;
+    let histories = root().join("api/tests/apply.jsonl.gz");
+    run(Command::new("go").args(["run", "."]).arg(histories).current_dir(root().join("xtask/histories")))
 }

@@ -53,7 +53,7 @@ pub(super) fn parse(text: &str) -> Result<Schema, ParseError> {
             }
             fields.sort_by(|a, b| a.name.cmp(&b.name));
             let message = Message::of(&fields);
-            ObjectType { name, fields: fields.into(), order: order.into(), message }
+            ObjectType { name, atomic: false, fields: fields.into(), order: order.into(), message }
         })
         .collect();
     Ok(Schema { types, by_name })
@@ -77,6 +77,7 @@ fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, Strin
         patch_retain_keys: false,
         merge_key: None,
         atomic_map: false,
+        granular: false,
         default: None,
     };
     for word in words {

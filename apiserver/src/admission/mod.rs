@@ -1,9 +1,11 @@
 //! Built-in admission: what a request's object is completed with, and what refuses it besides its kind's own
 //! rules. Webhooks and policies are not built yet.
 
+mod default_class;
 mod limit_ranger;
 mod node;
 mod pod;
+mod pod_security;
 pub(crate) mod quota;
 mod service_account;
 
@@ -14,6 +16,7 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
 
 use crate::api::{Api, Call, is_core};
+use crate::auth::rbac::{Grant, grants};
 use crate::certificates::is_signing_request;
 
 /// What mutating admission makes of an update, before it is compared with what there was.
@@ -65,6 +68,8 @@ impl Api {
         if is_signing_request(&call.kind) {
             self.admit_signing_request(call, object)?;
         }
+        self.check_grant(call, object, None)?;
+        self.default_class(&call.kind, object)?;
         self.restrict_node_create(call, object)?;
         if call.info.subresource.is_empty() && is_core(&call.kind, "Node") {
             taint_new_node(object);
@@ -85,7 +90,7 @@ impl Api {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
             self.check_overhead(object).await?;
         }
-        Ok(())
+        self.check_pod_security(&call.kind, &call.info.subresource, object, old)
     }
 
     /// Devices that others use are for whoever watches over them, in namespaces that are labelled for it.
@@ -120,7 +125,18 @@ impl Api {
         {
             self.check_limits(&call.kind, new)?;
         }
+        self.check_grant(call, new, Some(old))?;
+        self.check_pod_security(&call.kind, &call.info.subresource, new, Some(old))?;
         self.restrict_node_update(call, new, old)
+    }
+
+    /// Nobody grants what they do not have.
+    fn check_grant(&self, call: &Call, new: &Object, old: Option<&Object>) -> Result<(), Status> {
+        if !grants(&call.kind) {
+            return Ok(());
+        }
+        let grant = Grant { user: &call.user, info: &call.info, kind: &call.kind, new, old };
+        self.authorizer.check_grant(&grant)
     }
 
     pub(crate) fn restrict_node_eviction(&self, call: &Call) -> Result<(), Status> {

@@ -3,55 +3,174 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use skiff_api::{Kinds, Status};
+use skiff_api::Status;
 
-use super::node_index::NodeIndex;
-use super::rules::{self, Rule};
-use super::{AUTHENTICATED, BOOTSTRAPPERS, MASTERS, SERVICE_ACCOUNTS, UserInfo};
-use crate::cache::Caches;
+use super::node::NodeAuthorizer;
+use super::rbac::{Grant, Rbac};
+use super::{MASTERS, UserInfo};
 use crate::request::RequestInfo;
 
 /// What is to be decided about.
 #[derive(Clone, Debug)]
-pub struct Attributes<'a> {
-    pub user: &'a UserInfo,
-    pub verb: &'a str,
+pub(crate) struct Attributes<'a> {
+    pub(crate) user: &'a UserInfo,
+    pub(crate) verb: &'a str,
     /// Otherwise only `path` and `verb` count.
-    pub is_resource: bool,
-    pub group: &'a str,
-    pub version: &'a str,
-    pub resource: &'a str,
-    pub subresource: &'a str,
-    pub namespace: &'a str,
-    pub name: &'a str,
-    pub path: &'a str,
+    pub(crate) is_resource: bool,
+    pub(crate) group: &'a str,
+    pub(crate) version: &'a str,
+    pub(crate) resource: &'a str,
+    pub(crate) subresource: &'a str,
+    pub(crate) namespace: &'a str,
+    pub(crate) name: &'a str,
+    pub(crate) path: &'a str,
     /// The terms of a collection's field selector: field, whether it must be equal, value.
-    pub fields: &'a [(String, bool, String)],
+    pub(crate) fields: &'a [(String, bool, String)],
+}
+
+/// What an authorizer says of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Opinion {
+    Allow,
+    /// Nobody else is asked.
+    Deny,
+    /// Others may allow it.
+    None,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    pub allowed: bool,
+pub(crate) struct Decision {
+    pub(crate) opinion: Opinion,
     /// Said to the client on a refusal, if not empty.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 impl Decision {
     pub(super) fn allow(reason: impl Into<String>) -> Decision {
-        Decision { allowed: true, reason: reason.into() }
+        Decision { opinion: Opinion::Allow, reason: reason.into() }
     }
 
-    pub(super) fn deny(reason: impl Into<String>) -> Decision {
-        Decision { allowed: false, reason: reason.into() }
+    pub(super) fn none(reason: impl Into<String>) -> Decision {
+        Decision { opinion: Opinion::None, reason: reason.into() }
+    }
+
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.opinion == Opinion::Allow
+    }
+}
+
+/// What somebody may do, as a `SelfSubjectRulesReview` lists it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RuleList {
+    pub(crate) resources: Vec<Value>,
+    pub(crate) paths: Vec<Value>,
+    /// Whether there may be more.
+    pub(crate) incomplete: bool,
+    pub(crate) error: Option<String>,
+}
+
+impl RuleList {
+    /// The `status` of a review.
+    pub(crate) fn to_json(&self) -> Value {
+        let mut status = json!({
+            "resourceRules": self.resources, "nonResourceRules": self.paths, "incomplete": self.incomplete,
+        });
+        if let Some(error) = &self.error {
+            status["evaluationError"] = error.as_str().into();
+        }
+        status
     }
 }
 
 /// Decides what a user may do.
-pub trait Authorizer: Send + Sync + 'static {
+pub(crate) trait Authorizer: Send + Sync + 'static {
     fn authorize(&self, attributes: &Attributes<'_>) -> Decision;
 
-    /// The `status` of a `SelfSubjectRulesReview`.
-    fn rules_of(&self, user: &UserInfo, namespace: &str) -> Value;
+    /// What a user may do in a namespace, as far as it is for this authorizer to say.
+    fn rules_of(&self, user: &UserInfo, namespace: &str) -> RuleList;
+}
+
+/// Several authorizers: the first with an opinion decides.
+struct Union(Vec<Box<dyn Authorizer>>);
+
+impl Authorizer for Union {
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        let mut reasons = Vec::new();
+        for authorizer in &self.0 {
+            let decision = authorizer.authorize(attributes);
+            if decision.opinion != Opinion::None {
+                return decision;
+            }
+            reasons.extend(Some(decision.reason).filter(|reason| !reason.is_empty()));
+        }
+        Decision::none(reasons.join("\n"))
+    }
+
+    fn rules_of(&self, user: &UserInfo, namespace: &str) -> RuleList {
+        let mut all = RuleList::default();
+        let mut errors = Vec::new();
+        for one in self.0.iter().map(|authorizer| authorizer.rules_of(user, namespace)) {
+            all.resources.extend(one.resources);
+            all.paths.extend(one.paths);
+            all.incomplete |= one.incomplete;
+            errors.extend(one.error);
+        }
+        all.error = match errors.len() {
+            0 | 1 => errors.pop(),
+            _ => Some(format!("[{}]", errors.join(", "))),
+        };
+        all
+    }
+}
+
+/// All that is asked whether somebody may.
+pub(crate) struct Authorization {
+    all: Union,
+    rbac: Arc<Rbac>,
+}
+
+impl Authorization {
+    pub(crate) fn new(node: NodeAuthorizer, rbac: Rbac) -> Authorization {
+        let rbac = Arc::new(rbac);
+        Authorization { all: Union(vec![Box::new(Masters), Box::new(node), Box::new(rbac.clone())]), rbac }
+    }
+
+    pub(crate) fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        self.all.authorize(attributes)
+    }
+
+    pub(crate) fn rules_of(&self, user: &UserInfo, namespace: &str) -> RuleList {
+        self.all.rules_of(user, namespace)
+    }
+
+    /// # Errors
+    /// 403 where a role or a binding would grant what its writer does not have.
+    pub(crate) fn check_grant(&self, grant: &Grant<'_>) -> Result<(), Status> {
+        self.rbac.check_grant(&self.all, grant)
+    }
+}
+
+impl<A: Authorizer> Authorizer for Arc<A> {
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        (**self).authorize(attributes)
+    }
+
+    fn rules_of(&self, user: &UserInfo, namespace: &str) -> RuleList {
+        (**self).rules_of(user, namespace)
+    }
+}
+
+/// The server's own calls, and administrators by certificate: no role that was deleted or changed keeps them out.
+struct Masters;
+
+impl Authorizer for Masters {
+    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
+        if attributes.user.is_in(MASTERS) { Decision::allow("") } else { Decision::none("") }
+    }
+
+    fn rules_of(&self, _: &UserInfo, _: &str) -> RuleList {
+        RuleList::default()
+    }
 }
 
 impl<'a> Attributes<'a> {
@@ -98,95 +217,4 @@ impl<'a> Attributes<'a> {
         );
         Status::forbidden(self.group, self.resource, self.name, &why)
     }
-}
-
-/// The interim authorizer: administrators, the cluster's own components by a table, nodes by what runs on
-/// them; nobody else.
-pub(crate) struct ComponentAuthorizer {
-    pub(crate) caches: Arc<Caches>,
-    pub(crate) kinds: Arc<Kinds>,
-    pub(crate) nodes: Arc<NodeIndex>,
-}
-
-impl Authorizer for ComponentAuthorizer {
-    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
-        let user = attributes.user;
-        if user.is_in(MASTERS) {
-            return Decision::allow("system:masters");
-        }
-        if !attributes.is_resource {
-            return authorize_path(attributes);
-        }
-        let covered = |rules: &[Rule]| rules.iter().any(|rule| rule.covers(attributes));
-        if user.is_in(AUTHENTICATED) && covered(rules::BASIC) {
-            return Decision::allow("every user may ask about themselves");
-        }
-        if rules::of_component(&user.name).is_some_and(covered) {
-            return Decision::allow("component of the cluster");
-        }
-        if user.is_in(BOOTSTRAPPERS) && covered(rules::BOOTSTRAPPER) {
-            return Decision::allow("a node may join");
-        }
-        if let Some(node) = user.node_name() {
-            if covered(rules::NODE_SERVICES) {
-                return Decision::allow("a node's proxy and DNS");
-            }
-            return self.authorize_node(node, attributes);
-        }
-        Decision::deny("")
-    }
-
-    fn rules_of(&self, user: &UserInfo, _namespace: &str) -> Value {
-        let as_json = |rule: &Rule| {
-            let mut out = json!({"verbs": rule.verbs, "apiGroups": rule.groups, "resources": rule.resources});
-            if let Some(name) = rule.name {
-                out["resourceNames"] = json!([name]);
-            }
-            out
-        };
-        let mut resource_rules = Vec::new();
-        let mut path_rules = vec![json!({"verbs": ["get"], "nonResourceURLs": rules::PUBLIC_PATHS})];
-        if user.is_in(MASTERS) {
-            resource_rules.push(json!({"verbs": ["*"], "apiGroups": ["*"], "resources": ["*"]}));
-            path_rules.push(json!({"verbs": ["*"], "nonResourceURLs": ["*"]}));
-        }
-        if user.is_in(AUTHENTICATED) {
-            resource_rules.extend(rules::BASIC.iter().map(as_json));
-            path_rules.push(json!({"verbs": ["get"], "nonResourceURLs": rules::DISCOVERY_PATHS}));
-        }
-        resource_rules.extend(rules::of_component(&user.name).into_iter().flatten().map(as_json));
-        if user.is_in(BOOTSTRAPPERS) {
-            resource_rules.extend(rules::BOOTSTRAPPER.iter().map(as_json));
-        }
-        // What a node may do depends on what runs on it, and cannot be listed.
-        let is_node = user.node_name().is_some();
-        if is_node {
-            resource_rules.extend(rules::NODE_SERVICES.iter().chain(rules::NODE).map(as_json));
-        }
-        let mut status =
-            json!({"resourceRules": resource_rules, "nonResourceRules": path_rules, "incomplete": is_node});
-        if is_node {
-            status["evaluationError"] = "node authorizer does not support user rule resolution".into();
-        }
-        status
-    }
-}
-
-fn authorize_path(attributes: &Attributes<'_>) -> Decision {
-    let path = attributes.path;
-    let any = |patterns: &[&str]| {
-        patterns.iter().any(|pattern| match pattern.strip_suffix('*') {
-            Some(prefix) => path.starts_with(prefix),
-            None => path == *pattern,
-        })
-    };
-    let reads = matches!(attributes.verb, "get" | "head");
-    let authenticated = attributes.user.is_in(AUTHENTICATED);
-    if reads && (any(rules::PUBLIC_PATHS) || (authenticated && any(rules::DISCOVERY_PATHS))) {
-        return Decision::allow("discovery");
-    }
-    if reads && attributes.user.is_in(SERVICE_ACCOUNTS) && any(rules::ISSUER_PATHS) {
-        return Decision::allow("the issuer of the tokens of service accounts");
-    }
-    Decision::deny("")
 }

@@ -66,7 +66,7 @@ impl Api {
         for claim in &claims {
             let attributes = claim.asked(&user);
             let decision = self.authorizer.authorize(&attributes);
-            if !decision.allowed {
+            if !decision.is_allowed() {
                 return Err(attributes.forbidden(&decision.reason));
             }
         }

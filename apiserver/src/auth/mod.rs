@@ -4,9 +4,9 @@ pub(crate) mod authenticate;
 pub(crate) mod authorize;
 mod bootstrap_token;
 mod impersonate;
-mod node;
+pub(crate) mod node;
 pub(crate) mod node_index;
-pub(crate) mod rules;
+pub(crate) mod rbac;
 pub(crate) mod token;
 
 use std::collections::BTreeMap;
@@ -20,6 +20,15 @@ pub(crate) const BOOTSTRAPPERS: &str = "system:bootstrappers";
 pub(crate) const NODE_PREFIX: &str = "system:node:";
 pub(crate) const SERVICE_ACCOUNTS: &str = "system:serviceaccounts";
 pub(crate) const SERVICE_ACCOUNT_PREFIX: &str = "system:serviceaccount:";
+
+/// The cluster's own, besides nodes and the accounts of `kube-system`.
+const COMPONENTS: &[&str] = &[
+    "system:apiserver",
+    "system:dns",
+    "system:kube-controller-manager",
+    "system:kube-proxy",
+    "system:kube-scheduler",
+];
 
 /// An identity. As a request extension it authenticates an in-process request; nothing that comes over the
 /// network can carry one.
@@ -47,6 +56,10 @@ impl UserInfo {
 
     pub(crate) fn is_in(&self, group: &str) -> bool {
         self.groups.iter().any(|g| g == group)
+    }
+
+    pub(crate) fn is_component(&self) -> bool {
+        COMPONENTS.contains(&self.name.as_str())
     }
 
     /// The node that this user is, if it is one.

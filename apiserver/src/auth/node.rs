@@ -5,23 +5,47 @@
 
 use std::sync::Arc;
 
-use super::authorize::{Attributes, ComponentAuthorizer, Decision};
-use super::node_index::Referred;
-use super::rules;
-use crate::cache::Entry;
+use skiff_api::Kinds;
+
+use super::UserInfo;
+use super::authorize::{Attributes, Authorizer, Decision, RuleList};
+use super::node_index::{NodeIndex, Referred};
+use super::rbac::PolicyRule;
+use crate::cache::{Caches, Entry};
 
 const LEASES: &str = "kube-node-lease";
 
-impl ComponentAuthorizer {
-    pub(super) fn authorize_node(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+pub(crate) struct NodeAuthorizer {
+    pub(crate) caches: Arc<Caches>,
+    pub(crate) kinds: Arc<Kinds>,
+    pub(crate) nodes: Arc<NodeIndex>,
+    /// What nodes may do without being looked at further: those of `system:node`.
+    pub(crate) rules: Arc<[PolicyRule]>,
+}
+
+impl Authorizer for NodeAuthorizer {
+    fn authorize(&self, asked: &Attributes<'_>) -> Decision {
+        match asked.user.node_name() {
+            Some(node) if asked.is_resource => self.authorize_node(node, asked),
+            _ => Decision::none(""),
+        }
+    }
+
+    /// What a node may do depends on what runs on it, and cannot be listed.
+    fn rules_of(&self, user: &UserInfo, _: &str) -> RuleList {
+        let is_node = user.node_name().is_some();
+        let why = "node authorizer does not support user rule resolution";
+        RuleList { incomplete: is_node, error: is_node.then(|| why.to_owned()), ..RuleList::default() }
+    }
+}
+
+impl NodeAuthorizer {
+    fn authorize_node(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         match (asked.group, asked.resource) {
-            ("", "configmaps") if rules::NODE.iter().any(|rule| rule.covers(asked)) => {
-                Decision::allow("the nodes' configuration")
-            }
             ("", "secrets" | "configmaps") => self.read_namespaced(node, asked),
             ("", "persistentvolumeclaims") if asked.subresource == "status" => match asked.verb {
                 "update" | "patch" => self.related(node, asked),
-                _ => Decision::deny("can only get/update/patch this type"),
+                _ => Decision::none("can only get/update/patch this type"),
             },
             ("", "persistentvolumeclaims" | "persistentvolumes")
             | ("resource.k8s.io", "resourceclaims")
@@ -32,30 +56,30 @@ impl ComponentAuthorizer {
             ("resource.k8s.io", "resourceslices") => self.resource_slice(node, asked),
             ("", "nodes") => own_node(node, asked),
             ("", "pods") => self.pod(node, asked),
-            _ if rules::NODE.iter().any(|rule| rule.covers(asked)) => Decision::allow("node"),
-            _ => Decision::deny(""),
+            _ if self.rules.iter().any(|rule| rule.allows(asked)) => Decision::allow("node"),
+            _ => Decision::none(""),
         }
     }
 
     fn read_namespaced(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         if !matches!(asked.verb, "get" | "list" | "watch") {
-            return Decision::deny("can only read resources of this type");
+            return Decision::none("can only read resources of this type");
         }
         if !asked.subresource.is_empty() {
-            return Decision::deny("cannot read subresource");
+            return Decision::none("cannot read subresource");
         }
         if asked.namespace.is_empty() {
-            return Decision::deny("can only read namespaced object of this type");
+            return Decision::none("can only read namespaced object of this type");
         }
         self.related(node, asked)
     }
 
     fn get_related(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         if asked.verb != "get" {
-            return Decision::deny("can only get individual resources of this type");
+            return Decision::none("can only get individual resources of this type");
         }
         if !asked.subresource.is_empty() {
-            return Decision::deny("cannot get subresource");
+            return Decision::none("cannot get subresource");
         }
         self.related(node, asked)
     }
@@ -65,17 +89,17 @@ impl ComponentAuthorizer {
             return self.read_namespaced(node, asked);
         }
         if asked.verb != "create" || asked.name.is_empty() {
-            return Decision::deny("can only create tokens for individual service accounts");
+            return Decision::none("can only create tokens for individual service accounts");
         }
         if asked.subresource != "token" {
-            return Decision::deny("can only create token subresource of serviceaccount");
+            return Decision::none("can only create token subresource of serviceaccount");
         }
         self.related(node, asked)
     }
 
     fn resource_slice(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         if !asked.subresource.is_empty() {
-            return Decision::deny("cannot authorize ResourceSlice subresources");
+            return Decision::none("cannot authorize ResourceSlice subresources");
         }
         match asked.verb {
             // Admission sees which node it is of.
@@ -84,10 +108,10 @@ impl ComponentAuthorizer {
             "watch" | "list" | "deletecollection" if selects(asked, "spec.nodeName", node) => {
                 Decision::allow("node")
             }
-            "watch" | "list" | "deletecollection" => Decision::deny(
+            "watch" | "list" | "deletecollection" => Decision::none(
                 "can only list/watch/deletecollection resourceslices with nodeName field selector",
             ),
-            _ => Decision::deny(
+            _ => Decision::none(
                 "only the following verbs are allowed for a ResourceSlice: get, watch, list, create, update, patch, delete, deletecollection",
             ),
         }
@@ -99,25 +123,25 @@ impl ComponentAuthorizer {
             ("", "list" | "watch") if selects(asked, "spec.nodeName", node) => Decision::allow("node"),
             ("", "list" | "watch") if !asked.name.is_empty() => self.related(node, asked),
             ("", "list" | "watch") => {
-                Decision::deny("can only list/watch pods with spec.nodeName field selector")
+                Decision::none("can only list/watch pods with spec.nodeName field selector")
             }
             // Admission sees whether they are this node's.
             ("", "create" | "delete") | ("status", "update" | "patch") | ("eviction", "create") => {
                 Decision::allow("node")
             }
-            _ => Decision::deny(""),
+            _ => Decision::none(""),
         }
     }
 
     /// Whether one object has to do with the node.
     fn related(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         if asked.name.is_empty() {
-            return Decision::deny("No Object name found");
+            return Decision::none("No Object name found");
         }
         if self.is_related(node, asked).unwrap_or(false) {
             return Decision::allow("related to the node");
         }
-        Decision::deny(format!("no relationship found between node '{node}' and this object"))
+        Decision::none(format!("no relationship found between node '{node}' and this object"))
     }
 
     fn is_related(&self, node: &str, asked: &Attributes<'_>) -> Option<bool> {
@@ -156,38 +180,39 @@ fn selects(asked: &Attributes<'_>, field: &str, value: &str) -> bool {
 
 fn lease(node: &str, asked: &Attributes<'_>) -> Decision {
     if !matches!(asked.verb, "get" | "create" | "update" | "patch" | "delete") {
-        return Decision::deny("can only get, create, update, patch, or delete a node lease");
+        return Decision::none("can only get, create, update, patch, or delete a node lease");
     }
     if asked.namespace != LEASES {
-        return Decision::deny(format!("can only access leases in the {LEASES:?} system namespace"));
+        return Decision::none(format!("can only access leases in the {LEASES:?} system namespace"));
     }
     // Of a new one only admission knows the name.
     if asked.verb != "create" && asked.name != node {
-        return Decision::deny("can only access node lease with the same name as the requesting node");
+        return Decision::none("can only access node lease with the same name as the requesting node");
     }
     Decision::allow("node")
 }
 
 fn csi_node(node: &str, asked: &Attributes<'_>) -> Decision {
     if !matches!(asked.verb, "get" | "create" | "update" | "patch" | "delete") {
-        return Decision::deny("can only get, create, update, patch, or delete a CSINode");
+        return Decision::none("can only get, create, update, patch, or delete a CSINode");
     }
     if !asked.subresource.is_empty() {
-        return Decision::deny("cannot authorize CSINode subresources");
+        return Decision::none("cannot authorize CSINode subresources");
     }
     if asked.verb != "create" && asked.name != node {
-        return Decision::deny("can only access CSINode with the same name as the requesting node");
+        return Decision::none("can only access CSINode with the same name as the requesting node");
     }
     Decision::allow("node")
 }
 
-/// Writing a node; that it is its own is for admission. Reading them is `rules::NODE_SERVICES`.
+/// Writing a node: that it is its own is for admission. A role lets all nodes read all of them.
 fn own_node(node: &str, asked: &Attributes<'_>) -> Decision {
     match (asked.subresource, asked.verb) {
+        ("", "get" | "list" | "watch") if asked.name == node => Decision::allow("node"),
         ("", "create" | "update" | "patch") | ("status", "update" | "patch") => Decision::allow("node"),
         ("", "delete") => {
-            Decision::deny(format!("node '{node}' cannot delete nodes, only register and update its own"))
+            Decision::none(format!("node '{node}' cannot delete nodes, only register and update its own"))
         }
-        _ => Decision::deny(""),
+        _ => Decision::none(""),
     }
 }

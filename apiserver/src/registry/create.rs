@@ -20,11 +20,12 @@ const GENERATE_ATTEMPTS: usize = 8;
 impl Api {
     pub(super) async fn create(&self, mut call: Call) -> Result<Response, Status> {
         let options = WriteOptions::parse(&call)?;
-        let object = read_object(&mut call, options.validation).await?;
+        let mut object = read_object(&mut call, options.validation).await?;
         if call.kind.storage == Storage::Virtual {
             let answer = self.review(&call, object).await?;
             return call.object(201, answer);
         }
+        self.tracker(&call, &options).note(None, &mut object);
         let created = self.create_object(&mut call, object, options.dry_run).await?;
         call.object(201, created)
     }
@@ -62,6 +63,7 @@ impl Api {
             match self.write_new(&kind, object, dry_run).await {
                 Ok(Some(created)) => {
                     call.warnings.extend(kind.warnings(&created, None));
+                    call.warnings.extend(self.pod_security_warnings(&kind, &created, None));
                     return Ok(created);
                 }
                 Ok(None) => self.refund(charge).await,

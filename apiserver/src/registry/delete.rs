@@ -83,7 +83,7 @@ impl Api {
     async fn delete_unreadable(&self, call: &Call) -> Result<(), Status> {
         let asked = Attributes { verb: UNSAFE_DELETE, ..Attributes::of(&call.user, &call.info) };
         let decision = self.authorizer.authorize(&asked);
-        if !decision.allowed {
+        if !decision.is_allowed() {
             return Err(asked.forbidden(&decision.reason));
         }
         self.caches.wait_for_newest().await?;

@@ -21,6 +21,8 @@ pub(super) fn durability(kind: &Kind, new: &Object, old: &Object) -> Durability 
     let rest = |object: &Object| {
         let mut object = object.clone();
         take(object.get_mut("metadata"), "resourceVersion");
+        // It tells when the beat was.
+        take(object.get_mut("metadata"), "managedFields");
         beat(&mut object);
         object
     };

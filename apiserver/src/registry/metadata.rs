@@ -79,7 +79,7 @@ pub(crate) fn prepare_create(kind: &Kind, object: &mut Object) {
         Generation::One | Generation::Content => true,
     };
     let meta = object.meta_mut();
-    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields"] {
+    for field in ["selfLink", "deletionTimestamp", "deletionGracePeriodSeconds"] {
         meta.remove(field);
     }
     // Where there are no generations, the author's number stays.
@@ -109,9 +109,7 @@ fn prune(meta: &mut serde_json::Map<String, Value>) {
 pub(crate) fn prepare_update(new: &mut Object, old: &Object) {
     let old_meta = old.meta();
     let meta = new.meta_mut();
-    for field in ["selfLink", "managedFields"] {
-        meta.remove(field);
-    }
+    meta.remove("selfLink");
     for field in ["uid", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds", "generation"]
     {
         let keep = matches!(field, "creationTimestamp" | "generation");

@@ -1,10 +1,12 @@
 //! The verbs, each written once for all kinds.
 
+mod apply;
 mod convert;
 mod create;
 mod delete;
 mod heartbeat;
 mod list;
+mod managed;
 pub(crate) mod metadata;
 mod modify;
 mod options;

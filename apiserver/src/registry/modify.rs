@@ -1,7 +1,7 @@
 //! Read, decide, compare and swap, again on conflict: the one way in which stored objects change.
 
 use skiff_api::meta::Meta;
-use skiff_api::{Kind, Object, Status};
+use skiff_api::{Kind, Object, Status, apply};
 
 use super::{heartbeat, store_failure};
 use crate::api::{Api, key_of};
@@ -54,7 +54,10 @@ impl Api {
                 Next::Put(object) => (self.as_stored(kind, object)?, false),
                 Next::Delete(object) => (object, true),
             };
-            if dry_run || (!deleted && same_but_for_version(&object, &current.object)) {
+            if !deleted && apply::differ_in_times_only(&object, &current.object) {
+                return Ok(Outcome { object: with_revision(current.object, current.revision), deleted });
+            }
+            if dry_run {
                 return Ok(Outcome { object: with_revision(object, current.revision), deleted });
             }
             let (op, durability) = if deleted {
@@ -110,13 +113,4 @@ impl Api {
 fn with_revision(mut object: Object, revision: Revision) -> Object {
     object.set_meta("resourceVersion", revision.to_string());
     object
-}
-
-fn same_but_for_version(a: &Object, b: &Object) -> bool {
-    let strip = |object: &Object| {
-        let mut object = object.clone();
-        object.meta_mut().remove("resourceVersion");
-        object
-    };
-    strip(a) == strip(b)
 }

@@ -3,9 +3,11 @@
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use skiff_api::apply::Force;
 use skiff_api::decode::FieldValidation;
 use skiff_api::{Cause, FieldSelector, Kind, LabelSelector, Status, decode};
 
+use super::patch::is_apply;
 use crate::api::Call;
 use crate::cache::Filter;
 use crate::negotiate::body_format;
@@ -13,7 +15,7 @@ use crate::request::{NamedBy, Query, is_true};
 use crate::store::Revision;
 
 /// Upstream's limit of a field manager's name.
-const MAX_MANAGER_BYTES: usize = 128;
+pub(super) const MAX_MANAGER_BYTES: usize = 128;
 
 pub(crate) fn revision(version: &str) -> Result<Revision, Status> {
     version.parse().map_err(|_| {
@@ -27,6 +29,10 @@ pub(crate) fn revision(version: &str) -> Result<Revision, Status> {
 pub(crate) struct WriteOptions {
     pub(crate) dry_run: bool,
     pub(crate) validation: FieldValidation,
+    /// Who the field manager is, if the request says so; empty otherwise.
+    pub(crate) manager: String,
+    /// Only of applied documents.
+    pub(crate) force: Force,
 }
 
 impl WriteOptions {
@@ -46,14 +52,23 @@ impl WriteOptions {
                 return Err(Status::invalid("meta.k8s.io", kind, "", vec![cause]));
             }
         };
-        let mut causes = manager_faults(call.query.get("fieldManager").unwrap_or_default());
-        if kind == "PatchOptions" && call.query.get("force").is_some() {
-            causes.push(Cause::forbidden("force", "may not be specified for non-apply patch"));
+        let manager = call.query.get("fieldManager").unwrap_or_default();
+        let force = call.query.get("force");
+        let mut causes = Vec::new();
+        if kind == "PatchOptions" {
+            if is_apply(call) && manager.is_empty() {
+                causes.push(Cause::required("fieldManager", "is required for apply patch"));
+            } else if !is_apply(call) && force.is_some() {
+                causes.push(Cause::forbidden("force", "may not be specified for non-apply patch"));
+            }
         }
+        causes.extend(manager_faults(manager));
         if !causes.is_empty() {
             return Err(Status::invalid("meta.k8s.io", kind, "", causes));
         }
-        Ok(WriteOptions { dry_run: dry_run(call.query.all("dryRun"), kind)?, validation })
+        let force = if force.is_some_and(is_true) { Force::Yes } else { Force::No };
+        let dry_run = dry_run(call.query.all("dryRun"), kind)?;
+        Ok(WriteOptions { dry_run, validation, manager: manager.to_owned(), force })
     }
 }
 

@@ -4,7 +4,7 @@ use http::header::CONTENT_TYPE;
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::patch::{Patch, PatchType};
-use skiff_api::{Kind, Object, Status, default};
+use skiff_api::{Kind, Object, Status, apply, default};
 
 use super::options::WriteOptions;
 use super::update::Part;
@@ -12,23 +12,32 @@ use crate::api::{Api, Call};
 use crate::limits::read_body;
 use crate::respond::Response;
 
+fn media_type(call: &Call) -> &str {
+    let header = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    header.split(';').next().unwrap_or_default().trim()
+}
+
+/// Whether a patch is a document to apply.
+pub(super) fn is_apply(call: &Call) -> bool {
+    media_type(call) == apply::MEDIA_TYPE
+}
+
 /// Reads the body by its content type.
 ///
 /// # Errors
-/// 415 for other types; server-side apply is not built yet.
+/// 415 for other types, such as documents to apply.
 pub(crate) async fn read_patch(call: &mut Call, validation: FieldValidation) -> Result<Patch, Status> {
-    let header = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    let content_type = header.split(';').next().unwrap_or_default().trim().to_owned();
-    if content_type == "application/apply-patch+yaml" {
-        return Err(Status::new(
-            415,
-            "UnsupportedMediaType",
-            "server-side apply (application/apply-patch+yaml) is not supported by this server yet; use \
-             client-side apply",
-        ));
+    if is_apply(call) {
+        let why = format!(
+            "server-side apply of {} is not supported by this server yet; apply the object itself",
+            call.info.subresource
+        );
+        return Err(Status::new(415, "UnsupportedMediaType", why));
     }
-    let patch_type = PatchType::of_media_type(&content_type)
-        .ok_or_else(|| Status::unsupported_media_type(PatchType::MEDIA_TYPES))?;
+    let patch_type = PatchType::of_media_type(media_type(call)).ok_or_else(|| {
+        let accepted: Vec<&str> = PatchType::MEDIA_TYPES.iter().copied().chain([apply::MEDIA_TYPE]).collect();
+        Status::unsupported_media_type(&accepted)
+    })?;
     let bytes = read_body(call.take_body()).await?;
     Patch::read(patch_type, &bytes, validation)
 }
@@ -37,24 +46,27 @@ impl Api {
     /// PATCH of an object or its `status`.
     pub(crate) async fn patch(&self, mut call: Call) -> Result<Response, Status> {
         let options = WriteOptions::parse(&call)?;
+        if is_apply(&call) {
+            return self.apply(call, &options).await;
+        }
         let patch = read_patch(&mut call, options.validation).await?;
-        let part = match call.info.subresource.as_str() {
-            "" => Part::Main,
-            "status" => Part::Status,
-            _ => Part::Approval,
-        };
+        let part = Part::of(&call.info.subresource);
         let kind = call.kind.clone();
+        let tracker = self.tracker(&call, &options);
         let (mut warnings, mut old) = (Vec::new(), None);
         let outcome = self
             .update_object(&call, part, options.dry_run, |current| {
                 warnings.clear();
                 old = Some(current.clone());
-                patched(&kind, &patch, current, &mut warnings)
+                let mut new = patched(&kind, &patch, current, &mut warnings)?;
+                tracker.note(Some(current), &mut new);
+                Ok(new)
             })
             .await?;
         call.warnings.extend(warnings);
         if part == Part::Main {
             call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
+            call.warnings.extend(self.pod_security_warnings(&kind, &outcome.object, old.as_ref()));
         }
         call.object(200, outcome.object)
     }

@@ -26,7 +26,7 @@ pub(crate) enum Part {
 }
 
 impl Part {
-    fn of(subresource: &str) -> Part {
+    pub(super) fn of(subresource: &str) -> Part {
         match subresource {
             "" => Part::Main,
             "status" => Part::Status,
@@ -45,10 +45,12 @@ impl Api {
         metadata::match_name(&call, &mut new)?;
         let part = Part::of(&call.info.subresource);
         let kind = call.kind.clone();
+        let tracker = self.tracker(&call, &options);
         if part == Part::Main && creates_on_update(&kind) {
             self.caches.wait_for_newest().await?;
             let exists = self.caches.of(&kind)?.get(&key_of(&kind, new.namespace(), new.name()))?.is_some();
             if !exists {
+                tracker.note(None, &mut new);
                 let created = self.create_object(&mut call, new, options.dry_run).await?;
                 return call.object(201, created);
             }
@@ -57,11 +59,14 @@ impl Api {
         let outcome = self
             .update_object(&call, part, options.dry_run, |current| {
                 old = Some(current.clone());
-                Ok(new.clone())
+                let mut new = new.clone();
+                tracker.note(Some(current), &mut new);
+                Ok(new)
             })
             .await?;
         if part == Part::Main {
             call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
+            call.warnings.extend(self.pod_security_warnings(&kind, &outcome.object, old.as_ref()));
         }
         call.object(200, outcome.object)
     }
@@ -184,6 +189,16 @@ fn check_uid(kind: &Kind, new: &Object, current: &Current) -> Result<(), Status>
 
 /// Puts back what this part of the object may not change.
 fn prepare(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
+    // Who manages what was noted before, whatever part it is.
+    let managed = new.meta_mut().remove("managedFields");
+    prepare_part(kind, part, new, old);
+    match managed {
+        Some(managed) => new.set_meta("managedFields", managed),
+        None => _ = new.meta_mut().remove("managedFields"),
+    }
+}
+
+fn prepare_part(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
     match part {
         Part::Main => {
             if kind.has_subresource("status") {

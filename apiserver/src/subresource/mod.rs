@@ -62,7 +62,7 @@ impl Api {
     pub(crate) fn check_may_create(&self, call: &Call) -> Result<(), Status> {
         let attributes = Attributes { verb: "create", ..Attributes::of(&call.user, &call.info) };
         let decision = self.authorizer.authorize(&attributes);
-        if decision.allowed { Ok(()) } else { Err(attributes.forbidden(&decision.reason)) }
+        if decision.is_allowed() { Ok(()) } else { Err(attributes.forbidden(&decision.reason)) }
     }
 
     /// The call's object as it stands in the cache.

@@ -26,12 +26,15 @@ impl Api {
             Change::Replace(read_document(&mut call, "autoscaling/v1", "Scale").await?)
         };
         let scale_kind = kinds::scale();
+        let tracker = self.tracker(&call, &options);
         let mut warnings = Vec::new();
         let outcome = self
             .update_object(&call, Part::Main, options.dry_run, |current| {
                 let wanted = change.wanted(scale_kind, current, options.validation)?;
                 warnings = wanted.warnings;
-                scaled(&call.kind, scale_kind, current, wanted.object)
+                let mut new = scaled(&call.kind, scale_kind, current, wanted.object)?;
+                tracker.note(Some(current), &mut new);
+                Ok(new)
             })
             .await?;
         call.warnings.extend(warnings);

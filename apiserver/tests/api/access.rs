@@ -46,11 +46,11 @@ async fn components_get_what_they_need_and_no_more() {
     scheduler.get("/api/v1/pods").await.ok();
     scheduler.get("/api/v1/secrets").await.refused(403, "Forbidden");
     let controllers = cluster.client("system:kube-controller-manager", &[]);
-    controllers.post("/api/v1/namespaces/a/pods", pod("p")).await.created();
-    controllers
-        .post("/apis/rbac.authorization.k8s.io/v1/clusterroles", json!({"metadata": {"name": "x"}}))
-        .await
-        .refused(403, "Forbidden");
+    controllers.get("/apis/apps/v1/deployments").await.ok();
+    controllers.post("/api/v1/namespaces/a/pods", pod("p")).await.refused(403, "Forbidden");
+    let replicas = cluster.client("system:serviceaccount:kube-system:replicaset-controller", &[]);
+    replicas.post("/api/v1/namespaces/a/pods", pod("p")).await.created();
+    replicas.post("/api/v1/namespaces/a/configmaps", config_map("x", "1")).await.refused(403, "Forbidden");
     let proxy = cluster.client("system:kube-proxy", &[]);
     proxy.get("/apis/discovery.k8s.io/v1/endpointslices").await.ok();
     proxy.post("/api/v1/namespaces/a/configmaps", config_map("x", "1")).await.refused(403, "Forbidden");
@@ -315,4 +315,56 @@ async fn a_token_ends_a_minute_after_what_it_is_bound_to_was_due_to_go() {
     assert!(is_valid(&of_account).await);
     due("serviceaccounts", "default", 62).await;
     assert!(!is_valid(&of_account).await, "with its account too");
+}
+
+#[tokio::test]
+async fn components_are_healthy_while_their_leader_renews_its_lease() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let statuses = async || {
+        let accept = "application/json;as=Table;v=v1;g=meta.k8s.io";
+        let table = admin.get_as("/api/v1/componentstatuses", accept).await.ok();
+        let rows = table["rows"].as_array().expect("rows").clone();
+        rows.iter().map(|row| row["cells"].clone()).collect::<Vec<_>>()
+    };
+    let nobody = |lease: &str| format!("nobody has taken the Lease kube-system/{lease}");
+    assert_eq!(
+        statuses().await,
+        [
+            json!(["scheduler", "Unhealthy", "", nobody("kube-scheduler")]),
+            json!(["controller-manager", "Unhealthy", "", nobody("kube-controller-manager")]),
+            json!(["etcd-0", "Healthy", "ok", ""]),
+        ]
+    );
+    let url = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases";
+    let lease = |name: &str, ago_s: i64| {
+        let at = jiff::Timestamp::now() - jiff::SignedDuration::from_secs(ago_s);
+        json!({
+            "metadata": {"name": name},
+            "spec": {"holderIdentity": "n", "leaseDurationSeconds": 15, "renewTime": format!("{at:.6}")},
+        })
+    };
+    admin.post(url, lease("kube-scheduler", 5)).await.created();
+    admin.post(url, lease("kube-controller-manager", 16)).await.created();
+    let now = statuses().await;
+    assert_eq!(now[0], json!(["scheduler", "Healthy", "ok", ""]));
+    assert_eq!(now[1][1], "Unhealthy");
+    assert!(now[1][3].as_str().is_some_and(|why| why.contains("is good for 15 s and was last renewed at")));
+    let one = admin.get("/api/v1/componentstatuses/scheduler").await.ok();
+    assert_eq!(one["conditions"][0]["status"], "True");
+}
+
+#[tokio::test]
+async fn extensions_learn_whose_certificates_count() {
+    let cluster = Cluster::start().await;
+    let url = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
+    let map = cluster.admin().get(url).await.ok();
+    assert_eq!(map["data"], json!({"client-ca-file": cluster.pki.ca_pem()}));
+    // What others wrote beside it stays.
+    let patch = json!({"data": {"client-ca-file": "old", "requestheader-allowed-names": "[]"}});
+    cluster.admin().patch(url, "merge", patch).await.ok();
+    let cluster = cluster.restart().await;
+    let map = cluster.admin().get(url).await.ok();
+    let expected = json!({"client-ca-file": cluster.pki.ca_pem(), "requestheader-allowed-names": "[]"});
+    assert_eq!(map["data"], expected);
 }

@@ -103,10 +103,8 @@ async fn every_kind_of_patch_is_applied() {
     let stale = json!({"metadata": {"resourceVersion": "1"}, "data": {"k": "9"}});
     admin.patch(&url, "merge", stale).await.refused(409, "Conflict");
     admin.patch(&format!("{MAPS}/none"), "merge", json!({})).await.refused(404, "NotFound");
-    let apply = admin
-        .send(http::Method::PATCH, &url, &[("content-type", "application/apply-patch+yaml")], "{}")
-        .await;
-    apply.refused(415, "UnsupportedMediaType");
+    let unknown = admin.send(http::Method::PATCH, &url, &[("content-type", "text/plain")], "{}").await;
+    unknown.refused(415, "UnsupportedMediaType");
 }
 
 #[tokio::test]
@@ -418,4 +416,39 @@ async fn what_nests_too_deep_is_refused_however_it_comes_and_the_object_stays_re
     assert_eq!(admin.post(url, pod).await.code, 400);
     admin.get(url).await.ok();
     admin.delete(&format!("{url}/p?gracePeriodSeconds=0")).await.ok();
+}
+
+#[tokio::test]
+async fn what_names_no_class_is_given_the_newest_default() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let claim = |name: &str, class: Value| {
+        let mut spec = json!({"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}});
+        if !class.is_null() {
+            spec["storageClassName"] = class;
+        }
+        json!({"metadata": {"name": name}, "spec": spec})
+    };
+    let claims = "/api/v1/namespaces/a/persistentvolumeclaims";
+    let made = async |name: &str, class: Value| admin.post(claims, claim(name, class)).await.created()["spec"].clone();
+    assert!(made("none", Value::Null).await["storageClassName"].is_null());
+    let mark = |mark: &str| json!({format!("{mark}.kubernetes.io/is-default-class"): "true"});
+    for (name, annotations) in [("other", json!({})), ("b", mark("storageclass")), ("a", mark("storageclass"))] {
+        let class = json!({"metadata": {"name": name, "annotations": annotations}, "provisioner": "example.com/p"});
+        admin.post("/apis/storage.k8s.io/v1/storageclasses", class).await.created();
+    }
+    // Both are of the same second, or "a" is newer.
+    assert_eq!(made("unsaid", Value::Null).await["storageClassName"], "a");
+    assert_eq!(made("said", json!("other")).await["storageClassName"], "other");
+    assert_eq!(made("empty", json!("")).await["storageClassName"], "");
+    let class = json!({"metadata": {"name": "i", "annotations": mark("ingressclass")}, "spec": {"controller": "example.com/c"}});
+    admin.post("/apis/networking.k8s.io/v1/ingressclasses", class).await.created();
+    let backend = json!({"service": {"name": "s", "port": {"number": 80}}});
+    let ingress = |name: &str, annotations: Value| {
+        json!({"metadata": {"name": name, "annotations": annotations}, "spec": {"defaultBackend": backend}})
+    };
+    let url = "/apis/networking.k8s.io/v1/namespaces/a/ingresses";
+    assert_eq!(admin.post(url, ingress("new", json!({}))).await.created()["spec"]["ingressClassName"], "i");
+    let old = admin.post(url, ingress("old", json!({"kubernetes.io/ingress.class": "x"}))).await.created();
+    assert!(old["spec"]["ingressClassName"].is_null());
 }

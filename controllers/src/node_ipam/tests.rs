@@ -67,7 +67,7 @@ async fn a_node_for_which_there_is_no_range_is_not_looked_at_again_before_one_is
     let api = ScriptedApi::new(|_| None);
     let shutdown = CancellationToken::new();
     let informers = Informers::new(api.client(), shutdown.clone());
-    let context = Context::new(api.client(), informers);
+    let context = Context::new(api.credentials(), informers);
     let ipam = NodeCidrs::new(&context, ranges("10.244.0.0/24", 24, None));
     shutdown.cancel();
     let (first, late) = (node("first", 1, "10.244.0.0/24"), node("late", 2, ""));

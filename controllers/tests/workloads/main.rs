@@ -67,7 +67,7 @@ impl Plane {
         let client =
             |name, groups: &[&str]| Client::new(server.service_for(UserInfo::new(name, groups)), "default");
         let shutdown = CancellationToken::new();
-        let config = skiff_controllers::Config { service_lb: false, selection: Default::default() };
+        let config = skiff_controllers::Config { credentials: credentials(&server), service_lb: false, selection: Default::default() };
         // As whom they run in a cluster, so that a right they lack shows.
         let informers = Informers::new(client("system:kube-controller-manager", &[]), shutdown.clone());
         let (stop, ca) = (shutdown.clone(), "the CA".to_owned());
@@ -272,4 +272,12 @@ async fn a_budget_lets_go_of_as_many_pods_as_it_can_spare() {
     let refused = api.evict(&name(1), &kube::api::EvictParams::default()).await.expect_err("not both");
     assert!(refused.to_string().contains("disruption budget"), "{refused}");
     plane.stop().await;
+}
+
+/// Each controller as itself, so that a right it lacks shows.
+fn credentials(server: &ApiServer) -> skiff_controllers::Credentials {
+    let server = server.clone();
+    skiff_controllers::Credentials::new(move |user, groups| {
+        Client::new(server.service_for(UserInfo::new(user, groups)), "default")
+    })
 }

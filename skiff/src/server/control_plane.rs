@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::Api;
 use skiff_client::Candidate;
-use skiff_controllers::{Joining, JoiningOptions, Reached};
+use skiff_controllers::{Credentials, Joining, JoiningOptions, Reached};
 use tokio::sync::watch;
 
 use super::{Server, ServerArgs, administrator, client, serving_names};
@@ -61,8 +61,12 @@ impl Server {
     /// they sign.
     fn start_controllers(&self, identity: &str, parts: &mut Parts) -> Result<()> {
         let Server { args, node, pki, reached, .. } = self;
-        let config =
-            skiff_controllers::Config { service_lb: args.service_lb, selection: args.controllers.clone() };
+        let api = self.api.clone();
+        let config = skiff_controllers::Config {
+            credentials: Credentials::new(move |user, groups| client(&api, user, groups)),
+            service_lb: args.service_lb,
+            selection: args.controllers.clone(),
+        };
         let mut joining = joining(args, node.ip, pki, reached.subscribe())?;
         let (args, node_ip, pki, reached) = (args.clone(), node.ip, pki.clone(), reached.clone());
         let (seen, stop, mut authority) =

@@ -70,7 +70,7 @@ impl Plane {
             "host".into(),
             shutdown.clone(),
         ));
-        let controllers = skiff_controllers::Config { service_lb: true, selection: Default::default() };
+        let controllers = skiff_controllers::Config { credentials: credentials(&server), service_lb: true, selection: Default::default() };
         running.spawn(skiff_controllers::run(
             controllers,
             None,
@@ -264,4 +264,12 @@ async fn a_scale_run_that_does_not_come_to_its_end_reports_why_and_what_it_has_m
     ensure!(document["scheduling"]["seen_to_running"]["n"] == 19, "{document}");
     ensure!(document["by_verb"].as_array().is_some_and(|verbs| verbs.len() == 7), "{document}");
     plane.stop().await
+}
+
+/// Each controller as itself, so that a right it lacks shows.
+fn credentials(server: &ApiServer) -> skiff_controllers::Credentials {
+    let server = server.clone();
+    skiff_controllers::Credentials::new(move |user, groups| {
+        Client::new(server.service_for(UserInfo::new(user, groups)), "default")
+    })
 }

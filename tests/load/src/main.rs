@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use skiff_load::client::Server;
 use skiff_load::figures::Figures;
 use skiff_load::kubeconfig::Access;
-use skiff_load::measure::{abuse, create, dns, idle, list, pods, proxy, schedule, start, watch, web};
+use skiff_load::measure::{abuse, access, create, dns, idle, list, pods, proxy, schedule, start, watch, web};
 use skiff_load::meter::Groups;
 
 /// Bounded load on a Kubernetes API server, and what it takes
@@ -49,6 +49,8 @@ enum Command {
     List(list::Options),
     /// Watches of pods
     Watch(watch::Options),
+    /// Reads that a role allows
+    Access(access::Options),
     /// Abuse of the API and of a node, with an administrator and a pod that are asked all the while
     Abuse(abuse::Options),
     /// Make nodes that are only objects
@@ -126,6 +128,7 @@ async fn execute(cli: &Cli) -> Result<Value> {
         Command::Create(options) => values(create::run(&server()?, &groups, options).await?),
         Command::List(options) => values(list::run(&server()?, &groups, options).await?),
         Command::Watch(options) => values(watch::run(&server()?, &groups, options).await?),
+        Command::Access(options) => values(access::run(&server()?, &groups, options).await?),
         Command::Abuse(options) => json!({"cases": abuse::run(&server()?, &groups, options).await?}),
         Command::Nodes(options) => values(schedule::nodes(&server()?, options).await?),
         Command::Schedule(options) => values(schedule::run(&server()?, &groups, options).await?),

@@ -1,6 +1,7 @@
 //! One measurement each. All take their own time bound from the caller.
 
 pub mod abuse;
+pub mod access;
 pub mod create;
 pub mod dns;
 pub mod idle;

@@ -60,7 +60,7 @@ impl ControlPlane {
             skiff_scheduler::run(scheduler.clone(), seen.clone(), "host".into(), term)
         }));
         let candidacy = candidate(informers.client(), "kube-controller-manager");
-        let controllers = skiff_controllers::Config { service_lb: true, selection };
+        let controllers = skiff_controllers::Config { credentials: credentials(&server), service_lb: true, selection };
         running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
             skiff_controllers::run(controllers.clone(), None, "the CA".into(), informers.clone(), term)
         }));
@@ -275,4 +275,12 @@ pub(crate) async fn until<T>(what: &str, look: impl AsyncFn() -> Result<Option<T
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Each controller as itself, so that a right it lacks shows.
+fn credentials(server: &ApiServer) -> skiff_controllers::Credentials {
+    let server = server.clone();
+    skiff_controllers::Credentials::new(move |user, groups| {
+        Client::new(server.service_for(UserInfo::new(user, groups)), "default")
+    })
 }

@@ -52,6 +52,17 @@ pub(super) fn watch(tools: &Tools, book: &mut Book) -> Result<()> {
     both.down()
 }
 
+pub(super) fn access(tools: &Tools, book: &mut Book) -> Result<()> {
+    let both = Both::up(tools, &API)?;
+    for (text, bindings) in [("10", 10), ("10,000", 10_000)] {
+        book.case(&format!("{text} bindings of others"), "reads_per_s");
+        book.alternate(tools, &both.sides(), FILL, |_, pair| {
+            words(&format!("access --namespace access-{bindings}-{pair} --bindings {bindings}"))
+        });
+    }
+    both.down()
+}
+
 pub(super) fn scheduler(tools: &Tools, book: &mut Book) -> Result<()> {
     for (text, nodes) in [("1,000", 1000), ("5,000", 5000)] {
         let both = Both::up(tools, &[Part::Etcd, Part::ApiServer, Part::Scheduler])?;

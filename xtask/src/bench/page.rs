@@ -41,6 +41,11 @@ fn about(name: Name) -> (&'static str, &'static str) {
             "One pod of 3 kB is patched, first twice a second, then back to back; every watcher notes how old each event is when \
              it comes. A watcher that is disconnected or misses an event fails the run. Upstream: etcd and kube-apiserver only.",
         ),
+        Name::ApiAccess => (
+            "Reads that a role allows",
+            "A service account reads one small object by a Role of its namespace, from 16 connections; so many bindings of other users \
+             lie in the namespace. Upstream: etcd and kube-apiserver with the authorizers Node and RBAC.",
+        ),
         Name::Scheduler => (
             "Pods on nodes that are only objects",
             "From the first create to the last bind, by 16 clients; the API server and the client share the machine with the \

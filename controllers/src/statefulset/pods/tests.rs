@@ -47,7 +47,7 @@ async fn take(step: &Step, refused: &'static str, n_told: usize) -> Done {
         }),
     });
     let shutdown = CancellationToken::new();
-    let context = Context::new(api.client(), Informers::new(api.client(), shutdown.clone()));
+    let context = Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()));
     let (sets, claims) =
         (context.informers.of::<StatefulSet>(), context.informers.of::<PersistentVolumeClaim>());
     let pods = StatefulPods::new(&context, &sets, &claims, &WorkQueue::default());

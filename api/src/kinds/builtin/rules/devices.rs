@@ -202,8 +202,11 @@ fn selectors(faults: &mut Faults, holder: &Value, path: &Path<'_>) {
         let (expression, path) = (text(&selector["cel"], "expression"), path.child("expression"));
         if expression.len() > MAX_EXPRESSION_BYTES {
             faults.too_long(&path, MAX_EXPRESSION_BYTES);
-        } else if let Err(error) = cel::check(expression, &["device"]) {
-            faults.invalid(&path, &expression.into(), &format!("compilation failed: {error}"));
+        } else if let Err(error) = cel::check(expression, cel::Purpose::Device) {
+            match error {
+                cel::Error::TooComplex => faults.forbidden(&path, &error.to_string()),
+                error => faults.invalid(&path, &expression.into(), &error.to_string()),
+            }
         }
     });
 }

@@ -33,7 +33,6 @@ pub(super) fn webhooks<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
 /// Which requests a webhook is asked about, besides those of its rules. Those that do not change are not looked at again.
 fn conditions(faults: &mut Faults, webhook: &Value, path: &Path<'_>) {
     const MAX_CONDITIONS: usize = 64;
-    const NAMES: [&str; 5] = ["object", "oldObject", "request", "authorizer", "variables"];
     let (conditions, field, mut names) =
         (list(webhook, "matchConditions"), path.child("matchConditions"), HashSet::new());
     if conditions.len() > MAX_CONDITIONS {
@@ -46,12 +45,8 @@ fn conditions(faults: &mut Faults, webhook: &Value, path: &Path<'_>) {
         match expression.trim() {
             "" => faults.required(&expression_at, ""),
             trimmed => {
-                if let Err(error) = cel::check(trimmed, &NAMES) {
-                    faults.invalid(
-                        &expression_at,
-                        &expression.into(),
-                        &format!("compilation failed: {error}"),
-                    );
+                if let Err(error) = cel::check(trimmed, cel::Purpose::MatchCondition) {
+                    faults.invalid(&expression_at, &expression.into(), &error.to_string());
                 }
             }
         }

@@ -1,0 +1,194 @@
+//! How the schema says that a value's parts may be owned.
+//!
+//! Source: `schema/elements.go` of structured-merge-diff; kube-openapi's `schemaconv`.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::element::Element;
+use crate::schema::{Field, ListType, ObjectType, Presence, Schema, Shape, TypeId};
+
+/// The type of a value where it stands: its shape, and what its field adds to that.
+#[derive(Clone, Copy)]
+pub(super) struct Type<'s> {
+    schema: &'s Schema,
+    /// `None` for what lies in values that may be anything.
+    shape: Option<&'s Shape>,
+    /// The field that holds the value itself. Items and entries have none.
+    field: Option<&'s Field>,
+    /// In place of a shape, at the top.
+    root: Option<TypeId>,
+}
+
+/// What a value is to its owners.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One whole: a scalar.
+    Scalar,
+    /// One whole, though it has parts.
+    Atomic,
+    /// Each of its fields or entries by itself.
+    Map,
+    /// Each of its items by itself, which are told apart by [`Type::element`].
+    List,
+}
+
+/// What a value of a type has in it.
+pub(super) enum Container<'s> {
+    Map,
+    List,
+    None(&'s Shape),
+}
+
+/// An item that cannot be told from others.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ItemError {
+    #[error("associative list with keys may not have a null element")]
+    NullOfKeys,
+    #[error("associative list with keys may not have non-map elements")]
+    NoMap,
+    #[error(
+        "associative list with keys has an element that omits all key fields {0} (and doesn't have default values for any key fields)"
+    )]
+    NoKeys(String),
+    #[error("associative list without keys has an element that's a map type")]
+    MapOfSet,
+    #[error("not supported: associative list with lists as elements")]
+    ListOfSet,
+    #[error("associative list without keys has an element that's an explicit null")]
+    NullOfSet,
+}
+
+impl<'s> Type<'s> {
+    pub(super) fn of_object(schema: &'s Schema, id: TypeId) -> Type<'s> {
+        Type { schema, shape: None, field: None, root: Some(id) }
+    }
+
+    fn object_type(&self) -> Option<&'s ObjectType> {
+        match (self.root, self.shape) {
+            (Some(id), _) => Some(self.schema.get(id)),
+            (None, Some(Shape::Object(id))) => Some(self.schema.get(*id)),
+            _ => None,
+        }
+    }
+
+    /// Whether a value of this type may be anything: what it is, it says itself.
+    pub(super) fn is_untyped(&self) -> bool {
+        self.root.is_none() && matches!(self.shape, None | Some(Shape::Any | Shape::SchemaOr(..)))
+    }
+
+    /// What a value is; the value matters only where it may be anything.
+    pub(super) fn form(&self, value: &Value) -> Form {
+        if let Some(type_) = self.object_type() {
+            let is_granular = self.field.is_some_and(|field| field.granular);
+            return if type_.atomic && !is_granular { Form::Atomic } else { Form::Map };
+        }
+        match self.shape {
+            Some(Shape::List(_)) => match self.field.map(|field| field.list) {
+                Some(ListType::Set | ListType::Map) => Form::List,
+                Some(ListType::Atomic) | None => Form::Atomic,
+            },
+            Some(Shape::Map(_)) if self.field.is_some_and(|field| field.atomic_map) => Form::Atomic,
+            Some(Shape::Map(_)) => Form::Map,
+            Some(_) if !self.is_untyped() => Form::Scalar,
+            // Null goes for whatever is beside it.
+            _ => match value {
+                Value::Array(_) => Form::Atomic,
+                Value::Object(_) | Value::Null => Form::Map,
+                _ => Form::Scalar,
+            },
+        }
+    }
+
+    /// What a value of this type has in it, owned as one whole or not.
+    pub(super) fn container(&self) -> Container<'s> {
+        match self.shape {
+            _ if self.object_type().is_some() => Container::Map,
+            Some(Shape::List(_)) => Container::List,
+            Some(Shape::Map(_)) => Container::Map,
+            Some(shape) => Container::None(shape),
+            None => Container::None(&Shape::Any),
+        }
+    }
+
+    /// The field of this name, if the type has one.
+    pub(super) fn declared(&self, name: &str) -> Option<&'s Field> {
+        self.object_type()?.field(name)
+    }
+
+    /// The type of a field or entry; none where there can be no such field.
+    pub(super) fn entry(&self, name: &str) -> Option<Type<'s>> {
+        let Type { schema, .. } = *self;
+        if let Some(type_) = self.object_type() {
+            let field = type_.field(name)?;
+            return Some(Type { schema, shape: Some(&field.shape), field: Some(field), root: None });
+        }
+        match self.shape {
+            Some(Shape::Map(inner)) => Some(Type { schema, shape: Some(inner), field: None, root: None }),
+            _ if self.is_untyped() => Some(Type { schema, shape: None, field: None, root: None }),
+            _ => None,
+        }
+    }
+
+    /// The type of a list's items.
+    pub(super) fn item(&self) -> Option<Type<'s>> {
+        let shape = match self.shape {
+            Some(Shape::List(inner)) => Some(&**inner),
+            _ if self.is_untyped() => None,
+            _ => return None,
+        };
+        Some(Type { schema: self.schema, shape, field: None, root: None })
+    }
+
+    /// The type of what a step leads to.
+    pub(super) fn step(&self, element: &Element) -> Option<Type<'s>> {
+        match element {
+            Element::Field(name) => self.entry(name),
+            Element::Key(_) | Element::Value(_) | Element::Index(_) => self.item(),
+        }
+    }
+
+    /// What tells an item of this list from the others.
+    pub(super) fn element(&self, item: &Value) -> Result<Element, ItemError> {
+        let keys = self.field.map_or(&[][..], |field| &field.keys);
+        if keys.is_empty() {
+            return match item {
+                Value::Object(_) => Err(ItemError::MapOfSet),
+                Value::Array(_) => Err(ItemError::ListOfSet),
+                Value::Null => Err(ItemError::NullOfSet),
+                scalar => Ok(Element::Value(scalar.clone())),
+            };
+        }
+        let map = match item {
+            Value::Object(map) => map,
+            Value::Null => return Err(ItemError::NullOfKeys),
+            _ => return Err(ItemError::NoMap),
+        };
+        let item_type = self.item();
+        let found: BTreeMap<&str, Value> = keys
+            .iter()
+            .filter_map(|key| {
+                let value = map.get(&**key).cloned();
+                let default = || default_of(item_type?.declared(key)?);
+                Some((&**key, value.or_else(default)?))
+            })
+            .collect();
+        if found.is_empty() {
+            let quoted: Vec<String> = keys.iter().map(|key| format!("{key:?}")).collect();
+            return Err(ItemError::NoKeys(format!("[{}]", quoted.join(" "))));
+        }
+        Ok(Element::Key(found.into_iter().map(|(name, value)| (name.into(), value)).collect()))
+    }
+}
+
+/// What a key is taken for where an item does not have it.
+fn default_of(field: &Field) -> Option<Value> {
+    let zero = || (field.presence == Presence::Value).then(|| field.shape.zero());
+    field.default.clone().or_else(zero)
+}
+
+/// The items of a list with what tells them apart; those that cannot be told apart are left out.
+pub(super) fn indexed<'v>(type_: &Type<'_>, items: &'v [Value]) -> Vec<(Element, &'v Value)> {
+    items.iter().filter_map(|item| Some((type_.element(item).ok()?, item))).collect()
+}
