@@ -38,8 +38,11 @@ use crate::token::{Token, ca_hash};
 use crate::{address, memory, open_files};
 
 mod certificates;
+mod connections;
 
 use certificates::{Renewal, keep_authority, renew_ended, serving, wait_while_ended};
+pub(crate) use connections::Connections;
+use connections::Connector;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct AgentArgs {
@@ -100,7 +103,8 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     }
     let ip = address::wait(&args.node).await?;
     let (trusted, identity) = join_or_remember(&args, &name, &directory).await?;
-    let client = client(&trusted, identity.clone())?;
+    let connections = Connections::default();
+    let client = client(&trusted, identity.clone(), &connections)?;
     let shutdown = CancellationToken::new();
     let (mut parts, ip) = (Parts::new(), watch::Sender::new(ip));
     let informers = informers(&client, &directory, &shutdown);
@@ -153,7 +157,12 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     let setup = NodeSetup {
         site: setup_site,
         services,
-        moving: Arc::new(Move { client: client.clone(), node: name.clone(), serving: serving.clone() }),
+        moving: Arc::new(Move {
+            client: client.clone(),
+            connections,
+            node: name.clone(),
+            serving: serving.clone(),
+        }),
         client,
         serving,
         ca_pem: trusted.ca_pem,
@@ -374,7 +383,11 @@ fn remembered(
 }
 
 /// A client that shows the certificate of the moment.
-pub(crate) fn client(trusted: &Trusted, identity: Arc<Identity>) -> Result<Client> {
+pub(crate) fn client(
+    trusted: &Trusted,
+    identity: Arc<Identity>,
+    connections: &Connections,
+) -> Result<Client> {
     let mut roots = rustls::RootCertStore::empty();
     for authority in CertificateDer::pem_slice_iter(trusted.ca_pem.as_bytes()) {
         roots.add(authority.context("the cluster's authority is damaged")?)?;
@@ -393,7 +406,7 @@ pub(crate) fn client(trusted: &Trusted, identity: Arc<Identity>) -> Result<Clien
         .https_only()
         .enable_http1()
         .enable_http2()
-        .wrap_connector(tcp);
+        .wrap_connector(Connector { tcp, connections: connections.clone() });
     let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new())
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
@@ -464,6 +477,8 @@ async fn network(client: &Client) -> Result<ClusterNetwork> {
 /// A member that has another address says so in its Node, and then has a certificate for it.
 struct Move {
     client: Client,
+    /// The client's.
+    connections: Connections,
     node: String,
     serving: Arc<Identity>,
 }
@@ -471,6 +486,7 @@ struct Move {
 #[async_trait]
 impl Moving for Move {
     async fn moved(&self, ip: Ipv4Addr) -> Result<()> {
+        self.connections.end();
         join::register(&self.client, &self.node, ip).await?;
         if self.serving.has_address(ip) {
             return Ok(());

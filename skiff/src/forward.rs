@@ -27,11 +27,12 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::agent::{self, Connections};
 use crate::cluster::{API_PORT, Cluster, EGRESS, NODE_IP, logs};
 use crate::identity::Identity;
 use crate::join::Trusted;
+use crate::open_files;
 use crate::upkeep::Certificates;
-use crate::{agent, open_files};
 
 /// Connections that one published port may have open.
 const MAX_CONNECTIONS: usize = 1024;
@@ -95,7 +96,8 @@ fn administrator(cluster: &Arc<Cluster>, shutdown: &CancellationToken) -> Result
     let pki = Arc::new(cluster.pki()?);
     let identity = Identity::fixed(&pki.administrator()?)?;
     let server = cluster.server_url().parse().context("the API's address")?;
-    let client = agent::client(&Trusted { server, ca_pem: pki.ca_pem() }, identity.clone())?;
+    let client =
+        agent::client(&Trusted { server, ca_pem: pki.ca_pem() }, identity.clone(), &Connections::default())?;
     let mut certificates = Certificates::default();
     certificates.signed_by(pki.clone(), || ());
     let kept = cluster.clone();

@@ -3,6 +3,7 @@
 //! What is done is in `tests/src/rounds`, which `tests/tests/drills` runs a few rounds of.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -27,6 +28,9 @@ pub(crate) struct Options {
     /// Try a debug build of the work tree; it is printed and not stored
     #[arg(long, conflicts_with = "skiff")]
     debug: bool,
+    /// Bring about nothing, and take what `drill` has printed elsewhere, of a program that was given by hand
+    #[arg(long, conflicts_with_all = ["skiff", "debug", "rounds"])]
+    from: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -121,26 +125,17 @@ impl Name {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let _alone = alone()?;
-    setup::run()?;
-    setup::kubectl()?;
-    let registries = fixtures::run()?;
-    let (skiff, drill) = programs(options)?;
     let n_rounds = options.rounds.unwrap_or(options.name.rounds());
     ensure!(n_rounds > 0, "--rounds must be at least 1");
-    let output = Command::new(&drill)
-        .args([options.name.argument(), &n_rounds.to_string()])
-        .env("SKIFF_BIN", &skiff)
-        .env("SKIFF_TEST_REGISTRIES", registries)
-        .stderr(Stdio::inherit())
-        .output()
-        .with_context(|| format!("running {}", drill.display()))?;
-    ensure!(output.status.success(), "the drill {} failed: {}", options.name.argument(), output.status);
-    let report: Value = serde_json::from_slice(&output.stdout).context("reading what the drill found")?;
-    let built = match (&options.skiff, options.debug) {
-        (Some(_), _) => "given by hand",
-        (None, true) => "of the debug profile",
-        (None, false) => "of the release profile",
+    let found = match &options.from {
+        Some(path) => fs::read(path).with_context(|| format!("reading {}", path.display()))?,
+        None => drill(options, n_rounds)?,
+    };
+    let report: Value = serde_json::from_slice(&found).context("reading what the drill found")?;
+    let built = match (&options.skiff, &options.from, options.debug) {
+        (None, None, true) => "of the debug profile",
+        (None, None, false) => "of the release profile",
+        _ => "given by hand",
     };
     let body = body(options.name, &report, built)?;
     println!("{body}");
@@ -150,6 +145,24 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     reliability::write(options.name.section(), &body)?;
     missed(&report)
+}
+
+/// Brings the fault about; answers what was found.
+fn drill(options: &Options, n_rounds: usize) -> Result<Vec<u8>> {
+    let _alone = alone()?;
+    setup::run()?;
+    setup::kubectl()?;
+    let registries = fixtures::run()?;
+    let (skiff, drill) = programs(options)?;
+    let output = Command::new(&drill)
+        .args([options.name.argument(), &n_rounds.to_string()])
+        .env("SKIFF_BIN", &skiff)
+        .env("SKIFF_TEST_REGISTRIES", registries)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("running {}", drill.display()))?;
+    ensure!(output.status.success(), "the drill {} failed: {}", options.name.argument(), output.status);
+    Ok(output.stdout)
 }
 
 /// The program that is tried, and the one that does it.

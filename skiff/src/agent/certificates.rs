@@ -11,7 +11,7 @@ use kube::Client;
 use tokio::sync::watch;
 use tracing::{debug, info, warn};
 
-use super::client;
+use super::{Connections, client};
 use crate::complaint::Complaint;
 use crate::identity::{Identity, Validity};
 use crate::join::{self, Purpose, Trusted};
@@ -137,7 +137,7 @@ pub(super) async fn serving(
 /// asked for again and again.
 pub(super) async fn renew_ended(trusted: &Trusted, identity: &Arc<Identity>, name: &str) -> Result<()> {
     join::check_clock(join::clock_ahead(&trusted.server).await?)?;
-    let client = client(trusted, identity.clone())?;
+    let client = client(trusted, identity.clone(), &Connections::default())?;
     let pair = join::certificate(&client, name, &Purpose::Client).await?;
     identity.renew(&pair)?;
     info!(until = %identity.validity().until, "a certificate that had ended was renewed");
