@@ -99,6 +99,9 @@ impl Checker<'_> {
     }
 
     fn check(&mut self, id: NodeId) {
+        if self.unifier.is_exhausted() {
+            return;
+        }
         // What a part holds is at most as much as the expression is long, once a part.
         match self.ast().node(id).clone() {
             Node::Literal(literal) => self.set(id, type_of_literal(&literal)),

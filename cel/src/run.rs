@@ -64,6 +64,10 @@ impl<'p, 'a> Machine<'p, 'a> {
             Plan::Logic(is_and, sides) => self.logic(*is_and, sides),
             Plan::Equality(is_equal, sides) => {
                 let sides = [self.run(&sides[0]), self.run(&sides[1])];
+                // What is compared may be as large as all that was given.
+                if matches!(&sides[0], Ok(Value::List(_) | Value::Map(_))) {
+                    self.tick(TURNS_BETWEEN_INTERRUPTS / 10)?;
+                }
                 self.charge(charge::equality(*is_equal, &sides))?;
                 let [a, b] = sides;
                 Ok(Value::Bool(equal(&a?, &b?) == *is_equal))
@@ -108,6 +112,16 @@ impl<'p, 'a> Machine<'p, 'a> {
         }
     }
 
+    /// Counts what takes as long as so many turns of a fold, and asks from time to time whether it shall go on.
+    fn tick(&mut self, n_turns: u64) -> Result<(), Fault> {
+        self.turns += n_turns;
+        if self.turns < TURNS_BETWEEN_INTERRUPTS {
+            return Ok(());
+        }
+        self.turns = 0;
+        if self.interrupt.is_some_and(|ask| ask()) { Err(Fault::Interrupted) } else { Ok(()) }
+    }
+
     fn charge(&mut self, cost: u64) -> Result<(), Fault> {
         // What is over is not counted any further.
         if self.cost <= self.limit {
@@ -145,6 +159,14 @@ impl<'p, 'a> Machine<'p, 'a> {
                     fault = fault.or(Some(found));
                 }
             }
+        }
+        if charge::ahead(call, &args).is_some_and(|cost| self.cost.saturating_add(cost) > self.limit) {
+            self.charge(self.limit)?;
+            return Err(Fault::CostLimit);
+        }
+        if call.pattern.is_none() && matches!(&*call.name, "matches" | "find" | "findAll") {
+            // A pattern has to be made first.
+            self.tick(TURNS_BETWEEN_INTERRUPTS)?;
         }
         let result = match fault {
             Some(fault) => Err(fault),
@@ -238,10 +260,7 @@ impl<'p, 'a> Machine<'p, 'a> {
 
     /// One turn of a fold; whether there shall be another.
     fn turn(&mut self, fold: &'p FoldPlan, first: Value<'a>, second: Value<'a>) -> Result<bool, Fault> {
-        self.turns += 1;
-        if self.turns.is_multiple_of(TURNS_BETWEEN_INTERRUPTS) && self.interrupt.is_some_and(|ask| ask()) {
-            return Err(Fault::Interrupted);
-        }
+        self.tick(1)?;
         self.locals.truncate(fold.local + 1);
         self.locals.push(Slot::Ready(Ok(first)));
         if fold.has_second {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::types::Type;
 
 /// Steps for one expression. Types that double with every level would need any number.
-const MAX_STEPS: usize = 2_000_000;
+const MAX_STEPS: usize = 1_000_000;
 
 #[derive(Default)]
 pub(crate) struct Unifier {
