@@ -307,12 +307,23 @@ impl<'p, 'a> Machine<'p, 'a> {
     }
 
     fn insert(&mut self, local: usize, args: &'p [Plan]) -> Run<'a> {
-        // The last value stays where it is until it is known that the new one can be made.
         self.charge(1)?;
-        self.local(local)?;
+        let mut fault = self.local(local).err();
+        // Where there are three arguments with what is carried, upstream stops at the first fault.
         let mut values = Vec::with_capacity(args.len());
-        for arg in args {
-            values.push(self.run(arg)?);
+        for (at, arg) in args.iter().enumerate() {
+            if let Some(fault) = fault.take_if(|_| args.len() > 1) {
+                return Err(fault);
+            }
+            match self.run(arg) {
+                Ok(value) => values.push(value),
+                Err(found) if found.ends_the_run() || at + 1 < args.len() => return Err(found),
+                Err(found) => fault = fault.or(Some(found)),
+            }
+        }
+        if let Some(fault) = fault {
+            self.charge(1)?;
+            return Err(fault);
         }
         let carried = self.taken(local)?;
         self.charge(1)?;
