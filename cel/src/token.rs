@@ -48,7 +48,7 @@ pub(crate) fn tokens(source: &str) -> Result<Vec<Token<'_>>, Issue> {
                 tokens.push(Token { kind: Kind::End, offset });
                 return Ok(tokens);
             }
-            let shown: String = rest.chars().take(1).collect();
+            let shown = unread(rest);
             return Err(Issue::syntax(
                 Some(offset),
                 format!("Syntax error: token recognition error at: '{shown}'"),
@@ -57,6 +57,27 @@ pub(crate) fn tokens(source: &str) -> Result<Vec<Token<'_>>, Issue> {
         tokens.push(Token { kind, offset });
         rest = &rest[n_bytes..];
     }
+}
+
+/// As far as something could be read that is no word: one letter, or a text that does not end.
+fn unread(rest: &str) -> &str {
+    let mut chars = rest.char_indices();
+    let Some((_, first)) = chars.next() else { return rest };
+    if !matches!(first, '"' | '\'') {
+        return &rest[..first.len_utf8()];
+    }
+    let mut end = first.len_utf8();
+    while let Some(next) = rest[end..].chars().next() {
+        match next {
+            '\n' | '\r' => break,
+            '\\' => match escape_len(&rest[end..]) {
+                Some(n_bytes) => end += n_bytes,
+                None => return &rest[..end + 1 + rest[end + 1..].chars().next().map_or(0, char::len_utf8)],
+            },
+            next => end += next.len_utf8(),
+        }
+    }
+    &rest[..end]
 }
 
 /// The word that a text begins with, and its length.

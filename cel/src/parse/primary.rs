@@ -148,7 +148,10 @@ impl Parser<'_> {
         if is_first && !matches!(self.peek().kind, Kind::Sign(sign) if sign == bracket) {
             return Ok(false);
         }
-        self.expect(bracket).map(|_| true)
+        match self.take(bracket) {
+            Some(_) => Ok(true),
+            None => Err(self.unexpected(&format!("{{'{bracket}', ','}}"))),
+        }
     }
 
     fn list(&mut self, offset: usize) -> Parse<NodeId> {
