@@ -4,7 +4,7 @@
 
 use crate::fault::Fault;
 use crate::library::Library;
-use crate::plan::Call;
+use crate::plan::{Call, Equality};
 use crate::run::Run;
 use crate::value::Value;
 
@@ -25,9 +25,9 @@ fn size(value: &Value<'_>) -> u64 {
     }
 }
 
-pub(crate) fn equality(is_equal: bool, sides: &[Run<'_>; 2]) -> u64 {
+pub(crate) fn equality(equality: Equality, sides: &[Run<'_>; 2]) -> u64 {
     // Kubernetes' own values are compared at once, though not where they shall differ.
-    if is_equal && matches!(sides[0], Ok(Value::Library(_))) {
+    if equality == Equality::Equal && matches!(sides[0], Ok(Value::Library(_))) {
         return 1;
     }
     let size = |side: &Run<'_>| side.as_ref().map_or(1, size);

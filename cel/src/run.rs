@@ -14,7 +14,7 @@ use crate::charge;
 use crate::compare::equal;
 use crate::fault::Fault;
 use crate::library::{self, Host};
-use crate::plan::{Call, FoldPlan, Plan};
+use crate::plan::{Call, Equality, FoldPlan, Junction, Otherwise, Plan};
 use crate::value::{Entries, Key, Map, Text, Value};
 
 /// As often as this a fold asks whether it shall go on.
@@ -61,16 +61,16 @@ impl<'p, 'a> Machine<'p, 'a> {
         match plan {
             Plan::Value(value) => Ok(value.clone()),
             Plan::Attribute(attribute) => self.attribute(attribute),
-            Plan::Logic(is_and, sides) => self.logic(*is_and, sides),
-            Plan::Equality(is_equal, sides) => {
+            Plan::Logic(junction, sides) => self.logic(*junction, sides),
+            Plan::Equality(equality, sides) => {
                 let sides = [self.run(&sides[0]), self.run(&sides[1])];
                 // What is compared may be as large as all that was given.
                 if matches!(&sides[0], Ok(Value::List(_) | Value::Map(_))) {
                     self.tick(TURNS_BETWEEN_INTERRUPTS / 10)?;
                 }
-                self.charge(charge::equality(*is_equal, &sides))?;
+                self.charge(charge::equality(*equality, &sides))?;
                 let [a, b] = sides;
-                Ok(Value::Bool(equal(&a?, &b?) == *is_equal))
+                Ok(Value::Bool(equal(&a?, &b?) == (*equality == Equality::Equal)))
             }
             Plan::NotStrictlyFalse(inner) => {
                 let value = self.run(inner);
@@ -86,8 +86,8 @@ impl<'p, 'a> Machine<'p, 'a> {
                 let Value::List(set) = set else { return Err(Fault::NoSuchOverload) };
                 Ok(Value::Bool(set.iter().any(|item| equal(&value, &item))))
             }
-            Plan::Otherwise(is_value, sides) => match self.run(&sides[0])? {
-                Value::Optional(Some(value)) if *is_value => Ok((*value).clone()),
+            Plan::Otherwise(otherwise, sides) => match self.run(&sides[0])? {
+                Value::Optional(Some(value)) if *otherwise == Otherwise::Value => Ok((*value).clone()),
                 Value::Optional(None) => self.run(&sides[1]),
                 other => Ok(other),
             },
@@ -130,18 +130,20 @@ impl<'p, 'a> Machine<'p, 'a> {
         if self.cost > self.limit { Err(Fault::CostLimit) } else { Ok(()) }
     }
 
-    fn logic(&mut self, is_and: bool, sides: &'p [Plan; 2]) -> Run<'a> {
+    fn logic(&mut self, junction: Junction, sides: &'p [Plan; 2]) -> Run<'a> {
+        // What both sides must be, or one of them must not.
+        let neutral = junction == Junction::And;
         let mut fault = None;
         for side in sides {
             match self.run(side) {
-                Ok(Value::Bool(value)) if value != is_and => return Ok(Value::Bool(value)),
+                Ok(Value::Bool(value)) if value != neutral => return Ok(Value::Bool(value)),
                 Ok(Value::Bool(_)) => {}
                 Err(found) if found.ends_the_run() => return Err(found),
                 Ok(_) => fault = fault.or(Some(Fault::NoSuchOverload)),
                 Err(found) => fault = fault.or(Some(found)),
             }
         }
-        fault.map_or(Ok(Value::Bool(is_and)), Err)
+        fault.map_or(Ok(Value::Bool(neutral)), Err)
     }
 
     fn call(&mut self, call: &'p Call) -> Run<'a> {
