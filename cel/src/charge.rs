@@ -2,8 +2,9 @@
 //!
 //! Source: cel-go's `interpreter/runtimecost.go` and `ext`, Kubernetes' `pkg/cel/library/cost.go`.
 
+use crate::fault::Fault;
 use crate::library::Library;
-use crate::plan::Call;
+use crate::plan::{Call, Equality};
 use crate::run::Run;
 use crate::value::Value;
 
@@ -24,9 +25,9 @@ fn size(value: &Value<'_>) -> u64 {
     }
 }
 
-pub(crate) fn equality(is_equal: bool, sides: &[Run<'_>; 2]) -> u64 {
+pub(crate) fn equality(equality: Equality, sides: &[Run<'_>; 2]) -> u64 {
     // Kubernetes' own values are compared at once, though not where they shall differ.
-    if is_equal && matches!(sides[0], Ok(Value::Library(_))) {
+    if equality == Equality::Equal && matches!(sides[0], Ok(Value::Library(_))) {
         return 1;
     }
     let size = |side: &Run<'_>| side.as_ref().map_or(1, size);
@@ -40,6 +41,12 @@ pub(crate) fn call(call: &Call, args: &[Value<'_>], result: &Run<'_>) -> u64 {
         .unwrap_or_else(|| of_standard(overload, args))
 }
 
+/// What a call will cost that takes longer than its arguments are large, so that it is not begun where that is too much.
+pub(crate) fn ahead(call: &Call, args: &[Value<'_>]) -> Option<u64> {
+    let overload = call.overload.filter(|id| *id == "list_distinct" || id.starts_with("list_sets_"))?;
+    of_extension(overload, args, &Err(Fault::NoSuchOverload))
+}
+
 /// Lists and sets of cel-go's `ext`.
 fn of_extension(overload: &str, args: &[Value<'_>], result: &Run<'_>) -> Option<u64> {
     let list = |factor: f64, size: u64| (size as f64 * factor) as u64 + 1 + 10;
@@ -51,8 +58,8 @@ fn of_extension(overload: &str, args: &[Value<'_>], result: &Run<'_>) -> Option<
         list(if is_text { 2.0 + TRAVERSAL } else { 2.0 }, at(n).saturating_mul(at(n)))
     };
     Some(match overload {
-        "list_sets_contains_list" | "list_sets_intersects_list" => 1 + at(0) * at(1),
-        "list_sets_equivalent_list" => 1 + at(0) * at(1) * 2,
+        "list_sets_contains_list" | "list_sets_intersects_list" => 1 + at(0).saturating_mul(at(1)),
+        "list_sets_equivalent_list" => 1 + at(0).saturating_mul(at(1)).saturating_mul(2),
         "list_slice" | "lists_range" | "list_reverse" => list(1.0, made()),
         "list_flatten" => list(1.0, at(0)),
         "list_flatten_int" => match args.get(1) {

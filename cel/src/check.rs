@@ -8,7 +8,7 @@ use crate::ast::{Ast, Field, Fold, Item, Literal, Name, Node, NodeId};
 use crate::declared::{Overload, overloads, type_named};
 use crate::issue::Issue;
 use crate::types::{Type, Types};
-use crate::unify::{Unifier, most_general};
+use crate::unify::{Open, Unifier, most_general};
 
 /// A tree whose types are known.
 pub(crate) struct Checked {
@@ -54,7 +54,7 @@ pub(crate) fn check(ast: Ast, root: NodeId, names: &Names<'_>) -> Result<Checked
     checker.check(root);
     let Checker { mut checked, mut unifier, mut issues, .. } = checker;
     for type_ in &mut checked.types {
-        *type_ = unifier.known(type_, true);
+        *type_ = unifier.known(type_, Open::Dyn);
     }
     if unifier.is_exhausted() {
         issues.push(Issue::types(0, "types of the expression are too complex"));
@@ -99,6 +99,9 @@ impl Checker<'_> {
     }
 
     fn check(&mut self, id: NodeId) {
+        if self.unifier.is_exhausted() {
+            return;
+        }
         // What a part holds is at most as much as the expression is long, once a part.
         match self.ast().node(id).clone() {
             Node::Literal(literal) => self.set(id, type_of_literal(&literal)),
@@ -149,9 +152,10 @@ impl Checker<'_> {
             self.checked.ast.replace(id, Node::Ident(name));
             return self.set(id, type_);
         }
-        let found = self.field(id, operand, field, false);
+        let (found, was_optional) = self.field(id, operand, field);
+        let found = if was_optional { Type::optional(found) } else { found };
         let found = if is_test { Type::Bool } else { found };
-        let type_ = self.unifier.known(&found, false);
+        let type_ = self.unifier.known(&found, Open::Kept);
         self.set(id, type_);
     }
 
@@ -175,10 +179,11 @@ impl Checker<'_> {
         }
     }
 
-    fn field(&mut self, id: NodeId, operand: NodeId, field: &str, is_optional: bool) -> Type {
+    /// The type of a field, and whether it is a field of something that may be missing.
+    fn field(&mut self, id: NodeId, operand: NodeId, field: &str) -> (Type, bool) {
         self.check(operand);
         let operand = self.type_of(operand);
-        let operand = self.unifier.known(&operand, false);
+        let operand = self.unifier.known(&operand, Open::Kept);
         let (target, was_optional) = unwrapped(&operand);
         let found = match &target {
             Type::Map(both) => both.1.clone(),
@@ -196,7 +201,7 @@ impl Checker<'_> {
                 Type::Dyn
             }
         };
-        if was_optional || is_optional { Type::optional(found) } else { found }
+        (found, was_optional)
     }
 
     fn call(&mut self, id: NodeId, function: Name, target: Option<NodeId>, args: Vec<NodeId>) {
@@ -238,8 +243,8 @@ impl Checker<'_> {
     fn optional_select(&mut self, id: NodeId, args: &[NodeId]) {
         let [operand, field] = args else { return };
         let Node::Literal(Literal::Text(field)) = self.ast().node(*field).clone() else { return };
-        let found = self.field(id, *operand, &field, true);
-        let type_ = self.unifier.known(&found, false);
+        let found = Type::optional(self.field(id, *operand, &field).0);
+        let type_ = self.unifier.known(&found, Open::Kept);
         self.set(id, type_);
         self.set(args[1], Type::String);
         self.checked.overloads[id.index()] = overloads("_?._").unwrap_or_default().iter().collect();
@@ -268,7 +273,7 @@ impl Checker<'_> {
                 continue;
             }
             self.checked.overloads[id.index()].push(overload);
-            let returned = self.unifier.known(&returned, false);
+            let returned = self.unifier.known(&returned, Open::Kept);
             result = Some(match result {
                 None => returned,
                 Some(before) if before == Type::Dyn || before == returned => before,
@@ -277,7 +282,7 @@ impl Checker<'_> {
         }
         let type_ = result.unwrap_or_else(|| {
             let shown: Vec<String> =
-                given.iter().map(|type_| self.unifier.known(type_, true).to_string()).collect();
+                given.iter().map(|type_| self.unifier.known(type_, Open::Dyn).to_string()).collect();
             let signature = match (target, shown.split_first()) {
                 (Some(_), Some((first, rest))) => format!("{first}.({})", rest.join(", ")),
                 _ => format!("({})", shown.join(", ")),
@@ -391,7 +396,7 @@ impl Checker<'_> {
         self.check(fold.range);
         self.check(fold.init);
         let range = self.type_of(fold.range);
-        let range = self.unifier.known(&range, false);
+        let range = self.unifier.known(&range, Open::Kept);
         let carried = self.type_of(fold.init);
         let (first, second) = match &range {
             Type::List(element) if fold.second.is_some() => (Type::Int, (**element).clone()),
@@ -423,7 +428,7 @@ impl Checker<'_> {
         self.check(fold.result);
         self.scopes.truncate(outside);
         let result = self.type_of(fold.result);
-        let type_ = self.unifier.known(&result, false);
+        let type_ = self.unifier.known(&result, Open::Kept);
         self.set(id, type_);
     }
 

@@ -15,7 +15,8 @@
 //!
 //! # Caveats
 //! Syntax errors have upstream's place and kind, not all of its words, and only the first is told. The name that macros carry
-//! their value under cannot be written. `docs` of what differs: `tests/known.txt`.
+//! their value under cannot be written. Lists, texts and types that would be very large are not made. What else differs stands
+//! in `tests/known.txt`.
 
 mod ast;
 mod charge;

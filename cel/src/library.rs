@@ -29,7 +29,7 @@ use crate::fault::Fault;
 use crate::plan::Call;
 use crate::run::Run;
 use crate::types::Type;
-use crate::value::{Text, Value};
+use crate::value::{Text, Value, has_room_for_items};
 
 /// What runs have besides their variables.
 #[derive(Clone, Copy, Default)]
@@ -121,8 +121,13 @@ fn library<'a>(value: Library) -> Run<'a> {
     Ok(Value::Library(value))
 }
 
-fn texts<'a>(texts: impl Iterator<Item = &'a str>) -> Value<'static> {
-    Value::list(texts.map(Value::text).collect())
+fn texts<'a, 't>(texts: impl Iterator<Item = &'t str>) -> Run<'a> {
+    let mut items = Vec::new();
+    for text in texts {
+        has_room_for_items(items.len() + 1)?;
+        items.push(Value::text(text));
+    }
+    Ok(Value::list(items))
 }
 
 /// A part of a text that may be borrowed.

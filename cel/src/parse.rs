@@ -88,6 +88,27 @@ fn operator(kind: Kind<'_>) -> Option<(&'static str, u8)> {
     })
 }
 
+fn text_of(kind: Kind<'_>) -> String {
+    match kind {
+        Kind::End => "<EOF>".to_string(),
+        Kind::Sign(text) | Kind::Name(text) | Kind::Int(text) | Kind::Double(text) | Kind::Text(text) => {
+            text.to_string()
+        }
+        Kind::Uint(text) => format!("{text}u"),
+        Kind::Quoted(text) => format!("`{text}`"),
+        Kind::Bytes(text) => format!("b{text}"),
+    }
+}
+
+fn begins_expression(kind: Kind<'_>) -> bool {
+    match kind {
+        Kind::End | Kind::Quoted(_) => false,
+        Kind::Sign(sign) => matches!(sign, "[" | "{" | "(" | "." | "-" | "!"),
+        Kind::Name(name) => name != "in",
+        Kind::Int(_) | Kind::Uint(_) | Kind::Double(_) | Kind::Text(_) | Kind::Bytes(_) => true,
+    }
+}
+
 /// Words that CEL keeps for later.
 fn is_reserved(name: &str) -> bool {
     matches!(
@@ -140,19 +161,32 @@ impl<'t> Parser<'t> {
 
     fn unexpected(&self, expected: &str) -> Issue {
         let token = self.peek();
-        let found = match token.kind {
-            Kind::End => "<EOF>".to_string(),
-            Kind::Sign(text) | Kind::Name(text) | Kind::Int(text) | Kind::Double(text) | Kind::Text(text) => {
-                text.to_string()
+        let found = text_of(token.kind);
+        // Where all would be well without it, it is only too much.
+        let next = self.ahead(1).kind;
+        let is_too_much = match expected {
+            "<EOF>" => next == Kind::End,
+            EXPRESSION => begins_expression(next),
+            ARGUMENT => begins_expression(next) || next == Kind::Sign(")"),
+            // Nothing around it needs more than this.
+            "')'" if self.depth == 1 && token.kind == Kind::End => {
+                return Issue::syntax(Some(token.offset), "Syntax error: missing ')' at '<EOF>'");
             }
-            Kind::Uint(text) => format!("{text}u"),
-            Kind::Quoted(text) => format!("`{text}`"),
-            Kind::Bytes(text) => format!("b{text}"),
+            _ => false,
         };
-        Issue::syntax(
-            Some(token.offset),
-            format!("Syntax error: mismatched input '{found}' expecting {expected}"),
-        )
+        let what = if is_too_much { "extraneous" } else { "mismatched" };
+        let message = format!("Syntax error: {what} input '{found}' expecting {expected}");
+        Issue::syntax(Some(token.offset), message)
+    }
+
+    /// What is said where a field should be.
+    fn no_field(&self) -> Issue {
+        let token = self.peek();
+        if matches!(token.kind, Kind::Name("true" | "false" | "null")) {
+            return self.unexpected("IDENTIFIER");
+        }
+        let found = if token.kind == Kind::End { String::new() } else { text_of(token.kind) };
+        Issue::syntax(Some(token.offset), format!("Syntax error: no viable alternative at input '.{found}'"))
     }
 
     pub(crate) fn note(&mut self, offset: usize, message: impl Into<String>) {
@@ -306,7 +340,7 @@ impl<'t> Parser<'t> {
                 self.note(token.offset, "unsupported syntax: '`'");
                 (name, false)
             }
-            _ => return Err(self.unexpected("IDENTIFIER")),
+            _ => return Err(self.no_field()),
         };
         self.at += 1;
         if is_optional {
@@ -336,16 +370,25 @@ impl<'t> Parser<'t> {
         if self.take(")").is_some() {
             return Ok(args);
         }
+        if !begins_expression(self.peek().kind) {
+            return Err(self.unexpected(ARGUMENT));
+        }
         loop {
             args.push(self.expression()?);
-            if self.take(",").is_none() {
-                self.expect(")")?;
-                return Ok(args);
+            if self.take(",").is_some() {
+                continue;
             }
+            return match self.take(")") {
+                Some(_) => Ok(args),
+                None => Err(self.unexpected("{')', ','}")),
+            };
         }
     }
 }
 
 /// What may begin an expression, in upstream's words.
 const EXPRESSION: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, \
+     IDENTIFIER}";
+/// What may stand behind the bracket of a call.
+const ARGUMENT: &str = "{'[', '{', '(', ')', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, \
      IDENTIFIER}";

@@ -17,16 +17,13 @@ use crate::value::{Text, Value};
 pub(crate) enum Plan {
     Value(Value<'static>),
     Attribute(Attribute),
-    /// `&&` where `true`, `||` where not.
-    Logic(bool, Box<[Plan; 2]>),
-    /// `==` where `true`, `!=` where not.
-    Equality(bool, Box<[Plan; 2]>),
+    Logic(Junction, Box<[Plan; 2]>),
+    Equality(Equality, Box<[Plan; 2]>),
     NotStrictlyFalse(Box<Plan>),
     Call(Box<Call>),
     /// Whether one of these constants is meant.
     Member(Box<Plan>, Value<'static>),
-    /// `or`, and `orValue` where `true`.
-    Otherwise(bool, Box<[Plan; 2]>),
+    Otherwise(Otherwise, Box<[Plan; 2]>),
     List(Vec<(Plan, bool)>),
     Map(Vec<(Plan, Plan, bool)>),
     Message(Vec<(Text<'static>, Plan, bool)>),
@@ -35,6 +32,25 @@ pub(crate) enum Plan {
     Append(usize, Box<Plan>),
     /// What a fold carries, with a key and its value, or a map, more.
     Insert(usize, Vec<Plan>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Junction {
+    And,
+    Or,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Equality {
+    Equal,
+    Unequal,
+}
+
+/// What stands for an optional value that is missing: another one, or a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Otherwise {
+    Optional,
+    Value,
 }
 
 /// Something with what is looked up in it.
@@ -224,9 +240,12 @@ impl Planner<'_> {
     fn special(&self, id: NodeId, name: &str, both: Box<[Plan; 2]>) -> Result<Plan, Box<[Plan; 2]>> {
         let only = self.only(id);
         Ok(match name {
-            "_&&_" | "_||_" => Plan::Logic(name == "_&&_", both),
-            "_==_" | "_!=_" => Plan::Equality(name == "_==_", both),
-            "or" | "orValue" if only.is_some() => Plan::Otherwise(name == "orValue", both),
+            "_&&_" => Plan::Logic(Junction::And, both),
+            "_||_" => Plan::Logic(Junction::Or, both),
+            "_==_" => Plan::Equality(Equality::Equal, both),
+            "_!=_" => Plan::Equality(Equality::Unequal, both),
+            "or" if only.is_some() => Plan::Otherwise(Otherwise::Optional, both),
+            "orValue" if only.is_some() => Plan::Otherwise(Otherwise::Value, both),
             "@in" if only == Some("in_list") && is_set(&both[1]) => match *both {
                 [_, Plan::Value(Value::List(list))] if list.is_empty() => Plan::Value(Value::Bool(false)),
                 [value, Plan::Value(set)] => Plan::Member(Box::new(value), set),

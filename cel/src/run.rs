@@ -14,7 +14,7 @@ use crate::charge;
 use crate::compare::equal;
 use crate::fault::Fault;
 use crate::library::{self, Host};
-use crate::plan::{Call, FoldPlan, Plan};
+use crate::plan::{Call, Equality, FoldPlan, Junction, Otherwise, Plan};
 use crate::value::{Entries, Key, Map, Text, Value};
 
 /// As often as this a fold asks whether it shall go on.
@@ -61,12 +61,16 @@ impl<'p, 'a> Machine<'p, 'a> {
         match plan {
             Plan::Value(value) => Ok(value.clone()),
             Plan::Attribute(attribute) => self.attribute(attribute),
-            Plan::Logic(is_and, sides) => self.logic(*is_and, sides),
-            Plan::Equality(is_equal, sides) => {
+            Plan::Logic(junction, sides) => self.logic(*junction, sides),
+            Plan::Equality(equality, sides) => {
                 let sides = [self.run(&sides[0]), self.run(&sides[1])];
-                self.charge(charge::equality(*is_equal, &sides))?;
+                // What is compared may be as large as all that was given.
+                if matches!(&sides[0], Ok(Value::List(_) | Value::Map(_))) {
+                    self.tick(TURNS_BETWEEN_INTERRUPTS / 10)?;
+                }
+                self.charge(charge::equality(*equality, &sides))?;
                 let [a, b] = sides;
-                Ok(Value::Bool(equal(&a?, &b?) == *is_equal))
+                Ok(Value::Bool(equal(&a?, &b?) == (*equality == Equality::Equal)))
             }
             Plan::NotStrictlyFalse(inner) => {
                 let value = self.run(inner);
@@ -82,8 +86,8 @@ impl<'p, 'a> Machine<'p, 'a> {
                 let Value::List(set) = set else { return Err(Fault::NoSuchOverload) };
                 Ok(Value::Bool(set.iter().any(|item| equal(&value, &item))))
             }
-            Plan::Otherwise(is_value, sides) => match self.run(&sides[0])? {
-                Value::Optional(Some(value)) if *is_value => Ok((*value).clone()),
+            Plan::Otherwise(otherwise, sides) => match self.run(&sides[0])? {
+                Value::Optional(Some(value)) if *otherwise == Otherwise::Value => Ok((*value).clone()),
                 Value::Optional(None) => self.run(&sides[1]),
                 other => Ok(other),
             },
@@ -108,6 +112,16 @@ impl<'p, 'a> Machine<'p, 'a> {
         }
     }
 
+    /// Counts what takes as long as so many turns of a fold, and asks from time to time whether it shall go on.
+    fn tick(&mut self, n_turns: u64) -> Result<(), Fault> {
+        self.turns += n_turns;
+        if self.turns < TURNS_BETWEEN_INTERRUPTS {
+            return Ok(());
+        }
+        self.turns = 0;
+        if self.interrupt.is_some_and(|ask| ask()) { Err(Fault::Interrupted) } else { Ok(()) }
+    }
+
     fn charge(&mut self, cost: u64) -> Result<(), Fault> {
         // What is over is not counted any further.
         if self.cost <= self.limit {
@@ -116,18 +130,20 @@ impl<'p, 'a> Machine<'p, 'a> {
         if self.cost > self.limit { Err(Fault::CostLimit) } else { Ok(()) }
     }
 
-    fn logic(&mut self, is_and: bool, sides: &'p [Plan; 2]) -> Run<'a> {
+    fn logic(&mut self, junction: Junction, sides: &'p [Plan; 2]) -> Run<'a> {
+        // What both sides must be, or one of them must not.
+        let neutral = junction == Junction::And;
         let mut fault = None;
         for side in sides {
             match self.run(side) {
-                Ok(Value::Bool(value)) if value != is_and => return Ok(Value::Bool(value)),
+                Ok(Value::Bool(value)) if value != neutral => return Ok(Value::Bool(value)),
                 Ok(Value::Bool(_)) => {}
                 Err(found) if found.ends_the_run() => return Err(found),
                 Ok(_) => fault = fault.or(Some(Fault::NoSuchOverload)),
                 Err(found) => fault = fault.or(Some(found)),
             }
         }
-        fault.map_or(Ok(Value::Bool(is_and)), Err)
+        fault.map_or(Ok(Value::Bool(neutral)), Err)
     }
 
     fn call(&mut self, call: &'p Call) -> Run<'a> {
@@ -145,6 +161,14 @@ impl<'p, 'a> Machine<'p, 'a> {
                     fault = fault.or(Some(found));
                 }
             }
+        }
+        if charge::ahead(call, &args).is_some_and(|cost| self.cost.saturating_add(cost) > self.limit) {
+            self.charge(self.limit)?;
+            return Err(Fault::CostLimit);
+        }
+        if call.pattern.is_none() && matches!(&*call.name, "matches" | "find" | "findAll") {
+            // A pattern has to be made first.
+            self.tick(TURNS_BETWEEN_INTERRUPTS)?;
         }
         let result = match fault {
             Some(fault) => Err(fault),
@@ -238,10 +262,7 @@ impl<'p, 'a> Machine<'p, 'a> {
 
     /// One turn of a fold; whether there shall be another.
     fn turn(&mut self, fold: &'p FoldPlan, first: Value<'a>, second: Value<'a>) -> Result<bool, Fault> {
-        self.turns += 1;
-        if self.turns.is_multiple_of(TURNS_BETWEEN_INTERRUPTS) && self.interrupt.is_some_and(|ask| ask()) {
-            return Err(Fault::Interrupted);
-        }
+        self.tick(1)?;
         self.locals.truncate(fold.local + 1);
         self.locals.push(Slot::Ready(Ok(first)));
         if fold.has_second {
@@ -288,12 +309,23 @@ impl<'p, 'a> Machine<'p, 'a> {
     }
 
     fn insert(&mut self, local: usize, args: &'p [Plan]) -> Run<'a> {
-        // The last value stays where it is until it is known that the new one can be made.
         self.charge(1)?;
-        self.local(local)?;
+        let mut fault = self.local(local).err();
+        // Where there are three arguments with what is carried, upstream stops at the first fault.
         let mut values = Vec::with_capacity(args.len());
-        for arg in args {
-            values.push(self.run(arg)?);
+        for (at, arg) in args.iter().enumerate() {
+            if let Some(fault) = fault.take_if(|_| args.len() > 1) {
+                return Err(fault);
+            }
+            match self.run(arg) {
+                Ok(value) => values.push(value),
+                Err(found) if found.ends_the_run() || at + 1 < args.len() => return Err(found),
+                Err(found) => fault = fault.or(Some(found)),
+            }
+        }
+        if let Some(fault) = fault {
+            self.charge(1)?;
+            return Err(fault);
         }
         let carried = self.taken(local)?;
         self.charge(1)?;

@@ -48,7 +48,7 @@ pub(crate) fn tokens(source: &str) -> Result<Vec<Token<'_>>, Issue> {
                 tokens.push(Token { kind: Kind::End, offset });
                 return Ok(tokens);
             }
-            let shown: String = rest.chars().take(1).collect();
+            let shown = unread(rest);
             return Err(Issue::syntax(
                 Some(offset),
                 format!("Syntax error: token recognition error at: '{shown}'"),
@@ -57,6 +57,27 @@ pub(crate) fn tokens(source: &str) -> Result<Vec<Token<'_>>, Issue> {
         tokens.push(Token { kind, offset });
         rest = &rest[n_bytes..];
     }
+}
+
+/// As far as something could be read that is no word: one letter, or a text that does not end.
+fn unread(rest: &str) -> &str {
+    let mut chars = rest.char_indices();
+    let Some((_, first)) = chars.next() else { return rest };
+    if !matches!(first, '"' | '\'') {
+        return &rest[..first.len_utf8()];
+    }
+    let mut end = first.len_utf8();
+    while let Some(next) = rest[end..].chars().next() {
+        match next {
+            '\n' | '\r' => break,
+            '\\' => match escape_len(&rest[end..]) {
+                Some(n_bytes) => end += n_bytes,
+                None => return &rest[..end + 1 + rest[end + 1..].chars().next().map_or(0, char::len_utf8)],
+            },
+            next => end += next.len_utf8(),
+        }
+    }
+    &rest[..end]
 }
 
 /// The word that a text begins with, and its length.
@@ -173,8 +194,15 @@ fn escape_len(text: &str) -> Option<usize> {
     }
 }
 
+/// What stands in quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    Text,
+    Bytes,
+}
+
 /// What a text in quotes says; of bytes, hexadecimal and octal escapes are bytes, not characters.
-pub(crate) fn unquoted(written: &str, are_bytes: bool) -> Result<Vec<u8>, &'static str> {
+pub(crate) fn unquoted(written: &str, as_what: Written) -> Result<Vec<u8>, &'static str> {
     let (is_raw, body) = match written.strip_prefix(['r', 'R']) {
         Some(body) => (true, body),
         None => (false, written),
@@ -187,14 +215,14 @@ pub(crate) fn unquoted(written: &str, are_bytes: bool) -> Result<Vec<u8>, &'stat
         said.extend_from_slice(&rest.as_bytes()[..at]);
         rest = &rest[at..];
         let n_bytes = escape_len(rest).ok_or("unable to unescape string")?;
-        said_by(&rest[1..n_bytes], are_bytes, &mut said)?;
+        said_by(&rest[1..n_bytes], as_what, &mut said)?;
         rest = &rest[n_bytes..];
     }
     said.extend_from_slice(rest.as_bytes());
     Ok(said)
 }
 
-fn said_by(escape: &str, are_bytes: bool, said: &mut Vec<u8>) -> Result<(), &'static str> {
+fn said_by(escape: &str, as_what: Written, said: &mut Vec<u8>) -> Result<(), &'static str> {
     let (kind, digits) = escape.split_at(1);
     let number =
         |text: &str, radix| u32::from_str_radix(text, radix).map_err(|_| "unable to unescape string");
@@ -207,12 +235,12 @@ fn said_by(escape: &str, are_bytes: bool, said: &mut Vec<u8>) -> Result<(), &'st
         "t" => 9,
         "v" => 11,
         "x" | "X" => number(digits, 16)?,
-        "u" | "U" if are_bytes => return Err("unable to unescape string"),
+        "u" | "U" if as_what == Written::Bytes => return Err("unable to unescape string"),
         "u" | "U" => number(digits, 16)?,
         "0" | "1" | "2" | "3" => number(escape, 8)?,
         _ => u32::from(kind.as_bytes()[0]),
     };
-    if are_bytes {
+    if as_what == Written::Bytes {
         said.push(u8::try_from(code).map_err(|_| "unable to unescape string")?);
         return Ok(());
     }

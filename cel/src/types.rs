@@ -105,19 +105,39 @@ impl Type {
     }
 }
 
+/// Of a type that is shown no more parts are written: types can be larger than any text.
+const MAX_SHOWN_PARTS: usize = 1_000;
+
 impl fmt::Display for Type {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Type::Null => f.write_str("null"),
-            Type::Duration => f.write_str("duration"),
-            Type::Timestamp => f.write_str("timestamp"),
-            Type::List(element) => write!(f, "list({element})"),
-            Type::Map(both) => write!(f, "map({}, {})", both.0, both.1),
-            Type::Optional(inner) => write!(f, "optional_type({inner})"),
-            Type::Type(inner) => write!(f, "type({inner})"),
-            Type::Var(n) => write!(f, "_var{n}"),
-            Type::Param(name) => write!(f, "{name}"),
-            other => f.write_str(other.name()),
-        }
+        write_within(self, f, &mut { MAX_SHOWN_PARTS })
     }
+}
+
+fn write_within(type_: &Type, f: &mut fmt::Formatter<'_>, n_left: &mut usize) -> fmt::Result {
+    let Some(rest) = n_left.checked_sub(1) else { return f.write_str("…") };
+    *n_left = rest;
+    let (name, inner): (&str, [Option<&Type>; 2]) = match type_ {
+        Type::Null => return f.write_str("null"),
+        Type::Duration => return f.write_str("duration"),
+        Type::Timestamp => return f.write_str("timestamp"),
+        Type::Var(n) => return write!(f, "_var{n}"),
+        Type::Param(name) => return write!(f, "{name}"),
+        Type::List(element) => ("list", [Some(element), None]),
+        Type::Map(both) => ("map", [Some(&both.0), Some(&both.1)]),
+        Type::Optional(inner) => ("optional_type", [Some(inner), None]),
+        Type::Type(inner) => ("type", [Some(inner), None]),
+        other => return f.write_str(other.name()),
+    };
+    write!(f, "{name}(")?;
+    for (at, inner) in inner.into_iter().flatten().enumerate() {
+        if at > 0 {
+            f.write_str(", ")?;
+        }
+        if *n_left == 0 {
+            return f.write_str("…");
+        }
+        write_within(inner, f, n_left)?;
+    }
+    f.write_str(")")
 }

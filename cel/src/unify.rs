@@ -10,7 +10,14 @@ use std::sync::Arc;
 use crate::types::Type;
 
 /// Steps for one expression. Types that double with every level would need any number.
-const MAX_STEPS: usize = 2_000_000;
+const MAX_STEPS: usize = 1_000_000;
+
+/// What becomes of types that are open still.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Open {
+    Kept,
+    Dyn,
+}
 
 #[derive(Default)]
 pub(crate) struct Unifier {
@@ -52,22 +59,22 @@ impl Unifier {
         self.assignable_all([(from, to)])
     }
 
-    /// A type with what is known put in; what is not is `dyn` if `all` is asked for.
-    pub(crate) fn known(&mut self, type_: &Type, all: bool) -> Type {
+    /// A type with what is known put in.
+    pub(crate) fn known(&mut self, type_: &Type, open: Open) -> Type {
         self.n_steps += 1;
         if self.is_exhausted() {
             return Type::Dyn;
         }
         match type_ {
             Type::Var(var) => match self.found[*var as usize].clone() {
-                Some(found) => self.known(&found, all),
-                None if all => Type::Dyn,
+                Some(found) => self.known(&found, open),
+                None if open == Open::Dyn => Type::Dyn,
                 None => type_.clone(),
             },
-            Type::List(element) => Type::list(self.known(element, all)),
-            Type::Map(both) => Type::map(self.known(&both.0, all), self.known(&both.1, all)),
-            Type::Optional(inner) => Type::optional(self.known(inner, all)),
-            Type::Type(inner) => Type::Type(Arc::new(self.known(inner, all))),
+            Type::List(element) => Type::list(self.known(element, open)),
+            Type::Map(both) => Type::map(self.known(&both.0, open), self.known(&both.1, open)),
+            Type::Optional(inner) => Type::optional(self.known(inner, open)),
+            Type::Type(inner) => Type::Type(Arc::new(self.known(inner, open))),
             other => other.clone(),
         }
     }

@@ -22,12 +22,12 @@ pub(crate) fn faults(checked: &Checked, version: u8) -> Vec<Issue> {
             }
             Node::List(items) if !exempt[id.index()] => {
                 let items = items.iter().map(|item| (item.value, item.is_optional));
-                same(checked, items, false, &mut issues);
+                same(checked, items, Told::First, &mut issues);
             }
             Node::Map(entries) if !exempt[id.index()] => {
-                same(checked, entries.iter().map(|entry| (entry.key, false)), true, &mut issues);
+                same(checked, entries.iter().map(|entry| (entry.key, false)), Told::All, &mut issues);
                 let values = entries.iter().map(|entry| (entry.value, entry.is_optional));
-                same(checked, values, true, &mut issues);
+                same(checked, values, Told::All, &mut issues);
             }
             _ => {}
         }
@@ -142,13 +142,15 @@ fn misfit(checked: &Checked, clause: Clause, id: NodeId) -> Option<NodeId> {
     }
 }
 
-/// All must be of one type; of a list only the first that is not is told.
-fn same(
-    checked: &Checked,
-    parts: impl Iterator<Item = (NodeId, bool)>,
-    tells_all: bool,
-    issues: &mut Vec<Issue>,
-) {
+/// Which parts of another type are told: of lists only the first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    First,
+    All,
+}
+
+/// All must be of one type.
+fn same(checked: &Checked, parts: impl Iterator<Item = (NodeId, bool)>, told: Told, issues: &mut Vec<Issue>) {
     let mut wanted: Option<Type> = None;
     for (id, is_optional) in parts {
         let type_ = match checked.type_of(id) {
@@ -162,7 +164,7 @@ fn same(
         if *wanted != type_ {
             let message = format!("expected type '{wanted}' but found '{type_}'");
             issues.push(Issue::types(checked.ast.offset(id), message));
-            if !tells_all {
+            if told == Told::First {
                 return;
             }
         }

@@ -91,8 +91,10 @@ pub enum Scalar {
     Uint(u64),
 }
 
-/// A list has no more items than this: expressions can double what they are given for next to no cost.
-const MAX_ITEMS: usize = 4_000_000;
+/// A list that is made has no more items than this: expressions can double what they are given for next to no cost.
+const MAX_ITEMS: usize = 1_000_000;
+/// A text that is made has no more bytes than this: what replaces parts of a text costs nothing, however large it is.
+const MAX_TEXT_BYTES: usize = 32 << 20;
 /// Lists that are joined more often than this are copied.
 const MAX_JOINS: usize = 64;
 
@@ -281,9 +283,7 @@ impl<'a> List<'a> {
     /// One list after the other.
     pub(crate) fn joined(first: List<'a>, second: List<'a>) -> Result<List<'a>, Fault> {
         let len = first.len() + second.len();
-        if len > MAX_ITEMS {
-            return Err(Fault::other(format!("list has more than {MAX_ITEMS} items")));
-        }
+        has_room_for_items(len)?;
         match (first.len(), second.len()) {
             (_, 0) => return Ok(first),
             (0, _) => return Ok(second),
@@ -345,6 +345,23 @@ impl<'a> Map<'a> {
             Map::Owned(map) => Box::new(map.iter()),
         }
     }
+}
+
+/// Whether a list of so many items may be made.
+pub(crate) fn has_room_for_items(n_items: usize) -> Result<(), Fault> {
+    if n_items <= MAX_ITEMS {
+        Ok(())
+    } else {
+        Err(Fault::other(format!("list has more than {MAX_ITEMS} items")))
+    }
+}
+
+/// Whether a text of so many bytes may be made.
+pub(crate) fn has_room_for_text(n_bytes: usize) -> Result<(), Fault> {
+    if n_bytes <= MAX_TEXT_BYTES {
+        return Ok(());
+    }
+    Err(Fault::other(format!("text has more than {MAX_TEXT_BYTES} bytes")))
 }
 
 fn values_of(type_: &Type) -> &Type {

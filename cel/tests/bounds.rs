@@ -231,10 +231,67 @@ fn what_doubles_is_bounded() {
     for at in 0..60 {
         types = format!("cel.bind(v{at}, {types}, {{v{at}: v{at}}})");
     }
-    tried(&environment, &types);
+    let rejected = environment.compile(&types).err().expect("too large");
+    assert!(rejected.to_string().contains("too complex"), "{rejected}");
     let mut both = "[1].map(z, z)".to_string();
     for at in 0..60 {
         both = format!("cel.bind(v{at}, {both}, [{{1: v{at}}}, {{1: v{at}}}])");
     }
     tried(&environment, &both);
+}
+
+/// Runs an expression over a long text and a long list, and gives its fault.
+fn fault_of(expression: &str) -> String {
+    let json = serde_json::json!({"b": "a".repeat(1_000_000), "l": (0..20_000).collect::<Vec<i64>>()});
+    let environment = environment();
+    let program = environment.compile(expression).expect(expression);
+    let run = Run::default()
+        .variable("b", Value::from_json(&json["b"], &Type::String))
+        .variable("l", Value::from_json(&json["l"], &Type::list(Type::Int)));
+    program.run(run).result.expect_err(expression).to_string()
+}
+
+#[test]
+fn what_would_be_large_is_not_made() {
+    const TEXT: &str = "text has more than 33554432 bytes";
+    const LIST: &str = "list has more than 1000000 items";
+    for (expression, fault) in [
+        ("b.replace('a', b).size() == 1", TEXT),
+        ("lists.range(100).map(x, b).join('')", TEXT),
+        ("lists.range(100).map(x, '').join(b)", TEXT),
+        ("'%s'.format([lists.range(100).map(x, b)])", TEXT),
+        ("lists.range(100).map(x, l).flatten()", LIST),
+        ("cel.bind(c, l + l + l + l, cel.bind(d, c + c + c + c, d + d + d + d))", LIST),
+        ("lists.range(2000000)", LIST),
+    ] {
+        assert_eq!(fault_of(expression), fault, "{expression}");
+    }
+}
+
+#[test]
+fn what_would_take_long_is_not_begun() {
+    const LIMIT: &str = "operation cancelled: actual cost limit exceeded";
+    for expression in
+        ["l.distinct()", "sets.contains(l, l)", "sets.equivalent(l, l)", "sets.intersects(l, l)"]
+    {
+        let started = Instant::now();
+        assert_eq!(fault_of(expression), LIMIT, "{expression}");
+        assert!(started.elapsed() < Duration::from_secs(1), "{expression}");
+    }
+}
+
+#[test]
+fn a_fault_does_not_repeat_a_long_text() {
+    assert!(fault_of("{'x': 1}[b]").len() < 2_000);
+}
+
+#[test]
+fn a_large_type_is_shown_in_part() {
+    let mut text = "a".to_string();
+    for at in 0..16 {
+        text = format!("cel.bind(v{at}, {text}, {{v{at}: v{at}}})");
+    }
+    let rejected = environment().compile(&format!("{text} && true")).err().expect("no bool").to_string();
+    assert!(rejected.contains("expected type 'bool' but found 'map(map("), "{}", &rejected[..200]);
+    assert!(rejected.len() < 20_000, "{}", rejected.len());
 }

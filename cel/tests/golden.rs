@@ -246,10 +246,13 @@ fn recorded() -> Vec<(u8, String, BTreeMap<String, String>)> {
         .collect()
 }
 
-/// What is compared of a refusal: all of it, but of what a parser generator words only where it says so first.
+/// What is compared of a refusal: all of it, but of what a parser generator words only the first.
 fn compared(rejected: &str) -> String {
     match rejected.find("Syntax error: ") {
-        Some(at) => rejected[..at].lines().last().unwrap_or_default().to_string(),
+        Some(at) => {
+            let start = rejected[..at].rfind('\n').map_or(0, |end| end + 1);
+            rejected[start..].lines().next().unwrap_or_default().to_string()
+        }
         None => rejected.to_string(),
     }
 }

@@ -9,10 +9,7 @@ use crate::fault::Fault;
 use crate::plan::Call;
 use crate::run::Run;
 use crate::types::Type;
-use crate::value::{List, Value};
-
-/// No list that is made at once has more items.
-const MAX_ITEMS: i64 = 1_000_000;
+use crate::value::{List, Value, has_room_for_items};
 
 pub(super) fn function(name: &str) -> Option<Function> {
     Some(match name {
@@ -128,7 +125,10 @@ fn flatten<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
         open.push((list, at + 1, depth));
         match item {
             Value::List(inner) if depth > 0 => open.push((inner, 0, depth - 1)),
-            other => items.push(other),
+            other => {
+                has_room_for_items(items.len() + 1)?;
+                items.push(other);
+            }
         }
     }
     Ok(Value::list(items))
@@ -163,10 +163,10 @@ fn sort<'a>(call: &Call, list: Option<&Value<'a>>, keys: Option<&Value<'a>>, arg
 
 fn range<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     match args {
-        [Value::Int(end)] if *end > MAX_ITEMS => {
-            Err(Fault::other(format!("lists.range({end}) has more than {MAX_ITEMS} items")))
+        [Value::Int(end)] => {
+            has_room_for_items(usize::try_from(*end).unwrap_or_default())?;
+            Ok(Value::list((0..*end).map(Value::Int).collect()))
         }
-        [Value::Int(end)] => Ok(Value::list((0..*end).map(Value::Int).collect())),
         _ => Err(no_overload(call, args)),
     }
 }

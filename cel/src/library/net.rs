@@ -145,9 +145,7 @@ fn parsed(text: &str) -> Result<IpAddr, String> {
     let refused = |why: &str| format!("ParseAddr({}): {why}", quoted(text));
     match text.chars().find(|c| matches!(c, '.' | ':' | '%')) {
         Some('.') => text.parse::<Ipv4Addr>().map(IpAddr::V4).map_err(|_| refused(&v4_fault(text))),
-        Some(':') => {
-            text.parse::<Ipv6Addr>().map(IpAddr::V6).map_err(|_| refused("unable to parse IPv6 address"))
-        }
+        Some(':') => text.parse::<Ipv6Addr>().map(IpAddr::V6).map_err(|_| refused(&v6_fault(text))),
         Some(_) => Err(refused("missing IPv6 address")),
         None => Err(refused("unable to parse IP")),
     }
@@ -177,6 +175,64 @@ fn v4_fault(text: &str) -> String {
         }
     }
     "IPv4 address too short".to_string()
+}
+
+/// The first thing that is wrong with an IPv6 address.
+fn v6_fault(text: &str) -> String {
+    let at = |why: &str, rest: &str| format!("{why} (at {})", quoted(rest));
+    let mut rest = text;
+    if let Some((before, zone)) = text.split_once('%') {
+        if zone.is_empty() {
+            return "zone must be a non-empty string".to_string();
+        }
+        rest = before;
+    }
+    let mut has_gap = rest.starts_with("::");
+    rest = if has_gap { &rest[2..] } else { rest };
+    let mut n_bytes = 0;
+    while n_bytes < 16 {
+        let n_digits = rest.bytes().take_while(u8::is_ascii_hexdigit).count();
+        let after = &rest[n_digits..];
+        match n_digits {
+            0 => return at("each colon-separated field must have at least one digit", rest),
+            1..=4 => {}
+            _ => return at("each group must have 4 or less digits", rest),
+        }
+        if after.starts_with('.') {
+            return match n_bytes {
+                n if !has_gap && n != 12 => {
+                    at("embedded IPv4 address must replace the final 2 fields of the address", rest)
+                }
+                13.. => at("too many hex fields to fit an embedded IPv4 at the end of the address", rest),
+                _ => v4_fault(rest),
+            };
+        }
+        n_bytes += 2;
+        rest = after;
+        if rest.is_empty() {
+            break;
+        }
+        let Some(next) = rest.strip_prefix(':') else { return at("unexpected character, want colon", rest) };
+        if next.is_empty() {
+            return at("colon must be followed by more characters", rest);
+        }
+        rest = next;
+        if let Some(next) = rest.strip_prefix(':') {
+            if has_gap {
+                return at("multiple :: in address", rest);
+            }
+            has_gap = true;
+            rest = next;
+            if rest.is_empty() {
+                break;
+            }
+        }
+    }
+    match (rest.is_empty(), n_bytes < 16) {
+        (false, _) => at("trailing garbage after address", rest),
+        (true, true) => "address string too short".to_string(),
+        (true, false) => "the :: must expand to at least one field of zeros".to_string(),
+    }
 }
 
 fn address(text: &str) -> Result<IpAddr, Fault> {

@@ -7,7 +7,7 @@ use crate::compare::{equal, order};
 use crate::fault::Fault;
 use crate::plan::Call;
 use crate::run::Run;
-use crate::value::{List, Value};
+use crate::value::{List, Value, has_room_for_text};
 
 pub(super) fn function(name: &str) -> Option<Function> {
     Some(match name {
@@ -52,8 +52,14 @@ pub(super) fn sum<'a>(a: &Value<'a>, b: &Value<'a>) -> Run<'a> {
         (Value::Int(a), Value::Int(b)) => Value::Int(a.checked_add(*b).ok_or(INT)?),
         (Value::Uint(a), Value::Uint(b)) => Value::Uint(a.checked_add(*b).ok_or(UINT)?),
         (Value::Double(a), Value::Double(b)) => Value::Double(a + b),
-        (Value::Text(a), Value::Text(b)) => Value::text([&**a, &**b].concat()),
-        (Value::Bytes(a), Value::Bytes(b)) => Value::Bytes([&**a, &**b].concat().into()),
+        (Value::Text(a), Value::Text(b)) => {
+            has_room_for_text(a.len() + b.len())?;
+            Value::text([&**a, &**b].concat())
+        }
+        (Value::Bytes(a), Value::Bytes(b)) => {
+            has_room_for_text(a.len() + b.len())?;
+            Value::Bytes([&**a, &**b].concat().into())
+        }
         (Value::List(a), Value::List(b)) => Value::List(List::joined(a.clone(), b.clone())?),
         (Value::Duration(a), Value::Duration(b)) => Value::Duration(a.checked_add(*b).ok_or(INT)?),
         (Value::Timestamp(at), Value::Duration(by)) | (Value::Duration(by), Value::Timestamp(at)) => {

@@ -80,7 +80,7 @@ fn find_all<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     };
     let regex = of(call, pattern).map_err(illegal)?;
     let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-    Ok(texts(regex.find_iter(text).take(limit).map(|found| found.as_str())))
+    texts(regex.find_iter(text).take(limit).map(|found| found.as_str()))
 }
 
 /// A pattern of RE2 as the `regex` crate reads it: classes by a letter are ASCII, and brackets within brackets are letters.

@@ -10,6 +10,8 @@ use super::time;
 
 /// Digits behind the point, if a clause does not say.
 const PRECISION: usize = 6;
+/// A fault shows no more of a text.
+const MAX_SHOWN_BYTES: usize = 1_024;
 /// No clause writes more digits.
 const MAX_PRECISION: usize = 1_000;
 
@@ -17,7 +19,10 @@ const MAX_PRECISION: usize = 1_000;
 pub(crate) fn shown(value: &Value<'_>) -> String {
     match value {
         Value::Null => "null".to_string(),
-        Value::List(_) | Value::Map(_) => nested(value).unwrap_or_default(),
+        Value::Text(text) if text.len() > MAX_SHOWN_BYTES => {
+            let end = (0..=MAX_SHOWN_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+            format!("{}…", &text[..end])
+        }
         other => match to_text(other) {
             Ok(Some(Value::Text(text))) => text.to_string(),
             _ => other.type_of().name().to_string(),

@@ -6,7 +6,7 @@ use crate::compare::equal;
 use crate::fault::Fault;
 use crate::plan::Call;
 use crate::run::Run;
-use crate::value::{Text, Value};
+use crate::value::{Text, Value, has_room_for_text};
 
 pub(super) fn function(name: &str) -> Option<Function> {
     Some(match name {
@@ -117,10 +117,10 @@ fn replace<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
         }
         _ => return Err(no_overload(call, args)),
     };
-    Ok(match usize::try_from(limit) {
-        Ok(limit) => Value::text(text.replacen(&**old, new, limit)),
-        Err(_) => Value::text(text.replace(&**old, new)),
-    })
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let n_found = text.matches(&**old).take(limit).count();
+    has_room_for_text(text.len().saturating_add(n_found.saturating_mul(new.len())))?;
+    Ok(Value::text(text.replacen(&**old, new, limit)))
 }
 
 fn split<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
@@ -134,7 +134,7 @@ fn split<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
         return Ok(Value::list(Vec::new()));
     }
     if !separator.is_empty() {
-        return Ok(texts(text.splitn(limit, &**separator)));
+        return texts(text.splitn(limit, &**separator));
     }
     // Into characters, the last one with all that is left.
     let mut rest: &str = text;
@@ -148,7 +148,7 @@ fn split<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
         parts.push(part);
         rest = after;
     }
-    Ok(texts(parts.into_iter()))
+    texts(parts.into_iter())
 }
 
 fn substring<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
@@ -182,6 +182,7 @@ fn join<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
         let Value::Text(text) = item else {
             return Err(Fault::other(format!("join: invalid input: {}", print::shown(&item))));
         };
+        has_room_for_text(joined.len() + separator.len() + text.len())?;
         if at > 0 {
             joined.push_str(separator);
         }
@@ -194,10 +195,13 @@ fn format<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     match args {
         [Value::Text(text), Value::List(list)] => {
             let mut at = 0;
+            let mut n_bytes = 0;
             let made = print::clauses(text, |clause| {
                 let value = list.get(at).ok_or_else(|| format!("index {at} out of range"))?;
                 at += 1;
-                clause.map(|clause| clause.print(&value))?
+                let printed = clause?.print(&value)?;
+                n_bytes += printed.len();
+                has_room_for_text(n_bytes).map(|()| printed).map_err(|fault| fault.to_string())
             });
             made.map(Value::text).map_err(Fault::other)
         }

@@ -3,7 +3,7 @@
 use super::{EXPRESSION, Parse, Parser, is_reserved, is_word};
 use crate::ast::{Entry, Field, Item, Literal, Name, Node, NodeId};
 use crate::macros;
-use crate::token::{Kind, Token, unquoted};
+use crate::token::{Kind, Token, Written, unquoted};
 
 impl Parser<'_> {
     pub(super) fn primary(&mut self) -> Parse<NodeId> {
@@ -22,7 +22,7 @@ impl Parser<'_> {
             Kind::Name("false") => Literal::Bool(false),
             Kind::Name("null") => Literal::Null,
             Kind::Text(text) => self.text(text, offset),
-            Kind::Bytes(text) => match unquoted(text, true) {
+            Kind::Bytes(text) => match unquoted(text, Written::Bytes) {
                 Ok(bytes) => Literal::Bytes(bytes.into()),
                 Err(message) => self.faulty(offset, message),
             },
@@ -50,7 +50,7 @@ impl Parser<'_> {
     }
 
     fn text(&mut self, text: &str, offset: usize) -> Literal {
-        match unquoted(text, false).map(String::from_utf8) {
+        match unquoted(text, Written::Text).map(String::from_utf8) {
             Ok(Ok(text)) => Literal::Text(text.into()),
             Ok(Err(_)) => self.faulty(offset, "unable to unescape string"),
             Err(message) => self.faulty(offset, message),
@@ -132,52 +132,50 @@ impl Parser<'_> {
         }
     }
 
-    /// Whether what is listed ends here; one comma may stand before the end, and must where it goes on.
-    fn closed(&mut self, bracket: &str) -> Parse<bool> {
-        let is_first = matches!(
-            self.tokens.get(self.at.wrapping_sub(1)),
-            Some(Token { kind: Kind::Sign("[" | "{"), .. })
-        );
+    /// Whether nothing is listed; a comma may stand there alone.
+    fn is_empty(&mut self, bracket: &str) -> Parse<bool> {
         if self.take(",").is_some() {
-            return match self.take(bracket) {
-                Some(_) => Ok(true),
-                None if is_first => Err(self.unexpected(&format!("'{bracket}'"))),
-                None => Ok(false),
-            };
+            return self.expect(bracket).map(|_| true);
         }
-        if is_first && !matches!(self.peek().kind, Kind::Sign(sign) if sign == bracket) {
-            return Ok(false);
+        Ok(self.take(bracket).is_some())
+    }
+
+    /// Whether what is listed ends here; a comma must stand where it goes on, and may before the end.
+    fn is_end(&mut self, bracket: &str) -> Parse<bool> {
+        let goes_on = self.take(",").is_some();
+        if self.take(bracket).is_some() {
+            return Ok(true);
         }
-        self.expect(bracket).map(|_| true)
+        if goes_on { Ok(false) } else { Err(self.unexpected(&format!("{{'{bracket}', ','}}"))) }
     }
 
     fn list(&mut self, offset: usize) -> Parse<NodeId> {
         let mut items = Vec::new();
-        let mut is_closed = self.closed("]")?;
+        let mut is_closed = self.is_empty("]")?;
         while !is_closed {
             let is_optional = self.optional(None);
             items.push(Item { value: self.expression()?, is_optional });
-            is_closed = self.closed("]")?;
+            is_closed = self.is_end("]")?;
         }
         self.add(offset, Node::List(items))
     }
 
     fn map(&mut self, offset: usize) -> Parse<NodeId> {
         let mut entries = Vec::new();
-        let mut is_closed = self.closed("}")?;
+        let mut is_closed = self.is_empty("}")?;
         while !is_closed {
             let is_optional = self.optional(None);
             let key = self.expression()?;
             self.expect(":")?;
             entries.push(Entry { key, value: self.expression()?, is_optional });
-            is_closed = self.closed("}")?;
+            is_closed = self.is_end("}")?;
         }
         self.add(offset, Node::Map(entries))
     }
 
     fn fields(&mut self) -> Parse<Vec<Field>> {
         let mut fields = Vec::new();
-        let mut is_closed = self.closed("}")?;
+        let mut is_closed = self.is_empty("}")?;
         while !is_closed {
             let is_optional = self.optional(None);
             let name = match self.peek().kind {
@@ -187,7 +185,7 @@ impl Parser<'_> {
             self.at += 1;
             let offset = self.expect(":")?;
             fields.push(Field { name: name.into(), value: self.expression()?, is_optional, offset });
-            is_closed = self.closed("}")?;
+            is_closed = self.is_end("}")?;
         }
         Ok(fields)
     }
