@@ -74,7 +74,11 @@ impl Cluster {
         let user = UserInfo::new("system:kube-controller-manager", &[]);
         let client = Client::new(server.service_for(user), "default");
         let informers = Informers::new(client, shutdown.clone());
-        let config = crate::Config { service_lb: false, selection: Default::default() };
+        let api = server.clone();
+        let credentials = crate::Credentials::new(move |user, groups| {
+            Client::new(api.service_for(UserInfo::new(user, groups)), "default")
+        });
+        let config = crate::Config { credentials, service_lb: false, selection: Default::default() };
         let controllers = crate::run(config, Some(joining), ca_pem.clone(), informers, shutdown.clone());
         let controllers = tokio::spawn(controllers);
         Cluster { server, shutdown, controllers, reached, ca_pem, _folder: folder }
