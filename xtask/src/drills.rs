@@ -135,7 +135,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let built = match (&options.skiff, &options.from, options.debug) {
         (None, None, true) => "of the debug profile",
         (None, None, false) => "of the release profile",
-        _ => "given by hand",
+        _ => "given by hand, which may be of another commit",
     };
     let body = body(options.name, &report, built)?;
     println!("{body}");
