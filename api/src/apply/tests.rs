@@ -82,6 +82,29 @@ fn an_object_without_managers_is_owned_by_one_from_before_once_it_is_applied_to(
 }
 
 #[test]
+fn what_has_become_one_whole_is_owned_as_one() {
+    with_kind("Deployment", |kind, fields| {
+        let owned = json!({"f:spec": {"f:replicas": {}, "f:selector": {"f:matchLabels": {"f:app": {}}}}});
+        let live = stored(
+            kind,
+            json!({
+                "apiVersion": "apps/v1", "kind": "Deployment",
+                "metadata": {"name": "d", "namespace": "n", "managedFields": [
+                    {"manager": "old", "operation": "Update", "apiVersion": "apps/v1", "fieldsType": "FieldsV1", "fieldsV1": owned},
+                    {"manager": "older", "operation": "Update", "apiVersion": "extensions/v1beta1", "fieldsType": "FieldsV1", "fieldsV1": owned},
+                ]},
+                "spec": {"replicas": 1, "selector": {"matchLabels": {"app": "d"}}, "template": {}},
+            }),
+        );
+        let mut new = live.clone();
+        fields.update(Some(&live), &mut new, "m", T1);
+        assert_eq!(managers(&new), ["old"], "one is of a version that is gone");
+        let fitting = json!({"f:spec": {"f:replicas": {}, "f:selector": {}}});
+        assert_eq!(new["metadata"]["managedFields"][0]["fieldsV1"], fitting);
+    });
+}
+
+#[test]
 fn the_oldest_of_many_updaters_become_one() {
     with_kind("ConfigMap", |kind, fields| {
         let mut live: Option<Object> = None;

@@ -14,7 +14,7 @@ use super::form::Type;
 use super::managers::{Manager, Managers, Owned};
 use super::merge::merged;
 use super::set::Set;
-use super::walk::{Comparison, fields, reconciled, remove, with_named_fields};
+use super::walk::{Comparison, fields, fits, reconciled, remove, with_named_fields};
 use crate::Object;
 use crate::schema::TypeRef;
 
@@ -194,18 +194,21 @@ impl Updater<'_> {
     }
 
     /// Managers as the schema of today has them. Those of versions that are gone are forgotten.
-    fn reconcile(&self, live: &Object, managers: Managers) -> Managers {
-        let fitting = managers.0.into_iter().filter_map(|(manager, mut owned)| {
-            let set = if owned.api_version == self.api_version {
-                reconciled(self.type_(), &owned.set)
+    fn reconcile(&self, live: &Object, mut managers: Managers) -> Managers {
+        managers.0.retain(|_, owned| {
+            let schema = if owned.api_version == self.api_version {
+                self.schema.clone()
             } else {
-                let (_, schema) = self.in_version(live, &owned.api_version)?;
-                reconciled(Type::of_object(&schema.schema, schema.id), &owned.set)
+                let Some((_, schema)) = self.in_version(live, &owned.api_version) else { return false };
+                schema
             };
-            owned.set = set;
-            Some((manager, owned))
+            let type_ = Type::of_object(&schema.schema, schema.id);
+            if !fits(type_, &owned.set) {
+                owned.set = reconciled(type_, &owned.set);
+            }
+            true
         });
-        Managers(fitting.collect())
+        managers
     }
 
     /// What of `document` stands in `live` as it is.

@@ -184,6 +184,11 @@ impl Compare {
     }
 
     fn entry(&mut self, type_: Type<'_>, name: &str, old: Option<&Value>, new: Option<&Value>) {
+        let is_scalar = |value: &Value| !value.is_array() && !value.is_object();
+        if old == new && old.is_some_and(is_scalar) {
+            // Most of an object stays as it is: that costs no path.
+            return;
+        }
         if let Some(entry) = type_.entry(name) {
             self.path.push(Element::field(name));
             self.values(entry, old, new);
@@ -294,23 +299,37 @@ pub(super) fn with_named_fields(type_: Option<Type<'_>>, set: &Set) -> Set {
     named
 }
 
+/// Whether a set is as the schema of today has it: nothing is owned below what is one whole.
+pub(super) fn fits(type_: Type<'_>, set: &Set) -> bool {
+    set.nodes().all(|(element, node)| {
+        let below = Some(&node.below).filter(|below| !below.is_empty());
+        match (granular(type_, element), below) {
+            (Some((_, Form::Atomic)), Some(_)) => false,
+            (Some((type_, Form::Map | Form::List)), Some(below)) => fits(type_, below),
+            _ => true,
+        }
+    })
+}
+
 /// A set as the schema of today has it: what has become one whole is owned as one.
 pub(super) fn reconciled(type_: Type<'_>, set: &Set) -> Set {
     let mut fitting = Set::default();
     for (element, node) in set.nodes() {
-        fitting.insert_node(element.clone(), reconciled_node(type_.step(element), node));
+        let node = match granular(type_, element) {
+            _ if node.below.is_empty() => node.clone(),
+            Some((_, Form::Atomic)) => Node { is_member: true, below: Set::default() },
+            Some((type_, Form::Map | Form::List)) => {
+                Node { is_member: node.is_member, below: reconciled(type_, &node.below) }
+            }
+            _ => node.clone(),
+        };
+        fitting.insert_node(element.clone(), node);
     }
     fitting
 }
 
-fn reconciled_node(type_: Option<Type<'_>>, node: &Node) -> Node {
-    let Some(type_) = type_.filter(|type_| !type_.is_untyped()) else { return node.clone() };
-    if node.below.is_empty() {
-        return node.clone();
-    }
-    match type_.form(&Value::Null) {
-        Form::Atomic => Node { is_member: true, below: Set::default() },
-        Form::Scalar => node.clone(),
-        Form::Map | Form::List => Node { is_member: node.is_member, below: reconciled(type_, &node.below) },
-    }
+/// What a step leads to, if the schema says what that is.
+fn granular<'s>(type_: Type<'s>, element: &Element) -> Option<(Type<'s>, Form)> {
+    let type_ = type_.step(element).filter(|type_| !type_.is_untyped())?;
+    Some((type_, type_.form(&Value::Null)))
 }
