@@ -34,6 +34,7 @@ mod macros;
 mod parse;
 mod plan;
 mod run;
+mod set;
 mod token;
 mod types;
 mod unify;
