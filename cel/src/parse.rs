@@ -165,7 +165,21 @@ impl<'t> Parser<'t> {
     }
 
     fn expect(&mut self, sign: &str) -> Parse<usize> {
-        self.take(sign).ok_or_else(|| self.unexpected(&format!("'{sign}'")))
+        self.take(sign).ok_or_else(|| self.missing(sign))
+    }
+
+    /// What is said where a sign should be: that it is missing, if all would be well with it, or what is there instead.
+    fn missing(&self, sign: &str) -> Issue {
+        let token = self.peek();
+        let is_end = token.kind == Kind::End && self.depth == 1 && matches!(sign, ")" | "]");
+        let message = if matches!(self.ahead(1).kind, Kind::Sign(next) if next == sign) {
+            format!("extraneous input '{}' expecting '{sign}'", text_of(token.kind))
+        } else if is_end || sign == ":" && begins_expression(token.kind) {
+            format!("missing '{sign}' at '{}'", text_of(token.kind))
+        } else {
+            return self.unexpected(&format!("'{sign}'"));
+        };
+        Issue::syntax(Some(token.offset), format!("Syntax error: {message}"))
     }
 
     fn unexpected(&self, expected: &str) -> Issue {
@@ -175,12 +189,10 @@ impl<'t> Parser<'t> {
         let next = self.ahead(1).kind;
         let is_too_much = match expected {
             "<EOF>" => next == Kind::End,
-            EXPRESSION => begins_expression(next),
+            EXPRESSION | INDEX => begins_expression(next),
             ARGUMENT => begins_expression(next) || next == Kind::Sign(")"),
-            // Nothing around it needs more than this.
-            "')'" if self.depth == 1 && token.kind == Kind::End => {
-                return Issue::syntax(Some(token.offset), "Syntax error: missing ')' at '<EOF>'");
-            }
+            "{']', ','}" => next == Kind::Sign("]"),
+            "{'}', ','}" => next == Kind::Sign("}"),
             _ => false,
         };
         let what = if is_too_much { "extraneous" } else { "mismatched" };
@@ -327,6 +339,9 @@ impl<'t> Parser<'t> {
                 operand = self.select(operand, dot)?;
             } else if let Some(bracket) = self.take("[") {
                 let is_optional = self.optional(Some((bracket, "[")));
+                if !is_optional && !begins_expression(self.peek().kind) {
+                    return Err(self.unexpected(INDEX));
+                }
                 let index = self.expression()?;
                 self.expect("]")?;
                 let function = if is_optional { "_[?_]" } else { "_[_]" };
@@ -385,10 +400,7 @@ impl<'t> Parser<'t> {
             if self.take(",").is_some() {
                 continue;
             }
-            return match self.take(")") {
-                Some(_) => Ok(args),
-                None => Err(self.unexpected("{')', ','}")),
-            };
+            return self.expect(")").map(|_| args);
         }
     }
 }
@@ -398,4 +410,7 @@ const EXPRESSION: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null'
      IDENTIFIER}";
 /// What may stand behind the bracket of a call.
 const ARGUMENT: &str = "{'[', '{', '(', ')', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, \
+     IDENTIFIER}";
+/// What may stand in the brackets of an index.
+const INDEX: &str = "{'[', '{', '(', '.', '-', '!', '?', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, \
      IDENTIFIER}";
