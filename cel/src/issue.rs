@@ -81,6 +81,10 @@ impl<'s> Lines<'s> {
             _ = write!(out, "ERROR: <input>:-1:0: {}", issue.message);
             return;
         };
+        if self.source.is_empty() {
+            _ = write!(out, "ERROR: <input>:1:0: {}", issue.message);
+            return;
+        }
         let n_line = self.starts.partition_point(|start| *start <= offset);
         let start = self.starts[n_line.saturating_sub(1)];
         let text = self.source[start..].split('\n').next().unwrap_or_default();
@@ -104,5 +108,7 @@ mod tests {
     fn the_place_is_marked_under_its_line() {
         let rejected = Rejected::new("a &&\n  é.b", vec![Issue::types(9, "no b")]);
         assert_eq!(rejected.to_string(), "ERROR: <input>:2:4: no b\n |   é.b\n | ..．^");
+        let rejected = Rejected::new("", vec![Issue::syntax(Some(0), "nothing")]);
+        assert_eq!(rejected.to_string(), "ERROR: <input>:1:0: nothing");
     }
 }

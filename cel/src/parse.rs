@@ -69,21 +69,30 @@ fn too_deep() -> Issue {
     Issue::syntax(None, format!("expression recursion limit exceeded: {MAX_DEPTH}"))
 }
 
+/// How closely operators bind, from the least on.
+const OR: u8 = 0;
+const AND: u8 = 1;
+const RELATION: u8 = 2;
+const SUM: u8 = 3;
+const PRODUCT: u8 = 4;
+
 /// An operator of two sides, and how closely it binds.
 fn operator(kind: Kind<'_>) -> Option<(&'static str, u8)> {
-    let Kind::Sign(sign) = kind else { return (kind == Kind::Name("in")).then_some(("@in", 0)) };
+    let Kind::Sign(sign) = kind else { return (kind == Kind::Name("in")).then_some(("@in", RELATION)) };
     Some(match sign {
-        "<" => ("_<_", 0),
-        "<=" => ("_<=_", 0),
-        ">" => ("_>_", 0),
-        ">=" => ("_>=_", 0),
-        "==" => ("_==_", 0),
-        "!=" => ("_!=_", 0),
-        "+" => ("_+_", 1),
-        "-" => ("_-_", 1),
-        "*" => ("_*_", 2),
-        "/" => ("_/_", 2),
-        "%" => ("_%_", 2),
+        "||" => ("_||_", OR),
+        "&&" => ("_&&_", AND),
+        "<" => ("_<_", RELATION),
+        "<=" => ("_<=_", RELATION),
+        ">" => ("_>_", RELATION),
+        ">=" => ("_>=_", RELATION),
+        "==" => ("_==_", RELATION),
+        "!=" => ("_!=_", RELATION),
+        "+" => ("_+_", SUM),
+        "-" => ("_-_", SUM),
+        "*" => ("_*_", PRODUCT),
+        "/" => ("_/_", PRODUCT),
+        "%" => ("_%_", PRODUCT),
         _ => return None,
     })
 }
@@ -156,7 +165,21 @@ impl<'t> Parser<'t> {
     }
 
     fn expect(&mut self, sign: &str) -> Parse<usize> {
-        self.take(sign).ok_or_else(|| self.unexpected(&format!("'{sign}'")))
+        self.take(sign).ok_or_else(|| self.missing(sign))
+    }
+
+    /// What is said where a sign should be: that it is missing, if all would be well with it, or what is there instead.
+    fn missing(&self, sign: &str) -> Issue {
+        let token = self.peek();
+        let is_end = token.kind == Kind::End && self.depth == 1 && matches!(sign, ")" | "]");
+        let message = if matches!(self.ahead(1).kind, Kind::Sign(next) if next == sign) {
+            format!("extraneous input '{}' expecting '{sign}'", text_of(token.kind))
+        } else if is_end || sign == ":" && begins_expression(token.kind) {
+            format!("missing '{sign}' at '{}'", text_of(token.kind))
+        } else {
+            return self.unexpected(&format!("'{sign}'"));
+        };
+        Issue::syntax(Some(token.offset), format!("Syntax error: {message}"))
     }
 
     fn unexpected(&self, expected: &str) -> Issue {
@@ -166,12 +189,10 @@ impl<'t> Parser<'t> {
         let next = self.ahead(1).kind;
         let is_too_much = match expected {
             "<EOF>" => next == Kind::End,
-            EXPRESSION => begins_expression(next),
+            EXPRESSION | INDEX => begins_expression(next),
             ARGUMENT => begins_expression(next) || next == Kind::Sign(")"),
-            // Nothing around it needs more than this.
-            "')'" if self.depth == 1 && token.kind == Kind::End => {
-                return Issue::syntax(Some(token.offset), "Syntax error: missing ')' at '<EOF>'");
-            }
+            "{']', ','}" => next == Kind::Sign("]"),
+            "{'}', ','}" => next == Kind::Sign("}"),
             _ => false,
         };
         let what = if is_too_much { "extraneous" } else { "mismatched" };
@@ -234,33 +255,15 @@ impl<'t> Parser<'t> {
         if self.depth > MAX_DEPTH {
             return Err(too_deep());
         }
-        let mut result = self.or()?;
+        let mut result = self.binary(OR)?;
         if let Some(offset) = self.take("?") {
-            let yes = self.or()?;
+            let yes = self.binary(OR)?;
             self.expect(":")?;
             let no = self.expression()?;
             result = self.call(offset, "_?_:_", vec![result, yes, no])?;
         }
         self.depth -= 1;
         Ok(result)
-    }
-
-    fn or(&mut self) -> Parse<NodeId> {
-        self.logic("||", "_||_", Self::and)
-    }
-
-    fn and(&mut self) -> Parse<NodeId> {
-        self.logic("&&", "_&&_", |parser| parser.binary(0))
-    }
-
-    fn logic(&mut self, sign: &str, function: &str, term: fn(&mut Self) -> Parse<NodeId>) -> Parse<NodeId> {
-        let mut terms = vec![term(self)?];
-        let mut offsets = Vec::new();
-        while let Some(offset) = self.take(sign) {
-            offsets.push(offset);
-            terms.push(term(self)?);
-        }
-        self.balanced(function, &terms, &offsets)
     }
 
     /// A chain as a tree that is as flat as can be; there is one more term than operators.
@@ -274,10 +277,15 @@ impl<'t> Parser<'t> {
         self.call(offsets[middle], function, vec![left, right])
     }
 
+    /// Operands and operators that bind at least so closely. One function for all of them keeps the stack small.
     fn binary(&mut self, least: u8) -> Parse<NodeId> {
         let mut left = self.unary()?;
         let mut n_links = 1;
         while let Some((function, level)) = operator(self.peek().kind).filter(|(_, level)| *level >= least) {
+            if level <= AND {
+                left = self.logic(function, level, left)?;
+                continue;
+            }
             let offset = self.peek().offset;
             self.at += 1;
             n_links += 1;
@@ -288,6 +296,17 @@ impl<'t> Parser<'t> {
             left = self.call(offset, function, vec![left, right])?;
         }
         Ok(left)
+    }
+
+    /// A chain of one operator, whose first operand was read.
+    fn logic(&mut self, function: &'static str, level: u8, first: NodeId) -> Parse<NodeId> {
+        let (mut terms, mut offsets) = (vec![first], Vec::new());
+        while operator(self.peek().kind) == Some((function, level)) {
+            offsets.push(self.peek().offset);
+            self.at += 1;
+            terms.push(self.binary(level + 1)?);
+        }
+        self.balanced(function, &terms, &offsets)
     }
 
     fn unary(&mut self) -> Parse<NodeId> {
@@ -320,6 +339,9 @@ impl<'t> Parser<'t> {
                 operand = self.select(operand, dot)?;
             } else if let Some(bracket) = self.take("[") {
                 let is_optional = self.optional(Some((bracket, "[")));
+                if !is_optional && !begins_expression(self.peek().kind) {
+                    return Err(self.unexpected(INDEX));
+                }
                 let index = self.expression()?;
                 self.expect("]")?;
                 let function = if is_optional { "_[?_]" } else { "_[_]" };
@@ -378,10 +400,7 @@ impl<'t> Parser<'t> {
             if self.take(",").is_some() {
                 continue;
             }
-            return match self.take(")") {
-                Some(_) => Ok(args),
-                None => Err(self.unexpected("{')', ','}")),
-            };
+            return self.expect(")").map(|_| args);
         }
     }
 }
@@ -391,4 +410,7 @@ const EXPRESSION: &str = "{'[', '{', '(', '.', '-', '!', 'true', 'false', 'null'
      IDENTIFIER}";
 /// What may stand behind the bracket of a call.
 const ARGUMENT: &str = "{'[', '{', '(', ')', '.', '-', '!', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, \
+     IDENTIFIER}";
+/// What may stand in the brackets of an index.
+const INDEX: &str = "{'[', '{', '(', '.', '-', '!', '?', 'true', 'false', 'null', NUM_FLOAT, NUM_INT, NUM_UINT, STRING, BYTES, \
      IDENTIFIER}";

@@ -10,6 +10,7 @@ use crate::check::Checked;
 use crate::escape::unescape;
 use crate::fault::Fault;
 use crate::library::{self, Function, Pattern};
+use crate::set::Set;
 use crate::types::Type;
 use crate::value::{Text, Value};
 
@@ -22,7 +23,7 @@ pub(crate) enum Plan {
     NotStrictlyFalse(Box<Plan>),
     Call(Box<Call>),
     /// Whether one of these constants is meant.
-    Member(Box<Plan>, Value<'static>),
+    Member(Box<Plan>, Set),
     Otherwise(Otherwise, Box<[Plan; 2]>),
     List(Vec<(Plan, bool)>),
     Map(Vec<(Plan, Plan, bool)>),
@@ -246,11 +247,15 @@ impl Planner<'_> {
             "_!=_" => Plan::Equality(Equality::Unequal, both),
             "or" if only.is_some() => Plan::Otherwise(Otherwise::Optional, both),
             "orValue" if only.is_some() => Plan::Otherwise(Otherwise::Value, both),
-            "@in" if only == Some("in_list") && is_set(&both[1]) => match *both {
-                [_, Plan::Value(Value::List(list))] if list.is_empty() => Plan::Value(Value::Bool(false)),
-                [value, Plan::Value(set)] => Plan::Member(Box::new(value), set),
-                both => return Err(Box::new(both)),
-            },
+            "@in" if only == Some("in_list") => {
+                let Plan::Value(Value::List(list)) = &both[1] else { return Err(both) };
+                if list.is_empty() {
+                    return Ok(Plan::Value(Value::Bool(false)));
+                }
+                let Some(set) = Set::of(list) else { return Err(both) };
+                let [value, _] = *both;
+                Plan::Member(Box::new(value), set)
+            }
             _ => return Err(both),
         })
     }
@@ -392,15 +397,6 @@ fn constants(items: Vec<(Plan, bool)>) -> Result<Vec<Value<'static>>, Vec<(Plan,
 
 fn two(plans: Vec<Plan>) -> Result<Box<[Plan; 2]>, Vec<Plan>> {
     plans.into_boxed_slice().try_into().map_err(|plans: Box<[Plan]>| plans.into_vec())
-}
-
-/// A list of constants that upstream looks up by their hash.
-fn is_set(plan: &Plan) -> bool {
-    matches!(plan, Plan::Value(Value::List(list)) if list.iter().all(|item| is_hashed(&item)))
-}
-
-fn is_hashed(value: &Value<'_>) -> bool {
-    matches!(value, Value::Bool(_) | Value::Int(_) | Value::Uint(_) | Value::Double(_) | Value::Text(_))
 }
 
 /// Calls that are made at once where what they are given is constant.

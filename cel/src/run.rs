@@ -83,8 +83,7 @@ impl<'p, 'a> Machine<'p, 'a> {
             Plan::Call(call) => self.call(call),
             Plan::Member(value, set) => {
                 let value = self.run(value)?;
-                let Value::List(set) = set else { return Err(Fault::NoSuchOverload) };
-                Ok(Value::Bool(set.iter().any(|item| equal(&value, &item))))
+                Ok(Value::Bool(set.contains(&value)))
             }
             Plan::Otherwise(otherwise, sides) => match self.run(&sides[0])? {
                 Value::Optional(Some(value)) if *otherwise == Otherwise::Value => Ok((*value).clone()),

@@ -64,7 +64,9 @@ fn unread(rest: &str) -> &str {
     let mut chars = rest.char_indices();
     let Some((_, first)) = chars.next() else { return rest };
     if !matches!(first, '"' | '\'') {
-        return &rest[..first.len_utf8()];
+        // Half of a sign is told with what stands there instead of the other half.
+        let n_letters = if matches!(first, '=' | '&' | '|') { 2 } else { 1 };
+        return rest.char_indices().nth(n_letters).map_or(rest, |(end, _)| &rest[..end]);
     }
     let mut end = first.len_utf8();
     while let Some(next) = rest[end..].chars().next() {

@@ -214,6 +214,23 @@ fn the_deepest_expression_is_run_on_a_small_stack() {
 }
 
 #[test]
+fn a_long_chain_of_logic_is_flat() {
+    let environment = environment();
+    for sign in [" && ", " || "] {
+        assert!(tried(&environment, &vec!["a == 3"; 8_000].join(sign)));
+    }
+    let sum = vec!["a"; 300].join(" + ");
+    let rejected = environment.compile(&sum).err().expect("too deep").to_string();
+    assert_eq!(rejected, "ERROR: <input>:-1:0: expression recursion limit exceeded: 250");
+    let long = format!("'{}'", "x".repeat(100_000));
+    let rejected = environment.compile(&long).err().expect("too long").to_string();
+    assert_eq!(
+        rejected,
+        "ERROR: <input>:-1:0: expression code point size exceeds limit: size: 100002, limit 100000"
+    );
+}
+
+#[test]
 fn what_doubles_is_bounded() {
     let environment = environment();
     let doubled = |n: usize| {

@@ -29,6 +29,7 @@ impl Parser<'_> {
             Kind::Sign(".") if matches!(self.peek().kind, Kind::Name(name) if !is_word(name)) => {
                 return self.named(".", offset);
             }
+            Kind::Sign(".") => return Err(self.no_field()),
             Kind::Sign("(") => {
                 let inner = self.expression()?;
                 self.expect(")")?;
