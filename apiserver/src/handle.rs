@@ -198,7 +198,12 @@ impl Api {
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer.authorize(&attributes);
         if !decision.is_allowed() {
-            return Err(attributes.forbidden(&decision.reason));
+            let refusal = attributes.forbidden(&decision.reason);
+            // Most clients try again without a word; the cluster's own are not meant to be refused.
+            if level == Level::Component {
+                tracing::debug!(why = refusal.message, "a component was refused");
+            }
+            return Err(refusal);
         }
         Ok((user, level))
     }
