@@ -271,6 +271,22 @@ async fn managers_are_forgotten_if_a_client_asks_for_it() {
 }
 
 #[tokio::test]
+async fn an_object_of_which_only_a_managers_time_would_change_is_not_written() {
+    let cluster = Cluster::start().await;
+    let client = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a/configmaps/c";
+    let mut document = config_map("c", "1");
+    // Gone once it is read again, so that each time it is something new.
+    document["binaryData"] = json!({});
+    let mut told = apply(&client, url, "fieldManager=m", &document).await.created();
+    told["metadata"]["managedFields"][0]["time"] = "2020-01-01T00:00:00Z".into();
+    told["data"]["x"] = "1".into();
+    let told = client.put(&format!("{url}?fieldManager=other"), told).await.ok();
+    assert_eq!(told["metadata"]["managedFields"][0]["time"], "2020-01-01T00:00:00Z");
+    assert_eq!(apply(&client, url, "fieldManager=m", &document).await.ok(), told);
+}
+
+#[tokio::test]
 async fn managers_meet_in_whatever_version_they_apply() {
     let cluster = Cluster::start().await;
     let client = cluster.namespace("a").await;
