@@ -340,7 +340,7 @@ impl Server {
     fn keep_certificates(&self, parts: &mut Parts) {
         let mut certificates = Certificates::default();
         let authority = self.authority.clone();
-        certificates.signed_by(self.pki.clone(), move || _ = authority.send_replace(()));
+        certificates.signed_by(self.pki.clone(), move || authority.send_replace(()));
         let (pki, api, args) = (self.pki.clone(), self.api.clone(), self.args.clone());
         certificates.add("API server", move |ip| {
             let pair = api_certificate(&args, &pki, ip)?;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{PODS, ROUTE, Report, TwoNodes, healed, ip, median_and_longest};
+use super::{PODS, ROUTE, Report, TwoNodes, healed, ip, median_and_longest, n_moved};
 use crate::drills::{Process, Started};
 use crate::{PodSummary, TestCluster, within};
 
@@ -120,7 +120,7 @@ fn row(
     after: &[PodSummary],
 ) {
     let n_slow = n_rounds - times.iter().filter(|took| **took <= AIM).count();
-    let n_moved = before.iter().filter(|pod| !after.contains(pod)).count();
+    let n_moved = n_moved(before, after);
     let (median, longest) = median_and_longest(&mut times);
     report.row(vec![
         who.to_owned(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Report, TwoNodes, healed, lives, seconds};
+use super::{Report, TwoNodes, healed, lives, n_moved, seconds};
 use crate::TestCluster;
 use crate::drills::{OwnClock, Started};
 
@@ -83,7 +83,7 @@ pub fn clock(cases: &[Case], off: Duration) -> Result<Report> {
         set("+0")?;
         let healed = healed(|| Ok(two.is_whole() && has_said_so(&cluster)?));
         let after = if healed.is_some() { two.summary()? } else { Vec::new() };
-        let n_moved = before.iter().filter(|pod| !after.contains(pod)).count();
+        let n_moved = n_moved(&before, &after);
         let n_ended =
             [&server, &agent].into_iter().map(lives).filter(|lives| !matches!(lives, Ok(true))).count();
         report.row(vec![

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-use super::{ROUTE, Report, TwoNodes, healed, ip, median_and_longest, seconds};
+use super::{ROUTE, Report, TwoNodes, healed, ip, median_and_longest, n_moved, seconds};
 use crate::TestCluster;
 
 /// How two nodes are joined.
@@ -89,7 +89,7 @@ fn rounds(
     }
     let n_slow = n_rounds - times.iter().filter(|took| **took <= AIM).count();
     let after = two.summary()?;
-    let n_moved = before.iter().filter(|pod| !after.contains(pod)).count();
+    let n_moved = n_moved(&before, &after);
     let (median, longest) = median_and_longest(&mut times);
     let nodes = if shape == Shape::Segment { "on a segment" } else { "with a router between" };
     let what = match fault {

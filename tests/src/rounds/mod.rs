@@ -165,6 +165,14 @@ impl<'c> TwoNodes<'c> {
     }
 }
 
+/// How many pods are not where and what they were. Whether they are ready just now is another question.
+fn n_moved(before: &[PodSummary], after: &[PodSummary]) -> usize {
+    let is_same = |a: &PodSummary, b: &PodSummary| {
+        (&a.name, &a.ip, &a.container_ids) == (&b.name, &b.ip, &b.container_ids)
+    };
+    before.iter().filter(|pod| !after.iter().any(|other| is_same(pod, other))).count()
+}
+
 /// Runs `ip` in a network namespace.
 fn ip(netns: &std::path::Path, command: &str) -> Result<()> {
     let output = std::process::Command::new("nsenter")
@@ -194,6 +202,19 @@ mod tests {
         let mut times = [3, 1, 9].map(Duration::from_secs);
         assert_eq!(median_and_longest(&mut times), ("3.0".to_owned(), "9.0".to_owned()));
         assert_eq!(median_and_longest(&mut []), ("–".to_owned(), "–".to_owned()));
+    }
+
+    #[test]
+    fn a_pod_that_is_not_ready_has_not_moved_and_one_of_another_container_has() {
+        let pod = |id: &str, ready| PodSummary {
+            name: "a".into(),
+            ip: "10.42.0.2".into(),
+            container_ids: vec![id.into()],
+            ready,
+        };
+        assert_eq!(n_moved(&[pod("x", true)], &[pod("x", false)]), 0);
+        assert_eq!(n_moved(&[pod("x", true)], &[pod("y", true)]), 1);
+        assert_eq!(n_moved(&[pod("x", true)], &[]), 1);
     }
 
     #[test]
