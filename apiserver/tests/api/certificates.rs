@@ -223,6 +223,7 @@ async fn approving_and_signing_need_a_permission_for_the_signer() {
         (CLIENT, "sign", true),
         (CLIENT, "approve", false),
         ("kubernetes.io/kube-apiserver-client-kubelet", "approve", true),
+        ("kubernetes.io/kubelet-serving", "approve", true),
     ] {
         let answer = admin.post(url, ask(name, verb)).await.created();
         assert_eq!(answer["status"]["allowed"], expected, "{verb} {name}");

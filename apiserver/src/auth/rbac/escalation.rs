@@ -11,7 +11,7 @@ use skiff_api::{Kind, Object, Status};
 
 use super::Rbac;
 use super::index::RoleKey;
-use super::rule::{ANY, PolicyRule, covers_path, has, names, rules_of};
+use super::rule::{ANY, Names, PolicyRule, covers_path, has, names, rules_of};
 use crate::auth::authorize::{Attributes, Authorizer};
 use crate::auth::{MASTERS, UserInfo};
 use crate::request::RequestInfo;
@@ -225,7 +225,7 @@ fn covers_resource(held: &[Box<str>], wanted: &str) -> bool {
 
 /// Puts the verbs for one thing together.
 fn compact(rules: Vec<PolicyRule>) -> Vec<PolicyRule> {
-    let mut verbs: BTreeMap<[Box<[Box<str>]>; 4], Vec<Box<str>>> = BTreeMap::new();
+    let mut verbs: BTreeMap<[Names; 4], Vec<Box<str>>> = BTreeMap::new();
     let mut compacted = Vec::new();
     for rule in rules {
         if rule.paths.is_empty() {

@@ -54,14 +54,15 @@ enum SubjectKind {
 }
 
 type Subject = (SubjectKind, Box<str>);
+/// Its namespace, if it has one, and its name.
+type BindingKey = (Box<str>, Box<str>);
 /// The roles that somebody has in each namespace, by which bindings; everywhere, if the namespace is empty.
 type Grants = HashMap<Box<str>, BTreeMap<RoleKey, BTreeSet<Box<str>>>>;
 
 #[derive(Default)]
 struct State {
     roles: HashMap<RoleKey, Rules>,
-    /// By namespace and name.
-    bindings: HashMap<(Box<str>, Box<str>), (RoleKey, Vec<Subject>)>,
+    bindings: HashMap<BindingKey, (RoleKey, Vec<Subject>)>,
     /// By kind of subject, then by name.
     granted: [HashMap<Box<str>, Grants>; 3],
 }
@@ -145,7 +146,7 @@ impl RoleIndex {
 }
 
 impl State {
-    fn bind(&mut self, key: (Box<str>, Box<str>), role: RoleKey, subjects: Vec<Subject>) {
+    fn bind(&mut self, key: BindingKey, role: RoleKey, subjects: Vec<Subject>) {
         for (kind, name) in &subjects {
             let grants = self.granted[*kind as usize].entry(name.clone()).or_default();
             let roles = grants.entry(key.0.clone()).or_default();
@@ -154,7 +155,7 @@ impl State {
         self.bindings.insert(key, (role, subjects));
     }
 
-    fn unbind(&mut self, key: &(Box<str>, Box<str>)) {
+    fn unbind(&mut self, key: &BindingKey) {
         let Some((role, subjects)) = self.bindings.remove(key) else { return };
         for (kind, name) in subjects {
             let granted = &mut self.granted[kind as usize];

@@ -8,7 +8,7 @@ use crate::auth::authorize::Attributes;
 /// Any verb, group, resource or path.
 pub(super) const ANY: &str = "*";
 
-type Names = Box<[Box<str>]>;
+pub(super) type Names = Box<[Box<str>]>;
 
 /// What a role lets its subjects do: verbs on resources, or on paths that are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
