@@ -89,7 +89,10 @@ pub use selection::{Selection, SelectionError};
 /// Makes the clients that controllers act through, each under an account of its own in `kube-system`: upstream's controllers
 /// with `--use-service-account-credentials`, and what its roles let those accounts do.
 #[derive(Clone)]
-pub struct Credentials(Arc<dyn Fn(&str, &[&str]) -> Client + Send + Sync>);
+pub struct Credentials(Arc<ClientOf>);
+
+/// A client for a user of groups.
+type ClientOf = dyn Fn(&str, &[&str]) -> Client + Send + Sync;
 
 impl Credentials {
     /// `client` makes a client for a user of groups.
