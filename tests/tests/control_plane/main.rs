@@ -5,6 +5,7 @@
 //! so that what must wait for it can be seen waiting.
 
 mod plane;
+mod rights;
 
 mod cron;
 mod daemons;
