@@ -130,6 +130,14 @@ impl Api {
         self.restrict_node_update(call, new, old)
     }
 
+    /// What an object that was written most likely does not mean, and what its namespace has against it.
+    pub(crate) fn warn(&self, call: &mut Call, new: &Object, old: Option<&Object>) {
+        let warnings = call.kind.warnings(new, old);
+        call.warnings.extend(warnings);
+        let warnings = self.pod_security_warnings(&call.kind, new, old);
+        call.warnings.extend(warnings);
+    }
+
     /// Nobody grants what they do not have.
     fn check_grant(&self, call: &Call, new: &Object, old: Option<&Object>) -> Result<(), Status> {
         if !grants(&call.kind) {

@@ -23,7 +23,7 @@ const LEVELS: &str = "must be one of privileged, baseline, restricted";
 const VERSIONS: &str = "must be \"latest\" or \"v1.x\"";
 /// Pods that are looked at when a namespace begins to enforce more, and how long.
 const MAX_PODS: usize = 3000;
-const PATIENCE: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_millis(30);
 
 /// From the loosest to the strictest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -171,7 +171,7 @@ impl Api {
     }
 
     /// What a namespace warns of in an object that was written.
-    pub(crate) fn pod_security_warnings(
+    pub(super) fn pod_security_warnings(
         &self,
         kind: &Kind,
         new: &Object,

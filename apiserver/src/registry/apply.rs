@@ -61,7 +61,7 @@ impl Api {
             .await?;
         call.warnings.extend(warning);
         if part == Part::Main {
-            call.warnings.extend(call.kind.warnings(&outcome.object, old.as_ref()));
+            self.warn(call, &outcome.object, old.as_ref());
         }
         call.object(200, outcome.object)
     }

@@ -62,8 +62,7 @@ impl Api {
             let charge = self.charge(&kind, &object, dry_run).await?;
             match self.write_new(&kind, object, dry_run).await {
                 Ok(Some(created)) => {
-                    call.warnings.extend(kind.warnings(&created, None));
-                    call.warnings.extend(self.pod_security_warnings(&kind, &created, None));
+                    self.warn(call, &created, None);
                     return Ok(created);
                 }
                 Ok(None) => self.refund(charge).await,

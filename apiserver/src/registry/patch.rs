@@ -65,8 +65,7 @@ impl Api {
             .await?;
         call.warnings.extend(warnings);
         if part == Part::Main {
-            call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
-            call.warnings.extend(self.pod_security_warnings(&kind, &outcome.object, old.as_ref()));
+            self.warn(&mut call, &outcome.object, old.as_ref());
         }
         call.object(200, outcome.object)
     }

@@ -50,6 +50,7 @@ impl Api {
             self.caches.wait_for_newest().await?;
             let exists = self.caches.of(&kind)?.get(&key_of(&kind, new.namespace(), new.name()))?.is_some();
             if !exists {
+                self.check_may_create(&call)?;
                 tracker.note(None, &mut new);
                 let created = self.create_object(&mut call, new, options.dry_run).await?;
                 return call.object(201, created);
@@ -65,8 +66,7 @@ impl Api {
             })
             .await?;
         if part == Part::Main {
-            call.warnings.extend(kind.warnings(&outcome.object, old.as_ref()));
-            call.warnings.extend(self.pod_security_warnings(&kind, &outcome.object, old.as_ref()));
+            self.warn(&mut call, &outcome.object, old.as_ref());
         }
         call.object(200, outcome.object)
     }

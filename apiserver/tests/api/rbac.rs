@@ -119,6 +119,17 @@ async fn nobody_grants_what_they_do_not_have() {
     let url = format!("{roles}/fine");
     jane.patch(&url, "merge", json!({"rules": more})).await.refused(403, "Forbidden");
     jane.put(&url, role("fine", &more)).await.refused(403, "Forbidden");
+    let apply = async |name: &str, rules: &Value| {
+        let document = json!({
+            "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name}, "rules": rules,
+        });
+        let url = format!("{roles}/{name}?fieldManager=m&force=true");
+        let headers = [("content-type", "application/apply-patch+yaml")];
+        jane.send(http::Method::PATCH, &url, &headers, document.to_string()).await
+    };
+    apply("fine", &more).await.refused(403, "Forbidden");
+    apply("new", &more).await.refused(403, "Forbidden");
+    assert_eq!(apply("new", &json!([rule(&["get"], &["pods"])])).await.code, 201);
     // What the garbage collector does grants nothing.
     admin.patch(&url, "merge", json!({"rules": more})).await.ok();
     let metadata = json!({"metadata": {"finalizers": ["example.com/held"]}});
@@ -209,4 +220,26 @@ async fn the_roles_of_every_cluster_come_back_with_a_start() {
     let bound = admin.get(&format!("{bindings}/system:discovery")).await.ok();
     assert_eq!(bound["roleRef"]["name"], "system:discovery");
     assert_eq!(bound["subjects"][0]["name"], "system:authenticated");
+}
+
+#[tokio::test]
+async fn whoever_may_only_update_creates_nothing() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let rules = json!([{"verbs": ["get", "update", "patch"], "apiGroups": [""], "resources": ["limitranges", "configmaps"]}]);
+    admin.post(&format!("{GROUP}/namespaces/a/roles"), role("writer", &rules)).await.created();
+    let writer = binding("writer", "Role", "writer", &user("jane"));
+    admin.post(&format!("{GROUP}/namespaces/a/rolebindings"), writer).await.created();
+    settle(&admin).await;
+    let jane = cluster.client("jane", &[]);
+    let range = json!({"metadata": {"name": "r"}, "spec": {"limits": []}});
+    let url = "/api/v1/namespaces/a/limitranges";
+    let refused = jane.put(&format!("{url}/r"), range.clone()).await.refused(403, "Forbidden");
+    assert!(refused.contains("cannot create resource \"limitranges\""), "{refused}");
+    admin.post(url, range.clone()).await.created();
+    jane.put(&format!("{url}/r"), range).await.ok();
+    let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}});
+    let headers = [("content-type", "application/apply-patch+yaml")];
+    let applied = "/api/v1/namespaces/a/configmaps/m?fieldManager=m";
+    jane.send(http::Method::PATCH, applied, &headers, map.to_string()).await.refused(403, "Forbidden");
 }

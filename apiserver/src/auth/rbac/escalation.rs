@@ -47,10 +47,10 @@ impl Rbac {
         if grant.user.is_in(MASTERS) || grant.old.is_some_and(|old| only_for_collection(grant.new, old)) {
             return Ok(());
         }
-        if grant.new["roleRef"].is_null() {
-            self.check_role(all, grant)
-        } else {
+        if grant.kind.plural.ends_with("bindings") {
             self.check_binding(all, grant)
+        } else {
+            self.check_role(all, grant)
         }
     }
 
@@ -165,7 +165,9 @@ pub(super) fn missing(held: &[PolicyRule], wanted: &[PolicyRule]) -> Result<Vec<
     let mut lacking = Vec::new();
     let mut parts = 0_usize;
     for rule in wanted {
-        let things = rule.groups.len() * rule.resources.len() * rule.names.len().max(1) + rule.paths.len();
+        // A list that is empty costs a look all the same: what a rule must have is checked later.
+        let lists = [&rule.groups, &rule.resources, &rule.names].map(|list| list.len().max(1));
+        let things = lists.into_iter().fold(1_usize, usize::saturating_mul).saturating_add(rule.paths.len());
         parts = parts.saturating_add(things.saturating_mul(rule.verbs.len()));
         if parts > MAX_PARTS {
             return Err(TooMany);
