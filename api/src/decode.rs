@@ -276,7 +276,7 @@ impl<'s> Walk<'s> {
                 }
                 Some(_) if value.is_null() => false,
                 Some(field) => {
-                    if let Err(error) = self.value(&field.shape, value, type_.short_name(), path) {
+                    if let Err(error) = self.value(&field.node.shape, value, type_.short_name(), path) {
                         failed = Some(error);
                     }
                     !field.omits(value)
@@ -302,7 +302,7 @@ impl<'s> Walk<'s> {
                     return Err(mismatch(value, owner, Some("[]"), path));
                 };
                 for (at, item) in items.iter_mut().enumerate() {
-                    self.element(inner, item, owner, &Path::Item(path, at))?;
+                    self.element(&inner.shape, item, owner, &Path::Item(path, at))?;
                 }
                 Ok(())
             }
@@ -311,7 +311,7 @@ impl<'s> Walk<'s> {
                     return Err(mismatch(value, owner, Some("map"), path));
                 };
                 for (key, value) in map.iter_mut() {
-                    self.element(inner, value, owner, &Path::Field(path, key))?;
+                    self.element(&inner.shape, value, owner, &Path::Field(path, key))?;
                 }
                 Ok(())
             }

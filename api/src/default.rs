@@ -23,7 +23,7 @@ const CORE: &str = "io.k8s.api.core.v1.";
 const TEMPLATE: &str = "io.k8s.api.core.v1.PodTemplateSpec";
 
 fn is_resource_list(shape: &Shape) -> bool {
-    matches!(shape, Shape::Map(of) if **of == Shape::Quantity)
+    matches!(shape, Shape::Map(of) if of.shape == Shape::Quantity)
 }
 
 /// To whole thousandths, which is as fine as amounts of resources are kept.
@@ -41,16 +41,16 @@ fn walk(schema: &Schema, shape: &Shape, value: &mut Value) {
         (Shape::Object(id), Value::Object(map)) => {
             let type_ = schema.get(*id);
             for field in &type_.fields {
-                if let Some(default) = &field.default
+                if let Some(default) = &field.node.default
                     && map.get(&*field.name).is_none_or(|value| field.is_unset(value))
                 {
                     map.insert(field.name.as_ref().into(), default.clone());
                 }
                 if let Some(value) = map.get_mut(&*field.name) {
-                    if type_.name.starts_with(CORE) && is_resource_list(&field.shape) {
+                    if type_.name.starts_with(CORE) && is_resource_list(&field.node.shape) {
                         round_up(value);
                     }
-                    walk(schema, &field.shape, value);
+                    walk(schema, &field.node.shape, value);
                 }
             }
             if &*type_.name == TEMPLATE
@@ -59,8 +59,12 @@ fn walk(schema: &Schema, shape: &Shape, value: &mut Value) {
                 pod::spec_of_any(spec);
             }
         }
-        (Shape::List(inner), Value::Array(items)) => items.iter_mut().for_each(|v| walk(schema, inner, v)),
-        (Shape::Map(inner), Value::Object(map)) => map.values_mut().for_each(|v| walk(schema, inner, v)),
+        (Shape::List(inner), Value::Array(items)) => {
+            items.iter_mut().for_each(|v| walk(schema, &inner.shape, v))
+        }
+        (Shape::Map(inner), Value::Object(map)) => {
+            map.values_mut().for_each(|v| walk(schema, &inner.shape, v))
+        }
         _ => {}
     }
 }

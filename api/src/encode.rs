@@ -73,7 +73,7 @@ impl Serialize for Typed<'_> {
                         break;
                     }
                     if let Some(value) = map.get(&*field.name) {
-                        out.serialize_entry(&field.name, &of(&field.shape, value))?;
+                        out.serialize_entry(&field.name, &of(&field.node.shape, value))?;
                         n_left -= 1;
                     }
                 }
@@ -89,10 +89,10 @@ impl Serialize for Typed<'_> {
                 serializer.collect_seq(items.iter().map(|item| Typed { schema, shape: &shape, value: item }))
             }
             (Shape::List(inner), Value::Array(items)) => {
-                serializer.collect_seq(items.iter().map(|item| of(inner, item)))
+                serializer.collect_seq(items.iter().map(|item| of(&inner.shape, item)))
             }
             (Shape::Map(inner), Value::Object(map)) => {
-                serializer.collect_map(map.iter().map(|(name, value)| (name, of(inner, value))))
+                serializer.collect_map(map.iter().map(|(name, value)| (name, of(&inner.shape, value))))
             }
             (_, value) => value.serialize(serializer),
         }

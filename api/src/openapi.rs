@@ -124,7 +124,7 @@ fn definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
     while let Some(id) = todo.pop() {
         let type_ = schema.get(id);
         for field in &type_.fields {
-            if let Some(inner) = object_of(&field.shape)
+            if let Some(inner) = object_of(&field.node.shape)
                 && seen.insert(inner)
             {
                 todo.push(inner);
@@ -142,7 +142,7 @@ fn definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
 fn object_of(shape: &Shape) -> Option<TypeId> {
     match shape {
         Shape::Object(id) => Some(*id),
-        Shape::List(inner) | Shape::Map(inner) => object_of(inner),
+        Shape::List(inner) | Shape::Map(inner) => object_of(&inner.shape),
         _ => None,
     }
 }
@@ -181,24 +181,24 @@ fn list_definition(kind: &Kind, item: &str, version: Version) -> Value {
 }
 
 fn property(schema: &Schema, field: &Field, version: Version) -> Value {
-    let mut out = shape(schema, &field.shape, version);
-    if let Some(default) = &field.default {
+    let mut out = shape(schema, &field.node.shape, version);
+    if let Some(default) = &field.node.default {
         out["default"] = default.clone();
     }
-    if matches!(field.shape, Shape::List(_)) {
-        match field.list {
+    if matches!(field.node.shape, Shape::List(_)) {
+        match field.node.list {
             ListType::Map => {
                 out["x-kubernetes-list-type"] = "map".into();
-                out["x-kubernetes-list-map-keys"] = field.keys.iter().map(|k| k.to_string()).collect();
+                out["x-kubernetes-list-map-keys"] = field.node.keys.iter().map(|k| k.to_string()).collect();
             }
             ListType::Set => out["x-kubernetes-list-type"] = "set".into(),
             ListType::Atomic => out["x-kubernetes-list-type"] = "atomic".into(),
         }
     }
-    if field.atomic_map {
+    if field.node.atomic_map {
         out["x-kubernetes-map-type"] = "atomic".into();
     }
-    if field.granular {
+    if field.node.granular {
         out["x-kubernetes-map-type"] = "granular".into();
     }
     let strategy: Vec<&str> = [(field.patch_merge, "merge"), (field.patch_retain_keys, "retainKeys")]
@@ -237,7 +237,9 @@ fn shape(schema: &Schema, of: &Shape, version: Version) -> Value {
             json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
         }
         Shape::Object(id) => version.reference(&schema.get(*id).name),
-        Shape::List(inner) => json!({"type": "array", "items": shape(schema, inner, version)}),
-        Shape::Map(inner) => json!({"type": "object", "additionalProperties": shape(schema, inner, version)}),
+        Shape::List(inner) => json!({"type": "array", "items": shape(schema, &inner.shape, version)}),
+        Shape::Map(inner) => {
+            json!({"type": "object", "additionalProperties": shape(schema, &inner.shape, version)})
+        }
     }
 }

@@ -9,11 +9,13 @@ use std::sync::{Arc, LazyLock};
 
 use serde_json::Value;
 
+mod custom;
 mod defaults;
 mod ownership;
 mod parse;
 mod wire;
 
+pub use custom::{Bound, Checks, Custom, Nested, Rule};
 pub use parse::ParseError;
 pub use wire::{Message, Slot, What};
 
@@ -22,6 +24,8 @@ pub use wire::{Message, Slot, What};
 pub struct Schema {
     types: Vec<ObjectType>,
     by_name: HashMap<Box<str>, TypeId>,
+    /// Of a custom resource's schema: the resource itself.
+    root: Option<Node>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -43,7 +47,7 @@ pub struct ObjectType {
 }
 
 /// What one value may be.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Shape {
     String,
     Int32,
@@ -63,8 +67,8 @@ pub enum Shape {
     /// A JSON schema or, in its place, something simpler. The type is that of the schema.
     SchemaOr(Alternative, TypeId),
     Object(TypeId),
-    List(Box<Shape>),
-    Map(Box<Shape>),
+    List(Box<Node>),
+    Map(Box<Node>),
 }
 
 /// What may stand where a JSON schema may.
@@ -112,10 +116,26 @@ impl Shape {
     }
 }
 
+/// A value where it stands: what it may be, and what its owners and its schema make of it there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node {
+    pub shape: Shape,
+    pub list: ListType,
+    /// The keys of a [`ListType::Map`].
+    pub keys: Box<[Box<str>]>,
+    /// An object or map that server-side apply treats as one value.
+    pub atomic_map: bool,
+    /// An object that server-side apply takes apart here, although its type is atomic.
+    pub granular: bool,
+    pub default: Option<Value>,
+    /// What only a custom resource's schema says; `None` in Go types, whose rules are code.
+    pub custom: Option<Box<Custom>>,
+}
+
 #[derive(Debug)]
 pub struct Field {
     pub name: Box<str>,
-    pub shape: Shape,
+    pub node: Node,
     pub required: bool,
     /// Protobuf field numbers: one, or several where the field lies in inlined messages. None for `kind` and
     /// `apiVersion`, which travel in the envelope.
@@ -123,9 +143,6 @@ pub struct Field {
     pub presence: Presence,
     /// In protobuf its list is a message of its own: `ExtraValue`, `Verbs`.
     pub wrapped: bool,
-    pub list: ListType,
-    /// The keys of a [`ListType::Map`].
-    pub keys: Box<[Box<str>]>,
     /// Strategic merge joins this list (by `merge_key`, or as a set) instead of replacing it.
     pub patch_merge: bool,
     /// Strategic merge replaces this object as a whole.
@@ -133,11 +150,21 @@ pub struct Field {
     /// Strategic merge keeps only the keys that the patch names in `$retainKeys`.
     pub patch_retain_keys: bool,
     pub merge_key: Option<Box<str>>,
-    /// A map that server-side apply treats as one value.
-    pub atomic_map: bool,
-    /// An object that server-side apply takes apart here, although its type is atomic.
-    pub granular: bool,
-    pub default: Option<Value>,
+}
+
+impl From<Shape> for Node {
+    /// Nothing but its shape is known.
+    fn from(shape: Shape) -> Node {
+        Node {
+            shape,
+            list: ListType::Atomic,
+            keys: Box::default(),
+            atomic_map: false,
+            granular: false,
+            default: None,
+            custom: None,
+        }
+    }
 }
 
 impl Field {
@@ -187,6 +214,11 @@ impl Schema {
 
     pub fn find(&self, name: &str) -> Option<TypeId> {
         self.by_name.get(name).copied()
+    }
+
+    /// The resource itself, where this is a custom resource's schema; `None` in that of the built-in types.
+    pub fn root(&self) -> Option<&Node> {
+        self.root.as_ref()
     }
 
     pub fn types(&self) -> impl Iterator<Item = &ObjectType> {
@@ -239,8 +271,8 @@ mod tests {
     #[test]
     fn a_list_of_ports_is_a_map_by_port_and_protocol_that_patches_merge_by_port() {
         let ports = field("io.k8s.api.core.v1.ServiceSpec", "ports");
-        assert_eq!(ports.list, ListType::Map);
-        assert_eq!(ports.keys.iter().map(|k| &**k).collect::<Vec<_>>(), ["port", "protocol"]);
+        assert_eq!(ports.node.list, ListType::Map);
+        assert_eq!(ports.node.keys.iter().map(|k| &**k).collect::<Vec<_>>(), ["port", "protocol"]);
         assert!(ports.patch_merge);
         assert_eq!(ports.merge_key.as_deref(), Some("port"));
     }
@@ -255,7 +287,7 @@ mod tests {
 
     #[test]
     fn defaults_come_from_markers_and_from_the_table() {
-        assert_eq!(field("io.k8s.api.core.v1.ServicePort", "protocol").default, Some("TCP".into()));
-        assert_eq!(field("io.k8s.api.core.v1.PodSpec", "restartPolicy").default, Some("Always".into()));
+        assert_eq!(field("io.k8s.api.core.v1.ServicePort", "protocol").node.default, Some("TCP".into()));
+        assert_eq!(field("io.k8s.api.core.v1.PodSpec", "restartPolicy").node.default, Some("Always".into()));
     }
 }

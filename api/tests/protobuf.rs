@@ -36,8 +36,8 @@ fn without_nulls(id: TypeId, document: &mut Value) {
     fn walk(shape: &Shape, value: &mut Value) {
         match (shape, value) {
             (Shape::Object(id), value) => without_nulls(*id, value),
-            (Shape::List(inner), Value::Array(items)) => items.iter_mut().for_each(|v| walk(inner, v)),
-            (Shape::Map(inner), Value::Object(map)) => map.values_mut().for_each(|v| walk(inner, v)),
+            (Shape::List(inner), Value::Array(items)) => items.iter_mut().for_each(|v| walk(&inner.shape, v)),
+            (Shape::Map(inner), Value::Object(map)) => map.values_mut().for_each(|v| walk(&inner.shape, v)),
             (Shape::SchemaOr(_, id), Value::Object(map)) => {
                 let mut schema = Value::Object(std::mem::take(map));
                 without_nulls(*id, &mut schema);
@@ -56,7 +56,7 @@ fn without_nulls(id: TypeId, document: &mut Value) {
     map.retain(|_, value| !value.is_null());
     for (name, value) in map {
         if let Some(field) = type_.field(name) {
-            walk(&field.shape, value);
+            walk(&field.node.shape, value);
         }
     }
 }

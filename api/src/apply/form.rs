@@ -7,17 +7,15 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::element::Element;
-use crate::schema::{Field, ListType, ObjectType, Presence, Schema, Shape, TypeId};
+use crate::schema::{Field, ListType, Node, ObjectType, Presence, Schema, Shape, TypeId};
 
-/// The type of a value where it stands: its shape, and what its field adds to that.
+/// The type of a value where it stands.
 #[derive(Clone, Copy)]
 pub(super) struct Type<'s> {
     schema: &'s Schema,
-    /// `None` for what lies in values that may be anything.
-    shape: Option<&'s Shape>,
-    /// The field that holds the value itself. Items and entries have none.
-    field: Option<&'s Field>,
-    /// In place of a shape, at the top.
+    /// `None` for what lies in values that may be anything, and at the top of a Go type.
+    node: Option<&'s Node>,
+    /// In place of a node, at the top of a Go type.
     root: Option<TypeId>,
 }
 
@@ -62,11 +60,28 @@ pub(super) enum ItemError {
 
 impl<'s> Type<'s> {
     pub(super) fn of_object(schema: &'s Schema, id: TypeId) -> Type<'s> {
-        Type { schema, shape: None, field: None, root: Some(id) }
+        match schema.root() {
+            Some(node) if node.shape == Shape::Object(id) => Type { schema, node: Some(node), root: None },
+            _ => Type { schema, node: None, root: Some(id) },
+        }
+    }
+
+    fn of_node(&self, node: Option<&'s Node>) -> Type<'s> {
+        Type { schema: self.schema, node, root: None }
+    }
+
+    fn shape(&self) -> Option<&'s Shape> {
+        self.node.map(|node| &node.shape)
+    }
+
+    /// Whether fields that the schema does not name are kept.
+    fn preserves(&self) -> bool {
+        let custom = self.node.and_then(|node| node.custom.as_ref());
+        custom.is_some_and(|custom| custom.preserve || custom.embedded)
     }
 
     fn object_type(&self) -> Option<&'s ObjectType> {
-        match (self.root, self.shape) {
+        match (self.root, self.shape()) {
             (Some(id), _) => Some(self.schema.get(id)),
             (None, Some(Shape::Object(id))) => Some(self.schema.get(*id)),
             _ => None,
@@ -75,21 +90,22 @@ impl<'s> Type<'s> {
 
     /// Whether a value of this type may be anything: what it is, it says itself.
     pub(super) fn is_untyped(&self) -> bool {
-        self.root.is_none() && matches!(self.shape, None | Some(Shape::Any | Shape::SchemaOr(..)))
+        self.root.is_none() && matches!(self.shape(), None | Some(Shape::Any | Shape::SchemaOr(..)))
     }
 
     /// What a value is; the value matters only where it may be anything.
     pub(super) fn form(&self, value: &Value) -> Form {
         if let Some(type_) = self.object_type() {
-            let is_granular = self.field.is_some_and(|field| field.granular);
-            return if type_.atomic && !is_granular { Form::Atomic } else { Form::Map };
+            let is_granular = self.node.is_some_and(|node| node.granular);
+            let is_atomic = type_.atomic || self.node.is_some_and(|node| node.atomic_map);
+            return if is_atomic && !is_granular { Form::Atomic } else { Form::Map };
         }
-        match self.shape {
-            Some(Shape::List(_)) => match self.field.map(|field| field.list) {
+        match self.shape() {
+            Some(Shape::List(_)) => match self.node.map(|node| node.list) {
                 Some(ListType::Set | ListType::Map) => Form::List,
                 Some(ListType::Atomic) | None => Form::Atomic,
             },
-            Some(Shape::Map(_)) if self.field.is_some_and(|field| field.atomic_map) => Form::Atomic,
+            Some(Shape::Map(_)) if self.node.is_some_and(|node| node.atomic_map) => Form::Atomic,
             Some(Shape::Map(_)) => Form::Map,
             Some(_) if !self.is_untyped() => Form::Scalar,
             // Null goes for whatever is beside it.
@@ -103,7 +119,7 @@ impl<'s> Type<'s> {
 
     /// What a value of this type has in it, owned as one whole or not.
     pub(super) fn container(&self) -> Container<'s> {
-        match self.shape {
+        match self.shape() {
             _ if self.object_type().is_some() => Container::Map,
             Some(Shape::List(_)) => Container::List,
             Some(Shape::Map(_)) => Container::Map,
@@ -119,26 +135,26 @@ impl<'s> Type<'s> {
 
     /// The type of a field or entry; none where there can be no such field.
     pub(super) fn entry(&self, name: &str) -> Option<Type<'s>> {
-        let Type { schema, .. } = *self;
         if let Some(type_) = self.object_type() {
-            let field = type_.field(name)?;
-            return Some(Type { schema, shape: Some(&field.shape), field: Some(field), root: None });
+            return match type_.field(name) {
+                Some(field) => Some(self.of_node(Some(&field.node))),
+                None => self.preserves().then(|| self.of_node(None)),
+            };
         }
-        match self.shape {
-            Some(Shape::Map(inner)) => Some(Type { schema, shape: Some(inner), field: None, root: None }),
-            _ if self.is_untyped() => Some(Type { schema, shape: None, field: None, root: None }),
+        match self.shape() {
+            Some(Shape::Map(inner)) => Some(self.of_node(Some(inner))),
+            _ if self.is_untyped() => Some(self.of_node(None)),
             _ => None,
         }
     }
 
     /// The type of a list's items.
     pub(super) fn item(&self) -> Option<Type<'s>> {
-        let shape = match self.shape {
-            Some(Shape::List(inner)) => Some(&**inner),
-            _ if self.is_untyped() => None,
-            _ => return None,
-        };
-        Some(Type { schema: self.schema, shape, field: None, root: None })
+        match self.shape() {
+            Some(Shape::List(inner)) => Some(self.of_node(Some(inner))),
+            _ if self.is_untyped() => Some(self.of_node(None)),
+            _ => None,
+        }
     }
 
     /// The type of what a step leads to.
@@ -151,7 +167,7 @@ impl<'s> Type<'s> {
 
     /// What tells an item of this list from the others.
     pub(super) fn element(&self, item: &Value) -> Result<Element, ItemError> {
-        let keys = self.field.map_or(&[][..], |field| &field.keys);
+        let keys = self.node.map_or(&[][..], |node| &node.keys);
         if keys.is_empty() {
             return match item {
                 Value::Object(_) => Err(ItemError::MapOfSet),
@@ -184,8 +200,8 @@ impl<'s> Type<'s> {
 
 /// What a key is taken for where an item does not have it.
 fn default_of(field: &Field) -> Option<Value> {
-    let zero = || (field.presence == Presence::Value).then(|| field.shape.zero());
-    field.default.clone().or_else(zero)
+    let zero = || (field.presence == Presence::Value).then(|| field.node.shape.zero());
+    field.node.default.clone().or_else(zero)
 }
 
 /// The items of a list with what tells them apart; those that cannot be told apart are left out.

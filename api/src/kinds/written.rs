@@ -97,7 +97,7 @@ impl Walk<'_> {
             drop_signal(map);
         }
         for field in &type_.fields {
-            let is_null_list = (is_list(&field.shape) && field.required)
+            let is_null_list = (is_list(&field.node.shape) && field.required)
                 || NULL_LISTS.contains(&(&*type_.name, &*field.name));
             self.field(field, is_null_list, map);
         }
@@ -111,12 +111,12 @@ impl Walk<'_> {
             return;
         }
         if let Some(value) = map.get_mut(name) {
-            self.value(&field.shape, value);
+            self.value(&field.node.shape, value);
         }
         let is_empty = match map.get(name) {
             None | Some(Value::Null) => true,
             Some(Value::Array(list)) => list.is_empty(),
-            Some(Value::Object(entries)) => matches!(field.shape, Shape::Map(_)) && entries.is_empty(),
+            Some(Value::Object(entries)) => matches!(field.node.shape, Shape::Map(_)) && entries.is_empty(),
             Some(_) => false,
         };
         if !is_empty {
@@ -128,7 +128,7 @@ impl Walk<'_> {
         }
         map.remove(name);
         if field.presence == Presence::Value {
-            let zero = self.zero(&field.shape);
+            let zero = self.zero(&field.node.shape);
             map.insert(name.into(), zero);
         }
     }
@@ -137,10 +137,10 @@ impl Walk<'_> {
         match (shape, value) {
             (Shape::Object(id), value) => self.object(*id, value),
             (Shape::List(inner), Value::Array(items)) => {
-                items.iter_mut().for_each(|item| self.value(inner, item))
+                items.iter_mut().for_each(|item| self.value(&inner.shape, item))
             }
             (Shape::Map(inner), Value::Object(map)) => {
-                map.values_mut().for_each(|item| self.value(inner, item))
+                map.values_mut().for_each(|item| self.value(&inner.shape, item))
             }
             _ => {}
         }

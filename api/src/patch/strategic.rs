@@ -182,10 +182,10 @@ fn merge_field(
             *target = patch.clone();
             Ok(())
         }
-        (Some(Value::Object(target)), Value::Object(patch)) => match field.map(|field| &field.shape) {
-            Some(Shape::Map(of)) if object_type(of).is_some() => {
+        (Some(Value::Object(target)), Value::Object(patch)) => match field.map(|field| &field.node.shape) {
+            Some(Shape::Map(of)) if object_type(&of.shape).is_some() => {
                 for (key, value) in patch {
-                    merge_entry(schema, object_type(of), target, key, value)?;
+                    merge_entry(schema, object_type(&of.shape), target, key, value)?;
                 }
                 Ok(())
             }
@@ -247,7 +247,7 @@ fn taken(value: &Value, nulls: Nulls) -> Option<Value> {
 fn object_type(shape: &Shape) -> Option<TypeId> {
     match shape {
         Shape::Object(id) => Some(*id),
-        Shape::List(inner) => object_type(inner),
+        Shape::List(inner) => object_type(&inner.shape),
         _ => None,
     }
 }
@@ -350,7 +350,7 @@ fn merge_list(
             let key = field.merge_key.as_deref();
             let key = key.ok_or_else(|| Error::NoKeyDeclared { name: name.to_owned() })?;
             let identity = Identity { name, key: Some(key) };
-            merge_objects(schema, object_type(&field.shape), identity, key, target, patch)
+            merge_objects(schema, object_type(&field.node.shape), identity, key, target, patch)
         }
     }
 }

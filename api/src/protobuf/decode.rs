@@ -82,7 +82,7 @@ impl Decoder<'_> {
     ) -> Result<(), DecodeError> {
         self.count()?;
         let name = &*field.name;
-        match &field.shape {
+        match &field.node.shape {
             Shape::Object(id) => {
                 let bytes = wire::delimited(found, name)?;
                 self.object(*id, bytes, entry(into, name, Value::Object(Map::new()), Value::as_object_mut))
@@ -91,14 +91,14 @@ impl Decoder<'_> {
                 let list = entry(into, name, Value::Array(Vec::new()), Value::as_array_mut);
                 if field.wrapped {
                     let bytes = wire::delimited(found, name)?;
-                    return self.wrapped_list(inner, bytes, name, list);
+                    return self.wrapped_list(&inner.shape, bytes, name, list);
                 }
-                self.nested(|decoder| decoder.items(inner, found, name, list))
+                self.nested(|decoder| decoder.items(&inner.shape, found, name, list))
             }
             Shape::Map(inner) => {
                 let bytes = wire::delimited(found, name)?;
                 let map = entry(into, name, Value::Object(Map::new()), Value::as_object_mut);
-                self.nested(|decoder| decoder.map_entry(inner, field.wrapped, bytes, name, map))
+                self.nested(|decoder| decoder.map_entry(&inner.shape, field.wrapped, bytes, name, map))
             }
             shape => {
                 let value = self.single(shape, found, name)?;
@@ -166,7 +166,7 @@ impl Decoder<'_> {
                 (1, _) => key = wire::text(&found, name)?.to_owned(),
                 (2, Shape::List(inner)) if wrapped => {
                     let mut list = Vec::new();
-                    self.wrapped_list(inner, wire::delimited(&found, name)?, name, &mut list)?;
+                    self.wrapped_list(&inner.shape, wire::delimited(&found, name)?, name, &mut list)?;
                     value = list.into();
                 }
                 (2, shape) => value = self.single(shape, &found, name)?,

@@ -45,8 +45,8 @@ impl Writer<'_> {
 
     fn field(&mut self, number: u16, field: &Field, value: Option<&Value>) {
         match value.filter(|value| !value.is_null()) {
-            Some(value) => self.value(number, &field.shape, field.wrapped, value),
-            None if field.presence != Presence::Optional => self.zero(number, &field.shape),
+            Some(value) => self.value(number, &field.node.shape, field.wrapped, value),
+            None if field.presence != Presence::Optional => self.zero(number, &field.node.shape),
             None => {}
         }
     }
@@ -77,12 +77,12 @@ impl Writer<'_> {
                 self.delimited(number, |w| w.schema_or(*alternative, *id, value));
             }
             Shape::Object(id) => self.delimited(number, |w| w.object(*id, value.as_object())),
-            Shape::List(inner) if wrapped => self.delimited(number, |w| w.list(1, inner, value)),
-            Shape::List(inner) => self.list(number, inner, value),
+            Shape::List(inner) if wrapped => self.delimited(number, |w| w.list(1, &inner.shape, value)),
+            Shape::List(inner) => self.list(number, &inner.shape, value),
             Shape::Map(inner) => {
                 for (key, value) in value.as_object().into_iter().flatten().rev() {
                     self.delimited(number, |w| {
-                        w.value_or_zero(2, inner, wrapped, value);
+                        w.value_or_zero(2, &inner.shape, wrapped, value);
                         w.text(1, key);
                     });
                 }

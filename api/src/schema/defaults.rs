@@ -109,7 +109,7 @@ pub(super) fn add(schema: &mut Schema) {
             id.and_then(|id| schema.types[id.0 as usize].fields.iter_mut().find(|f| *f.name == **field));
         debug_assert!(field.is_some(), "no field for the default of {type_name}");
         if let Some(field) = field {
-            field.default = serde_json::from_str(default).ok();
+            field.node.default = serde_json::from_str(default).ok();
         }
     }
 }
@@ -125,7 +125,7 @@ mod tests {
             let id = schema.find(&full_name(type_name)).unwrap_or_else(|| panic!("{type_name}"));
             let found = schema.get(id).field(field).unwrap_or_else(|| panic!("{type_name}.{field}"));
             let wanted: serde_json::Value = serde_json::from_str(default).unwrap();
-            assert_eq!(found.default.as_ref(), Some(&wanted), "{type_name}.{field}");
+            assert_eq!(found.node.default.as_ref(), Some(&wanted), "{type_name}.{field}");
         }
     }
 }

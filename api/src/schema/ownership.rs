@@ -58,12 +58,12 @@ pub(super) fn add(schema: &mut Schema) {
         }
     }
     for (type_name, name) in GRANULAR {
-        change(schema, type_name, name, |field| field.granular = true);
+        change(schema, type_name, name, |field| field.node.granular = true);
     }
     for (type_name, name, list, keys) in LISTS {
         change(schema, type_name, name, |field| {
-            field.list = list;
-            field.keys = keys.iter().map(|key| Box::from(*key)).collect();
+            field.node.list = list;
+            field.node.keys = keys.iter().map(|key| Box::from(*key)).collect();
         });
     }
 }

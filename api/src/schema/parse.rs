@@ -56,7 +56,7 @@ pub(super) fn parse(text: &str) -> Result<Schema, ParseError> {
             ObjectType { name, atomic: false, fields: fields.into(), order: order.into(), message }
         })
         .collect();
-    Ok(Schema { types, by_name })
+    Ok(Schema { types, by_name, root: None })
 }
 
 fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, String> {
@@ -65,20 +65,15 @@ fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, Strin
     let shape = shape(words.next().ok_or("a field without a shape")?, by_name)?;
     let mut field = Field {
         name: name.into(),
-        shape,
+        node: shape.into(),
         required: false,
         tag: Box::default(),
         presence: Presence::Optional,
         wrapped: false,
-        list: ListType::Atomic,
-        keys: Box::default(),
         patch_merge: false,
         patch_replace: false,
         patch_retain_keys: false,
         merge_key: None,
-        atomic_map: false,
-        granular: false,
-        default: None,
     };
     for word in words {
         fact(&mut field, word)?;
@@ -98,14 +93,14 @@ fn fact(field: &mut Field, word: &str) -> Result<(), String> {
         Some(("go", "value")) => field.presence = Presence::Value,
         Some(("go", "omitempty")) => field.presence = Presence::OmitEmpty,
         Some(("list", kind)) => {
-            field.list = match kind {
+            field.node.list = match kind {
                 "map" => ListType::Map,
                 "set" => ListType::Set,
                 "atomic" => ListType::Atomic,
                 _ => return Err(format!("list type {kind:?}")),
             }
         }
-        Some(("keys", keys)) => field.keys = keys.split(',').map(Box::from).collect(),
+        Some(("keys", keys)) => field.node.keys = keys.split(',').map(Box::from).collect(),
         Some(("patch", strategies)) => {
             for strategy in strategies.split(',') {
                 match strategy {
@@ -117,12 +112,12 @@ fn fact(field: &mut Field, word: &str) -> Result<(), String> {
             }
         }
         Some(("merge-key", key)) => field.merge_key = Some(key.into()),
-        Some(("map", kind)) => field.atomic_map = kind == "atomic",
+        Some(("map", kind)) => field.node.atomic_map = kind == "atomic",
         Some(("default", value)) => {
             let value = serde_json::from_str(value).map_err(|e| format!("default {value:?}: {e}"))?;
             // What Go leaves out of its JSON is no default here.
             let omits_zero = field.presence == Presence::OmitEmpty;
-            field.default = Some(value).filter(|v| *v != "" && !(omits_zero && *v == 0));
+            field.node.default = Some(value).filter(|v| *v != "" && !(omits_zero && *v == 0));
         }
         _ => return Err(format!("fact {word:?}")),
     }
@@ -131,10 +126,10 @@ fn fact(field: &mut Field, word: &str) -> Result<(), String> {
 
 fn shape(text: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Shape, String> {
     if let Some(inner) = text.strip_prefix("[]") {
-        return Ok(Shape::List(Box::new(shape(inner, by_name)?)));
+        return Ok(Shape::List(Box::new(shape(inner, by_name)?.into())));
     }
     if let Some(inner) = text.strip_prefix("{}") {
-        return Ok(Shape::Map(Box::new(shape(inner, by_name)?)));
+        return Ok(Shape::Map(Box::new(shape(inner, by_name)?.into())));
     }
     if let Some(name) = text.strip_prefix('.') {
         return by_name.get(name).map(|id| Shape::Object(*id)).ok_or_else(|| format!("unknown type {name}"));

@@ -230,10 +230,10 @@ impl Walk<'_> {
                     }
                     at.push(Step::Key(field.name.to_string()));
                     match map.get(&*field.name) {
-                        Some(value) => self.edits(&field.shape, value, at, random, edits),
+                        Some(value) => self.edits(&field.node.shape, value, at, random, edits),
                         None => {
                             for _ in 0..2 {
-                                let value = self.some(&field.shape, random, 0);
+                                let value = self.some(&field.node.shape, random, 0);
                                 edits.push(Edit { at: at.clone(), set: Some(value) });
                             }
                         }
@@ -247,14 +247,14 @@ impl Walk<'_> {
             (Shape::List(inner), Value::Array(list)) => {
                 for (index, value) in list.iter().enumerate() {
                     at.push(Step::Index(index));
-                    self.edits(inner, value, at, random, edits);
+                    self.edits(&inner.shape, value, at, random, edits);
                     at.pop();
                 }
             }
             (Shape::Map(inner), Value::Object(map)) => {
                 for (key, value) in map {
                     at.push(Step::Key(key.clone()));
-                    self.edits(inner, value, at, random, edits);
+                    self.edits(&inner.shape, value, at, random, edits);
                     at.pop();
                 }
             }
@@ -292,7 +292,7 @@ impl Walk<'_> {
             Shape::Time | Shape::MicroTime => vec![json!(random.of(&TIMES)), json!(5)],
             Shape::Any | Shape::SchemaOr(..) => vec![json!("x"), json!([1]), json!({})],
             Shape::Object(_) => vec![json!({}), json!([]), json!("x")],
-            Shape::List(inner) => self.lists(inner, value, random),
+            Shape::List(inner) => self.lists(&inner.shape, value, random),
             Shape::Map(inner) => {
                 let mut all = vec![json!({}), json!([])];
                 for _ in 0..3 {
@@ -302,7 +302,7 @@ impl Walk<'_> {
                         1 => "k".repeat(*random.of(&[63, 64, 253, 254])),
                         _ => random.of(&self.corpus.0).clone(),
                     };
-                    more.insert(key, self.some(inner, random, 0));
+                    more.insert(key, self.some(&inner.shape, random, 0));
                     all.push(Value::Object(more));
                 }
                 all
@@ -357,15 +357,15 @@ impl Walk<'_> {
             Shape::Time | Shape::MicroTime => json!(random.of(&TIMES)),
             Shape::Any | Shape::SchemaOr(..) => json!({"a": 1}),
             Shape::List(inner) => {
-                (0..1 + random.below(2)).map(|_| self.some(inner, random, depth + 1)).collect()
+                (0..1 + random.below(2)).map(|_| self.some(&inner.shape, random, depth + 1)).collect()
             }
-            Shape::Map(inner) => json!({"a": self.some(inner, random, depth + 1)}),
+            Shape::Map(inner) => json!({"a": self.some(&inner.shape, random, depth + 1)}),
             Shape::Object(id) => {
                 let mut map = Map::new();
                 for field in &self.schema.get(*id).fields {
                     let wanted = field.required || random.below(3 + 2 * depth) == 0;
                     if wanted && depth < 5 {
-                        map.insert(field.name.to_string(), self.some(&field.shape, random, depth + 1));
+                        map.insert(field.name.to_string(), self.some(&field.node.shape, random, depth + 1));
                     }
                 }
                 Value::Object(map)

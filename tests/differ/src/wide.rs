@@ -77,10 +77,10 @@ fn status(subject: &Subject, corpus: &Corpus, random: &mut Random) -> Vec<Edit> 
     let walk = Walk { schema, corpus };
     let mut edits = Vec::new();
     for _ in 0..STATUSES {
-        edits.push(Edit { at: vec![key("status")], set: Some(walk.some(&field.shape, random, 0)) });
+        edits.push(Edit { at: vec![key("status")], set: Some(walk.some(&field.node.shape, random, 0)) });
     }
-    let whole = walk.some(&field.shape, random, 0);
-    walk.edits(&field.shape, &whole, &mut vec![key("status")], random, &mut edits);
+    let whole = walk.some(&field.node.shape, random, 0);
+    walk.edits(&field.node.shape, &whole, &mut vec![key("status")], random, &mut edits);
     // What lies below a field that is not there changes nothing: the field comes with it.
     for edit in &mut edits {
         let mut changed = json!({ "status": whole });

@@ -80,7 +80,7 @@ impl<'v> Walk<'v> {
             if let Some(field) = type_.field(key)
                 && !skip.contains(&key.as_str())
             {
-                self.shape(&field.shape, value, &path.child(&field.name), depth + 1);
+                self.shape(&field.node.shape, value, &path.child(&field.name), depth + 1);
             }
         }
         self.pod = outer;
@@ -92,14 +92,14 @@ impl<'v> Walk<'v> {
         }
         match (shape, value) {
             (Shape::Object(id), Value::Object(_)) => self.fields(*id, value, path, depth, Vec::new()),
-            (Shape::List(inner), Value::Array(items)) if is_deep(inner) => {
+            (Shape::List(inner), Value::Array(items)) if is_deep(&inner.shape) => {
                 for (at, item) in items.iter().enumerate() {
-                    self.shape(inner, item, &path.index(at), depth + 1);
+                    self.shape(&inner.shape, item, &path.index(at), depth + 1);
                 }
             }
-            (Shape::Map(inner), Value::Object(map)) if is_deep(inner) => {
+            (Shape::Map(inner), Value::Object(map)) if is_deep(&inner.shape) => {
                 for (key, item) in map {
-                    self.shape(inner, item, &path.key(key), depth + 1);
+                    self.shape(&inner.shape, item, &path.key(key), depth + 1);
                 }
             }
             _ => {}
