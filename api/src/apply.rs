@@ -253,10 +253,16 @@ impl<'k> FieldManager<'k> {
 
     /// What was merged, as an object of its kind.
     fn shaped(&self, merged: Object, document: &Object) -> Result<Object, ApplyError> {
-        let shaped = decode::shape(self.kind, merged, Numbers::Converted).map_err(|why| {
-            ApplyError::Unshaped { object: self.shown(document), kind: self.shown_kind(), why }
-        })?;
-        let mut object = shaped.object;
+        // A custom resource is a document and stays one: what does not fit its schema is for pruning and validation.
+        let is_custom = self.kind.schema.schema.root().is_some();
+        let mut object = if is_custom {
+            merged
+        } else {
+            let shaped = decode::shape(self.kind, merged, Numbers::Converted).map_err(|why| {
+                ApplyError::Unshaped { object: self.shown(document), kind: self.shown_kind(), why }
+            })?;
+            shaped.object
+        };
         default::apply(self.kind, &mut object);
         drop_empty_metadata(&mut object);
         Ok(object)

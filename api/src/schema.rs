@@ -1,8 +1,8 @@
 //! The structural schema: what fields an object has, and what the engine must know of each.
 //!
 //! A [`Schema`] is an arena of object types; a [`TypeRef`] points to one of them. The built-in types come
-//! from `schema/builtin.txt`, which `cargo xtask codegen` writes; a CRD's schema will be read into the same
-//! arena.
+//! from `schema/builtin.txt`, which `cargo xtask codegen` writes; a CRD's schema is read into an arena of its own
+//! ([`Schema::of_custom`]).
 
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
@@ -13,10 +13,12 @@ mod custom;
 mod defaults;
 mod ownership;
 mod parse;
+mod read;
 mod wire;
 
 pub use custom::{Bound, Checks, Custom, Nested, Rule};
 pub use parse::ParseError;
+pub use read::ReadError;
 pub use wire::{Message, Slot, What};
 
 /// An arena of object types.
@@ -132,7 +134,7 @@ pub struct Node {
     pub custom: Option<Box<Custom>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Field {
     pub name: Box<str>,
     pub node: Node,

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::element::Element;
-use crate::schema::{Field, ListType, Node, ObjectType, Presence, Schema, Shape, TypeId};
+use crate::schema::{Custom, Field, ListType, Node, ObjectType, Presence, Schema, Shape, TypeId};
 
 /// The type of a value where it stands.
 #[derive(Clone, Copy)]
@@ -17,6 +17,8 @@ pub(super) struct Type<'s> {
     node: Option<&'s Node>,
     /// In place of a node, at the top of a Go type.
     root: Option<TypeId>,
+    /// Whether a value around it keeps what its schema does not name, all the way down.
+    kept: bool,
 }
 
 /// What a value is to its owners.
@@ -61,23 +63,34 @@ pub(super) enum ItemError {
 impl<'s> Type<'s> {
     pub(super) fn of_object(schema: &'s Schema, id: TypeId) -> Type<'s> {
         match schema.root() {
-            Some(node) if node.shape == Shape::Object(id) => Type { schema, node: Some(node), root: None },
-            _ => Type { schema, node: None, root: Some(id) },
+            Some(node) if node.shape == Shape::Object(id) => {
+                Type { schema, node: Some(node), root: None, kept: false }
+            }
+            _ => Type { schema, node: None, root: Some(id), kept: false },
         }
     }
 
     fn of_node(&self, node: Option<&'s Node>) -> Type<'s> {
-        Type { schema: self.schema, node, root: None }
+        Type { schema: self.schema, node, root: None, kept: self.keeps() }
+    }
+
+    fn custom(&self) -> Option<&'s Custom> {
+        self.node.and_then(|node| node.custom.as_deref())
+    }
+
+    /// Whether what is said of unknown fields holds for this value: they are kept by it, or by one around it.
+    fn keeps(&self) -> bool {
+        self.kept || self.custom().is_some_and(|custom| custom.preserve)
     }
 
     fn shape(&self) -> Option<&'s Shape> {
         self.node.map(|node| &node.shape)
     }
 
-    /// Whether fields that the schema does not name are kept.
-    fn preserves(&self) -> bool {
-        let custom = self.node.and_then(|node| node.custom.as_ref());
-        custom.is_some_and(|custom| custom.preserve || custom.embedded)
+    /// Whether a custom resource has an object here of whatever fields. Metadata is none, wherever it stands.
+    fn is_open(&self, type_: &ObjectType) -> bool {
+        let is_go_type = !type_.message.slots().is_empty();
+        self.custom().is_some() && !is_go_type && (self.keeps() || type_.fields.is_empty())
     }
 
     fn object_type(&self) -> Option<&'s ObjectType> {
@@ -90,7 +103,13 @@ impl<'s> Type<'s> {
 
     /// Whether a value of this type may be anything: what it is, it says itself.
     pub(super) fn is_untyped(&self) -> bool {
-        self.root.is_none() && matches!(self.shape(), None | Some(Shape::Any | Shape::SchemaOr(..)))
+        let may_be_anything = match self.shape() {
+            None | Some(Shape::Any | Shape::SchemaOr(..)) => true,
+            // Upstream knows no type for it, and leaves it to validation.
+            Some(Shape::IntOrString) => self.custom().is_some(),
+            Some(_) => false,
+        };
+        self.root.is_none() && may_be_anything
     }
 
     /// What a value is; the value matters only where it may be anything.
@@ -123,9 +142,16 @@ impl<'s> Type<'s> {
             _ if self.object_type().is_some() => Container::Map,
             Some(Shape::List(_)) => Container::List,
             Some(Shape::Map(_)) => Container::Map,
+            Some(Shape::String) if self.has_format() => Container::None(&Shape::Quantity),
             Some(shape) => Container::None(shape),
             None => Container::None(&Shape::Any),
         }
+    }
+
+    /// Of a text in a format, upstream knows that it is a scalar, no more.
+    fn has_format(&self) -> bool {
+        let format = self.custom().and_then(|custom| custom.checks.format.as_deref());
+        format.is_some_and(|format| format != "byte")
     }
 
     /// The field of this name, if the type has one.
@@ -138,7 +164,7 @@ impl<'s> Type<'s> {
         if let Some(type_) = self.object_type() {
             return match type_.field(name) {
                 Some(field) => Some(self.of_node(Some(&field.node))),
-                None => self.preserves().then(|| self.of_node(None)),
+                None => self.is_open(type_).then(|| self.of_node(None)),
             };
         }
         match self.shape() {

@@ -4,6 +4,8 @@ use serde_json::json;
 use super::*;
 use crate::Kinds;
 
+mod custom;
+
 const T1: &str = "2026-01-01T00:00:01Z";
 const T2: &str = "2026-01-01T00:00:02Z";
 
