@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::schema::{Schema, Shape, TypeId};
 use crate::time::{Moment, Precision};
-use crate::{Kind, Object, Status, depth, protobuf, quantity};
+use crate::{Kind, Object, Status, depth, protobuf, quantity, structural};
 
 mod order;
 mod parse;
@@ -83,6 +83,10 @@ pub(crate) struct Shaped {
 /// What a value of the wrong type is, in upstream's words.
 pub(crate) fn shape(kind: &Kind, mut object: Object, numbers: Numbers) -> Result<Shaped, String> {
     depth::check(&object).map_err(|error| error.to_string())?;
+    if kind.schema.schema.root().is_some() {
+        let unknown = structural::prune(&kind.schema.schema, &mut object)?;
+        return Ok(Shaped { object, unknown: unknown.into_iter().map(Fault::Unknown).collect() });
+    }
     let mut walk = Walk::new(&kind.schema.schema, numbers);
     walk.object(kind.schema.id, &mut object, Place::Root, &Path::Root)?;
     let unknown = walk.unknown.places.iter().map(|place| Fault::Unknown(place.to_string())).collect();
@@ -205,13 +209,7 @@ fn finish(
             )));
         }
     }
-    let mut walk = Walk::new(&kind.schema.schema, Numbers::Exact);
-    walk.object(kind.schema.id, &mut object, Place::Root, &Path::Root)
-        .map_err(|error| cannot_be_handled(kind, &error))?;
-    if validation == FieldValidation::Ignore {
-        return Ok(Decoded { object, warnings: Vec::new() });
-    }
-    let faults = origin.faults(&walk.unknown.places);
+    let faults = conformed(kind, &mut object, origin, validation)?;
     let warnings = match validation {
         FieldValidation::Strict if !faults.is_empty() => {
             let error = format!("strict decoding error: {}", faults.join(", "));
@@ -221,6 +219,32 @@ fn finish(
         FieldValidation::Strict | FieldValidation::Ignore => Vec::new(),
     };
     Ok(Decoded { object, warnings })
+}
+
+/// Brings an object into the shape of its kind; what strict decoding has against it, if anybody wants to know.
+fn conformed(
+    kind: &Kind,
+    object: &mut Object,
+    origin: Origin<'_>,
+    validation: FieldValidation,
+) -> Result<Vec<String>, Status> {
+    let schema = &kind.schema.schema;
+    if schema.root().is_some() {
+        // What values are is up to validation.
+        let unknown = structural::prune(schema, object).map_err(|error| cannot_be_handled(kind, &error))?;
+        if validation == FieldValidation::Ignore {
+            return Ok(Vec::new());
+        }
+        let unknown = unknown.into_iter().map(|name| format!("unknown field \"{name}\""));
+        return Ok(origin.faults(&[]).into_iter().chain(unknown).collect());
+    }
+    let mut walk = Walk::new(schema, Numbers::Exact);
+    walk.object(kind.schema.id, object, Place::Root, &Path::Root)
+        .map_err(|error| cannot_be_handled(kind, &error))?;
+    match validation {
+        FieldValidation::Ignore => Ok(Vec::new()),
+        _ => Ok(origin.faults(&walk.unknown.places)),
+    }
 }
 
 fn cannot_be_handled(kind: &Kind, error: &str) -> Status {

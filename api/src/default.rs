@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use crate::schema::{Schema, Shape};
-use crate::{Kind, Object, quantity};
+use crate::{Kind, Object, quantity, structural};
 
 mod pod;
 
@@ -11,6 +11,10 @@ pub(crate) use pod::pod;
 
 /// Fills in the defaults of `kind`: those that stand in the schema, then those of its strategy.
 pub fn apply(kind: &Kind, object: &mut Object) {
+    if kind.schema.schema.root().is_some() {
+        structural::default(&kind.schema.schema, object);
+        return kind.strategy.default(object);
+    }
     kind.write_early(object);
     walk(&kind.schema.schema, &Shape::Object(kind.schema.id), object);
     kind.strategy.default(object);

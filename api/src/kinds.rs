@@ -6,7 +6,10 @@ use std::sync::{Arc, LazyLock};
 use crate::schema::{Schema, TypeRef};
 use crate::strategy::Strategy;
 use crate::table::Column;
-use crate::{Cause, Object};
+use crate::{Cause, Object, protobuf};
+
+pub use custom::{Conversion, Custom, DefinitionError, Scaled, compare_versions, kinds_of};
+pub use traits::{Beat, Names, Prefix, Traits};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
@@ -56,8 +59,17 @@ pub struct Kind {
     pub schema: TypeRef,
     pub columns: Vec<Column>,
     /// Fields besides `metadata.name` and `metadata.namespace` that field selectors may use.
-    pub selectable: &'static [&'static str],
+    pub selectable: Vec<Arc<str>>,
+    pub traits: Traits,
     pub strategy: &'static dyn Strategy,
+    pub origin: Origin,
+}
+
+/// Who declares a kind.
+pub enum Origin {
+    Builtin,
+    /// A CustomResourceDefinition.
+    Custom(Box<Custom>),
 }
 
 impl Kind {
@@ -67,7 +79,28 @@ impl Kind {
     }
 
     pub fn list_kind(&self) -> String {
-        format!("{}List", self.kind)
+        match &self.origin {
+            Origin::Builtin => format!("{}List", self.kind),
+            Origin::Custom(custom) => custom.list_kind.clone(),
+        }
+    }
+
+    /// What only a kind of a CustomResourceDefinition has.
+    pub fn custom(&self) -> Option<&Custom> {
+        match &self.origin {
+            Origin::Builtin => None,
+            Origin::Custom(custom) => Some(custom),
+        }
+    }
+
+    /// Whether requests may name this version.
+    pub fn is_served(&self) -> bool {
+        self.custom().is_none_or(|custom| custom.is_served)
+    }
+
+    /// Whether two objects, or two documents with some of its fields, say the same.
+    pub fn says_the_same(&self, a: &Object, b: &Object) -> bool {
+        a == b || (self.custom().is_none() && protobuf::same(self.schema.id, a, b))
     }
 
     pub fn is_namespaced(&self) -> bool {
@@ -79,10 +112,10 @@ impl Kind {
     }
 
     fn is_stored_version(&self) -> bool {
-        matches!(
-            (self.group.as_str(), self.version.as_str(), self.plural.as_str()),
-            ("", "v1", "events") | ("autoscaling", "v2", "horizontalpodautoscalers")
-        )
+        match &self.origin {
+            Origin::Builtin => self.traits.is_stored_version,
+            Origin::Custom(custom) => custom.is_stored,
+        }
     }
 
     /// The store's key of one object.
@@ -106,38 +139,35 @@ impl Kind {
 
     /// Brings an object into the form in which it is stored and answered.
     pub fn write(&self, object: &mut Object) {
-        if std::ptr::eq(&*self.schema.schema, &**Schema::builtin()) {
-            written::write(&self.schema.schema, self.schema.id, object, written::Off::Dropped);
-        }
+        self.write_with(object, written::Off::Dropped);
     }
 
     /// The same before it is compared with what it replaces.
     pub(crate) fn write_early(&self, object: &mut Object) {
-        let off = if matches!(self.kind.as_str(), "ResourceSlice" | "EndpointSlice") {
-            written::Off::Kept
-        } else {
-            written::Off::Dropped
-        };
+        let off = if self.traits.compares_off { written::Off::Kept } else { written::Off::Dropped };
+        self.write_with(object, off);
+    }
+
+    /// Custom resources are stored as they are.
+    fn write_with(&self, object: &mut Object, off: written::Off) {
         if std::ptr::eq(&*self.schema.schema, &**Schema::builtin()) {
             written::write(&self.schema.schema, self.schema.id, object, off);
         }
     }
 
-    /// What its `metadata.generation` counts.
-    pub fn generation(&self) -> Generation {
-        builtin::generation(self)
-    }
-
     /// What is wrong with an object's name and the rest of its `metadata`, and with the object itself, in upstream's order: some of
     /// it hides the rest.
     pub fn faults(&self, object: &Object, old: Option<&Object>, metadata: Vec<Cause>) -> Vec<Cause> {
+        if self.custom().is_some() {
+            return metadata.into_iter().chain(custom::faults(self, object, old)).collect();
+        }
         let first = builtin::rules::check_first(self, object, old);
         if !first.is_empty() {
             return first;
         }
         let own = self.validate(object, old);
-        // The rules of this kind do not look at its metadata, those of all kinds do, which come last.
-        if self.kind == "PodDisruptionBudget" && old.is_none() && !own.is_empty() {
+        // The rules of such a kind do not look at its metadata, those of all kinds do, which come last.
+        if self.traits.hides_metadata && old.is_none() && !own.is_empty() {
             return own;
         }
         metadata.into_iter().chain(own).collect()
@@ -158,6 +188,9 @@ impl Kind {
 
     /// What is wrong with the `status` of an object that replaces that of `old`.
     pub fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
+        if self.custom().is_some() {
+            return custom::faults(self, new, Some(old));
+        }
         let mut causes = builtin::rules::check_status(self, new, old);
         causes.extend(self.strategy.validate_status_update(new, old));
         causes
@@ -165,14 +198,17 @@ impl Kind {
 
     /// What an object that was just written most likely does not mean; `old` is what it replaces.
     pub fn warnings(&self, object: &Object, old: Option<&Object>) -> Vec<String> {
+        if self.custom().is_some() {
+            return Vec::new();
+        }
         builtin::rules::warnings::of(self, object, old)
     }
 
     /// The value of a selectable field of an object, `""` where it is unset; `None` if the kind does not
     /// offer the field.
     pub fn selectable_field(&self, object: &Object, field: &str) -> Option<String> {
-        let offered =
-            matches!(field, "metadata.name" | "metadata.namespace") || self.selectable.contains(&field);
+        let offered = matches!(field, "metadata.name" | "metadata.namespace")
+            || self.selectable.iter().any(|f| **f == *field);
         offered.then(|| self.strategy.field(object, field))
     }
 }
@@ -183,7 +219,7 @@ pub fn scale() -> &'static Kind {
     &SCALE
 }
 
-/// All kinds that a server knows. Built-in kinds never change; CRDs will make a new table.
+/// All kinds that a server knows. A table never changes: who adds kinds makes another.
 #[derive(Clone, Default)]
 pub struct Kinds {
     kinds: Vec<Arc<Kind>>,
@@ -201,16 +237,20 @@ impl Kinds {
         kinds
     }
 
-    pub fn insert(&mut self, kind: Kind) {
-        let at = self.kinds.len();
-        self.by_resource.insert((kind.group.clone(), kind.version.clone(), kind.plural.clone()), at);
-        self.by_kind.insert((kind.group.clone(), kind.version.clone(), kind.kind.clone()), at);
-        self.kinds.push(Arc::new(kind));
+    /// Of two kinds of one name the first stays.
+    pub fn insert(&mut self, kind: impl Into<Arc<Kind>>) {
+        let (kind, at) = (kind.into(), self.kinds.len());
+        if kind.is_served() {
+            let by_resource = (kind.group.clone(), kind.version.clone(), kind.plural.clone());
+            self.by_resource.entry(by_resource).or_insert(at);
+            self.by_kind.entry((kind.group.clone(), kind.version.clone(), kind.kind.clone())).or_insert(at);
+        }
+        self.kinds.push(kind);
     }
 
-    /// In the order of declaration, which within a group is that of discovery.
+    /// What requests may name, in the order of declaration, which within a group is that of discovery.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Kind>> {
-        self.kinds.iter()
+        self.kinds.iter().filter(|kind| kind.is_served())
     }
 
     /// The kinds in whose version objects are stored, one for all versions of a resource: the first declared, but
@@ -247,4 +287,6 @@ pub(crate) use builtin::package;
 pub(crate) use builtin::qos_class;
 
 mod builtin;
+mod custom;
+mod traits;
 mod written;

@@ -29,6 +29,7 @@ pub mod schedule;
 pub mod selector;
 pub mod status;
 pub mod strategy;
+pub mod structural;
 pub mod table;
 pub mod time;
 

@@ -1,6 +1,7 @@
 //! OpenAPI documents made from the schema.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
 
@@ -8,6 +9,7 @@ use crate::patch::PatchType;
 use crate::schema::{Field, ListType, Schema, Shape, TypeId};
 use crate::{Kind, Kinds, apply};
 
+mod custom;
 pub mod gnostic;
 
 /// Where references to types point.
@@ -28,8 +30,8 @@ impl Version {
     }
 }
 
-/// The OpenAPI v3 document of one group and version (`""` and `v1` for the core group).
-pub fn v3(kinds: &Kinds, group: &str, version: &str) -> Value {
+/// The OpenAPI v3 document of one group and version (`""` and `v1` for the core group), out of whatever kinds.
+pub fn v3(kinds: &[Arc<Kind>], group: &str, version: &str) -> Value {
     let of_group: Vec<&Kind> =
         kinds.iter().map(|k| &**k).filter(|k| k.group == group && k.version == version).collect();
     let schemas = definitions(&of_group, Version::V3);
@@ -110,16 +112,38 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
 
 fn definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
     let mut out = Map::new();
-    let mut gvks: BTreeMap<TypeId, Vec<Value>> = BTreeMap::new();
     for kind in kinds {
+        if let Some(custom) = kind.custom() {
+            let name = custom::name(kind);
+            out.insert(name.clone(), custom::definition(kind, custom, version));
+            out.insert(list_name(kind, &name), list_definition(kind, &name, version));
+        }
+    }
+    out.extend(builtin_definitions(kinds, version));
+    out
+}
+
+/// Beside the definition of its items.
+fn list_name(kind: &Kind, item: &str) -> String {
+    let package = item.strip_suffix(kind.kind.as_str()).unwrap_or_default();
+    format!("{package}{}", kind.list_kind())
+}
+
+/// The definitions of Go types: those of built-in kinds, and those that custom resources share with them.
+fn builtin_definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
+    let mut out = Map::new();
+    let schema = Schema::builtin();
+    let kinds: Vec<&Kind> = kinds.iter().copied().filter(|kind| kind.custom().is_none()).collect();
+    let mut gvks: BTreeMap<TypeId, Vec<Value>> = BTreeMap::new();
+    for kind in &kinds {
         gvks.entry(kind.schema.id)
             .or_default()
             .push(json!({"group": kind.group, "version": kind.version, "kind": kind.kind}));
     }
-    let Some(schema) = kinds.first().map(|k| &k.schema.schema) else { return out };
     let mut todo: Vec<TypeId> = gvks.keys().copied().collect();
-    let list_meta = schema.find("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta");
-    todo.extend(list_meta);
+    let shared =
+        ["ListMeta", "ObjectMeta"].map(|name| format!("io.k8s.apimachinery.pkg.apis.meta.v1.{name}"));
+    todo.extend(shared.iter().filter_map(|name| schema.find(name)));
     let mut seen: BTreeSet<TypeId> = todo.iter().copied().collect();
     while let Some(id) = todo.pop() {
         let type_ = schema.get(id);
@@ -132,9 +156,9 @@ fn definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
         }
         out.insert(type_.name.to_string(), definition(schema, id, gvks.get(&id), version));
     }
-    for kind in kinds {
+    for kind in &kinds {
         let item = &kind.schema.object_type().name;
-        out.insert(format!("{item}List"), list_definition(kind, item, version));
+        out.insert(list_name(kind, item), list_definition(kind, item, version));
     }
     out
 }

@@ -5,9 +5,11 @@
 //! ([`Schema::of_custom`]).
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use serde_json::Value;
+
+use crate::structural::Compiled;
 
 mod custom;
 mod defaults;
@@ -28,6 +30,7 @@ pub struct Schema {
     by_name: HashMap<Box<str>, TypeId>,
     /// Of a custom resource's schema: the resource itself.
     root: Option<Node>,
+    compiled: OnceLock<Compiled>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -221,6 +224,11 @@ impl Schema {
     /// The resource itself, where this is a custom resource's schema; `None` in that of the built-in types.
     pub fn root(&self) -> Option<&Node> {
         self.root.as_ref()
+    }
+
+    /// Its patterns and rules, ready to be run.
+    pub(crate) fn compiled(&self) -> &Compiled {
+        self.compiled.get_or_init(|| Compiled::new(self))
     }
 
     pub fn types(&self) -> impl Iterator<Item = &ObjectType> {

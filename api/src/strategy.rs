@@ -21,6 +21,10 @@ pub trait Strategy: Send + Sync {
     /// The same for an update of `status`: the engine has kept everything but `status` from `old`.
     fn prepare_status_update(&self, _new: &mut Object, _old: &Object) {}
 
+    /// Marks an object that is about to be deleted for the first time: with a finalizer it stays until somebody takes that
+    /// away.
+    fn prepare_delete(&self, _object: &mut Object, _now: &str) {}
+
     fn validate(&self, _object: &Object) -> Vec<Cause> {
         Vec::new()
     }

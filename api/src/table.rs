@@ -1,46 +1,62 @@
 //! Tables, as `kubectl get` asks for them.
 
+use std::borrow::Cow;
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use crate::{Kind, Object};
 
 pub(crate) mod cell;
 mod described;
+mod json_path;
+
+pub use json_path::JsonPath;
 
 /// One printer column.
 #[derive(Clone)]
 pub struct Column {
-    pub name: &'static str,
+    pub name: Cow<'static, str>,
     /// `string`, `integer`, `date`, …
-    pub kind: &'static str,
-    pub format: &'static str,
-    /// 0 is always shown, 1 with `-o wide`.
-    pub priority: u8,
-    /// The cell of an object. `now_s` is seconds since the epoch, for ages.
-    pub cell: fn(&Object, i64) -> Value,
+    pub kind: Cow<'static, str>,
+    pub format: Cow<'static, str>,
+    /// `None`: what the name says wherever it occurs.
+    pub description: Option<Box<str>>,
+    /// 0 is always shown, others with `-o wide`.
+    pub priority: i64,
+    pub cell: Cell,
+}
+
+/// How a column's cell is read from an object. The second argument is seconds since the epoch, for ages.
+#[derive(Clone)]
+pub enum Cell {
+    Of(fn(&Object, i64) -> Value),
+    /// Of a column that is declared while the server runs.
+    Read(Arc<dyn Fn(&Object, i64) -> Value + Send + Sync>),
 }
 
 impl Column {
-    pub(crate) const fn new(name: &'static str, kind: &'static str, cell: fn(&Object, i64) -> Value) -> Self {
-        Column { name, kind, format: "", priority: 0, cell }
+    pub(crate) fn new(name: &'static str, kind: &'static str, cell: fn(&Object, i64) -> Value) -> Self {
+        let (name, kind, format) = (name.into(), kind.into(), "".into());
+        Column { name, kind, format, description: None, priority: 0, cell: Cell::Of(cell) }
     }
 
     /// A column of `-o wide` only.
-    pub(crate) const fn wide(self) -> Self {
+    pub(crate) fn wide(self) -> Self {
         Column { priority: 1, ..self }
     }
 
-    pub(crate) const fn name() -> Self {
+    pub(crate) fn name() -> Self {
         let column = Column::new("Name", "string", |o, _| cell::text(o, "/metadata/name"));
-        Column { format: "name", ..column }
+        Column { format: "name".into(), ..column }
     }
 
-    pub(crate) const fn age() -> Self {
+    pub(crate) fn age() -> Self {
         Column::new("Age", "string", |o, now| cell::since(o, "/metadata/creationTimestamp", now))
     }
 
     /// The moment of creation itself, which some kinds show instead of an age.
-    pub(crate) const fn created_at() -> Self {
+    pub(crate) fn created_at() -> Self {
         Column::new("Created At", "date", |o, _| cell::text(o, "/metadata/creationTimestamp"))
     }
 }
@@ -58,9 +74,10 @@ pub fn column_definitions(kind: &Kind) -> Value {
     kind.columns
         .iter()
         .map(|c| {
+            let description = c.description.as_deref().unwrap_or_else(|| described::description(&c.name));
             json!({
                 "name": c.name, "type": c.kind, "format": c.format,
-                "description": described::description(c.name), "priority": c.priority,
+                "description": description, "priority": c.priority,
             })
         })
         .collect()
@@ -70,7 +87,14 @@ pub fn column_definitions(kind: &Kind) -> Value {
 ///
 /// The cells are of `printed`, an object of `kind`; the row carries `sent`, the same in the version of the request.
 pub fn row(kind: &Kind, printed: &Object, sent: &Object, include: IncludeObject, now_s: i64) -> Value {
-    let cells: Vec<Value> = kind.columns.iter().map(|c| (c.cell)(printed, now_s)).collect();
+    let cells: Vec<Value> = kind
+        .columns
+        .iter()
+        .map(|column| match &column.cell {
+            Cell::Of(cell) => cell(printed, now_s),
+            Cell::Read(cell) => cell(printed, now_s),
+        })
+        .collect();
     let mut row = json!({"cells": cells});
     match include {
         IncludeObject::None => {}

@@ -20,7 +20,7 @@ fn generations_are_counted_of_the_kinds_of_which_upstream_counts_them() {
             kinds.iter().find(|kind| kind.kind == name && kind.api_version() == version).expect("is known");
         let object = &line["object"];
         // Of some kinds the objects here have been changed since they were made, which counts from none.
-        let counts = match kind.generation() {
+        let counts = match kind.traits.generation {
             Generation::None | Generation::Changes => false,
             Generation::Spec => !object["spec"].is_null(),
             Generation::One | Generation::Content => true,

@@ -6,19 +6,19 @@ use std::time::Duration;
 use axum::body::Body;
 use http::{HeaderMap, Method, Uri};
 use parking_lot::Mutex;
-use skiff_api::{Kind, Kinds, Object, Status};
+use skiff_api::{Kind, Object, Status};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::quota::Turns;
-use crate::auth::UserInfo;
 use crate::auth::authenticate::Authenticator;
 use crate::auth::authorize::Authorization;
 use crate::auth::token::TokenKeys;
+use crate::auth::{MASTERS, UserInfo};
 use crate::cache::{Caches, Entry};
-use crate::discovery::Discovery;
 use crate::heavy::Heavy;
 use crate::lapsed::Grace;
 use crate::limits::Limits;
+use crate::live::{Live, Table};
 use crate::metrics::Metrics;
 use crate::openid::OpenId;
 use crate::proxy::{Kubelet, PodProxy};
@@ -29,7 +29,8 @@ use crate::store::Store;
 
 /// The server's state: all of it shared, none of it per request.
 pub(crate) struct Api {
-    pub(crate) kinds: Arc<Kinds>,
+    /// Which kinds there are.
+    pub(crate) live: Live,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) caches: Arc<Caches>,
     pub(crate) authenticator: Authenticator,
@@ -38,7 +39,6 @@ pub(crate) struct Api {
     pub(crate) authorizer: Authorization,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) services: ServiceAllocator,
-    pub(crate) discovery: Discovery,
     pub(crate) openid: OpenId,
     pub(crate) kubelet: Kubelet,
     pub(crate) pod_proxy: PodProxy,
@@ -52,18 +52,51 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(crate) fn kind(&self, group: &str, version: &str, plural: &str) -> Result<&Arc<Kind>, Status> {
-        self.kinds.by_resource(group, version, plural).ok_or_else(Status::no_such_path)
+    pub(crate) fn kind(&self, group: &str, version: &str, plural: &str) -> Result<Arc<Kind>, Status> {
+        let table = self.live.table();
+        table.kinds.by_resource(group, version, plural).cloned().ok_or_else(Status::no_such_path)
     }
 
-    /// The version of a kind that is stored; of one that is not stored, the kind itself.
-    pub(crate) fn stored_kind(&self, kind: &Arc<Kind>) -> Arc<Kind> {
+    /// The version of a kind that rows of tables are printed of.
+    pub(crate) fn printed_kind(&self, kind: &Arc<Kind>) -> Arc<Kind> {
+        if kind.custom().is_some() {
+            return kind.clone();
+        }
         self.caches.of(kind).map_or_else(|_| kind.clone(), |cache| cache.kind().clone())
+    }
+
+    /// A call of the server itself.
+    pub(crate) fn own_call(&self, kind: Arc<Kind>, verb: &str, namespace: &str, name: &str) -> Call {
+        let info = RequestInfo {
+            is_resource: true,
+            verb: verb.into(),
+            group: kind.group.clone(),
+            version: kind.version.clone(),
+            namespace: namespace.into(),
+            resource: kind.plural.clone(),
+            name: name.into(),
+            ..RequestInfo::default()
+        };
+        Call {
+            user: UserInfo::new("system:apiserver", &[MASTERS]),
+            info,
+            method: Method::POST,
+            uri: Uri::default(),
+            query: Query::default(),
+            headers: HeaderMap::new(),
+            extensions: http::Extensions::new(),
+            body: Mutex::new(Body::empty()),
+            printed: self.printed_kind(&kind),
+            table: self.live.table(),
+            kind,
+            encoding: Encoding::plain(),
+            warnings: Vec::new(),
+        }
     }
 
     /// An object of the core group out of the cache.
     pub(crate) fn cached(&self, plural: &str, key: &str) -> Result<Option<Arc<Entry>>, Status> {
-        Ok(self.caches.of(self.kind("", "v1", plural)?)?.get(key)?)
+        Ok(self.caches.of(&*self.kind("", "v1", plural)?)?.get(key)?)
     }
 
     /// The same, but asks again with everything applied that was acknowledged before, if it is not there.
@@ -93,8 +126,10 @@ pub(crate) struct Call {
     /// Behind a lock only because a body cannot be shared and a call is.
     pub(crate) body: Mutex<Body>,
     pub(crate) kind: Arc<Kind>,
-    /// The version of `kind` that is stored, and that rows of tables are printed of.
-    pub(crate) stored: Arc<Kind>,
+    /// The version of `kind` that rows of tables are printed of: of built-in kinds the one that is stored.
+    pub(crate) printed: Arc<Kind>,
+    /// The kinds that there are for this request.
+    pub(crate) table: Arc<Table>,
     pub(crate) encoding: Encoding,
     /// Sentences for `Warning` headers.
     pub(crate) warnings: Vec<String>,

@@ -4,10 +4,7 @@
 
 use std::net::IpAddr;
 
-use axum::body::Body;
 use futures::{StreamExt, stream};
-use http::{HeaderMap, Method, Uri};
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
@@ -15,10 +12,7 @@ use skiff_api::{Status, decode, default};
 
 use crate::api::{Api, Call, key_of};
 use crate::auth::rbac::{Expected, Policy, completed};
-use crate::auth::{MASTERS, UserInfo};
 use crate::registry::{Next, Part, now};
-use crate::request::{Query, RequestInfo};
-use crate::respond::Encoding;
 use crate::services::ServiceCidr;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -90,7 +84,7 @@ impl Api {
         let of = ("rbac.authorization.k8s.io", "v1", expected.plural);
         let (namespace, name) = (expected.object.namespace(), expected.object.name());
         let make = || self.ensure(of, namespace, name, expected.object.clone(), Existing::Stays);
-        let kind = self.kind(of.0, of.1, of.2)?.clone();
+        let kind = self.kind(of.0, of.1, of.2)?;
         let Some(entry) = self.caches.of(&kind)?.get(&key_of(&kind, namespace, name))? else {
             return make().await;
         };
@@ -125,7 +119,7 @@ impl Api {
         const NAME: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
         let map = json!({"metadata": {"name": NAME.1}, "data": {CLIENT_CA: ca_pem}});
         self.ensure(OF, NAME.0, NAME.1, map, Existing::Stays).await?;
-        let kind = self.kind(OF.0, OF.1, OF.2)?.clone();
+        let kind = self.kind(OF.0, OF.1, OF.2)?;
         self.modify(&kind, NAME.0, NAME.1, false, |current| {
             let mut map = current.object.clone();
             map["data"][CLIENT_CA] = ca_pem.into();
@@ -144,7 +138,7 @@ impl Api {
             "spec": {"cidrs": [cidr.to_string()]},
         });
         self.ensure(OF, "", "kubernetes", range, Existing::Stays).await?;
-        let kind = self.kind(OF.0, OF.1, OF.2)?.clone();
+        let kind = self.kind(OF.0, OF.1, OF.2)?;
         self.modify(&kind, "", "kubernetes", false, |current| {
             let mut range = current.object.clone();
             let is_ours = range["spec"]["cidrs"] == json!([cidr.to_string()]);
@@ -222,33 +216,10 @@ impl Api {
         object: Value,
         existing: Existing,
     ) -> Result<(), Status> {
-        let kind = self.kind(group, version, plural)?.clone();
+        let kind = self.kind(group, version, plural)?;
         let mut object = decode::conform(&kind, with_type(object, &kind), FieldValidation::Strict)?.object;
         default::apply(&kind, &mut object);
-        let info = RequestInfo {
-            is_resource: true,
-            verb: "create".into(),
-            group: group.into(),
-            version: version.into(),
-            namespace: namespace.into(),
-            resource: plural.into(),
-            name: name.into(),
-            ..RequestInfo::default()
-        };
-        let mut call = Call {
-            user: UserInfo::new("system:apiserver", &[MASTERS]),
-            info,
-            method: Method::POST,
-            uri: Uri::default(),
-            query: Query::default(),
-            headers: HeaderMap::new(),
-            extensions: http::Extensions::new(),
-            body: Mutex::new(Body::empty()),
-            stored: self.stored_kind(&kind),
-            kind,
-            encoding: Encoding::plain(),
-            warnings: Vec::new(),
-        };
+        let mut call = self.own_call(kind, "create", namespace, name);
         match self.create_object(&mut call, object.clone(), false).await {
             Ok(_) => return Ok(()),
             Err(status) if status.reason == "AlreadyExists" => {}

@@ -34,6 +34,7 @@ use crate::discovery;
 use crate::heavy::{self, HEAVY_BYTES, Heavy};
 use crate::limits::connections::Connection;
 use crate::limits::{Level, REQUEST_TIMEOUT};
+use crate::live::Table;
 use crate::metrics::Measured;
 use crate::negotiate::Offer;
 use crate::registry::store_failure;
@@ -69,6 +70,7 @@ struct Head {
     uri: http::Uri,
     headers: http::HeaderMap,
     extensions: http::Extensions,
+    table: Arc<Table>,
 }
 
 impl Api {
@@ -80,7 +82,8 @@ impl Api {
         let is_head = parts.method == http::Method::HEAD;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::parse(parts.method.as_str(), parts.uri.path(), &query);
-        let measured = self.measured(&info);
+        let table = self.live.table();
+        let measured = measured(&table, &info);
         let long_running = measured.long_running;
         let limit = match query.non_empty("timeout").map(duration).transpose() {
             _ if long_running => REQUEST_TIMEOUT,
@@ -94,7 +97,7 @@ impl Api {
                 return response;
             }
         };
-        let handled = AssertUnwindSafe(Box::pin(self.pass(parts, body, query, info)));
+        let handled = AssertUnwindSafe(Box::pin(self.pass(table, parts, body, query, info)));
         let handled = async {
             match handled.catch_unwind().await {
                 Ok(response) => response,
@@ -119,6 +122,7 @@ impl Api {
 
     async fn pass(
         self: &Arc<Self>,
+        table: Arc<Table>,
         parts: http::request::Parts,
         body: Body,
         query: Query,
@@ -136,7 +140,7 @@ impl Api {
             Err(status) => return respond::failure(&documents, &status),
         };
         drop(turn);
-        let encoding = match Encoding::negotiate(&headers, &query, self.offer(&info)) {
+        let encoding = match Encoding::negotiate(&headers, &query, offer(&table, &info)) {
             _ if !info.is_resource => documents,
             Ok(encoding) => encoding,
             Err(_) if streams => documents,
@@ -152,13 +156,13 @@ impl Api {
         let result = if info.is_resource {
             let mut extensions = extensions;
             extensions.insert(place.clone());
-            let head = Head { method, uri, headers, extensions };
+            let head = Head { method, uri, headers, extensions, table };
             match body {
                 Entered::Whole(body) => self.to_its_end(user, info, query, head, body, encoding).await,
                 Entered::Stream(body) => self.resource(user, info, query, head, body, encoding).await,
             }
         } else {
-            self.path(&info, &query, &headers, &encoding).await
+            self.path(&table, &info, &query, &headers, &encoding).await
         };
         match result {
             // A watch keeps its place until its last byte.
@@ -166,13 +170,6 @@ impl Api {
             Ok(response) => response,
             Err(status) => respond::failure(&documents, &status),
         }
-    }
-
-    /// What is answered and forgotten is not printed. Component statuses are looked up like what is stored.
-    fn offer(&self, info: &RequestInfo) -> Offer {
-        let kind = self.kinds.by_resource(&info.group, &info.version, &info.resource);
-        let forgotten = kind.is_some_and(|k| k.storage == Storage::Virtual && k.kind != "ComponentStatus");
-        if forgotten { Offer::NoTables } else { Offer::Shapes }
     }
 
     /// Who asks, in whose places, and whether they may.
@@ -238,7 +235,8 @@ impl Api {
         encoding: Encoding,
     ) -> Result<Response, Status> {
         let api = self.clone();
-        let is_heavy = body.len().max(self.stored_bytes(&info)) >= HEAVY_BYTES || may_grow(&head, &body);
+        let is_heavy =
+            body.len().max(self.stored_bytes(&head.table, &info)) >= HEAVY_BYTES || may_grow(&head, &body);
         let heavy = is_heavy.then(|| self.heavy_of(&user));
         let body = Body::from(body);
         let work = Box::pin(async move { api.resource(user, info, query, head, body, encoding).await });
@@ -249,8 +247,8 @@ impl Api {
     }
 
     /// How large the object is that a request is about.
-    fn stored_bytes(&self, info: &RequestInfo) -> usize {
-        let kind = self.kinds.by_resource(&info.group, &info.version, &info.resource);
+    fn stored_bytes(&self, table: &Table, info: &RequestInfo) -> usize {
+        let kind = table.kinds.by_resource(&info.group, &info.version, &info.resource);
         let cache = kind.and_then(|kind| Some((kind, self.caches.of(kind).ok()?)));
         let entry = cache.and_then(|(kind, cache)| {
             let key = key_of(kind, &info.namespace, &info.name);
@@ -275,11 +273,13 @@ impl Api {
         body: Body,
         encoding: Encoding,
     ) -> Result<Response, Status> {
-        let kind = self.kind(&info.group, &info.version, &info.resource)?.clone();
+        let Head { method, uri, headers, extensions, table } = head;
+        let kind = table.kinds.by_resource(&info.group, &info.version, &info.resource);
+        let kind = kind.ok_or_else(Status::no_such_path)?.clone();
         check_scope(&kind, &info)?;
-        let stored = self.stored_kind(&kind);
-        let (body, warnings) = (Mutex::new(body), Vec::new());
-        let Head { method, uri, headers, extensions } = head;
+        let printed = self.printed_kind(&kind);
+        let deprecation = kind.custom().and_then(|custom| custom.deprecation.clone());
+        let (body, warnings) = (Mutex::new(body), deprecation.into_iter().collect());
         let call = Call {
             user,
             info,
@@ -290,7 +290,8 @@ impl Api {
             extensions,
             body,
             kind,
-            stored,
+            printed,
+            table,
             encoding,
             warnings,
         };
@@ -323,6 +324,7 @@ impl Api {
     /// What is no resource.
     async fn path(
         &self,
+        table: &Table,
         info: &RequestInfo,
         query: &Query,
         headers: &http::HeaderMap,
@@ -338,14 +340,14 @@ impl Api {
         if let Some(response) = self.openid.answer(path) {
             return Ok(response);
         }
-        if let Some(answer) = self.discovery.openapi.answer(path, query, headers, encoding) {
+        if let Some(answer) = table.discovery.openapi.answer(path, query, headers, encoding) {
             return answer;
         }
-        if let Some(response) = self.discovery.answer(path, headers, encoding) {
+        if let Some(response) = table.discovery.answer(path, headers, encoding) {
             return Ok(response);
         }
         match path {
-            "/" => Ok(respond::document_response(encoding, &[], 200, &self.discovery.paths())),
+            "/" => Ok(respond::document_response(encoding, &[], 200, &table.discovery.paths())),
             "/version" | "/version/" => {
                 Ok(respond::document_response(encoding, &[], 200, &discovery::version()))
             }
@@ -360,23 +362,32 @@ impl Api {
             _ => Err(Status::no_such_path()),
         }
     }
+}
 
-    /// The labels of a request's metrics; what the server does not know is not named.
-    fn measured(&self, info: &RequestInfo) -> Measured {
-        const VERBS: &[&str] =
-            &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
-        let verb = VERBS.iter().find(|verb| **verb == info.verb).copied().unwrap_or("other");
-        let kind = self.kinds.by_resource(&info.group, &info.version, &info.resource);
-        let known = kind.filter(|k| info.subresource.is_empty() || k.has_subresource(&info.subresource));
-        let of = |text: &str| if known.is_some() { text.to_owned() } else { String::new() };
-        Measured {
-            verb,
-            group: of(&info.group),
-            version: of(&info.version),
-            resource: of(&info.resource),
-            subresource: of(&info.subresource),
-            long_running: info.is_long_running(),
-        }
+/// What is answered and forgotten is not printed. Component statuses are looked up like what is stored.
+fn offer(table: &Table, info: &RequestInfo) -> Offer {
+    match table.kinds.by_resource(&info.group, &info.version, &info.resource) {
+        Some(kind) if kind.custom().is_some() => Offer::Custom,
+        Some(kind) if kind.storage == Storage::Virtual && kind.kind != "ComponentStatus" => Offer::NoTables,
+        _ => Offer::Shapes,
+    }
+}
+
+/// The labels of a request's metrics; what the server does not know is not named.
+fn measured(table: &Table, info: &RequestInfo) -> Measured {
+    const VERBS: &[&str] =
+        &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
+    let verb = VERBS.iter().find(|verb| **verb == info.verb).copied().unwrap_or("other");
+    let kind = table.kinds.by_resource(&info.group, &info.version, &info.resource);
+    let known = kind.filter(|k| info.subresource.is_empty() || k.has_subresource(&info.subresource));
+    let of = |text: &str| if known.is_some() { text.to_owned() } else { String::new() };
+    Measured {
+        verb,
+        group: of(&info.group),
+        version: of(&info.version),
+        resource: of(&info.resource),
+        subresource: of(&info.subresource),
+        long_running: info.is_long_running(),
     }
 }
 

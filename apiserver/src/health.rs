@@ -71,7 +71,7 @@ impl Api {
     /// # Errors
     /// Where nobody leads who has renewed the Lease in time.
     fn is_led(&self, component: &str) -> Result<(), String> {
-        let leases = self.kind("coordination.k8s.io", "v1", "leases").and_then(|kind| self.caches.of(kind));
+        let leases = self.kind("coordination.k8s.io", "v1", "leases").and_then(|kind| self.caches.of(&kind));
         let entry = leases.map_err(|status| status.message)?.get(&format!("kube-system/{component}"));
         let entry = entry.map_err(|unreadable| Status::from(unreadable).message)?;
         let Some(entry) = entry else {

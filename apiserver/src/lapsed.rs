@@ -138,7 +138,7 @@ impl Api {
         let certificate = extensions.get::<NodeCertificate>().filter(|_| is_for_a_certificate(info))?;
         let lapsed = certificate.lapsed(UnixTime::now())?;
         let found = |group: &str, plural: &str, key: &str| {
-            let cache = self.caches.of(self.kinds.by_resource(group, "v1", plural)?).ok()?;
+            let cache = self.caches.of(&*self.kind(group, "v1", plural).ok()?).ok()?;
             Some(cache.get(key).ok()??.parse())
         };
         let node = found("", "nodes", lapsed.node);

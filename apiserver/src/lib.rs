@@ -27,6 +27,8 @@ mod limits;
 mod api;
 mod handle;
 
+mod live;
+
 mod admission;
 mod certificates;
 mod registry;

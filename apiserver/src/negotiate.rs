@@ -4,10 +4,10 @@
 
 use http::HeaderMap;
 use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
-use skiff_api::Status;
 use skiff_api::decode::Format;
 use skiff_api::protobuf;
 use skiff_api::table::IncludeObject;
+use skiff_api::{Kind, Status};
 
 use crate::request::Query;
 
@@ -64,6 +64,8 @@ pub(crate) enum Offer {
     Shapes,
     /// Objects and metadata: of what is answered and forgotten nothing is printed.
     NoTables,
+    /// The same as of [`Offer::Shapes`], but that custom resources have no protobuf: only their metadata has.
+    Custom,
     /// Only what it is: errors, discovery.
     AsItIs,
 }
@@ -211,6 +213,7 @@ impl<'h> Clause<'h> {
             let is_offered = match offer {
                 Offer::Shapes => true,
                 Offer::NoTables => shape != Shape::Table,
+                Offer::Custom => *media != Media::Protobuf || shape == Shape::Metadata,
                 Offer::AsItIs => !self.transforms(),
             };
             let meta_version = if self.parameter("v") == "v1beta1" { META_V1BETA1 } else { META_V1 };
@@ -263,6 +266,16 @@ pub(crate) fn body_format(headers: &HeaderMap) -> Result<Format, Status> {
         "application/yaml" => Ok(Format::Yaml),
         protobuf::CONTENT_TYPE => Ok(Format::Protobuf),
         _ => Err(Status::unsupported_media_type(&MEDIA_TYPES.map(|(name, _)| name))),
+    }
+}
+
+/// The same of an object of a kind. Custom resources have no protobuf.
+pub(crate) fn object_format(kind: &Kind, headers: &HeaderMap) -> Result<Format, Status> {
+    match body_format(headers) {
+        Ok(Format::Protobuf) | Err(_) if kind.custom().is_some() => {
+            Err(Status::unsupported_media_type(&[MEDIA_TYPES[0].0, MEDIA_TYPES[1].0]))
+        }
+        format => format,
     }
 }
 

@@ -39,8 +39,8 @@ pub(crate) fn shaped(call: &Call, kind: &Kind, object: Object) -> Value {
         Shape::Metadata => metadata_only(&object, call.encoding.meta_version),
         Shape::Table => {
             let revision = object["metadata"]["resourceVersion"].clone();
-            let rows = Rows::of(&call.encoding, kind, &call.stored);
-            rows.table(Some(&call.stored), vec![rows.row(&object)], json!({"resourceVersion": revision}))
+            let rows = Rows::of(&call.encoding, kind, &call.printed);
+            rows.table(Some(&call.printed), vec![rows.row(&object)], json!({"resourceVersion": revision}))
         }
     }
 }
@@ -48,17 +48,17 @@ pub(crate) fn shaped(call: &Call, kind: &Kind, object: Object) -> Value {
 /// How the rows of a table are printed.
 pub(crate) struct Rows<'k> {
     kind: &'k Kind,
-    /// The version that is stored, whose columns are printed.
-    stored: &'k Kind,
+    /// The version whose columns are printed.
+    printed: &'k Kind,
     include: IncludeObject,
     meta_version: &'static str,
     now_s: i64,
 }
 
 impl<'k> Rows<'k> {
-    pub(crate) fn of(encoding: &Encoding, kind: &'k Kind, stored: &'k Kind) -> Rows<'k> {
+    pub(crate) fn of(encoding: &Encoding, kind: &'k Kind, printed: &'k Kind) -> Rows<'k> {
         let Encoding { include, meta_version, .. } = *encoding;
-        Rows { kind, stored, include, meta_version, now_s: now_s() }
+        Rows { kind, printed, include, meta_version, now_s: now_s() }
     }
 
     /// A table; without `columns` it has no column definitions, as in all events of a watch but the first.
@@ -72,11 +72,11 @@ impl<'k> Rows<'k> {
 
     /// The row of an object of `kind`.
     pub(crate) fn row(&self, object: &Object) -> Value {
-        let mut row = if is_same_version(self.kind, self.stored) {
+        let mut row = if is_same_version(self.kind, self.printed) {
             table::row(self.kind, object, object, self.include, self.now_s)
         } else {
-            let printed = convert(self.kind, self.stored, object.clone());
-            table::row(self.stored, &printed, object, self.include, self.now_s)
+            let printed = convert(self.kind, self.printed, object.clone());
+            table::row(self.printed, &printed, object, self.include, self.now_s)
         };
         if self.include == IncludeObject::Metadata {
             row["object"]["apiVersion"] = self.meta_version.into();

@@ -38,11 +38,11 @@ use crate::auth::rbac::{self, Policy, PolicyError, Rbac, RoleIndex};
 use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::bootstrap::Advertised;
 use crate::cache::{Caches, Observer};
-use crate::discovery::Discovery;
 use crate::heavy::Heavy;
 use crate::lapsed::{Grace, NodeCertificate};
 use crate::limits::Limits;
 use crate::limits::connections::{self, Connections, FIRST_REQUEST};
+use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::openid::OpenId;
 use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
@@ -163,14 +163,13 @@ impl ApiServer {
         let node = NodeAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes, rules };
         let stored_services = stored_services(&kinds, &caches).map_err(Error::Bootstrap)?;
         let addresses = kinds.by_resource("networking.k8s.io", "v1", "ipaddresses");
-        let addresses =
-            addresses.map(|kind| caches.of(kind).cloned()).transpose().map_err(Error::Bootstrap)?;
+        let addresses = addresses.map(|kind| caches.of(kind)).transpose().map_err(Error::Bootstrap)?;
         let mut services = ServiceAllocator::new(config.service_cidr, stored_services.into_iter());
         if let Some(addresses) = addresses {
             services = services.heeding(addresses);
         }
         if let Some(kind) = kinds.by_resource("", "v1", "services") {
-            services = services.knowing(caches.of(kind).map_err(Error::Bootstrap)?.clone());
+            services = services.knowing(caches.of(kind).map_err(Error::Bootstrap)?);
         }
         let address = Arc::new(RwLock::new(SocketAddr::new(config.advertise, config.port)));
         let openid = OpenId::new(&tokens, address.clone())?;
@@ -181,7 +180,7 @@ impl ApiServer {
             authorizer: Authorization::new(node, Rbac::new(roles)),
             tokens,
             services,
-            discovery: Discovery::new(kinds.clone(), address.clone()),
+            live: Live::new((*kinds).clone(), address.clone()),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             event_ttl: config.event_ttl,
@@ -191,7 +190,6 @@ impl ApiServer {
             metrics: Metrics::default(),
             shutdown: CancellationToken::new(),
             store: config.store,
-            kinds,
             caches,
         });
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
@@ -199,6 +197,9 @@ impl ApiServer {
         if let Some(ca_pem) = client_ca {
             api.publish_client_ca(&ca_pem).await.map_err(Error::Bootstrap)?;
         }
+        // What was served before is served from the first request on.
+        api.serve_definitions(&closed).await.map_err(Error::Bootstrap)?;
+        tokio::spawn(api.clone().follow_definitions(closed.clone()));
         Ok(ApiServer {
             api,
             tls,

@@ -9,6 +9,9 @@ mod objects;
 #[path = "api/apply.rs"]
 mod apply;
 
+#[path = "api/custom.rs"]
+mod custom;
+
 #[path = "api/lists.rs"]
 mod lists;
 

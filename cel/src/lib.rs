@@ -48,7 +48,7 @@ pub use escape::{escape, unescape};
 pub use estimate::{Range, Sizes};
 pub use fault::Fault;
 pub use issue::{Issue, Rejected, Stage};
-pub use library::{Authorizer, Check, Decision, Library, Subject};
+pub use library::{Authorizer, Check, Decision, Library, Pattern, Subject};
 pub use types::{Type, Types};
 pub use value::{Entries, Key, List, Map, Scalar, Text, Timestamp, Value};
 
@@ -57,6 +57,16 @@ use check::{Checked, Names};
 use library::Host;
 use parse::{Parsed, Syntax};
 use plan::Plan;
+
+/// Whether a text is an absolute URL or a path, as a request has it.
+pub fn is_url(text: &str) -> bool {
+    library::is_url(text)
+}
+
+/// Reads a duration as Go writes it, in billionths of a second.
+pub fn duration(text: &str) -> Option<i64> {
+    library::time::duration(text)
+}
 
 /// As much may one run of an expression cost.
 ///

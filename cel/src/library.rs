@@ -22,7 +22,7 @@ use std::sync::Arc;
 pub use authorizer::{Authorizer, Check, Decision, Subject};
 pub(crate) use format::Format;
 pub(crate) use net::Cidr;
-pub(crate) use pattern::Pattern;
+pub use pattern::Pattern;
 pub(crate) use print::{Clause, clauses, shown};
 
 use crate::fault::Fault;
@@ -30,6 +30,10 @@ use crate::plan::Call;
 use crate::run::Run;
 use crate::types::Type;
 use crate::value::{Text, Value, has_room_for_items};
+
+pub(crate) fn is_url(text: &str) -> bool {
+    url::request_uri(text).is_ok()
+}
 
 /// What runs have besides their variables.
 #[derive(Clone, Copy, Default)]

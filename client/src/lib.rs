@@ -5,10 +5,12 @@
 //! - [`WorkQueue`]: keys to look at, each held once, never handed to two workers at a time, with back-off.
 //! - [`watched`], [`Read`]: objects as Go's clients read them, so that no odd object ends the watch of all others.
 //! - [`lead`]: of several processes that could do a job, one does it.
+//! - [`Discovery`]: which resources there are, for who acts on all kinds.
 //! - [`EventRecorder`], [`SeriesRecorder`]: what `kubectl describe` shows, counted rather than repeated.
 //!
 //! Nothing here knows whether the API server is in this process or across TLS: that is the `kube::Client`'s.
 
+mod discovery;
 mod events;
 mod index;
 mod informer;
@@ -17,6 +19,7 @@ mod leader;
 mod queue;
 mod read;
 
+pub use discovery::{Discovery, Resources, ServedResource};
 pub use events::{EventRecorder, EventType, SeriesRecorder, reference};
 pub use index::Index;
 pub use informer::{Change, Informer, Informers, ObjectKey, key_of};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use skiff_api::Kind;
+use skiff_client::ServedResource;
 
-type Listener = Box<dyn Fn(&Kind, &str) + Send + Sync>;
+type Listener = Box<dyn Fn(&ServedResource, &str) + Send + Sync>;
 
 /// Cloning shares it.
 #[derive(Clone, Default)]
@@ -14,11 +14,11 @@ pub(crate) struct Deletions(Arc<RwLock<Vec<Listener>>>);
 impl Deletions {
     /// Calls `listener` with the kind and namespace (`""` for cluster-scoped objects) of what is gone. It must be
     /// quick and must not block.
-    pub(crate) fn on_deletion(&self, listener: impl Fn(&Kind, &str) + Send + Sync + 'static) {
+    pub(crate) fn on_deletion(&self, listener: impl Fn(&ServedResource, &str) + Send + Sync + 'static) {
         self.0.write().push(Box::new(listener));
     }
 
-    pub(crate) fn tell(&self, kind: &Kind, namespace: &str) {
+    pub(crate) fn tell(&self, kind: &ServedResource, namespace: &str) {
         self.0.read().iter().for_each(|listener| listener(kind, namespace));
     }
 }

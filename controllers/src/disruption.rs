@@ -16,13 +16,11 @@ use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ApiResource, DynamicObject, PostParams};
 use kube::{Api, Client};
-use skiff_api::Kinds;
-use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, Read, WorkQueue, key_of};
+use skiff_client::{Discovery, EventRecorder, EventType, Informer, ObjectKey, Read, WorkQueue, key_of};
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found, text};
 use crate::lookup::{Pods, Selecting, required};
-use crate::namespace::resource;
 use crate::objects::{Selector, controller_of, says_same, uid};
 
 mod plan;
@@ -36,7 +34,7 @@ pub(crate) struct Budgets {
     pods: Pods,
     sets: Informer<ReplicaSet>,
     deployments: Informer<Deployment>,
-    kinds: Kinds,
+    discovery: Discovery,
     events: EventRecorder,
     queue: WorkQueue<ObjectKey>,
 }
@@ -80,7 +78,7 @@ impl Budgets {
             pods: context.pods.clone(),
             sets: informers.of(),
             deployments: informers.of(),
-            kinds: Kinds::builtin(),
+            discovery: context.discovery.clone(),
             events: context.events("controllermanager"),
             queue,
         }
@@ -151,12 +149,13 @@ impl Budgets {
         owner: &OwnerReference,
     ) -> Result<Option<(String, i32)>, CountError> {
         let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
-        let Some(kind) = self.kinds.by_kind(group, version, &owner.kind) else { return Ok(None) };
+        let resources = self.discovery.known().await;
+        let Some(kind) = resources.by_kind(group, version, &owner.kind) else { return Ok(None) };
         if !kind.has_subresource("scale") {
             let dot = if group.is_empty() { "" } else { "." };
             return Err(CountError::NoScale(format!("{}{dot}{group}", kind.plural)));
         }
-        let described: ApiResource = resource(kind);
+        let described: ApiResource = kind.described();
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &described);
         match api.get_scale(&owner.name).await {
             Ok(scale) => {

@@ -150,6 +150,11 @@ pub(crate) fn is_not_found(error: &kube::Error) -> bool {
     code(error) == 404
 }
 
+/// What was sent is of a type that the kind does not take.
+pub(crate) fn is_unsupported(error: &kube::Error) -> bool {
+    code(error) == 415
+}
+
 /// What is gone already needs no deleting.
 pub(crate) fn gone_is_fine<T>(result: Result<T, kube::Error>) -> Result<(), kube::Error> {
     match result {

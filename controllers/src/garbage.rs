@@ -12,11 +12,11 @@
 //!   seem to have no dependents.
 //!
 //! # Caveats
-//! - Only the kinds that are built in are watched; a reference to another kind counts as one to an owner that stays.
+//! - A reference to a kind that is not served counts as one to an owner that stays.
 //!
 //! Source: upstream's garbage collector; "Garbage Collection" in the Kubernetes documentation.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,8 +32,7 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch_all};
 use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use skiff_api::{Kind, Kinds};
-use skiff_client::{EventRecorder, EventType, WorkQueue};
+use skiff_client::{Discovery, EventRecorder, EventType, ServedResource, WorkQueue};
 use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -41,17 +40,18 @@ use tracing::{debug, error, warn};
 
 use crate::Context;
 use crate::deletions::Deletions;
-use crate::driver::{self, Controller, Outcome, gone_is_fine, is_conflict, is_not_found};
-use crate::namespace::resource;
+use crate::driver::{self, Controller, Outcome, gone_is_fine, is_conflict, is_not_found, is_unsupported};
 
 mod graph;
 mod plan;
 
 use graph::{Entry, Graph};
-use plan::{FOREGROUND, ORPHAN, Owner, Verdict};
+use plan::{Change, FOREGROUND, ORPHAN, Owner, Verdict};
 
 /// Kinds whose objects neither own nor are owned, and of which there are many.
 const IGNORED: [&str; 1] = ["events"];
+/// What counts as not listed until it is known which kinds there are.
+const DISCOVERY: &str = "discovery";
 /// Collection begins after this long even if some kind cannot be listed: upstream's figure.
 const FIRST_LISTS: Duration = Duration::from_secs(30);
 /// How often an owner that waits is looked at while some kind has not been listed.
@@ -70,31 +70,26 @@ struct Seen {
 
 struct Collector {
     client: Client,
-    kinds: Kinds,
+    discovery: Discovery,
     seen: Arc<Seen>,
     events: EventRecorder,
 }
 
 /// Collects until `shutdown`.
 pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
-    let kinds = Kinds::builtin();
-    let mut watched = kinds.stored();
-    watched.retain(|kind| !IGNORED.contains(&kind.plural.as_str()));
     let seen = Arc::new(Seen {
         graph: Mutex::default(),
         deletions: context.deletions.clone(),
         queue: WorkQueue::default(),
-        unlisted: watch_channel::Sender::new(watched.iter().map(|k| k.kind.clone()).collect()),
+        unlisted: watch_channel::Sender::new(BTreeSet::from([DISCOVERY.to_owned()])),
     });
     let mut tasks = JoinSet::new();
-    for kind in watched {
-        let (client, seen, stop) = (context.client.clone(), seen.clone(), shutdown.clone());
-        tasks.spawn(driver::restarted("garbage-collector", shutdown.clone(), move || {
-            watch(client.clone(), seen.clone(), kind.clone(), stop.clone())
-        }));
-    }
+    let watching =
+        Watching { client: context.client.clone(), seen: seen.clone(), shutdown: shutdown.clone() };
+    tasks.spawn(watching.follow(context.discovery.clone()));
+    let discovery = context.discovery.clone();
     let events = context.events("garbage-collector-controller");
-    tasks.spawn(driver::run(Collector { client: context.client, kinds, seen, events }, shutdown));
+    tasks.spawn(driver::run(Collector { client: context.client, discovery, seen, events }, shutdown));
     while let Some(ended) = tasks.join_next().await {
         if let Err(failed) = ended {
             error!(%failed, "a part of the garbage collector has ended");
@@ -102,8 +97,57 @@ pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
     }
 }
 
-async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<Kind>, shutdown: CancellationToken) {
-    let api: Api<Meta> = Api::all_with(client, &resource(&kind));
+/// The watches of all kinds.
+struct Watching {
+    client: Client,
+    seen: Arc<Seen>,
+    shutdown: CancellationToken,
+}
+
+impl Watching {
+    /// Begins and ends watches as kinds come and go.
+    async fn follow(self, discovery: Discovery) {
+        let mut watched: HashMap<(String, String), (Arc<ServedResource>, CancellationToken)> = HashMap::new();
+        let mut changes = discovery.changes();
+        // Only waits.
+        while let Some(Some(resources)) = self.shutdown.run_until_cancelled(changes.next()).await {
+            let served: HashMap<(String, String), &Arc<ServedResource>> = resources
+                .preferred()
+                .filter(|r| ["list", "watch", "delete"].into_iter().all(|verb| r.can(verb)))
+                .filter(|r| !IGNORED.contains(&r.plural.as_str()))
+                .map(|resource| ((resource.group.clone(), resource.plural.clone()), resource))
+                .collect();
+            watched.retain(|key, (resource, stop)| {
+                let stays = served.get(key).is_some_and(|now| ***now == **resource);
+                if !stays {
+                    stop.cancel();
+                    self.seen.forget_others(resource, &HashSet::new());
+                    self.seen.unlisted.send_if_modified(|kinds| kinds.remove(&resource.name()));
+                }
+                stays
+            });
+            for (key, resource) in served {
+                if !watched.contains_key(&key) {
+                    let stop = self.shutdown.child_token();
+                    self.watch(resource.clone(), stop.clone());
+                    watched.insert(key, (resource.clone(), stop));
+                }
+            }
+            self.seen.unlisted.send_if_modified(|kinds| kinds.remove(DISCOVERY));
+        }
+    }
+
+    fn watch(&self, resource: Arc<ServedResource>, stop: CancellationToken) {
+        self.seen.unlisted.send_modify(|kinds| _ = kinds.insert(resource.name()));
+        let (client, seen) = (self.client.clone(), self.seen.clone());
+        tokio::spawn(driver::restarted("garbage-collector", stop.clone(), move || {
+            watch(client.clone(), seen.clone(), resource.clone(), stop.clone())
+        }));
+    }
+}
+
+async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<ServedResource>, shutdown: CancellationToken) {
+    let api: Api<Meta> = Api::all_with(client, &kind.described());
     let events = watch_all(api, watcher::Config::default()).default_backoff();
     let mut events = std::pin::pin!(events);
     let mut listed: Option<HashSet<String>> = None;
@@ -125,7 +169,7 @@ async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<Kind>, shutdown: Cance
                 if let Some(listed) = listed.take() {
                     seen.forget_others(&kind, &listed);
                 }
-                seen.unlisted.send_if_modified(|kinds| kinds.remove(&kind.kind));
+                seen.unlisted.send_if_modified(|kinds| kinds.remove(&kind.name()));
             }
             Some(Ok(Event::Apply(object))) => seen.put(&kind, &object),
             Some(Ok(Event::Delete(object))) => {
@@ -133,7 +177,7 @@ async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<Kind>, shutdown: Cance
                     seen.remove(&uid);
                 }
             }
-            Some(Err(error)) if seen.unlisted.borrow().contains(&kind.kind) => {
+            Some(Err(error)) if seen.unlisted.borrow().contains(&kind.name()) => {
                 warn!(kind = kind.kind, %error, "cannot list a kind, for which garbage collection waits; trying again");
             }
             Some(Err(error)) => debug!(kind = kind.kind, %error, "the watch is interrupted; trying again"),
@@ -143,7 +187,7 @@ async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<Kind>, shutdown: Cance
 }
 
 impl Seen {
-    fn put(&self, kind: &Arc<Kind>, object: &Meta) {
+    fn put(&self, kind: &Arc<ServedResource>, object: &Meta) {
         let Some(uid) = object.uid() else { return };
         let entry = Entry {
             kind: kind.clone(),
@@ -169,7 +213,7 @@ impl Seen {
     }
 
     /// After a broken watch: what a new list no longer holds is gone.
-    fn forget_others(&self, kind: &Arc<Kind>, listed: &HashSet<String>) {
+    fn forget_others(&self, kind: &Arc<ServedResource>, listed: &HashSet<String>) {
         let stale = self.graph.lock().not_among(kind, listed);
         stale.iter().for_each(|uid| self.remove(uid));
     }
@@ -216,7 +260,7 @@ impl Controller for Collector {
 
 impl Collector {
     fn api(&self, entry: &Entry) -> Api<DynamicObject> {
-        let resource: ApiResource = resource(&entry.kind);
+        let resource: ApiResource = entry.kind.described();
         match &entry.namespace {
             Some(namespace) => Api::namespaced_with(self.client.clone(), namespace, &resource),
             None => Api::all_with(self.client.clone(), &resource),
@@ -254,10 +298,10 @@ impl Collector {
         let version = live.metadata.resource_version.clone();
         match plan::verdict(&owners, &entry.finalizers, has_dependents, dependent_waits) {
             Verdict::Keep => Ok(()),
-            Verdict::LetGo(owners) => self.patch(entry, plan::without_owners(uid, &owners)).await.map(drop),
+            Verdict::LetGo(owners) => self.change(uid, entry, &Change::LetGo(owners)).await.map(drop),
             Verdict::Delete(policy) => self.delete(uid, version, entry, policy).await,
             Verdict::UnblockAndDelete => {
-                let Some(version) = self.patch(entry, plan::unblocked(uid, &entry.owners)).await? else {
+                let Some(version) = self.change(uid, entry, &Change::Unblock).await? else {
                     return Ok(());
                 };
                 self.delete(uid, Some(version), entry, PropagationPolicy::Foreground).await
@@ -329,15 +373,16 @@ impl Collector {
         }
         let (group, version) = owner.api_version.split_once('/').unwrap_or(("", &owner.api_version));
         // A kind that is not known here may be another server's: its owner counts as there.
-        let Some(kind) = self.kinds.by_kind(group, version, &owner.kind) else {
+        let resources = self.discovery.known().await;
+        let Some(kind) = resources.by_kind(group, version, &owner.kind) else {
             return Ok(Some(Owner::Solid));
         };
-        if kind.is_namespaced() && entry.namespace.is_none() {
+        if kind.is_namespaced && entry.namespace.is_none() {
             return Ok(None);
         }
         let asked = Entry {
             kind: kind.clone(),
-            namespace: entry.namespace.clone().filter(|_| kind.is_namespaced()),
+            namespace: entry.namespace.clone().filter(|_| kind.is_namespaced),
             ..entry.clone()
         };
         match self.api(&asked).get_metadata(&owner.name).await {
@@ -352,8 +397,23 @@ impl Collector {
     }
 
     /// Answers the object's new version; `None` if it is gone. The uid in the patch holds off another of its name.
-    async fn patch(&self, entry: &Entry, patch: Value) -> Result<Option<String>, kube::Error> {
-        match self.api(entry).patch(&entry.name, &PatchParams::default(), &Patch::Strategic(patch)).await {
+    async fn change(&self, uid: &str, entry: &Entry, change: &Change) -> Result<Option<String>, kube::Error> {
+        let (api, params) = (self.api(entry), PatchParams::default());
+        let strategic: Patch<Value> = Patch::Strategic(change.strategic(uid, &entry.owners));
+        let patched = match api.patch(&entry.name, &params, &strategic).await {
+            // Custom resources have no strategic patches.
+            Err(error) if is_unsupported(&error) => {
+                let live = match api.get_metadata(&entry.name).await {
+                    Err(error) if is_not_found(&error) => return Ok(None),
+                    other => other?,
+                };
+                let version = live.metadata.resource_version.as_deref();
+                let merge: Patch<Value> = Patch::Merge(change.merged(uid, version, live.owner_references()));
+                api.patch(&entry.name, &params, &merge).await
+            }
+            patched => patched,
+        };
+        match patched {
             Ok(patched) => Ok(patched.metadata.resource_version),
             Err(error) if is_not_found(&error) => Ok(None),
             Err(error) => Err(error),
@@ -374,7 +434,7 @@ impl Collector {
     async fn orphan(&self, uid: &str, entry: &Entry) -> Result<(), kube::Error> {
         let dependents = self.seen.graph.lock().dependents_of(uid);
         for (dependent, of) in dependents {
-            self.patch(&of, plan::without_owners(&dependent, &[uid.to_owned()])).await?;
+            self.change(&dependent, &of, &Change::LetGo(vec![uid.to_owned()])).await?;
         }
         self.remove_finalizer(uid, entry, ORPHAN).await
     }

@@ -28,7 +28,7 @@
 //! | `certificates` | approves, signs and deletes certificate signing requests |
 //! | `bootstrap` | `cluster-info` and its signatures; deletes bootstrap tokens that have expired |
 //! | `node_ipam` | a range of pod addresses for each node |
-//! | `unbuilt` | says of claims and CustomResourceDefinitions that this version does nothing with them |
+//! | `unbuilt` | says of claims that this version does nothing with them |
 //! | `balancer` | addresses for Services of type LoadBalancer |
 
 use std::fmt;
@@ -37,7 +37,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::ReplicaSet;
 use k8s_openapi::api::core::v1::ReplicationController;
 use kube::Client;
-use skiff_client::{EventRecorder, Informers};
+use skiff_client::{Discovery, EventRecorder, Informers};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -129,16 +129,18 @@ struct Context {
     client: Client,
     credentials: Credentials,
     informers: Informers,
+    /// Which resources there are.
+    discovery: Discovery,
     deletions: Deletions,
     pods: Pods,
     making: Making,
 }
 
 impl Context {
-    fn new(credentials: Credentials, informers: Informers) -> Context {
+    fn new(credentials: Credentials, informers: Informers, discovery: Discovery) -> Context {
         let (client, pods) = (informers.client().clone(), Pods::new(&informers));
         let (deletions, making) = (Deletions::default(), Making::default());
-        Context { client, credentials, informers, deletions, pods, making }
+        Context { client, credentials, informers, discovery, deletions, pods, making }
     }
 
     /// The same for the controller of an account. All see through the same informers.
@@ -160,11 +162,11 @@ pub async fn run(
     informers: Informers,
     shutdown: CancellationToken,
 ) {
-    let context = Context::new(config.credentials.clone(), informers);
+    let discovery = Discovery::start(informers.client().clone(), shutdown.clone());
+    let context = Context::new(config.credentials.clone(), informers, discovery);
     let mut tasks = JoinSet::new();
     spawn_workloads(&config.selection, &context, &mut tasks, &shutdown);
     spawn_upkeep(&config, &context, ca_pem, &mut tasks, &shutdown);
-    tasks.spawn(driver::run(unbuilt::Definitions::new(&context.of("unbuilt-definitions")), shutdown.clone()));
     unbuilt::tell_of_claims(&context.of("persistent-volume-binder"));
     if let Some(joining) = joining {
         joining.spawn(&config.selection, &context, &mut tasks, &shutdown);

@@ -5,6 +5,7 @@
 //!   that it was started under (CVE-2024-7598; KEP-5080).
 //! - What holds up the deletion stands in the namespace's conditions.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Collected, Limited};
@@ -15,8 +16,7 @@ use kube::client::Body;
 use kube::core::Status;
 use kube::{Api, Client, ResourceExt as _};
 use serde_json::json;
-use skiff_api::{Kind, Kinds};
-use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{Discovery, Informer, ObjectKey, ServedResource, WorkQueue, key_of};
 use tracing::warn;
 
 use crate::Context;
@@ -40,9 +40,7 @@ const PAGE: u32 = 500;
 pub(crate) struct Namespaces {
     client: Client,
     namespaces: Informer<Namespace>,
-    pods: Vec<ApiResource>,
-    /// Every other kind that lives in a namespace.
-    others: Vec<ApiResource>,
+    discovery: Discovery,
     queue: WorkQueue<ObjectKey>,
 }
 
@@ -56,17 +54,22 @@ impl Namespaces {
                 wake.add(key_of(&**namespace));
             }
         });
-        let stored = Kinds::builtin().stored();
-        let namespaced = stored.iter().filter(|kind| kind.is_namespaced());
-        let (pods, others) =
-            namespaced.map(|k| resource(k)).partition(|r| r.group.is_empty() && r.plural == "pods");
-        Namespaces { client: context.client.clone(), namespaces, pods, others, queue }
+        let (client, discovery) = (context.client.clone(), context.discovery.clone());
+        Namespaces { client, namespaces, discovery, queue }
     }
 
     /// Deletes what there is, of pods first; answers what is left, and the first failure.
     async fn empty(&self, namespace: &str) -> (Found, Option<kube::Error>) {
         let (mut found, mut failure) = (Found::default(), None);
-        for resources in [&self.pods, &self.others] {
+        let served = self.discovery.known().await;
+        let can_be_emptied =
+            |r: &&Arc<ServedResource>| r.is_namespaced && r.can("list") && r.can("deletecollection");
+        let (pods, others): (Vec<ApiResource>, Vec<ApiResource>) = served
+            .preferred()
+            .filter(can_be_emptied)
+            .map(|resource| resource.described())
+            .partition(|r| r.group.is_empty() && r.plural == "pods");
+        for resources in [&pods, &others] {
             for resource in resources {
                 if let Err(error) = self.empty_of(namespace, resource, &mut found).await {
                     found.failed(text(&error));
@@ -154,17 +157,6 @@ impl Namespaces {
     }
 }
 
-/// How the client addresses a kind.
-pub(crate) fn resource(kind: &Kind) -> ApiResource {
-    ApiResource {
-        group: kind.group.clone(),
-        version: kind.version.clone(),
-        api_version: kind.api_version(),
-        kind: kind.kind.clone(),
-        plural: kind.plural.clone(),
-    }
-}
-
 impl Controller for Namespaces {
     const NAME: &'static str = "namespace";
     const WORKERS: usize = 4;
@@ -204,12 +196,13 @@ mod tests {
     use std::sync::Arc;
 
     use http::Method;
+    use k8s_openapi::api::core::v1::Pod;
     use parking_lot::Mutex;
     use skiff_client::Informers;
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::testing::{Asked, ScriptedApi};
+    use crate::testing::{Asked, ScriptedApi, discovery};
 
     fn list(names: &[&str]) -> serde_json::Value {
         let items: Vec<_> = names.iter().map(|n| json!({"metadata": {"name": n}})).collect();
@@ -233,7 +226,8 @@ mod tests {
             }
         });
         let shutdown = CancellationToken::new();
-        let context = Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()));
+        let context =
+            Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()), discovery());
         let (found, _) = Namespaces::new(&context).empty("gone").await;
         shutdown.cancel();
         let deleted = deleted.lock().clone();
@@ -254,9 +248,10 @@ mod tests {
         // What it does not know the scripted server answers with 404.
         let api = ScriptedApi::new(|_: &Asked| None);
         let shutdown = CancellationToken::new();
-        let context = Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()));
+        let context =
+            Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()), discovery());
         let namespaces = Namespaces::new(&context);
-        let pods = Api::namespaced_with(api.client(), "gone", &namespaces.pods[0]);
+        let pods = Api::namespaced_with(api.client(), "gone", &ApiResource::erase::<Pod>(&()));
         let refused = namespaces.delete_all(&pods).await.unwrap_err();
         shutdown.cancel();
         assert!(is_not_found(&refused), "{refused}");

@@ -22,13 +22,11 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::quota::{self, Evaluator};
 use skiff_api::resources::Resources;
-use skiff_api::{Kind, Kinds};
-use skiff_client::{Change, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{Change, Discovery, Informer, ObjectKey, ServedResource, WorkQueue, key_of};
 use tokio::time::Instant;
 
 use crate::Context;
 use crate::driver::{Controller, Outcome, gone_is_fine, is_not_found};
-use crate::namespace::resource;
 use crate::objects::has_ended;
 
 /// Between a charge and the check of it.
@@ -49,7 +47,7 @@ pub(crate) struct Quotas {
     pods: Informer<Pod>,
     services: Informer<Service>,
     /// What may be counted: stored, and in namespaces.
-    kinds: Vec<Arc<Kind>>,
+    discovery: Discovery,
     /// Until when each quota rests.
     rests: Mutex<HashMap<ObjectKey, Instant>>,
     queue: WorkQueue<ObjectKey>,
@@ -92,10 +90,8 @@ impl Quotas {
                 wake_namespace(namespace);
             }
         });
-        let mut kinds = Kinds::builtin().stored();
-        kinds.retain(|kind| kind.is_namespaced());
-        let (client, rests) = (context.client.clone(), Mutex::default());
-        Quotas { client, quotas, pods, services, kinds, rests, queue }
+        let (client, discovery) = (context.client.clone(), context.discovery.clone());
+        Quotas { client, quotas, pods, services, discovery, rests: Mutex::default(), queue }
     }
 
     /// How much longer a quota rests.
@@ -113,7 +109,8 @@ impl Quotas {
     async fn count(&self, quota: &Value, namespace: &str) -> Result<Resources, kube::Error> {
         let hard = Resources::from_json(&quota["spec"]["hard"]);
         let mut used = Resources::default();
-        for kind in &self.kinds {
+        let resources = self.discovery.known().await;
+        for kind in resources.preferred().filter(|resource| resource.is_namespaced && resource.can("list")) {
             let Some(evaluator) = Evaluator::of(&kind.group, &kind.plural) else { continue };
             let names: Vec<&str> = hard.names().filter(|name| evaluator.counts(name)).collect();
             if names.is_empty() {
@@ -131,13 +128,13 @@ impl Quotas {
     /// that.
     async fn count_kind(
         &self,
-        kind: &Kind,
+        kind: &ServedResource,
         evaluator: &Evaluator,
         quota: &Value,
         names: &[&str],
         namespace: &str,
     ) -> Result<Resources, kube::Error> {
-        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &resource(kind));
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &kind.described());
         let total =
             |objects: &[Value]| quota::total(evaluator, quota, names, objects.iter(), Timestamp::now());
         let (mut counted, mut page) = (total(&[]), ListParams::default().limit(PAGE));
@@ -233,7 +230,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::testing::{Asked, ScriptedApi};
+    use crate::testing::{Asked, ScriptedApi, discovery};
 
     #[test]
     fn used_is_what_was_counted_of_what_is_bounded() {
@@ -291,7 +288,7 @@ mod tests {
             _ => None,
         });
         let informers = Informers::new(api.client(), CancellationToken::new());
-        let quotas = Quotas::new(&Context::new(api.credentials(), informers));
+        let quotas = Quotas::new(&Context::new(api.credentials(), informers, discovery()));
         let outcome = quotas.reconcile(&ObjectKey::new("d", "q")).await.unwrap();
         assert_eq!(outcome, Outcome::After(RESYNC));
         let written = api.written();
@@ -308,7 +305,7 @@ mod tests {
     async fn a_quota_rests_in_proportion_to_what_its_count_took() {
         let api = ScriptedApi::new(|_| None);
         let informers = Informers::new(api.client(), CancellationToken::new());
-        let quotas = Quotas::new(&Context::new(api.credentials(), informers));
+        let quotas = Quotas::new(&Context::new(api.credentials(), informers, discovery()));
         let key = ObjectKey::new("d", "q");
         assert_eq!(quotas.rest_left(&key), None, "the first count does not wait");
         quotas.rest(&key, Duration::from_millis(500));
@@ -331,7 +328,7 @@ mod tests {
             Some(page(if asked.query.contains("continue=second") { "" } else { "second" }))
         });
         let informers = Informers::new(api.client(), CancellationToken::new());
-        let quotas = Quotas::new(&Context::new(api.credentials(), informers));
+        let quotas = Quotas::new(&Context::new(api.credentials(), informers, discovery()));
         let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "5"}}});
         let counted = quotas.count(&quota, "d").await.unwrap();
         assert_eq!(counted.to_json(), json!({"pods": "2"}));

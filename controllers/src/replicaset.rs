@@ -219,7 +219,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::testing::{Asked, ScriptedApi};
+    use crate::testing::{Asked, ScriptedApi, discovery};
 
     fn controller() -> ReplicationController {
         let controller = json!({
@@ -263,7 +263,7 @@ mod tests {
         let api = ScriptedApi::new(answer);
         let shutdown = CancellationToken::new();
         let informers = skiff_client::Informers::new(api.client(), shutdown.clone());
-        let sets = ReplicaSets::<ReplicaSet>::new(&Context::new(api.credentials(), informers));
+        let sets = ReplicaSets::<ReplicaSet>::new(&Context::new(api.credentials(), informers, discovery()));
         shutdown.cancel();
         let set: ReplicaSet =
             serde_json::from_value(json!({"metadata": {"name": "web", "namespace": "d", "uid": "u"},

@@ -166,7 +166,7 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::testing::ScriptedApi;
+    use crate::testing::{ScriptedApi, discovery};
 
     #[tokio::test]
     async fn a_pod_whose_node_is_gone_has_failed_before_it_goes_at_once() {
@@ -176,7 +176,7 @@ mod tests {
         });
         let shutdown = CancellationToken::new();
         let informers = Informers::new(api.client(), shutdown.clone());
-        let strays = Strays::new(&Context::new(api.credentials(), informers));
+        let strays = Strays::new(&Context::new(api.credentials(), informers, discovery()));
         let pod: Pod =
             serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "d", "uid": "u"},
             "spec": {"nodeName": "n", "containers": []}, "status": {"phase": "Running"}}))
@@ -199,7 +199,7 @@ mod tests {
         let api = ScriptedApi::new(|_| None);
         let shutdown = CancellationToken::new();
         let informers = Informers::new(api.client(), shutdown.clone());
-        let strays = Strays::new(&Context::new(api.credentials(), informers));
+        let strays = Strays::new(&Context::new(api.credentials(), informers, discovery()));
         shutdown.cancel();
         let key = ObjectKey::new("d", "p");
         assert_eq!(strays.quarantine_left(&key), Some(QUARANTINE));

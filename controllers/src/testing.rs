@@ -8,8 +8,25 @@ use kube::Client;
 use kube::client::Body;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use skiff_client::{Discovery, Resources, ServedResource};
 
 use crate::Credentials;
+
+/// The built-in kinds, as if discovery had told of them.
+pub(crate) fn discovery() -> Discovery {
+    let verbs = ["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+    let kinds = skiff_api::Kinds::builtin().stored();
+    let served = kinds.iter().map(|kind| ServedResource {
+        group: kind.group.clone(),
+        version: kind.version.clone(),
+        kind: kind.kind.clone(),
+        plural: kind.plural.clone(),
+        is_namespaced: kind.is_namespaced(),
+        verbs: verbs.map(str::to_owned).to_vec(),
+        subresources: kind.subresources.clone(),
+    });
+    Discovery::of(Resources::new(served.collect()))
+}
 
 /// One request.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +38,8 @@ pub(crate) struct Asked {
     pub(crate) body: Value,
 }
 
-type Answer = Arc<dyn Fn(&Asked) -> Option<Value> + Send + Sync>;
+/// What is answered, or the code of a refusal.
+type Answer = Arc<dyn Fn(&Asked) -> Result<Value, u16> + Send + Sync>;
 
 #[derive(Clone)]
 pub(crate) struct ScriptedApi {
@@ -32,7 +50,17 @@ pub(crate) struct ScriptedApi {
 impl ScriptedApi {
     /// What `answer` has no answer to is not found.
     pub(crate) fn new(answer: impl Fn(&Asked) -> Option<Value> + Send + Sync + 'static) -> Self {
+        ScriptedApi::refusing(move |asked| answer(asked).ok_or(404))
+    }
+
+    /// One that also refuses with other codes.
+    pub(crate) fn refusing(answer: impl Fn(&Asked) -> Result<Value, u16> + Send + Sync + 'static) -> Self {
         ScriptedApi { answer: Arc::new(answer), asked: Arc::default() }
+    }
+
+    /// What is answered to a request, which is not remembered.
+    pub(crate) fn answered(&self, asked: &Asked) -> Option<Value> {
+        (self.answer)(asked).ok()
     }
 
     pub(crate) fn client(&self) -> Client {
@@ -68,10 +96,16 @@ impl ScriptedApi {
         };
         let answer = (self.answer)(&asked);
         self.asked.lock().push(asked);
-        let status = if answer.is_some() { 200 } else { 404 };
-        let missing = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "NotFound",
-            "message": "not found", "code": 404});
-        let text = answer.unwrap_or(missing).to_string();
+        let (status, document) = match answer {
+            Ok(document) => (200, document),
+            Err(code) => {
+                let reason = if code == 404 { "NotFound" } else { "" };
+                let refusal = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": reason,
+                    "message": "not found", "code": code});
+                (code, refusal)
+            }
+        };
+        let text = document.to_string();
         Response::builder()
             .status(status)
             .header("content-type", "application/json")

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Generation, Kind, Scope, Storage};
+use super::{Kind, Origin, Scope, Storage, Traits};
 use crate::schema::TypeRef;
 use crate::strategy::{Plain, Strategy};
 use crate::table::Column;
@@ -25,6 +25,7 @@ pub(super) mod rules;
 mod service;
 mod stateful;
 mod storage;
+mod traits;
 
 pub(crate) use pod::qos_class;
 
@@ -44,26 +45,11 @@ pub(super) fn declarations() -> Vec<Kind> {
     ]
     .into_iter()
     .flatten()
+    .map(|mut kind: Kind| {
+        kind.traits = traits::of(&kind);
+        kind
+    })
     .collect()
-}
-
-/// The kinds of which upstream counts something else than changes of `spec`.
-pub(super) fn generation(kind: &Kind) -> Generation {
-    match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "PodTemplate") | ("discovery.k8s.io", "EndpointSlice") => Generation::Content,
-        (
-            "admissionregistration.k8s.io",
-            "ValidatingWebhookConfiguration" | "MutatingWebhookConfiguration",
-        ) => Generation::Content,
-        ("scheduling.k8s.io", "PriorityClass") => Generation::One,
-        ("storage.k8s.io", "CSIDriver") => Generation::Changes,
-        ("resource.k8s.io", "DeviceClass" | "ResourceSlice") => Generation::Spec,
-        ("", "Node") | ("storage.k8s.io" | "resource.k8s.io" | "coordination.k8s.io", _) => Generation::None,
-        ("certificates.k8s.io" | "apiregistration.k8s.io", _) => Generation::None,
-        ("networking.k8s.io", "ServiceCIDR" | "IPAddress") => Generation::None,
-        _ if kind.strategy.counts_generations() => Generation::Spec,
-        _ => Generation::None,
-    }
 }
 
 /// Where the types of a built-in group lie.
@@ -115,8 +101,10 @@ fn kind(group: &'static str, version: &'static str, kind: &str, plural: &str) ->
         registry_folder: plural.into(),
         schema,
         columns: vec![Column::name(), Column::age()],
-        selectable: &[],
+        selectable: Vec::new(),
+        traits: Traits::DEFAULT,
         strategy: &Plain,
+        origin: Origin::Builtin,
     }
 }
 
@@ -179,7 +167,7 @@ impl Kind {
     }
 
     fn fields(mut self, fields: &'static [&'static str]) -> Self {
-        self.selectable = fields;
+        self.selectable = fields.iter().map(|field| (*field).into()).collect();
         self
     }
 

@@ -13,6 +13,8 @@ pub struct Custom {
     pub preserve: bool,
     /// `x-kubernetes-embedded-resource`: an object with `apiVersion`, `kind` and `metadata` of its own.
     pub embedded: bool,
+    /// Every resource has the field, although its schema says nothing of it: `apiVersion`, `kind`, `metadata`.
+    pub implied: bool,
     /// The `type` that the schema says; none for what may be anything, and mostly for `x-kubernetes-int-or-string`.
     pub type_: Option<Box<str>>,
     pub checks: Checks,

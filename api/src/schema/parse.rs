@@ -56,7 +56,7 @@ pub(super) fn parse(text: &str) -> Result<Schema, ParseError> {
             ObjectType { name, atomic: false, fields: fields.into(), order: order.into(), message }
         })
         .collect();
-    Ok(Schema { types, by_name, root: None })
+    Ok(Schema { types, by_name, ..Schema::default() })
 }
 
 fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, String> {

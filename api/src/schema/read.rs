@@ -170,12 +170,12 @@ impl Reader {
             Some(id) => Shape::Object(self.copy(id)),
             None => Shape::Any,
         };
-        let mut custom = Custom::default();
+        let mut custom = Custom { implied: true, ..Custom::default() };
         if let Some(Value::Object(props)) = schema {
             let Nested { checks, rules, type_, fields, items, values } = nested(props);
             let parts = Nested { fields, items, values, ..Nested::default() };
             let all_of = checks.all_of.iter().cloned().chain([parts]).collect();
-            custom = Custom { type_, checks: Checks { all_of, ..checks }, rules, ..custom };
+            custom = Custom { type_, checks: Checks { all_of, ..checks }, rules, ..Custom::default() };
         }
         Node { custom: Some(Box::new(custom)), ..shape.into() }
     }
@@ -242,7 +242,7 @@ fn anything() -> Node {
 
 /// `apiVersion` or `kind`, where the schema says nothing of it.
 fn word() -> Node {
-    let custom = Custom { type_: Some("string".into()), ..Custom::default() };
+    let custom = Custom { type_: Some("string".into()), implied: true, ..Custom::default() };
     Node { custom: Some(Box::new(custom)), ..Shape::String.into() }
 }
 
@@ -251,6 +251,7 @@ fn custom(props: &Map<String, Value>) -> Custom {
         nullable: is_set(props, "nullable"),
         preserve: is_set(props, "x-kubernetes-preserve-unknown-fields"),
         embedded: is_set(props, "x-kubernetes-embedded-resource"),
+        implied: false,
         type_: text(props, "type").map(Box::from),
         checks: checks(props),
         rules: rules(props),

@@ -208,7 +208,7 @@ fn every_cell_is_upstreams() {
             continue;
         };
         let found = row(kind, &line["object"], &line["object"], IncludeObject::None, NOW_S);
-        for (at, column) in kind.columns.iter().enumerate().filter(|(_, c)| !AGES.contains(&c.name)) {
+        for (at, column) in kind.columns.iter().enumerate().filter(|(_, c)| !AGES.contains(&&*c.name)) {
             n_compared += 1;
             let (has, wanted) = (&found["cells"][at], &line["cells"][at]);
             if has != wanted {

@@ -53,7 +53,7 @@ impl Api {
             return Ok(());
         }
         let (group, plural) = classed.classes;
-        let (_, classes) = self.caches.of(self.kind(group, "v1", plural)?)?.snapshot()?;
+        let (_, classes) = self.caches.of(&*self.kind(group, "v1", plural)?)?.snapshot()?;
         let is_default = |class: &Object| {
             let annotations = &class["metadata"]["annotations"];
             classed.marks.iter().any(|mark| annotations[*mark] == "true")

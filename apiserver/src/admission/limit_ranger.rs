@@ -16,7 +16,7 @@ const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
 impl Api {
     fn limit_ranges(&self, namespace: &str) -> Result<Vec<Object>, Status> {
-        let (_, all) = self.caches.of(self.kind("", "v1", "limitranges")?)?.snapshot_of(Some(namespace))?;
+        let (_, all) = self.caches.of(&*self.kind("", "v1", "limitranges")?)?.snapshot_of(Some(namespace))?;
         Ok(all.values().filter(|entry| entry.namespace() == namespace).map(|entry| entry.parse()).collect())
     }
 

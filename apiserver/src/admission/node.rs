@@ -134,7 +134,7 @@ impl Api {
 
     /// Whether a node has renewed its lease within the lease's time.
     fn is_alive(&self, node: &str) -> Result<bool, Status> {
-        let leases = self.caches.of(self.kind("coordination.k8s.io", "v1", "leases")?)?;
+        let leases = self.caches.of(&*self.kind("coordination.k8s.io", "v1", "leases")?)?;
         let Some(lease) = leases.get(&format!("kube-node-lease/{node}"))? else { return Ok(false) };
         let lease = lease.parse();
         let renewed: Option<jiff::Timestamp> =

@@ -161,7 +161,7 @@ impl Api {
 
     /// A cluster-scoped object. One that was created just before this request is found, too.
     async fn found(&self, group: &str, plural: &str, name: &str) -> Result<Option<Object>, Status> {
-        let cache = self.caches.of(self.kind(group, "v1", plural)?)?;
+        let cache = self.caches.of(&*self.kind(group, "v1", plural)?)?;
         let mut entry = cache.get(name)?;
         if entry.is_none() {
             self.caches.wait_for_newest().await?;
@@ -173,7 +173,7 @@ impl Api {
     /// The class marked `globalDefault`; of several the lowest.
     fn default_priority(&self) -> Result<Priority, Status> {
         let kind = self.kind("scheduling.k8s.io", "v1", "priorityclasses")?;
-        let (_, classes) = self.caches.of(kind)?.snapshot()?;
+        let (_, classes) = self.caches.of(&kind)?.snapshot()?;
         let lowest = classes
             .values()
             .map(|entry| entry.parse())

@@ -209,7 +209,7 @@ impl Api {
             return Vec::new();
         }
         let namespace = new.name();
-        let pods = self.kind("", "v1", "pods").and_then(|kind| Ok(self.caches.of(kind)?.clone()));
+        let pods = self.kind("", "v1", "pods").and_then(|kind| self.caches.of(&kind));
         let Ok(Ok((_, pods))) = pods.map(|pods| pods.snapshot_of(Some(namespace))) else {
             return vec!["failed to list pods while checking new PodSecurity enforce level".to_owned()];
         };

@@ -48,7 +48,7 @@ pub(crate) struct Charge {
 impl Api {
     fn quotas(&self, namespace: &str) -> Result<Vec<Object>, Status> {
         let (_, all) =
-            self.caches.of(self.kind("", "v1", "resourcequotas")?)?.snapshot_of(Some(namespace))?;
+            self.caches.of(&*self.kind("", "v1", "resourcequotas")?)?.snapshot_of(Some(namespace))?;
         Ok(all.values().filter(|entry| entry.namespace() == namespace).map(|entry| entry.parse()).collect())
     }
 
@@ -176,7 +176,7 @@ impl Api {
     }
 
     async fn give_back(&self, charge: &Charge) {
-        let Ok(kind) = self.kind("", "v1", "resourcequotas").cloned() else { return };
+        let Ok(kind) = self.kind("", "v1", "resourcequotas") else { return };
         for (name, growth) in &charge.taken {
             let given = self.modify(&kind, &charge.namespace, name, false, |current| {
                 let mut quota = current.object.clone();

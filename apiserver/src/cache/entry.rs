@@ -20,7 +20,7 @@ pub(crate) struct Entry {
     /// Sorted by key.
     labels: Box<[(Box<str>, Box<str>)]>,
     /// The selectable fields of its kind that are set, besides name and namespace.
-    fields: Box<[(&'static str, Box<str>)]>,
+    fields: Box<[(Arc<str>, Box<str>)]>,
     pub(crate) uid: Box<str>,
     /// Seconds of the epoch.
     pub(crate) deletion_s: Option<i64>,
@@ -55,7 +55,7 @@ impl Entry {
         let fields = kind
             .selectable
             .iter()
-            .map(|field| (*field, kind.strategy.field(&object, field).into_boxed_str()))
+            .map(|field| (field.clone(), kind.strategy.field(&object, field).into_boxed_str()))
             .filter(|(_, value)| !value.is_empty())
             .collect();
         let deletion: Option<jiff::Timestamp> = object.meta_str("deletionTimestamp").parse().ok();
@@ -100,7 +100,7 @@ impl Entry {
         match field {
             "metadata.name" => self.name(),
             "metadata.namespace" => self.namespace(),
-            _ => self.fields.iter().find(|(name, _)| *name == field).map_or("", |(_, value)| value),
+            _ => self.fields.iter().find(|(name, _)| **name == *field).map_or("", |(_, value)| value),
         }
     }
 

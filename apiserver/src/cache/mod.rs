@@ -12,11 +12,14 @@
 //! - An object is encoded once, with its `resourceVersion`; all readers and watchers share those bytes.
 //! - A watcher that is too slow is dropped, and must watch again; nothing waits for it.
 //! - What cannot be read fails whoever would have got it: nothing is left out of a list.
+//! - Resources come and go while the server runs ([`Caches::open`], [`Caches::close`]). A cache is read only once it has
+//!   everything; the watches of one that goes end.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use skiff_api::{Kind, Kinds, Status};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -44,9 +47,18 @@ const RESYNC_DELAY_MAX: Duration = Duration::from_secs(10);
 
 pub(crate) struct Caches {
     store: Arc<dyn Store>,
-    /// By the folder under `/registry/`.
-    by_folder: HashMap<String, Arc<ResourceCache>>,
+    folders: RwLock<Folders>,
+    /// Held while caches are filled: one that is filled alone must not miss what all others are read anew for.
+    fills: tokio::sync::Mutex<()>,
     applied: watch::Sender<Revision>,
+}
+
+/// The caches by the folder of their resource under `/registry/`.
+#[derive(Default)]
+struct Folders {
+    open: HashMap<String, Arc<ResourceCache>>,
+    /// Those that are being filled: told of changes, and read by nobody.
+    filling: HashMap<String, Arc<ResourceCache>>,
 }
 
 impl Caches {
@@ -67,17 +79,76 @@ impl Caches {
             }
             by_folder.insert(folder, Arc::new(cache));
         }
-        let caches = Arc::new(Caches { store, by_folder, applied: watch::Sender::new(0) });
+        let folders = Folders { open: by_folder, ..Folders::default() };
+        let caches = Arc::new(Caches {
+            store,
+            folders: RwLock::new(folders),
+            fills: tokio::sync::Mutex::default(),
+            applied: watch::Sender::new(0),
+        });
         caches.fill().await?;
         tokio::spawn(caches.clone().tend(shutdown.clone()));
         tokio::spawn(caches.clone().dispatch(shutdown));
         Ok(caches)
     }
 
-    pub(crate) fn of(&self, kind: &Kind) -> Result<&Arc<ResourceCache>, Status> {
-        self.by_folder
-            .get(&kind.registry_folder)
-            .ok_or_else(|| Status::internal(format!("no cache for {}", kind.registry_folder)))
+    /// # Errors
+    /// 404 if the resource is not served any more.
+    pub(crate) fn of(&self, kind: &Kind) -> Result<Arc<ResourceCache>, Status> {
+        self.folders.read().open.get(&kind.registry_folder).cloned().ok_or_else(Status::no_such_path)
+    }
+
+    /// Opens a cache for a resource, or replaces the one that it has: its objects are read anew, its watches end. `kind` is
+    /// what they are stored as.
+    ///
+    /// Once this returns, all that was acknowledged before the call can be read.
+    pub(crate) async fn open(&self, kind: Arc<Kind>) -> Result<(), StoreError> {
+        let folder = kind.registry_folder.clone();
+        let prefix = kind.prefix(None);
+        let cache = Arc::new(ResourceCache::filling(kind));
+        let _alone = self.fills.lock().await;
+        self.folders.write().filling.insert(folder.clone(), cache.clone());
+        let filled = self.fill_one(&cache, &prefix).await;
+        let mut folders = self.folders.write();
+        folders.filling.remove(&folder);
+        filled?;
+        folders.open.insert(folder, cache);
+        Ok(())
+    }
+
+    /// Reads the objects of one resource at one revision, while the dispatcher tells of what changes.
+    async fn fill_one(&self, cache: &ResourceCache, prefix: &str) -> Result<(), StoreError> {
+        let revision = self.store.revision().await?;
+        let (mut entries, mut damaged, mut start) = (Vec::new(), Damaged::new(), None);
+        loop {
+            let range =
+                Range { prefix: prefix.into(), start, revision: Some(revision), limit: Some(FILL_PAGE) };
+            let page = self.store.range(range).await?;
+            start = page.items.last().map(|last| format!("{}\0", last.key));
+            for kv in page.items {
+                let Some(key) = kv.key.strip_prefix(prefix) else { continue };
+                match cache.decode(key, &kv.value, kv.integrity, kv.mod_revision) {
+                    Ok((entry, _)) => entries.push(entry),
+                    Err(damage) => _ = damaged.insert(key.into(), damage),
+                }
+            }
+            if !page.more {
+                break;
+            }
+            // Decoding is work, and others wait for this thread.
+            tokio::task::yield_now().await;
+        }
+        cache.reset(entries, damaged, revision);
+        Ok(())
+    }
+
+    /// Forgets a resource, and ends its watches.
+    pub(crate) fn close(&self, folder: &str) {
+        self.folders.write().open.remove(folder);
+    }
+
+    fn all(&self) -> Vec<Arc<ResourceCache>> {
+        self.folders.read().open.values().cloned().collect()
     }
 
     pub(crate) fn applied(&self) -> Revision {
@@ -105,7 +176,7 @@ impl Caches {
     /// The keys in the store whose values cannot be read, and why.
     pub(crate) fn damaged(&self) -> Vec<(Arc<ResourceCache>, Arc<str>, Arc<str>)> {
         let mut all = Vec::new();
-        for cache in self.by_folder.values() {
+        for cache in self.all() {
             all.extend(cache.damaged().into_iter().map(|(key, damage)| (cache.clone(), key, damage.why)));
         }
         all
@@ -113,9 +184,11 @@ impl Caches {
 
     /// Reads everything at one revision, replacing what the caches hold.
     async fn fill(&self) -> Result<Revision, StoreError> {
+        let _alone = self.fills.lock().await;
         let revision = self.store.revision().await?;
-        let mut found: HashMap<&str, Vec<Entry>> = HashMap::new();
-        let mut damaged: HashMap<&str, Damaged> = HashMap::new();
+        let caches = self.all();
+        let mut found: HashMap<String, Vec<Entry>> = HashMap::new();
+        let mut damaged: HashMap<String, Damaged> = HashMap::new();
         let mut start = None;
         loop {
             let range =
@@ -123,11 +196,12 @@ impl Caches {
             let page = self.store.range(range).await?;
             start = page.items.last().map(|last| format!("{}\0", last.key));
             for kv in page.items {
-                let Some((cache, key)) = self.route(&kv.key) else { continue };
+                let Some((cache, _, key)) = self.route(&kv.key) else { continue };
+                let Some(cache) = cache else { continue };
                 match cache.decode(key, &kv.value, kv.integrity, kv.mod_revision) {
-                    Ok((entry, _)) => found.entry(cache.folder()).or_default().push(entry),
+                    Ok((entry, _)) => found.entry(cache.folder().to_owned()).or_default().push(entry),
                     Err(damage) => {
-                        damaged.entry(cache.folder()).or_default().insert(key.into(), damage);
+                        damaged.entry(cache.folder().to_owned()).or_default().insert(key.into(), damage);
                     }
                 }
             }
@@ -135,9 +209,9 @@ impl Caches {
                 break;
             }
         }
-        for (folder, cache) in &self.by_folder {
-            let entries = found.remove(folder.as_str()).unwrap_or_default();
-            cache.reset(entries, damaged.remove(folder.as_str()).unwrap_or_default(), revision);
+        for cache in caches {
+            let entries = found.remove(cache.folder()).unwrap_or_default();
+            cache.reset(entries, damaged.remove(cache.folder()).unwrap_or_default(), revision);
         }
         self.applied.send_replace(revision);
         Ok(revision)
@@ -145,7 +219,7 @@ impl Caches {
 
     async fn tend(self: Arc<Self>, shutdown: CancellationToken) {
         while shutdown.run_until_cancelled(tokio::time::sleep(TEND_EVERY)).await.is_some() {
-            for cache in self.by_folder.values() {
+            for cache in self.all() {
                 cache.tend(Instant::now());
             }
         }
@@ -202,9 +276,11 @@ impl Caches {
 
     fn apply(&self, batch: Batch) {
         for event in batch.events {
-            if let Some((cache, key)) = self.route(&event.key) {
-                let value = event.value.as_ref().map(|value| (value, event.integrity));
-                cache.apply(key, value, event.mod_revision);
+            if let Some((open, filling, key)) = self.route(&event.key) {
+                for cache in [open, filling].into_iter().flatten() {
+                    let value = event.value.as_ref().map(|value| (value, event.integrity));
+                    cache.apply(key, value, event.mod_revision);
+                }
             }
         }
         self.applied.send_if_modified(|applied| {
@@ -214,18 +290,24 @@ impl Caches {
         });
     }
 
-    /// The cache of a key, and the key within it: `<ns>/<name>` or `<name>`. A folder may be of two parts, such
-    /// as `services/specs`.
-    fn route<'k>(&self, key: &'k str) -> Option<(&Arc<ResourceCache>, &'k str)> {
+    /// The cache of a key, the one that is being filled, and the key within them: `<ns>/<name>` or `<name>`. A folder may be
+    /// of two parts, such as `services/specs`.
+    fn route<'k>(&self, key: &'k str) -> Option<Routed<'k>> {
         let rest = key.strip_prefix(ROOT)?;
+        let folders = self.folders.read();
         let first = rest.find('/')?;
         let second = rest[first + 1..].find('/').map(|at| first + 1 + at);
         [second, Some(first)]
             .into_iter()
             .flatten()
-            .find_map(|at| Some((self.by_folder.get(&rest[..at])?, &rest[at + 1..])))
+            .map(|at| (folders.open.get(&rest[..at]), folders.filling.get(&rest[..at]), &rest[at + 1..]))
+            .find(|(open, filling, _)| open.is_some() || filling.is_some())
+            .map(|(open, filling, key)| (open.cloned(), filling.cloned(), key))
     }
 }
+
+/// The caches of a key, and the key within them.
+type Routed<'k> = (Option<Arc<ResourceCache>>, Option<Arc<ResourceCache>>, &'k str);
 
 /// A revision that the cache did not reach in time.
 fn too_large_resource_version(requested: Revision, current: Revision) -> Status {

@@ -41,6 +41,8 @@ struct State {
     objects: Snapshot,
     /// The revision that `objects` was last changed or filled at.
     revision: Revision,
+    /// Everything up to here was there when it was filled.
+    filled: Revision,
     ring: VecDeque<Arc<Happened>>,
     ring_bytes: usize,
     /// Events after this revision are all in the ring.
@@ -48,6 +50,15 @@ struct State {
     snapshots: VecDeque<(Instant, Revision, Snapshot)>,
     watchers: Watchers,
     damaged: Damaged,
+    /// What happened since the objects began to be read for the first time; `None` once they were.
+    since: Option<Vec<Late>>,
+}
+
+/// A change that came before what it changes.
+struct Late {
+    key: Arc<str>,
+    value: Option<(Bytes, Integrity)>,
+    revision: Revision,
 }
 
 /// Told of every change of a resource, in order, before it counts as applied.
@@ -63,14 +74,23 @@ impl ResourceCache {
         let state = State {
             objects: Snapshot::new(),
             revision: 0,
+            filled: 0,
             ring: VecDeque::new(),
             ring_bytes: 0,
             ring_after: 0,
             snapshots: VecDeque::new(),
             watchers: Watchers::default(),
             damaged: Damaged::new(),
+            since: None,
         };
         ResourceCache { kind, observer: None, state: Mutex::new(state) }
+    }
+
+    /// A cache whose objects are still to come, by [`ResourceCache::reset`]; changes may be told before.
+    pub(super) fn filling(kind: Arc<Kind>) -> ResourceCache {
+        let cache = ResourceCache::new(kind);
+        cache.state.lock().since = Some(Vec::new());
+        cache
     }
 
     pub(super) fn observed_by(self, observer: Arc<dyn Observer>) -> ResourceCache {
@@ -189,21 +209,47 @@ impl ResourceCache {
         state.objects = entries.into_iter().map(|e| (e.key.clone(), Arc::new(e))).collect();
         state.damaged = damaged;
         state.revision = revision;
+        state.filled = revision;
         state.ring.clear();
         state.ring_bytes = 0;
         state.ring_after = revision;
         state.snapshots.clear();
         state.watchers = Watchers::default();
+        for late in state.since.take().into_iter().flatten().filter(|late| late.revision > revision) {
+            let value = late.value.as_ref().map(|(value, integrity)| (value, *integrity));
+            let decoded = value
+                .map(|(value, integrity)| self.decode(&late.key, value, integrity, late.revision))
+                .transpose();
+            self.take_in(&mut state, &late.key, decoded, late.revision);
+        }
     }
 
     /// Applies one change of the store and hands it to the watchers.
     pub(super) fn apply(&self, key: &str, value: Option<(&Bytes, Integrity)>, revision: Revision) {
+        let mut state = self.state.lock();
+        if let Some(since) = &mut state.since {
+            let value = value.map(|(value, integrity)| (value.clone(), integrity));
+            return since.push(Late { key: key.into(), value, revision });
+        }
+        if revision <= state.filled {
+            return;
+        }
+        drop(state);
         let decoded =
             value.map(|(value, integrity)| self.decode(key, value, integrity, revision)).transpose();
-        let mut state = self.state.lock();
+        self.take_in(&mut self.state.lock(), key, decoded, revision);
+    }
+
+    fn take_in(
+        &self,
+        state: &mut State,
+        key: &str,
+        decoded: Result<Option<(Entry, Object)>, Damage>,
+        revision: Revision,
+    ) {
         let (entry, object) = match decoded {
             Ok(decoded) => decoded.map(|(entry, object)| (Arc::new(entry), object)).unzip(),
-            Err(damage) => return self.lose(&mut state, key, damage),
+            Err(damage) => return self.lose(state, key, damage),
         };
         state.damaged.remove(key);
         if let Some(observer) = &self.observer {

@@ -27,7 +27,7 @@ impl Fixture {
         Fixture { store, caches, kinds, _folder: folder }
     }
 
-    fn pods(&self) -> &Arc<ResourceCache> {
+    fn pods(&self) -> Arc<ResourceCache> {
         let kind = self.kinds.by_resource("", "v1", "pods").expect("pods are known");
         self.caches.of(kind).expect("pods are cached")
     }
@@ -110,7 +110,8 @@ async fn all_watchers_share_one_encoded_event() {
     let changes: Vec<_> = watchers.iter_mut().map(|w| w.changes.try_recv().expect("an event")).collect();
     let frames: Vec<_> = changes.iter().map(|change| change.frame().as_ptr()).collect();
     assert!(frames.windows(2).all(|pair| pair[0] == pair[1]));
-    let kind = f.pods().kind();
+    let pods = f.pods();
+    let kind = pods.kind();
     let frames: Vec<_> = changes.iter().map(|change| change.protobuf_frame(kind).as_ptr()).collect();
     assert!(frames.windows(2).all(|pair| pair[0] == pair[1]), "protobuf too");
     let cached = f.pods().get("a/x").expect("is readable").expect("the object");
@@ -205,8 +206,12 @@ async fn a_watch_from_before_the_ring_is_expired() {
 
 #[tokio::test(start_paused = true)]
 async fn waiting_for_the_future_ends() {
-    let caches =
-        Caches { store: Arc::new(NoStore), by_folder: HashMap::new(), applied: watch::Sender::new(7) };
+    let caches = Caches {
+        store: Arc::new(NoStore),
+        folders: RwLock::default(),
+        fills: tokio::sync::Mutex::default(),
+        applied: watch::Sender::new(7),
+    };
     let status = caches.wait_for(9).await.expect_err("never comes");
     assert_eq!(status.code, 504);
     assert!(status.message.contains("Too large resource version: 9, current: 7"), "{}", status.message);

@@ -116,13 +116,21 @@ const GROUPS: &[&str] = &[
 
 const ALL_VERBS: &[&str] =
     &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+/// In upstream's order.
+const CUSTOM_VERBS: &[&str] =
+    &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 const NAMESPACE_VERBS: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 const PROXY_VERBS: &[&str] = &["create", "delete", "get", "patch", "update"];
 const PART_VERBS: &[&str] = &["get", "patch", "update"];
 
 impl Discovery {
-    /// `address` is where the API is reached from outside, at the moment.
-    pub(crate) fn new(kinds: Arc<Kinds>, address: Arc<RwLock<SocketAddr>>) -> Discovery {
+    /// `address` is where the API is reached from outside, at the moment. What was rendered `before` is kept as far as it still
+    /// holds.
+    pub(crate) fn new(
+        kinds: &Kinds,
+        address: Arc<RwLock<SocketAddr>>,
+        before: Option<&Discovery>,
+    ) -> Discovery {
         let mut groups: Vec<Group> = Vec::new();
         for kind in kinds.iter() {
             let at = groups.iter().position(|g| g.name == kind.group).unwrap_or_else(|| {
@@ -137,7 +145,8 @@ impl Discovery {
             versions[at].1.push(kind.clone());
         }
         groups.sort_by_key(|group| GROUPS.iter().position(|g| *g == group.name).unwrap_or(GROUPS.len()));
-        let (stored, openapi) = (kinds.stored(), OpenApi::new(kinds));
+        let openapi = OpenApi::new(kinds, before.map(|before| &before.openapi));
+        let stored = kinds.stored();
         Discovery { stored, groups, address, openapi }
     }
 
@@ -378,6 +387,7 @@ pub(crate) fn verbs_of(kind: &Kind) -> &'static [&'static str] {
         (Storage::Virtual, "ComponentStatus") => &["get", "list"],
         (Storage::Virtual, _) => &["create"],
         (Storage::Stored, "Namespace") if kind.group.is_empty() => NAMESPACE_VERBS,
+        (Storage::Stored, _) if kind.custom().is_some() => CUSTOM_VERBS,
         (Storage::Stored, _) => ALL_VERBS,
     }
 }

@@ -11,18 +11,37 @@ use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
-use skiff_api::{Kinds, Status, openapi};
+use skiff_api::{Kind, Kinds, Status, openapi};
 
 use crate::auth::authenticate::hex_of;
 use crate::request::Query;
 use crate::respond::{self, Encoding, Response};
 
 pub(crate) struct OpenApi {
-    kinds: Arc<Kinds>,
+    kinds: Kinds,
     v2: OnceLock<Document>,
     v2_protobuf: OnceLock<Document>,
     /// By path: `api/v1`, `apis/apps/v1`.
-    v3: OnceLock<BTreeMap<String, Document>>,
+    v3: BTreeMap<String, Arc<OfVersion>>,
+}
+
+/// The document of a group and version.
+struct OfVersion {
+    group: String,
+    version: String,
+    kinds: Vec<Arc<Kind>>,
+    document: OnceLock<Document>,
+}
+
+impl OfVersion {
+    fn document(&self) -> &Document {
+        self.document.get_or_init(|| Document::new(&openapi::v3(&self.kinds, &self.group, &self.version)))
+    }
+
+    /// Whether it is about the very same kinds.
+    fn is_about(&self, kinds: &[Arc<Kind>]) -> bool {
+        self.kinds.len() == kinds.len() && self.kinds.iter().zip(kinds).all(|(a, b)| Arc::ptr_eq(a, b))
+    }
 }
 
 struct Document {
@@ -94,8 +113,30 @@ fn accepted(headers: &HeaderMap, offers_protobuf: bool) -> Option<Form> {
 }
 
 impl OpenApi {
-    pub(super) fn new(kinds: Arc<Kinds>) -> OpenApi {
-        OpenApi { kinds, v2: OnceLock::new(), v2_protobuf: OnceLock::new(), v3: OnceLock::new() }
+    /// What was rendered `before` is kept for groups and versions whose kinds are the same.
+    pub(super) fn new(kinds: &Kinds, before: Option<&OpenApi>) -> OpenApi {
+        let mut versions: BTreeMap<String, Vec<Arc<Kind>>> = BTreeMap::new();
+        for kind in kinds.iter() {
+            let path = match kind.group.as_str() {
+                "" => format!("api/{}", kind.version),
+                group => format!("apis/{group}/{}", kind.version),
+            };
+            versions.entry(path).or_default().push(kind.clone());
+        }
+        let v3 = versions
+            .into_iter()
+            .filter_map(|(path, kinds)| {
+                let known = before.and_then(|before| before.v3.get(&path));
+                if let Some(known) = known.filter(|known| known.is_about(&kinds)) {
+                    return Some((path, known.clone()));
+                }
+                let (group, version) =
+                    kinds.first().map(|kind| (kind.group.clone(), kind.version.clone()))?;
+                let document = OnceLock::new();
+                Some((path, Arc::new(OfVersion { group, version, kinds, document })))
+            })
+            .collect();
+        OpenApi { kinds: kinds.clone(), v2: OnceLock::new(), v2_protobuf: OnceLock::new(), v3 }
     }
 
     pub(crate) fn answer(
@@ -124,17 +165,17 @@ impl OpenApi {
             }
             None if rest == "v3" => {
                 let paths: serde_json::Map<String, Value> = self
-                    .documents()
+                    .v3
                     .iter()
-                    .map(|(path, document)| {
-                        let url = format!("/openapi/v3/{path}?hash={}", document.hash);
+                    .map(|(path, of_version)| {
+                        let url = format!("/openapi/v3/{path}?hash={}", of_version.document().hash);
                         (path.clone(), json!({"serverRelativeURL": url}))
                     })
                     .collect();
                 Some(Ok(respond::document_response(encoding, &[], 200, &json!({"paths": paths}))))
             }
             Some(("v3", path)) => {
-                let document = self.documents().get(path)?;
+                let document = self.v3.get(path)?.document();
                 // Another hash is of another version of the document; the newest is sent all the same.
                 let known = query.get("hash").is_none_or(|hash| hash == document.hash);
                 tracing::trace!(path, known, "openapi document");
@@ -142,22 +183,5 @@ impl OpenApi {
             }
             _ => None,
         }
-    }
-
-    fn documents(&self) -> &BTreeMap<String, Document> {
-        self.v3.get_or_init(|| {
-            let mut documents = BTreeMap::new();
-            for kind in self.kinds.iter() {
-                let path = if kind.group.is_empty() {
-                    format!("api/{}", kind.version)
-                } else {
-                    format!("apis/{}/{}", kind.group, kind.version)
-                };
-                documents
-                    .entry(path)
-                    .or_insert_with(|| Document::new(&openapi::v3(&self.kinds, &kind.group, &kind.version)));
-            }
-            documents
-        })
     }
 }

@@ -89,7 +89,7 @@ impl Api {
 
 /// What the document makes of the object that the path names.
 fn applied(
-    tracker: &Tracker<'_>,
+    tracker: &Tracker,
     call: &Call,
     live: Option<&Object>,
     document: &Object,

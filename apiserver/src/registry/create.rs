@@ -10,7 +10,7 @@ use super::options::WriteOptions;
 use crate::api::{Api, Call};
 use crate::certificates;
 use crate::limits::read_body;
-use crate::negotiate::body_format;
+use crate::negotiate::object_format;
 use crate::respond::Response;
 use crate::services;
 
@@ -43,12 +43,16 @@ impl Api {
             return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
         }
         object.meta_mut().remove("resourceVersion");
+        if call.table.is_terminating(&kind) {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(Status::forbidden(&kind.group, &kind.plural, object.name(), why));
+        }
         self.check_namespace(call, &object).await?;
         let mut attempt = 0;
         loop {
             attempt += 1;
             let mut object = object.clone();
-            let generated = metadata::generate_name(&mut object);
+            let generated = metadata::generate_name(&kind, &mut object);
             self.admit_create(call, &mut object).await?;
             prepare(&kind, &mut object);
             if certificates::is_signing_request(&kind) {
@@ -98,7 +102,7 @@ impl Api {
 
 /// Reads and decodes the body as an object of the call's kind, defaults filled in.
 pub(super) async fn read_object(call: &mut Call, validation: FieldValidation) -> Result<Object, Status> {
-    let format = body_format(&call.headers)?;
+    let format = object_format(&call.kind, &call.headers)?;
     let bytes = read_body(call.take_body()).await?;
     let decoded = decode::decode(&call.kind, &bytes, format, validation)?;
     call.warnings.extend(decoded.warnings);
@@ -111,18 +115,13 @@ pub(super) async fn read_object(call: &mut Call, validation: FieldValidation) ->
 /// Clears and sets what is the server's.
 fn prepare(kind: &Kind, object: &mut Object) {
     if kind.has_subresource("status")
-        && keeps_no_status(kind)
+        && !kind.traits.keeps_status
         && let Some(root) = object.as_object_mut()
     {
         root.remove("status");
     }
     metadata::prepare_create(kind, object);
     kind.strategy.prepare_create(object);
-}
-
-/// A node registers with its status; everybody else's is dropped.
-fn keeps_no_status(kind: &Kind) -> bool {
-    !crate::api::is_core(kind, "Node")
 }
 
 fn check(kind: &Kind, object: &Object, more: Option<Cause>) -> Result<(), Status> {

@@ -42,7 +42,7 @@ impl Api {
         let outcome = self.delete_object(&call, &namespace, &name, &options).await?;
         // The old way of asking for a cascade is told that it goes on.
         let code = if !outcome.deleted && options.orphan_dependents == Some(false) { 202 } else { 200 };
-        if outcome.deleted && !returns_deleted(&call.kind) {
+        if outcome.deleted && !call.kind.traits.returns_deleted {
             let details = json!({
                 "name": name, "group": call.kind.group, "kind": call.kind.plural, "uid": outcome.object.uid(),
             });
@@ -138,8 +138,9 @@ impl Api {
     }
 
     fn check_deletable(&self, kind: &Kind, name: &str) -> Result<(), Status> {
-        if is_core(kind, "Namespace") && matches!(name, "default" | "kube-system" | "kube-public") {
-            return Err(Status::forbidden("", "namespaces", name, "this namespace may not be deleted"));
+        if kind.traits.protected.contains(&name) {
+            let why = format!("this {} may not be deleted", kind.singular);
+            return Err(Status::forbidden(&kind.group, &kind.plural, name, &why));
         }
         Ok(())
     }
@@ -150,23 +151,6 @@ fn without_empty(mut details: Value) -> Value {
         map.retain(|_, value| value != "");
     }
     details
-}
-
-/// Kinds whose deletion answers with the object instead of a `Status`.
-fn returns_deleted(kind: &Kind) -> bool {
-    matches!(
-        (kind.group.as_str(), kind.plural.as_str()),
-        (
-            "",
-            "pods"
-                | "podtemplates"
-                | "persistentvolumeclaims"
-                | "persistentvolumes"
-                | "resourcequotas"
-                | "serviceaccounts"
-                | "services"
-        ) | ("storage.k8s.io", "storageclasses" | "csidrivers" | "csinodes" | "volumeattachments")
-    )
 }
 
 fn check_preconditions(kind: &Kind, current: &Current, options: &DeleteOptions) -> Result<(), Status> {
@@ -198,6 +182,7 @@ fn plan(kind: &Kind, object: &Object, options: &DeleteOptions, at: Timestamp) ->
     let grace_s = kind.strategy.deletion_grace_seconds(object, options.grace_s);
     let mut object = object.clone();
     set_finalizers(kind, &mut object, options);
+    kind.strategy.prepare_delete(&mut object, &timestamp(at));
     match grace_s {
         Some(grace_s) if grace_s > 0 => {
             mark(&mut object, at, grace_s);
@@ -272,7 +257,7 @@ fn set_finalizers(kind: &Kind, object: &mut Object, options: &DeleteOptions) {
         Some(Propagation::Foreground) => Some(FOREGROUND),
         Some(Propagation::Background) => None,
         None if before.iter().any(|f| f == ORPHAN || f == FOREGROUND) => return,
-        None => orphans_by_default(kind).then_some(ORPHAN),
+        None => kind.traits.orphans.then_some(ORPHAN),
     };
     let mut after: Vec<String> = before.into_iter().filter(|f| f != ORPHAN && f != FOREGROUND).collect();
     after.extend(wanted.map(str::to_owned));
@@ -281,11 +266,6 @@ fn set_finalizers(kind: &Kind, object: &mut Object, options: &DeleteOptions) {
     } else {
         object.set_meta("finalizers", after);
     }
-}
-
-/// Jobs and replication controllers leave their pods behind unless asked otherwise.
-fn orphans_by_default(kind: &Kind) -> bool {
-    matches!((kind.group.as_str(), kind.plural.as_str()), ("batch", "jobs") | ("", "replicationcontrollers"))
 }
 
 #[cfg(test)]

@@ -5,18 +5,18 @@
 //! lost costs nothing: the next comes soon, and a server that starts gives everybody the whole time.
 
 use serde_json::Value;
+use skiff_api::kinds::Beat;
 use skiff_api::{Kind, Object};
 
-use crate::api::is_core;
 use crate::store::Durability;
 
 /// When an update of `old` to `new` has to be durable. A node's status is told anew within seconds where it was lost; on a
 /// disk that is full it is heard all the same, for it may be what says so.
 pub(super) fn durability(kind: &Kind, new: &Object, old: &Object) -> Durability {
-    let beat: fn(&mut Object) = match (kind.group.as_str(), kind.plural.as_str()) {
-        ("coordination.k8s.io", "leases") => |lease| take(lease.get_mut("spec"), "renewTime"),
-        _ if is_core(kind, "Node") => take_heartbeats,
-        _ => return Durability::Now,
+    let beat: fn(&mut Object) = match kind.traits.beat {
+        Beat::Renewal => |lease| take(lease.get_mut("spec"), "renewTime"),
+        Beat::Conditions => take_heartbeats,
+        Beat::None => return Durability::Now,
     };
     let rest = |object: &Object| {
         let mut object = object.clone();
@@ -32,7 +32,7 @@ pub(super) fn durability(kind: &Kind, new: &Object, old: &Object) -> Durability 
     }
     take(Some(&mut new), "status");
     take(Some(&mut old), "status");
-    if is_core(kind, "Node") && new == old { Durability::Preferably } else { Durability::Now }
+    if kind.traits.beat == Beat::Conditions && new == old { Durability::Preferably } else { Durability::Now }
 }
 
 fn take_heartbeats(node: &mut Object) {

@@ -196,7 +196,7 @@ impl Api {
         }
         let items = Items {
             in_version: self.caches.of(&kind)?.kind().clone(),
-            printed: call.stored.clone(),
+            printed: call.printed.clone(),
             encoding: call.encoding,
             as_stored,
             kind,

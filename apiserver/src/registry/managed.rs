@@ -13,11 +13,12 @@ use super::options::{MAX_MANAGER_BYTES, WriteOptions};
 use super::timestamp;
 use crate::api::{Api, Call};
 use crate::auth::UserInfo;
+use crate::live::Table;
 use crate::threads::Class;
 
 /// One write, as far as managers are concerned.
-pub(crate) struct Tracker<'a> {
-    api: &'a Api,
+pub(crate) struct Tracker {
+    table: Arc<Table>,
     kind: Arc<Kind>,
     subresource: String,
     manager: String,
@@ -25,10 +26,10 @@ pub(crate) struct Tracker<'a> {
 }
 
 impl Api {
-    pub(crate) fn tracker(&self, call: &Call, options: &WriteOptions) -> Tracker<'_> {
+    pub(crate) fn tracker(&self, call: &Call, options: &WriteOptions) -> Tracker {
         let manager = Some(options.manager.clone()).filter(|name| !name.is_empty());
         Tracker {
-            api: self,
+            table: call.table.clone(),
             kind: call.kind.clone(),
             subresource: call.info.subresource.clone(),
             manager: manager.unwrap_or_else(|| by_agent(call)),
@@ -37,7 +38,7 @@ impl Api {
     }
 }
 
-impl Tracker<'_> {
+impl Tracker {
     /// Notes in `new` what it changes of `live`, which is none where it is created.
     pub(crate) fn note(&self, live: Option<&Object>, new: &mut Object) {
         let versions = Served(self);
@@ -63,14 +64,14 @@ impl Tracker<'_> {
 }
 
 /// The versions in which a kind is served here.
-struct Served<'t, 'a>(&'t Tracker<'a>);
+struct Served<'t>(&'t Tracker);
 
-impl Versions for Served<'_, '_> {
+impl Versions for Served<'_> {
     fn in_version(&self, object: &Object, api_version: &str) -> Option<(Object, TypeRef)> {
-        let Served(Tracker { api, kind, .. }) = self;
+        let Served(Tracker { table, kind, .. }) = self;
         let of_version = |api_version: &str| {
             let (group, version) = api_version.split_once('/').unwrap_or(("", api_version));
-            let found = api.kinds.by_kind(group, version, &kind.kind)?;
+            let found = table.kinds.by_kind(group, version, &kind.kind)?;
             (found.registry_folder == kind.registry_folder).then_some(found)
         };
         let (from, to) = (of_version(object["apiVersion"].as_str()?)?, of_version(api_version)?);

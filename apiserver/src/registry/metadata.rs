@@ -6,9 +6,9 @@ use std::collections::HashSet;
 
 use rand::Rng;
 use serde_json::{Value, json};
-use skiff_api::kinds::Generation;
+use skiff_api::kinds::{Generation, Names, Prefix};
 use skiff_api::meta::{self, Meta};
-use skiff_api::{Cause, Kind, Object, Status, name, protobuf};
+use skiff_api::{Cause, Kind, Object, Status, name};
 
 use super::now;
 use crate::api::Call;
@@ -57,11 +57,10 @@ pub(crate) fn match_name(call: &Call, object: &mut Object) -> Result<(), Status>
 }
 
 /// A generated name, if one is asked for.
-pub(crate) fn generate_name(object: &mut Object) -> bool {
+pub(crate) fn generate_name(kind: &Kind, object: &mut Object) -> bool {
     let prefix = object.meta_str("generateName").to_owned();
     if !object.name().is_empty() || prefix.is_empty() {
-        // The only kind that needs no name.
-        if object.name().is_empty() && object["kind"] == "LimitRange" {
+        if object.name().is_empty() && kind.traits.is_named_by_server {
             object.set_meta("name", uuid::Uuid::new_v4().to_string());
         }
         return false;
@@ -73,7 +72,7 @@ pub(crate) fn generate_name(object: &mut Object) -> bool {
 
 /// What the server alone decides about a new object.
 pub(crate) fn prepare_create(kind: &Kind, object: &mut Object) {
-    let counts = match kind.generation() {
+    let counts = match kind.traits.generation {
         Generation::None | Generation::Changes => false,
         Generation::Spec => !object["spec"].is_null(),
         Generation::One | Generation::Content => true,
@@ -128,30 +127,32 @@ pub(crate) fn prepare_update(new: &mut Object, old: &Object) {
 
 pub(crate) fn raise_generation(kind: &Kind, new: &mut Object, old: &Object) {
     let generation = old.meta()["generation"].as_i64().unwrap_or(0);
-    let part = |object: &Object| match kind.generation() {
+    let part = |object: &Object| match kind.traits.generation {
         Generation::Content => {
             let mut content = object.clone();
-            for field in ["metadata", "status"] {
-                _ = content.as_object_mut().map(|content| content.remove(field));
-            }
-            // A slice's labels say whose endpoints they are.
-            if kind.kind == "EndpointSlice" {
-                content["metadata"] = json!({"labels": object.meta()["labels"]});
+            if let Some(content) = content.as_object_mut() {
+                content.remove("metadata");
+                if kind.has_subresource("status") {
+                    content.remove("status");
+                }
             }
             content
         }
-        // Whoever rolls a deployment back says so in its annotations.
-        _ if kind.kind == "Deployment" => {
-            json!({"spec": object["spec"], "metadata": {"annotations": object.meta()["annotations"]}})
-        }
         _ => json!({"spec": object["spec"]}),
     };
-    let counts = match kind.generation() {
+    let part = |object: &Object| {
+        let mut part = part(object);
+        if let Some(field) = kind.traits.counts_metadata {
+            part["metadata"] = json!({ field: object.meta()[field] });
+        }
+        part
+    };
+    let counts = match kind.traits.generation {
         Generation::None | Generation::One => false,
         Generation::Spec | Generation::Content => generation > 0,
         Generation::Changes => true,
     };
-    if counts && part(new) != part(old) && !protobuf::same(kind.schema.id, &part(new), &part(old)) {
+    if counts && !kind.says_the_same(&part(new), &part(old)) {
         new.set_meta("generation", generation + 1);
     }
 }
@@ -195,7 +196,7 @@ pub(crate) fn validate(kind: &Kind, object: &Object, write: Write) -> Vec<Cause>
         if let Some(fault) = name::qualified_name_fault(finalizer) {
             causes.push(Cause::invalid("metadata.finalizers", &json!(finalizer), &fault));
         }
-        if !finalizer.contains('/') && !is_standard_finalizer(finalizer) && has_known_finalizers(kind) {
+        if !finalizer.contains('/') && !is_standard_finalizer(finalizer) && !kind.traits.takes_any_finalizer {
             let fault = "name is neither a standard finalizer name nor is it fully qualified";
             causes.push(Cause::invalid(field, &json!(finalizer), fault));
         }
@@ -203,61 +204,29 @@ pub(crate) fn validate(kind: &Kind, object: &Object, write: Write) -> Vec<Cause>
     causes
 }
 
-/// Kinds of newer groups take any name.
-fn has_known_finalizers(kind: &Kind) -> bool {
-    match kind.group.as_str() {
-        "" => kind.kind != "Event",
-        "coordination.k8s.io"
-        | "policy"
-        | "node.k8s.io"
-        | "admissionregistration.k8s.io"
-        | "apiregistration.k8s.io"
-        | "apiextensions.k8s.io" => false,
-        _ => true,
-    }
-}
-
 fn is_standard_finalizer(finalizer: &str) -> bool {
     matches!(finalizer, "kubernetes" | "orphan" | "foregroundDeletion")
 }
 
-/// The shape of names: subdomains, but for some kinds.
+/// What is wrong with an object's name.
 fn name_fault(kind: &Kind, text: &str) -> Option<String> {
-    match (kind.group.as_str(), kind.kind.as_str()) {
-        ("", "Service" | "Namespace") => name::dns_label_fault(text),
-        // Events have always been named more freely; `events.k8s.io` is as strict as the rest.
-        ("", "Event") | ("rbac.authorization.k8s.io" | "policy", _) => name::path_segment_fault(text),
-        // Both are checked by the rules of their kinds, or by none.
-        ("certificates.k8s.io" | "apiregistration.k8s.io", _) => name::path_segment_fault(text),
-        ("authentication.k8s.io" | "authorization.k8s.io", _) => None,
-        ("networking.k8s.io", "IPAddress") => name::ip_address_fault(text),
-        _ => name::dns_subdomain_fault(text),
+    match kind.traits.names {
+        Names::Subdomain => name::dns_subdomain_fault(text),
+        Names::Label => name::dns_label_fault(text),
+        Names::PathSegment => name::path_segment_fault(text),
+        Names::IpAddress => name::ip_address_fault(text),
+        Names::Any => None,
     }
 }
 
 /// What is wrong with what names are generated from.
 fn prefix_fault(kind: &Kind, prefix: &str, write: Write) -> Option<String> {
-    let is_by_kind = match kind.kind.as_str() {
-        "CertificateSigningRequest" | "DeviceClass" | "ReplicationController" => false,
-        // Updates of these do not look at it again, but for what no path can hold.
-        "CSIDriver"
-        | "CronJob"
-        | "DaemonSet"
-        | "Deployment"
-        | "Event"
-        | "HorizontalPodAutoscaler"
-        | "Lease"
-        | "NetworkPolicy"
-        | "PodDisruptionBudget"
-        | "PodTemplate"
-        | "PriorityClass"
-        | "ReplicaSet"
-        | "ResourceQuota"
-        | "ResourceSlice"
-        | "ServiceCIDR" => write == Write::Create,
-        _ => true,
+    let is_by_name = match kind.traits.prefix {
+        Prefix::AsNames => true,
+        Prefix::AsNamesOnCreate => write == Write::Create,
+        Prefix::PathSegment => false,
     };
-    if !is_by_kind {
+    if !is_by_name {
         return prefix.contains(['/', '%']).then(|| "may not contain '/' or '%'".into());
     }
     name_fault(kind, prefix.strip_suffix('-').filter(|rest| !rest.is_empty()).unwrap_or(prefix))

@@ -73,20 +73,21 @@ impl Api {
 
     /// An entry as an object of `kind`, which may be another version than the stored one.
     pub(crate) fn parsed(&self, kind: &Kind, entry: &Entry) -> Result<Object, Status> {
-        let stored = self.caches.of(kind)?.kind();
-        Ok(convert(stored, kind, entry.parse()))
+        let cache = self.caches.of(kind)?;
+        Ok(convert(cache.kind(), kind, entry.parse()))
     }
 
     fn parsed_stored(&self, kind: &Kind, kv: &KeyValue) -> Result<Object, Status> {
-        let stored = self.caches.of(kind)?.kind();
+        let cache = self.caches.of(kind)?;
         let mut object: Object = serde_json::from_slice(&kv.value)
             .map_err(|e| Status::internal(format!("stored value of {} is no JSON: {e}", kv.key)))?;
         object.set_meta("resourceVersion", kv.mod_revision.to_string());
-        Ok(convert(stored, kind, object))
+        Ok(convert(cache.kind(), kind, object))
     }
 
     fn in_stored_version(&self, kind: &Kind, object: Object) -> Result<Object, Status> {
-        let stored = self.caches.of(kind)?.kind();
+        let cache = self.caches.of(kind)?;
+        let stored = cache.kind();
         if is_same_version(kind, stored) {
             return Ok(object);
         }
@@ -113,8 +114,7 @@ impl Api {
 
 /// Whether what the cache holds can be sent as it is.
 fn is_stored_as(api: &Api, kind: &Kind) -> Result<bool, Status> {
-    let stored = api.caches.of(kind)?.kind();
-    Ok(is_same_version(stored, kind))
+    Ok(is_same_version(api.caches.of(kind)?.kind(), kind))
 }
 
 /// A failure of the store as the client is told it.

@@ -106,7 +106,7 @@ impl Api {
     }
 
     fn ttl_of(&self, kind: &Kind) -> Option<std::time::Duration> {
-        (kind.registry_folder == "events").then_some(self.event_ttl)
+        kind.traits.expires.then_some(self.event_ttl)
     }
 }
 

@@ -219,7 +219,7 @@ fn filter(kind: &Kind, namespace: &str, query: &Query) -> Result<Filter, Status>
     let mut fields = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default())?;
     for (field, _, _) in &fields.terms {
         let offered = matches!(field.as_str(), "metadata.name" | "metadata.namespace")
-            || kind.selectable.contains(&field.as_str());
+            || kind.selectable.iter().any(|offered| **offered == **field);
         if !offered {
             return Err(Status::bad_request(if kind.selectable.is_empty() {
                 format!(

@@ -34,9 +34,12 @@ pub(crate) async fn read_patch(call: &mut Call, validation: FieldValidation) -> 
         );
         return Err(Status::new(415, "UnsupportedMediaType", why));
     }
-    let patch_type = PatchType::of_media_type(media_type(call)).ok_or_else(|| {
-        let accepted: Vec<&str> = PatchType::MEDIA_TYPES.iter().copied().chain([apply::MEDIA_TYPE]).collect();
-        Status::unsupported_media_type(&accepted)
+    // What lists of custom resources merge by is said by their schemas, for server-side apply only.
+    let is_known = |patch: &PatchType| call.kind.custom().is_none() || *patch != PatchType::Strategic;
+    let patch_type = PatchType::of_media_type(media_type(call)).filter(is_known).ok_or_else(|| {
+        let known = PatchType::MEDIA_TYPES.iter().copied();
+        let known = known.filter(|name| PatchType::of_media_type(name).is_some_and(|patch| is_known(&patch)));
+        Status::unsupported_media_type(&known.chain([apply::MEDIA_TYPE]).collect::<Vec<_>>())
     })?;
     let bytes = read_body(call.take_body()).await?;
     Patch::read(patch_type, &bytes, validation)

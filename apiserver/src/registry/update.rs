@@ -46,7 +46,7 @@ impl Api {
         let part = Part::of(&call.info.subresource);
         let kind = call.kind.clone();
         let tracker = self.tracker(&call, &options);
-        if part == Part::Main && creates_on_update(&kind) {
+        if part == Part::Main && kind.traits.creates_on_update {
             self.caches.wait_for_newest().await?;
             let exists = self.caches.of(&kind)?.get(&key_of(&kind, new.namespace(), new.name()))?.is_some();
             if !exists {
@@ -135,32 +135,9 @@ impl Api {
     }
 }
 
-/// Kinds that a PUT creates where they are absent, as upstream's strategies have it.
-fn creates_on_update(kind: &Kind) -> bool {
-    matches!(
-        (kind.group.as_str(), kind.plural.as_str()),
-        ("", "endpoints" | "events" | "limitranges" | "services" | "podtemplates")
-            | ("events.k8s.io", "events")
-            | ("coordination.k8s.io", "leases")
-            | ("rbac.authorization.k8s.io", _)
-    )
-}
-
-/// Kinds of which an update must say which version it is of.
-fn needs_version(kind: &Kind) -> bool {
-    matches!(
-        (kind.group.as_str(), kind.plural.as_str()),
-        ("coordination.k8s.io", "leases")
-            | ("policy", "poddisruptionbudgets")
-            | ("apiextensions.k8s.io" | "apiregistration.k8s.io" | "admissionregistration.k8s.io", _)
-            | ("storage.k8s.io", "volumeattachments" | "csidrivers" | "csinodes")
-            | ("node.k8s.io", "runtimeclasses")
-    )
-}
-
 fn check_version(kind: &Kind, new: &Object, current: &Current) -> Result<(), Status> {
     match new.resource_version() {
-        "" | "0" if needs_version(kind) => {
+        "" | "0" if kind.traits.needs_version => {
             let cause =
                 Cause::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
             refuse(kind, new.name(), vec![cause])
@@ -227,7 +204,7 @@ fn prepare_part(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
             if let (Some(status), Some(root)) = (status, new.as_object_mut()) {
                 root.insert("status".into(), status);
             }
-            for field in kept_metadata(kind) {
+            for field in kind.traits.kept_metadata {
                 match old.meta().get(*field) {
                     Some(value) => new.set_meta(field, value.clone()),
                     None => _ = new.meta_mut().remove(*field),
@@ -283,18 +260,6 @@ fn tell_phase_time(status: &mut Value, old: &Value) {
         (Value::Null, Some(status)) => _ = status.remove(SINCE),
         (since, Some(status)) => _ = status.insert(SINCE.into(), since),
         _ => {}
-    }
-}
-
-/// What of the metadata whoever writes a status does not change, of the kinds that think of it.
-fn kept_metadata(kind: &Kind) -> &'static [&'static str] {
-    match (kind.group.as_str(), kind.kind.as_str()) {
-        ("apps", "Deployment") => &["labels"],
-        ("flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io", _)
-        | ("storage.k8s.io", "VolumeAttachment")
-        | ("resource.k8s.io", "ResourceClaim")
-        | ("networking.k8s.io", "ServiceCIDR") => &["labels", "annotations", "finalizers"],
-        _ => &[],
     }
 }
 

@@ -55,6 +55,7 @@ impl Api {
         let encoder = EventEncoder {
             kind: call.kind.clone(),
             stored: cache.kind().clone(),
+            printed: call.printed.clone(),
             encoding: call.encoding,
             syntax,
             as_stored: is_stored_as(self, &call.kind)?,
@@ -221,6 +222,8 @@ async fn due(timer: &mut Option<Pin<Box<Sleep>>>) {
 struct EventEncoder {
     kind: Arc<Kind>,
     stored: Arc<Kind>,
+    /// The version whose columns are printed.
+    printed: Arc<Kind>,
     encoding: Encoding,
     syntax: Syntax,
     as_stored: bool,
@@ -252,13 +255,13 @@ impl EventEncoder {
     }
 
     fn rows(&self) -> Rows<'_> {
-        Rows::of(&self.encoding, &self.kind, &self.stored)
+        Rows::of(&self.encoding, &self.kind, &self.printed)
     }
 
     /// Only the first event of a watch carries the columns.
     fn table(&mut self, rows: Vec<Value>, revision: Revision) -> Value {
         let is_first = !std::mem::replace(&mut self.sent_columns, true);
-        let columns = is_first.then_some(&*self.stored);
+        let columns = is_first.then_some(&*self.printed);
         self.rows().table(columns, rows, json!({"resourceVersion": revision.to_string()}))
     }
 

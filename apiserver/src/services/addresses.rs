@@ -45,14 +45,14 @@ impl Api {
     /// Makes what is missing, and removes what is left of Services that are gone.
     pub(crate) async fn repair_addresses(&self) -> Result<(), Status> {
         self.caches.wait_for_newest().await?;
-        let (_, services) = self.caches.of(self.kind("", "v1", "services")?)?.snapshot()?;
+        let (_, services) = self.caches.of(&*self.kind("", "v1", "services")?)?.snapshot()?;
         let services: Vec<Object> = services.values().map(|entry| entry.parse()).collect();
         let by_ip: HashMap<Ipv4Addr, &Object> =
             services.iter().filter_map(|service| Some((cluster_ip(service)?, service))).collect();
         for (ip, service) in &by_ip {
             self.write_address(*ip, service).await?;
         }
-        let (_, addresses) = self.caches.of(self.addresses_kind()?)?.snapshot()?;
+        let (_, addresses) = self.caches.of(&*self.addresses_kind()?)?.snapshot()?;
         let ours = addresses.values().filter(|entry| entry.label(MANAGED_BY) == Some(ALLOCATOR));
         for address in ours.map(|entry| entry.parse()) {
             let Ok(ip) = address.name().parse() else { continue };
@@ -64,7 +64,7 @@ impl Api {
         Ok(())
     }
 
-    fn addresses_kind(&self) -> Result<&std::sync::Arc<Kind>, Status> {
+    fn addresses_kind(&self) -> Result<std::sync::Arc<Kind>, Status> {
         self.kind("networking.k8s.io", "v1", "ipaddresses")
     }
 
@@ -85,7 +85,7 @@ impl Api {
 
     async fn remove_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
         self.caches.wait_for_newest().await?;
-        let entry = self.caches.of(self.addresses_kind()?)?.get(&ip.to_string())?;
+        let entry = self.caches.of(&*self.addresses_kind()?)?.get(&ip.to_string())?;
         match entry.map(|entry| entry.parse()) {
             Some(address) if is_of(&address, service) => self.delete_address(&address).await,
             _ => Ok(()),

@@ -16,7 +16,7 @@ impl Api {
     pub(super) async fn scale(&self, mut call: Call) -> Result<Response, Status> {
         if call.info.verb == "get" {
             self.caches.wait_for_newest().await?;
-            let scale = scale_of(&self.object_of(&call)?);
+            let scale = scale_of(&call.kind, &self.object_of(&call)?)?;
             return Ok(respond::document_response(&call.encoding, &[], 200, &scale));
         }
         let options = WriteOptions::parse(&call)?;
@@ -30,7 +30,7 @@ impl Api {
         let mut warnings = Vec::new();
         let outcome = self
             .update_object(&call, Part::Main, options.dry_run, |current| {
-                let wanted = change.wanted(scale_kind, current, options.validation)?;
+                let wanted = change.wanted(&call.kind, scale_kind, current, options.validation)?;
                 warnings = wanted.warnings;
                 let mut new = scaled(&call.kind, scale_kind, current, wanted.object)?;
                 tracker.note(Some(current), &mut new);
@@ -38,7 +38,8 @@ impl Api {
             })
             .await?;
         call.warnings.extend(warnings);
-        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &scale_of(&outcome.object)))
+        let scale = scale_of(&call.kind, &outcome.object)?;
+        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &scale))
     }
 }
 
@@ -48,10 +49,16 @@ enum Change {
 }
 
 impl Change {
-    fn wanted(&self, kind: &Kind, current: &Object, validation: FieldValidation) -> Result<Decoded, Status> {
+    fn wanted(
+        &self,
+        kind: &Kind,
+        scale_kind: &Kind,
+        current: &Object,
+        validation: FieldValidation,
+    ) -> Result<Decoded, Status> {
         match self {
-            Change::Replace(scale) => decode::conform(kind, scale.clone(), validation),
-            Change::Patch(patch) => patch.apply(kind, &scale_of(current)),
+            Change::Replace(scale) => decode::conform(scale_kind, scale.clone(), validation),
+            Change::Patch(patch) => patch.apply(scale_kind, &scale_of(kind, current)?),
         }
     }
 }
@@ -83,8 +90,53 @@ fn scaled(kind: &Kind, scale_kind: &Kind, current: &Object, mut scale: Object) -
         return Err(Status::conflict(&kind.group, &kind.plural, name, &why));
     }
     let mut object = current.clone();
-    object["spec"]["replicas"] = replicas.into();
+    match kind.custom().and_then(|custom| custom.scale.as_ref()) {
+        None => object["spec"]["replicas"] = replicas.into(),
+        Some(_) if scale["spec"]["replicas"].is_null() && number(current, custom_path(kind))?.is_none() => {
+            let path = custom_path(kind).join(".");
+            return Err(Status::bad_request(format!(
+                "the spec replicas field {:?} cannot be empty",
+                format!(".{path}")
+            )));
+        }
+        Some(places) => set(&mut object, &places.wanted, replicas.into())?,
+    }
     Ok(object)
+}
+
+fn custom_path(kind: &Kind) -> &[Box<str>] {
+    kind.custom().and_then(|custom| custom.scale.as_ref()).map_or(&[], |places| &places.wanted)
+}
+
+/// What lies at a path; `None` where nothing does.
+fn at<'o>(object: &'o Object, path: &[Box<str>]) -> Option<&'o Value> {
+    path.iter().try_fold(object, |within, field| within.get(&**field)).filter(|value| !value.is_null())
+}
+
+fn number(object: &Object, path: &[Box<str>]) -> Result<Option<i64>, Status> {
+    match at(object, path) {
+        None => Ok(None),
+        Some(value) => value.as_i64().map(Some).ok_or_else(|| misplaced(value, path, "int64")),
+    }
+}
+
+/// An author's schema may allow what is no number of replicas.
+fn misplaced(value: &Value, path: &[Box<str>], wanted: &str) -> Status {
+    let path = path.join(".");
+    Status::internal(format!(".{path} accessor error: {value} is not of the expected type {wanted}"))
+}
+
+fn set(object: &mut Object, path: &[Box<str>], value: Value) -> Result<(), Status> {
+    let mut within = object;
+    for field in path {
+        if within.is_null() {
+            *within = json!({});
+        }
+        let Value::Object(map) = within else { return Err(misplaced(within, path, "map")) };
+        within = map.entry(field.to_string()).or_insert(Value::Null);
+    }
+    *within = value;
+    Ok(())
 }
 
 /// A scale is of the object that its path names.
@@ -111,16 +163,42 @@ fn check_name(scale: &mut Object, current: &Object) -> Result<(), Status> {
     Ok(())
 }
 
-fn scale_of(object: &Object) -> Value {
-    let meta = object.meta();
+/// Replicas as they are wanted and counted, and the pods they are.
+struct Numbers {
+    wanted: i64,
+    counted: i64,
+    selector: String,
+}
+
+fn numbers(kind: &Kind, object: &Object) -> Result<Numbers, Status> {
+    let Some(places) = kind.custom().and_then(|custom| custom.scale.as_ref()) else {
+        let count = |field: &str| object[field]["replicas"].as_i64().unwrap_or(0);
+        let (wanted, counted) = (count("spec"), count("status"));
+        return Ok(Numbers { wanted, counted, selector: selector_of(object) });
+    };
+    let selector = match places.selector.as_ref().and_then(|path| Some((path, at(object, path)?))) {
+        None => String::new(),
+        Some((_, Value::String(selector))) => selector.clone(),
+        Some((path, other)) => return Err(misplaced(other, path, "string")),
+    };
+    let count = |path| number(object, path).map(|count| count.unwrap_or(0));
+    Ok(Numbers { wanted: count(&places.wanted)?, counted: count(&places.counted)?, selector })
+}
+
+fn selector_of(object: &Object) -> String {
     let selector = &object["spec"]["selector"];
     // A replication controller's selector is plain labels.
-    let selector = if selector["matchLabels"].is_null() && selector["matchExpressions"].is_null() {
+    if selector["matchLabels"].is_null() && selector["matchExpressions"].is_null() {
         plain_selector(selector)
     } else {
         LabelSelector::from_json(selector).map(|_| selector_text(selector)).unwrap_or_default()
-    };
-    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or(0)});
+    }
+}
+
+fn scale_of(kind: &Kind, object: &Object) -> Result<Value, Status> {
+    let meta = object.meta();
+    let Numbers { wanted, counted, selector } = numbers(kind, object)?;
+    let mut status = json!({ "replicas": counted });
     if !selector.is_empty() {
         status["selector"] = selector.into();
     }
@@ -131,11 +209,10 @@ fn scale_of(object: &Object) -> Value {
         }
     }
     // None is what is left out.
-    let replicas = object["spec"]["replicas"].as_i64().filter(|replicas| *replicas != 0);
-    let spec = replicas.map_or_else(|| json!({}), |replicas| json!({ "replicas": replicas }));
-    json!({
+    let spec = if wanted == 0 { json!({}) } else { json!({ "replicas": wanted }) };
+    Ok(json!({
         "kind": "Scale", "apiVersion": "autoscaling/v1", "metadata": metadata, "spec": spec, "status": status,
-    })
+    }))
 }
 
 fn plain_selector(labels: &Value) -> String {
@@ -182,7 +259,9 @@ mod tests {
             }},
             "status": {"replicas": 2},
         });
-        let scale = scale_of(&deployment);
+        let kinds = skiff_api::Kinds::builtin();
+        let kind = kinds.by_resource("apps", "v1", "deployments").expect("a kind");
+        let scale = scale_of(kind, &deployment).expect("a scale");
         assert_eq!(scale["spec"], json!({"replicas": 3}));
         assert_eq!(scale["status"], json!({"replicas": 2, "selector": "a in (1,2),app=web"}));
         assert_eq!(scale["metadata"], json!({"name": "web", "namespace": "a"}));

@@ -25,12 +25,16 @@ pub(super) fn function(name: &str) -> Option<Function> {
     })
 }
 
+/// A regular expression.
 #[derive(Clone, Debug)]
-pub(crate) struct Pattern(Regex);
+pub struct Pattern(Regex);
 
 impl Pattern {
     /// Compiles a pattern; the words of the error are not upstream's.
-    pub(crate) fn new(pattern: &str) -> Result<Pattern, String> {
+    ///
+    /// # Errors
+    /// If it is none, or takes too much memory.
+    pub fn new(pattern: &str) -> Result<Pattern, String> {
         let fault = |why: &str| format!("error parsing regexp: {why}: `{pattern}`");
         let translated = translated(pattern).map_err(|why| format!("error parsing regexp: {why}"))?;
         let regex = RegexBuilder::new(&translated).size_limit(MAX_BYTES).octal(true).build();
@@ -38,6 +42,10 @@ impl Pattern {
             regex::Error::CompiledTooBig(_) => fault("expression too large"),
             _ => fault("invalid expression"),
         })
+    }
+
+    pub fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text)
     }
 }
 

@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
-use skiff_api::Kind;
+use skiff_client::ServedResource;
 
 use super::plan::{FOREGROUND, ORPHAN};
 
 /// One object, as far as ownership goes.
 #[derive(Clone)]
 pub(super) struct Entry {
-    pub(super) kind: Arc<Kind>,
+    pub(super) kind: Arc<ServedResource>,
     pub(super) namespace: Option<String>,
     pub(super) name: String,
     pub(super) owners: Vec<OwnerReference>,
@@ -96,7 +96,7 @@ impl Graph {
     }
 
     /// The objects of a kind that a complete list does not hold.
-    pub(super) fn not_among(&self, kind: &Arc<Kind>, listed: &HashSet<String>) -> Vec<String> {
+    pub(super) fn not_among(&self, kind: &Arc<ServedResource>, listed: &HashSet<String>) -> Vec<String> {
         let stale = |(uid, entry): &(&String, &Entry)| {
             Arc::ptr_eq(&entry.kind, kind) && !listed.contains(uid.as_str())
         };
@@ -161,12 +161,12 @@ impl Graph {
 
 #[cfg(test)]
 mod tests {
-    use skiff_api::Kinds;
-
     use super::*;
+    use crate::testing::discovery;
 
     fn entry(owners: &[&str]) -> Entry {
-        let kinds = Kinds::builtin();
+        let resources = discovery().now().unwrap();
+        let pods = resources.preferred().find(|resource| resource.name() == "pods").unwrap();
         let reference = |uid: &&str| OwnerReference {
             uid: (*uid).into(),
             name: (*uid).into(),
@@ -175,7 +175,7 @@ mod tests {
             ..OwnerReference::default()
         };
         Entry {
-            kind: kinds.by_resource("", "v1", "pods").unwrap().clone(),
+            kind: pods.clone(),
             namespace: Some("d".into()),
             name: "p".into(),
             owners: owners.iter().map(reference).collect(),

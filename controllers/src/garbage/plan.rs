@@ -57,18 +57,49 @@ pub(super) fn verdict(
     })
 }
 
-/// The strategic patch that takes owners off an object, whatever others it has been given since.
-pub(super) fn without_owners(uid: &str, owners: &[String]) -> Value {
-    let gone: Vec<Value> = owners.iter().map(|owner| json!({"$patch": "delete", "uid": owner})).collect();
-    json!({"metadata": {"uid": uid, "ownerReferences": gone}})
+/// What is to become of an object's references to its owners.
+#[derive(Debug)]
+pub(super) enum Change {
+    /// These are taken off, whatever others it has been given since.
+    LetGo(Vec<String>),
+    /// It holds up none of its owners.
+    Unblock,
 }
 
-/// The strategic patch by which an object holds up none of its owners.
-pub(super) fn unblocked(uid: &str, owners: &[OwnerReference]) -> Value {
-    let blocking = owners.iter().filter(|o| o.block_owner_deletion == Some(true));
-    let free = |owner: &OwnerReference| OwnerReference { block_owner_deletion: Some(false), ..owner.clone() };
-    let owners: Vec<OwnerReference> = blocking.map(free).collect();
-    json!({"metadata": {"uid": uid, "ownerReferences": owners}})
+impl Change {
+    /// As a strategic patch, of an object with these owners.
+    pub(super) fn strategic(&self, uid: &str, owners: &[OwnerReference]) -> Value {
+        let references: Vec<Value> = match self {
+            Change::LetGo(gone) => {
+                gone.iter().map(|owner| json!({"$patch": "delete", "uid": owner})).collect()
+            }
+            Change::Unblock => {
+                owners.iter().filter(|owner| blocks(owner)).map(|owner| json!(unblocked(owner))).collect()
+            }
+        };
+        json!({"metadata": {"uid": uid, "ownerReferences": references}})
+    }
+
+    /// As a merge patch, for kinds that have no strategic ones. It says all owners, so that it holds for the version of the object
+    /// that has these only.
+    pub(super) fn merged(&self, uid: &str, version: Option<&str>, owners: &[OwnerReference]) -> Value {
+        let left: Vec<OwnerReference> = match self {
+            Change::LetGo(gone) => {
+                owners.iter().filter(|owner| !gone.contains(&owner.uid)).cloned().collect()
+            }
+            Change::Unblock => owners.iter().map(unblocked).collect(),
+        };
+        json!({"metadata": {"uid": uid, "resourceVersion": version, "ownerReferences": left}})
+    }
+}
+
+fn blocks(owner: &OwnerReference) -> bool {
+    owner.block_owner_deletion == Some(true)
+}
+
+fn unblocked(owner: &OwnerReference) -> OwnerReference {
+    let block_owner_deletion = if blocks(owner) { Some(false) } else { owner.block_owner_deletion };
+    OwnerReference { block_owner_deletion, ..owner.clone() }
 }
 
 #[cfg(test)]
@@ -108,10 +139,26 @@ mod tests {
 
     #[test]
     fn owners_are_taken_off_by_their_uid_alone() {
-        let patch = without_owners("me", &["a".into()]);
+        let owner = |uid: &str, blocks: Option<bool>| OwnerReference {
+            uid: uid.into(),
+            block_owner_deletion: blocks,
+            ..OwnerReference::default()
+        };
+        let owners = [owner("a", Some(true)), owner("b", None)];
+        let change = Change::LetGo(vec!["a".into()]);
         assert_eq!(
-            patch,
+            change.strategic("me", &owners),
             json!({"metadata": {"uid": "me", "ownerReferences": [{"$patch": "delete", "uid": "a"}]}})
         );
+        let merged = change.merged("me", Some("7"), &owners);
+        assert_eq!(merged["metadata"]["resourceVersion"], "7");
+        assert_eq!(merged["metadata"]["ownerReferences"], json!([owner("b", None)]));
+        let unblocked = Change::Unblock.merged("me", Some("7"), &owners);
+        assert_eq!(
+            unblocked["metadata"]["ownerReferences"],
+            json!([owner("a", Some(false)), owner("b", None)])
+        );
+        let unblocked = Change::Unblock.strategic("me", &owners);
+        assert_eq!(unblocked["metadata"]["ownerReferences"], json!([owner("a", Some(false))]));
     }
 }

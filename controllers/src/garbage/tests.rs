@@ -1,7 +1,7 @@
 use http::Method;
 
 use super::*;
-use crate::testing::{Asked, ScriptedApi};
+use crate::testing::{Asked, ScriptedApi, discovery};
 
 fn reference(name: &str) -> Value {
     json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": name, "blockOwnerDeletion": true})
@@ -16,6 +16,15 @@ fn meta(kind: &str, name: &str, change: Value) -> Meta {
     serde_json::from_value(object).unwrap()
 }
 
+fn served(group: &str, plural: &str) -> Arc<ServedResource> {
+    let resources = discovery().now().unwrap();
+    resources.preferred().find(|r| r.group == group && r.plural == plural).unwrap().clone()
+}
+
+fn without(uid: &str, owner: &str) -> Value {
+    Change::LetGo(vec![owner.into()]).strategic(uid, &[])
+}
+
 struct Cluster {
     api: ScriptedApi,
     collector: Collector,
@@ -23,7 +32,6 @@ struct Cluster {
 
 /// A collector that has seen these objects, on an API that holds them.
 fn cluster(objects: Vec<(&str, Meta)>) -> Cluster {
-    let kinds = Kinds::builtin();
     let seen = Arc::new(Seen {
         graph: Mutex::default(),
         deletions: Deletions::default(),
@@ -32,7 +40,7 @@ fn cluster(objects: Vec<(&str, Meta)>) -> Cluster {
     });
     for (plural, object) in &objects {
         let group = if *plural == "pods" { "" } else { "apps" };
-        let kind = kinds.by_resource(group, "v1", plural).unwrap().clone();
+        let kind = served(group, plural);
         seen.put(&kind, object);
     }
     let held: Vec<(String, Value)> = objects
@@ -48,7 +56,7 @@ fn cluster(objects: Vec<(&str, Meta)>) -> Cluster {
         if asked.method == Method::GET { found } else { found.map(|_| json!({"metadata": {"name": "x"}})) }
     });
     let events = EventRecorder::new(api.client(), "garbage-collector-controller", "");
-    Cluster { collector: Collector { client: api.client(), kinds, seen, events }, api }
+    Cluster { collector: Collector { client: api.client(), discovery: discovery(), seen, events }, api }
 }
 
 fn foreground(name: &str) -> Meta {
@@ -69,7 +77,7 @@ async fn a_dependent_of_a_solid_and_a_waiting_owner_lets_go_of_the_latter_and_is
     assert_eq!(written.len(), 1, "{written:?}");
     assert_eq!(written[0].method, Method::PATCH);
     assert_eq!(written[0].content_type, "application/strategic-merge-patch+json");
-    assert_eq!(written[0].body, plan::without_owners("pod", &["waiting".into()]));
+    assert_eq!(written[0].body, without("pod", "waiting"));
 }
 
 #[tokio::test]
@@ -94,7 +102,7 @@ async fn orphans_forget_their_owner_by_its_uid_before_its_finalizer_goes() {
     cluster.collector.reconcile(&"owner".into()).await.unwrap();
     let written = cluster.api.written();
     assert_eq!(written.len(), 2, "{written:?}");
-    assert_eq!(written[0].body, plan::without_owners("pod", &["owner".into()]));
+    assert_eq!(written[0].body, without("pod", "owner"));
     assert_eq!(written[1].body["metadata"]["finalizers"], json!(["mine"]));
     assert_eq!(written[1].body["metadata"]["resourceVersion"], "7");
 }
@@ -128,9 +136,8 @@ async fn a_kind_that_cannot_be_listed_does_not_hold_up_collection_for_ever() {
 
 #[tokio::test]
 async fn an_object_of_the_cluster_is_not_deleted_for_an_owner_that_no_namespace_is_given_for() {
-    let kinds = Kinds::builtin();
     let cluster = cluster(Vec::new());
-    let node = kinds.by_resource("", "v1", "nodes").unwrap().clone();
+    let node = served("", "nodes");
     let mut object = meta("Node", "node", json!({"ownerReferences": [reference("rs")]}));
     object.metadata.namespace = None;
     cluster.collector.seen.put(&node, &object);
@@ -142,8 +149,7 @@ async fn an_object_of_the_cluster_is_not_deleted_for_an_owner_that_no_namespace_
 async fn an_owner_of_another_namespace_is_told_of() {
     let cluster =
         cluster(vec![("pods", meta("Pod", "pod", json!({"ownerReferences": [reference("elsewhere")]})))]);
-    let kinds = Kinds::builtin();
-    let sets = kinds.by_resource("apps", "v1", "replicasets").unwrap().clone();
+    let sets = served("apps", "replicasets");
     cluster.collector.seen.put(&sets, &meta("ReplicaSet", "elsewhere", json!({"namespace": "other"})));
     cluster.collector.reconcile(&"pod".into()).await.unwrap();
     let told = async {
@@ -160,4 +166,26 @@ async fn an_owner_of_another_namespace_is_told_of() {
         event["message"],
         "ownerRef [apps/v1/ReplicaSet, namespace: d, name: elsewhere, uid: elsewhere] does not exist in namespace \"d\""
     );
+}
+
+#[tokio::test]
+async fn a_kind_without_strategic_patches_is_changed_by_a_merge_of_all_its_owners() {
+    let owner = json!({"deletionTimestamp": "2026-01-01T00:00:00Z", "finalizers": [ORPHAN]});
+    let mut cluster = cluster(vec![
+        ("replicasets", meta("ReplicaSet", "owner", owner)),
+        ("pods", meta("Pod", "pod", json!({"ownerReferences": [reference("owner"), reference("other")]}))),
+    ]);
+    let holds = cluster.api.clone();
+    let api = ScriptedApi::refusing(move |asked: &Asked| {
+        if asked.content_type == "application/strategic-merge-patch+json" {
+            return Err(415);
+        }
+        holds.answered(asked).ok_or(404)
+    });
+    cluster.collector.client = api.client();
+    cluster.collector.reconcile(&"owner".into()).await.unwrap();
+    let written = api.written();
+    assert_eq!(written[1].content_type, "application/merge-patch+json", "{written:?}");
+    assert_eq!(written[1].body["metadata"]["ownerReferences"], json!([reference("other")]));
+    assert_eq!(written[1].body["metadata"]["resourceVersion"], "7");
 }

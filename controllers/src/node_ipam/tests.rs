@@ -3,7 +3,7 @@ use skiff_client::Informers;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::testing::ScriptedApi;
+use crate::testing::{ScriptedApi, discovery};
 
 fn ranges(cluster: &str, node_prefix: u8, services: Option<&str>) -> NodeRanges {
     NodeRanges::new(cluster, node_prefix, services).unwrap()
@@ -67,7 +67,7 @@ async fn a_node_for_which_there_is_no_range_is_not_looked_at_again_before_one_is
     let api = ScriptedApi::new(|_| None);
     let shutdown = CancellationToken::new();
     let informers = Informers::new(api.client(), shutdown.clone());
-    let context = Context::new(api.credentials(), informers);
+    let context = Context::new(api.credentials(), informers, discovery());
     let ipam = NodeCidrs::new(&context, ranges("10.244.0.0/24", 24, None));
     shutdown.cancel();
     let (first, late) = (node("first", 1, "10.244.0.0/24"), node("late", 2, ""));

@@ -1,14 +1,10 @@
 //! Of custom resources, whose types are read from their definitions.
 
-use std::sync::Arc;
-
 use super::*;
-use crate::kinds::{Scope, Storage};
-use crate::schema::{Schema, Shape};
-use crate::strategy::Plain;
+use crate::kinds::kinds_of;
 
 fn kind() -> Kind {
-    let schema = Schema::of_custom(&json!({"type": "object", "properties": {
+    let schema = json!({"type": "object", "properties": {
         "spec": {"type": "object", "properties": {
             "ports": {
                 "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port", "protocol"],
@@ -29,26 +25,16 @@ fn kind() -> Kind {
             "amount": {"x-kubernetes-int-or-string": true},
             "template": {"type": "object", "x-kubernetes-embedded-resource": true, "properties": {"size": {"type": "integer"}}},
         }},
-    }}));
-    let schema = schema.unwrap();
-    let Some(Shape::Object(id)) = schema.root().map(|node| node.shape.clone()) else { panic!("no root") };
-    Kind {
-        group: "example.com".into(),
-        version: "v1".into(),
-        kind: "Thing".into(),
-        plural: "things".into(),
-        singular: "thing".into(),
-        short_names: Vec::new(),
-        categories: Vec::new(),
-        scope: Scope::Namespaced,
-        storage: Storage::Stored,
-        subresources: Vec::new(),
-        registry_folder: "example.com/things".into(),
-        schema: TypeRef { schema: Arc::new(schema), id },
-        columns: Vec::new(),
-        selectable: &[],
-        strategy: &Plain,
-    }
+    }});
+    let names = json!({"plural": "things", "singular": "thing", "kind": "Thing", "listKind": "ThingList"});
+    let definition = json!({
+        "metadata": {"name": "things.example.com"},
+        "spec": {"group": "example.com", "scope": "Namespaced", "versions": [{
+            "name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema},
+        }]},
+        "status": {"acceptedNames": names},
+    });
+    kinds_of(&definition).unwrap().remove(0)
 }
 
 fn thing(spec: Value) -> Object {

@@ -35,7 +35,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             .columns(vec![Column::name(), Column::created_at()]),
         storage("StorageClass", "storageclasses").cluster().short(&["sc"]).columns(vec![
             Column {
-                format: "name",
+                format: "name".into(),
                 ..Column::new("Name", "string", |o, _| {
                     let is_default =
                         o["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
@@ -51,7 +51,10 @@ pub(super) fn kinds() -> Vec<Kind> {
         ]),
         storage("VolumeAttachment", "volumeattachments").cluster().subresources(&["status"]).columns(vec![
             Column::name(),
-            Column { format: "name", ..Column::new("Attacher", "string", |o, _| text(o, "/spec/attacher")) },
+            Column {
+                format: "name".into(),
+                ..Column::new("Attacher", "string", |o, _| text(o, "/spec/attacher"))
+            },
             Column::new("PV", "string", |o, _| text(o, "/spec/source/persistentVolumeName")),
             Column::new("Node", "string", |o, _| text(o, "/spec/nodeName")),
             Column::new("Attached", "boolean", |o, _| bool(o, "/status/attached")),

@@ -6,7 +6,7 @@ use skiff_client::Informers;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::testing::{Asked, ScriptedApi};
+use crate::testing::{Asked, ScriptedApi, discovery};
 
 fn set() -> StatefulSet {
     serde_json::from_value(json!({
@@ -47,7 +47,8 @@ async fn take(step: &Step, refused: &'static str, n_told: usize) -> Done {
         }),
     });
     let shutdown = CancellationToken::new();
-    let context = Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()));
+    let context =
+        Context::new(api.credentials(), Informers::new(api.client(), shutdown.clone()), discovery());
     let (sets, claims) =
         (context.informers.of::<StatefulSet>(), context.informers.of::<PersistentVolumeClaim>());
     let pods = StatefulPods::new(&context, &sets, &claims, &WorkQueue::default());

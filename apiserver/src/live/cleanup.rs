@@ -1,0 +1,190 @@
+//! What happens to the objects of a definition that is deleted: they are deleted first.
+//!
+//! Source: apiextensions-apiserver's `pkg/controller/finalizer/crd_finalizer.go`.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use skiff_api::kinds::kinds_of;
+use skiff_api::meta::Meta;
+use skiff_api::{Kind, Object, Status};
+use tokio_util::sync::CancellationToken;
+
+use super::names::{is_true, set_condition};
+use super::{DEFINITIONS, RETRY_MAX};
+use crate::api::Api;
+use crate::cache::Filter;
+use crate::registry::{DeleteOptions, Next};
+
+pub(crate) const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+/// How long a deletion waits for objects that have finalizers before it says so.
+const PATIENCE: Duration = Duration::from_secs(60);
+const RETRY_FIRST: Duration = Duration::from_secs(1);
+
+/// How far the deletion of a definition's objects has come.
+enum Cleaned {
+    All,
+    /// The definition was never served, so that it has none.
+    NeverServed,
+}
+
+impl Api {
+    /// Starts to delete the objects of a definition that goes, unless that is under way.
+    pub(super) fn clean_up(self: &Arc<Self>, definition: &Object, shutdown: &CancellationToken) {
+        let name: Arc<str> = definition.name().into();
+        if !definition.finalizers().contains(&FINALIZER) || !self.live.cleaning.lock().insert(name.clone()) {
+            return;
+        }
+        let (api, shutdown) = (self.clone(), shutdown.clone());
+        tokio::spawn(async move {
+            let mut delay = RETRY_FIRST;
+            // Dropped only where everything ends: what is half deleted is taken up at the next start.
+            while let Some(Err(status)) = shutdown.run_until_cancelled(api.clean(&name)).await {
+                tracing::warn!(%status, definition = &*name, "cannot delete all objects of a definition; trying again");
+                if shutdown.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
+                    break;
+                }
+                delay = (delay * 2).min(RETRY_MAX);
+            }
+            api.live.cleaning.lock().remove(&name);
+        });
+    }
+
+    async fn clean(&self, name: &str) -> Result<(), Status> {
+        let kind = self.kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
+        let Some(entry) = self.caches.of(&kind)?.get(name)? else { return Ok(()) };
+        let definition = entry.parse();
+        let terminating = |status: &'static str, reason: &'static str, message: String| {
+            move |object: &mut Object| set_condition(object, "Terminating", status, reason, &message)
+        };
+        let progress = "CustomResource deletion is in progress".to_owned();
+        self.tell_of_cleanup(&kind, &definition, terminating("True", "InstanceDeletionInProgress", progress))
+            .await?;
+        match self.delete_instances(&definition).await {
+            Ok(Cleaned::All) => {
+                let told =
+                    terminating("False", "InstanceDeletionCompleted", "removed all instances".to_owned());
+                self.finish_cleanup(&kind, &definition, told).await
+            }
+            Ok(Cleaned::NeverServed) => {
+                let told =
+                    terminating("False", "NeverEstablished", "resource was never established".to_owned());
+                self.finish_cleanup(&kind, &definition, told).await
+            }
+            Err((reason, status)) => {
+                let message = match reason {
+                    "InstanceDeletionCheck" => {
+                        format!("could not confirm zero CustomResources remaining: {}", status.message)
+                    }
+                    _ => format!("could not issue all deletes: {}", status.message),
+                };
+                self.tell_of_cleanup(&kind, &definition, terminating("True", reason, message)).await?;
+                Err(status)
+            }
+        }
+    }
+
+    async fn tell_of_cleanup(
+        &self,
+        kind: &Kind,
+        definition: &Object,
+        tell: impl Fn(&mut Object),
+    ) -> Result<(), Status> {
+        let told = self
+            .modify(kind, "", definition.name(), false, |current| {
+                let mut object = current.object.clone();
+                if object.uid() == definition.uid() {
+                    tell(&mut object);
+                }
+                Ok(Next::Put(object))
+            })
+            .await;
+        match told {
+            Err(status) if status.code != 404 => Err(status),
+            _ => Ok(()),
+        }
+    }
+
+    /// Lets the definition go.
+    async fn finish_cleanup(
+        &self,
+        kind: &Kind,
+        definition: &Object,
+        tell: impl Fn(&mut Object),
+    ) -> Result<(), Status> {
+        let finished = self
+            .modify(kind, "", definition.name(), false, |current| {
+                let mut object = current.object.clone();
+                if object.uid() != definition.uid() {
+                    return Ok(Next::Put(object));
+                }
+                tell(&mut object);
+                let left: Vec<&str> = object.finalizers().into_iter().filter(|f| *f != FINALIZER).collect();
+                let left: Vec<String> = left.into_iter().map(str::to_owned).collect();
+                let is_last = left.is_empty();
+                if is_last {
+                    object.meta_mut().remove("finalizers");
+                } else {
+                    object.set_meta("finalizers", left);
+                }
+                Ok(if is_last && object.is_being_deleted() {
+                    Next::Delete(object)
+                } else {
+                    Next::Put(object)
+                })
+            })
+            .await;
+        match finished {
+            Err(status) if status.code != 404 => Err(status),
+            _ => Ok(()),
+        }
+    }
+
+    /// Deletes all objects, and waits until they are gone.
+    async fn delete_instances(&self, definition: &Object) -> Result<Cleaned, (&'static str, Status)> {
+        const FAILED: &str = "InstanceDeletionFailed";
+        if !is_true(definition, "Established") {
+            return Ok(Cleaned::NeverServed);
+        }
+        let failed = |status: Status| (FAILED, status);
+        let kinds = kinds_of(definition).map_err(|error| failed(Status::internal(error)))?;
+        let is_stored = |kind: &Kind| kind.custom().is_some_and(|custom| custom.is_stored);
+        let Some(kind) = kinds.into_iter().find(is_stored).map(Arc::new) else {
+            return Ok(Cleaned::NeverServed);
+        };
+        let Ok(cache) = self.caches.of(&kind) else { return Ok(Cleaned::NeverServed) };
+        self.caches.wait_for_newest().await.map_err(failed)?;
+        let (options, mut first_failure) = (DeleteOptions::default(), None);
+        for entry in cache.readable().values() {
+            let (namespace, name) = (entry.namespace().to_owned(), entry.name().to_owned());
+            let call = self.own_call(kind.clone(), "delete", &namespace, &name);
+            match self.delete_object(&call, &namespace, &name, &options).await {
+                Err(status) if status.code != 404 => first_failure = first_failure.or(Some(status)),
+                _ => {}
+            }
+        }
+        if let Some(status) = first_failure {
+            return Err(failed(status));
+        }
+        let mut watcher = cache.watch(Filter::default(), None).map_err(failed)?;
+        let mut left: BTreeSet<Arc<str>> =
+            watcher.backlog.iter().map(|change| change.entry.key.clone()).collect();
+        let gone = async {
+            while !left.is_empty() {
+                let Some(change) = watcher.changes.recv().await else { break };
+                match change.kind.as_str() {
+                    "DELETED" => _ = left.remove(&change.entry.key),
+                    // What was created in the last moment is deleted by the next try.
+                    _ => _ = left.insert(change.entry.key.clone()),
+                }
+            }
+        };
+        let in_time = tokio::time::timeout(PATIENCE, gone).await.is_ok();
+        if !in_time || !left.is_empty() {
+            let why = format!("timed out waiting for {} objects to be deleted", left.len());
+            return Err(("InstanceDeletionCheck", Status::timeout(why)));
+        }
+        Ok(Cleaned::All)
+    }
+}

@@ -1,0 +1,274 @@
+//! The kinds that the server knows at the moment: the built-in ones, and those of CustomResourceDefinitions.
+//!
+//! ```text
+//!  cache of definitions ─ changed ─▶ one task ─┬─ names: who may have which (names.rs, pure)
+//!                                              ├─ caches: opened, replaced, closed
+//!                                              ├─ table: published; discovery and OpenAPI are rendered when asked for
+//!                                              ├─ conditions: written to the definitions
+//!                                              └─ instances of what goes: deleted (cleanup.rs)
+//! ```
+//!
+//! # Guarantees
+//! - A request sees one table from its beginning to its end.
+//! - What a definition says holds once its condition `Established` is true: by then its objects are served.
+//! - A definition that cannot be read costs nobody but its own kind.
+
+mod cleanup;
+mod names;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use serde_json::Value;
+use skiff_api::kinds::{compare_versions, kinds_of};
+use skiff_api::meta::Meta;
+use skiff_api::{Kind, Kinds, Object, Status};
+use tokio_util::sync::CancellationToken;
+
+use crate::api::Api;
+use crate::cache::Filter;
+use crate::discovery::Discovery;
+use crate::registry::Next;
+
+/// Where definitions are.
+pub(crate) const DEFINITIONS: (&str, &str, &str) =
+    ("apiextensions.k8s.io", "v1", "customresourcedefinitions");
+const RETRY_MIN: Duration = Duration::from_millis(50);
+const RETRY_MAX: Duration = Duration::from_secs(30);
+
+/// Everything that depends on which kinds there are.
+pub(crate) struct Table {
+    pub(crate) kinds: Kinds,
+    pub(crate) discovery: Discovery,
+    /// The definitions whose objects may not be created any more, because they go themselves.
+    terminating: BTreeSet<Arc<str>>,
+}
+
+impl Table {
+    /// Whether objects of a kind may still be created.
+    pub(crate) fn is_terminating(&self, kind: &Kind) -> bool {
+        kind.custom().is_some_and(|custom| self.terminating.contains(&custom.definition))
+    }
+}
+
+pub(crate) struct Live {
+    builtin: Kinds,
+    table: ArcSwap<Table>,
+    /// Where the API is reached from outside, at the moment.
+    address: Arc<RwLock<SocketAddr>>,
+    /// What is served of each definition, by its name. Held by one pass at a time.
+    served: tokio::sync::Mutex<BTreeMap<Arc<str>, Served>>,
+    /// The definitions whose instances are being deleted.
+    cleaning: Mutex<BTreeSet<Arc<str>>>,
+}
+
+/// What is served of a definition.
+struct Served {
+    /// What it was made of: as long as it is this, nothing changes.
+    source: Source,
+    kinds: Vec<Arc<Kind>>,
+}
+
+#[derive(PartialEq)]
+struct Source {
+    uid: String,
+    spec: Value,
+    accepted: Value,
+}
+
+impl Source {
+    fn of(definition: &Object) -> Source {
+        Source {
+            uid: definition.uid().to_owned(),
+            spec: definition["spec"].clone(),
+            accepted: definition["status"]["acceptedNames"].clone(),
+        }
+    }
+}
+
+impl Live {
+    pub(crate) fn new(builtin: Kinds, address: Arc<RwLock<SocketAddr>>) -> Live {
+        let discovery = Discovery::new(&builtin, address.clone(), None);
+        let table = Table { kinds: builtin.clone(), discovery, terminating: BTreeSet::new() };
+        Live {
+            builtin,
+            table: ArcSwap::from_pointee(table),
+            address,
+            served: tokio::sync::Mutex::default(),
+            cleaning: Mutex::default(),
+        }
+    }
+
+    /// What is known now.
+    pub(crate) fn table(&self) -> Arc<Table> {
+        self.table.load_full()
+    }
+
+    fn publish(&self, served: &BTreeMap<Arc<str>, Served>, terminating: BTreeSet<Arc<str>>) {
+        let mut kinds = self.builtin.clone();
+        let mut custom: Vec<&Arc<Kind>> = served.values().flat_map(|served| &served.kinds).collect();
+        custom.sort_by(|a, b| {
+            let versions = || compare_versions(&a.version, &b.version);
+            a.group.cmp(&b.group).then_with(versions).then_with(|| a.plural.cmp(&b.plural))
+        });
+        custom.into_iter().for_each(|kind| kinds.insert(kind.clone()));
+        let before = self.table();
+        let discovery = Discovery::new(&kinds, self.address.clone(), Some(&before.discovery));
+        self.table.store(Arc::new(Table { kinds, discovery, terminating }));
+    }
+}
+
+impl Api {
+    /// Keeps the table up with the definitions until `shutdown`.
+    pub(crate) async fn follow_definitions(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut retry = RETRY_MIN;
+        while !shutdown.is_cancelled() {
+            let ended = tokio::select! {
+                () = shutdown.cancelled() => return,
+                ended = self.follow_once(&shutdown, &mut retry) => ended,
+            };
+            if let Err(status) = ended {
+                tracing::warn!(%status, "cannot follow the CustomResourceDefinitions; trying again");
+            }
+            // Cancelled only where everything ends.
+            _ = shutdown.run_until_cancelled(tokio::time::sleep(retry)).await;
+            retry = (retry * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn follow_once(
+        self: &Arc<Self>,
+        shutdown: &CancellationToken,
+        retry: &mut Duration,
+    ) -> Result<(), Status> {
+        let kind = self.kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
+        let mut watcher = self.caches.of(&kind)?.watch(Filter::default(), None)?;
+        loop {
+            self.serve_definitions(shutdown).await?;
+            *retry = RETRY_MIN;
+            if watcher.changes.recv().await.is_none() {
+                return Ok(());
+            }
+            // Whatever else has come by now is seen by the same pass.
+            while watcher.changes.try_recv().is_ok() {}
+        }
+    }
+
+    /// One pass: what the definitions say as they stand becomes what is served, and is told in their status.
+    pub(crate) async fn serve_definitions(
+        self: &Arc<Self>,
+        shutdown: &CancellationToken,
+    ) -> Result<(), Status> {
+        let kind = self.kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
+        let mut served = self.live.served.lock().await;
+        let definitions: Vec<Object> =
+            self.caches.of(&kind)?.readable().values().map(|entry| entry.parse()).collect();
+        let decided = names::decide(&definitions);
+        for definition in &definitions {
+            if let Some(names) = decided.get(definition.name()) {
+                self.write_status(&kind, definition, |object| names.tell(object)).await?;
+            }
+        }
+        self.serve_changes(&mut served, &definitions).await;
+        for definition in &definitions {
+            let is_served = served.contains_key(definition.name());
+            if is_served && names::is_accepted(definition) && !names::is_true(definition, "Established") {
+                self.write_status(&kind, definition, names::establish).await?;
+            }
+            if definition.is_being_deleted() {
+                self.clean_up(definition, shutdown);
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens and closes caches, and publishes the table, where anything changed.
+    async fn serve_changes(&self, served: &mut BTreeMap<Arc<str>, Served>, definitions: &[Object]) {
+        let is_wanted = |d: &&Object| names::is_accepted(d) || names::is_true(d, "Established");
+        let wanted: HashMap<&str, &Object> =
+            definitions.iter().filter(is_wanted).map(|definition| (definition.name(), definition)).collect();
+        let mut has_changed = false;
+        let gone: Vec<Arc<str>> =
+            served.keys().filter(|name| !wanted.contains_key(&***name)).cloned().collect();
+        let mut closed: Vec<String> = Vec::new();
+        for name in gone {
+            if let Some(served) = served.remove(&name) {
+                closed.extend(served.kinds.first().map(|kind| kind.registry_folder.clone()));
+                has_changed = true;
+            }
+        }
+        for (name, definition) in wanted {
+            let source = Source::of(definition);
+            if served.get(name).is_some_and(|served| served.source == source) {
+                continue;
+            }
+            let kinds = match kinds_of(definition) {
+                Ok(kinds) => kinds.into_iter().map(Arc::new).collect::<Vec<_>>(),
+                Err(error) => {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, definition = name, "a CustomResourceDefinition cannot be served");
+                    continue;
+                }
+            };
+            let is_stored = |kind: &&Arc<Kind>| kind.custom().is_some_and(|custom| custom.is_stored);
+            let Some(stored) = kinds.iter().find(is_stored) else { continue };
+            if self.is_builtin(stored) {
+                tracing::warn!(
+                    definition = name,
+                    "a CustomResourceDefinition of a built-in resource is not served"
+                );
+                continue;
+            }
+            if let Err(error) = self.caches.open(stored.clone()).await {
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(
+                    error,
+                    definition = name,
+                    "the objects of a CustomResourceDefinition cannot be read"
+                );
+                continue;
+            }
+            served.insert(name.into(), Served { source, kinds });
+            has_changed = true;
+        }
+        let is_going = |d: &&Object| d.is_being_deleted() || names::is_true(d, "Terminating");
+        let terminating: BTreeSet<Arc<str>> =
+            definitions.iter().filter(is_going).map(|definition| definition.name().into()).collect();
+        if has_changed || terminating != self.live.table().terminating {
+            self.live.publish(served, terminating);
+        }
+        // Nobody is led there any more.
+        closed.iter().for_each(|folder| self.caches.close(folder));
+    }
+
+    fn is_builtin(&self, kind: &Kind) -> bool {
+        self.live.builtin.iter().any(|known| known.group == kind.group && known.plural == kind.plural)
+    }
+
+    /// Changes the status of a definition as it stands, if it is still the one that was looked at.
+    async fn write_status(
+        &self,
+        kind: &Kind,
+        definition: &Object,
+        tell: impl Fn(&mut Object),
+    ) -> Result<(), Status> {
+        let written = self
+            .modify(kind, "", definition.name(), false, |current| {
+                let mut object = current.object.clone();
+                // Whatever it is by now, another pass will look at it.
+                if object["spec"] == definition["spec"] && object.uid() == definition.uid() {
+                    tell(&mut object);
+                }
+                Ok(Next::Put(object))
+            })
+            .await;
+        match written {
+            Err(status) if status.code != 404 => Err(status),
+            _ => Ok(()),
+        }
+    }
+}
