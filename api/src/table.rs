@@ -32,8 +32,10 @@ pub struct Column {
 pub enum Cell {
     Of(fn(&Object, i64) -> Value),
     /// Of a column that is declared while the server runs.
-    Read(Arc<dyn Fn(&Object, i64) -> Value + Send + Sync>),
+    Read(Arc<Read>),
 }
+
+type Read = dyn Fn(&Object, i64) -> Value + Send + Sync;
 
 impl Column {
     pub(crate) fn new(name: &'static str, kind: &'static str, cell: fn(&Object, i64) -> Value) -> Self {

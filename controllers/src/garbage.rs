@@ -127,11 +127,11 @@ impl Watching {
                 stays
             });
             for (key, resource) in served {
-                if !watched.contains_key(&key) {
+                watched.entry(key).or_insert_with(|| {
                     let stop = self.shutdown.child_token();
                     self.watch(resource.clone(), stop.clone());
-                    watched.insert(key, (resource.clone(), stop));
-                }
+                    (resource.clone(), stop)
+                });
             }
             self.seen.unlisted.send_if_modified(|kinds| kinds.remove(DISCOVERY));
         }
