@@ -7,7 +7,7 @@
 
 use serde_json::Value;
 
-use crate::schema::{Schema, Shape, TypeId};
+use crate::schema::{Alternative, Schema, Shape, TypeId};
 use crate::time::{Moment, Precision};
 use crate::{Kind, Object, Status, depth, protobuf, quantity, structural};
 
@@ -269,6 +269,8 @@ struct Walk<'s> {
     schema: &'s Schema,
     numbers: Numbers,
     unknown: Noted,
+    /// What is read by a Go type of its own is pruned all the same, but nobody is told.
+    is_silent: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -280,7 +282,7 @@ enum Place {
 
 impl<'s> Walk<'s> {
     fn new(schema: &'s Schema, numbers: Numbers) -> Walk<'s> {
-        Walk { schema, numbers, unknown: Noted::default() }
+        Walk { schema, numbers, unknown: Noted::default(), is_silent: false }
     }
 
     fn object(&mut self, id: TypeId, value: &mut Value, place: Place, path: &Path<'_>) -> Result<(), String> {
@@ -295,7 +297,9 @@ impl<'s> Walk<'s> {
             let path = &Path::Field(path, name);
             match type_.field(name) {
                 None => {
-                    self.unknown.note(path);
+                    if !self.is_silent {
+                        self.unknown.note(path);
+                    }
                     false
                 }
                 Some(_) if value.is_null() => false,
@@ -319,7 +323,13 @@ impl<'s> Walk<'s> {
         path: &Path<'_>,
     ) -> Result<(), String> {
         match shape {
-            Shape::Any | Shape::SchemaOr(..) => Ok(()),
+            Shape::Any => Ok(()),
+            Shape::SchemaOr(alternative, id) => {
+                let was_silent = std::mem::replace(&mut self.is_silent, true);
+                let read = self.schema_or(*alternative, *id, value, path);
+                self.is_silent = was_silent;
+                read
+            }
             Shape::Object(id) => self.object(*id, value, Place::Inner, path),
             Shape::List(inner) => {
                 let Value::Array(items) = value else {
@@ -345,6 +355,27 @@ impl<'s> Walk<'s> {
                 }
                 scalar_value(scalar, value, owner, path)
             }
+        }
+    }
+
+    fn schema_or(
+        &mut self,
+        alternative: Alternative,
+        id: TypeId,
+        value: &mut Value,
+        path: &Path<'_>,
+    ) -> Result<(), String> {
+        match (alternative, value) {
+            (_, value @ Value::Object(_)) => self.object(id, value, Place::Inner, path),
+            (Alternative::Schemas, Value::Array(items)) => items
+                .iter_mut()
+                .enumerate()
+                .filter(|(_, item)| item.is_object())
+                .try_for_each(|(at, item)| self.object(id, item, Place::Inner, &Path::Item(path, at))),
+            (Alternative::Bool, value) if !value.is_boolean() => {
+                Err("boolean or JSON schema expected".into())
+            }
+            _ => Ok(()),
         }
     }
 

@@ -288,5 +288,6 @@ pub(crate) use builtin::qos_class;
 
 mod builtin;
 mod custom;
+mod definition;
 mod traits;
 mod written;

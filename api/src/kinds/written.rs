@@ -115,7 +115,8 @@ impl Walk<'_> {
         }
         let is_empty = match map.get(name) {
             None | Some(Value::Null) => true,
-            Some(Value::Array(list)) => list.is_empty(),
+            // Where anything may be, an empty list is something.
+            Some(Value::Array(list)) => is_list(&field.node.shape) && list.is_empty(),
             Some(Value::Object(entries)) => matches!(field.node.shape, Shape::Map(_)) && entries.is_empty(),
             Some(_) => false,
         };
@@ -188,6 +189,16 @@ mod tests {
         );
         let spec = json!({"containers": [], "nodeSelector": {}, "securityContext": {}, "volumes": []});
         check("core.v1.PodSpec", spec, json!({"containers": null, "securityContext": {}}));
+    }
+
+    #[test]
+    fn a_default_may_be_an_empty_list() {
+        let schema = json!({"type": "array", "default": [], "enum": [], "items": {"default": {}}});
+        let of = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.JSONSchemaProps";
+        let of = TypeRef::builtin(of).unwrap();
+        let mut object = schema;
+        write(&of.schema, of.id, &mut object, Off::Dropped);
+        assert_eq!(object, json!({"type": "array", "default": [], "items": {"default": {}}}));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Admission registration, custom resources and aggregation.
 
 use super::kind;
-use crate::meta::Meta;
+use crate::kinds::definition;
 use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{UNSET, condition, count, str_at, text, text_or};
@@ -79,7 +79,7 @@ pub(super) fn kinds() -> Vec<Kind> {
             .short(&["crd", "crds"])
             .category("api-extensions")
             .subresources(&["status"])
-            .strategy(&Definitions)
+            .strategy(&definition::Definitions)
             .columns(vec![Column::name(), Column::created_at()]),
     ]
 }
@@ -106,49 +106,6 @@ impl Strategy for PolicyBindings {
             if resources[field].is_null() {
                 resources[field] = serde_json::json!({});
             }
-        }
-    }
-}
-
-struct Definitions;
-
-impl Strategy for Definitions {
-    /// What it declares goes first.
-    fn prepare_delete(&self, object: &mut Object, now: &str) {
-        const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
-        let mut finalizers: Vec<String> = object.finalizers().into_iter().map(str::to_owned).collect();
-        if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
-            finalizers.push(FINALIZER.to_owned());
-            object.set_meta("finalizers", finalizers);
-        }
-        let message = "CustomResourceDefinition marked for deletion; CustomResource deletion will begin soon";
-        let condition = serde_json::json!({
-            "type": "Terminating", "status": "True", "reason": "InstanceDeletionPending", "message": message,
-            "lastTransitionTime": now,
-        });
-        if !object["status"]["conditions"].is_array() {
-            object["status"]["conditions"] = serde_json::json!([]);
-        }
-        if let Some(conditions) = object["status"]["conditions"].as_array_mut() {
-            conditions.retain(|condition| condition["type"] != "Terminating");
-            conditions.push(condition);
-        }
-    }
-
-    fn default(&self, object: &mut Object) {
-        let spec = &mut object["spec"];
-        if !spec.is_object() {
-            return;
-        }
-        let kind = str_at(spec, "/names/kind").to_owned();
-        if str_at(spec, "/names/singular").is_empty() {
-            spec["names"]["singular"] = kind.to_lowercase().into();
-        }
-        if str_at(spec, "/names/listKind").is_empty() {
-            spec["names"]["listKind"] = format!("{kind}List").into();
-        }
-        if spec["conversion"].is_null() {
-            spec["conversion"] = serde_json::json!({"strategy": "None"});
         }
     }
 }

@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::{Cause, Kind, Object};
 
-mod path;
+pub(in crate::kinds) mod path;
 
 mod format;
 mod table;
@@ -33,7 +33,7 @@ mod network;
 mod other;
 mod pod;
 pub(super) mod pod_update;
-mod registration;
+pub(in crate::kinds) mod registration;
 mod scheduling;
 mod service;
 mod slices;

@@ -8,7 +8,7 @@ use crate::Cause;
 
 /// A field's path, which costs nothing until something is wrong.
 #[derive(Clone, Copy)]
-pub(super) struct Path<'p> {
+pub(in crate::kinds) struct Path<'p> {
     parent: Option<&'p Path<'p>>,
     step: Step<'p>,
 }
@@ -22,22 +22,22 @@ enum Step<'p> {
 
 impl<'p> Path<'p> {
     /// The root of an object: its children have no prefix.
-    pub(super) const ROOT: Path<'static> = Path { parent: None, step: Step::Child("") };
+    pub(in crate::kinds) const ROOT: Path<'static> = Path { parent: None, step: Step::Child("") };
 
-    pub(super) fn child(&'p self, name: &'p str) -> Path<'p> {
+    pub(in crate::kinds) fn child(&'p self, name: &'p str) -> Path<'p> {
         Path { parent: Some(self), step: Step::Child(name) }
     }
 
-    pub(super) fn index(&'p self, index: usize) -> Path<'p> {
+    pub(in crate::kinds) fn index(&'p self, index: usize) -> Path<'p> {
         Path { parent: Some(self), step: Step::Index(index) }
     }
 
-    pub(super) fn key(&'p self, key: &'p str) -> Path<'p> {
+    pub(in crate::kinds) fn key(&'p self, key: &'p str) -> Path<'p> {
         Path { parent: Some(self), step: Step::Key(key) }
     }
 
     /// The path of what holds this value.
-    pub(super) fn parent(&self) -> Path<'p> {
+    pub(in crate::kinds) fn parent(&self) -> Path<'p> {
         self.parent.copied().unwrap_or(Path::ROOT)
     }
 }
@@ -64,23 +64,23 @@ impl Display for Path<'_> {
     }
 }
 
-pub(super) const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
+pub(in crate::kinds) const NOT_NEGATIVE: &str = "must be greater than or equal to 0";
 
 /// The causes found so far. Past a limit the rest is not collected: nobody reads it, and a client that makes many mistakes
 /// should not make a large answer of them.
 #[derive(Default)]
-pub(super) struct Faults {
-    pub(super) causes: Vec<Cause>,
+pub(in crate::kinds) struct Faults {
+    pub(in crate::kinds) causes: Vec<Cause>,
 }
 
 const MAX_CAUSES: usize = 1000;
 
 impl Faults {
-    pub(super) fn is_empty(&self) -> bool {
+    pub(in crate::kinds) fn is_empty(&self) -> bool {
         self.causes.is_empty()
     }
 
-    pub(super) fn push(&mut self, cause: Cause) {
+    pub(in crate::kinds) fn push(&mut self, cause: Cause) {
         if self.causes.len() < MAX_CAUSES {
             self.causes.push(cause);
         }
@@ -90,56 +90,56 @@ impl Faults {
         self.causes.len() >= MAX_CAUSES
     }
 
-    pub(super) fn required(&mut self, path: &Path<'_>, detail: &str) {
+    pub(in crate::kinds) fn required(&mut self, path: &Path<'_>, detail: &str) {
         if !self.is_full() {
             self.push(Cause::required(path.to_string(), detail));
         }
     }
 
-    pub(super) fn invalid(&mut self, path: &Path<'_>, value: &Value, detail: &str) {
+    pub(in crate::kinds) fn invalid(&mut self, path: &Path<'_>, value: &Value, detail: &str) {
         if !self.is_full() {
             self.push(Cause::invalid(path.to_string(), value, detail));
         }
     }
 
-    pub(super) fn forbidden(&mut self, path: &Path<'_>, detail: &str) {
+    pub(in crate::kinds) fn forbidden(&mut self, path: &Path<'_>, detail: &str) {
         if !self.is_full() {
             self.push(Cause::forbidden(path.to_string(), detail));
         }
     }
 
-    pub(super) fn duplicate(&mut self, path: &Path<'_>, value: &Value) {
+    pub(in crate::kinds) fn duplicate(&mut self, path: &Path<'_>, value: &Value) {
         if !self.is_full() {
             self.push(Cause::duplicate(path.to_string(), value));
         }
     }
 
-    pub(super) fn not_found(&mut self, path: &Path<'_>, value: &Value) {
+    pub(in crate::kinds) fn not_found(&mut self, path: &Path<'_>, value: &Value) {
         if !self.is_full() {
             self.push(Cause::not_found(path.to_string(), value));
         }
     }
 
-    pub(super) fn not_supported(&mut self, path: &Path<'_>, value: &Value, supported: &[&str]) {
+    pub(in crate::kinds) fn not_supported(&mut self, path: &Path<'_>, value: &Value, supported: &[&str]) {
         if !self.is_full() {
             let value = if value.is_null() { json!("") } else { value.clone() };
             self.push(Cause::not_supported(path.to_string(), &value, supported));
         }
     }
 
-    pub(super) fn too_long(&mut self, path: &Path<'_>, max_bytes: usize) {
+    pub(in crate::kinds) fn too_long(&mut self, path: &Path<'_>, max_bytes: usize) {
         if !self.is_full() {
             self.push(Cause::too_long(path.to_string(), max_bytes));
         }
     }
 
-    pub(super) fn too_many(&mut self, path: &Path<'_>, n: usize, most: usize) {
+    pub(in crate::kinds) fn too_many(&mut self, path: &Path<'_>, n: usize, most: usize) {
         if !self.is_full() {
             self.push(Cause::too_many(path.to_string(), n, most));
         }
     }
 
-    pub(super) fn not_negative(&mut self, path: &Path<'_>, value: &Value) {
+    pub(in crate::kinds) fn not_negative(&mut self, path: &Path<'_>, value: &Value) {
         if value.as_i64().is_some_and(|n| n < 0) {
             self.invalid(path, value, NOT_NEGATIVE);
         }
@@ -147,29 +147,32 @@ impl Faults {
 }
 
 /// A field's text; `""` where there is none.
-pub(super) fn text<'v>(object: &'v Value, field: &str) -> &'v str {
+pub(in crate::kinds) fn text<'v>(object: &'v Value, field: &str) -> &'v str {
     object.get(field).and_then(Value::as_str).unwrap_or_default()
 }
 
-pub(super) fn number(object: &Value, field: &str) -> i64 {
+pub(in crate::kinds) fn number(object: &Value, field: &str) -> i64 {
     object.get(field).and_then(Value::as_i64).unwrap_or_default()
 }
 
-pub(super) fn list<'v>(object: &'v Value, field: &str) -> &'v [Value] {
+pub(in crate::kinds) fn list<'v>(object: &'v Value, field: &str) -> &'v [Value] {
     object.get(field).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
 }
 
 /// The entries of a map.
-pub(super) fn entries<'v>(object: &'v Value, field: &str) -> impl Iterator<Item = (&'v String, &'v Value)> {
+pub(in crate::kinds) fn entries<'v>(
+    object: &'v Value,
+    field: &str,
+) -> impl Iterator<Item = (&'v String, &'v Value)> {
     object.get(field).and_then(Value::as_object).into_iter().flatten()
 }
 
 /// Whether a field is there: not absent, not `null`.
-pub(super) fn has(object: &Value, field: &str) -> bool {
+pub(in crate::kinds) fn has(object: &Value, field: &str) -> bool {
     object.get(field).is_some_and(|value| !value.is_null())
 }
 
-pub(super) fn is_true(object: &Value, field: &str) -> bool {
+pub(in crate::kinds) fn is_true(object: &Value, field: &str) -> bool {
     object.get(field) == Some(&Value::Bool(true))
 }
 

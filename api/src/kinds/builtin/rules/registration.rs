@@ -106,7 +106,7 @@ fn client(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     }
 }
 
-fn web_address(faults: &mut Faults, url: &str, path: &Path<'_>) {
+pub(in crate::kinds) fn web_address(faults: &mut Faults, url: &str, path: &Path<'_>) {
     const FORM: &str = "; desired format: https://host[/path]";
     let (scheme, rest) = url.split_once("://").unwrap_or(("", ""));
     let first = url.split(['/', '?', '#']).next().unwrap_or_default();
@@ -140,7 +140,7 @@ fn web_address(faults: &mut Faults, url: &str, path: &Path<'_>) {
     }
 }
 
-fn service(faults: &mut Faults, value: &Value, path: &Path<'_>) {
+pub(in crate::kinds) fn service(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     // Upstream confuses the two: what is reported is the other.
     for (field, shown) in [("name", "namespace"), ("namespace", "name")] {
         if text(value, field).is_empty() {

@@ -26,6 +26,11 @@ pub(crate) fn of(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Stri
             endpoints(&mut found, object);
         }
         ("", "PersistentVolume") => volume(&mut found, spec),
+        ("apiextensions.k8s.io", "CustomResourceDefinition") => {
+            for format in crate::kinds::definition::unrecognized_formats(object, old) {
+                found.push(format!("unrecognized format {format:?}"));
+            }
+        }
         ("", "PersistentVolumeClaim") => claim(&mut found, spec, &Path::ROOT.child("spec")),
         ("resource.k8s.io", "ResourceSlice") => {
             let driver = text(spec, "driver");
