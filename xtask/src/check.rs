@@ -8,15 +8,16 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 21] = [
+const ARROWS: [(&str, &[&str]); 22] = [
     ("skiff-api", &["skiff-cel"]),
     ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
     ("skiff-cri", &[]),
     ("skiff-images", &["skiff-tree"]),
     ("skiff-tree", &[]),
+    ("skiff-webhook", &["skiff-api", "skiff-cel"]),
     ("skiff-client", &["skiff-api"]),
-    ("skiff-apiserver", &["skiff-api"]),
+    ("skiff-apiserver", &["skiff-api", "skiff-webhook"]),
     ("skiff-scheduler", &["skiff-api", "skiff-client"]),
     ("skiff-controllers", &["skiff-api", "skiff-client"]),
     ("skiff-network", &["skiff-api", "skiff-client"]),

@@ -1,0 +1,20 @@
+//! Calling out: the webhooks that the API server asks, to convert custom objects and to admit requests.
+//!
+//! [`Client`] makes the calls, through a [`Resolver`] of the host. [`conversion::Converter`] converts the objects of one custom
+//! kind.
+//!
+//! # Guarantees
+//! Whatever a webhook answers, or does not, is an error of the request that called it: nothing here panics on it, and time,
+//! memory and nesting of an answer are bounded. The words of errors are upstream's where upstream has some.
+//!
+//! # Caveats
+//! A document is written and read on the task that calls; the host moves large ones to where they are in nobody's way.
+
+mod client;
+mod document;
+
+pub mod conversion;
+
+pub use client::{
+    Client, ClientConfig, ConfigError, DialError, IDLE_TIMEOUT, Resolver, Stream, Target, dial,
+};
