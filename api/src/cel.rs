@@ -29,10 +29,9 @@ pub(crate) enum Purpose {
 
 /// Checks an expression that must answer yes or no.
 pub(crate) fn check(expression: &str, purpose: Purpose) -> Result<(), Error> {
-    static MATCH_CONDITION: LazyLock<Environment> = LazyLock::new(match_condition);
     static DEVICE: LazyLock<Environment> = LazyLock::new(device);
     let environment = match purpose {
-        Purpose::MatchCondition => &MATCH_CONDITION,
+        Purpose::MatchCondition => match_conditions(),
         Purpose::Device => &DEVICE,
     };
     let program = environment.compile(expression).map_err(Error::Rejected)?;
@@ -47,6 +46,13 @@ pub(crate) fn check(expression: &str, purpose: Purpose) -> Result<(), Error> {
         return Err(Error::TooComplex);
     }
     Ok(())
+}
+
+/// The names that match conditions of webhooks may use. Their variables are `object`, `oldObject`, `request`, `namespaceObject`,
+/// `authorizer` and `authorizer.requestResource`.
+pub fn match_conditions() -> &'static Environment {
+    static ENVIRONMENT: LazyLock<Environment> = LazyLock::new(match_condition);
+    &ENVIRONMENT
 }
 
 /// As much may a device selector cost.

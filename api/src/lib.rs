@@ -10,7 +10,7 @@
 pub mod schema;
 
 pub mod apply;
-mod cel;
+pub mod cel;
 pub mod decode;
 pub mod default;
 pub mod depth;

@@ -235,6 +235,20 @@ pub fn json(object: &mut Object, patch: &Value) -> Result<(), Status> {
     Ok(())
 }
 
+/// RFC 6902, for whoever tells of what does not apply otherwise than a request's own patch does. How long the result may be is for
+/// the caller to say; deeper than objects may be it is not.
+///
+/// # Errors
+/// If an operation does not apply. The object is then of no use.
+pub fn apply_json(object: &mut Object, operations: &[Value]) -> Result<(), JsonPatchError> {
+    json::apply(object, operations).map_err(JsonPatchError)
+}
+
+/// Why a JSON patch does not apply.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(transparent)]
+pub struct JsonPatchError(json::Error);
+
 /// RFC 7386.
 ///
 /// # Errors

@@ -76,6 +76,16 @@ impl Cause {
         Cause::new("FieldManagerConflict", field, message)
     }
 
+    /// A sentence alone.
+    pub fn told(message: impl Into<String>) -> Self {
+        Cause::new("", "", message.into())
+    }
+
+    fn to_json(&self) -> Value {
+        let texts = [("reason", self.reason), ("message", &self.message), ("field", &self.field)];
+        texts.into_iter().filter(|(_, text)| !text.is_empty()).collect()
+    }
+
     pub fn type_invalid(field: impl Into<String>, value: &Value, detail: &str) -> Self {
         Cause::new("FieldValueTypeInvalid", field, format!("Invalid value: {value}: {detail}"))
     }
@@ -89,6 +99,8 @@ pub struct Status {
     pub reason: &'static str,
     pub message: String,
     pub details: Option<Box<Details>>,
+    /// The whole document, where somebody else has written it: it is sent as it is.
+    pub document: Option<Box<Value>>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -104,7 +116,7 @@ pub struct Details {
 
 impl Status {
     pub fn new(code: u16, reason: &'static str, message: impl Into<String>) -> Self {
-        Status { code, reason, message: message.into(), details: None }
+        Status { code, reason, message: message.into(), details: None, document: None }
     }
 
     fn about(mut self, group: &str, kind: &str, name: &str) -> Self {
@@ -242,6 +254,9 @@ impl Status {
 
     /// The document that is sent.
     pub fn to_json(&self) -> Value {
+        if let Some(document) = &self.document {
+            return (**document).clone();
+        }
         let mut out = json!({
             "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
             "message": self.message, "code": self.code,
@@ -267,12 +282,7 @@ impl Details {
             }
         }
         if !self.causes.is_empty() {
-            let causes = self
-                .causes
-                .iter()
-                .map(|c| json!({"reason": c.reason, "message": c.message, "field": c.field}))
-                .collect();
-            out.insert("causes".into(), Value::Array(causes));
+            out.insert("causes".into(), self.causes.iter().map(Cause::to_json).collect());
         }
         if self.retry_after_seconds > 0 {
             out.insert("retryAfterSeconds".into(), self.retry_after_seconds.into());

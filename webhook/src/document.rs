@@ -17,8 +17,6 @@ pub(crate) enum Shape {
     Int64,
     /// Base64.
     Bytes,
-    /// Whatever it is.
-    Any,
     Texts,
     TextByText,
     Object(&'static Struct),
@@ -182,33 +180,31 @@ fn check_struct(value: &Value, of: &Struct, path: &str) -> Result<(), String> {
 }
 
 fn check_value(value: &Value, shape: &Shape, owner: &str, path: &str) -> Result<(), String> {
-    let wrong = |value: &Value, type_: &str| {
-        Err(format!(
-            "json: cannot unmarshal {} into Go struct field {owner}.{path} of type {type_}",
-            named(value)
-        ))
+    let refuse = |found: &str, type_: &str| {
+        Err(format!("json: cannot unmarshal {found} into Go struct field {owner}.{path} of type {type_}"))
+    };
+    let wrong = |value: &Value, type_: &str| refuse(named(value), type_);
+    let wrong_number = |value: &Value, type_: &str| match value {
+        Value::Number(number) => refuse(&format!("number {number}"), type_),
+        other => wrong(other, type_),
     };
     match (shape, value) {
-        (_, Value::Null)
-        | (Shape::Any, _)
-        | (Shape::Text(_), Value::String(_))
-        | (Shape::Bool, Value::Bool(_)) => Ok(()),
+        (_, Value::Null) | (Shape::Text(_), Value::String(_)) | (Shape::Bool, Value::Bool(_)) => Ok(()),
         (Shape::Text(type_), value) => wrong(value, type_),
         (Shape::Bool, value) => wrong(value, "bool"),
         (Shape::Int32, value) => match value.as_i64().and_then(|n| i32::try_from(n).ok()) {
             Some(_) => Ok(()),
-            None => wrong(value, "int32"),
+            None => wrong_number(value, "int32"),
         },
-        (Shape::Int64, value) => {
-            if value.is_i64() {
-                Ok(())
-            } else {
-                wrong(value, "int64")
-            }
-        }
+        (Shape::Int64, value) if value.is_i64() => Ok(()),
+        (Shape::Int64, value) => wrong_number(value, "int64"),
         (Shape::Bytes, Value::String(text)) => match base64_fault(text) {
             None => Ok(()),
             Some(at) => Err(format!("illegal base64 data at input byte {at}")),
+        },
+        (Shape::Bytes, Value::Array(items)) => match items.iter().find(|item| !item.is_number()) {
+            Some(item) => wrong(item, "uint8"),
+            None => wrong(value, "[]uint8"),
         },
         (Shape::Bytes, value) => wrong(value, "[]uint8"),
         (Shape::Texts, Value::Array(items)) => {
@@ -243,15 +239,14 @@ fn base64_fault(text: &str) -> Option<usize> {
 }
 
 /// What Go's decoder calls a value.
-pub(crate) fn named(value: &Value) -> String {
+pub(crate) fn named(value: &Value) -> &'static str {
     match value {
-        Value::Null => "null".into(),
-        Value::Bool(_) => "bool".into(),
-        Value::Number(number) if number.is_i64() || number.is_u64() => "number".into(),
-        Value::Number(number) => format!("number {number}"),
-        Value::String(_) => "string".into(),
-        Value::Array(_) => "array".into(),
-        Value::Object(_) => "object".into(),
+        Value::Null => "null",
+        Value::Bool(_) => "bool",
+        Value::Number(_) => "number",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
     }
 }
 

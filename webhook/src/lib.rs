@@ -1,7 +1,7 @@
 //! Calling out: the webhooks that the API server asks, to convert custom objects and to admit requests.
 //!
 //! [`Client`] makes the calls, through a [`Resolver`] of the host. [`conversion::Converter`] converts the objects of one custom
-//! kind.
+//! kind. [`admission::Webhooks`] are those that admit requests.
 //!
 //! # Guarantees
 //! Whatever a webhook answers, or does not, is an error of the request that called it: nothing here panics on it, and time,
@@ -13,6 +13,7 @@
 mod client;
 mod document;
 
+pub mod admission;
 pub mod conversion;
 
 pub use client::{

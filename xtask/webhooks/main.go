@@ -1,7 +1,7 @@
 // Command webhooks calls a server of its own through upstream's libraries and records what they sent and what they made of
 // its answers. `webhook/tests` replays that.
 //
-//	webhooks DIRECTORY     writes conversion.jsonl, admission.jsonl and rules.jsonl.gz there
+//	webhooks DIRECTORY     writes conversion.jsonl, admission.jsonl.gz and rules.jsonl.gz there
 package main
 
 import (
@@ -64,7 +64,7 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := write(filepath.Join(args[0], "admission.jsonl"), admissions); err != nil {
+	if err := write(filepath.Join(args[0], "admission.jsonl.gz"), admissions); err != nil {
 		return err
 	}
 	return write(filepath.Join(args[0], "rules.jsonl.gz"), rulesTable())

@@ -1,0 +1,218 @@
+//! Webhooks that admit requests, or change the objects of them first.
+//!
+//! ```text
+//! configurations ─▶ Webhooks::compile ─▶ in order, each: rules, selectors, match conditions ─▶ Invocation
+//!                                                                                                  │
+//!                    Status, warnings, annotations ◀─ answer ◀─ Client ◀─ AdmissionReview ◀────────┘
+//! ```
+//!
+//! [`Webhooks`] is made when configurations change and shared by all requests. [`Webhooks::validate`] asks all that apply at once,
+//! [`Webhooks::mutate`] one after the other, each with what the last has made of the object; a second round is what
+//! [`Reinvocation`] carries from the first to the second.
+//!
+//! # Guarantees
+//! - What a webhook is sent is what the request is about: the object as it is now, and the old one as it is stored.
+//! - Configurations and policies of admission are never shown to webhooks, which could otherwise lock their own removal out.
+//! - A failure is an error of the request, or ignored where the webhook's `failurePolicy` says so. A denial never is.
+//!
+//! # Caveats
+//! Of several denials that come at once, that of the first in order is told; upstream tells the fastest.
+//!
+//! Source: `k8s.io/apiserver/pkg/admission/plugin/webhook`.
+
+mod applies;
+mod call;
+mod compile;
+mod conditions;
+mod mutate;
+mod reinvocation;
+mod rejected;
+mod review;
+mod rules;
+mod validate;
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use skiff_api::{Object, name};
+use skiff_cel::Authorizer;
+use tokio::time::Instant;
+
+pub use compile::Webhooks;
+pub use reinvocation::Reinvocation;
+
+use crate::client::Client;
+use crate::document::split;
+
+/// Which of the two kinds of configurations webhooks are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Mutating,
+    Validating,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    Create,
+    Update,
+    Delete,
+    Connect,
+}
+
+impl Operation {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Connect => "CONNECT",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct GroupVersionKind {
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct GroupVersionResource {
+    pub group: String,
+    pub version: String,
+    /// The plural.
+    pub resource: String,
+}
+
+impl GroupVersionKind {
+    /// Of the `apiVersion` and `kind` of an object.
+    pub fn new(api_version: &str, kind: &str) -> GroupVersionKind {
+        let (group, version) = split(api_version);
+        GroupVersionKind { group: group.into(), version: version.into(), kind: kind.into() }
+    }
+}
+
+impl GroupVersionResource {
+    pub fn new(api_version: &str, resource: &str) -> GroupVersionResource {
+        let (group, version) = split(api_version);
+        GroupVersionResource { group: group.into(), version: version.into(), resource: resource.into() }
+    }
+}
+
+/// Who makes a request.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct UserInfo {
+    #[serde(rename = "username", skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub uid: String,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub extra: BTreeMap<String, Vec<String>>,
+}
+
+/// A request, as admission sees it.
+#[derive(Clone, Copy)]
+pub struct Attributes<'a> {
+    pub operation: Operation,
+    /// The kind of the object that the request brings, which is `Scale` or `PodExecOptions` where the path says so.
+    pub kind: &'a GroupVersionKind,
+    pub resource: &'a GroupVersionResource,
+    /// Empty if there is none.
+    pub subresource: &'a str,
+    /// Empty for what is in none. Of a Namespace it is its own name.
+    pub namespace: &'a str,
+    /// Empty where it is still to be generated.
+    pub name: &'a str,
+    pub user: &'a UserInfo,
+    pub dry_run: bool,
+    /// In the version of [`Attributes::kind`], as it would be sent to a client. `None` for a deletion. [`Webhooks::mutate`] is given
+    /// it apart.
+    pub object: Option<&'a Object>,
+    /// As [`Attributes::object`]; `None` for a creation.
+    pub old_object: Option<&'a Object>,
+    /// `CreateOptions`, `UpdateOptions`, …, with `kind` and `apiVersion`.
+    pub options: Option<&'a Object>,
+    /// The Namespace that [`Attributes::namespace`] names; `None` if there is no such.
+    pub namespace_object: Option<&'a Object>,
+    /// Who answers what match conditions ask of the requester's rights.
+    pub authorizer: Option<&'a (dyn Authorizer + Send + Sync)>,
+    /// When the request itself is given up.
+    pub deadline: Option<Instant>,
+}
+
+/// What of the kinds the host knows.
+#[async_trait]
+pub trait Host: Send + Sync {
+    /// The resources that are the same objects as one: its other versions, and other groups that serve it. The order does not matter but
+    /// where several fit one rule. May contain the resource itself.
+    fn equivalents(&self, resource: &GroupVersionResource, subresource: &str) -> Vec<GroupVersionResource>;
+
+    /// The kind of the objects of such a resource, or of its subresource.
+    fn kind_for(&self, resource: &GroupVersionResource, subresource: &str) -> Option<GroupVersionKind>;
+
+    /// The object as another kind that is equivalent. The sentence says why it cannot be.
+    async fn convert(&self, object: Object, kind: &GroupVersionKind) -> Result<Object, String>;
+
+    /// A patched object in the shape of its kind. The sentence says why it has none.
+    fn decode(&self, kind: &GroupVersionKind, object: Object) -> Result<Object, String>;
+
+    /// Sets the defaults of the kind, once more.
+    fn default(&self, kind: &GroupVersionKind, object: &mut Object);
+}
+
+/// What calls are made with.
+#[derive(Clone, Copy)]
+pub struct Caller<'a> {
+    pub client: &'a Client,
+    pub host: &'a dyn Host,
+}
+
+/// From which audit level on an annotation is logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AuditLevel {
+    Metadata,
+    Request,
+}
+
+/// What webhooks have to say besides yes and no. It counts even where the request fails.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// For `Warning` headers, in order. Their lengths and repetitions are for whoever writes the headers to bound, over all warnings
+    /// of a request; this keeps no more than [`MAX_WARNINGS`].
+    pub warnings: Vec<String>,
+    /// For the audit event, by key.
+    pub annotations: BTreeMap<String, (AuditLevel, String)>,
+}
+
+/// As many warnings of one request are kept.
+pub const MAX_WARNINGS: usize = 1000;
+/// As many annotations of one request are kept.
+const MAX_ANNOTATIONS: usize = 1000;
+
+impl Record {
+    fn warn(&mut self, warnings: impl IntoIterator<Item = String>) {
+        let room = MAX_WARNINGS.saturating_sub(self.warnings.len());
+        self.warnings.extend(warnings.into_iter().filter(|text| !text.is_empty()).take(room));
+    }
+
+    /// What is there stays; a key that is none is left out.
+    fn annotate(&mut self, key: String, level: AuditLevel, value: String) {
+        let is_key = key.split('/').count() == 2 && name::qualified_name_fault(&key).is_none();
+        if !is_key || self.annotations.len() >= MAX_ANNOTATIONS {
+            tracing::debug!(key, "an audit annotation of a webhook is left out");
+            return;
+        }
+        self.annotations.entry(key).or_insert((level, value));
+    }
+
+    fn add(&mut self, other: Record) {
+        self.warn(other.warnings);
+        for (key, (level, value)) in other.annotations {
+            self.annotate(key, level, value);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Whether a webhook is asked about a request, and in which version.
+//!
+//! Source: `generic.ShouldCallHook` and `predicates` of upstream's webhook plug-in.
+
+use serde_json::Value;
+use skiff_api::{LabelSelector, Object, Status};
+
+use super::compile::{FailurePolicy, MatchPolicy, Webhook};
+use super::conditions::{self, Condition, Matched};
+use super::rules::Asked;
+use super::{Attributes, GroupVersionKind, GroupVersionResource, Host, Operation, rejected};
+
+/// What of a request a webhook has registered for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Invocation {
+    pub(super) resource: GroupVersionResource,
+    pub(super) kind: GroupVersionKind,
+}
+
+impl Webhook {
+    /// What the webhook is asked about, if it is, its match conditions aside. `object` is the object as it is now.
+    pub(super) fn invocation(
+        &self,
+        attributes: &Attributes<'_>,
+        object: Option<&Object>,
+        host: &dyn Host,
+    ) -> Result<Option<Invocation>, Status> {
+        if !self.operations.has(attributes.operation) {
+            return Ok(None);
+        }
+        // A selector that cannot be read is only of interest where the webhook would be asked.
+        let of_namespace = self.namespace_matches(attributes, object);
+        if matches!(of_namespace, Ok(false)) {
+            return Ok(None);
+        }
+        let of_object = self.object_matches(attributes, object);
+        if matches!(of_object, Ok(false)) {
+            return Ok(None);
+        }
+        let Some(invocation) = self.registered(attributes, host)? else { return Ok(None) };
+        of_namespace?;
+        of_object?;
+        Ok(Some(invocation))
+    }
+
+    /// By the request's own resource, or by one that is equivalent.
+    fn registered(&self, attributes: &Attributes<'_>, host: &dyn Host) -> Result<Option<Invocation>, Status> {
+        let asked = |resource| Asked {
+            operation: attributes.operation,
+            resource,
+            subresource: attributes.subresource,
+            namespace: attributes.namespace,
+        };
+        let own = asked(attributes.resource);
+        if self.rules.iter().any(|rule| rule.matches(own)) {
+            let (resource, kind) = (attributes.resource.clone(), attributes.kind.clone());
+            return Ok(Some(Invocation { resource, kind }));
+        }
+        if self.match_policy == MatchPolicy::Exact {
+            return Ok(None);
+        }
+        let equivalents = host.equivalents(attributes.resource, attributes.subresource);
+        let others = || equivalents.iter().filter(|other| *other != attributes.resource);
+        let found = self.rules.iter().find_map(|rule| others().find(|other| rule.matches(asked(other))));
+        let Some(resource) = found else { return Ok(None) };
+        let kind = host.kind_for(resource, attributes.subresource).ok_or_else(|| {
+            let GroupVersionResource { group, version, resource } = resource;
+            rejected::internal(&format!(
+                "unable to convert to {group}/{version}, Resource={resource}: unknown kind"
+            ))
+        })?;
+        Ok(Some(Invocation { resource: resource.clone(), kind }))
+    }
+
+    fn namespace_matches(
+        &self,
+        attributes: &Attributes<'_>,
+        object: Option<&Object>,
+    ) -> Result<bool, Status> {
+        let is_namespace = attributes.resource.resource == "namespaces";
+        if attributes.namespace.is_empty() && !is_namespace {
+            return Ok(true);
+        }
+        let selector = read(&self.namespace_selector)?;
+        if selector.is_empty() {
+            return Ok(true);
+        }
+        // What a Namespace is to become counts, but for one that goes.
+        let is_written = matches!(attributes.operation, Operation::Create | Operation::Update);
+        if is_namespace && attributes.subresource.is_empty() && is_written {
+            return Ok(object.is_some_and(|object| has_labels(selector, object)));
+        }
+        match attributes.namespace_object {
+            Some(namespace) => Ok(has_labels(selector, namespace)),
+            None => Err(Status::not_found("", "namespaces", attributes.namespace)),
+        }
+    }
+
+    /// As it was, or as it is to become.
+    fn object_matches(&self, attributes: &Attributes<'_>, object: Option<&Object>) -> Result<bool, Status> {
+        let selector = read(&self.object_selector)?;
+        if selector.is_empty() {
+            return Ok(true);
+        }
+        let has = |object: Option<&Object>| object.is_some_and(|object| has_labels(selector, object));
+        Ok(has(object) || has(attributes.old_object))
+    }
+
+    /// Whether the match conditions hold. `object` and `old_object` are of the kind that the webhook is sent.
+    pub(super) fn conditions_hold(
+        &self,
+        attributes: &Attributes<'_>,
+        kind: &GroupVersionKind,
+        object: Option<&Object>,
+        old_object: Option<&Object>,
+    ) -> Result<bool, Status> {
+        if self.conditions.is_empty() {
+            return Ok(true);
+        }
+        let all = self.conditions.iter().map(|condition| -> &Condition { condition });
+        match conditions::matches(all, attributes, kind, object, old_object) {
+            Matched::Yes => Ok(true),
+            Matched::No => Ok(false),
+            Matched::Failed(_) if self.failure_policy == FailurePolicy::Ignore => Ok(false),
+            Matched::Failed(why) => {
+                let GroupVersionResource { group, resource, .. } = attributes.resource;
+                Err(Status::forbidden(group, resource, attributes.name, &why))
+            }
+        }
+    }
+}
+
+fn read(selector: &Result<LabelSelector, Status>) -> Result<&LabelSelector, Status> {
+    selector.as_ref().map_err(|error| rejected::internal(&error.message))
+}
+
+fn has_labels(selector: &LabelSelector, object: &Object) -> bool {
+    let labels = &object["metadata"]["labels"];
+    selector.matches(|key| labels.get(key).and_then(Value::as_str))
+}
