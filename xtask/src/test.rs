@@ -41,5 +41,7 @@ pub(crate) fn codegen() -> Result<()> {
     let out = root().join("api/src/schema/builtin.txt");
     run(cargo().args(["run", "--release", "--manifest-path"]).arg(manifest).arg("--").arg(sources).arg(out))?;
     let histories = root().join("api/tests/apply.jsonl.gz");
-    run(Command::new("go").args(["run", "."]).arg(histories).current_dir(root().join("xtask/histories")))
+    run(Command::new("go").args(["run", "."]).arg(histories).current_dir(root().join("xtask/histories")))?;
+    let calls = root().join("webhook/tests/calls");
+    run(Command::new("go").args(["run", "."]).arg(calls).current_dir(root().join("xtask/webhooks")))
 }

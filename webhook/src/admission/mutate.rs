@@ -207,9 +207,9 @@ impl Mutation<'_> {
         let mut patched = host.decode(&current.kind, patched).map_err(internal)?;
         let has_changed = patched != *object;
         // A patch does not make another kind of it: upstream converts it back.
-        for field in ["apiVersion", "kind"] {
-            if patched[field] != object[field] {
-                patched[field] = object[field].clone();
+        if let Some(fields) = patched.as_object_mut() {
+            for field in ["apiVersion", "kind"] {
+                fields.insert(field.into(), object[field].clone());
             }
         }
         host.default(&current.kind, &mut patched);

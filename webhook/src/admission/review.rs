@@ -252,3 +252,77 @@ fn patched(
         },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const UID: &str = "u";
+
+    fn review(version: Version) -> Value {
+        json!({"apiVersion": version.api_version(), "kind": "AdmissionReview", "response": {
+            "uid": UID, "allowed": true, "patch": "W10=", "patchType": "JSONPatch",
+            "warnings": ["w"], "auditAnnotations": {"a": "b"},
+            "status": {"status": "Failure", "message": "m", "reason": "r", "code": 400, "metadata": {"continue": "c"},
+                "details": {"name": "n", "causes": [{"reason": "r", "message": "m", "field": "f"}], "retryAfterSeconds": 1}},
+        }})
+    }
+
+    /// All places in a document.
+    fn places(value: &Value, path: &str, into: &mut Vec<String>) {
+        into.push(path.to_owned());
+        match value {
+            Value::Object(map) => {
+                map.iter().for_each(|(key, value)| places(value, &format!("{path}/{key}"), into));
+            }
+            Value::Array(items) => {
+                items.iter().enumerate().for_each(|(n, value)| places(value, &format!("{path}/{n}"), into));
+            }
+            _ => {}
+        }
+    }
+
+    #[test]
+    fn an_answer_with_anything_anywhere_is_read_or_refused() {
+        let odd = [
+            json!(null),
+            json!(true),
+            json!(-1),
+            json!(1.5),
+            json!(u64::MAX),
+            json!(""),
+            json!("\u{e9}/\u{e9}/$"),
+            json!([]),
+            json!([null, 1, "a"]),
+            json!({}),
+            json!({"": null}),
+        ];
+        let mut all = Vec::new();
+        places(&review(Version::V1), "", &mut all);
+        let (mut n_read, mut n_refused) = (0, 0);
+        for place in &all {
+            for value in &odd {
+                for (version, phase) in [
+                    (Version::V1, Phase::Mutating),
+                    (Version::V1, Phase::Validating),
+                    (Version::V1Beta1, Phase::Mutating),
+                    (Version::V1Beta1, Phase::Validating),
+                ] {
+                    let mut document = review(version);
+                    *document.pointer_mut(place).expect(place) = value.clone();
+                    match answer(&document, version, phase, UID) {
+                        Ok(answer) => {
+                            n_read += 1;
+                            let sent = crate::admission::rejected::denied("a", &answer.status);
+                            assert!((400..600).contains(&sent.code), "{place} {value}");
+                        }
+                        Err(_) => n_refused += 1,
+                    }
+                }
+            }
+        }
+        assert!(n_read > 100 && n_refused > 300, "{n_read} read, {n_refused} refused");
+    }
+}

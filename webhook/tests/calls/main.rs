@@ -5,3 +5,4 @@ mod client;
 mod conversion;
 mod host;
 mod server;
+mod time;
