@@ -30,6 +30,7 @@ mod rejected;
 mod review;
 mod rules;
 mod validate;
+mod warnings;
 
 use std::collections::BTreeMap;
 
@@ -41,6 +42,7 @@ use tokio::time::Instant;
 
 pub use compile::Webhooks;
 pub use reinvocation::Reinvocation;
+pub use warnings::warning_headers;
 
 use crate::client::Client;
 use crate::document::split;
@@ -181,8 +183,8 @@ pub enum AuditLevel {
 /// What webhooks have to say besides yes and no. It counts even where the request fails.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Record {
-    /// For `Warning` headers, in order. Their lengths and repetitions are for whoever writes the headers to bound, over all warnings
-    /// of a request; this keeps no more than [`MAX_WARNINGS`].
+    /// For the `Warning` headers of the answer, which [`warning_headers`] makes of all that a request is warned of; errors have them,
+    /// too. In order, and no more than [`MAX_WARNINGS`].
     pub warnings: Vec<String>,
     /// For the audit event, by key.
     pub annotations: BTreeMap<String, (AuditLevel, String)>,

@@ -1,7 +1,7 @@
 // Command webhooks calls a server of its own through upstream's libraries and records what they sent and what they made of
 // its answers. `webhook/tests` replays that.
 //
-//	webhooks DIRECTORY     writes conversion.jsonl, admission.jsonl.gz and rules.jsonl.gz there
+//	webhooks DIRECTORY     writes conversion.jsonl, admission.jsonl.gz, warnings.jsonl.gz and rules.jsonl.gz there
 package main
 
 import (
@@ -65,6 +65,9 @@ func run(args []string) error {
 		return err
 	}
 	if err := write(filepath.Join(args[0], "admission.jsonl.gz"), admissions); err != nil {
+		return err
+	}
+	if err := write(filepath.Join(args[0], "warnings.jsonl.gz"), warningsTable()); err != nil {
 		return err
 	}
 	return write(filepath.Join(args[0], "rules.jsonl.gz"), rulesTable())
