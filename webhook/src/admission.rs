@@ -33,6 +33,7 @@ mod validate;
 mod warnings;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
@@ -164,6 +165,35 @@ pub trait Host: Send + Sync {
 
     /// Sets the defaults of the kind, once more.
     fn default(&self, kind: &GroupVersionKind, object: &mut Object);
+
+    /// A webhook was called. For metrics.
+    fn called(&self, _call: &Called<'_>) {}
+}
+
+/// One call of a webhook, as upstream's `apiserver_admission_webhook_*` metrics count it.
+#[derive(Clone, Copy, Debug)]
+pub struct Called<'a> {
+    pub webhook: &'a str,
+    pub phase: Phase,
+    pub operation: Operation,
+    pub duration: Duration,
+    pub end: CallEnd,
+    /// The code of the error, or 200.
+    pub code: u16,
+}
+
+/// What came of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CallEnd {
+    Allowed,
+    /// `error_type="no_error"`.
+    Denied,
+    /// `error_type="calling_webhook_error"`.
+    Failed,
+    /// It failed, and the request went on.
+    FailedOpen,
+    /// `error_type="apiserver_internal_error"`: what it wants of the object cannot be done, or it was not to be called in a dry run.
+    Internal,
 }
 
 /// What calls are made with.

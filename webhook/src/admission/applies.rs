@@ -2,6 +2,8 @@
 //!
 //! Source: `generic.ShouldCallHook` and `predicates` of upstream's webhook plug-in.
 
+use std::sync::OnceLock;
+
 use serde_json::Value;
 use skiff_api::{LabelSelector, Object, Status};
 
@@ -17,13 +19,33 @@ pub(super) struct Invocation {
     pub(super) kind: GroupVersionKind,
 }
 
+/// The resources that are the same as the request's, asked for when the first webhook wants to know.
+pub(super) struct Equivalents<'h> {
+    pub(super) host: &'h dyn Host,
+    found: OnceLock<Vec<GroupVersionResource>>,
+}
+
+impl<'h> Equivalents<'h> {
+    pub(super) fn new(host: &'h dyn Host) -> Equivalents<'h> {
+        Equivalents { host, found: OnceLock::new() }
+    }
+
+    fn of(&self, attributes: &Attributes<'_>) -> &[GroupVersionResource] {
+        self.found.get_or_init(|| {
+            let mut all = self.host.equivalents(attributes.resource, attributes.subresource);
+            all.retain(|other| other != attributes.resource);
+            all
+        })
+    }
+}
+
 impl Webhook {
     /// What the webhook is asked about, if it is, its match conditions aside. `object` is the object as it is now.
     pub(super) fn invocation(
         &self,
         attributes: &Attributes<'_>,
         object: Option<&Object>,
-        host: &dyn Host,
+        equivalents: &Equivalents<'_>,
     ) -> Result<Option<Invocation>, Status> {
         if !self.operations.has(attributes.operation) {
             return Ok(None);
@@ -37,14 +59,18 @@ impl Webhook {
         if matches!(of_object, Ok(false)) {
             return Ok(None);
         }
-        let Some(invocation) = self.registered(attributes, host)? else { return Ok(None) };
+        let Some(invocation) = self.registered(attributes, equivalents)? else { return Ok(None) };
         of_namespace?;
         of_object?;
         Ok(Some(invocation))
     }
 
     /// By the request's own resource, or by one that is equivalent.
-    fn registered(&self, attributes: &Attributes<'_>, host: &dyn Host) -> Result<Option<Invocation>, Status> {
+    fn registered(
+        &self,
+        attributes: &Attributes<'_>,
+        equivalents: &Equivalents<'_>,
+    ) -> Result<Option<Invocation>, Status> {
         let asked = |resource| Asked {
             operation: attributes.operation,
             resource,
@@ -59,11 +85,10 @@ impl Webhook {
         if self.match_policy == MatchPolicy::Exact {
             return Ok(None);
         }
-        let equivalents = host.equivalents(attributes.resource, attributes.subresource);
-        let others = || equivalents.iter().filter(|other| *other != attributes.resource);
-        let found = self.rules.iter().find_map(|rule| others().find(|other| rule.matches(asked(other))));
+        let others = equivalents.of(attributes);
+        let found = self.rules.iter().find_map(|rule| others.iter().find(|other| rule.matches(asked(other))));
         let Some(resource) = found else { return Ok(None) };
-        let kind = host.kind_for(resource, attributes.subresource).ok_or_else(|| {
+        let kind = equivalents.host.kind_for(resource, attributes.subresource).ok_or_else(|| {
             let GroupVersionResource { group, version, resource } = resource;
             rejected::internal(&format!(
                 "unable to convert to {group}/{version}, Resource={resource}: unknown kind"

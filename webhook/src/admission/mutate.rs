@@ -4,9 +4,11 @@
 
 use serde_json::{Value, json};
 use skiff_api::{Object, Status, patch};
+use tokio::time::Instant;
 
-use super::call::{CallFailure, is_over};
-use super::compile::{FailurePolicy, ReinvocationPolicy, Webhook};
+use super::applies::Equivalents;
+use super::call::{CallFailure, Settled, is_over};
+use super::compile::{ReinvocationPolicy, Webhook};
 use super::reinvocation::{Reinvocation, Round};
 use super::review::{Answer, Subject};
 use super::{Attributes, AuditLevel, Caller, GroupVersionKind, Phase, Record, Webhooks, rejected};
@@ -36,8 +38,9 @@ impl Webhooks {
         }
         reinvocation.begin(object.as_ref());
         let mut current = Current::new(attributes, object);
+        let equivalents = Equivalents::new(caller.host);
         for (index, hook) in self.hooks.iter().enumerate() {
-            let mutation = Mutation { hook, index, caller, attributes };
+            let mutation = Mutation { hook, index, caller, attributes, equivalents: &equivalents };
             mutation.run(&mut current, reinvocation, record).await?;
         }
         let object = current.back(caller).await?;
@@ -123,6 +126,7 @@ struct Mutation<'m> {
     index: usize,
     caller: Caller<'m>,
     attributes: &'m Attributes<'m>,
+    equivalents: &'m Equivalents<'m>,
 }
 
 impl Mutation<'_> {
@@ -133,7 +137,7 @@ impl Mutation<'_> {
         record: &mut Record,
     ) -> Result<(), Status> {
         let (hook, attributes) = (self.hook, self.attributes);
-        let invocation = hook.invocation(attributes, current.object.as_ref(), self.caller.host)?;
+        let invocation = hook.invocation(attributes, current.object.as_ref(), self.equivalents)?;
         let Some(invocation) = invocation else { return Ok(()) };
         if !hook.conditions.is_empty() {
             current.become_(self.caller, &invocation.kind).await?;
@@ -157,6 +161,7 @@ impl Mutation<'_> {
             object: current.object.as_ref(),
             old_object: current.old_object(),
         };
+        let start = Instant::now();
         let answer = hook.call(self.caller.client, Phase::Mutating, attributes, &subject, record).await;
         let result = answer.and_then(|answer| self.apply(&answer, current));
         let has_changed = matches!(result, Ok(Some(Patched { has_changed: true, .. })));
@@ -168,15 +173,14 @@ impl Mutation<'_> {
         if hook.reinvocation == ReinvocationPolicy::IfNeeded {
             reinvocation.asked(&hook.uid);
         }
-        match result {
-            Ok(_) => Ok(()),
-            Err(CallFailure::Rejected(status)) => Err(status),
-            Err(CallFailure::Failed(failure)) if hook.failure_policy == FailurePolicy::Ignore => {
-                tracing::warn!(%failure, "failing open");
+        let operation = attributes.operation;
+        match hook.settle(self.caller.host, Phase::Mutating, operation, start.elapsed(), result) {
+            Settled::Goes => Ok(()),
+            Settled::Fails(status) => Err(status),
+            Settled::FailedOpen => {
                 record.annotate(format!("{FAILED_OPEN}{place}"), AuditLevel::Metadata, hook.name.clone());
                 if is_over(attributes) { Err(rejected::timed_out()) } else { Ok(()) }
             }
-            Err(CallFailure::Failed(failure)) => Err(rejected::internal(&failure.to_string())),
         }
     }
 
@@ -191,7 +195,7 @@ impl Mutation<'_> {
         if operations.is_empty() {
             return Ok(None);
         }
-        let internal = |why: String| CallFailure::Rejected(rejected::internal(&why));
+        let internal = |why: String| CallFailure::Internal(rejected::internal(&why));
         let Some(object) = &current.object else {
             let name = &self.hook.name;
             return Err(internal(format!(

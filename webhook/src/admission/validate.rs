@@ -4,10 +4,11 @@
 
 use futures::future::join_all;
 use skiff_api::{Object, Status};
+use tokio::time::Instant;
 
-use super::applies::Invocation;
-use super::call::{CallFailure, is_over};
-use super::compile::{FailurePolicy, Webhook};
+use super::applies::{Equivalents, Invocation};
+use super::call::{Settled, is_over};
+use super::compile::Webhook;
 use super::review::Subject;
 use super::{Attributes, AuditLevel, Caller, GroupVersionKind, Phase, Record, Webhooks, rejected};
 
@@ -36,8 +37,9 @@ impl Webhooks {
         }
         let mut versions: Vec<Versioned> = Vec::new();
         let mut called: Vec<(&Webhook, Invocation)> = Vec::new();
+        let equivalents = Equivalents::new(caller.host);
         for hook in &self.hooks {
-            let invocation = hook.invocation(attributes, attributes.object, caller.host)?;
+            let invocation = hook.invocation(attributes, attributes.object, &equivalents)?;
             let Some(invocation) = invocation else { continue };
             version(&mut versions, caller, attributes, &invocation.kind).await?;
             let subject = subject(&versions, attributes, &invocation);
@@ -108,21 +110,17 @@ async fn validate_one(
     attributes: &Attributes<'_>,
     subject: Subject<'_>,
 ) -> (Result<(), Status>, Record) {
-    let mut record = Record::default();
+    let (start, mut record) = (Instant::now(), Record::default());
     let answer = hook.call(caller.client, Phase::Validating, attributes, &subject, &mut record).await;
-    let result = match answer {
-        Ok(_) => Ok(()),
-        Err(CallFailure::Rejected(status)) => Err(status),
-        Err(CallFailure::Failed(failure)) if hook.failure_policy == FailurePolicy::Ignore => {
-            tracing::warn!(%failure, "failing open");
-            record.annotate(
-                format!("{FAILED_OPEN}round_0_index_{index}"),
-                AuditLevel::Metadata,
-                hook.name.clone(),
-            );
+    let operation = attributes.operation;
+    let result = match hook.settle(caller.host, Phase::Validating, operation, start.elapsed(), answer) {
+        Settled::Goes => Ok(()),
+        Settled::Fails(status) => Err(status),
+        Settled::FailedOpen => {
+            let key = format!("{FAILED_OPEN}round_0_index_{index}");
+            record.annotate(key, AuditLevel::Metadata, hook.name.clone());
             Ok(())
         }
-        Err(CallFailure::Failed(failure)) => Err(rejected::internal(&failure.to_string())),
     };
     (result, record)
 }

@@ -146,7 +146,7 @@ async fn run(case: &Case, server: &Server) -> Found {
         deadline: None,
     };
     let client = server.client();
-    let caller = Caller { client: &client, host: &Gadgets };
+    let caller = Caller { client: &client, host: &Gadgets::default() };
     let phase = if case.mutating { Phase::Mutating } else { Phase::Validating };
     let webhooks = Webhooks::compile(phase, &configurations(case, server), None);
     let (mut record, mut was_reinvoked) = (Record::default(), false);

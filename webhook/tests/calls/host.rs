@@ -2,11 +2,15 @@
 //! It is what `xtask/webhooks` gives upstream.
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde_json::Value;
 use skiff_cel::{Authorizer, Check, Decision};
-use skiff_webhook::admission::{GroupVersionKind, GroupVersionResource, Host};
+use skiff_webhook::admission::{CallEnd, Called, GroupVersionKind, GroupVersionResource, Host};
 
-pub(crate) struct Gadgets;
+#[derive(Default)]
+pub(crate) struct Gadgets {
+    pub(crate) calls: Mutex<Vec<(String, CallEnd, u16)>>,
+}
 
 #[async_trait]
 impl Host for Gadgets {
@@ -45,6 +49,10 @@ impl Host for Gadgets {
         if let Some(spec) = object.get_mut("spec").and_then(Value::as_object_mut) {
             spec.entry("defaulted").or_insert(true.into());
         }
+    }
+
+    fn called(&self, call: &Called<'_>) {
+        self.calls.lock().push((call.webhook.to_owned(), call.end, call.code));
     }
 }
 

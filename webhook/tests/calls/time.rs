@@ -6,8 +6,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use skiff_api::Status;
 use skiff_webhook::admission::{
-    Attributes, Caller, GroupVersionKind, GroupVersionResource, MAX_WARNINGS, Operation, Phase, Record,
-    Reinvocation, UserInfo, Webhooks,
+    Attributes, CallEnd, Caller, GroupVersionKind, GroupVersionResource, MAX_WARNINGS, Operation, Phase,
+    Record, Reinvocation, UserInfo, Webhooks,
 };
 use tokio::time::Instant;
 
@@ -46,6 +46,16 @@ async fn admit(
     hooks: Vec<Value>,
     within: Option<Duration>,
 ) -> (Result<(), Status>, Record) {
+    admit_by(&Gadgets::default(), server, phase, hooks, within).await
+}
+
+async fn admit_by(
+    host: &Gadgets,
+    server: &Server,
+    phase: Phase,
+    hooks: Vec<Value>,
+    within: Option<Duration>,
+) -> (Result<(), Status>, Record) {
     let object =
         json!({"apiVersion": "example.com/v1", "kind": "Gadget", "metadata": {"name": "g"}, "spec": {}});
     let (kind, resource) = (
@@ -70,7 +80,7 @@ async fn admit(
         deadline: within.map(|within| Instant::now() + within),
     };
     let client = server.client();
-    let caller = Caller { client: &client, host: &Gadgets };
+    let caller = Caller { client: &client, host };
     let configuration = json!({"metadata": {"name": "one"}, "webhooks": hooks});
     let webhooks = Webhooks::compile(phase, [&configuration], None);
     let mut record = Record::default();
@@ -234,5 +244,31 @@ async fn a_patch_that_nests_without_end_fails_the_request_alone() {
         let hooks = vec![hook(&server, "a", json!({}))];
         let (result, _) = admit(&server, Phase::Mutating, hooks, None).await;
         assert_eq!(result.is_ok(), is_fine, "{depth}: {result:?}");
+    }
+}
+
+#[tokio::test]
+async fn every_call_is_told_the_host_with_what_came_of_it() {
+    let server = Server::start().await;
+    let body = |response: &str| {
+        let review = "\"apiVersion\":\"admission.k8s.io/v1\",\"kind\":\"AdmissionReview\"";
+        Reply::json(format!("{{{review},\"response\":{{\"uid\":\"$UID\",{response}}}}}"))
+    };
+    let denied = body("\"allowed\":false,\"status\":{\"code\":418}");
+    let broken = body("\"allowed\":true,\"patchType\":\"JSONPatch\",\"patch\":\"W3sib3AiOiJ4In1d\"");
+    let failed = Reply { status: 500, ..Reply::default() };
+    for (reply, policy, wanted) in [
+        (allowed(""), "Fail", (CallEnd::Allowed, 200)),
+        (denied, "Ignore", (CallEnd::Denied, 418)),
+        (failed.clone(), "Fail", (CallEnd::Failed, 500)),
+        (failed, "Ignore", (CallEnd::FailedOpen, 500)),
+        (Reply::json("{}"), "Fail", (CallEnd::Failed, 503)),
+        (broken, "Ignore", (CallEnd::Internal, 0)),
+    ] {
+        server.answer([("/a", reply)]);
+        let hooks = vec![hook(&server, "a", json!({"failurePolicy": policy}))];
+        let host = Gadgets::default();
+        _ = admit_by(&host, &server, Phase::Mutating, hooks, None).await;
+        assert_eq!(host.calls.into_inner(), [("a".to_owned(), wanted.0, wanted.1)]);
     }
 }
