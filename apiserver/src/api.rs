@@ -10,6 +10,7 @@ use skiff_api::{Kind, Object, Status};
 use tokio_util::sync::CancellationToken;
 
 use crate::admission::quota::Turns;
+use crate::admission::webhooks::Webhooks;
 use crate::auth::authenticate::Authenticator;
 use crate::auth::authorize::Authorization;
 use crate::auth::token::TokenKeys;
@@ -39,6 +40,7 @@ pub(crate) struct Api {
     pub(crate) authorizer: Authorization,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) services: ServiceAllocator,
+    pub(crate) webhooks: Webhooks,
     pub(crate) openid: OpenId,
     pub(crate) kubelet: Kubelet,
     pub(crate) pod_proxy: PodProxy,
@@ -91,6 +93,7 @@ impl Api {
             kind,
             encoding: Encoding::plain(),
             warnings: Vec::new(),
+            is_own: true,
         }
     }
 
@@ -133,6 +136,8 @@ pub(crate) struct Call {
     pub(crate) encoding: Encoding,
     /// Sentences for `Warning` headers.
     pub(crate) warnings: Vec<String>,
+    /// The server itself calls. Webhooks are not asked: one that is away must not keep the server from starting or from cleaning up.
+    pub(crate) is_own: bool,
 }
 
 impl Call {

@@ -88,7 +88,7 @@ impl Api {
         let Some(entry) = self.caches.of(&kind)?.get(&key_of(&kind, namespace, name))? else {
             return make().await;
         };
-        let found = self.parsed(&kind, &entry)?;
+        let found = self.parsed(&kind, &entry).await?;
         let Some(new) = completed(&found, &expected.object) else { return Ok(()) };
         let is_other = new["roleRef"] != expected.object["roleRef"];
         tracing::info!(
@@ -229,7 +229,7 @@ impl Api {
         }
         if existing == Existing::IsReplaced {
             object["metadata"]["namespace"] = namespace.into();
-            self.update_object(&call, Part::Main, false, |_| Ok(object.clone())).await?;
+            self.update_object(&call, Part::Main, false, &mut Vec::new(), |_| Ok(object.clone())).await?;
         }
         Ok(())
     }

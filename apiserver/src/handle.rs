@@ -294,6 +294,7 @@ impl Api {
             table,
             encoding,
             warnings,
+            is_own: false,
         };
         if !call.info.subresource.is_empty() {
             // A subresource below `/watch/` would be authorized as a watch and served as something else.

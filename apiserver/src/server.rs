@@ -28,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admission::quota::Turns;
+use crate::admission::webhooks::{Inward, Webhooks};
 use crate::api::Api;
 use crate::auth::UserInfo;
 use crate::auth::authenticate::{Authenticator, PeerAddress, PeerCertificate};
@@ -173,6 +174,7 @@ impl ApiServer {
         }
         let address = Arc::new(RwLock::new(SocketAddr::new(config.advertise, config.port)));
         let openid = OpenId::new(&tokens, address.clone())?;
+        let inward = Arc::new(Inward::default());
         let api = Arc::new(Api {
             openid,
             authenticator,
@@ -180,6 +182,7 @@ impl ApiServer {
             authorizer: Authorization::new(node, Rbac::new(roles)),
             tokens,
             services,
+            webhooks: Webhooks::new(inward.clone(), tls::provider()),
             live: Live::new((*kinds).clone(), address.clone()),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
@@ -192,6 +195,7 @@ impl ApiServer {
             store: config.store,
             caches,
         });
+        inward.lead_to(&api);
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
         api.bootstrap(advertised, &policy).await.map_err(Error::Bootstrap)?;
         if let Some(ca_pem) = client_ca {

@@ -40,7 +40,7 @@ pub enum TlsError {
     ClientCa(#[source] rustls::server::VerifierBuilderError),
 }
 
-fn provider() -> Arc<CryptoProvider> {
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 

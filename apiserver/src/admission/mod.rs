@@ -1,5 +1,5 @@
 //! Built-in admission: what a request's object is completed with, and what refuses it besides its kind's own
-//! rules. Webhooks and policies are not built yet.
+//! rules. Policies are not built yet.
 
 mod default_class;
 mod limit_ranger;
@@ -8,6 +8,7 @@ mod pod;
 mod pod_security;
 pub(crate) mod quota;
 mod service_account;
+pub(crate) mod webhooks;
 
 use std::collections::HashSet;
 

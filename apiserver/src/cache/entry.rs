@@ -47,7 +47,13 @@ impl Entry {
         Ok(Entry::encode(kind, key.into(), object, mod_revision))
     }
 
-    fn encode(kind: &Kind, key: Arc<str>, mut object: Object, mod_revision: Revision) -> (Entry, Object) {
+    /// An object in a version of its kind.
+    pub(crate) fn encode(
+        kind: &Kind,
+        key: Arc<str>,
+        mut object: Object,
+        mod_revision: Revision,
+    ) -> (Entry, Object) {
         object.set_meta("resourceVersion", mod_revision.to_string());
         let labels = object.meta()["labels"].as_object().map(|labels| {
             labels.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect()

@@ -131,6 +131,11 @@ impl ResourceCache {
         Ok((state.revision, state.objects.clone()))
     }
 
+    /// The revision of the last change.
+    pub(crate) fn revision(&self) -> Revision {
+        self.state.lock().revision
+    }
+
     /// What can be read, for who knows that it may not be all.
     pub(crate) fn readable(&self) -> Snapshot {
         self.state.lock().objects.clone()

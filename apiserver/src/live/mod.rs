@@ -27,6 +27,7 @@ use serde_json::Value;
 use skiff_api::kinds::{compare_versions, kinds_of};
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Kinds, Object, Status};
+use skiff_webhook::conversion::Converter;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
@@ -46,9 +47,23 @@ pub(crate) struct Table {
     pub(crate) discovery: Discovery,
     /// The definitions whose objects may not be created any more, because they go themselves.
     terminating: BTreeSet<Arc<str>>,
+    /// Who converts the objects of definitions that say so.
+    converters: BTreeMap<Arc<str>, Arc<Converter>>,
 }
 
 impl Table {
+    /// Who converts the objects of a kind.
+    pub(crate) fn converter(&self, kind: &Kind) -> Result<Arc<Converter>, Status> {
+        let converter = kind.custom().and_then(|custom| self.converters.get(&custom.definition));
+        let why = || {
+            format!(
+                "nobody converts objects of {}.{}: say clientConfig in its definition",
+                kind.plural, kind.group
+            )
+        };
+        converter.cloned().ok_or_else(|| Status::internal(why()))
+    }
+
     /// Whether objects of a kind may still be created.
     pub(crate) fn is_terminating(&self, kind: &Kind) -> bool {
         kind.custom().is_some_and(|custom| self.terminating.contains(&custom.definition))
@@ -71,6 +86,7 @@ struct Served {
     /// What it was made of: as long as it is this, nothing changes.
     source: Source,
     kinds: Vec<Arc<Kind>>,
+    converter: Option<Arc<Converter>>,
 }
 
 #[derive(PartialEq)]
@@ -93,7 +109,8 @@ impl Source {
 impl Live {
     pub(crate) fn new(builtin: Kinds, address: Arc<RwLock<SocketAddr>>) -> Live {
         let discovery = Discovery::new(&builtin, address.clone(), None);
-        let table = Table { kinds: builtin.clone(), discovery, terminating: BTreeSet::new() };
+        let (terminating, converters) = (BTreeSet::new(), BTreeMap::new());
+        let table = Table { kinds: builtin.clone(), discovery, terminating, converters };
         Live {
             builtin,
             table: ArcSwap::from_pointee(table),
@@ -118,7 +135,10 @@ impl Live {
         custom.into_iter().for_each(|kind| kinds.insert(kind.clone()));
         let before = self.table();
         let discovery = Discovery::new(&kinds, self.address.clone(), Some(&before.discovery));
-        self.table.store(Arc::new(Table { kinds, discovery, terminating }));
+        let converters =
+            served.iter().filter_map(|(name, served)| Some((name.clone(), served.converter.clone()?)));
+        let converters = converters.collect();
+        self.table.store(Arc::new(Table { kinds, discovery, terminating, converters }));
     }
 }
 
@@ -232,7 +252,8 @@ impl Api {
                 );
                 continue;
             }
-            served.insert(name.into(), Served { source, kinds });
+            let converter = self.converter_of(definition);
+            served.insert(name.into(), Served { source, kinds, converter });
             has_changed = true;
         }
         let is_going = |d: &&Object| d.is_being_deleted() || names::is_true(d, "Terminating");
@@ -243,6 +264,17 @@ impl Api {
         }
         // Nobody is led there any more.
         closed.iter().for_each(|folder| self.caches.close(folder));
+    }
+
+    fn converter_of(&self, definition: &Object) -> Option<Arc<Converter>> {
+        if definition["spec"]["conversion"]["strategy"] != "Webhook" {
+            return None;
+        }
+        let converter = Converter::new(self.webhooks.client.clone(), definition);
+        let converter = converter.inspect_err(|error| {
+            tracing::warn!(%error, definition = definition.name(), "nobody can be asked to convert objects");
+        });
+        converter.ok().map(Arc::new)
     }
 
     fn is_builtin(&self, kind: &Kind) -> bool {

@@ -93,6 +93,24 @@ impl Api {
         }
     }
 
+    /// Where a port of a Service is served at the moment: one of the ready pods behind it.
+    pub(crate) async fn service_address(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: u16,
+    ) -> Result<SocketAddr, Status> {
+        self.caches.wait_for_newest().await?;
+        let (id, port) = (format!("{name}:{port}"), port.to_string());
+        let target = Target { scheme: Scheme::Http, name, port: &port };
+        let backend =
+            self.service_destination(namespace, &id, &target).map_err(|status| match status.code {
+                404 => Status::unavailable(format!("service {name:?} not found")),
+                _ => status,
+            })?;
+        Ok(backend.address)
+    }
+
     fn named(&self, plural: &str, namespace: &str, name: &str) -> Result<Object, Status> {
         let key = if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") };
         let entry = self.cached(plural, &key)?.ok_or_else(|| Status::not_found("", plural, name))?;

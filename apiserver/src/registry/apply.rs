@@ -50,16 +50,16 @@ impl Api {
     ) -> Result<Response, Status> {
         let part = Part::of(&call.info.subresource);
         let tracker = self.tracker(call, options);
-        let (mut warning, mut old) = (None, None);
+        let (mut warning, mut old, mut warnings) = (None, None, Vec::new());
         let outcome = self
-            .update_object(call, part, options.dry_run, |current| {
+            .update_object(call, part, options.dry_run, &mut warnings, |current| {
                 old = Some(current.clone());
                 let mut new = applied(&tracker, call, Some(current), document, options.force)?;
                 warning = merge_owner_references(&mut new, Admission::After);
                 Ok(new)
             })
             .await?;
-        call.warnings.extend(warning);
+        call.warnings.extend(warning.into_iter().chain(warnings));
         if part == Part::Main {
             self.warn(call, &outcome.object, old.as_ref());
         }

@@ -3,7 +3,10 @@
 mod autoscaling;
 
 use serde_json::{Map, Value};
-use skiff_api::{Kind, Object};
+use skiff_api::kinds::Conversion;
+use skiff_api::{Kind, Object, Status};
+
+use crate::api::Api;
 
 /// Fields of `v1.Event` and what `events.k8s.io/v1` calls them.
 const EVENT_FIELDS: &[(&str, &str)] = &[
@@ -21,7 +24,41 @@ pub(crate) fn is_same_version(a: &Kind, b: &Kind) -> bool {
     a.group == b.group && a.version == b.version
 }
 
-/// The object as of kind `to`; both kinds are versions of one resource.
+/// Whether a webhook has to be asked.
+pub(crate) fn needs_webhook(from: &Kind, to: &Kind) -> bool {
+    let is_asked = |kind: &Kind| kind.custom().is_some_and(|custom| *custom.conversion != Conversion::None);
+    !is_same_version(from, to) && is_asked(to)
+}
+
+impl Api {
+    /// The object as of kind `to`; both kinds are versions of one resource.
+    ///
+    /// # Errors
+    /// If the webhook that converts it does not.
+    pub(crate) async fn converted(&self, from: &Kind, to: &Kind, object: Object) -> Result<Object, Status> {
+        if !needs_webhook(from, to) {
+            return Ok(convert(from, to, object));
+        }
+        Ok(self.live.table().converter(to)?.convert(object, &to.api_version()).await?)
+    }
+
+    /// The same of the items of a list, which a webhook is asked for together.
+    pub(crate) async fn all_converted(
+        &self,
+        from: &Kind,
+        to: &Kind,
+        objects: Vec<Object>,
+    ) -> Result<Vec<Object>, Status> {
+        if !needs_webhook(from, to) {
+            return Ok(objects.into_iter().map(|object| convert(from, to, object)).collect());
+        }
+        let (version, list) = (from.api_version(), from.list_kind());
+        let converter = self.live.table().converter(to)?;
+        Ok(converter.convert_list((&version, &list), objects, &to.api_version()).await?)
+    }
+}
+
+/// The object as of kind `to`, where no webhook has to be asked; both kinds are versions of one resource.
 pub(crate) fn convert(from: &Kind, to: &Kind, mut object: Object) -> Object {
     if is_same_version(from, to) {
         return object;

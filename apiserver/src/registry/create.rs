@@ -4,9 +4,11 @@ use skiff_api::decode::FieldValidation;
 use skiff_api::kinds::Storage;
 use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::{Cause, Kind, Object, Status, decode, default};
+use skiff_webhook::admission::{Operation, Reinvocation};
 
 use super::metadata;
 use super::options::WriteOptions;
+use crate::admission::webhooks::{Admitted, write_options};
 use crate::api::{Api, Call};
 use crate::certificates;
 use crate::limits::read_body;
@@ -22,6 +24,7 @@ impl Api {
         let options = WriteOptions::parse(&call)?;
         let mut object = read_object(&mut call, options.validation).await?;
         if call.kind.storage == Storage::Virtual {
+            object = self.admit_document(&mut call, Operation::Create, object, options.dry_run).await?;
             let answer = self.review(&call, object).await?;
             return call.object(201, answer);
         }
@@ -53,7 +56,7 @@ impl Api {
             attempt += 1;
             let mut object = object.clone();
             let generated = metadata::generate_name(&kind, &mut object);
-            self.admit_create(call, &mut object).await?;
+            object = self.mutate_new(call, object, generated, dry_run).await?;
             prepare(&kind, &mut object);
             if certificates::is_signing_request(&kind) {
                 certificates::prepare_create(&call.user, &mut object);
@@ -62,6 +65,7 @@ impl Api {
             check(&kind, &object, self.device_admins(&kind, &object)?)?;
             self.validate_admission(call, &object, None).await?;
             self.check_limits(&kind, &object)?;
+            self.validate_new(call, &object, dry_run).await?;
             let name = object.name().to_owned();
             let charge = self.charge(&kind, &object, dry_run).await?;
             match self.write_new(&kind, object, dry_run).await {
@@ -79,6 +83,46 @@ impl Api {
                 return Err(Status::already_exists(&kind.group, &kind.plural, &name));
             }
         }
+    }
+
+    /// A new object as mutating admission leaves it: what is built in, then webhooks, and all of it once more where a webhook has
+    /// changed something that another may want to see.
+    async fn mutate_new(
+        &self,
+        call: &mut Call,
+        mut object: Object,
+        generated: bool,
+        dry_run: bool,
+    ) -> Result<Object, Status> {
+        let options = write_options("CreateOptions", call, dry_run);
+        let (mut reinvocation, mut warnings) = (Reinvocation::default(), Vec::new());
+        loop {
+            self.admit_create(call, &mut object).await?;
+            // Webhooks are asked before a name is generated.
+            let name = if generated { object.meta_mut().remove("name") } else { None };
+            let admitted = Admitted { operation: Operation::Create, call, dry_run, options: &options };
+            let mutated = self
+                .mutate_by_webhooks(&admitted, Some(object), None, &mut reinvocation, &mut warnings)
+                .await?;
+            object = mutated.object.ok_or_else(|| Status::internal("a webhook left no object"))?;
+            if let Some(name) = name.filter(|_| object.name().is_empty()) {
+                object.set_meta("name", name);
+            }
+            if !reinvocation.is_wanted() {
+                break;
+            }
+            reinvocation.begin_again();
+        }
+        call.warnings.extend(warnings);
+        Ok(object)
+    }
+
+    async fn validate_new(&self, call: &mut Call, object: &Object, dry_run: bool) -> Result<(), Status> {
+        let (options, mut warnings) = (write_options("CreateOptions", call, dry_run), Vec::new());
+        let admitted = Admitted { operation: Operation::Create, call, dry_run, options: &options };
+        self.validate_by_webhooks(&admitted, Some(object), None, &mut warnings).await?;
+        call.warnings.extend(warnings);
+        Ok(())
     }
 
     /// Gives a checked object what is given out, and writes it; `None` if one of its name exists.

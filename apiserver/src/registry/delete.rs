@@ -8,11 +8,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
+use skiff_webhook::admission::{Operation, Reinvocation};
 
 use super::list::Page;
-use super::modify::{Current, Next, Outcome};
+use super::modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
 use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::{now, store_failure, timestamp};
+use crate::admission::webhooks::Admitted;
 use crate::api::{Api, Call, is_core};
 use crate::auth::authorize::Attributes;
 use crate::cache::Entry;
@@ -66,17 +68,44 @@ impl Api {
     ) -> Result<Outcome, Status> {
         let kind = &call.kind;
         self.check_deletable(kind, name)?;
-        let outcome = self
-            .modify(kind, namespace, name, options.dry_run, |current| {
-                check_preconditions(kind, current, options)?;
-                self.admit_delete(call, &current.object)?;
-                Ok(plan(kind, &current.object, options, Timestamp::now()))
-            })
-            .await?;
+        let outcome = self.delete_until_written(call, namespace, name, options).await?;
         if outcome.deleted && !options.dry_run {
             self.release(kind, &outcome.object).await;
         }
         Ok(outcome)
+    }
+
+    async fn delete_until_written(
+        &self,
+        call: &Call,
+        namespace: &str,
+        name: &str,
+        options: &DeleteOptions,
+    ) -> Result<Outcome, Status> {
+        let (kind, document) = (&call.kind, options.document());
+        let admitted =
+            Admitted { operation: Operation::Delete, call, dry_run: options.dry_run, options: &document };
+        let mut current = self.current(kind, namespace, name).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            check_preconditions(kind, &current, options)?;
+            self.admit_delete(call, &current.object)?;
+            // An eviction was admitted as what it is.
+            if call.info.subresource.is_empty() {
+                self.admit_delete_by_webhooks(&admitted, &current.object).await?;
+            }
+            let next = plan(kind, &current.object, options, Timestamp::now());
+            match self.swap(kind, namespace, name, current, next, options.dry_run).await? {
+                Swapped::Done(outcome) => return Ok(outcome),
+                Swapped::Lost(newer) => current = newer,
+            }
+        }
+        Err(Status::modified(&kind.group, &kind.plural, name))
+    }
+
+    async fn admit_delete_by_webhooks(&self, admitted: &Admitted<'_>, old: &Object) -> Result<(), Status> {
+        let (mut reinvocation, mut warnings) = (Reinvocation::default(), Vec::new());
+        self.mutate_by_webhooks(admitted, None, Some(old), &mut reinvocation, &mut warnings).await?;
+        self.validate_by_webhooks(admitted, None, Some(old), &mut warnings).await
     }
 
     /// Removes a value that cannot be read, whatever it was: finalizers and dependents cannot be heeded.
@@ -120,7 +149,9 @@ impl Api {
         for key in keys {
             let (namespace, name) = key.split_once('/').unwrap_or(("", &key));
             match self.delete_object(&call, namespace, name, &options).await {
-                Ok(outcome) => deleted.push(Arc::new(self.entry_of(&call.kind, &key, &outcome.object)?)),
+                Ok(outcome) => {
+                    deleted.push(Arc::new(self.entry_of(&call.kind, &key, &outcome.object).await?))
+                }
                 // Someone else was faster.
                 Err(status) if status.code == 404 => {}
                 Err(status) => return Err(status),
@@ -130,9 +161,9 @@ impl Api {
     }
 
     /// An object as the cache would hold it.
-    fn entry_of(&self, kind: &Kind, key: &str, object: &Object) -> Result<Entry, Status> {
+    async fn entry_of(&self, kind: &Kind, key: &str, object: &Object) -> Result<Entry, Status> {
         let revision = object.meta_str("resourceVersion").parse().unwrap_or_default();
-        let stored = self.encode_stored(kind, object)?;
+        let stored = self.encode_stored(kind, object).await?;
         let decoded = Entry::decode(self.caches.of(kind)?.kind(), key, &stored, revision);
         decoded.map(|(entry, _)| entry).map_err(Status::internal)
     }

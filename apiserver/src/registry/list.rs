@@ -18,7 +18,7 @@ use skiff_api::{Kind, Status, protobuf};
 use std::io::Write;
 
 use super::options::{ListOptions, VersionMatch, revision};
-use super::{convert, is_stored_as, store_failure};
+use super::{convert, is_same_version, needs_webhook, store_failure};
 use crate::api::{Api, Call};
 use crate::cache::{Entry, Snapshot};
 use crate::respond::{self, Encoding, GZIP_FROM_BYTES, Response, Rows, Shape, Syntax};
@@ -177,7 +177,7 @@ impl Api {
         }
     }
 
-    pub(super) async fn encode_list(&self, call: Call, page: Page) -> Result<Response, Status> {
+    pub(super) async fn encode_list(&self, call: Call, mut page: Page) -> Result<Response, Status> {
         let mut metadata = json!({"resourceVersion": page.revision.to_string()});
         if let Some(next) = &page.next {
             metadata["continue"] = ContinueToken::encode(page.revision as i64, next).into();
@@ -186,7 +186,12 @@ impl Api {
             metadata["remainingItemCount"] = remaining.into();
         }
         let kind = call.kind.clone();
-        let as_stored = is_stored_as(self, &kind)?;
+        let mut in_version = self.caches.of(&kind)?.kind().clone();
+        if needs_webhook(&in_version, &kind) {
+            page.entries = self.converted_entries(&in_version, &kind, page.entries).await?;
+            in_version = kind.clone();
+        }
+        let as_stored = is_same_version(&in_version, &kind);
         if as_stored && call.encoding.is_protobuf() {
             let messages = self.messages(&call, page.entries).await?;
             let list = protobuf::List::new(&kind.api_version(), &kind.list_kind(), &metadata, messages);
@@ -194,13 +199,8 @@ impl Api {
             let size_bytes = list.size_bytes();
             return Ok(streamed(&call, size_bytes, list.chunks(CHUNK_BYTES)));
         }
-        let items = Items {
-            in_version: self.caches.of(&kind)?.kind().clone(),
-            printed: call.printed.clone(),
-            encoding: call.encoding,
-            as_stored,
-            kind,
-        };
+        let items =
+            Items { in_version, printed: call.printed.clone(), encoding: call.encoding, as_stored, kind };
         if call.encoding.syntax == Syntax::Json {
             return Ok(streamed_json(&call, items, metadata, page.entries));
         }
@@ -215,6 +215,24 @@ impl Api {
         if few { Ok(encode()) } else { heavy.run(encode).await }
     }
 
+    /// The entries as a webhook converts them: so many at a time, since it gets them in one document.
+    async fn converted_entries(
+        &self,
+        from: &Kind,
+        to: &Kind,
+        entries: Vec<Arc<Entry>>,
+    ) -> Result<Vec<Arc<Entry>>, Status> {
+        let mut converted = Vec::with_capacity(entries.len());
+        for some in entries.chunks(CONVERTED_TOGETHER) {
+            let objects = some.iter().map(|entry| entry.parse()).collect();
+            let objects = self.all_converted(from, to, objects).await?;
+            converted.extend(some.iter().zip(objects).map(|(entry, object)| {
+                Arc::new(Entry::encode(to, entry.key.clone(), object, entry.mod_revision).0)
+            }));
+        }
+        Ok(converted)
+    }
+
     /// The objects in protobuf: all of them before the first is sent, since a list begins with its length.
     async fn messages(&self, call: &Call, entries: Vec<Arc<Entry>>) -> Result<Vec<Bytes>, Status> {
         let (few, kind) = (entries.len() <= FEW, call.kind.clone());
@@ -223,6 +241,8 @@ impl Api {
     }
 }
 
+/// As many objects a webhook is asked to convert at a time.
+const CONVERTED_TOGETHER: usize = 500;
 /// Encoding more than this many is too much for a thread that serves others.
 const FEW: usize = 100;
 

@@ -24,6 +24,7 @@ use crate::cache::Entry;
 use crate::respond::{self, Response};
 use crate::store::{KeyValue, StoreError};
 
+use convert::needs_webhook;
 pub(crate) use convert::{convert, is_same_version};
 pub(crate) use modify::Next;
 pub(crate) use options::{DeleteOptions, WriteOptions};
@@ -68,43 +69,44 @@ impl Api {
                 return Ok(respond::encoded(call, 200, object));
             }
         }
-        call.object(200, self.parsed(&call.kind, &entry)?)
+        call.object(200, self.parsed(&call.kind, &entry).await?)
     }
 
     /// An entry as an object of `kind`, which may be another version than the stored one.
-    pub(crate) fn parsed(&self, kind: &Kind, entry: &Entry) -> Result<Object, Status> {
+    pub(crate) async fn parsed(&self, kind: &Kind, entry: &Entry) -> Result<Object, Status> {
         let cache = self.caches.of(kind)?;
-        Ok(convert(cache.kind(), kind, entry.parse()))
+        self.converted(cache.kind(), kind, entry.parse()).await
     }
 
-    fn parsed_stored(&self, kind: &Kind, kv: &KeyValue) -> Result<Object, Status> {
+    async fn parsed_stored(&self, kind: &Kind, kv: &KeyValue) -> Result<Object, Status> {
         let cache = self.caches.of(kind)?;
         let mut object: Object = serde_json::from_slice(&kv.value)
             .map_err(|e| Status::internal(format!("stored value of {} is no JSON: {e}", kv.key)))?;
         object.set_meta("resourceVersion", kv.mod_revision.to_string());
-        Ok(convert(cache.kind(), kind, object))
+        self.converted(cache.kind(), kind, object).await
     }
 
-    fn in_stored_version(&self, kind: &Kind, object: Object) -> Result<Object, Status> {
+    async fn in_stored_version(&self, kind: &Kind, object: Object) -> Result<Object, Status> {
         let cache = self.caches.of(kind)?;
         let stored = cache.kind();
         if is_same_version(kind, stored) {
             return Ok(object);
         }
-        let mut object = convert(kind, stored, object);
+        let mut object = self.converted(kind, stored, object).await?;
         default::apply(stored, &mut object);
         Ok(object)
     }
 
     /// An object as it will be read again: between versions, what is not said may come back as a default.
-    fn as_stored(&self, kind: &Kind, object: Object) -> Result<Object, Status> {
-        let object = self.in_stored_version(kind, object)?;
-        Ok(convert(self.caches.of(kind)?.kind(), kind, object))
+    async fn as_stored(&self, kind: &Kind, object: Object) -> Result<Object, Status> {
+        let object = self.in_stored_version(kind, object).await?;
+        let cache = self.caches.of(kind)?;
+        self.converted(cache.kind(), kind, object).await
     }
 
     /// The bytes to store for an object of `kind`: in the storage version, without `resourceVersion`.
-    pub(crate) fn encode_stored(&self, kind: &Kind, object: &Object) -> Result<Vec<u8>, Status> {
-        let mut object = self.in_stored_version(kind, object.clone())?;
+    pub(crate) async fn encode_stored(&self, kind: &Kind, object: &Object) -> Result<Vec<u8>, Status> {
+        let mut object = self.in_stored_version(kind, object.clone()).await?;
         object.meta_mut().remove("resourceVersion");
         // What nests deeper could never be read again.
         depth::check(&object)?;

@@ -8,7 +8,7 @@ use crate::api::{Api, key_of};
 use crate::store::{Durability, Expect, Op, Revision, Write, Written};
 
 /// How often a writer may lose before it gives up: others made progress each time.
-const MAX_ATTEMPTS: usize = 32;
+pub(crate) const MAX_ATTEMPTS: usize = 32;
 
 /// An object as it stands, in the version of the request.
 pub(crate) struct Current {
@@ -32,6 +32,13 @@ pub(crate) struct Outcome {
     pub(crate) deleted: bool,
 }
 
+/// What came of an attempt to write.
+pub(crate) enum Swapped {
+    Done(Outcome),
+    /// Somebody else was faster; this is how it stands now.
+    Lost(Current),
+}
+
 impl Api {
     /// Changes a stored object. `decide` may run several times, each time on a newer state, and must not keep
     /// anything of an earlier run.
@@ -43,43 +50,64 @@ impl Api {
         dry_run: bool,
         mut decide: impl FnMut(&Current) -> Result<Next, Status>,
     ) -> Result<Outcome, Status> {
-        let gone = || Status::not_found(&kind.group, &kind.plural, name);
-        self.caches.wait_for_newest().await?;
-        let entry = self.caches.of(kind)?.get(&key_of(kind, namespace, name))?.ok_or_else(gone)?;
-        let mut current = Current { object: self.parsed(kind, &entry)?, revision: entry.mod_revision };
-        drop(entry);
+        let mut current = self.current(kind, namespace, name).await?;
         for _ in 0..MAX_ATTEMPTS {
             let next = decide(&current)?;
-            let (object, deleted) = match next {
-                Next::Put(object) => (self.as_stored(kind, object)?, false),
-                Next::Delete(object) => (object, true),
-            };
-            if !deleted && apply::differ_in_times_only(&object, &current.object) {
-                return Ok(Outcome { object: with_revision(current.object, current.revision), deleted });
-            }
-            if dry_run {
-                return Ok(Outcome { object: with_revision(object, current.revision), deleted });
-            }
-            let (op, durability) = if deleted {
-                (Op::Delete, Durability::Now)
-            } else {
-                let value = self.encode_stored(kind, &object)?.into();
-                let durability = heartbeat::durability(kind, &object, &current.object);
-                (Op::Put { value, ttl: self.ttl_of(kind) }, durability)
-            };
-            let expect = Expect::ModRevision(current.revision);
-            let write = Write { key: kind.key(namespace, name), expect, op, durability };
-            match self.store.write(write).await.map_err(|e| store_failure(&e))? {
-                Written::Done { revision } => {
-                    return Ok(Outcome { object: with_revision(object, revision), deleted });
-                }
-                Written::Mismatch { current: None } => return Err(gone()),
-                Written::Mismatch { current: Some(kv) } => {
-                    current = Current { object: self.parsed_stored(kind, &kv)?, revision: kv.mod_revision };
-                }
+            match self.swap(kind, namespace, name, current, next, dry_run).await? {
+                Swapped::Done(outcome) => return Ok(outcome),
+                Swapped::Lost(newer) => current = newer,
             }
         }
         Err(Status::modified(&kind.group, &kind.plural, name))
+    }
+
+    /// An object as it stands, in the version of `kind`.
+    pub(crate) async fn current(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Current, Status> {
+        self.caches.wait_for_newest().await?;
+        let gone = || Status::not_found(&kind.group, &kind.plural, name);
+        let entry = self.caches.of(kind)?.get(&key_of(kind, namespace, name))?.ok_or_else(gone)?;
+        Ok(Current { object: self.parsed(kind, &entry).await?, revision: entry.mod_revision })
+    }
+
+    /// Writes what is to become of an object, if it is still as it was looked at. Whoever decides asynchronously calls this in a
+    /// loop of its own, at most [`MAX_ATTEMPTS`] times.
+    pub(crate) async fn swap(
+        &self,
+        kind: &Kind,
+        namespace: &str,
+        name: &str,
+        current: Current,
+        next: Next,
+        dry_run: bool,
+    ) -> Result<Swapped, Status> {
+        let done = |object, deleted| Ok(Swapped::Done(Outcome { object, deleted }));
+        let (object, deleted) = match next {
+            Next::Put(object) => (self.as_stored(kind, object).await?, false),
+            Next::Delete(object) => (object, true),
+        };
+        if !deleted && apply::differ_in_times_only(&object, &current.object) {
+            return done(with_revision(current.object, current.revision), false);
+        }
+        if dry_run {
+            return done(with_revision(object, current.revision), deleted);
+        }
+        let (op, durability) = if deleted {
+            (Op::Delete, Durability::Now)
+        } else {
+            let value = self.encode_stored(kind, &object).await?.into();
+            let durability = heartbeat::durability(kind, &object, &current.object);
+            (Op::Put { value, ttl: self.ttl_of(kind) }, durability)
+        };
+        let expect = Expect::ModRevision(current.revision);
+        let write = Write { key: kind.key(namespace, name), expect, op, durability };
+        match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+            Written::Done { revision } => done(with_revision(object, revision), deleted),
+            Written::Mismatch { current: None } => Err(Status::not_found(&kind.group, &kind.plural, name)),
+            Written::Mismatch { current: Some(kv) } => {
+                let object = self.parsed_stored(kind, &kv).await?;
+                Ok(Swapped::Lost(Current { object, revision: kv.mod_revision }))
+            }
+        }
     }
 
     /// Writes a new object; `None` if one of its name exists.
@@ -89,13 +117,13 @@ impl Api {
         object: Object,
         dry_run: bool,
     ) -> Result<Option<Object>, Status> {
-        let object = self.as_stored(kind, object)?;
+        let object = self.as_stored(kind, object).await?;
         let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
         if dry_run {
             let exists = self.caches.of(kind)?.get(&key_of(kind, &namespace, &name))?.is_some();
             return Ok((!exists).then_some(object));
         }
-        let value = self.encode_stored(kind, &object)?.into();
+        let value = self.encode_stored(kind, &object).await?.into();
         let op = Op::Put { value, ttl: self.ttl_of(kind) };
         let key = kind.key(&namespace, &name);
         let write = Write { key, expect: Expect::Absent, op, durability: Durability::Now };

@@ -321,6 +321,35 @@ impl DeleteOptions {
         })
     }
 
+    /// As admission is shown them.
+    pub(crate) fn document(&self) -> Value {
+        let mut document = json!({"kind": "DeleteOptions", "apiVersion": "meta.k8s.io/v1"});
+        let policy = self.propagation.map(|policy| match policy {
+            Propagation::Orphan => "Orphan",
+            Propagation::Background => "Background",
+            Propagation::Foreground => "Foreground",
+        });
+        let mut preconditions = json!({});
+        for (field, value) in [("uid", &self.uid), ("resourceVersion", &self.resource_version)] {
+            if let Some(value) = value {
+                preconditions[field] = value.as_str().into();
+            }
+        }
+        let fields = [
+            ("gracePeriodSeconds", self.grace_s.map(Value::from)),
+            ("preconditions", Some(preconditions).filter(|fields| *fields != json!({}))),
+            ("propagationPolicy", policy.map(Value::from).filter(|_| self.orphan_dependents.is_none())),
+            ("orphanDependents", self.orphan_dependents.map(Value::from)),
+            ("dryRun", self.dry_run.then(|| json!(["All"]))),
+        ];
+        for (field, value) in fields {
+            if let Some(value) = value {
+                document[field] = value;
+            }
+        }
+        document
+    }
+
     /// Deleting what cannot be read goes with nothing else: none of it could be heeded.
     fn check_unreadable(&self, call: &Call) -> Result<(), Status> {
         if !self.unreadable {

@@ -56,9 +56,9 @@ impl Api {
         let part = Part::of(&call.info.subresource);
         let kind = call.kind.clone();
         let tracker = self.tracker(&call, &options);
-        let (mut warnings, mut old) = (Vec::new(), None);
+        let (mut warnings, mut admitted, mut old) = (Vec::new(), Vec::new(), None);
         let outcome = self
-            .update_object(&call, part, options.dry_run, |current| {
+            .update_object(&call, part, options.dry_run, &mut admitted, |current| {
                 warnings.clear();
                 old = Some(current.clone());
                 let mut new = patched(&kind, &patch, current, &mut warnings)?;
@@ -66,7 +66,7 @@ impl Api {
                 Ok(new)
             })
             .await?;
-        call.warnings.extend(warnings);
+        call.warnings.extend(warnings.into_iter().chain(admitted));
         if part == Part::Main {
             self.warn(&mut call, &outcome.object, old.as_ref());
         }

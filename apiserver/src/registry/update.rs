@@ -3,16 +3,18 @@
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
+use skiff_webhook::admission::{Operation, Reinvocation};
 
 use super::create::{read_object, refuse};
-use super::modify::{Current, Next, Outcome};
+use super::modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
 use super::options::WriteOptions;
 use super::{metadata, now};
+use crate::admission::webhooks::{Admitted, write_options};
 use crate::admission::{self, quota::Charge};
 use crate::api::{Api, Call, is_core, key_of};
 use crate::certificates;
 use crate::respond::Response;
-use crate::services;
+use crate::services::{self, Allocation};
 
 /// Which part of an object an update is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,27 +58,29 @@ impl Api {
                 return call.object(201, created);
             }
         }
-        let mut old = None;
+        let (mut old, mut warnings) = (None, Vec::new());
         let outcome = self
-            .update_object(&call, part, options.dry_run, |current| {
+            .update_object(&call, part, options.dry_run, &mut warnings, |current| {
                 old = Some(current.clone());
                 let mut new = new.clone();
                 tracker.note(Some(current), &mut new);
                 Ok(new)
             })
             .await?;
+        call.warnings.extend(warnings);
         if part == Part::Main {
             self.warn(&mut call, &outcome.object, old.as_ref());
         }
         call.object(200, outcome.object)
     }
 
-    /// Replaces a part of a stored object with what `make` makes of the current one.
+    /// Replaces a part of a stored object with what `make` makes of the current one. What webhooks warn of is added to `warnings`.
     pub(crate) async fn update_object(
         &self,
         call: &Call,
         part: Part,
         dry_run: bool,
+        warnings: &mut Vec<String>,
         mut make: impl FnMut(&Object) -> Result<Object, Status>,
     ) -> Result<Outcome, Status> {
         let kind = &call.kind;
@@ -85,42 +89,9 @@ impl Api {
             Part::Main => self.charge_update(kind, namespace, name, dry_run, &mut make).await?,
             _ => Charge::default(),
         };
-        let mut allocation = None;
-        let updated = self
-            .modify(kind, namespace, name, dry_run, |current| {
-                let mut new = make(&current.object)?;
-                check_version(kind, &new, current)?;
-                if call.info.verb == "update" {
-                    check_uid(kind, &new, current)?;
-                }
-                admission::complete_update(call, &mut new, &current.object);
-                prepare(kind, part, &mut new, &current.object);
-                if certificates::is_signing_request(kind) {
-                    certificates::prepare_update(part, &mut new, &current.object);
-                }
-                self.admit_update(call, &mut new, &current.object)?;
-                if part == Part::Main && is_core(kind, "Service") {
-                    services::repeated_port(&new).map_or(Ok(()), Err)?;
-                }
-                kind.write(&mut new);
-                check(kind, part, &new, &current.object)?;
-                admission::validate_update(kind, &new, &current.object)?;
-                if part == Part::Main {
-                    // What an earlier try took is given back first: it would be in this one's way.
-                    drop(allocation.take());
-                    allocation = Some(self.services.allocate(
-                        kind,
-                        &mut new,
-                        Some(&current.object),
-                        services::Write::of(dry_run),
-                    )?);
-                    kind.write(&mut new);
-                }
-                Ok(if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) })
-            })
-            .await;
-        let outcome = match updated {
-            Ok(outcome) => outcome,
+        let update = Updating { call, part, dry_run, warnings };
+        let (outcome, allocation) = match self.update_until_written(update, make).await {
+            Ok(updated) => updated,
             Err(status) => {
                 self.refund(charge).await;
                 return Err(status);
@@ -133,6 +104,103 @@ impl Api {
         }
         Ok(outcome)
     }
+
+    async fn update_until_written(
+        &self,
+        update: Updating<'_>,
+        mut make: impl FnMut(&Object) -> Result<Object, Status>,
+    ) -> Result<(Outcome, Option<Allocation>), Status> {
+        let Updating { call, part, dry_run, warnings } = update;
+        let kind = &call.kind;
+        let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
+        let options = write_options(
+            if call.info.verb == "patch" { "PatchOptions" } else { "UpdateOptions" },
+            call,
+            dry_run,
+        );
+        let admitted = Admitted { operation: Operation::Update, call, dry_run, options: &options };
+        // What an earlier try took is given back first: it would be in this one's way.
+        let mut allocation: Option<Allocation>;
+        let mut current = self.current(kind, namespace, name).await?;
+        for _ in 0..MAX_ATTEMPTS {
+            allocation = None;
+            warnings.clear();
+            let mut new = make(&current.object)?;
+            check_version(kind, &new, &current)?;
+            if call.info.verb == "update" {
+                check_uid(kind, &new, &current)?;
+            }
+            new = self.mutate_update(&admitted, part, new, &current.object, warnings).await?;
+            kind.write(&mut new);
+            check(kind, part, &new, &current.object)?;
+            admission::validate_update(kind, &new, &current.object)?;
+            self.validate_by_webhooks(&admitted, Some(&new), Some(&current.object), warnings).await?;
+            if part == Part::Main {
+                let write = services::Write::of(dry_run);
+                allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object), write)?);
+                kind.write(&mut new);
+            }
+            let next =
+                if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) };
+            match self.swap(kind, namespace, name, current, next, dry_run).await? {
+                Swapped::Done(outcome) => return Ok((outcome, allocation)),
+                Swapped::Lost(newer) => current = newer,
+            }
+        }
+        Err(Status::modified(&kind.group, &kind.plural, name))
+    }
+
+    /// The object as mutating admission leaves it: what is built in, then webhooks, and all of it once more where a webhook has
+    /// changed something that another may want to see.
+    async fn mutate_update(
+        &self,
+        admitted: &Admitted<'_>,
+        part: Part,
+        mut new: Object,
+        old: &Object,
+        warnings: &mut Vec<String>,
+    ) -> Result<Object, Status> {
+        let (call, kind) = (admitted.call, &admitted.call.kind);
+        let (mut reinvocation, mut has_changed) = (Reinvocation::default(), false);
+        loop {
+            self.complete(call, part, &mut new, old)?;
+            let mutated =
+                self.mutate_by_webhooks(admitted, Some(new), Some(old), &mut reinvocation, warnings).await?;
+            has_changed |= mutated.has_changed;
+            new = mutated.object.ok_or_else(|| Status::internal("a webhook left no object"))?;
+            if !reinvocation.is_wanted() {
+                break;
+            }
+            reinvocation.begin_again();
+        }
+        if has_changed {
+            // What no request may change, no webhook may.
+            prepare(kind, part, &mut new, old);
+        }
+        Ok(new)
+    }
+
+    fn complete(&self, call: &Call, part: Part, new: &mut Object, old: &Object) -> Result<(), Status> {
+        let kind = &call.kind;
+        admission::complete_update(call, new, old);
+        prepare(kind, part, new, old);
+        if certificates::is_signing_request(kind) {
+            certificates::prepare_update(part, new, old);
+        }
+        self.admit_update(call, new, old)?;
+        if part == Part::Main && is_core(kind, "Service") {
+            services::repeated_port(new).map_or(Ok(()), Err)?;
+        }
+        Ok(())
+    }
+}
+
+/// One update.
+struct Updating<'u> {
+    call: &'u Call,
+    part: Part,
+    dry_run: bool,
+    warnings: &'u mut Vec<String>,
 }
 
 fn check_version(kind: &Kind, new: &Object, current: &Current) -> Result<(), Status> {

@@ -15,12 +15,13 @@ use rand::Rng;
 use serde_json::{Value, json};
 use skiff_api::encode::Ordered;
 use skiff_api::{Kind, Status, protobuf};
+use skiff_webhook::conversion::Converter;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::options::{ListOptions, revision};
-use super::{convert, is_stored_as};
+use super::{convert, is_same_version, needs_webhook};
 use crate::api::{Api, Call};
 use crate::cache::{Caches, Change, Entry, Watcher};
 use crate::respond::{self, Encoding, Response, Rows, Shape, Syntax};
@@ -52,13 +53,17 @@ impl Api {
             Some(seconds) if seconds > 0 => seconds,
             _ => MIN_TIMEOUT_S + rand::rng().random_range(0..MIN_TIMEOUT_S),
         };
+        let needs_webhook = needs_webhook(cache.kind(), &call.kind);
+        let converter = if needs_webhook { Some(self.live.table().converter(&call.kind)?) } else { None };
+        // What a webhook has converted is as good as stored so.
+        let stored = if needs_webhook { call.kind.clone() } else { cache.kind().clone() };
         let encoder = EventEncoder {
             kind: call.kind.clone(),
-            stored: cache.kind().clone(),
+            as_stored: is_same_version(&stored, &call.kind),
+            stored,
             printed: call.printed.clone(),
             encoding: call.encoding,
             syntax,
-            as_stored: is_stored_as(self, &call.kind)?,
             sent_columns: false,
         };
         let stream = WatchStream {
@@ -70,6 +75,8 @@ impl Api {
             caches: self.caches.clone(),
             shutdown: Box::pin(self.shutdown.clone().cancelled_owned()),
             pending_bookmark: None,
+            converter,
+            has_failed: false,
             encoder,
         };
         Ok(streamed(stream.into_stream(), syntax, socket))
@@ -156,7 +163,17 @@ struct WatchStream {
     end: Pin<Box<Sleep>>,
     shutdown: Pin<Box<WaitForCancellationFutureOwned>>,
     caches: Arc<Caches>,
+    /// Who converts the objects, if that is a webhook.
+    converter: Option<Arc<Converter>>,
+    /// The stream ends with what could not be converted.
+    has_failed: bool,
     encoder: EventEncoder,
+}
+
+/// What comes next in a stream.
+enum Step {
+    Change(Change),
+    Frame(Bytes),
 }
 
 impl WatchStream {
@@ -168,18 +185,40 @@ impl WatchStream {
     }
 
     async fn next(&mut self) -> Option<Bytes> {
+        if self.has_failed {
+            return None;
+        }
+        let change = match self.step().await? {
+            Step::Frame(frame) => return Some(frame),
+            Step::Change(change) => change,
+        };
+        let Some(converter) = &self.converter else { return Some(self.encoder.change(&change)) };
+        let (kind, entry) = (&self.encoder.kind, &change.entry);
+        match converter.convert(entry.parse(), &kind.api_version()).await {
+            Ok(object) => {
+                let entry = Entry::encode(kind, entry.key.clone(), object, entry.mod_revision).0;
+                Some(self.encoder.change(&Change::new(change.kind, Arc::new(entry))))
+            }
+            Err(error) => {
+                self.has_failed = true;
+                Some(event("ERROR", &Status::from(error).to_json(), self.encoder.syntax))
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Option<Step> {
         if let Some(change) = self.backlog.pop_front() {
-            return Some(self.encoder.change(&change));
+            return Some(Step::Change(change));
         }
         if let Some(revision) = self.initial_end.take() {
-            return Some(self.encoder.bookmark(revision, true));
+            return Some(Step::Frame(self.encoder.bookmark(revision, true)));
         }
         if let Some(revision) = self.pending_bookmark {
             return match self.changes.try_recv() {
-                Ok(change) => Some(self.encoder.change(&change)),
+                Ok(change) => Some(Step::Change(change)),
                 Err(TryRecvError::Empty) => {
                     self.pending_bookmark = None;
-                    Some(self.encoder.bookmark(revision, false))
+                    Some(Step::Frame(self.encoder.bookmark(revision, false)))
                 }
                 // Dropped by the cache: something is missing, and no bookmark may hide that.
                 Err(TryRecvError::Disconnected) => None,
@@ -198,14 +237,14 @@ impl WatchStream {
                 match self.changes.try_recv() {
                     Ok(change) => {
                         self.pending_bookmark = Some(applied);
-                        Some(self.encoder.change(&change))
+                        Some(Step::Change(change))
                     }
-                    Err(TryRecvError::Empty) => Some(self.encoder.bookmark(applied, false)),
+                    Err(TryRecvError::Empty) => Some(Step::Frame(self.encoder.bookmark(applied, false))),
                     Err(TryRecvError::Disconnected) => None,
                 }
             }
             // `None`: too slow, and dropped by the cache.
-            change = self.changes.recv() => change.map(|change| self.encoder.change(&change)),
+            change = self.changes.recv() => change.map(Step::Change),
         }
     }
 }

@@ -3,6 +3,7 @@
 use serde_json::json;
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
+use skiff_webhook::admission::Operation;
 
 use super::read_document;
 use crate::api::{Api, Call};
@@ -14,6 +15,7 @@ impl Api {
     pub(super) async fn bind_pod(&self, mut call: Call) -> Result<Response, Status> {
         let options = WriteOptions::parse(&call)?;
         let binding = read_document(&mut call, "v1", "Binding").await?;
+        let binding = self.admit_document(&mut call, Operation::Create, binding, options.dry_run).await?;
         self.bind(&call, &binding, options.dry_run).await
     }
 

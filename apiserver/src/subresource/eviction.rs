@@ -5,6 +5,7 @@
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, LabelSelector, Object, Status};
+use skiff_webhook::admission::Operation;
 
 use super::read_document;
 use crate::api::{Api, Call};
@@ -30,6 +31,7 @@ impl Api {
         let eviction = read_document(&mut call, "policy/v1", "Eviction").await?;
         let mut options = DeleteOptions::from_json(&eviction["deleteOptions"])?;
         options.dry_run |= write.dry_run;
+        self.admit_document(&mut call, Operation::Create, eviction, options.dry_run).await?;
         self.restrict_node_eviction(&call)?;
         self.evict(&call, &options).await?;
         let status =
@@ -40,7 +42,7 @@ impl Api {
     async fn evict(&self, call: &Call, asked: &DeleteOptions) -> Result<(), Status> {
         for attempt in 1.. {
             self.caches.wait_for_newest().await?;
-            let pod = self.object_of(call)?;
+            let pod = self.object_of(call).await?;
             let guarded = counts_against_budget(&pod);
             let permit = if guarded { self.ask_budget(&pod, asked.dry_run).await? } else { Permit::AsItIs };
             let mut options = asked.clone();

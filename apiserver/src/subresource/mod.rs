@@ -16,9 +16,12 @@ use crate::negotiate::body_format;
 use crate::respond::Response;
 
 impl Api {
-    pub(crate) async fn handle_subresource(&self, call: Call) -> Result<Response, Status> {
+    pub(crate) async fn handle_subresource(&self, mut call: Call) -> Result<Response, Status> {
         let (resource, subresource) = (call.kind.plural.clone(), call.info.subresource.clone());
         let verb = call.info.verb.clone();
+        if is_connection(&resource, &subresource) {
+            self.admit_connection(&mut call).await?;
+        }
         match (resource.as_str(), subresource.as_str(), verb.as_str()) {
             ("pods", "log", "get") => self.pod_log(call).await,
             ("pods", "exec", "get" | "create") => {
@@ -54,7 +57,7 @@ impl Api {
     /// GET of a part that is read with the whole.
     async fn get_whole(&self, call: Call) -> Result<Response, Status> {
         self.caches.wait_for_newest().await?;
-        let object = self.object_of(&call)?;
+        let object = self.object_of(&call).await?;
         call.object(200, object)
     }
 
@@ -66,10 +69,18 @@ impl Api {
     }
 
     /// The call's object as it stands in the cache.
-    fn object_of(&self, call: &Call) -> Result<Object, Status> {
+    async fn object_of(&self, call: &Call) -> Result<Object, Status> {
         let entry = self.caches.of(&call.kind)?.get(&call.key())?.ok_or_else(|| call.not_found())?;
-        self.parsed(&call.kind, &entry)
+        self.parsed(&call.kind, &entry).await
     }
+}
+
+/// What upstream calls CONNECT.
+fn is_connection(resource: &str, subresource: &str) -> bool {
+    matches!(
+        (resource, subresource),
+        ("pods", "exec" | "attach" | "portforward") | ("pods" | "services" | "nodes", "proxy")
+    )
 }
 
 /// Reads a body of another kind than the call's, such as a `Binding`.

@@ -16,7 +16,7 @@ impl Api {
     pub(super) async fn scale(&self, mut call: Call) -> Result<Response, Status> {
         if call.info.verb == "get" {
             self.caches.wait_for_newest().await?;
-            let scale = scale_of(&call.kind, &self.object_of(&call)?)?;
+            let scale = scale_of(&call.kind, &self.object_of(&call).await?)?;
             return Ok(respond::document_response(&call.encoding, &[], 200, &scale));
         }
         let options = WriteOptions::parse(&call)?;
@@ -27,9 +27,9 @@ impl Api {
         };
         let scale_kind = kinds::scale();
         let tracker = self.tracker(&call, &options);
-        let mut warnings = Vec::new();
+        let (mut warnings, mut admitted) = (Vec::new(), Vec::new());
         let outcome = self
-            .update_object(&call, Part::Main, options.dry_run, |current| {
+            .update_object(&call, Part::Main, options.dry_run, &mut admitted, |current| {
                 let wanted = change.wanted(&call.kind, scale_kind, current, options.validation)?;
                 warnings = wanted.warnings;
                 let mut new = scaled(&call.kind, scale_kind, current, wanted.object)?;
@@ -37,7 +37,7 @@ impl Api {
                 Ok(new)
             })
             .await?;
-        call.warnings.extend(warnings);
+        call.warnings.extend(warnings.into_iter().chain(admitted));
         let scale = scale_of(&call.kind, &outcome.object)?;
         Ok(respond::document_response(&call.encoding, &call.warnings, 200, &scale))
     }

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
+use skiff_webhook::admission::Operation;
 
 use super::read_document;
 use crate::api::{Api, Call};
@@ -29,9 +30,10 @@ struct Bound {
 
 impl Api {
     pub(super) async fn create_token(&self, mut call: Call) -> Result<Response, Status> {
-        let mut request = read_document(&mut call, "authentication.k8s.io/v1", "TokenRequest").await?;
+        let request = read_document(&mut call, "authentication.k8s.io/v1", "TokenRequest").await?;
+        let mut request = self.admit_document(&mut call, Operation::Create, request, false).await?;
         self.caches.wait_for_newest().await?;
-        let account = self.object_of(&call)?;
+        let account = self.object_of(&call).await?;
         let spec = &request["spec"];
         let seconds = check_expiration(&call, spec)?;
         let mut audiences: Vec<String> = spec["audiences"]

@@ -1,0 +1,410 @@
+//! Admission by webhooks: which there are, and what the server tells them of a request.
+//!
+//! The webhooks are compiled again when their configurations have changed, which the first request after that notices. Without any a
+//! request costs a look.
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use rustls::crypto::CryptoProvider;
+use serde_json::{Value, json};
+use skiff_api::decode::FieldValidation;
+use skiff_api::meta::Meta;
+use skiff_api::{Kind, Object, Status, decode, default};
+use skiff_cel::{Authorizer, Check, Decision, Subject};
+use skiff_webhook::admission::{
+    self as hooks, Attributes, Caller, GroupVersionKind, GroupVersionResource, Host, Operation, Phase,
+    Record, Reinvocation,
+};
+use skiff_webhook::{Client, DialError, Resolver, Stream, dial};
+use tokio::time::Instant;
+
+use crate::api::{Api, Call, is_core};
+use crate::auth::UserInfo;
+use crate::auth::authorize;
+use crate::limits::REQUEST_TIMEOUT;
+use crate::live::Table;
+use crate::store::Revision;
+
+const GROUP: &str = "admissionregistration.k8s.io";
+
+/// The webhooks of the cluster.
+pub(crate) struct Webhooks {
+    pub(crate) client: Arc<Client>,
+    mutating: Compiled,
+    validating: Compiled,
+}
+
+/// The webhooks of one phase, as of a revision of their configurations.
+struct Compiled {
+    phase: Phase,
+    plural: &'static str,
+    current: ArcSwap<(Revision, hooks::Webhooks)>,
+    /// Held while they are compiled: one request does, the others wait for it.
+    turn: Mutex<()>,
+}
+
+impl Compiled {
+    fn new(phase: Phase, plural: &'static str) -> Compiled {
+        let none = hooks::Webhooks::none(phase);
+        Compiled { phase, plural, current: ArcSwap::from_pointee((0, none)), turn: Mutex::default() }
+    }
+
+    fn current(&self, api: &Api) -> Result<Arc<(Revision, hooks::Webhooks)>, Status> {
+        let cache = api.caches.of(&*api.kind(GROUP, "v1", self.plural)?)?;
+        let is_current = |current: &(Revision, hooks::Webhooks)| current.0 == cache.revision();
+        let current = self.current.load_full();
+        if is_current(&current) {
+            return Ok(current);
+        }
+        let _turn = self.turn.lock();
+        let last = self.current.load_full();
+        if is_current(&last) {
+            return Ok(last);
+        }
+        // With one that cannot be read, nobody can say what is admitted.
+        let (revision, configurations) = cache.snapshot()?;
+        let configurations: Vec<Object> = configurations.values().map(|entry| entry.parse()).collect();
+        let compiled = hooks::Webhooks::compile(self.phase, &configurations, Some(&last.1));
+        let compiled = Arc::new((revision, compiled));
+        self.current.store(compiled.clone());
+        Ok(compiled)
+    }
+}
+
+impl Webhooks {
+    pub(crate) fn new(inward: Arc<Inward>, provider: Arc<CryptoProvider>) -> Webhooks {
+        Webhooks {
+            client: Arc::new(Client::new(inward, provider)),
+            mutating: Compiled::new(Phase::Mutating, "mutatingwebhookconfigurations"),
+            validating: Compiled::new(Phase::Validating, "validatingwebhookconfigurations"),
+        }
+    }
+}
+
+/// How webhooks in the cluster are reached: through the server, which knows the pods behind a Service.
+#[derive(Default)]
+pub(crate) struct Inward(OnceLock<Weak<Api>>);
+
+impl Inward {
+    pub(crate) fn lead_to(&self, api: &Arc<Api>) {
+        _ = self.0.set(Arc::downgrade(api));
+    }
+}
+
+#[async_trait]
+impl Resolver for Inward {
+    async fn dial_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: u16,
+    ) -> Result<Box<dyn Stream>, DialError> {
+        let api = self.0.get().and_then(Weak::upgrade);
+        let api = api.ok_or_else(|| DialError::Unresolved("the server is shutting down".to_owned()))?;
+        let address = api.service_address(namespace, name, port).await;
+        dial(address.map_err(|status| DialError::Unresolved(status.message))?).await
+    }
+}
+
+/// What webhooks have left of an object.
+pub(crate) struct Mutated {
+    pub(crate) object: Option<Object>,
+    pub(crate) has_changed: bool,
+}
+
+/// What admission is told of one request.
+pub(crate) struct Admitted<'c> {
+    pub(crate) operation: Operation,
+    pub(crate) call: &'c Call,
+    pub(crate) dry_run: bool,
+    /// `CreateOptions`, `DeleteOptions`, …
+    pub(crate) options: &'c Object,
+}
+
+/// What a request is about, in the words of webhooks. It is made only where there are webhooks.
+struct Told {
+    kind: GroupVersionKind,
+    resource: GroupVersionResource,
+    namespace: String,
+    namespace_object: Option<Object>,
+    user: hooks::UserInfo,
+    name: String,
+    deadline: Instant,
+}
+
+impl Told {
+    fn of(api: &Api, call: &Call, name: &str) -> Result<Told, Status> {
+        let api_version = call.kind.api_version();
+        let namespace = if is_core(&call.kind, "Namespace") { name } else { call.info.namespace.as_str() };
+        let namespace_object = match namespace {
+            "" => None,
+            namespace => api.cached("namespaces", namespace)?.map(|entry| entry.parse()),
+        };
+        let UserInfo { name: user, uid, groups, extra } = call.user.clone();
+        Ok(Told {
+            kind: kind_of(&call.kind, &call.info.subresource),
+            resource: GroupVersionResource::new(&api_version, &call.kind.plural),
+            namespace: namespace.to_owned(),
+            namespace_object,
+            user: hooks::UserInfo { name: user, uid, groups, extra },
+            name: name.to_owned(),
+            deadline: Instant::now() + REQUEST_TIMEOUT,
+        })
+    }
+}
+
+/// The kind of what a resource, or a subresource of it, is sent.
+fn kind_of(kind: &Kind, subresource: &str) -> GroupVersionKind {
+    match subresource {
+        "scale" => GroupVersionKind::new("autoscaling/v1", "Scale"),
+        "binding" => GroupVersionKind::new("v1", "Binding"),
+        "eviction" => GroupVersionKind::new("policy/v1", "Eviction"),
+        "token" => GroupVersionKind::new("authentication.k8s.io/v1", "TokenRequest"),
+        "exec" => GroupVersionKind::new("v1", "PodExecOptions"),
+        "attach" => GroupVersionKind::new("v1", "PodAttachOptions"),
+        "portforward" => GroupVersionKind::new("v1", "PodPortForwardOptions"),
+        "proxy" => GroupVersionKind::new("v1", &format!("{}ProxyOptions", kind.kind)),
+        _ => GroupVersionKind::new(&kind.api_version(), &kind.kind),
+    }
+}
+
+impl Api {
+    /// What webhooks make of a new object, or of one that replaces `old`; nothing of a deletion. What they warn of is added to
+    /// `warnings`, whatever comes of it.
+    pub(crate) async fn mutate_by_webhooks(
+        &self,
+        admitted: &Admitted<'_>,
+        object: Option<Object>,
+        old: Option<&Object>,
+        reinvocation: &mut Reinvocation,
+        warnings: &mut Vec<String>,
+    ) -> Result<Mutated, Status> {
+        let compiled = self.webhooks.mutating.current(self)?;
+        if compiled.1.is_empty() || admitted.call.is_own {
+            return Ok(Mutated { object, has_changed: false });
+        }
+        let before = object.clone();
+        let name = name_of(admitted.call, object.as_ref(), old);
+        let told = Told::of(self, admitted.call, &name)?;
+        let (host, rights) =
+            (Kinds { api: self, table: &admitted.call.table }, Rights::of(self, admitted.call));
+        let mut record = Record::default();
+        let attributes = attributes(admitted, &told, &rights, None, old);
+        let caller = Caller { client: &self.webhooks.client, host: &host };
+        let mutated = compiled.1.mutate(caller, &attributes, object, reinvocation, &mut record).await;
+        warnings.extend(record.warnings);
+        let object = mutated?;
+        Ok(Mutated { has_changed: object != before, object })
+    }
+
+    /// Whether webhooks have nothing against a request.
+    pub(crate) async fn validate_by_webhooks(
+        &self,
+        admitted: &Admitted<'_>,
+        object: Option<&Object>,
+        old: Option<&Object>,
+        warnings: &mut Vec<String>,
+    ) -> Result<(), Status> {
+        let compiled = self.webhooks.validating.current(self)?;
+        if compiled.1.is_empty() || admitted.call.is_own {
+            return Ok(());
+        }
+        let name = name_of(admitted.call, object, old);
+        let told = Told::of(self, admitted.call, &name)?;
+        let (host, rights) =
+            (Kinds { api: self, table: &admitted.call.table }, Rights::of(self, admitted.call));
+        let mut record = Record::default();
+        let attributes = attributes(admitted, &told, &rights, object, old);
+        let caller = Caller { client: &self.webhooks.client, host: &host };
+        let validated = compiled.1.validate(caller, &attributes, &mut record).await;
+        warnings.extend(record.warnings);
+        validated
+    }
+
+    /// The same of a request that connects to something, which brings no object but what it asks for.
+    pub(crate) async fn admit_connection(&self, call: &mut Call) -> Result<(), Status> {
+        let mut options = json!({});
+        for (name, value) in call.query.pairs() {
+            match &mut options[name] {
+                slot @ Value::Null => *slot = value.into(),
+                Value::Array(values) => values.push(value.into()),
+                slot => *slot = json!([slot.clone(), value]),
+            }
+        }
+        let kind = kind_of(&call.kind, &call.info.subresource);
+        options["kind"] = kind.kind.into();
+        options["apiVersion"] = "v1".into();
+        self.admit_document(call, Operation::Connect, options, false).await.map(drop)
+    }
+
+    /// The same of a document that is sent to a subresource, such as a `Binding`.
+    pub(crate) async fn admit_document(
+        &self,
+        call: &mut Call,
+        operation: Operation,
+        document: Value,
+        dry_run: bool,
+    ) -> Result<Value, Status> {
+        let options = match operation {
+            Operation::Connect => Value::Null,
+            _ => write_options("CreateOptions", call, dry_run),
+        };
+        let admitted = Admitted { operation, call, dry_run, options: &options };
+        let (mut warnings, mut reinvocation) = (Vec::new(), Reinvocation::default());
+        let mutated = self
+            .mutate_by_webhooks(&admitted, Some(document), None, &mut reinvocation, &mut warnings)
+            .await?;
+        self.validate_by_webhooks(&admitted, mutated.object.as_ref(), None, &mut warnings).await?;
+        call.warnings.extend(warnings);
+        Ok(mutated.object.unwrap_or_default())
+    }
+}
+
+fn name_of(call: &Call, object: Option<&Object>, old: Option<&Object>) -> String {
+    match call.info.name.as_str() {
+        "" => object.or(old).map_or("", |object| object.name()).to_owned(),
+        name => name.to_owned(),
+    }
+}
+
+fn attributes<'a>(
+    admitted: &'a Admitted<'_>,
+    told: &'a Told,
+    rights: &'a Rights<'_>,
+    object: Option<&'a Object>,
+    old_object: Option<&'a Object>,
+) -> Attributes<'a> {
+    Attributes {
+        operation: admitted.operation,
+        kind: &told.kind,
+        resource: &told.resource,
+        subresource: &admitted.call.info.subresource,
+        namespace: &told.namespace,
+        name: &told.name,
+        user: &told.user,
+        dry_run: admitted.dry_run,
+        object,
+        old_object,
+        options: Some(admitted.options).filter(|options| !options.is_null()),
+        namespace_object: told.namespace_object.as_ref(),
+        authorizer: Some(rights),
+        deadline: Some(told.deadline),
+    }
+}
+
+/// What of the kinds webhooks need to know.
+struct Kinds<'a> {
+    api: &'a Api,
+    table: &'a Table,
+}
+
+impl Kinds<'_> {
+    fn of_resource(&self, resource: &GroupVersionResource) -> Option<&Arc<Kind>> {
+        self.table.kinds.by_resource(&resource.group, &resource.version, &resource.resource)
+    }
+
+    fn of_kind(&self, kind: &GroupVersionKind) -> Option<&Arc<Kind>> {
+        self.table.kinds.by_kind(&kind.group, &kind.version, &kind.kind)
+    }
+}
+
+#[async_trait]
+impl Host for Kinds<'_> {
+    fn equivalents(&self, resource: &GroupVersionResource, subresource: &str) -> Vec<GroupVersionResource> {
+        let Some(kind) = self.of_resource(resource) else { return Vec::new() };
+        let has = |other: &&Arc<Kind>| {
+            other.registry_folder == kind.registry_folder
+                && (subresource.is_empty() || other.has_subresource(subresource))
+        };
+        let others = self.table.kinds.iter().filter(has);
+        others.map(|other| GroupVersionResource::new(&other.api_version(), &other.plural)).collect()
+    }
+
+    fn kind_for(&self, resource: &GroupVersionResource, subresource: &str) -> Option<GroupVersionKind> {
+        self.of_resource(resource).map(|kind| kind_of(kind, subresource))
+    }
+
+    async fn convert(&self, object: Object, kind: &GroupVersionKind) -> Result<Object, String> {
+        let text = |field: &str| object[field].as_str().unwrap_or_default();
+        let said = GroupVersionKind::new(text("apiVersion"), text("kind"));
+        match (self.of_kind(&said), self.of_kind(kind)) {
+            (Some(from), Some(to)) if from.registry_folder == to.registry_folder => {
+                self.api.converted(from, to, object).await.map_err(|status| status.message)
+            }
+            _ => Err(format!(
+                "{} {} is no {} {}/{}",
+                said.version, said.kind, kind.kind, kind.group, kind.version
+            )),
+        }
+    }
+
+    fn decode(&self, kind: &GroupVersionKind, object: Object) -> Result<Object, String> {
+        let Some(kind) = self.of_kind(kind) else { return Ok(object) };
+        let decoded = decode::conform(kind, object, FieldValidation::Ignore);
+        decoded.map(|decoded| decoded.object).map_err(|status| status.message)
+    }
+
+    fn default(&self, kind: &GroupVersionKind, object: &mut Object) {
+        if let Some(kind) = self.of_kind(kind) {
+            default::apply(kind, object);
+        }
+    }
+}
+
+/// The rights of who makes a request, for match conditions.
+struct Rights<'a> {
+    api: &'a Api,
+    user: &'a UserInfo,
+}
+
+impl<'a> Rights<'a> {
+    fn of(api: &'a Api, call: &'a Call) -> Rights<'a> {
+        Rights { api, user: &call.user }
+    }
+}
+
+impl Authorizer for Rights<'_> {
+    fn check(&self, check: &Check, verb: &str) -> Decision {
+        let account;
+        let user = match &check.subject {
+            Subject::Requester => self.user,
+            Subject::ServiceAccount { namespace, name } => {
+                let groups =
+                    ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
+                let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
+                account = UserInfo::new(format!("system:serviceaccount:{namespace}:{name}"), &groups);
+                &account
+            }
+        };
+        let decision = self.api.authorizer.authorize(&authorize::Attributes {
+            user,
+            verb,
+            is_resource: check.path.is_empty(),
+            group: &check.group,
+            resource: &check.resource,
+            subresource: &check.subresource,
+            namespace: &check.namespace,
+            name: &check.name,
+            path: &check.path,
+            fields: &[],
+        });
+        Decision { is_allowed: decision.is_allowed(), reason: decision.reason, error: None }
+    }
+}
+
+/// The options of a write, as webhooks are shown them.
+pub(crate) fn write_options(kind: &str, call: &Call, dry_run: bool) -> Object {
+    let mut options = json!({"kind": kind, "apiVersion": "meta.k8s.io/v1"});
+    if dry_run {
+        options["dryRun"] = json!(["All"]);
+    }
+    for (field, parameter) in [("fieldManager", "fieldManager"), ("fieldValidation", "fieldValidation")] {
+        if let Some(value) = call.query.non_empty(parameter) {
+            options[field] = value.into();
+        }
+    }
+    options
+}
