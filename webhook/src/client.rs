@@ -1,7 +1,7 @@
 //! The client that calls webhooks: one `POST` of a JSON document, one document back.
 //!
 //! ```text
-//! ClientConfig ─▶ Client ─ 200 targets, least recently used ─▶ Target ─ idle connections ─ Connector ─▶ Resolver, TLS ─▶ webhook
+//! ClientConfig ─▶ Client ─ 200 peers, least recently used ─▶ Peer ─ idle connections ─ Connector ─▶ Resolver, TLS ─▶ webhook
 //! ```
 //!
 //! # Guarantees
@@ -40,12 +40,12 @@ pub use config::{ClientConfig, ConfigError, Target};
 pub use connect::{DialError, Resolver, Stream, dial};
 pub(crate) use fault::CallError;
 
-use config::Address;
+use config::{Address, Way};
 use connect::Connector;
 use fault::{BodyError, PostError};
 
-/// As many targets are remembered as upstream does.
-const MAX_TARGETS: usize = 200;
+/// As many peers are remembered as upstream does.
+const MAX_PEERS: usize = 200;
 const MAX_IDLE_CONNECTIONS: usize = 25;
 /// As long is a connection kept that nobody uses.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(90);
@@ -75,16 +75,23 @@ pub(crate) struct Limits {
     pub(crate) max_response_bytes: usize,
 }
 
-/// The targets that were called last.
+/// The peers that were called last.
 #[derive(Default)]
 struct Peers {
-    by_config: HashMap<ClientConfig, (Arc<Peer>, u64)>,
+    by_key: HashMap<PeerKey, (Arc<Peer>, u64)>,
     now: u64,
 }
 
-/// A target with its connections.
+/// Whoever differs in this is another peer. Webhooks at several paths are one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct PeerKey {
+    way: Way,
+    authority: String,
+    ca_bundle: Vec<u8>,
+}
+
+/// Whom connections are made to.
 struct Peer {
-    address: Address,
     http: HttpClient<Connector, Full<Bytes>>,
 }
 
@@ -107,13 +114,16 @@ impl Client {
         body: Bytes,
         limits: Limits,
     ) -> Result<Answer, CallError> {
-        let peer = self.peer(config)?;
+        let address = Address::of(&config.target)?;
+        let peer = self.peer(config, &address)?;
         let left = limits.deadline.saturating_duration_since(Instant::now());
         let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
-        let url = peer.address.url(seconds);
+        let url = address.url(seconds);
         let mut n_retries = 0;
         loop {
-            let head = tokio::time::timeout_at(limits.deadline, peer.send(&url, body.clone())).await;
+            let head =
+                tokio::time::timeout_at(limits.deadline, peer.send(&url, &address.authority, body.clone()))
+                    .await;
             let post = |cause| CallError::Post { url: url.clone(), cause };
             let head = head.map_err(|_| post(PostError::Deadline))?.map_err(post)?;
             match retry_after(&head) {
@@ -134,26 +144,27 @@ impl Client {
         }
     }
 
-    fn peer(&self, config: &ClientConfig) -> Result<Arc<Peer>, ConfigError> {
-        let known = self.peers.lock().get(config);
+    fn peer(&self, config: &ClientConfig, address: &Address) -> Result<Arc<Peer>, ConfigError> {
+        let (way, authority) = (address.way.clone(), address.authority.clone());
+        let key = PeerKey { way, authority, ca_bundle: config.ca_bundle.clone() };
+        let known = self.peers.lock().get(&key);
         if let Some(peer) = known {
             return Ok(peer);
         }
         // Made outside of the lock: reading certificates takes its time.
-        let peer = Arc::new(self.connect_to(config)?);
-        self.peers.lock().insert(config.clone(), peer.clone());
+        let peer = Arc::new(self.connect_to(address, &config.ca_bundle)?);
+        self.peers.lock().insert(key, peer.clone());
         Ok(peer)
     }
 
-    fn connect_to(&self, config: &ClientConfig) -> Result<Peer, ConfigError> {
-        let address = Address::of(&config.target)?;
-        let tls = tls::config(&config.ca_bundle, &self.roots, &self.provider)?;
+    fn connect_to(&self, address: &Address, ca_bundle: &[u8]) -> Result<Peer, ConfigError> {
+        let tls = tls::config(ca_bundle, &self.roots, &self.provider)?;
         let server_name = ServerName::try_from(address.host.clone()).map_err(|_| ConfigError::Url {
             why: format!("{:?} is no name that a certificate could be for", address.host),
         })?;
         let connector = Connector {
             resolver: self.resolver.clone(),
-            target: Arc::new(config.target.clone()),
+            way: Arc::new(address.way.clone()),
             host: address.host.as_str().into(),
             port: address.port,
             server_name,
@@ -165,34 +176,39 @@ impl Client {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build(connector);
-        Ok(Peer { address, http })
+        Ok(Peer { http })
     }
 }
 
 impl Peers {
-    fn get(&mut self, config: &ClientConfig) -> Option<Arc<Peer>> {
+    fn get(&mut self, key: &PeerKey) -> Option<Arc<Peer>> {
         self.now += 1;
-        let (peer, used) = self.by_config.get_mut(config)?;
+        let (peer, used) = self.by_key.get_mut(key)?;
         *used = self.now;
         Some(peer.clone())
     }
 
-    fn insert(&mut self, config: ClientConfig, peer: Arc<Peer>) {
-        if self.by_config.len() >= MAX_TARGETS {
-            let oldest = self.by_config.iter().min_by_key(|(_, (_, used))| *used);
-            if let Some(oldest) = oldest.map(|(config, _)| config.clone()) {
-                self.by_config.remove(&oldest);
+    fn insert(&mut self, key: PeerKey, peer: Arc<Peer>) {
+        if self.by_key.len() >= MAX_PEERS {
+            let oldest = self.by_key.iter().min_by_key(|(_, (_, used))| *used);
+            if let Some(oldest) = oldest.map(|(key, _)| key.clone()) {
+                self.by_key.remove(&oldest);
             }
         }
         self.now += 1;
-        self.by_config.insert(config, (peer, self.now));
+        self.by_key.insert(key, (peer, self.now));
     }
 }
 
 impl Peer {
-    async fn send(&self, url: &str, body: Bytes) -> Result<http::Response<Incoming>, PostError> {
+    async fn send(
+        &self,
+        url: &str,
+        authority: &str,
+        body: Bytes,
+    ) -> Result<http::Response<Incoming>, PostError> {
         let request = http::Request::post(url)
-            .header(HOST, &self.address.authority)
+            .header(HOST, authority)
             .header(USER_AGENT, AGENT)
             .header(ACCEPT, "application/json, */*")
             .header(CONTENT_TYPE, "application/json")
@@ -230,11 +246,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_target_that_was_not_called_for_longest_is_forgotten() {
+    fn the_peer_that_was_not_called_for_longest_is_forgotten() {
         let mut peers = Peers::default();
-        let config = |n: usize| ClientConfig {
-            target: Target::Url(format!("https://a{n}.example/")),
-            ca_bundle: Vec::new(),
+        let address =
+            |n: usize| Address::of(&Target::Url(format!("https://a{n}.example/"))).expect("an address");
+        let key = |n: usize| {
+            let Address { way, authority, .. } = address(n);
+            PeerKey { way, authority, ca_bundle: Vec::new() }
         };
         struct Nowhere;
         #[async_trait::async_trait]
@@ -249,14 +267,14 @@ mod tests {
         roots.add(certificate.cert.der().clone()).expect("a root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let client = Client::new(Arc::new(Nowhere), provider).roots(roots);
-        let peer = Arc::new(client.connect_to(&config(0)).expect("a peer"));
-        for n in 0..MAX_TARGETS {
-            peers.insert(config(n), peer.clone());
+        let peer = Arc::new(client.connect_to(&address(0), &[]).expect("a peer"));
+        for n in 0..MAX_PEERS {
+            peers.insert(key(n), peer.clone());
         }
-        assert!(peers.get(&config(0)).is_some());
-        peers.insert(config(MAX_TARGETS), peer);
-        assert_eq!(peers.by_config.len(), MAX_TARGETS);
-        assert!(peers.get(&config(0)).is_some());
-        assert!(peers.get(&config(1)).is_none());
+        assert!(peers.get(&key(0)).is_some());
+        peers.insert(key(MAX_PEERS), peer);
+        assert_eq!(peers.by_key.len(), MAX_PEERS);
+        assert!(peers.get(&key(0)).is_some());
+        assert!(peers.get(&key(1)).is_none());
     }
 }

@@ -90,7 +90,7 @@ impl<'a> Current<'a> {
         Ok(())
     }
 
-    async fn become_(&mut self, caller: Caller<'_>, kind: &GroupVersionKind) -> Result<(), Status> {
+    async fn turn_into(&mut self, caller: Caller<'_>, kind: &GroupVersionKind) -> Result<(), Status> {
         if self.kind == *kind {
             return Ok(());
         }
@@ -140,7 +140,7 @@ impl Mutation<'_> {
         let invocation = hook.invocation(attributes, current.object.as_ref(), self.equivalents)?;
         let Some(invocation) = invocation else { return Ok(()) };
         if !hook.conditions.is_empty() {
-            current.become_(self.caller, &invocation.kind).await?;
+            current.turn_into(self.caller, &invocation.kind).await?;
             let (object, old_object) = (current.object.as_ref(), current.old_object());
             if !hook.conditions_hold(attributes, &invocation.kind, object, old_object)? {
                 return Ok(());
@@ -149,7 +149,7 @@ impl Mutation<'_> {
         if !reinvocation.is_asked_now(&hook.uid) {
             return Ok(());
         }
-        current.become_(self.caller, &invocation.kind).await?;
+        current.turn_into(self.caller, &invocation.kind).await?;
         let round = match reinvocation.round() {
             Round::First => 0,
             Round::Second => 1,

@@ -71,9 +71,17 @@ impl ClientConfig {
     }
 }
 
+/// How a webhook is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Way {
+    Service { namespace: String, name: String },
+    Host,
+}
+
 /// What of a target a request is made of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Address {
+    pub(crate) way: Way,
     /// As it stands in the URL, with the port if one was given.
     pub(crate) authority: String,
     /// Without brackets.
@@ -89,7 +97,8 @@ impl Address {
             Target::Service { namespace, name, path, port } => {
                 let host = format!("{name}.{namespace}.svc");
                 let authority = format!("{host}:{port}");
-                Ok(Address { authority, host, port: *port, path: escaped(&cleaned(path)) })
+                let way = Way::Service { namespace: namespace.clone(), name: name.clone() };
+                Ok(Address { way, authority, host, port: *port, path: escaped(&cleaned(path)) })
             }
             Target::Url(url) => Address::of_url(url),
         }
@@ -109,7 +118,8 @@ impl Address {
         let host = authority.host().trim_start_matches('[').trim_end_matches(']').to_owned();
         let path = decoded(uri.path()).ok_or_else(|| fault("invalid escape"))?;
         let port = authority.port_u16().unwrap_or(DEFAULT_PORT);
-        Ok(Address { authority: authority.as_str().into(), host, port, path: escaped(&cleaned(&path)) })
+        let (authority, path) = (authority.as_str().into(), escaped(&cleaned(&path)));
+        Ok(Address { way: Way::Host, authority, host, port, path })
     }
 
     /// With the time that there is for an answer, as the webhook is told it.

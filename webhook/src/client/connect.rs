@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::config::Target;
+use super::config::Way;
 use super::tls;
 
 /// A connection that TLS can be spoken over.
@@ -97,11 +97,11 @@ pub(super) enum ConnectError {
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes the connections to one target.
+/// Makes the connections to one peer.
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) resolver: Arc<dyn Resolver>,
-    pub(super) target: Arc<Target>,
+    pub(super) way: Arc<Way>,
     pub(super) host: Arc<str>,
     pub(super) port: u16,
     pub(super) server_name: ServerName<'static>,
@@ -111,11 +111,11 @@ pub(super) struct Connector {
 impl Connector {
     async fn connect(self) -> Result<Wire, ConnectError> {
         let dialled = tokio::time::timeout(DIAL_TIMEOUT, async {
-            match &*self.target {
-                Target::Service { namespace, name, port, .. } => {
-                    self.resolver.dial_service(namespace, name, *port).await
+            match &*self.way {
+                Way::Service { namespace, name } => {
+                    self.resolver.dial_service(namespace, name, self.port).await
                 }
-                Target::Url(_) => self.resolver.dial_host(&self.host, self.port).await,
+                Way::Host => self.resolver.dial_host(&self.host, self.port).await,
             }
         });
         let stream = dialled.await.map_err(|_| ConnectError::DialTimeout)??;
@@ -134,7 +134,7 @@ impl tower::Service<http::Uri> for Connector {
         Poll::Ready(Ok(()))
     }
 
-    /// The URI says nothing that the target does not.
+    /// The URI says nothing that the peer does not.
     fn call(&mut self, _: http::Uri) -> Self::Future {
         Box::pin(self.clone().connect())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 use skiff_webhook::conversion::Converter;
-use skiff_webhook::{Client, ConfigError};
+use skiff_webhook::{Client, ConfigError, DialError, Resolver, Stream};
 
 use crate::server::{Always, NAME, Reply, Server};
 
@@ -64,6 +64,42 @@ async fn connections_are_used_again() {
         assert_eq!(convert(&converter).await, Ok(object("v2")));
     }
     assert_eq!((server.calls().len(), server.n_connections()), (5, 1));
+}
+
+#[tokio::test]
+async fn webhooks_of_one_service_share_its_connections() {
+    let server = Server::start().await;
+    server.answer([("/convert", good()), ("/other", good())]);
+    let client = server.client();
+    for path in ["/convert", "/other"] {
+        let mut target = service("hook");
+        target["service"]["path"] = path.into();
+        let converter = converter(client.clone(), target, &server.ca_pem).expect("a converter");
+        assert_eq!(convert(&converter).await, Ok(object("v2")));
+    }
+    let paths: Vec<String> = server.calls().into_iter().map(|call| call.path).collect();
+    assert_eq!((paths, server.n_connections()), (vec!["/convert".into(), "/other".into()], 1));
+}
+
+#[tokio::test]
+async fn a_url_is_dialled_by_its_name_or_address() {
+    struct OnlyHosts;
+    #[async_trait::async_trait]
+    impl Resolver for OnlyHosts {
+        async fn dial_service(&self, _: &str, _: &str, _: u16) -> Result<Box<dyn Stream>, DialError> {
+            Err(DialError::Unresolved("there are no services".into()))
+        }
+    }
+    for name in ["localhost", "127.0.0.1"] {
+        let (certificate, key) = own_authority(name, 2000, 4000);
+        let server = Server::start_with(certificate.der().clone(), &key, certificate.pem()).await;
+        server.answer([("/convert", good())]);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let client = Arc::new(Client::new(Arc::new(OnlyHosts), provider));
+        let url = format!("https://{name}:{}/convert", server.address.port());
+        let converter = converter(client, json!({ "url": url }), &server.ca_pem).expect("a converter");
+        assert_eq!(convert(&converter).await, Ok(object("v2")), "{name}");
+    }
 }
 
 #[tokio::test]
