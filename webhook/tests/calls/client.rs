@@ -337,3 +337,23 @@ async fn a_connection_that_the_webhook_has_closed_is_not_used_again() {
     server.answer([("/convert", good())]);
     assert_eq!(convert(&converter).await, Ok(object("v2")));
 }
+
+#[tokio::test]
+async fn whoever_accepts_and_says_nothing_is_given_up() {
+    let server = Server::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let client = Arc::new(Client::new(Arc::new(Always(address)), provider));
+    let converter = converter(client, service("hook"), &server.ca_pem).expect("a converter");
+    let silent = async {
+        let _held = listener.accept().await.expect("a connection");
+        tokio::time::pause();
+        std::future::pending::<()>().await
+    };
+    let found = tokio::select! {
+        found = convert(&converter) => found,
+        () = silent => unreachable!(),
+    };
+    assert_failed(found, &format!("{POST}net/http: TLS handshake timeout"));
+}
