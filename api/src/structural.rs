@@ -35,6 +35,7 @@ mod number;
 mod old;
 mod part;
 mod place;
+pub(crate) mod preset;
 mod prune;
 mod words;
 

@@ -50,6 +50,30 @@ impl Schema {
         let root = reader.node(open_api_v3_schema, "", Place::Root)?;
         Ok(Schema { root: Some(root), ..reader.schema })
     }
+
+    /// Reads a part of such a schema as if it were the whole: [`Schema::root`] is a value there. What is said of a resource holds
+    /// for the part where that is an embedded one.
+    ///
+    /// # Errors
+    /// As [`Schema::of_custom`].
+    pub(crate) fn of_part(schema: &Value) -> Result<Schema, ReadError> {
+        depth::check(schema)?;
+        let mut reader = Reader::default();
+        let root = reader.node(schema, "", Place::Inner)?;
+        Ok(Schema { root: Some(root), ..reader.schema })
+    }
+
+    /// The same of a whole schema, whose resource is then seen as an embedded one.
+    ///
+    /// # Errors
+    /// As [`Schema::of_custom`].
+    pub(crate) fn of_embedded(open_api_v3_schema: &Value) -> Result<Schema, ReadError> {
+        let mut schema = Schema::of_custom(open_api_v3_schema)?;
+        if let Some(custom) = schema.root.as_mut().and_then(|root| root.custom.as_mut()) {
+            custom.embedded = true;
+        }
+        Ok(schema)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

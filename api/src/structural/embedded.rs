@@ -22,6 +22,18 @@ pub(super) fn check(schema: &Schema, object: &Object) -> Vec<Cause> {
     causes
 }
 
+/// The same of a value that may be an embedded object itself.
+pub(super) fn check_value(schema: &Schema, value: &Value) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if let (Some(root), Value::Object(map)) = (schema.root(), value)
+        && prune::is_embedded(root)
+    {
+        resource(map, &Place::Root, &mut causes);
+    }
+    causes.extend(check(schema, value));
+    causes
+}
+
 fn walk(schema: &Schema, node: &Node, value: &Value, place: &Place<'_>, causes: &mut Vec<Cause>) {
     match value {
         Value::Object(map) => {

@@ -61,6 +61,25 @@ pub fn prune(schema: &Schema, object: &mut Object) -> Result<Vec<String>, String
     Ok(names)
 }
 
+/// Prunes a value that may be an embedded object, but is none by itself; whether anything went.
+pub(super) fn prune_value(schema: &Schema, value: &mut Value) -> bool {
+    let mut walk = Walk { schema, unknown: Unknown::default() };
+    walk.prune(schema.root(), value, IsRoot::No, &Place::Root);
+    !walk.unknown.names.is_empty()
+}
+
+/// Brings the metadata of a value and of what is embedded in it into its form; whether anything went.
+///
+/// # Errors
+/// The first fault, in upstream's words.
+pub(super) fn coerce_value(schema: &Schema, value: &mut Value) -> Result<bool, String> {
+    let mut unknown = Unknown::default();
+    if let Some(root) = schema.root() {
+        coerce(schema, root, value, IsRoot::No, &Place::Root, &mut unknown)?;
+    }
+    Ok(!unknown.names.is_empty())
+}
+
 /// The root is an object with `metadata` of its own, whatever its schema says.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum IsRoot {

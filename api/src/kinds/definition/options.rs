@@ -21,7 +21,6 @@ pub(super) struct Options<'o> {
     pub(super) types: bool,
     pub(super) structural: bool,
     /// Defaults have no unknown fields.
-    #[expect(dead_code, reason = "defaults are not looked at yet")]
     pub(super) pruned_defaults: bool,
     /// Items of sets are atomic.
     pub(super) atomic_sets: bool,
