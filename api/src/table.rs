@@ -11,7 +11,7 @@ pub(crate) mod cell;
 mod described;
 mod json_path;
 
-pub use json_path::JsonPath;
+pub use json_path::{JsonPath, PathError};
 
 /// One printer column.
 #[derive(Clone)]

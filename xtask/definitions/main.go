@@ -2,6 +2,7 @@
 // changed at random, and records it. `api/tests/definitions.rs` asks the same of ours.
 //
 //	definitions FILE [CASES [SEED]]     gzipped lines of JSON
+//	definitions -columns FILE           the same of what columns show of objects, for `api/tests/columns.rs`
 //
 // The first lines are the documents that all cases start from; a case names one and what is changed in it. All of it follows from
 // one seed.
@@ -56,6 +57,13 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) == 2 && args[0] == "-columns" {
+		lines, err := columns(defaultCases, defaultSeed)
+		if err != nil {
+			return err
+		}
+		return write(args[1], lines)
+	}
 	if len(args) < 1 || len(args) > 3 {
 		return errors.New("usage: definitions FILE [CASES [SEED]]")
 	}
