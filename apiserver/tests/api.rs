@@ -12,6 +12,9 @@ mod apply;
 #[path = "api/custom.rs"]
 mod custom;
 
+#[path = "api/webhooks.rs"]
+mod webhooks;
+
 #[path = "api/lists.rs"]
 mod lists;
 

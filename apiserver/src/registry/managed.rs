@@ -8,7 +8,7 @@ use skiff_api::apply::{FieldManager, Force, Versions};
 use skiff_api::schema::TypeRef;
 use skiff_api::{Kind, Object, Status};
 
-use super::convert::convert;
+use super::convert::{convert, needs_webhook};
 use super::options::{MAX_MANAGER_BYTES, WriteOptions};
 use super::timestamp;
 use crate::api::{Api, Call};
@@ -75,6 +75,10 @@ impl Versions for Served<'_> {
             (found.registry_folder == kind.registry_folder).then_some(found)
         };
         let (from, to) = (of_version(object["apiVersion"].as_str()?)?, of_version(api_version)?);
+        // Who manages what in a version that only a webhook converts to is forgotten.
+        if needs_webhook(from, to) {
+            return None;
+        }
         Some((convert(from, to, object.clone()), to.schema.clone()))
     }
 }

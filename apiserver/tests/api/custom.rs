@@ -5,10 +5,10 @@ use serde_json::{Value, json};
 
 use crate::fixture::{Client, Cluster};
 
-const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-const FOOS: &str = "/apis/example.com/v1/namespaces/a/foos";
+pub(crate) const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+pub(crate) const FOOS: &str = "/apis/example.com/v1/namespaces/a/foos";
 
-fn definition() -> Value {
+pub(crate) fn definition() -> Value {
     json!({
         "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
         "metadata": {"name": "foos.example.com"},
@@ -47,7 +47,7 @@ fn definition() -> Value {
     })
 }
 
-fn foo(name: &str, spec: Value) -> Value {
+pub(crate) fn foo(name: &str, spec: Value) -> Value {
     json!({"apiVersion": "example.com/v1", "kind": "Foo", "metadata": {"name": name}, "spec": spec})
 }
 
@@ -68,7 +68,7 @@ async fn until(client: &Client, list: &str, name: &str, is: impl Fn(&str, &Value
 }
 
 /// Creates a definition and waits until what it declares is served.
-async fn establish(client: &Client, definition: &Value) -> Value {
+pub(crate) async fn establish(client: &Client, definition: &Value) -> Value {
     client.post(DEFINITIONS, definition.clone()).await.created();
     let name = definition["metadata"]["name"].as_str().expect("a name");
     until(client, DEFINITIONS, name, |_, found| condition(found, "Established")["status"] == "True").await

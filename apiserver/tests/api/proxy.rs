@@ -109,7 +109,7 @@ fn own_tls() -> tokio_rustls::TlsAcceptor {
     tls_of(&certificate.pem(), &key.serialize_pem())
 }
 
-fn tls_of(certificate_pem: &str, key_pem: &str) -> tokio_rustls::TlsAcceptor {
+pub(crate) fn tls_of(certificate_pem: &str, key_pem: &str) -> tokio_rustls::TlsAcceptor {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let tls = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
