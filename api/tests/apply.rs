@@ -7,12 +7,12 @@ use flate2::read::GzDecoder;
 use serde_json::{Value, json};
 use skiff_api::apply::{FieldManager, Force, OneVersion};
 use skiff_api::decode::{FieldValidation, Format, decode};
+use skiff_api::kinds::kinds_of;
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Kinds, Object, Status, default};
 
-fn steps() -> Vec<Value> {
+fn steps(packed: &[u8]) -> Vec<Value> {
     let mut text = String::new();
-    let packed: &[u8] = include_bytes!("apply.jsonl.gz");
     GzDecoder::new(packed).read_to_string(&mut text).expect("a gzipped file");
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
@@ -66,38 +66,75 @@ fn pruned(value: &Value) -> Value {
     }
 }
 
-#[test]
-fn every_step_of_every_history_makes_what_upstream_makes_of_it() {
-    let kinds = Kinds::builtin();
+/// What was played, and what came of it otherwise than upstream.
+#[derive(Default)]
+struct Played {
+    n_steps: usize,
+    n_conflicts: usize,
+    n_failures: usize,
+    wrong: Vec<String>,
+}
+
+fn play<'k>(steps: &[Value], kind_of: impl Fn(&Value) -> &'k Kind) -> Played {
     let mut live: Option<Object> = None;
-    let (mut n_steps, mut n_conflicts, mut n_failures, mut wrong) = (0, 0, 0, Vec::new());
-    for (line, step) in steps().iter().enumerate() {
+    let mut played = Played::default();
+    for (line, step) in steps.iter().enumerate() {
         if step["first"] == true {
             live = None;
         }
-        n_steps += 1;
-        let kind = kind_of(&kinds, step);
-        let made = take(kind, live.as_ref(), step);
+        played.n_steps += 1;
+        let made = take(kind_of(step), live.as_ref(), step);
+        let mut differs = |ours: &dyn std::fmt::Display| {
+            played.wrong.push(format!("line {}: {step}\n   ours: {ours}", line + 1));
+        };
         match (&made, step.get("error")) {
             (Ok(object), None) => {
                 if pruned(object) != pruned(&step["object"]) {
-                    wrong.push(format!("line {}: {step}\n   ours: {object}", line + 1));
+                    differs(object);
                 }
             }
             (Err(status), Some(error)) => {
-                n_failures += 1;
-                n_conflicts += usize::from(status.code == 409);
+                played.n_failures += 1;
+                played.n_conflicts += usize::from(status.code == 409);
                 if told(status) != *error {
-                    wrong.push(format!("line {}: {step}\n   ours: {}", line + 1, told(status)));
+                    differs(&told(status));
                 }
             }
-            (made, _) => wrong.push(format!("line {}: {step}\n   ours: {made:?}", line + 1)),
+            (Ok(object), Some(_)) => differs(object),
+            (Err(status), None) => differs(status),
         }
         if step.get("error").is_none() {
             // Each step by itself: what an earlier one got wrong is told once.
             live = Some(step["object"].clone());
         }
     }
+    played
+}
+
+#[test]
+fn every_step_of_every_history_makes_what_upstream_makes_of_it() {
+    let kinds = Kinds::builtin();
+    let played = play(&steps(include_bytes!("apply.jsonl.gz")), |step| kind_of(&kinds, step));
+    let Played { n_steps, n_conflicts, n_failures, wrong } = played;
+    assert!(
+        wrong.is_empty(),
+        "{} of {n_steps} steps:\n{}",
+        wrong.len(),
+        wrong[..wrong.len().min(5)].join("\n")
+    );
+    assert!(
+        n_steps > 1000 && n_conflicts > 100 && n_failures > n_conflicts,
+        "{n_steps} {n_conflicts} {n_failures}"
+    );
+}
+
+#[test]
+fn custom_resources_are_owned_as_their_definitions_say() {
+    let steps = steps(include_bytes!("owned.jsonl.gz"));
+    let mut definition = steps[0]["definition"].clone();
+    definition["status"]["acceptedNames"] = definition["spec"]["names"].clone();
+    let kinds = kinds_of(&definition).expect("a sound definition");
+    let Played { n_steps, n_conflicts, n_failures, wrong } = play(&steps[1..], |_| &kinds[0]);
     assert!(
         wrong.is_empty(),
         "{} of {n_steps} steps:\n{}",

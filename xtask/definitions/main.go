@@ -3,6 +3,7 @@
 //
 //	definitions FILE [CASES [SEED]]     gzipped lines of JSON
 //	definitions -columns FILE           the same of what columns show of objects, for `api/tests/columns.rs`
+//	definitions -owned FILE             the same of who owns what of a custom resource, for `api/tests/apply.rs`
 //
 // The first lines are the documents that all cases start from; a case names one and what is changed in it. All of it follows from
 // one seed.
@@ -59,6 +60,13 @@ func main() {
 func run(args []string) error {
 	if len(args) == 2 && args[0] == "-columns" {
 		lines, err := columns(defaultCases, defaultSeed)
+		if err != nil {
+			return err
+		}
+		return write(args[1], lines)
+	}
+	if len(args) == 2 && args[0] == "-owned" {
+		lines, err := owned(defaultHistories, defaultSeed)
 		if err != nil {
 			return err
 		}

@@ -110,7 +110,7 @@ impl Check {
             }
             (Shape::String | Shape::Bytes, Value::String(_)) | (Shape::Bool, Value::Bool(_)) => return,
             (Shape::String | Shape::Bytes, other) => {
-                format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_text(other))
+                format!("expected string, got &value.valueUnstructured{{Value:{}}}", go_syntax(other))
             }
             (Shape::Bool, other) => format!("expected boolean, got &{{{}}}", go_text(other)),
             (_, Value::Number(_) | Value::String(_) | Value::Bool(_)) => return,
@@ -129,6 +129,24 @@ fn go_type(value: &Value) -> &'static str {
         Value::String(_) => "string",
         Value::Array(_) => "[]interface {}",
         Value::Object(_) => "map[string]interface {}",
+    }
+}
+
+/// A value as Go's `%#v` prints it.
+fn go_syntax(value: &Value) -> String {
+    match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Array(items) => {
+            let items: Vec<String> = items.iter().map(go_syntax).collect();
+            format!("{}{{{}}}", go_type(value), items.join(", "))
+        }
+        Value::Object(map) => {
+            let pairs: Vec<String> =
+                map.iter().map(|(name, value)| format!("{name:?}:{}", go_syntax(value))).collect();
+            format!("{}{{{}}}", go_type(value), pairs.join(", "))
+        }
+        Value::Null => "interface {}(nil)".into(),
+        other => other.to_string(),
     }
 }
 
