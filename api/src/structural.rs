@@ -9,13 +9,15 @@
 //!
 //! Entry points: [`prune`] and [`default`], which decoding and defaulting call for every kind whose schema has a
 //! [`root`](crate::schema::Schema::root); [`validate`] on creation and update of the object, [`validate_status`] on update of its
-//! `status`. The rest of `metadata` is the engine's, as for all kinds.
+//! `status`; [`judge`] and [`judge_status`] are the same with warnings. [`check_rules`] says what is wrong with the rules of a new
+//! schema. The rest of `metadata` is the engine's, as for all kinds.
 //!
 //! # Guarantees
 //! Pure and linear in the object times the schemas of one place. Recursion is as deep as the object and the schema, which are
 //! checked before. Of one object at most ten thousand faults are told.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::OnceLock;
 
 use skiff_cel::Pattern;
@@ -37,38 +39,59 @@ mod part;
 mod place;
 pub(crate) mod preset;
 mod prune;
+mod rules;
 mod words;
 
 pub use fill::default;
 pub use prune::prune;
+pub use rules::definition::check_rules;
 
 use check::Checker;
 use old::Old;
 use part::Part;
 use place::Place;
+use rules::Rules;
+
+/// What validation has to say of an object.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    pub causes: Vec<Cause>,
+    /// For `Warning` headers: what rules have against parts that did not change.
+    pub warnings: Vec<String>,
+}
 
 /// What is wrong with an object of a custom resource: a new one, or one that takes the place of `old`, of which parts that did not
 /// change are not told again.
+pub fn validate(kind_schema: &TypeRef, new: &Object, old: Option<&Object>) -> Vec<Cause> {
+    judge(kind_schema, new, old).causes
+}
+
+/// What is wrong with an object of which only the `status` is new.
+pub fn validate_status(kind_schema: &TypeRef, new: &Object, old: &Object) -> Vec<Cause> {
+    judge_status(kind_schema, new, old).causes
+}
+
+/// As [`validate`], with warnings.
 ///
 /// Source: `customResourceStrategy` of apiextensions-apiserver's `pkg/registry/customresource`.
-pub fn validate(kind_schema: &TypeRef, new: &Object, old: Option<&Object>) -> Vec<Cause> {
+pub fn judge(kind_schema: &TypeRef, new: &Object, old: Option<&Object>) -> Verdict {
     let schema = &*kind_schema.schema;
-    let Some(root) = schema.root() else { return Vec::new() };
+    let Some(root) = schema.root() else { return Verdict::default() };
     let part = Part::Node(schema, root);
     let before = old.map(|old| Old::new(part, old));
     let found = Checker { schema }.value(part, new, before.as_ref(), &Place::Root);
     let mut causes: Vec<Cause> = found.faults.into_iter().map(|fault| fault.into_cause(None)).collect();
     causes.extend(embedded::check(schema, new));
     causes.extend(list_faults(schema, new, old));
-    causes
+    by_rules(schema, causes, new, old)
 }
 
-/// What is wrong with an object of which only the `status` is new.
+/// As [`validate_status`], with warnings.
 ///
 /// Source: `statusStrategy` of the same package.
-pub fn validate_status(kind_schema: &TypeRef, new: &Object, old: &Object) -> Vec<Cause> {
+pub fn judge_status(kind_schema: &TypeRef, new: &Object, old: &Object) -> Verdict {
     let schema = &*kind_schema.schema;
-    let Some(root) = schema.root() else { return Vec::new() };
+    let Some(root) = schema.root() else { return Verdict::default() };
     let mut causes = Vec::new();
     if let (Some(part), Some(status)) = (Part::Node(schema, root).field("status"), new.get("status")) {
         let before = old.get("status").map(|old| Old::new(part, old));
@@ -76,7 +99,31 @@ pub fn validate_status(kind_schema: &TypeRef, new: &Object, old: &Object) -> Vec
         causes.extend(found.faults.into_iter().map(|fault| fault.into_cause(Some("status"))));
     }
     causes.extend(list_faults(schema, new, Some(old)));
-    causes
+    by_rules(schema, causes, new, Some(old))
+}
+
+/// Rules are run over objects whose shape they can rely on.
+fn by_rules(schema: &Schema, mut causes: Vec<Cause>, new: &Object, old: Option<&Object>) -> Verdict {
+    const BLOCKING: [&str; 5] = [
+        "FieldValueNotSupported",
+        "FieldValueRequired",
+        "FieldValueTooLong",
+        "FieldValueTooMany",
+        "FieldValueTypeInvalid",
+    ];
+    let (Some(root), Some(rules)) = (schema.root(), schema.compiled().rules(schema)) else {
+        return Verdict { causes, warnings: Vec::new() };
+    };
+    if causes.iter().any(|cause| BLOCKING.contains(&cause.reason)) {
+        let message = "Invalid value: null: some validation rules were not checked because the object was invalid; correct the \
+                       existing errors to complete validation";
+        causes.push(Cause::new("FieldValueInvalid", "<nil>", message.into()));
+        return Verdict { causes, warnings: Vec::new() };
+    }
+    let old = old.map(|old| (old, Old::new(Part::Node(schema, root), old)));
+    let said = rules::run(rules, new, old);
+    causes.extend(said.causes);
+    Verdict { causes, warnings: said.warnings }
 }
 
 /// Lists of an object that had such faults before may have others.
@@ -88,9 +135,16 @@ fn list_faults(schema: &Schema, new: &Object, old: Option<&Object>) -> Vec<Cause
 }
 
 /// What is made of a schema once, when it is first needed.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Compiled {
     patterns: HashMap<Box<str>, OnceLock<Result<Pattern, String>>>,
+    rules: OnceLock<Option<Rules>>,
+}
+
+impl fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Compiled").field("patterns", &self.patterns).finish_non_exhaustive()
+    }
 }
 
 impl Compiled {
@@ -129,6 +183,11 @@ impl Compiled {
         let fields = nested.fields.iter().map(|(_, nested)| nested);
         let inner = nested.items.as_deref().into_iter().chain(nested.values.as_deref());
         fields.chain(inner).for_each(|nested| self.nested(nested));
+    }
+
+    /// The rules of the schema that this is of.
+    fn rules(&self, schema: &Schema) -> Option<&Rules> {
+        self.rules.get_or_init(|| Rules::new(schema)).as_ref()
     }
 
     /// A pattern of the schema.

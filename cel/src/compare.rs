@@ -5,6 +5,7 @@
 use std::cmp::Ordering;
 
 use crate::fault::Fault;
+use crate::shape;
 use crate::value::{List, Map, Value};
 
 pub(crate) fn equal(a: &Value<'_>, b: &Value<'_>) -> bool {
@@ -26,10 +27,18 @@ pub(crate) fn equal(a: &Value<'_>, b: &Value<'_>) -> bool {
 }
 
 fn lists_equal(a: &List<'_>, b: &List<'_>) -> bool {
+    if let List::Shaped(items, shape) = a
+        && let Some(is_same) = shape::same_elements(items, shape, b)
+    {
+        return is_same;
+    }
     a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| equal(&a, &b))
 }
 
 fn maps_equal(a: &Map<'_>, b: &Map<'_>) -> bool {
+    if let Map::Shaped(map, shape) = a {
+        return shape::maps_equal(map, shape, b);
+    }
     a.len() == b.len() && a.iter().all(|(key, value)| b.find(&key).is_some_and(|other| equal(&value, &other)))
 }
 

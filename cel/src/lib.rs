@@ -35,6 +35,7 @@ mod parse;
 mod plan;
 mod run;
 mod set;
+mod shape;
 mod token;
 mod types;
 mod unify;
@@ -49,6 +50,7 @@ pub use estimate::{Range, Sizes};
 pub use fault::Fault;
 pub use issue::{Issue, Rejected, Stage};
 pub use library::{Authorizer, Check, Decision, Library, Pattern, Subject};
+pub use shape::{Declared, Shape, Uniqueness};
 pub use types::{Type, Types};
 pub use value::{Entries, Key, List, Map, Scalar, Text, Timestamp, Value};
 
@@ -63,9 +65,9 @@ pub fn is_url(text: &str) -> bool {
     library::is_url(text)
 }
 
-/// Reads a duration as Go writes it, in billionths of a second.
+/// Reads a text of the format `duration`, in billionths of a second.
 pub fn duration(text: &str) -> Option<i64> {
-    library::time::duration(text)
+    library::time::lax_duration(text)
 }
 
 /// As much may one run of an expression cost.
@@ -198,6 +200,18 @@ impl Program {
         self.checked.type_of(self.checked.root)
     }
 
+    /// Whether it speaks of a name, be it a variable or one of its own.
+    pub fn speaks_of(&self, name: &str) -> bool {
+        let mut parts = vec![self.checked.root];
+        while let Some(id) = parts.pop() {
+            if matches!(self.checked.ast.node(id), ast::Node::Ident(other) if **other == *name) {
+                return true;
+            }
+            self.checked.ast.each_child(id, |child| parts.push(child));
+        }
+        false
+    }
+
     /// What it may cost, with what is known of the sizes of its variables.
     pub fn estimate(&self, sizes: &dyn Sizes) -> Range {
         estimate::estimate(&self.checked, sizes)
@@ -225,7 +239,7 @@ impl Program {
             turns: 0,
             locals: Vec::new(),
         };
-        let result = machine.run(plan);
+        let result = machine.run(plan).and_then(Value::checked);
         Outcome { result, cost: machine.cost }
     }
 }

@@ -23,7 +23,7 @@ pub use authorizer::{Authorizer, Check, Decision, Subject};
 pub(crate) use format::Format;
 pub(crate) use net::Cidr;
 pub use pattern::Pattern;
-pub(crate) use print::{Clause, clauses, shown};
+pub(crate) use print::{Clause, clauses, quoted, shown};
 
 use crate::fault::Fault;
 use crate::plan::Call;

@@ -363,7 +363,7 @@ fn go_name(value: &Value<'_>) -> &'static str {
         Value::Timestamp(_) => "types.Timestamp",
         Value::Optional(_) => "*types.Optional",
         Value::Type(_) => "*types.Type",
-        Value::List(_) | Value::Map(_) | Value::Library(_) => "value",
+        Value::List(_) | Value::Map(_) | Value::Library(_) | Value::Fault(_) => "value",
     }
 }
 

@@ -9,9 +9,10 @@ use serde_json::Value as Json;
 
 use crate::fault::Fault;
 use crate::library::{Library, time};
+use crate::shape::{self, Shape};
 use crate::types::Type;
 
-type JsonMap = serde_json::Map<String, Json>;
+pub(crate) type JsonMap = serde_json::Map<String, Json>;
 
 #[derive(Clone, Debug)]
 pub enum Value<'a> {
@@ -31,6 +32,8 @@ pub enum Value<'a> {
     Type(Type),
     /// What Kubernetes' libraries know: addresses, quantities, URLs, …
     Library(Library),
+    /// JSON that is not as a schema says. Whoever looks at it fails.
+    Fault(Fault),
 }
 
 #[derive(Clone, Debug)]
@@ -51,6 +54,8 @@ pub struct Timestamp {
 pub enum List<'a> {
     /// With the type of its items.
     Json(&'a [Json], Type),
+    /// With what a schema says of it.
+    Shaped(&'a [Json], Arc<Shape>),
     Owned(Arc<Vec<Value<'a>>>),
     /// Two lists one after the other, which are not copied for it.
     Joined(Arc<Joined<'a>>),
@@ -68,6 +73,8 @@ pub struct Joined<'a> {
 pub enum Map<'a> {
     /// With its own type: a map, an object, or `dyn`.
     Json(&'a JsonMap, Type),
+    /// With what a schema says of it: a map or an object.
+    Shaped(&'a JsonMap, Arc<Shape>),
     Owned(Arc<Entries<'a>>),
 }
 
@@ -154,6 +161,13 @@ impl<'a> Value<'a> {
         Value::Optional(Some(Arc::new(value)))
     }
 
+    pub(crate) fn checked(self) -> Result<Value<'a>, Fault> {
+        match self {
+            Value::Fault(fault) => Err(fault),
+            value => Ok(value),
+        }
+    }
+
     /// What a JSON value is to an expression that knows its type.
     pub fn from_json(json: &'a Json, type_: &Type) -> Value<'a> {
         match (json, type_) {
@@ -191,6 +205,7 @@ impl<'a> Value<'a> {
             Value::Optional(_) => Type::optional(Type::Dyn),
             Value::Type(_) => Type::AnyType,
             Value::Library(library) => library.type_of(),
+            Value::Fault(_) => Type::Error,
         }
     }
 
@@ -220,7 +235,7 @@ impl<'a> Value<'a> {
             Value::List(list) => list.is_empty(),
             Value::Map(map) => map.is_empty(),
             Value::Optional(inner) => inner.is_none(),
-            Value::Type(_) | Value::Library(_) => false,
+            Value::Type(_) | Value::Library(_) | Value::Fault(_) => false,
         }
     }
 }
@@ -247,7 +262,7 @@ impl Timestamp {
 impl<'a> List<'a> {
     pub fn len(&self) -> usize {
         match self {
-            List::Json(items, _) => items.len(),
+            List::Json(items, _) | List::Shaped(items, _) => items.len(),
             List::Owned(items) => items.len(),
             List::Joined(joined) => joined.len,
         }
@@ -262,6 +277,10 @@ impl<'a> List<'a> {
         loop {
             match list {
                 List::Json(items, type_) => return items.get(at).map(|item| Value::from_json(item, type_)),
+                List::Shaped(items, shape) => {
+                    let (item, shape) = (items.get(at)?, shape.element()?);
+                    return Some(Value::of(item, shape));
+                }
                 List::Owned(items) => return items.get(at).cloned(),
                 List::Joined(joined) => {
                     let n_first = joined.first.len();
@@ -311,7 +330,7 @@ impl<'a> List<'a> {
 impl<'a> Map<'a> {
     pub fn len(&self) -> usize {
         match self {
-            Map::Json(map, _) => map.len(),
+            Map::Json(map, _) | Map::Shaped(map, _) => map.len(),
             Map::Owned(map) => map.len(),
         }
     }
@@ -325,6 +344,10 @@ impl<'a> Map<'a> {
             Map::Json(map, type_) => match key {
                 Key::Text(text) => map.get(&**text).map(|value| Value::from_json(value, values_of(type_))),
                 _ => None,
+            },
+            Map::Shaped(map, shape) => match key {
+                Key::Text(text) => shape::get(map, shape, text),
+                Key::Scalar(_) => None,
             },
             Map::Owned(map) => map.get(key),
         }
@@ -342,6 +365,7 @@ impl<'a> Map<'a> {
             Map::Json(map, type_) => Box::new(map.iter().map(move |(key, value)| {
                 (Value::Text(Text::Borrowed(key)), Value::from_json(value, values_of(type_)))
             })),
+            Map::Shaped(map, shape) => shape::entries(map, shape),
             Map::Owned(map) => Box::new(map.iter()),
         }
     }

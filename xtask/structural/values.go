@@ -126,7 +126,7 @@ func (d draw) fields(s *structuralschema.Structural, depth int) any {
 
 func (d draw) metadata() any {
 	out := map[string]any{}
-	for name, of := range map[string][]any{
+	values := map[string][]any{
 		"name":                       {"a", "UPPER", "a/b", "", int64(1)},
 		"namespace":                  {"default", "b_c"},
 		"labels":                     {map[string]any{"a": "b"}, map[string]any{"a b": "c d"}, map[string]any{"a": int64(1)}, "x"},
@@ -137,7 +137,9 @@ func (d draw) metadata() any {
 		"ownerReferences":            {[]any{map[string]any{"apiVersion": "v1", "kind": "Pod", "name": "a", "uid": "1"}}, []any{map[string]any{"name": "a"}}},
 		"unknown":                    {"x"},
 		"deletionGracePeriodSeconds": {int64(5), 1.5},
-	} {
+	}
+	for _, name := range sorted(values) {
+		of := values[name]
 		if chance := d.IntN(4); chance == 0 {
 			out[name] = pick(d, of)
 		} else if chance == 1 {

@@ -57,7 +57,7 @@ fn check_of(format: &str) -> Option<Check> {
         "byte" => is_base64,
         "password" => |_| true,
         "date" => is_date,
-        "duration" => is_duration,
+        "duration" => |text| skiff_cel::duration(text).is_some(),
         "datetime" => is_date_time,
         "k8sshortname" => |text| text.len() <= 63 && is_label(text),
         "k8slongname" => |text| text.len() <= 253 && text.split('.').all(is_label),
@@ -282,44 +282,6 @@ fn is_time(text: &str) -> bool {
     let fraction = chars.as_str();
     let zone = fraction.trim_start_matches(|c: char| c.is_ascii_digit());
     zone.len() < fraction.len() && is_zone(zone)
-}
-
-/// As Go writes durations, or a number before a unit anywhere in the text: `3 days`.
-fn is_duration(text: &str) -> bool {
-    const UNITS: [(&[&str], &str); 8] = [
-        (&["ns"], "nano"),
-        (&["us", "µs"], "micro"),
-        (&["ms"], "milli"),
-        (&["s"], "sec"),
-        (&["m"], "min"),
-        (&["h", "hr"], "hour"),
-        (&["d"], "day"),
-        (&["w", "wk"], "week"),
-    ];
-    if skiff_cel::duration(text).is_some() {
-        return true;
-    }
-    let is_unit = |unit: &str| {
-        let unit = unit.to_lowercase();
-        UNITS.iter().any(|(names, prefix)| names.contains(&unit.as_str()) || unit.starts_with(prefix))
-    };
-    let (mut rest, mut is_one) = (text, false);
-    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
-        rest = &rest[start..];
-        let n_digits = rest.bytes().take_while(u8::is_ascii_digit).count();
-        let (digits, after) = rest.split_at(n_digits);
-        let unit = after.trim_start_matches([' ', '\t', '\n', '\x0c', '\r']);
-        let end = unit.find(|c: char| !c.is_ascii_alphabetic() && c != 'µ').unwrap_or(unit.len());
-        rest = after;
-        if end > 0 {
-            if digits.parse::<i64>().is_err() {
-                return false;
-            }
-            is_one |= is_unit(&unit[..end]);
-            rest = &unit[end..];
-        }
-    }
-    is_one
 }
 
 fn is_label(text: &str) -> bool {

@@ -14,17 +14,17 @@ pub(super) struct Old<'o> {
     pub(super) value: &'o Value,
     part: Part<'o>,
     /// Of a list that is a map: its elements by their keys.
-    elements: OnceCell<Elements<'o>>,
+    elements: OnceCell<Elements<'o, 'o>>,
 }
 
 /// Elements of a list by the values of their keys; of several with the same the first.
-pub(super) struct Elements<'o> {
-    keys: &'o [Box<str>],
+pub(super) struct Elements<'k, 'o> {
+    keys: &'k [Box<str>],
     by_key: HashMap<String, &'o Value>,
 }
 
-impl<'o> Elements<'o> {
-    pub(super) fn new(keys: &'o [Box<str>], items: &'o [Value]) -> Elements<'o> {
+impl<'k, 'o> Elements<'k, 'o> {
+    pub(super) fn new(keys: &'k [Box<str>], items: &'o [Value]) -> Elements<'k, 'o> {
         let mut by_key = HashMap::new();
         for item in items {
             if let Some(key) = key_of(keys, item) {

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::schema::{Checks, Custom, ListType, Nested, Node, Schema, Shape};
+use crate::schema::{Checks, Custom, ListType, Nested, Node, Rule, Schema, Shape};
 
 pub(super) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
@@ -102,6 +102,71 @@ impl<'s> Part<'s> {
                 let at = nested.fields.binary_search_by(|(field, _)| (**field).cmp(name)).ok()?;
                 Some(Part::Nested(&nested.fields[at].1))
             }
+        }
+    }
+
+    /// Whether the schema names fields.
+    pub(super) fn has_fields(self) -> bool {
+        if let Some(nested) = self.of_metadata() {
+            return !nested.fields.is_empty();
+        }
+        match self {
+            Part::Node(schema, node) => match node.shape {
+                Shape::Object(id) if !is_metadata(schema, node) => {
+                    schema.get(id).fields.iter().any(|field| !custom(&field.node).implied)
+                }
+                _ => false,
+            },
+            Part::Nested(nested) => !nested.fields.is_empty(),
+        }
+    }
+
+    /// The fields that the schema names, by their names.
+    pub(super) fn fields(self) -> Vec<(&'s str, Part<'s>)> {
+        let of_nested = |nested: &'s Nested| {
+            nested.fields.iter().map(|(name, nested)| (&**name, Part::Nested(nested))).collect()
+        };
+        if let Some(nested) = self.of_metadata() {
+            return of_nested(nested);
+        }
+        match self {
+            Part::Node(schema, node) => match node.shape {
+                Shape::Object(id) if !is_metadata(schema, node) => schema
+                    .get(id)
+                    .fields
+                    .iter()
+                    .filter(|field| !custom(&field.node).implied)
+                    .map(|field| (&*field.name, Part::Node(schema, &field.node)))
+                    .collect(),
+                _ => Vec::new(),
+            },
+            Part::Nested(nested) => of_nested(nested),
+        }
+    }
+
+    pub(super) fn is_map(self) -> bool {
+        match self {
+            Part::Node(_, node) => values(node).is_some(),
+            Part::Nested(nested) => nested.values.is_some(),
+        }
+    }
+
+    pub(super) fn rules(self) -> &'s [Rule] {
+        match self {
+            Part::Node(_, node) => &custom(node).rules,
+            Part::Nested(nested) => &nested.rules,
+        }
+    }
+
+    /// An object of its own kind, though not the root.
+    pub(super) fn is_embedded(self) -> bool {
+        matches!(self, Part::Node(_, node) if custom(node).embedded)
+    }
+
+    pub(super) fn type_name(self) -> &'s str {
+        match self {
+            Part::Node(_, node) => custom(node).type_.as_deref().unwrap_or_default(),
+            Part::Nested(nested) => nested.type_.as_deref().unwrap_or_default(),
         }
     }
 

@@ -31,7 +31,7 @@ pub(crate) fn shown(value: &Value<'_>) -> String {
 }
 
 /// A text as Go quotes it, though only as far as CEL needs it.
-pub(super) fn quoted(text: &str) -> String {
+pub(crate) fn quoted(text: &str) -> String {
     let mut out = String::with_capacity(text.len() + 2);
     out.push('"');
     for c in text.chars() {
@@ -157,7 +157,7 @@ impl Clause {
         Ok(match (self, value) {
             (Clause::Text, Value::List(_) | Value::Map(_)) => nested(value)?,
             (Clause::Text, Value::Null) => "null".to_string(),
-            (Clause::Text, Value::Optional(_) | Value::Library(_)) => return Err(refused()),
+            (Clause::Text, Value::Optional(_) | Value::Library(_) | Value::Fault(_)) => return Err(refused()),
             (Clause::Text, value) => match to_text(value) {
                 Ok(Some(Value::Text(text))) => text.to_string(),
                 Err(fault) => return Err(fault.to_string()),
@@ -307,7 +307,7 @@ fn nested(value: &Value<'_>) -> Result<String, String> {
         },
         Value::Duration(nanos) => format!("duration({})", quoted(&time::duration_text(*nanos))),
         Value::Timestamp(at) => format!("timestamp({})", quoted(&time::timestamp_text(*at))),
-        Value::Optional(_) | Value::Library(_) => {
+        Value::Optional(_) | Value::Library(_) | Value::Fault(_) => {
             return Err(format!("no formatting function for {}", value.type_of().name()));
         }
         other => shown(other),

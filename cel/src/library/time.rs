@@ -130,6 +130,46 @@ pub(crate) fn duration(text: &str) -> Option<i64> {
     i64::try_from(if is_negative { -nanos } else { nanos }).ok()
 }
 
+/// As the format `duration` of schemas has it: as Go writes durations, or numbers before units anywhere in a text, `3 days`.
+///
+/// Source: `ParseDuration` of kube-openapi's `pkg/validation/strfmt`.
+pub(crate) fn lax_duration(text: &str) -> Option<i64> {
+    const UNITS: [(&[&str], &str, i64); 8] = [
+        (&["ns"], "nano", 1),
+        (&["us", "µs"], "micro", 1_000),
+        (&["ms"], "milli", 1_000_000),
+        (&["s"], "sec", 1_000_000_000),
+        (&["m"], "min", 60_000_000_000),
+        (&["h", "hr"], "hour", 3_600_000_000_000),
+        (&["d"], "day", 86_400_000_000_000),
+        (&["w", "wk"], "week", 604_800_000_000_000),
+    ];
+    if let Some(nanos) = duration(text) {
+        return Some(nanos);
+    }
+    let (mut rest, mut found) = (text, None);
+    while let Some(start) = rest.find(|c: char| c.is_ascii_digit()) {
+        rest = &rest[start..];
+        let n_digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+        let (digits, after) = rest.split_at(n_digits);
+        let unit = after.trim_start_matches([' ', '\t', '\n', '\x0c', '\r']);
+        let end = unit.find(|c: char| !c.is_ascii_alphabetic() && c != 'µ').unwrap_or(unit.len());
+        rest = after;
+        if end == 0 {
+            continue;
+        }
+        let (number, name) = (digits.parse::<i64>().ok()?, unit[..end].to_lowercase());
+        for (names, prefix, nanos) in UNITS {
+            if names.contains(&name.as_str()) || name.starts_with(prefix) {
+                // What is too long wraps around, as Go's integers do.
+                found = Some(found.unwrap_or(0_i64).wrapping_add(number.wrapping_mul(nanos)));
+            }
+        }
+        rest = &unit[end..];
+    }
+    found
+}
+
 fn duration_part(text: &str) -> Option<(i128, &str)> {
     const UNITS: [(&str, i128); 8] = [
         ("ns", 1),

@@ -9,6 +9,7 @@ use super::{Machine, Run, Slot};
 use crate::fault::Fault;
 use crate::library;
 use crate::plan::{Attribute, Base, Qualifier, QualifierKey};
+use crate::shape;
 use crate::value::{Map, Value, whole};
 
 impl<'p, 'a> Machine<'p, 'a> {
@@ -50,7 +51,8 @@ impl<'p, 'a> Machine<'p, 'a> {
             .get(at)
             .cloned()
             .flatten()
-            .ok_or_else(|| Fault::NoSuchVariable(self.names.get(at).cloned().unwrap_or_default()))
+            .ok_or_else(|| Fault::NoSuchVariable(self.names.get(at).cloned().unwrap_or_default()))?
+            .checked()
     }
 
     pub(super) fn local(&mut self, at: usize) -> Run<'a> {
@@ -63,7 +65,7 @@ impl<'p, 'a> Machine<'p, 'a> {
             self.locals[at] = Slot::Ready(value);
         }
         match &self.locals[at] {
-            Slot::Ready(value) => value.clone(),
+            Slot::Ready(value) => value.clone()?.checked(),
             Slot::Later(_) => Err(Fault::NoSuchOverload),
         }
     }
@@ -80,13 +82,14 @@ impl<'p, 'a> Machine<'p, 'a> {
             if may_be_missing {
                 let Found::Value(found) = found? else { return Ok(Value::Optional(None)) };
                 self.charge(1)?;
-                value = found;
+                value = found.checked()?;
                 continue;
             }
             self.charge(1)?;
             value = match found? {
-                found if qualifier.is_test => Value::Bool(matches!(found, Found::Value(_))),
-                Found::Value(found) => found,
+                Found::Value(found) if qualifier.is_test => found.checked().map(|_| Value::Bool(true))?,
+                Found::Missing(_) if qualifier.is_test => Value::Bool(false),
+                Found::Value(found) => found.checked()?,
                 Found::Missing(fault) => return Err(fault),
             };
         }
@@ -99,6 +102,13 @@ impl<'p, 'a> Machine<'p, 'a> {
             QualifierKey::Attribute(attribute) => self.resolve(attribute)?,
             QualifierKey::Computed(plan) => self.run(plan)?,
         };
+        // The name of a field that is known is its own, not that which expressions call it by.
+        if let (Value::Map(Map::Shaped(map, shape)), Some(_), Value::Text(name)) =
+            (value, &qualifier.field, &key)
+        {
+            let found = shape::field(map, shape, name);
+            return Ok(found.map_or_else(|| Found::Missing(no_key(&key)), Found::Value));
+        }
         if let (Value::Map(Map::Json(map, _)), Some(type_), Value::Text(name)) =
             (value, &qualifier.field, &key)
         {
