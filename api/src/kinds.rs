@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock};
 use crate::schema::{Schema, TypeRef};
 use crate::strategy::Strategy;
 use crate::table::Column;
-use crate::{Cause, Object, protobuf};
+use crate::{Cause, Object, protobuf, structural};
 
 pub use custom::{Conversion, Custom, DefinitionError, Scaled, compare_versions, kinds_of};
 pub use traits::{Beat, Names, Prefix, Traits};
@@ -159,7 +159,7 @@ impl Kind {
     /// it hides the rest.
     pub fn faults(&self, object: &Object, old: Option<&Object>, metadata: Vec<Cause>) -> Vec<Cause> {
         if self.custom().is_some() {
-            return metadata.into_iter().chain(custom::faults(self, object, old)).collect();
+            return metadata.into_iter().chain(structural::validate(&self.schema, object, old)).collect();
         }
         let first = builtin::rules::check_first(self, object, old);
         if !first.is_empty() {
@@ -189,7 +189,7 @@ impl Kind {
     /// What is wrong with the `status` of an object that replaces that of `old`.
     pub fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
         if self.custom().is_some() {
-            return custom::faults(self, new, Some(old));
+            return structural::validate_status(&self.schema, new, old);
         }
         let mut causes = builtin::rules::check_status(self, new, old);
         causes.extend(self.strategy.validate_status_update(new, old));
@@ -199,7 +199,7 @@ impl Kind {
     /// What an object that was just written most likely does not mean; `old` is what it replaces.
     pub fn warnings(&self, object: &Object, old: Option<&Object>) -> Vec<String> {
         if self.custom().is_some() {
-            return Vec::new();
+            return old.map_or_else(Vec::new, |old| structural::warnings(&self.schema, object, old));
         }
         builtin::rules::warnings::of(self, object, old)
     }

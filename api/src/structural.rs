@@ -86,6 +86,12 @@ pub fn judge(kind_schema: &TypeRef, new: &Object, old: Option<&Object>) -> Verdi
     by_rules(schema, causes, new, old)
 }
 
+/// What rules have against parts of an update that did not change.
+pub fn warnings(kind_schema: &TypeRef, new: &Object, old: &Object) -> Vec<String> {
+    let has_rules = kind_schema.schema.compiled().rules(&kind_schema.schema).is_some();
+    if has_rules { judge(kind_schema, new, Some(old)).warnings } else { Vec::new() }
+}
+
 /// As [`validate_status`], with warnings.
 ///
 /// Source: `statusStrategy` of the same package.

@@ -8,11 +8,11 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::{Generation, Kind, Origin, Scope, Storage, Traits};
+use crate::Object;
 use crate::meta::Meta;
 use crate::schema::{ReadError, Schema, TypeId, TypeRef};
 use crate::strategy::Plain;
 use crate::table::{Cell, Column};
-use crate::{Cause, Object, structural};
 
 /// What only a kind of a CustomResourceDefinition has, in one version.
 pub struct Custom {
@@ -232,11 +232,6 @@ fn known_version(name: &str) -> Option<Priority<'_>> {
 /// How discovery orders the versions of a group: what is ranked first comes first.
 pub fn compare_versions(a: &str, b: &str) -> Ordering {
     priority(a).cmp(&priority(b)).reverse()
-}
-
-/// What is wrong with an object, or with one that replaces `old`, but for its metadata.
-pub(super) fn faults(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Cause> {
-    structural::validate(&kind.schema, object, old)
 }
 
 fn text<'v>(value: &'v Value, field: &str) -> &'v str {

@@ -16,14 +16,14 @@
 mod cleanup;
 mod names;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use serde_json::Value;
+use sha2::{Digest, Sha256};
 use skiff_api::kinds::{compare_versions, kinds_of};
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Kinds, Object, Status};
@@ -31,9 +31,10 @@ use skiff_webhook::conversion::Converter;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::Api;
-use crate::cache::Filter;
+use crate::cache::{Filter, Snapshot};
 use crate::discovery::Discovery;
 use crate::registry::Next;
+use crate::store::Revision;
 
 /// Where definitions are.
 pub(crate) const DEFINITIONS: (&str, &str, &str) =
@@ -75,10 +76,25 @@ pub(crate) struct Live {
     table: ArcSwap<Table>,
     /// Where the API is reached from outside, at the moment.
     address: Arc<RwLock<SocketAddr>>,
-    /// What is served of each definition, by its name. Held by one pass at a time.
-    served: tokio::sync::Mutex<BTreeMap<Arc<str>, Served>>,
+    /// Held by one pass at a time.
+    state: tokio::sync::Mutex<State>,
     /// The definitions whose instances are being deleted.
     cleaning: Mutex<BTreeSet<Arc<str>>>,
+}
+
+/// What a pass knows from the one before, by the names of definitions.
+#[derive(Default)]
+struct State {
+    seen: BTreeMap<Arc<str>, Seen>,
+    served: BTreeMap<Arc<str>, Served>,
+}
+
+/// A definition as it was read last. They may be large, and most do not change when one does.
+struct Seen {
+    revision: Revision,
+    source: Source,
+    /// Without its versions.
+    rest: Object,
 }
 
 /// What is served of a definition.
@@ -89,20 +105,24 @@ struct Served {
     converter: Option<Arc<Converter>>,
 }
 
-#[derive(PartialEq)]
-struct Source {
-    uid: String,
-    spec: Value,
-    accepted: Value,
-}
+/// A digest of what decides about the kinds of a definition.
+#[derive(Clone, PartialEq)]
+struct Source([u8; 32]);
 
-impl Source {
-    fn of(definition: &Object) -> Source {
-        Source {
-            uid: definition.uid().to_owned(),
-            spec: definition["spec"].clone(),
-            accepted: definition["status"]["acceptedNames"].clone(),
+impl Seen {
+    fn of(mut definition: Object, revision: Revision) -> Seen {
+        let mut digest = Sha256::new();
+        for part in
+            [&definition["metadata"]["uid"], &definition["spec"], &definition["status"]["acceptedNames"]]
+        {
+            // Writing a `Value` to memory cannot fail.
+            digest.update(serde_json::to_vec(part).unwrap_or_default());
         }
+        if let Some(spec) = definition["spec"].as_object_mut() {
+            spec.remove("versions");
+        }
+        definition.meta_mut().remove("managedFields");
+        Seen { revision, source: Source(digest.finalize().into()), rest: definition }
     }
 }
 
@@ -115,7 +135,7 @@ impl Live {
             builtin,
             table: ArcSwap::from_pointee(table),
             address,
-            served: tokio::sync::Mutex::default(),
+            state: tokio::sync::Mutex::default(),
             cleaning: Mutex::default(),
         }
     }
@@ -184,16 +204,23 @@ impl Api {
         shutdown: &CancellationToken,
     ) -> Result<(), Status> {
         let kind = self.kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
-        let mut served = self.live.served.lock().await;
-        let definitions: Vec<Object> =
-            self.caches.of(&kind)?.readable().values().map(|entry| entry.parse()).collect();
+        let mut state = self.live.state.lock().await;
+        let State { seen, served } = &mut *state;
+        let stored = self.caches.of(&kind)?.readable();
+        seen.retain(|name, _| stored.contains_key(name));
+        for (name, entry) in &stored {
+            if seen.get(name).is_none_or(|seen| seen.revision != entry.mod_revision) {
+                seen.insert(name.clone(), Seen::of(entry.parse(), entry.mod_revision));
+            }
+        }
+        let definitions: Vec<Object> = seen.values().map(|seen| seen.rest.clone()).collect();
         let decided = names::decide(&definitions);
         for definition in &definitions {
             if let Some(names) = decided.get(definition.name()) {
                 self.write_status(&kind, definition, |object| names.tell(object)).await?;
             }
         }
-        self.serve_changes(&mut served, &definitions).await;
+        self.serve_changes(served, seen, &stored).await;
         for definition in &definitions {
             let is_served = served.contains_key(definition.name());
             if is_served && names::is_accepted(definition) && !names::is_true(definition, "Established") {
@@ -207,13 +234,17 @@ impl Api {
     }
 
     /// Opens and closes caches, and publishes the table, where anything changed.
-    async fn serve_changes(&self, served: &mut BTreeMap<Arc<str>, Served>, definitions: &[Object]) {
-        let is_wanted = |d: &&Object| names::is_accepted(d) || names::is_true(d, "Established");
-        let wanted: HashMap<&str, &Object> =
-            definitions.iter().filter(is_wanted).map(|definition| (definition.name(), definition)).collect();
+    async fn serve_changes(
+        &self,
+        served: &mut BTreeMap<Arc<str>, Served>,
+        seen: &BTreeMap<Arc<str>, Seen>,
+        stored: &Snapshot,
+    ) {
+        let is_wanted =
+            |seen: &Seen| names::is_accepted(&seen.rest) || names::is_true(&seen.rest, "Established");
+        let wanted: BTreeMap<&Arc<str>, &Seen> = seen.iter().filter(|(_, seen)| is_wanted(seen)).collect();
         let mut has_changed = false;
-        let gone: Vec<Arc<str>> =
-            served.keys().filter(|name| !wanted.contains_key(&***name)).cloned().collect();
+        let gone: Vec<Arc<str>> = served.keys().filter(|name| !wanted.contains_key(name)).cloned().collect();
         let mut closed: Vec<String> = Vec::new();
         for name in gone {
             if let Some(served) = served.remove(&name) {
@@ -221,12 +252,13 @@ impl Api {
                 has_changed = true;
             }
         }
-        for (name, definition) in wanted {
-            let source = Source::of(definition);
-            if served.get(name).is_some_and(|served| served.source == source) {
+        for (name, seen) in wanted {
+            if served.get(name).is_some_and(|served| served.source == seen.source) {
                 continue;
             }
-            let kinds = match kinds_of(definition) {
+            let Some(definition) = stored.get(name).map(|entry| entry.parse()) else { continue };
+            let name = &**name;
+            let kinds = match kinds_of(&definition) {
                 Ok(kinds) => kinds.into_iter().map(Arc::new).collect::<Vec<_>>(),
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
@@ -252,13 +284,14 @@ impl Api {
                 );
                 continue;
             }
-            let converter = self.converter_of(definition);
+            let (source, converter) = (seen.source.clone(), self.converter_of(&definition));
             served.insert(name.into(), Served { source, kinds, converter });
             has_changed = true;
         }
-        let is_going = |d: &&Object| d.is_being_deleted() || names::is_true(d, "Terminating");
+        let is_going =
+            |seen: &Seen| seen.rest.is_being_deleted() || names::is_true(&seen.rest, "Terminating");
         let terminating: BTreeSet<Arc<str>> =
-            definitions.iter().filter(is_going).map(|definition| definition.name().into()).collect();
+            seen.iter().filter(|(_, seen)| is_going(seen)).map(|(name, _)| name.clone()).collect();
         if has_changed || terminating != self.live.table().terminating {
             self.live.publish(served, terminating);
         }
@@ -292,7 +325,8 @@ impl Api {
             .modify(kind, "", definition.name(), false, |current| {
                 let mut object = current.object.clone();
                 // Whatever it is by now, another pass will look at it.
-                if object["spec"] == definition["spec"] && object.uid() == definition.uid() {
+                if object["spec"]["names"] == definition["spec"]["names"] && object.uid() == definition.uid()
+                {
                     tell(&mut object);
                 }
                 Ok(Next::Put(object))
