@@ -101,10 +101,7 @@ impl Slice {
             End::Next(0) => length,
             End::Next(end) => from_end(end),
         };
-        let step = match self.step {
-            None => 1,
-            Some(step) => step,
-        };
+        let step = self.step.unwrap_or(1);
         if start == end {
             return Some([].iter().step_by(1));
         }
