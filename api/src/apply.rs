@@ -319,8 +319,11 @@ fn set_managers(object: &mut Object, managers: &Managers) {
 
 /// What writes through a resource cannot touch, and nobody can own through it therefore.
 ///
-/// Source: `GetResetFields` of the strategies in kubernetes' `pkg/registry`.
+/// Source: `GetResetFields` of the strategies in kubernetes' `pkg/registry`, and of apiextensions-apiserver's.
 fn reset_fields(kind: &Kind, subresource: &str) -> Set {
+    if subresource == "status" && kind.schema.schema.root().is_some() {
+        return Set::of_fields(&[&["spec"], &["metadata"]]);
+    }
     match (kind.group.as_str(), kind.kind.as_str(), subresource) {
         ("certificates.k8s.io", "CertificateSigningRequest", "") => Set::of_fields(&[&["spec"], &["status"]]),
         ("certificates.k8s.io", "CertificateSigningRequest", "status") => {

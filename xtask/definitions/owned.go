@@ -90,13 +90,16 @@ func owned(n int, seed uint64) ([]byte, error) {
 		return nil, err
 	}
 	kind := documents{schema}
-	manager := func(subresource, reset string) (*managedfields.FieldManager, error) {
-		fields := fieldpath.NewSet(fieldpath.MakePathOrDie(reset))
+	manager := func(subresource string, reset []string) (*managedfields.FieldManager, error) {
+		fields := fieldpath.NewSet()
+		for _, name := range reset {
+			fields.Insert(fieldpath.MakePathOrDie(name))
+		}
 		filters := fieldpath.NewExcludeFilterSetMap(map[fieldpath.APIVersion]*fieldpath.Set{apiVersion: fields})
 		return managedfields.NewDefaultCRDFieldManager(types, kind, kind, kind, thing, thing.GroupVersion(), subresource, filters)
 	}
 	managers := map[string]*managedfields.FieldManager{}
-	for subresource, reset := range map[string]string{"": "status", "status": "spec"} {
+	for subresource, reset := range map[string][]string{"": {"status"}, "status": {"metadata", "spec"}} {
 		if managers[subresource], err = manager(subresource, reset); err != nil {
 			return nil, err
 		}
