@@ -20,6 +20,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -47,6 +48,8 @@ var files embed.FS
 var (
 	scheme = runtime.NewScheme()
 	codecs = serializer.NewCodecFactory(scheme)
+
+	selfType = regexp.MustCompile("selfType[0-9]+")
 )
 
 func main() {
@@ -224,7 +227,8 @@ func tell(c theCase) (map[string]any, error) {
 	causes := shown(faults)
 	ordered := true
 	for range runs - 1 {
-		if !slices.Equal(causes, shown(faults)) {
+		// One has no order.
+		if len(causes) > 1 && !slices.Equal(causes, shown(faults)) {
 			ordered = false
 		}
 	}
@@ -263,7 +267,9 @@ func shown(faults func() field.ErrorList) (causes []string) {
 		if fault.Field != "metadata.name" && strings.HasPrefix(fault.Field, "metadata.") && !strings.Contains(fault.Field, "api-approved") {
 			continue
 		}
-		causes = append(causes, fmt.Sprintf("%s|%s|%s", fault.Type, fault.Field, fault.ErrorBody()))
+		// Upstream calls the type of a rule's value by the time.
+		body := selfType.ReplaceAllString(fault.ErrorBody(), "selfType")
+		causes = append(causes, fmt.Sprintf("%s|%s|%s", fault.Type, fault.Field, body))
 	}
 	return causes
 }

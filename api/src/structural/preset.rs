@@ -8,9 +8,11 @@ use serde_json::{Value, json};
 
 use super::check::Checker;
 use super::embedded;
+use super::old::Old;
 use super::part::Part;
 use super::place::Place;
 use super::prune::{coerce_value, prune_value};
+use super::rules;
 use crate::Cause;
 use crate::schema::Schema;
 
@@ -45,8 +47,17 @@ pub(crate) fn check(schema: &Schema, value: &Value, base: &str) -> Vec<Cause> {
 /// The same, but for metadata.
 pub(crate) fn check_values(schema: &Schema, value: &Value, base: &str) -> Vec<Cause> {
     let Some(root) = schema.root() else { return Vec::new() };
-    let found = Checker { schema }.value(Part::Node(schema, root), value, None, &Place::Root);
-    found.faults.into_iter().map(|fault| fault.into_cause(Some(base))).collect()
+    let part = Part::Node(schema, root);
+    let found = Checker { schema }.value(part, value, None, &Place::Root);
+    let causes: Vec<Cause> = found.faults.into_iter().map(|fault| fault.into_cause(Some(base))).collect();
+    let Some(rules) = schema.compiled().rules(schema).filter(|_| causes.is_empty()) else { return causes };
+    // A default must do where it was there before, and where it is new.
+    let mut causes = rules::run(rules, value, Some((value, Old::new(part, value)))).causes;
+    if causes.is_empty() {
+        causes = rules::run(rules, value, None).causes;
+    }
+    causes.iter_mut().for_each(|cause| cause.field = joined(base, &cause.field));
+    causes
 }
 
 /// What is wrong with the metadata of an object of which it is all that matters.

@@ -13,6 +13,7 @@ use super::shown;
 use super::structural::{self, has_fields};
 use super::view::at;
 use super::{defaults, lists};
+use crate::Cause;
 use crate::kinds::builtin::rules::path::{Faults, Path, entries, has, is_true, list, text};
 use crate::schema::Schema;
 
@@ -81,20 +82,52 @@ pub(super) fn check(
     }
     let before = own.causes.len();
     walk(&mut own, schema, Place::of_root(options), options, &path);
-    let is_plain = own.causes.len() == before;
+    let mut of_rules = Vec::new();
+    if is_sound {
+        of_rules = rules(schema, &own.causes[before..], options, &path);
+    }
     if let Some(why) = unread.filter(|_| own.is_empty()) {
         invalid_text(&mut own, &path, "", &why);
     }
-    // Upstream looks at the rules of each part that is well by itself, as soon as all is structural.
-    if is_sound && is_plain {
-        rules(&mut own, schema, &path);
-    }
-    own.causes.into_iter().for_each(|cause| faults.push(cause));
+    own.causes.into_iter().chain(of_rules).for_each(|cause| faults.push(cause));
 }
 
-/// The one place that looks into expressions.
-fn rules(faults: &mut Faults, schema: &Value, path: &Path<'_>) {
-    let _ = (faults, schema, path, Schema::of_custom);
+/// What is wrong with expressions. Upstream looks at those of a part as soon as nothing else is wrong in it.
+fn rules(schema: &Value, faults: &[Cause], options: &Options<'_>, path: &Path<'_>) -> Vec<Cause> {
+    const DEAR: [&str; 2] = ["estimated rule cost exceeds", "estimated messageExpression cost exceeds"];
+    // Whether a schema can be kept shows where the kind is made of it.
+    let Ok(schema) = Schema::of_custom(schema) else { return Vec::new() };
+    let wrong = Wrong::of(faults);
+    let mut causes = crate::structural::check_rules(&schema, &path.to_string());
+    causes.retain(|cause| {
+        let part = cause.field.split(".x-kubernetes-validations").next().unwrap_or_default();
+        let is_allowed = options.dear_rules && DEAR.iter().any(|dear| cause.message.contains(dear));
+        !is_allowed && !wrong.is_within(part)
+    });
+    causes
+}
+
+/// The places of faults, in order.
+struct Wrong<'c>(Vec<&'c str>);
+
+impl<'c> Wrong<'c> {
+    fn of(faults: &'c [Cause]) -> Wrong<'c> {
+        let mut fields: Vec<&str> = faults.iter().map(|cause| &*cause.field).collect();
+        fields.sort_unstable();
+        Wrong(fields)
+    }
+
+    /// Whether there is a fault in a part.
+    fn is_within(&self, part: &str) -> bool {
+        let first = self.0.partition_point(|field| *field < part);
+        // What only starts alike may come first, such as `items2` before `items.type`: each way to go on is looked for.
+        let goes_on = |with: &str| {
+            let start = format!("{part}{with}");
+            let at = self.0.partition_point(|field| *field < &*start);
+            self.0.get(at).is_some_and(|field| field.starts_with(&start))
+        };
+        self.0.get(first).is_some_and(|field| *field == part) || goes_on(".") || goes_on("[")
+    }
 }
 
 fn root_with_status(faults: &mut Faults, schema: &Value, path: &Path<'_>) {

@@ -2,13 +2,14 @@
 //!
 //! Source: `validationOptions` of apiextensions-apiserver's validation.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 use serde_json::Value;
 
 use super::view::{Spec, any_schema, at, same};
 use super::{conversion, open_api, structural};
-use crate::kinds::builtin::rules::path::{list, text};
+use crate::kinds::builtin::rules::path::text;
 
 /// What is required. Each holds for a new definition.
 #[derive(Clone)]
@@ -28,8 +29,12 @@ pub(super) struct Options<'o> {
     pub(super) list_keys: bool,
     /// Certificates can be read. Not of what serves nobody yet.
     pub(super) certificates: bool,
+    /// A rule may cost more than rules may: set for the schema that is looked at, if it is what it was.
+    pub(super) dear_rules: bool,
+    /// Versions whose schema is what it was.
+    kept_schemas: Rc<HashSet<&'o str>>,
     /// Versions, or with `None` all of them, that had too many selectable fields and still have the same.
-    many_selectable: HashSet<Option<&'o str>>,
+    many_selectable: Rc<HashSet<Option<&'o str>>>,
 }
 
 impl<'o> Options<'o> {
@@ -43,7 +48,9 @@ impl<'o> Options<'o> {
             atomic_sets: true,
             list_keys: true,
             certificates: false,
-            many_selectable: HashSet::new(),
+            dear_rules: false,
+            kept_schemas: Rc::default(),
+            many_selectable: Rc::default(),
         }
     }
 
@@ -60,13 +67,31 @@ impl<'o> Options<'o> {
             atomic_sets: !any(open_api::is_set_of_parts),
             list_keys: !any(open_api::has_odd_keys),
             certificates: is_established && conversion::had_certificates(at(old.value, "conversion")),
-            many_selectable: many_selectable(new, old),
+            dear_rules: false,
+            kept_schemas: Rc::new(kept_schemas(new, old)),
+            many_selectable: Rc::new(many_selectable(new, old)),
         }
+    }
+
+    /// The same for the schema of a version.
+    pub(super) fn for_version(&self, name: &str) -> Options<'o> {
+        Options { dear_rules: self.kept_schemas.contains(name), ..self.clone() }
     }
 
     pub(super) fn may_have_many_selectable(&self, version: Option<&str>) -> bool {
         self.many_selectable.contains(&version)
     }
+}
+
+fn kept_schemas<'o>(new: &Spec<'o>, old: &Spec<'o>) -> HashSet<&'o str> {
+    // Of two of one name, the first is meant.
+    let before = old.versions.iter().rev().map(|version| (text(version, "name"), version));
+    let before: HashMap<&str, &Value> = before.collect();
+    let is_kept = |version: &&'o Value| {
+        let before = before.get(text(version, "name"));
+        before.is_some_and(|before| same(at(version, "schema"), at(before, "schema")))
+    };
+    new.versions.iter().filter(is_kept).map(|version| text(version, "name")).collect()
 }
 
 fn many_selectable<'o>(new: &Spec<'o>, old: &Spec<'o>) -> HashSet<Option<&'o str>> {
@@ -78,12 +103,13 @@ fn many_selectable<'o>(new: &Spec<'o>, old: &Spec<'o>) -> HashSet<Option<&'o str
     if is_kept(new.for_all("selectableFields"), old.for_all("selectableFields")) {
         kept.insert(None);
     }
-    for version in list(new.value, "versions") {
+    // Of two of one name, upstream looks at the last.
+    let before = old.versions.iter().map(|version| (text(version, "name"), version));
+    let before: HashMap<&str, &Value> = before.collect();
+    let own = |spec: &Spec<'o>, version: &'o Value| spec.of_one(version, "selectableFields");
+    for version in new.versions {
         let name = text(version, "name");
-        // Of two of one name, upstream looks at the last.
-        let before = old.versions.iter().rfind(|old| text(old, "name") == name);
-        let own = |spec: &Spec<'o>, version: &'o Value| spec.of_one(version, "selectableFields");
-        if before.is_some_and(|before| is_kept(own(new, version), own(old, before))) {
+        if before.get(name).is_some_and(|before| is_kept(own(new, version), own(old, before))) {
             kept.insert(Some(name));
         }
     }

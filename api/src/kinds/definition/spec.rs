@@ -29,7 +29,8 @@ pub(super) fn check(faults: &mut Faults, spec: &Spec<'_>, options: &Options<'_>)
     }
     names(faults, at(value, "names"), &names_at);
     let any_status = spec.versions.iter().any(|version| has_status(at(version, "subresources")));
-    open_api::check(faults, spec.for_all("schema"), any_status, options, &path.child("validation"));
+    let first = options.for_version(spec.versions.first().map_or("", |first| text(first, "name")));
+    open_api::check(faults, spec.for_all("schema"), any_status, &first, &path.child("validation"));
     fields::subresources(faults, spec.for_all("subresources"), &path.child("subresources"));
     columns(faults, spec.for_all("additionalPrinterColumns"), &path);
     for_all_selectable(faults, spec, options, &path);
@@ -93,7 +94,7 @@ fn has_extension(schema: &Value) -> bool {
 
 fn versions(faults: &mut Faults, spec: &Spec<'_>, options: &Options<'_>, path: &Path<'_>) {
     let field = path.child("versions");
-    let mut names = HashSet::new();
+    let (mut names, with_status) = (HashSet::new(), spec.with_status());
     let mut is_unique = true;
     for (index, version) in spec.versions.iter().enumerate() {
         let (path, name) = (field.index(index), text(version, "name"));
@@ -102,7 +103,7 @@ fn versions(faults: &mut Faults, spec: &Spec<'_>, options: &Options<'_>, path: &
         if !ill_formed.is_empty() {
             invalid_text(faults, &path.child("name"), name, &ill_formed.join(","));
         }
-        let status = has_status(spec.subresources(version));
+        let status = with_status.contains(name);
         version_by_itself(faults, spec, version, status, options, &path);
     }
     // That versions say the same each for itself cannot be: then it is said for all.
@@ -132,6 +133,7 @@ fn version_by_itself(
 ) {
     deprecation(faults, version, &path.child("deprecationWarning"));
     let own = |name: &str| if spec.is_shared(name) { &Value::Null } else { at(version, name) };
+    let options = &options.for_version(text(version, "name"));
     open_api::check(faults, own("schema"), has_status, options, &path.child("schema"));
     fields::subresources(faults, own("subresources"), &path.child("subresources"));
     columns(faults, own("additionalPrinterColumns"), path);

@@ -2,9 +2,11 @@
 //!
 //! Source: `conversion.go` of apiextensions-apiserver's `v1`.
 
+use std::collections::HashSet;
+
 use serde_json::Value;
 
-use crate::kinds::builtin::rules::path::{has, list};
+use crate::kinds::builtin::rules::path::{has, list, text};
 
 /// What versions may say alike, and what it is called where it is said for all.
 const SHARED: [(&str, &str); 4] = [
@@ -64,14 +66,14 @@ impl<'v> Spec<'v> {
         all.map(|validation| at(validation, "openAPIV3Schema")).filter(|schema| !schema.is_null())
     }
 
-    /// The subresources of a version.
-    pub(super) fn subresources(&self, version: &Value) -> &'v Value {
-        if self.is_shared("subresources") {
-            return self.for_all("subresources");
-        }
-        // Two versions may have one name; then the first is meant.
-        let named = self.versions.iter().find(|one| at(one, "name") == at(version, "name"));
-        named.map_or(&NOTHING, |one| at(one, "subresources"))
+    /// Which versions have a status of its own, by name. Two versions may have one name; then the first is meant.
+    pub(super) fn with_status(&self) -> HashSet<&'v str> {
+        let mut met = HashSet::new();
+        let firsts = self.versions.iter().filter(|version| met.insert(text(version, "name")));
+        firsts
+            .filter(|version| has_status(at(version, "subresources")))
+            .map(|version| text(version, "name"))
+            .collect()
     }
 
     pub(super) fn preserves(&self) -> bool {
@@ -171,9 +173,6 @@ mod tests {
         assert!(spec.is_shared("schema") && spec.is_shared("selectableFields"));
         assert!(!spec.is_shared("subresources"), "an object is not none");
         assert_eq!(spec.schemas().count(), 1);
-        assert!(
-            has_status(spec.subresources(&spec.versions[0]))
-                && !has_status(spec.subresources(&spec.versions[1]))
-        );
+        assert_eq!(spec.with_status().into_iter().collect::<Vec<_>>(), ["a"]);
     }
 }
