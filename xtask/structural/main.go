@@ -47,7 +47,7 @@ const (
 	defaultPerSchema = 120
 	defaultSeed      = 7
 	// As often upstream is asked the same: it goes through maps in any order.
-	rounds = 30
+	rounds = 100
 )
 
 func main() {
@@ -323,6 +323,13 @@ func (w *world) judge(of pair) (line, error) {
 			again.Ordered = out.Ordered
 			out = again
 		}
+	}
+	if !out.Ordered {
+		for _, list := range [][][3]string{out.Create, out.Update, out.Status} {
+			slices.SortFunc(list, func(a, b [3]string) int { return slices.Compare(a[:], b[:]) })
+		}
+		slices.Sort(out.Warnings)
+		slices.Sort(out.StatusWarnings)
 	}
 	return out, nil
 }
