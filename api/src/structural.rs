@@ -14,7 +14,7 @@
 //!
 //! # Guarantees
 //! Pure and linear in the object times the schemas of one place. Recursion is as deep as the object and the schema, which are
-//! checked before. Of one object at most ten thousand faults are told.
+//! checked before. Of one object about ten thousand faults of each sort are told.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -9,37 +9,67 @@ use crate::shape;
 use crate::value::{List, Map, Value};
 
 pub(crate) fn equal(a: &Value<'_>, b: &Value<'_>) -> bool {
-    match (a, b) {
+    compared(a, b).unwrap_or(false)
+}
+
+/// The same, where what cannot be looked at is told: the first such part of `a`, if all before it is equal.
+pub(crate) fn compared(a: &Value<'_>, b: &Value<'_>) -> Result<bool, Fault> {
+    Ok(match (a, b) {
+        (Value::Fault(fault), _) => return Err(fault.clone()),
         (Value::Null, Value::Null) => true,
         (Value::Bool(a), Value::Bool(b)) => a == b,
         (Value::Text(a), Value::Text(b)) => a == b,
         (Value::Bytes(a), Value::Bytes(b)) => a == b,
         (Value::Duration(a), Value::Duration(b)) => a == b,
         (Value::Timestamp(a), Value::Timestamp(b)) => a.nanos == b.nanos,
-        (Value::List(a), Value::List(b)) => lists_equal(a, b),
-        (Value::Map(a), Value::Map(b)) => maps_equal(a, b),
+        (Value::List(a), Value::List(b)) => return lists_compared(a, b),
+        (Value::Map(a), Value::Map(b)) => return maps_compared(a, b),
         (Value::Optional(None), Value::Optional(None)) => true,
-        (Value::Optional(Some(a)), Value::Optional(Some(b))) => equal(a, b),
+        (Value::Optional(Some(a)), Value::Optional(Some(b))) => return compared(a, b),
         (Value::Type(a), Value::Type(b)) => a.name() == b.name(),
         (Value::Library(a), Value::Library(b)) => a.equals(b),
         _ => numbers(a, b) == Some(Ordering::Equal),
-    }
+    })
 }
 
-fn lists_equal(a: &List<'_>, b: &List<'_>) -> bool {
+/// Whether all are; the first that is not, or cannot be told, decides.
+pub(crate) fn all(mut parts: impl Iterator<Item = Result<bool, Fault>>) -> Result<bool, Fault> {
+    parts.find(|part| !matches!(part, Ok(true))).unwrap_or(Ok(true))
+}
+
+/// Whether a value is one of a list. What cannot be told of an item matters only if it is none of the others.
+pub(crate) fn is_among(value: &Value<'_>, list: &List<'_>) -> Result<bool, Fault> {
+    let mut unknown = None;
+    for item in list.iter() {
+        match compared(&item, value) {
+            Ok(true) => return Ok(true),
+            Ok(false) => {}
+            Err(fault) => _ = unknown.get_or_insert(fault),
+        }
+    }
+    unknown.map_or(Ok(false), Err)
+}
+
+fn lists_compared(a: &List<'_>, b: &List<'_>) -> Result<bool, Fault> {
+    if a.len() != b.len() {
+        return Ok(false);
+    }
     if let List::Shaped(items, shape) = a
         && let Some(is_same) = shape::same_elements(items, shape, b)
     {
         return is_same;
     }
-    a.len() == b.len() && a.iter().zip(b.iter()).all(|(a, b)| equal(&a, &b))
+    all(a.iter().zip(b.iter()).map(|(a, b)| compared(&a, &b)))
 }
 
-fn maps_equal(a: &Map<'_>, b: &Map<'_>) -> bool {
-    if let Map::Shaped(map, shape) = a {
-        return shape::maps_equal(map, shape, b);
+fn maps_compared(a: &Map<'_>, b: &Map<'_>) -> Result<bool, Fault> {
+    if a.len() != b.len() {
+        return Ok(false);
     }
-    a.len() == b.len() && a.iter().all(|(key, value)| b.find(&key).is_some_and(|other| equal(&value, &other)))
+    if let Map::Shaped(map, shape) = a {
+        return shape::maps_compared(map, shape, b);
+    }
+    all(a.iter().map(|(key, value)| b.find(&key).map_or(Ok(false), |other| compared(&value, &other))))
 }
 
 /// How two numbers stand to each other; `None` if one is no number, or not one that can be ordered.

@@ -11,7 +11,7 @@ mod lookup;
 use std::sync::Arc;
 
 use crate::charge;
-use crate::compare::equal;
+use crate::compare::compared;
 use crate::fault::Fault;
 use crate::library::{self, Host};
 use crate::plan::{Call, Equality, FoldPlan, Junction, Otherwise, Plan};
@@ -70,7 +70,12 @@ impl<'p, 'a> Machine<'p, 'a> {
                 }
                 self.charge(charge::equality(*equality, &sides))?;
                 let [a, b] = sides;
-                Ok(Value::Bool(equal(&a?, &b?) == (*equality == Equality::Equal)))
+                let is_equal = compared(&a?, &b?);
+                Ok(Value::Bool(match equality {
+                    Equality::Equal => is_equal?,
+                    // What cannot be looked at is not the same as anything.
+                    Equality::Unequal => !is_equal.unwrap_or(false),
+                }))
             }
             Plan::NotStrictlyFalse(inner) => {
                 let value = self.run(inner);

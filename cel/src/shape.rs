@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use serde_json::Value as Json;
 
-use crate::compare::equal;
+use crate::compare::{self, compared};
 use crate::estimate::{Range, Sizes};
 use crate::fault::Fault;
 use crate::library::{self, time};
@@ -346,70 +346,74 @@ pub(crate) fn entries<'m, 'a: 'm>(
     }
 }
 
-/// Whether an object or map is the same as another value; what the schema does not know is compared as JSON.
-pub(crate) fn maps_equal(a: &JsonMap, shape: &Shape, other: &Map<'_>) -> bool {
-    if a.len() != other.len() {
-        return false;
-    }
+/// Whether an object or map is the same as another that is as large; what the schema does not know is compared as JSON.
+pub(crate) fn maps_compared(a: &JsonMap, shape: &Shape, other: &Map<'_>) -> Result<bool, Fault> {
     let json_of = |name: &str| match other {
         Map::Shaped(map, _) | Map::Json(map, _) => map.get(name),
         Map::Owned(_) => None,
     };
-    a.iter().all(|(name, json)| {
-        let (key, shape) = match &shape.parts {
-            Parts::Map(values) => (name.clone(), values),
-            Parts::Object { names, .. } => match names.get(&**name) {
-                Some(shape) => (crate::escape(name).unwrap_or_else(|| name.clone()), shape),
-                None => return json_of(name).is_none_or(|other| other == json),
-            },
-            _ => return json_of(name) == Some(json),
-        };
-        if !shape.is_seen {
-            return json_of(name) == Some(json);
+    let known = |inner: &Shape, value: Option<Value<'_>>, found: Option<Value<'_>>, name: &str| {
+        if !inner.is_seen {
+            return Ok(json_of(name) == a.get(name));
         }
-        let is_object = matches!(shape.parts, Parts::Object { .. } | Parts::Unknown) && json.is_null();
-        let value = (!is_object).then(|| Value::of(json, shape));
-        let found = other.find(&Value::text(key));
         match (value, found) {
-            (Some(Value::Null) | None, None) => true,
-            (Some(value), Some(found)) => equal(&value, &found),
-            _ => false,
+            (None, None) => Ok(true),
+            (Some(value), Some(found)) => compared(&value, &found),
+            _ => Ok(false),
         }
-    })
+    };
+    compare::all(a.iter().map(|(name, json)| match &shape.parts {
+        Parts::Map(values) => {
+            known(values, Some(Value::of(json, values)), other.find(&Value::text(name.as_str())), name)
+        }
+        Parts::Object { names, .. } => {
+            let Some(inner) = names.get(&**name) else {
+                return Ok(json_of(name).is_none_or(|other| other == json));
+            };
+            // Upstream looks the field up as if its name were one that expressions call it by.
+            let Some(called) = crate::unescape(name) else { return Ok(true) };
+            let found = match other {
+                Map::Shaped(map, shape) => field(map, shape, &called),
+                other => other.find(&Value::text(called.as_str())),
+            };
+            known(inner, field(a, shape, &called), found, name)
+        }
+        _ => Ok(json_of(name) == Some(json)),
+    }))
 }
 
-/// Whether lists have the same elements, if it does not matter in which order.
-pub(crate) fn same_elements(a: &[Json], shape: &Shape, other: &crate::value::List<'_>) -> Option<bool> {
-    let (Parts::List(items, uniqueness), true) = (&shape.parts, a.len() == other.len()) else { return None };
+/// Whether lists that are as long have the same elements, if it does not matter in which order.
+pub(crate) fn same_elements(
+    a: &[Json],
+    shape: &Shape,
+    other: &crate::value::List<'_>,
+) -> Option<Result<bool, Fault>> {
+    let Parts::List(items, uniqueness) = &shape.parts else { return None };
     match uniqueness {
         Uniqueness::Ordered => None,
         Uniqueness::Set => {
-            let all: std::collections::HashSet<String> = a.iter().filter_map(scalar_key).collect();
-            Some(other.iter().all(|value| value_key(&value).is_some_and(|key| all.contains(&key))))
+            let all: std::collections::HashSet<String> = a.iter().map(Json::to_string).collect();
+            Some(Ok(other.iter().all(|value| value_key(&value).is_some_and(|key| all.contains(&key)))))
         }
         Uniqueness::Keys(keys) => {
             let key_of = |get: &dyn Fn(&str) -> Option<String>| -> Vec<Option<String>> {
                 keys.iter().map(|key| get(key)).collect()
             };
             let by_key: HashMap<Vec<Option<String>>, &Json> =
-                a.iter().map(|json| (key_of(&|key| json.get(key).and_then(scalar_key)), json)).collect();
-            Some(other.iter().all(|value| {
-                let Value::Map(map) = &value else { return false };
-                let key = key_of(&|key| {
-                    let escaped = crate::escape(key).unwrap_or_else(|| key.to_owned());
-                    map.find(&Value::text(escaped)).as_ref().and_then(value_key)
+                a.iter().map(|json| (key_of(&|key| json.get(key).map(Json::to_string)), json)).collect();
+            Some(compare::all(other.iter().map(|value| {
+                let Value::Map(map) = &value else { return Ok(false) };
+                let key = key_of(&|key| match map {
+                    Map::Shaped(map, _) | Map::Json(map, _) => map.get(key).map(Json::to_string),
+                    map => map.find(&Value::text(key)).as_ref().and_then(value_key),
                 });
-                by_key.get(&key).is_some_and(|json| equal(&Value::of(json, items), &value))
-            }))
+                by_key.get(&key).map_or(Ok(false), |json| compared(&Value::of(json, items), &value))
+            })))
         }
     }
 }
 
-/// By which elements of lists are told apart: as JSON.
-fn scalar_key(json: &Json) -> Option<String> {
-    Some(json.to_string())
-}
-
+/// How elements of lists are told apart: as JSON.
 fn value_key(value: &Value<'_>) -> Option<String> {
     let json = match value {
         Value::Null => Json::Null,
@@ -426,5 +430,5 @@ fn value_key(value: &Value<'_>) -> Option<String> {
         }
         _ => return None,
     };
-    scalar_key(&json)
+    Some(json.to_string())
 }

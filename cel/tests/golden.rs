@@ -168,6 +168,7 @@ fn shown(value: &Value<'_>) -> String {
         Value::List(list) => list_shown(list),
         Value::Map(map) => map_shown(map),
         Value::Library(library) => library_shown(library),
+        Value::Fault(fault) => format!("fault {fault}"),
     }
 }
 

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value};
 
+use super::fault::MAX_FAULTS;
 use super::part::{declared, is_metadata, items, said, values};
 use super::place::Place;
 use super::prune::{self, Unknown};
@@ -35,6 +36,9 @@ pub(super) fn check_value(schema: &Schema, value: &Value) -> Vec<Cause> {
 }
 
 fn walk(schema: &Schema, node: &Node, value: &Value, place: &Place<'_>, causes: &mut Vec<Cause>) {
+    if causes.len() >= MAX_FAULTS {
+        return;
+    }
     match value {
         Value::Object(map) => {
             let is_root = matches!(place, Place::Root);

@@ -11,7 +11,7 @@ use super::place::Place;
 use super::words;
 use crate::Cause;
 
-/// More faults of one object are not told.
+/// More faults of one sort are not told of an object.
 pub(super) const MAX_FAULTS: usize = 10_000;
 
 pub(super) struct Fault {

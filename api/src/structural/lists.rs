@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value};
 
+use super::fault::MAX_FAULTS;
 use super::part::{declared, is_metadata, items, said, values};
 use super::place::Place;
 use super::words;
@@ -71,7 +72,8 @@ pub(super) fn has_twice(values: &[Value]) -> bool {
 }
 
 fn elements(values: &[Value], place: &Place<'_>, causes: &mut Vec<Cause>) {
-    for (at, value) in repeated(values.iter().map(std::borrow::Cow::Borrowed)) {
+    let room = MAX_FAULTS.saturating_sub(causes.len());
+    for (at, value) in repeated(values.iter().map(std::borrow::Cow::Borrowed)).into_iter().take(room) {
         causes.push(duplicate(&Place::Item(place, at), &value));
     }
 }
@@ -90,7 +92,8 @@ fn keyed(keys: &[Box<str>], values: &[Value], place: &Place<'_>, causes: &mut Ve
             keys.iter().filter_map(|key| of_key(key)).collect::<Map<_, _>>(),
         ))
     };
-    for (at, key) in repeated(values.iter().map(key_of)) {
+    let room = MAX_FAULTS.saturating_sub(causes.len());
+    for (at, key) in repeated(values.iter().map(key_of)).into_iter().take(room) {
         causes.push(duplicate(&Place::Item(place, at), &key));
     }
 }

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 
 use super::{Function, Host, time};
-use crate::compare::{equal, order};
+use crate::compare::{is_among, order};
 use crate::fault::Fault;
 use crate::plan::Call;
 use crate::run::Run;
@@ -148,8 +148,8 @@ fn compare<'a>(call: &Call, args: &[Value<'a>], holds: fn(Ordering) -> bool) -> 
 
 fn contains<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     Ok(Value::Bool(match args {
-        [value, Value::List(list)] => list.iter().any(|item| equal(value, &item)),
-        [key, Value::Map(map)] => map.find(key).is_some(),
+        [value, Value::List(list)] => is_among(value, list)?,
+        [key, Value::Map(map)] => map.find(key).map(Value::checked).transpose()?.is_some(),
         _ => return Err(operands(call, args)),
     }))
 }

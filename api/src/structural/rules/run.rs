@@ -5,6 +5,7 @@ use std::cell::OnceCell;
 use serde_json::{Map, Value};
 use skiff_cel::{Fault, Run, Value as Seen};
 
+use super::super::fault::MAX_FAULTS;
 use super::super::old::{self, Elements, Old};
 use super::super::place::Place;
 use super::super::words;
@@ -167,6 +168,9 @@ impl Runner {
         }
         if rules.own.is_empty() {
             return Ok(());
+        }
+        if self.said.causes.len() + self.said.warnings.len() >= MAX_FAULTS {
+            return Err(Over);
         }
         if self.budget <= 0 {
             self.fault(place, &type_, OUT_OF_BUDGET);
