@@ -160,8 +160,9 @@ fn look_at(schema: &TypeRef, object: &Value, old: &Value) {
     structural::validate(schema, &object, None);
     structural::judge(schema, &object, Some(&old));
     structural::judge_status(schema, &object, &old);
-    let again = decoded(&object).unwrap();
-    assert_eq!(decoded(&again).unwrap(), again, "what is decoded and defaulted stays so");
+    // Nulls may make way for defaults only once they are decoded.
+    let again = decoded(&object);
+    assert_eq!(again.as_ref().map(&decoded), again.as_ref().map(|again| Ok(again.clone())), "it stays so");
 }
 
 proptest! {
