@@ -165,7 +165,7 @@ fn is_stricter(causes: &[String], wanted: &[String]) -> bool {
             && (cause.contains("must be of type integer,string:")
                 || cause.ends_with("]: must not have unknown fields"))
     };
-    wanted.iter().all(|cause| causes.contains(cause)) && more.into_iter().all(is_known)
+    !more.is_empty() && wanted.iter().all(|cause| causes.contains(cause)) && more.into_iter().all(is_known)
 }
 
 /// How what we make differs from what upstream made, none if it does not.
@@ -250,5 +250,5 @@ fn definitions_are_refused_and_kept_as_upstream_does() {
     let shown = different.iter().take(show).cloned().collect::<Vec<_>>().join("\n\n");
     assert!(different.is_empty(), "{} of {all} cases differ:\n{shown}", different.len());
     assert_eq!(n_otherwise, OTHERWISE.len(), "as many are told otherwise");
-    assert_eq!(n_different, 6, "as many are stricter on purpose");
+    assert_eq!(n_different, 5, "as many are stricter on purpose");
 }

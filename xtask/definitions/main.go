@@ -50,6 +50,8 @@ var (
 	codecs = serializer.NewCodecFactory(scheme)
 
 	selfType = regexp.MustCompile("selfType[0-9]+")
+	step     = regexp.MustCompile(`\[[^]]*\]|[^.[]+`)
+	index    = regexp.MustCompile(`^\[[0-9]+\]$`)
 )
 
 func main() {
@@ -225,7 +227,8 @@ func tell(c theCase) (map[string]any, error) {
 		}
 	}
 	causes := shown(faults)
-	ordered := true
+	isPanic := len(causes) == 1 && causes[0] == "panic"
+	ordered := isPanic || !parted(causes)
 	for range runs - 1 {
 		// One has no order.
 		if len(causes) > 1 && !slices.Equal(causes, shown(faults)) {
@@ -252,6 +255,23 @@ func orEmpty[T any](list []T) []T {
 		return []T{}
 	}
 	return list
+}
+
+// Whether faults lie in different fields of one object, through which upstream goes in any order.
+func parted(causes []string) bool {
+	for i, one := range causes {
+		for _, other := range causes[:i] {
+			a, b := step.FindAllString(strings.Split(one, "|")[1], -1), step.FindAllString(strings.Split(other, "|")[1], -1)
+			at := 0
+			for at < len(a) && at < len(b) && a[at] == b[at] {
+				at++
+			}
+			if at < len(a) && at < len(b) && a[at][0] == '[' && b[at][0] == '[' && !index.MatchString(a[at]) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // The faults, without those of metadata that all kinds have.

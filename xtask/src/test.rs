@@ -42,6 +42,12 @@ pub(crate) fn codegen() -> Result<()> {
     run(cargo().args(["run", "--release", "--manifest-path"]).arg(manifest).arg("--").arg(sources).arg(out))?;
     let histories = root().join("api/tests/apply.jsonl.gz");
     run(Command::new("go").args(["run", "."]).arg(histories).current_dir(root().join("xtask/histories")))?;
+    let definitions = root().join("xtask/definitions");
+    for (what, file) in [("", "definitions"), ("-columns", "columns"), ("-owned", "owned")] {
+        let file = root().join(format!("api/tests/{file}.jsonl.gz"));
+        let what = Some(what).filter(|what| !what.is_empty());
+        run(Command::new("go").args(["run", "."]).args(what).arg(file).current_dir(&definitions))?;
+    }
     let calls = root().join("webhook/tests/calls");
     run(Command::new("go").args(["run", "."]).arg(calls).current_dir(root().join("xtask/webhooks")))
 }
