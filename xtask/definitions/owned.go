@@ -244,6 +244,8 @@ type writer struct {
 	random *rand.Rand
 	// Whether something in the document is still to be wrong: one thing, as upstream tells several in any order.
 	spoils bool
+	// Whether unknown fields are kept by something around.
+	open bool
 }
 
 func (w *writer) spoil(of int) bool {
@@ -367,6 +369,10 @@ func (w *writer) list(schema map[string]any) any {
 
 func (w *writer) object(schema map[string]any) any {
 	out := map[string]any{}
+	isOpen := schema["x-kubernetes-preserve-unknown-fields"] == true
+	wasOpen := w.open
+	w.open = wasOpen || isOpen
+	defer func() { w.open = wasOpen }()
 	properties, _ := schema["properties"].(map[string]any)
 	required, _ := schema["required"].([]any)
 	for _, name := range sorted(properties) {
@@ -386,8 +392,7 @@ func (w *writer) object(schema map[string]any) any {
 	if schema["x-kubernetes-embedded-resource"] == true {
 		out["apiVersion"], out["kind"], out["metadata"] = "v1", "K", w.metadata()
 	}
-	isOpen := schema["x-kubernetes-preserve-unknown-fields"] == true
-	if isOpen || w.spoil(6) {
+	if isOpen || wasOpen && w.chance(3) || w.spoil(6) {
 		out["x"+w.word()] = w.anything(2)
 	}
 	return out
