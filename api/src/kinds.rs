@@ -158,8 +158,9 @@ impl Kind {
     /// What is wrong with an object's name and the rest of its `metadata`, and with the object itself, in upstream's order: some of
     /// it hides the rest.
     pub fn faults(&self, object: &Object, old: Option<&Object>, metadata: Vec<Cause>) -> Vec<Cause> {
-        if self.custom().is_some() {
-            return metadata.into_iter().chain(structural::validate(&self.schema, object, old)).collect();
+        if let Some(custom) = self.custom() {
+            return structural::judge_after(&self.schema, object, old, metadata, custom.scale.as_ref())
+                .causes;
         }
         let first = builtin::rules::check_first(self, object, old);
         if !first.is_empty() {
@@ -188,8 +189,9 @@ impl Kind {
 
     /// What is wrong with the `status` of an object that replaces that of `old`.
     pub fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
-        if self.custom().is_some() {
-            return structural::validate_status(&self.schema, new, old);
+        if let Some(custom) = self.custom() {
+            let scale = custom.scale.as_ref();
+            return structural::judge_status_after(&self.schema, new, old, Vec::new(), scale).causes;
         }
         let mut causes = builtin::rules::check_status(self, new, old);
         causes.extend(self.strategy.validate_status_update(new, old));

@@ -9,7 +9,7 @@
 //!
 //! Entry points: [`prune`] and [`default`], which decoding and defaulting call for every kind whose schema has a
 //! [`root`](crate::schema::Schema::root); [`validate`] on creation and update of the object, [`validate_status`] on update of its
-//! `status`; [`judge`] and [`judge_status`] are the same with warnings. [`check_rules`] says what is wrong with the rules of a new
+//! `status`; [`judge_after`] and [`judge_status_after`] are the same with warnings, the faults of `metadata` and the fields of `scale`. [`check_rules`] says what is wrong with the rules of a new
 //! schema. The rest of `metadata` is the engine's, as for all kinds.
 //!
 //! # Guarantees
@@ -22,6 +22,7 @@ use std::sync::OnceLock;
 
 use skiff_cel::Pattern;
 
+use crate::kinds::Scaled;
 use crate::schema::{Checks, Nested, Node, Schema, Shape, TypeRef};
 use crate::{Cause, Object};
 
@@ -40,6 +41,7 @@ mod place;
 pub(crate) mod preset;
 mod prune;
 mod rules;
+mod scale;
 mod words;
 
 pub use fill::default;
@@ -72,15 +74,32 @@ pub fn validate_status(kind_schema: &TypeRef, new: &Object, old: &Object) -> Vec
 }
 
 /// As [`validate`], with warnings.
+pub fn judge(kind_schema: &TypeRef, new: &Object, old: Option<&Object>) -> Verdict {
+    judge_after(kind_schema, new, old, Vec::new(), None)
+}
+
+/// As [`judge`], after what is wrong with the `metadata` of the object, which may keep rules from being run; with the fields that
+/// its `scale` is made of.
 ///
 /// Source: `customResourceStrategy` of apiextensions-apiserver's `pkg/registry/customresource`.
-pub fn judge(kind_schema: &TypeRef, new: &Object, old: Option<&Object>) -> Verdict {
+pub fn judge_after(
+    kind_schema: &TypeRef,
+    new: &Object,
+    old: Option<&Object>,
+    metadata: Vec<Cause>,
+    scale: Option<&Scaled>,
+) -> Verdict {
     let schema = &*kind_schema.schema;
-    let Some(root) = schema.root() else { return Verdict::default() };
+    let Some(root) = schema.root() else { return Verdict { causes: metadata, warnings: Vec::new() } };
     let part = Part::Node(schema, root);
     let before = old.map(|old| Old::new(part, old));
     let found = Checker { schema }.value(part, new, before.as_ref(), &Place::Root);
-    let mut causes: Vec<Cause> = found.faults.into_iter().map(|fault| fault.into_cause(None)).collect();
+    let mut causes = metadata;
+    causes.extend(found.faults.into_iter().map(|fault| fault.into_cause(None)));
+    if let Some(scale) = scale {
+        causes.extend(scale::of_spec(new, scale));
+        causes.extend(scale::of_status(new, scale));
+    }
     causes.extend(embedded::check(schema, new));
     causes.extend(list_faults(schema, new, old));
     by_rules(schema, causes, new, old)
@@ -93,17 +112,29 @@ pub fn warnings(kind_schema: &TypeRef, new: &Object, old: &Object) -> Vec<String
 }
 
 /// As [`validate_status`], with warnings.
+pub fn judge_status(kind_schema: &TypeRef, new: &Object, old: &Object) -> Verdict {
+    judge_status_after(kind_schema, new, old, Vec::new(), None)
+}
+
+/// As [`judge_status`], after what is wrong with the `metadata`; with the fields that its `scale` is made of.
 ///
 /// Source: `statusStrategy` of the same package.
-pub fn judge_status(kind_schema: &TypeRef, new: &Object, old: &Object) -> Verdict {
+pub fn judge_status_after(
+    kind_schema: &TypeRef,
+    new: &Object,
+    old: &Object,
+    metadata: Vec<Cause>,
+    scale: Option<&Scaled>,
+) -> Verdict {
     let schema = &*kind_schema.schema;
-    let Some(root) = schema.root() else { return Verdict::default() };
-    let mut causes = Vec::new();
+    let Some(root) = schema.root() else { return Verdict { causes: metadata, warnings: Vec::new() } };
+    let mut causes = metadata;
     if let (Some(part), Some(status)) = (Part::Node(schema, root).field("status"), new.get("status")) {
         let before = old.get("status").map(|old| Old::new(part, old));
         let found = Checker { schema }.value(part, status, before.as_ref(), &Place::Root);
         causes.extend(found.faults.into_iter().map(|fault| fault.into_cause(Some("status"))));
     }
+    causes.extend(scale.into_iter().flat_map(|scale| scale::of_status(new, scale)));
     causes.extend(list_faults(schema, new, Some(old)));
     by_rules(schema, causes, new, Some(old))
 }

@@ -188,7 +188,7 @@ func record(of entry, n int, random *rand.Rand, lines *bytes.Buffer) error {
 	if out.Refused != nil && !strings.HasPrefix(of.Name, "stored ") {
 		return nil
 	}
-	w, err := newWorld(&internal)
+	w, err := newWorld(&internal, strings.HasPrefix(of.Name, "scaled"))
 	if err != nil {
 		return err
 	}
@@ -268,7 +268,14 @@ func definition(schema *apiextensions.JSONSchemaProps) (refused []string, rules 
 	return refused, rules
 }
 
-func newWorld(internal *apiextensions.JSONSchemaProps) (*world, error) {
+func newWorld(internal *apiextensions.JSONSchemaProps, isScaled bool) (*world, error) {
+	var scale *apiextensions.CustomResourceSubresourceScale
+	if isScaled {
+		selector := ".status.selector"
+		scale = &apiextensions.CustomResourceSubresourceScale{
+			SpecReplicasPath: ".spec.replicas", StatusReplicasPath: ".status.replicas", LabelSelectorPath: &selector,
+		}
+	}
 	structural, err := structuralschema.NewStructural(internal)
 	if err != nil {
 		return nil, err
@@ -289,7 +296,7 @@ func newWorld(internal *apiextensions.JSONSchemaProps) (*world, error) {
 	}
 	gvk := schema.GroupVersionKind{Group: group, Version: version, Kind: kind}
 	strategy := customresource.NewStrategy(
-		nil, true, gvk, validator, ofStatus, structural, &apiextensions.CustomResourceSubresourceStatus{}, nil, nil)
+		nil, true, gvk, validator, ofStatus, structural, &apiextensions.CustomResourceSubresourceStatus{}, scale, nil)
 	return &world{structural: structural, strategy: strategy, status: customresource.NewStatusStrategy(strategy)}, nil
 }
 
@@ -329,12 +336,15 @@ func (w *world) judge(of pair) (line, error) {
 		if err := w.validate(&again, object, old); err != nil {
 			return line{}, err
 		}
-		if round > 0 && !(slices.Equal(out.Create, again.Create) && slices.Equal(out.Update, again.Update) &&
-			slices.Equal(out.Status, again.Status) && slices.Equal(out.Warnings, again.Warnings)) {
-			out.Ordered = false
-		} else {
-			again.Ordered = out.Ordered
+		if round == 0 {
 			out = again
+			continue
+		}
+		if !slices.Equal(out.all(false), again.all(false)) {
+			out.Ordered = false
+		}
+		if !slices.Equal(out.all(true), again.all(true)) {
+			return line{}, errUnsteady
 		}
 	}
 	if !out.Ordered {
@@ -345,6 +355,25 @@ func (w *world) judge(of pair) (line, error) {
 		slices.Sort(out.StatusWarnings)
 	}
 	return out, nil
+}
+
+// all is what is told of the object, in order or sorted.
+func (l line) all(isSorted bool) []string {
+	var all []string
+	for at, list := range [][][3]string{l.Create, l.Update, l.Status} {
+		for _, cause := range list {
+			all = append(all, fmt.Sprint(at, cause))
+		}
+	}
+	for at, list := range [][]string{l.Warnings, l.StatusWarnings} {
+		for _, text := range list {
+			all = append(all, fmt.Sprint(at, text))
+		}
+	}
+	if isSorted {
+		slices.Sort(all)
+	}
+	return all
 }
 
 func (w *world) validate(out *line, object, old map[string]any) error {

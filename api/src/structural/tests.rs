@@ -140,8 +140,14 @@ fn difference(recorded: &Recorded, case: &Value) -> Option<String> {
     }
     complete(&mut object);
     let ordered = case["ordered"] == true;
-    let create = validate(&recorded.kind_schema, &object, None);
-    if let Some(difference) = compared("create", shown(&create), &case["create"], ordered) {
+    let names = |path: &str| path.split('.').map(Box::from).collect();
+    let scale = recorded.name.starts_with("scaled").then(|| Scaled {
+        wanted: names("spec.replicas"),
+        counted: names("status.replicas"),
+        selector: Some(names("status.selector")),
+    });
+    let create = judge_after(&recorded.kind_schema, &object, None, Vec::new(), scale.as_ref());
+    if let Some(difference) = compared("create", shown(&create.causes), &case["create"], ordered) {
         return Some(difference);
     }
     if case["old"].is_null() {
@@ -150,13 +156,13 @@ fn difference(recorded: &Recorded, case: &Value) -> Option<String> {
     let Ok((mut old, _)) = decoded(schema, &case["old"]) else { return Some("the old one".into()) };
     default(schema, &mut old);
     complete(&mut old);
-    let update = judge(&recorded.kind_schema, &object, Some(&old));
+    let update = judge_after(&recorded.kind_schema, &object, Some(&old), Vec::new(), scale.as_ref());
     let mut mixed = old.clone();
     match object.get("status") {
         Some(status) => mixed["status"] = status.clone(),
         None => _ = mixed.as_object_mut().unwrap().remove("status"),
     }
-    let status = judge_status(&recorded.kind_schema, &mixed, &old);
+    let status = judge_status_after(&recorded.kind_schema, &mixed, &old, Vec::new(), scale.as_ref());
     let texts = |warnings: &[String]| warnings.iter().map(|text| json!(text)).collect();
     compared("update", shown(&update.causes), &case["update"], ordered)
         .or_else(|| compared("warnings", texts(&update.warnings), &case["warnings"], ordered))

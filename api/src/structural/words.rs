@@ -142,3 +142,31 @@ pub(super) fn json_text(out: &mut String, text: &str) {
     }
     out.push('"');
 }
+
+/// `%v`
+pub(super) fn plain(value: &Value) -> String {
+    let joined = |parts: Vec<String>| parts.join(" ");
+    match value {
+        Value::Null => "<nil>".into(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", joined(items.iter().map(plain).collect())),
+        Value::Object(map) => {
+            let pairs = map.iter().map(|(name, value)| format!("{name}:{}", plain(value)));
+            format!("map[{}]", joined(pairs.collect()))
+        }
+        other => shown(other),
+    }
+}
+
+/// `%T`
+pub(super) fn go_type(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "<nil>",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_i64() => "int64",
+        Value::Number(_) => "float64",
+        Value::String(_) => "string",
+        Value::Array(_) => "[]interface {}",
+        Value::Object(_) => "map[string]interface {}",
+    }
+}
