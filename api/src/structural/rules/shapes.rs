@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde_json::Value;
 use skiff_cel::{Shape, Type, Uniqueness};
 
-use super::super::part::{OBJECT_META, Part, custom, is_metadata, said};
+use super::super::part::{Part, custom, is_metadata, said};
 use crate::schema::{Checks, ListType, Node, Schema, Shape as Form};
 
 /// As much may be in a request.
@@ -141,10 +141,7 @@ fn metadata(part: Part<'_>, is_own: bool) -> Arc<Shape> {
 /// Of a part below `metadata`, which has no node of its own.
 pub(super) fn of_part(part: Part<'_>, is_resource: bool) -> Arc<Shape> {
     match part {
-        Part::Node(schema, node) if is_metadata(schema, node) => {
-            debug_assert!(schema.find(OBJECT_META).is_some());
-            metadata(part, true)
-        }
+        Part::Node(schema, node) if is_metadata(schema, node) => metadata(part, true),
         Part::Node(schema, node) => of(schema, node, is_resource),
         Part::Nested(nested) => Arc::new(scalar(nested.type_.as_deref().unwrap_or_default(), &nested.checks)),
     }
