@@ -91,8 +91,8 @@ fn device() -> Environment {
     Environment::default().types(Objects).bindings().variable("device", Type::object("kubernetes.DRADevice"))
 }
 
-/// The objects that expressions are given.
-struct Objects;
+/// The objects that expressions are given: requests, namespaces and devices.
+pub struct Objects;
 
 impl Types for Objects {
     fn field(&self, object: &str, field: &str) -> Option<Type> {

@@ -160,7 +160,11 @@ pub struct Run<'r, 'a> {
     limit: Option<u64>,
     authorizer: Option<&'r dyn Authorizer>,
     interrupt: Option<&'r dyn Fn() -> bool>,
+    lazy: Option<(&'r str, &'r Find<'r, 'a>)>,
 }
+
+/// What a field of a variable holds that is made when it is asked for; `None` if there is no such field.
+pub type Find<'r, 'a> = dyn Fn(&str) -> Option<Result<Value<'a>, Fault>> + 'r;
 
 /// What a run has come to, and what it did cost.
 #[derive(Debug)]
@@ -184,6 +188,12 @@ impl<'r, 'a> Run<'r, 'a> {
     /// Who answers what the expression asks `authorizer`.
     pub fn authorizer(mut self, authorizer: &'r dyn Authorizer) -> Self {
         self.authorizer = Some(authorizer);
+        self
+    }
+
+    /// A variable whose fields are made when they are first asked for. What that costs is the business of who makes them.
+    pub fn lazy(mut self, name: &'r str, find: &'r Find<'r, 'a>) -> Self {
+        self.lazy = Some((name, find));
         self
     }
 
@@ -235,6 +245,7 @@ impl Program {
             host: Host { authorizer: run.authorizer },
             limit: run.limit.unwrap_or(PER_CALL_LIMIT),
             interrupt: run.interrupt,
+            lazy: run.lazy,
             cost: 0,
             turns: 0,
             locals: Vec::new(),

@@ -41,8 +41,12 @@ use skiff_api::{Object, name};
 use skiff_cel::Authorizer;
 use tokio::time::Instant;
 
+pub use applies::{Equivalents, Invocation, namespace_matches, object_matches};
 pub use compile::Webhooks;
+pub use conditions::request;
 pub use reinvocation::Reinvocation;
+pub use rejected::internal;
+pub use rules::{Asked, Rule};
 pub use warnings::warning_headers;
 
 use crate::client::Client;
@@ -226,16 +230,16 @@ pub const MAX_WARNINGS: usize = 1000;
 const MAX_ANNOTATIONS: usize = 1000;
 
 impl Record {
-    fn warn(&mut self, warnings: impl IntoIterator<Item = String>) {
+    pub fn warn(&mut self, warnings: impl IntoIterator<Item = String>) {
         let room = MAX_WARNINGS.saturating_sub(self.warnings.len());
         self.warnings.extend(warnings.into_iter().filter(|text| !text.is_empty()).take(room));
     }
 
     /// What is there stays; a key that is none is left out.
-    fn annotate(&mut self, key: String, level: AuditLevel, value: String) {
+    pub fn annotate(&mut self, key: String, level: AuditLevel, value: String) {
         let is_key = key.split('/').count() == 2 && name::qualified_name_fault(&key).is_none();
         if !is_key || self.annotations.len() >= MAX_ANNOTATIONS {
-            tracing::debug!(key, "an audit annotation of a webhook is left out");
+            tracing::debug!(key, "an audit annotation is left out");
             return;
         }
         self.annotations.entry(key).or_insert((level, value));

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 22] = [
+const ARROWS: [(&str, &[&str]); 23] = [
     ("skiff-api", &["skiff-cel"]),
     ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
@@ -16,8 +16,9 @@ const ARROWS: [(&str, &[&str]); 22] = [
     ("skiff-images", &["skiff-tree"]),
     ("skiff-tree", &[]),
     ("skiff-webhook", &["skiff-api", "skiff-cel"]),
+    ("skiff-policy", &["skiff-api", "skiff-cel", "skiff-webhook"]),
     ("skiff-client", &["skiff-api"]),
-    ("skiff-apiserver", &["skiff-api", "skiff-webhook"]),
+    ("skiff-apiserver", &["skiff-api", "skiff-policy", "skiff-webhook"]),
     ("skiff-scheduler", &["skiff-api", "skiff-client"]),
     ("skiff-controllers", &["skiff-api", "skiff-client"]),
     ("skiff-network", &["skiff-api", "skiff-client"]),

@@ -28,6 +28,19 @@ impl<'p, 'a> Machine<'p, 'a> {
     }
 
     fn resolve(&mut self, attribute: &'p Attribute) -> Run<'a> {
+        if let Base::Variable(at) = &attribute.base
+            && let Some((name, find)) = self.lazy
+            && self.names.get(*at).is_some_and(|known| **known == *name)
+            && let Some(first) = attribute.qualifiers.first()
+        {
+            let key = self.key(first)?;
+            let found = match &key {
+                Value::Text(field) => find(field),
+                _ => return Err(Fault::NoSuchOverload),
+            };
+            let found = found.map_or_else(|| Ok(Found::Missing(no_key(&key))), |value| value.map(Found::Value));
+            return self.followed(Value::Null, &attribute.qualifiers, false, Some(found));
+        }
         let value = match &attribute.base {
             Base::Variable(at) => self.variable(*at)?,
             Base::Local(at) => self.local(*at)?,
@@ -71,14 +84,24 @@ impl<'p, 'a> Machine<'p, 'a> {
     }
 
     fn qualified(&mut self, value: Value<'a>, qualifiers: &'p [Arc<Qualifier>]) -> Run<'a> {
-        let (mut value, mut may_be_missing) = match value {
-            Value::Optional(None) => return Ok(Value::Optional(None)),
-            Value::Optional(Some(inner)) => ((*inner).clone(), true),
-            value => (value, false),
-        };
+        match value {
+            Value::Optional(None) => Ok(Value::Optional(None)),
+            Value::Optional(Some(inner)) => self.followed((*inner).clone(), qualifiers, true, None),
+            value => self.followed(value, qualifiers, false, None),
+        }
+    }
+
+    /// What a chain leads to, from a value or from what its first part has already found.
+    fn followed(
+        &mut self,
+        mut value: Value<'a>,
+        qualifiers: &'p [Arc<Qualifier>],
+        mut may_be_missing: bool,
+        mut first: Option<Result<Found<'a>, Fault>>,
+    ) -> Run<'a> {
         for qualifier in qualifiers {
             may_be_missing |= qualifier.is_optional;
-            let found = self.look_up(&value, qualifier);
+            let found = first.take().unwrap_or_else(|| self.look_up(&value, qualifier));
             if may_be_missing {
                 let Found::Value(found) = found? else { return Ok(Value::Optional(None)) };
                 self.charge(1)?;
@@ -96,12 +119,16 @@ impl<'p, 'a> Machine<'p, 'a> {
         Ok(if may_be_missing { Value::some(value) } else { value })
     }
 
+    fn key(&mut self, qualifier: &'p Qualifier) -> Run<'a> {
+        match &qualifier.key {
+            QualifierKey::Constant(value) => Ok(value.clone()),
+            QualifierKey::Attribute(attribute) => self.resolve(attribute),
+            QualifierKey::Computed(plan) => self.run(plan),
+        }
+    }
+
     fn look_up(&mut self, value: &Value<'a>, qualifier: &'p Qualifier) -> Result<Found<'a>, Fault> {
-        let key = match &qualifier.key {
-            QualifierKey::Constant(value) => value.clone(),
-            QualifierKey::Attribute(attribute) => self.resolve(attribute)?,
-            QualifierKey::Computed(plan) => self.run(plan)?,
-        };
+        let key = self.key(qualifier)?;
         // The name of a field that is known is its own, not that which expressions call it by.
         if let (Value::Map(Map::Shaped(map, shape)), Some(_), Value::Text(name)) =
             (value, &qualifier.field, &key)

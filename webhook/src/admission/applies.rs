@@ -14,23 +14,24 @@ use super::{Attributes, GroupVersionKind, GroupVersionResource, Host, Operation,
 
 /// What of a request a webhook has registered for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Invocation {
-    pub(super) resource: GroupVersionResource,
-    pub(super) kind: GroupVersionKind,
+pub struct Invocation {
+    pub resource: GroupVersionResource,
+    pub kind: GroupVersionKind,
 }
 
 /// The resources that are the same as the request's, asked for when the first webhook wants to know.
-pub(super) struct Equivalents<'h> {
-    pub(super) host: &'h dyn Host,
+pub struct Equivalents<'h> {
+    pub host: &'h dyn Host,
     found: OnceLock<Vec<GroupVersionResource>>,
 }
 
 impl<'h> Equivalents<'h> {
-    pub(super) fn new(host: &'h dyn Host) -> Equivalents<'h> {
+    pub fn new(host: &'h dyn Host) -> Equivalents<'h> {
         Equivalents { host, found: OnceLock::new() }
     }
 
-    fn of(&self, attributes: &Attributes<'_>) -> &[GroupVersionResource] {
+    /// Without the request's own.
+    pub fn of(&self, attributes: &Attributes<'_>) -> &[GroupVersionResource] {
         self.found.get_or_init(|| {
             let mut all = self.host.equivalents(attributes.resource, attributes.subresource);
             all.retain(|other| other != attributes.resource);
@@ -51,11 +52,11 @@ impl Webhook {
             return Ok(None);
         }
         // A selector that cannot be read is only of interest where the webhook would be asked.
-        let of_namespace = self.namespace_matches(attributes, object);
+        let of_namespace = namespace_matches(&self.namespace_selector, attributes, object);
         if matches!(of_namespace, Ok(false)) {
             return Ok(None);
         }
-        let of_object = self.object_matches(attributes, object);
+        let of_object = object_matches(&self.object_selector, attributes, object);
         if matches!(of_object, Ok(false)) {
             return Ok(None);
         }
@@ -97,40 +98,6 @@ impl Webhook {
         Ok(Some(Invocation { resource: resource.clone(), kind }))
     }
 
-    fn namespace_matches(
-        &self,
-        attributes: &Attributes<'_>,
-        object: Option<&Object>,
-    ) -> Result<bool, Status> {
-        let is_namespace = attributes.resource.resource == "namespaces";
-        if attributes.namespace.is_empty() && !is_namespace {
-            return Ok(true);
-        }
-        let selector = read(&self.namespace_selector)?;
-        if selector.is_empty() {
-            return Ok(true);
-        }
-        // What a Namespace is to become counts, but for one that goes.
-        let is_written = matches!(attributes.operation, Operation::Create | Operation::Update);
-        if is_namespace && attributes.subresource.is_empty() && is_written {
-            return Ok(object.is_some_and(|object| has_labels(selector, object)));
-        }
-        match attributes.namespace_object {
-            Some(namespace) => Ok(has_labels(selector, namespace)),
-            None => Err(Status::not_found("", "namespaces", attributes.namespace)),
-        }
-    }
-
-    /// As it was, or as it is to become.
-    fn object_matches(&self, attributes: &Attributes<'_>, object: Option<&Object>) -> Result<bool, Status> {
-        let selector = read(&self.object_selector)?;
-        if selector.is_empty() {
-            return Ok(true);
-        }
-        let has = |object: Option<&Object>| object.is_some_and(|object| has_labels(selector, object));
-        Ok(has(object) || has(attributes.old_object))
-    }
-
     /// Whether the match conditions hold. `object` and `old_object` are of the kind that the webhook is sent.
     pub(super) fn conditions_hold(
         &self,
@@ -154,6 +121,41 @@ impl Webhook {
         }
     }
 }
+
+/// Whether a selector of namespaces takes a request; `object` is the object as it is now.
+pub fn namespace_matches(
+    selector: &Result<LabelSelector, Status>,
+        attributes: &Attributes<'_>,
+        object: Option<&Object>,
+    ) -> Result<bool, Status> {
+        let is_namespace = attributes.resource.resource == "namespaces";
+        if attributes.namespace.is_empty() && !is_namespace {
+            return Ok(true);
+        }
+        let selector = read(selector)?;
+        if selector.is_empty() {
+            return Ok(true);
+        }
+        // What a Namespace is to become counts, but for one that goes.
+        let is_written = matches!(attributes.operation, Operation::Create | Operation::Update);
+        if is_namespace && attributes.subresource.is_empty() && is_written {
+            return Ok(object.is_some_and(|object| has_labels(selector, object)));
+        }
+        match attributes.namespace_object {
+            Some(namespace) => Ok(has_labels(selector, namespace)),
+            None => Err(Status::not_found("", "namespaces", attributes.namespace)),
+        }
+    }
+
+/// Whether a selector of objects takes the object as it was, or as it is to become.
+pub fn object_matches(selector: &Result<LabelSelector, Status>, attributes: &Attributes<'_>, object: Option<&Object>) -> Result<bool, Status> {
+        let selector = read(selector)?;
+        if selector.is_empty() {
+            return Ok(true);
+        }
+        let has = |object: Option<&Object>| object.is_some_and(|object| has_labels(selector, object));
+        Ok(has(object) || has(attributes.old_object))
+    }
 
 fn read(selector: &Result<LabelSelector, Status>) -> Result<&LabelSelector, Status> {
     selector.as_ref().map_err(|error| rejected::internal(&error.message))

@@ -41,7 +41,7 @@ pub(super) enum Matched {
 }
 
 /// The request as conditions see it: the kind is that which the webhook is sent, the resource is the request's own.
-pub(super) fn request(attributes: &Attributes<'_>, kind: &GroupVersionKind) -> Value {
+pub fn request(attributes: &Attributes<'_>, kind: &GroupVersionKind) -> Value {
     let mut request = json!({
         "uid": "",
         "kind": kind,

@@ -12,7 +12,7 @@ use crate::document::shortened;
 const MAX_CAUSES: usize = 1000;
 
 /// Upstream's `InternalError`.
-pub(super) fn internal(why: &str) -> Status {
+pub fn internal(why: &str) -> Status {
     let mut status = Status::new(500, "InternalError", format!("Internal error occurred: {why}"));
     status.details = Some(Box::new(Details { causes: vec![Cause::told(why)], ..Details::default() }));
     status

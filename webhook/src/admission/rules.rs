@@ -8,7 +8,7 @@ use super::{GroupVersionResource, Operation};
 
 /// One rule.
 #[derive(Debug)]
-pub(super) struct Rule {
+pub struct Rule {
     operations: Operations,
     groups: Names,
     versions: Names,
@@ -80,15 +80,15 @@ enum Scope {
 
 /// What of a request rules look at.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked<'a> {
-    pub(super) operation: Operation,
-    pub(super) resource: &'a GroupVersionResource,
-    pub(super) subresource: &'a str,
-    pub(super) namespace: &'a str,
+pub struct Asked<'a> {
+    pub operation: Operation,
+    pub resource: &'a GroupVersionResource,
+    pub subresource: &'a str,
+    pub namespace: &'a str,
 }
 
 impl Rule {
-    pub(super) fn read(rule: &Value) -> Rule {
+    pub fn read(rule: &Value) -> Rule {
         let resources = rule["resources"].as_array().into_iter().flatten().filter_map(Value::as_str);
         let named = |name: &str| (name != "*").then(|| name.to_owned());
         let resources = resources.map(|resource| {
@@ -113,7 +113,7 @@ impl Rule {
         self.operations
     }
 
-    pub(super) fn matches(&self, asked: Asked<'_>) -> bool {
+    pub fn matches(&self, asked: Asked<'_>) -> bool {
         let resource = asked.resource;
         let is = |wanted: &Option<String>, name: &str| wanted.as_ref().is_none_or(|wanted| wanted == name);
         self.operations.has(asked.operation)
