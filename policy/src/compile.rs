@@ -331,7 +331,8 @@ mod tests {
 
     #[test]
     fn what_is_no_policy_is_compiled_to_what_judges_nothing() {
-        for odd in [json!(null), json!({"spec": 1}), json!({"spec": {"variables": [null, 1], "validations": {}}})]
+        for odd in
+            [json!(null), json!({"spec": 1}), json!({"spec": {"variables": [null, 1], "validations": {}}})]
         {
             let policies = Policies::compile([&odd], [&json!(null)], None);
             assert!(policies.policies.iter().all(|policy| policy.constraints.is_none()), "{odd}");

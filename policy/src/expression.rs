@@ -15,7 +15,8 @@ use skiff_cel::{Environment, Program, Type, Types};
 
 /// The variable that the variables of a policy are fields of.
 pub(crate) const VARIABLES: &str = "variables";
-const VARIABLES_TYPE: &str = "kubernetes.variables";
+/// Its type.
+pub(crate) const VARIABLES_TYPE: &str = "kubernetes.variables";
 
 /// An expression, or why it is none.
 pub(crate) struct Expression {
@@ -49,7 +50,7 @@ impl Returns {
             | (Returns::TextOrNull, Type::Null) => return None,
             (Returns::Bool, _) => "bool",
             (Returns::Text, _) => "string",
-            (Returns::TextOrNull, _) => "one of [string null]",
+            (Returns::TextOrNull, _) => "one of [string null_type]",
         };
         Some(format!("must evaluate to {wanted} but got {type_}"))
     }
@@ -86,6 +87,10 @@ pub(crate) struct Declared {
 }
 
 impl Declared {
+    pub(crate) fn field(&self, name: &str) -> Option<Type> {
+        self.fields.read().get(name).cloned()
+    }
+
     /// Declares a variable. Upstream keeps only plain types, lists and maps.
     pub(crate) fn declare(&mut self, name: &str, type_: Option<&Type>) {
         let type_ = type_.map_or(Type::Dyn, kept);
@@ -117,14 +122,12 @@ fn kept(type_: &Type) -> Type {
 }
 
 /// The objects that expressions of policies are given.
-struct Known {
-    variables: Arc<RwLock<HashMap<String, Type>>>,
-}
+struct Known(Declared);
 
 impl Types for Known {
     fn field(&self, object: &str, field: &str) -> Option<Type> {
         if object == VARIABLES_TYPE {
-            return self.variables.read().get(field).cloned();
+            return self.0.field(field);
         }
         Objects.field(object, field)
     }
@@ -132,7 +135,7 @@ impl Types for Known {
 
 fn environment(names: Names, declared: &Declared) -> Environment {
     let mut environment = Environment::default()
-        .types(Known { variables: declared.fields.clone() })
+        .types(Known(declared.clone()))
         .variable("object", Type::Dyn)
         .variable("oldObject", Type::Dyn)
         .variable("namespaceObject", Type::object("kubernetes.Namespace"))
@@ -180,8 +183,7 @@ impl Compiler<'_> {
 }
 
 fn compiled(environment: &Environment, text: &str, returns: Returns) -> Result<Program, String> {
-    let program =
-        environment.compile(text).map_err(|rejected| format!("compilation failed: {rejected}"))?;
+    let program = environment.compile(text).map_err(|rejected| format!("compilation failed: {rejected}"))?;
     if let Some(fault) = returns.fault(program.output()) {
         return Err(fault);
     }

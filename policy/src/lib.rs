@@ -28,14 +28,14 @@ mod expression;
 mod matching;
 mod params;
 mod rejected;
-
+mod type_check;
 mod validate;
 
 use skiff_webhook::admission::Host;
 
 pub use compile::Policies;
 pub use params::{Params, Scope};
-
+pub use type_check::{ExpressionWarning, kinds_to_check, type_check};
 
 /// What policies ask of whoever serves the request.
 #[derive(Clone, Copy)]

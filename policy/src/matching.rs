@@ -114,8 +114,9 @@ impl Resources {
             subresource: attributes.subresource,
             namespace: attributes.namespace,
         };
-        let is_own =
-            |rule: &NamedRule| rule.rule.matches(asked(attributes.resource)) && rule.has_name(attributes.name);
+        let is_own = |rule: &NamedRule| {
+            rule.rule.matches(asked(attributes.resource)) && rule.has_name(attributes.name)
+        };
         if rules.iter().any(is_own) {
             return Ok(Some(own(attributes)));
         }

@@ -230,8 +230,7 @@ impl<'j> Judge<'j> {
             None => (self.attributes.object, self.attributes.old_object),
         };
         let request = request(self.attributes, &invocation.kind);
-        let rights =
-            self.attributes.authorizer.map(|authorizer| Rights { authorizer, check: &self.check });
+        let rights = self.attributes.authorizer.map(|authorizer| Rights { authorizer, check: &self.check });
         let inputs = Inputs {
             object: object.unwrap_or(&null),
             old_object: old_object.unwrap_or(&null),

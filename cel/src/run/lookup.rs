@@ -38,7 +38,8 @@ impl<'p, 'a> Machine<'p, 'a> {
                 Value::Text(field) => find(field),
                 _ => return Err(Fault::NoSuchOverload),
             };
-            let found = found.map_or_else(|| Ok(Found::Missing(no_key(&key))), |value| value.map(Found::Value));
+            let found =
+                found.map_or_else(|| Ok(Found::Missing(no_key(&key))), |value| value.map(Found::Value));
             return self.followed(Value::Null, &attribute.qualifiers, false, Some(found));
         }
         let value = match &attribute.base {

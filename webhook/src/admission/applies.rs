@@ -125,37 +125,41 @@ impl Webhook {
 /// Whether a selector of namespaces takes a request; `object` is the object as it is now.
 pub fn namespace_matches(
     selector: &Result<LabelSelector, Status>,
-        attributes: &Attributes<'_>,
-        object: Option<&Object>,
-    ) -> Result<bool, Status> {
-        let is_namespace = attributes.resource.resource == "namespaces";
-        if attributes.namespace.is_empty() && !is_namespace {
-            return Ok(true);
-        }
-        let selector = read(selector)?;
-        if selector.is_empty() {
-            return Ok(true);
-        }
-        // What a Namespace is to become counts, but for one that goes.
-        let is_written = matches!(attributes.operation, Operation::Create | Operation::Update);
-        if is_namespace && attributes.subresource.is_empty() && is_written {
-            return Ok(object.is_some_and(|object| has_labels(selector, object)));
-        }
-        match attributes.namespace_object {
-            Some(namespace) => Ok(has_labels(selector, namespace)),
-            None => Err(Status::not_found("", "namespaces", attributes.namespace)),
-        }
+    attributes: &Attributes<'_>,
+    object: Option<&Object>,
+) -> Result<bool, Status> {
+    let is_namespace = attributes.resource.resource == "namespaces";
+    if attributes.namespace.is_empty() && !is_namespace {
+        return Ok(true);
     }
+    let selector = read(selector)?;
+    if selector.is_empty() {
+        return Ok(true);
+    }
+    // What a Namespace is to become counts, but for one that goes.
+    let is_written = matches!(attributes.operation, Operation::Create | Operation::Update);
+    if is_namespace && attributes.subresource.is_empty() && is_written {
+        return Ok(object.is_some_and(|object| has_labels(selector, object)));
+    }
+    match attributes.namespace_object {
+        Some(namespace) => Ok(has_labels(selector, namespace)),
+        None => Err(Status::not_found("", "namespaces", attributes.namespace)),
+    }
+}
 
 /// Whether a selector of objects takes the object as it was, or as it is to become.
-pub fn object_matches(selector: &Result<LabelSelector, Status>, attributes: &Attributes<'_>, object: Option<&Object>) -> Result<bool, Status> {
-        let selector = read(selector)?;
-        if selector.is_empty() {
-            return Ok(true);
-        }
-        let has = |object: Option<&Object>| object.is_some_and(|object| has_labels(selector, object));
-        Ok(has(object) || has(attributes.old_object))
+pub fn object_matches(
+    selector: &Result<LabelSelector, Status>,
+    attributes: &Attributes<'_>,
+    object: Option<&Object>,
+) -> Result<bool, Status> {
+    let selector = read(selector)?;
+    if selector.is_empty() {
+        return Ok(true);
     }
+    let has = |object: Option<&Object>| object.is_some_and(|object| has_labels(selector, object));
+    Ok(has(object) || has(attributes.old_object))
+}
 
 fn read(selector: &Result<LabelSelector, Status>) -> Result<&LabelSelector, Status> {
     selector.as_ref().map_err(|error| rejected::internal(&error.message))
