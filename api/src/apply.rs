@@ -25,6 +25,7 @@ use crate::schema::TypeRef;
 use crate::{Kind, Object, Status, default};
 
 mod check;
+mod configure;
 mod conflict;
 mod element;
 mod form;
@@ -35,6 +36,7 @@ mod set;
 mod updater;
 mod walk;
 
+pub use configure::{ConfigureError, configure};
 pub use conflict::Conflicts;
 pub use element::Element;
 pub use managers::ManagersError;

@@ -249,6 +249,13 @@ pub fn apply_json(object: &mut Object, operations: &[Value]) -> Result<(), JsonP
 #[error(transparent)]
 pub struct JsonPatchError(json::Error);
 
+impl JsonPatchError {
+    /// Whether a value was not what a `test` wants it to be.
+    pub fn is_test(&self) -> bool {
+        matches!(self.0, json::Error::Test { .. })
+    }
+}
+
 /// RFC 7386.
 ///
 /// # Errors

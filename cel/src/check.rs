@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use crate::ast::{Ast, Field, Fold, Item, Literal, Name, Node, NodeId};
-use crate::declared::{Overload, overloads, type_named};
+use crate::declared::{ONLY_PATCHES, Overload, overloads, type_named};
 use crate::issue::Issue;
 use crate::types::{Type, Types};
 use crate::unify::{Open, Unifier, most_general};
@@ -35,6 +35,13 @@ pub(crate) struct Names<'n> {
     pub variables: &'n HashMap<Name, Type>,
     pub types: &'n dyn Types,
     pub version: u8,
+    pub has_patches: bool,
+}
+
+impl Names<'_> {
+    fn has(&self, overload: &Overload) -> bool {
+        overload.since <= self.version || self.has_patches && overload.since == ONLY_PATCHES
+    }
 }
 
 pub(crate) fn check(ast: Ast, root: NodeId, names: &Names<'_>) -> Result<Checked, Vec<Issue>> {
@@ -236,8 +243,7 @@ impl Checker<'_> {
 
     /// The overloads of a function, if any of them is there yet.
     fn function(&self, name: &str) -> Option<&'static [Overload]> {
-        let version = self.names.version;
-        overloads(name).filter(|all| all.iter().any(|overload| overload.since <= version))
+        overloads(name).filter(|all| all.iter().any(|overload| self.names.has(overload)))
     }
 
     fn optional_select(&mut self, id: NodeId, args: &[NodeId]) {
@@ -264,7 +270,7 @@ impl Checker<'_> {
         let given: Vec<Type> = target.iter().chain(args).map(|arg| self.type_of(*arg)).collect();
         let mut result: Option<Type> = None;
         for overload in overloads {
-            let fits_style = overload.is_member == target.is_some() && overload.since <= self.names.version;
+            let fits_style = overload.is_member == target.is_some() && self.names.has(overload);
             if !fits_style || overload.args.len() != given.len() {
                 continue;
             }

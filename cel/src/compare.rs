@@ -63,7 +63,7 @@ fn lists_compared(a: &List<'_>, b: &List<'_>) -> Result<bool, Fault> {
 }
 
 fn maps_compared(a: &Map<'_>, b: &Map<'_>) -> Result<bool, Fault> {
-    if a.len() != b.len() {
+    if a.object() != b.object() || a.len() != b.len() {
         return Ok(false);
     }
     if let Map::Shaped(map, shape) = a {

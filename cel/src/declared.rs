@@ -19,6 +19,9 @@ pub(crate) struct Overload {
     pub since: u8,
 }
 
+/// Stands for the version of what only mutations may call.
+pub(crate) const ONLY_PATCHES: u8 = u8::MAX;
+
 /// Every function by its name.
 pub(crate) fn overloads(name: &str) -> Option<&'static [Overload]> {
     static TABLE: LazyLock<HashMap<&'static str, Vec<Overload>>> = LazyLock::new(read);
@@ -27,7 +30,7 @@ pub(crate) fn overloads(name: &str) -> Option<&'static [Overload]> {
 
 /// `id function args -> result`, where `.` before the name says that the function stands behind its first argument, and `@`
 /// stands for each type that can be compared, `#` for each that can be summed. A number alone is the minor version that what
-/// follows came with.
+/// follows came with, 255 for what is not for every expression.
 const TABLE: &str = include_str!("declared.txt");
 
 fn read() -> HashMap<&'static str, Vec<Overload>> {

@@ -80,6 +80,7 @@ pub const PER_CALL_LIMIT: u64 = 1_000_000;
 pub struct Environment {
     version: u8,
     has_bindings: bool,
+    has_patches: bool,
     variables: HashMap<Name, Type>,
     types: Arc<dyn Types + Send + Sync>,
 }
@@ -93,6 +94,7 @@ impl Default for Environment {
         Environment {
             version: LATEST_VERSION,
             has_bindings: false,
+            has_patches: false,
             variables: HashMap::new(),
             types: Arc::new(()),
         }
@@ -109,6 +111,12 @@ impl Environment {
     /// With `cel.bind(name, value, expression)`, as only device selectors have it.
     pub fn bindings(mut self) -> Environment {
         self.has_bindings = true;
+        self
+    }
+
+    /// With `jsonpatch.escapeKey(key)`, as only mutations have it.
+    pub fn patches(mut self) -> Environment {
+        self.has_patches = true;
         self
     }
 
@@ -132,7 +140,12 @@ impl Environment {
             version: self.version,
         };
         let Parsed { ast, root } = parse::parse(source, syntax)?;
-        let names = Names { variables: &self.variables, types: &*self.types, version: self.version };
+        let names = Names {
+            variables: &self.variables,
+            types: &*self.types,
+            version: self.version,
+            has_patches: self.has_patches,
+        };
         let checked = check::check(ast, root, &names).map_err(rejected)?;
         let issues = validate::faults(&checked, self.version);
         if !issues.is_empty() {

@@ -27,7 +27,8 @@ pub(crate) enum Plan {
     Otherwise(Otherwise, Box<[Plan; 2]>),
     List(Vec<(Plan, bool)>),
     Map(Vec<(Plan, Plan, bool)>),
-    Message(Vec<(Text<'static>, Plan, bool)>),
+    /// With the name of its type.
+    Message(Name, Vec<(Text<'static>, Plan, bool)>),
     Fold(Box<FoldPlan>),
     /// What a fold carries, with one item more.
     Append(usize, Box<Plan>),
@@ -146,7 +147,7 @@ impl Planner<'_> {
                 Ok(constants(planned).map_or_else(Plan::List, |values| Plan::Value(Value::list(values))))
             }
             Node::Map(entries) => self.map(entries),
-            Node::Message { fields, .. } => {
+            Node::Message { name, fields } => {
                 let planned = fields
                     .iter()
                     .map(|field| {
@@ -154,7 +155,8 @@ impl Planner<'_> {
                         Ok((Text::from(name), self.plan(field.value)?, field.is_optional))
                     })
                     .collect::<Planned<_>>()?;
-                Ok(Plan::Message(planned))
+                let name = name.strip_prefix('.').map_or_else(|| name.clone(), Name::from);
+                Ok(Plan::Message(name, planned))
             }
             Node::Fold(fold) => self.fold(fold),
         }

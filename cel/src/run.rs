@@ -107,8 +107,8 @@ impl<'p, 'a> Machine<'p, 'a> {
                 self.charge(30)?;
                 map
             }
-            Plan::Message(fields) => {
-                let message = self.message(fields);
+            Plan::Message(name, fields) => {
+                let message = self.message(name, fields);
                 self.charge(40)?;
                 message
             }
@@ -225,8 +225,9 @@ impl<'p, 'a> Machine<'p, 'a> {
         }
     }
 
-    fn message(&mut self, fields: &'p [(Text<'static>, Plan, bool)]) -> Run<'a> {
+    fn message(&mut self, name: &Arc<str>, fields: &'p [(Text<'static>, Plan, bool)]) -> Run<'a> {
         let mut map = Entries::default();
+        map.name = Some(name.clone());
         for (name, value, is_optional) in fields {
             if let Some(value) = self.entry(value, *is_optional)? {
                 map.insert(Key::Text(name.clone()), value);

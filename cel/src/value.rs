@@ -81,6 +81,8 @@ pub enum Map<'a> {
 /// Keys and values that an expression has made.
 #[derive(Clone, Debug, Default)]
 pub struct Entries<'a> {
+    /// Of its type, where it is an object.
+    pub(crate) name: Option<Arc<str>>,
     texts: BTreeMap<Text<'a>, Value<'a>>,
     scalars: BTreeMap<Scalar, Value<'a>>,
 }
@@ -201,7 +203,7 @@ impl<'a> Value<'a> {
             Value::Timestamp(_) => Type::Timestamp,
             Value::List(_) => Type::list(Type::Dyn),
             Value::Map(Map::Json(_, type_ @ Type::Object(_))) => type_.clone(),
-            Value::Map(_) => Type::map(Type::Dyn, Type::Dyn),
+            Value::Map(map) => map.object().map_or_else(|| Type::map(Type::Dyn, Type::Dyn), Type::object),
             Value::Optional(_) => Type::optional(Type::Dyn),
             Value::Type(_) => Type::AnyType,
             Value::Library(library) => library.type_of(),
@@ -337,6 +339,14 @@ impl<'a> Map<'a> {
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// The name of the object's type, where an expression has made an object.
+    pub fn object(&self) -> Option<&str> {
+        match self {
+            Map::Json(..) | Map::Shaped(..) => None,
+            Map::Owned(entries) => entries.name.as_deref(),
+        }
     }
 
     pub fn get(&self, key: &Key<'_>) -> Option<Value<'a>> {

@@ -30,6 +30,8 @@ pub(crate) struct Policy {
     pub(crate) conditions: Vec<Arc<Expression>>,
     pub(crate) validations: Vec<Validation>,
     pub(crate) annotations: Vec<Annotation>,
+    pub(crate) mutations: Vec<Mutation>,
+    pub(crate) reinvocation: ReinvocationPolicy,
     pub(crate) bindings: Vec<Binding>,
 }
 
@@ -50,6 +52,19 @@ pub(crate) struct Validation {
 pub(crate) struct Annotation {
     pub(crate) key: String,
     pub(crate) value: Arc<Expression>,
+}
+
+/// What a mutating policy changes.
+pub(crate) enum Mutation {
+    JsonPatch(Arc<Expression>),
+    ApplyConfiguration(Arc<Expression>),
+}
+
+/// Whether a policy mutates once more what others have changed since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReinvocationPolicy {
+    Never,
+    IfNeeded,
 }
 
 pub(crate) struct Binding {
@@ -143,7 +158,7 @@ fn name_of(object: &Object) -> String {
 }
 
 impl Policies {
-    /// The `ValidatingAdmissionPolicies` that have bindings, all of which were validated and have their defaults. Expressions that were
+    /// The `ValidatingAdmissionPolicies`, or the `MutatingAdmissionPolicies`, that have bindings, all of which were validated and have their defaults. Expressions that were
     /// compiled for `last`, the policies until now, are not compiled again.
     pub fn compile<'c>(
         policies: impl IntoIterator<Item = &'c Object>,
@@ -205,7 +220,7 @@ impl Policy {
     fn compile(compiler: &mut Compiler<'_>, name: String, spec: &Value, bindings: Vec<Binding>) -> Policy {
         let list = |field: &str| spec[field].as_array().into_iter().flatten();
         let param_kind = &spec["paramKind"];
-        let names = Names { params: !param_kind.is_null(), authorizer: true };
+        let names = Names { params: !param_kind.is_null(), authorizer: true, patches: false };
         let mut declared = Declared::default();
         let mut variables = Variables::default();
         for variable in list("variables") {
@@ -217,7 +232,8 @@ impl Policy {
         }
         let mut compile = |expression: &Value, returns| {
             // Messages are made without asking for anybody's rights.
-            let names = Names { authorizer: returns != Returns::Text, ..names };
+            let patches = matches!(returns, Returns::Patches | Returns::Configuration);
+            let names = Names { authorizer: returns != Returns::Text, patches, ..names };
             compiler.compile(text(expression), names, &declared, returns)
         };
         Policy {
@@ -245,6 +261,23 @@ impl Policy {
                     value: compile(&annotation["valueExpression"], Returns::TextOrNull),
                 })
                 .collect(),
+            mutations: list("mutations")
+                .filter_map(|mutation| match mutation["patchType"].as_str()? {
+                    "JSONPatch" => {
+                        let expression = &mutation["jsonPatch"]["expression"];
+                        Some(Mutation::JsonPatch(compile(expression, Returns::Patches)))
+                    }
+                    "ApplyConfiguration" => {
+                        let expression = &mutation["applyConfiguration"]["expression"];
+                        Some(Mutation::ApplyConfiguration(compile(expression, Returns::Configuration)))
+                    }
+                    _ => None,
+                })
+                .collect(),
+            reinvocation: match spec["reinvocationPolicy"].as_str() {
+                Some("IfNeeded") => ReinvocationPolicy::IfNeeded,
+                _ => ReinvocationPolicy::Never,
+            },
             variables,
             bindings,
         }

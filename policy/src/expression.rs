@@ -18,6 +18,9 @@ pub(crate) const VARIABLES: &str = "variables";
 /// Its type.
 pub(crate) const VARIABLES_TYPE: &str = "kubernetes.variables";
 
+pub(crate) const OBJECT_TYPE: &str = "Object";
+pub(crate) const PATCH_TYPE: &str = "JSONPatch";
+
 /// An expression, or why it is none.
 pub(crate) struct Expression {
     pub(crate) text: String,
@@ -29,6 +32,8 @@ pub(crate) struct Expression {
 pub(crate) struct Names {
     pub(crate) params: bool,
     pub(crate) authorizer: bool,
+    /// What only mutations make: `Object{…}`, `JSONPatch{…}`.
+    pub(crate) patches: bool,
 }
 
 /// What an expression must be.
@@ -38,6 +43,10 @@ pub(crate) enum Returns {
     Bool,
     Text,
     TextOrNull,
+    /// A list of JSON patches.
+    Patches,
+    /// A part of an object.
+    Configuration,
 }
 
 impl Returns {
@@ -48,7 +57,11 @@ impl Returns {
             | (Returns::Bool, Type::Bool)
             | (Returns::Text | Returns::TextOrNull, Type::String)
             | (Returns::TextOrNull, Type::Null) => return None,
+            (Returns::Patches, Type::List(element)) if is_object(element, PATCH_TYPE) => return None,
+            (Returns::Configuration, type_) if is_object(type_, OBJECT_TYPE) => return None,
             (Returns::Bool, _) => "bool",
+            (Returns::Patches, _) => "list(JSONPatch)",
+            (Returns::Configuration, _) => OBJECT_TYPE,
             (Returns::Text, _) => "string",
             (Returns::TextOrNull, _) => "one of [string null_type]",
         };
@@ -122,20 +135,43 @@ fn kept(type_: &Type) -> Type {
 }
 
 /// The objects that expressions of policies are given.
-struct Known(Declared);
+struct Known(Declared, Names);
 
 impl Types for Known {
     fn field(&self, object: &str, field: &str) -> Option<Type> {
         if object == VARIABLES_TYPE {
             return self.0.field(field);
         }
+        if self.1.patches && is_part(object) {
+            return Some(Type::Dyn);
+        }
+        if self.1.patches && object == PATCH_TYPE {
+            return match field {
+                "op" | "path" | "from" => Some(Type::String),
+                "value" => Some(Type::Dyn),
+                _ => None,
+            };
+        }
         Objects.field(object, field)
     }
+
+    fn exists(&self, object: &str) -> bool {
+        self.1.patches && (object == PATCH_TYPE || is_part(object))
+    }
+}
+
+fn is_object(type_: &Type, name: &str) -> bool {
+    matches!(type_, Type::Object(known) if **known == *name)
+}
+
+/// Whether a type is that of an object that is made, or of a part of one, which is named by its path.
+fn is_part(object: &str) -> bool {
+    object.strip_prefix(OBJECT_TYPE).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
 fn environment(names: Names, declared: &Declared) -> Environment {
     let mut environment = Environment::default()
-        .types(Known(declared.clone()))
+        .types(Known(declared.clone(), names))
         .variable("object", Type::Dyn)
         .variable("oldObject", Type::Dyn)
         .variable("namespaceObject", Type::object("kubernetes.Namespace"))
@@ -148,6 +184,9 @@ fn environment(names: Names, declared: &Declared) -> Environment {
         environment = environment
             .variable("authorizer", Type::object("kubernetes.authorization.Authorizer"))
             .variable("authorizer.requestResource", Type::object("kubernetes.authorization.ResourceCheck"));
+    }
+    if names.patches {
+        environment = environment.patches();
     }
     environment
 }

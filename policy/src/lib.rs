@@ -6,7 +6,8 @@
 //!                Status, warnings, annotations ◀─ decisions ◀─ validations ◀─ conditions ◀─┘
 //! ```
 //!
-//! [`Policies`] is made when policies or bindings change and is shared by all requests. [`Policies::validate`] judges one request.
+//! [`Policies`] is made when policies or bindings change and is shared by all requests. [`Policies::validate`] judges one request, and
+//! [`Policies::mutate`] changes its object first.
 //! [`type_check`] holds the expressions of one policy against the types of what it matches, for its status.
 //!
 //! # Guarantees
@@ -20,13 +21,20 @@
 //! Policies are judged in the order of their names, and so are the bindings of each; upstream's order is that of a hash table. Only
 //! the first denial is told, which is upstream's own way.
 //!
+//! Policies that mutate one object as several of its versions see what those before them have made of it; upstream keeps only what the
+//! last version was given. What an expression makes of bytes, durations and moments is no part of an object; it makes texts of them.
+//!
 //! Source: `k8s.io/apiserver/pkg/admission/plugin/policy`.
 
+mod bound;
 mod compile;
+mod conditions;
 mod evaluate;
 mod expression;
 mod matching;
+mod mutate;
 mod params;
+mod patch;
 mod rejected;
 mod type_check;
 mod validate;
@@ -34,6 +42,7 @@ mod validate;
 use skiff_webhook::admission::Host;
 
 pub use compile::Policies;
+pub use mutate::SchemaOf;
 pub use params::{Params, Scope};
 pub use type_check::{ExpressionWarning, kinds_to_check, type_check};
 

@@ -13,10 +13,9 @@ use skiff_webhook::admission::{
 };
 
 use crate::compile::{Action, Binding, FailurePolicy, Policies, Policy, Validation};
-use crate::evaluate::{
-    BUDGET, CONDITIONS_BUDGET, Inputs, OutOfBudget, Rights, Session, namespace_object, request_check,
-};
-use crate::{Caller, rejected};
+use crate::conditions::conditions_hold;
+use crate::evaluate::{BUDGET, Inputs, OutOfBudget, Rights, Session, namespace_object, request_check};
+use crate::{Caller, bound, rejected};
 
 const FAILURE_KEY: &str = "validation.policy.admission.k8s.io/validation_failure";
 /// A longer value of an audit annotation is cut.
@@ -84,7 +83,7 @@ impl Policies {
             caller,
             attributes,
             equivalents: Equivalents::new(caller.host),
-            namespace: namespace_object(known_namespace(attributes)),
+            namespace: namespace_object(bound::namespace(attributes)),
             check: request_check(attributes),
             versions: Vec::new(),
             denial: None,
@@ -97,16 +96,6 @@ impl Policies {
             Some(Denial { message, reason }) => Err(rejected::denied(attributes, reason, &message)),
         }
     }
-}
-
-fn is_namespace(attributes: &Attributes<'_>) -> bool {
-    let kind = attributes.kind;
-    kind.group.is_empty() && kind.version == "v1" && kind.kind == "Namespace"
-}
-
-/// The Namespace that the request is in. A Namespace is in none.
-fn known_namespace<'a>(attributes: &Attributes<'a>) -> Option<&'a Object> {
-    attributes.namespace_object.filter(|_| !is_namespace(attributes))
 }
 
 impl<'j> Judge<'j> {
@@ -124,37 +113,19 @@ impl<'j> Judge<'j> {
                 return Ok(());
             }
         };
-        let scope = match &policy.param_kind {
-            None => None,
-            Some(kind) => match self.caller.params.scope(kind) {
-                Some(scope) => Some((kind, scope)),
-                None => {
-                    let GroupVersionKind { group, version, kind } = kind;
-                    let kind = format!("{group}/{version}, Kind={kind}");
-                    let why = format!("failed to find resource referenced by paramKind: '{kind}'");
-                    self.misconfigured(policy, None, &why);
-                    return Ok(());
-                }
-            },
+        let scope = match bound::param_scope(policy, self.caller.params) {
+            Ok(scope) => scope,
+            Err(why) => {
+                self.misconfigured(policy, None, &why);
+                return Ok(());
+            }
         };
         let mut collected = Collected::new();
         for binding in &policy.bindings {
-            let matches = match &binding.resources {
-                None => Ok(true),
-                Some(resources) => {
-                    resources.invocation(attributes, &self.equivalents).map(|taken| taken.is_some())
-                }
-            };
-            let params = match (matches, scope, &binding.param_ref) {
-                (Ok(false), _, _) => continue,
-                (Err(why), _, _) => Err(why),
-                (Ok(true), Some((kind, scope)), Some(reference)) => {
-                    reference.collect(self.caller.params, kind, scope, attributes.namespace)
-                }
-                (Ok(true), _, _) => Ok(vec![Json::Null]),
-            };
+            let params = bound::params(binding, scope, self.caller.params, attributes, &self.equivalents);
             let params = match params {
-                Ok(params) => params,
+                Ok(Some(params)) => params,
+                Ok(None) => continue,
                 Err(why) => {
                     self.misconfigured(policy, Some(binding), &why);
                     continue;
@@ -170,12 +141,7 @@ impl<'j> Judge<'j> {
                 );
                 continue;
             }
-            if !attributes.namespace.is_empty()
-                && !is_namespace(attributes)
-                && attributes.namespace_object.is_none()
-            {
-                return Err(Status::not_found("", "namespaces", attributes.namespace));
-            }
+            bound::check_namespace(attributes)?;
             for param in &params {
                 let judgement = self.judgement(policy, &invocation, param);
                 self.enforce(policy, binding, judgement, &mut collected, record);
@@ -311,43 +277,6 @@ fn failed(policy: &Policy, why: String) -> Judgement {
         judgement.denials.push(Decision { index: 0, message: why, reason: "Invalid" });
     }
     judgement
-}
-
-/// Whether all conditions of a policy hold. The sentence says why that is not known.
-fn conditions_hold(policy: &Policy, inputs: Inputs<'_>, rights: Option<Rights<'_>>) -> Result<bool, String> {
-    if policy.conditions.is_empty() {
-        return Ok(true);
-    }
-    let mut session = Session::new(inputs, rights, &policy.variables, CONDITIONS_BUDGET);
-    let (mut says_no, mut faults) = (false, IndexSet::new());
-    let mut told = Ok(());
-    for condition in &policy.conditions {
-        match session.run(condition) {
-            Err(OutOfBudget) => {
-                told = Err(OutOfBudget::WORDS.to_owned());
-                break;
-            }
-            Ok(Err(why)) => _ = faults.insert(why),
-            Ok(Ok(Value::Bool(holds))) => says_no |= !holds,
-            Ok(Ok(_)) => {}
-        }
-    }
-    if told.is_ok() {
-        if says_no {
-            return Ok(false);
-        }
-        let faults: Vec<String> = faults.into_iter().collect();
-        told = match faults.as_slice() {
-            [] => Ok(()),
-            [one] => Err(one.clone()),
-            many => Err(format!("[{}]", many.join(", "))),
-        };
-    }
-    match told {
-        Ok(()) => Ok(true),
-        Err(_) if policy.failure_policy == FailurePolicy::Ignore => Ok(false),
-        Err(why) => Err(why),
-    }
 }
 
 /// What the validations of a policy have against a request. All messages are made, whether they are told or not, as they have to be

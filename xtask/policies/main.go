@@ -1,7 +1,7 @@
 // Command policies runs upstream's plug-in of admission policies over policies and requests of our own, and records what it
 // says. `policy/tests` replays that.
 //
-//	policies DIRECTORY     writes validate.jsonl.gz there
+//	policies DIRECTORY     writes validate.jsonl.gz and mutate.jsonl.gz there
 package main
 
 import (
@@ -36,7 +36,20 @@ func run(args []string) error {
 			return fmt.Errorf("%s: %w", judged[i].Name, err)
 		}
 	}
-	return write(filepath.Join(args[0], "validate.jsonl.gz"), judged)
+	if err := write(filepath.Join(args[0], "validate.jsonl.gz"), judged); err != nil {
+		return err
+	}
+	types, err := newConverters()
+	if err != nil {
+		return err
+	}
+	mutated := mutations()
+	for i := range mutated {
+		if err := mutated[i].mutate(types); err != nil {
+			return fmt.Errorf("%s: %w", mutated[i].Name, err)
+		}
+	}
+	return write(filepath.Join(args[0], "mutate.jsonl.gz"), mutated)
 }
 
 // write makes a packed file of lines.

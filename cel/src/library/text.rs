@@ -20,6 +20,9 @@ pub(super) fn function(name: &str) -> Option<Function> {
         "upperAscii" => |call, args, _| mapped(call, args, str::to_ascii_uppercase),
         "trim" => |call, args, _| mapped(call, args, |text| text.trim().to_string()),
         "strings.quote" => |call, args, _| mapped(call, args, quoted),
+        "jsonpatch.escapeKey" => {
+            |call, args, _| mapped(call, args, |text| text.replace('~', "~0").replace('/', "~1"))
+        }
         "replace" => replace,
         "split" => split,
         "substring" => substring,

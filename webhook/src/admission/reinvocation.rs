@@ -48,33 +48,33 @@ impl Reinvocation {
         self.round
     }
 
-    /// A round of webhooks begins with this object.
-    pub(super) fn begin(&mut self, object: Option<&Object>) {
+    /// A round of webhooks or policies begins with this object.
+    pub fn begin(&mut self, object: Option<&Object>) {
         if self.round == Round::Second && !self.asked.is_empty() && self.last.as_ref() != object {
             self.changed();
         }
         self.last = None;
     }
 
-    /// A round of webhooks has ended with this object.
-    pub(super) fn end(&mut self, object: Option<&Object>) {
+    /// A round of them has ended with this object.
+    pub fn end(&mut self, object: Option<&Object>) {
         if !self.asked.is_empty() && self.round == Round::First {
             self.last = object.cloned();
         }
     }
 
-    /// A webhook has changed the object, or somebody has between the rounds.
-    pub(super) fn changed(&mut self) {
+    /// One of them has changed the object, or somebody has between the rounds.
+    pub fn changed(&mut self) {
         self.again.extend(mem::take(&mut self.asked));
     }
 
-    /// A webhook was asked that wants to be again.
-    pub(super) fn asked(&mut self, uid: &Arc<str>) {
+    /// One was asked that wants to be again.
+    pub fn asked(&mut self, uid: &Arc<str>) {
         self.asked.insert(uid.clone());
     }
 
-    /// Whether a webhook is asked in this round.
-    pub(super) fn is_asked_now(&self, uid: &str) -> bool {
+    /// Whether one is asked in this round.
+    pub fn is_asked_now(&self, uid: &str) -> bool {
         self.round == Round::First || self.again.contains(uid)
     }
 }

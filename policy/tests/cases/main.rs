@@ -1,0 +1,5 @@
+//! Policies against upstream's.
+
+mod mutate;
+mod validate;
+mod world;
