@@ -140,6 +140,7 @@ fn to_json(value: &Value<'_>, numbers: Numbers) -> Result<Json, String> {
             Json::Object(out)
         }
         Value::Optional(Some(inner)) => to_json(inner, numbers)?,
+        Value::Fault(fault) => return Err(fault.to_string()),
         Value::Bytes(_) | Value::Duration(_) | Value::Timestamp(_) | Value::Type(_) | Value::Library(_) => {
             return Err("there is no JSON for it; make a string of it".into());
         }

@@ -18,7 +18,7 @@ const ARROWS: [(&str, &[&str]); 23] = [
     ("skiff-webhook", &["skiff-api", "skiff-cel"]),
     ("skiff-policy", &["skiff-api", "skiff-cel", "skiff-webhook"]),
     ("skiff-client", &["skiff-api"]),
-    ("skiff-apiserver", &["skiff-api", "skiff-policy", "skiff-webhook"]),
+    ("skiff-apiserver", &["skiff-api", "skiff-cel", "skiff-policy", "skiff-webhook"]),
     ("skiff-scheduler", &["skiff-api", "skiff-client"]),
     ("skiff-controllers", &["skiff-api", "skiff-client"]),
     ("skiff-network", &["skiff-api", "skiff-client"]),
