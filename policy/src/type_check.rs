@@ -144,6 +144,8 @@ fn environment(
         .variable("namespaceObject", Type::object("kubernetes.Namespace"))
         .variable("request", Type::object("kubernetes.AdmissionRequest"))
         .variable("authorizer", Type::object("kubernetes.authorization.Authorizer"))
+        // Upstream forgets it here, and warns of all who use it.
+        .variable("authorizer.requestResource", Type::object("kubernetes.authorization.ResourceCheck"))
         .variable(VARIABLES, Type::object(VARIABLES_TYPE));
     if let Some(params) = params {
         environment = environment.variable("params", params);

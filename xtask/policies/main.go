@@ -1,7 +1,7 @@
 // Command policies runs upstream's plug-in of admission policies over policies and requests of our own, and records what it
 // says. `policy/tests` replays that.
 //
-//	policies DIRECTORY     writes validate.jsonl.gz and mutate.jsonl.gz there
+//	policies DIRECTORY     writes validate.jsonl.gz, mutate.jsonl.gz and types.jsonl.gz there
 package main
 
 import (
@@ -39,17 +39,26 @@ func run(args []string) error {
 	if err := write(filepath.Join(args[0], "validate.jsonl.gz"), judged); err != nil {
 		return err
 	}
-	types, err := newConverters()
+	converters, err := newConverters()
 	if err != nil {
 		return err
 	}
 	mutated := mutations()
 	for i := range mutated {
-		if err := mutated[i].mutate(types); err != nil {
+		if err := mutated[i].mutate(converters); err != nil {
 			return fmt.Errorf("%s: %w", mutated[i].Name, err)
 		}
 	}
-	return write(filepath.Join(args[0], "mutate.jsonl.gz"), mutated)
+	if err := write(filepath.Join(args[0], "mutate.jsonl.gz"), mutated); err != nil {
+		return err
+	}
+	checked := types()
+	for i := range checked {
+		if err := check(&checked[i]); err != nil {
+			return fmt.Errorf("%s: %w", checked[i].Name, err)
+		}
+	}
+	return write(filepath.Join(args[0], "types.jsonl.gz"), checked)
 }
 
 // write makes a packed file of lines.

@@ -1,5 +1,6 @@
 //! Policies against upstream's.
 
 mod mutate;
+mod types;
 mod validate;
 mod world;
