@@ -246,40 +246,52 @@ impl Policy {
                 _ => FailurePolicy::Fail,
             },
             conditions: list("matchConditions").map(|c| compile(&c["expression"], Returns::Bool)).collect(),
-            validations: list("validations")
-                .map(|validation| Validation {
-                    expression: compile(&validation["expression"], Returns::Bool),
-                    message: text(&validation["message"]).trim().to_owned(),
-                    message_expression: (!text(&validation["messageExpression"]).is_empty())
-                        .then(|| compile(&validation["messageExpression"], Returns::Text)),
-                    reason: reason(&validation["reason"]),
-                })
-                .collect(),
+            validations: list("validations").map(|v| Validation::compile(v, &mut compile)).collect(),
             annotations: list("auditAnnotations")
                 .map(|annotation| Annotation {
                     key: text(&annotation["key"]).to_owned(),
                     value: compile(&annotation["valueExpression"], Returns::TextOrNull),
                 })
                 .collect(),
-            mutations: list("mutations")
-                .filter_map(|mutation| match mutation["patchType"].as_str()? {
-                    "JSONPatch" => {
-                        let expression = &mutation["jsonPatch"]["expression"];
-                        Some(Mutation::JsonPatch(compile(expression, Returns::Patches)))
-                    }
-                    "ApplyConfiguration" => {
-                        let expression = &mutation["applyConfiguration"]["expression"];
-                        Some(Mutation::ApplyConfiguration(compile(expression, Returns::Configuration)))
-                    }
-                    _ => None,
-                })
-                .collect(),
+            mutations: list("mutations").filter_map(|m| Mutation::compile(m, &mut compile)).collect(),
             reinvocation: match spec["reinvocationPolicy"].as_str() {
                 Some("IfNeeded") => ReinvocationPolicy::IfNeeded,
                 _ => ReinvocationPolicy::Never,
             },
             variables,
             bindings,
+        }
+    }
+}
+
+/// Compiles what a field holds, in the place of a policy that it stands in.
+type Compile<'c> = dyn FnMut(&Value, Returns) -> Arc<Expression> + 'c;
+
+impl Validation {
+    fn compile(validation: &Value, compile: &mut Compile<'_>) -> Validation {
+        Validation {
+            expression: compile(&validation["expression"], Returns::Bool),
+            message: text(&validation["message"]).trim().to_owned(),
+            message_expression: (!text(&validation["messageExpression"]).is_empty())
+                .then(|| compile(&validation["messageExpression"], Returns::Text)),
+            reason: reason(&validation["reason"]),
+        }
+    }
+}
+
+impl Mutation {
+    /// `None` for one of a kind that is not known.
+    fn compile(mutation: &Value, compile: &mut Compile<'_>) -> Option<Mutation> {
+        match mutation["patchType"].as_str()? {
+            "JSONPatch" => {
+                let expression = &mutation["jsonPatch"]["expression"];
+                Some(Mutation::JsonPatch(compile(expression, Returns::Patches)))
+            }
+            "ApplyConfiguration" => {
+                let expression = &mutation["applyConfiguration"]["expression"];
+                Some(Mutation::ApplyConfiguration(compile(expression, Returns::Configuration)))
+            }
+            _ => None,
         }
     }
 }

@@ -48,18 +48,19 @@ pub(crate) struct Inputs<'v> {
 #[derive(Clone, Copy)]
 pub(crate) struct Rights<'r> {
     pub(crate) authorizer: &'r (dyn Authorizer + Send + Sync),
-    pub(crate) check: &'r Check,
+    /// The question about the resource of the request itself.
+    pub(crate) request: &'r Value<'static>,
 }
 
 /// The question about the resource of the request itself.
-pub(crate) fn request_check(attributes: &Attributes<'_>) -> Check {
+pub(crate) fn request_check(attributes: &Attributes<'_>) -> Value<'static> {
     let mut check = Check::default();
     check.group.clone_from(&attributes.resource.group);
     check.resource.clone_from(&attributes.resource.resource);
     check.subresource = attributes.subresource.to_owned();
     check.namespace = attributes.namespace.to_owned();
     check.name = attributes.name.to_owned();
-    check
+    Value::resource_check(check)
 }
 
 /// A Namespace as expressions see it.
@@ -174,7 +175,7 @@ impl<'v, 'p> Session<'v, 'p> {
             .variable("namespaceObject", typed(namespace, "kubernetes.Namespace"));
         let Some(rights) = self.rights else { return run };
         run.variable("authorizer", Value::authorizer())
-            .variable("authorizer.requestResource", Value::resource_check(rights.check.clone()))
+            .variable("authorizer.requestResource", rights.request.clone())
             .authorizer(rights.authorizer)
     }
 }

@@ -79,16 +79,15 @@ struct Place {
 
 /// Every expression that was compiled.
 #[derive(Default)]
-pub(crate) struct Expressions(HashMap<Arc<str>, Vec<(Place, Arc<Expression>)>>);
+pub(crate) struct Expressions(HashMap<Arc<str>, HashMap<Place, Arc<Expression>>>);
 
 impl Expressions {
     fn find(&self, text: &str, place: Place) -> Option<&Arc<Expression>> {
-        let known = self.0.get(text)?;
-        known.iter().find(|(known, _)| *known == place).map(|(_, expression)| expression)
+        self.0.get(text)?.get(&place)
     }
 
     fn keep(&mut self, text: &str, place: Place, expression: Arc<Expression>) {
-        self.0.entry(text.into()).or_default().push((place, expression));
+        self.0.entry(text.into()).or_default().insert(place, expression);
     }
 }
 

@@ -13,7 +13,7 @@ use serde_json::Value as Json;
 use skiff_api::apply::configure;
 use skiff_api::schema::TypeRef;
 use skiff_api::{Object, Status, patch as json_patch};
-use skiff_cel::Check;
+use skiff_cel::Value;
 use skiff_webhook::admission::{
     Attributes, Equivalents, GroupVersionKind, Invocation, Reinvocation, internal, request,
 };
@@ -61,7 +61,7 @@ struct Mutator<'m> {
     attributes: Attributes<'m>,
     schema_of: &'m SchemaOf<'m>,
     namespace: Json,
-    check: Check,
+    request_check: Value<'static>,
     errors: Vec<PolicyError>,
 }
 
@@ -89,7 +89,7 @@ impl Policies {
             attributes: given,
             schema_of,
             namespace: namespace_object(bound::namespace(attributes)),
-            check: request_check(attributes),
+            request_check: request_check(attributes),
             errors: Vec::new(),
         };
         let turns = mutator.turns(self);
@@ -253,7 +253,7 @@ impl Mutator<'_> {
     }
 
     fn rights(&self) -> Option<Rights<'_>> {
-        self.attributes.authorizer.map(|authorizer| Rights { authorizer, check: &self.check })
+        self.attributes.authorizer.map(|authorizer| Rights { authorizer, request: &self.request_check })
     }
 
     fn conditions_hold(

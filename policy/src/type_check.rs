@@ -212,3 +212,49 @@ impl Schemas {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Whether an expression is warned of where the object is of a built-in type.
+    #[track_caller]
+    fn checked(type_name: &str, expression: &str, wanted: Option<&str>) {
+        let kind = GroupVersionKind::new("example.com/v1", "Thing");
+        let policy = json!({"spec": {"validations": [{"expression": expression}]}});
+        let schema_of = |_: &GroupVersionKind| TypeRef::builtin(type_name);
+        let warnings = type_check(&policy, &[kind], &schema_of);
+        let found = warnings.first().map(|warning| warning.warning.as_str());
+        match (found, wanted) {
+            (None, None) => {}
+            (Some(found), Some(wanted)) if found.contains(wanted) => {}
+            _ => panic!("{expression}: {found:?}, wanted {wanted:?}"),
+        }
+    }
+
+    #[test]
+    fn built_in_types_are_known() {
+        let deployment = "io.k8s.api.apps.v1.Deployment";
+        checked(deployment, "object.spec.replicas > 1 && object.metadata.labels['a'] == 'b'", None);
+        checked(deployment, "object.spec.replicas > 'a'", Some("'_>_' applied to '(int, string)'"));
+        checked(deployment, "object.spec.template.spec.containers.all(c, c.image == 'x')", None);
+        checked(
+            deployment,
+            "object.spec.template.spec.containers.all(c, c.none == 'x')",
+            Some("undefined field 'none'"),
+        );
+        checked(deployment, "object.metadata.creationTimestamp < timestamp('2024-01-01T00:00:00Z')", None);
+        checked("io.k8s.api.core.v1.Service", "object.spec.ports[0].targetPort == 'a'", None);
+    }
+
+    #[test]
+    fn types_without_an_end_are_followed_as_far_as_an_expression_goes() {
+        let properties = ".properties['a']".repeat(20);
+        let schema = "object.spec.versions[0].schema.openAPIV3Schema";
+        let definition = "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition";
+        checked(definition, &format!("{schema}{properties}.type == 'x'"), None);
+        checked(definition, &format!("{schema}{properties}.none == 'x'"), Some("undefined field 'none'"));
+    }
+}

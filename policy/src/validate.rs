@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use indexmap::IndexSet;
 use serde_json::Value as Json;
 use skiff_api::{Object, Status};
-use skiff_cel::{Check, Value};
+use skiff_cel::Value;
 use skiff_webhook::admission::{
     Attributes, AuditLevel, Equivalents, GroupVersionKind, Invocation, Record, request,
 };
@@ -57,7 +57,7 @@ struct Judge<'j> {
     attributes: &'j Attributes<'j>,
     equivalents: Equivalents<'j>,
     namespace: Json,
-    check: Check,
+    request_check: Value<'static>,
     versions: Vec<Versioned>,
     denial: Option<Denial>,
 }
@@ -84,7 +84,7 @@ impl Policies {
             attributes,
             equivalents: Equivalents::new(caller.host),
             namespace: namespace_object(bound::namespace(attributes)),
-            check: request_check(attributes),
+            request_check: request_check(attributes),
             versions: Vec::new(),
             denial: None,
         };
@@ -196,7 +196,8 @@ impl<'j> Judge<'j> {
             None => (self.attributes.object, self.attributes.old_object),
         };
         let request = request(self.attributes, &invocation.kind);
-        let rights = self.attributes.authorizer.map(|authorizer| Rights { authorizer, check: &self.check });
+        let rights =
+            self.attributes.authorizer.map(|authorizer| Rights { authorizer, request: &self.request_check });
         let inputs = Inputs {
             object: object.unwrap_or(&null),
             old_object: old_object.unwrap_or(&null),
