@@ -182,7 +182,10 @@ impl Mutator<'_> {
             is_touched: false,
         };
         for turn in turns {
-            self.turn_into(&mut current, &turn.invocation.kind).await?;
+            if let Err(why) = self.turn_into(&mut current, &turn.invocation.kind).await {
+                self.misconfigured(turn.policy, None, &why);
+                continue;
+            }
             self.turn(turn, &mut current, reinvocation)?;
         }
         if !current.is_touched {
@@ -191,20 +194,23 @@ impl Mutator<'_> {
         reinvocation.changed();
         reinvocation.want();
         let own = self.attributes.kind.clone();
-        self.turn_into(&mut current, &own).await?;
+        let back = self.turn_into(&mut current, &own).await;
+        back.map_err(|why| internal(&format!("failed to convert object: {why}")))?;
         Ok(current.object)
     }
 
-    async fn turn_into(&self, current: &mut Current, kind: &GroupVersionKind) -> Result<(), Status> {
+    /// The sentence says why it cannot be that. It then is what it was.
+    async fn turn_into(&self, current: &mut Current, kind: &GroupVersionKind) -> Result<(), String> {
         if current.kind == *kind {
             return Ok(());
         }
-        for place in [&mut current.object, &mut current.old_object] {
-            if let Some(object) = place.take() {
-                let converted = self.caller.host.convert(object, kind).await;
-                *place = Some(converted.map_err(|why| internal(&why))?);
+        let mut converted = [None, None];
+        for (place, object) in converted.iter_mut().zip([&current.object, &current.old_object]) {
+            if let Some(object) = object {
+                *place = Some(self.caller.host.convert(object.clone(), kind).await?);
             }
         }
+        [current.object, current.old_object] = converted;
         current.kind = kind.clone();
         Ok(())
     }

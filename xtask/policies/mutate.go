@@ -253,6 +253,12 @@ func mutations() []mutated {
 			}
 		}
 	}
+	for _, failure := range []string{"Fail", "Ignore"} {
+		add("it cannot be converted, "+failure, with(jsonPatch(count), m{"failurePolicy": failure, "matchConstraints": resources(m{"resourceRules": l{rule("v2")}})}), nil,
+			func(c *judged) {
+				c.Attributes.Object = raw(gadget(m{"metadata": m{"name": "g", "labels": m{"stays": "y"}}}))
+			})
+	}
 	add("params", with(limit, jsonPatch("[JSONPatch{op: 'add', path: '/spec/n', value: object.spec.n + params.max}]")), ref(m{"selector": m{}}))
 	add("no namespace", jsonPatch(count), nil, func(c *judged) { c.Namespaces = nil })
 	add("a deletion", jsonPatch(count), nil, func(c *judged) {
