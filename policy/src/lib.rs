@@ -22,7 +22,7 @@
 //! the first denial is told, which is upstream's own way.
 //!
 //! Policies that mutate one object as several of its versions see what those before them have made of it; upstream keeps only what the
-//! last version was given. What an expression makes of bytes, durations and moments is no part of an object; it makes texts of them.
+//! last version was given. Bytes, durations and moments are refused as parts of an object: an expression has to make texts of them.
 //!
 //! Source: `k8s.io/apiserver/pkg/admission/plugin/policy`.
 
