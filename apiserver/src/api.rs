@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use skiff_api::{Kind, Object, Status};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::dynamic::Dynamic;
 use crate::admission::quota::Turns;
-use crate::admission::webhooks::Webhooks;
 use crate::auth::authenticate::Authenticator;
 use crate::auth::authorize::Authorization;
 use crate::auth::token::TokenKeys;
@@ -40,7 +40,7 @@ pub(crate) struct Api {
     pub(crate) authorizer: Authorization,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) services: ServiceAllocator,
-    pub(crate) webhooks: Webhooks,
+    pub(crate) dynamic: Dynamic,
     pub(crate) openid: OpenId,
     pub(crate) kubelet: Kubelet,
     pub(crate) pod_proxy: PodProxy,

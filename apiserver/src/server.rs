@@ -27,8 +27,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::dynamic::{Dynamic, Inward};
 use crate::admission::quota::Turns;
-use crate::admission::webhooks::{Inward, Webhooks};
 use crate::api::Api;
 use crate::auth::UserInfo;
 use crate::auth::authenticate::{Authenticator, PeerAddress, PeerCertificate};
@@ -182,7 +182,7 @@ impl ApiServer {
             authorizer: Authorization::new(node, Rbac::new(roles)),
             tokens,
             services,
-            webhooks: Webhooks::new(inward.clone(), tls::provider()),
+            dynamic: Dynamic::new(inward.clone(), tls::provider()),
             live: Live::new((*kinds).clone(), address.clone()),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
@@ -204,6 +204,7 @@ impl ApiServer {
         // What was served before is served from the first request on.
         api.serve_definitions(&closed).await.map_err(Error::Bootstrap)?;
         tokio::spawn(api.clone().follow_definitions(closed.clone()));
+        tokio::spawn(api.clone().follow_policies(closed.clone()));
         Ok(ApiServer {
             api,
             tls,

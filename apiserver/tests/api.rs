@@ -15,6 +15,9 @@ mod custom;
 #[path = "api/webhooks.rs"]
 mod webhooks;
 
+#[path = "api/policies.rs"]
+mod policies;
+
 #[path = "api/lists.rs"]
 mod lists;
 

@@ -90,6 +90,12 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("admissionregistration.v1.MutatingWebhook", "timeoutSeconds", "10"),
     ("admissionregistration.v1.MutatingWebhook", "reinvocationPolicy", r#""Never""#),
     ("admissionregistration.v1.RuleWithOperations", "scope", r#""*""#),
+    ("admissionregistration.v1.NamedRuleWithOperations", "scope", r#""*""#),
+    ("admissionregistration.v1.MatchResources", "matchPolicy", r#""Equivalent""#),
+    ("admissionregistration.v1.MatchResources", "namespaceSelector", "{}"),
+    ("admissionregistration.v1.MatchResources", "objectSelector", "{}"),
+    ("admissionregistration.v1.ValidatingAdmissionPolicySpec", "failurePolicy", r#""Fail""#),
+    ("admissionregistration.v1.MutatingAdmissionPolicySpec", "failurePolicy", r#""Fail""#),
     ("admissionregistration.v1.ServiceReference", "port", "443"),
     ("apiregistration.v1.ServiceReference", "port", "443"),
 ];

@@ -1,14 +1,16 @@
 //! Built-in admission: what a request's object is completed with, and what refuses it besides its kind's own
-//! rules. Policies are not built yet.
+//! rules. What is written in objects is in `dynamic.rs`.
 
 mod default_class;
+pub(crate) mod dynamic;
+mod latest;
 mod limit_ranger;
 mod node;
+mod params;
 mod pod;
 mod pod_security;
 pub(crate) mod quota;
 mod service_account;
-pub(crate) mod webhooks;
 
 use std::collections::HashSet;
 

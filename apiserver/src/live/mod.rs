@@ -15,6 +15,7 @@
 
 mod cleanup;
 mod names;
+mod type_checks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -303,7 +304,7 @@ impl Api {
         if definition["spec"]["conversion"]["strategy"] != "Webhook" {
             return None;
         }
-        let converter = Converter::new(self.webhooks.client.clone(), definition);
+        let converter = Converter::new(self.dynamic.client.clone(), definition);
         let converter = converter.inspect_err(|error| {
             tracing::warn!(%error, definition = definition.name(), "nobody can be asked to convert objects");
         });

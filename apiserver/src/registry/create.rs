@@ -4,11 +4,11 @@ use skiff_api::decode::FieldValidation;
 use skiff_api::kinds::Storage;
 use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::{Cause, Kind, Object, Status, decode, default};
-use skiff_webhook::admission::{Operation, Reinvocation};
+use skiff_webhook::admission::Operation;
 
 use super::metadata;
 use super::options::WriteOptions;
-use crate::admission::webhooks::{Admitted, write_options};
+use crate::admission::dynamic::{Admitted, Rounds, write_options};
 use crate::api::{Api, Call};
 use crate::certificates;
 use crate::limits::read_body;
@@ -95,23 +95,22 @@ impl Api {
         dry_run: bool,
     ) -> Result<Object, Status> {
         let options = write_options("CreateOptions", call, dry_run);
-        let (mut reinvocation, mut warnings) = (Reinvocation::default(), Vec::new());
+        let (mut rounds, mut warnings) = (Rounds::default(), Vec::new());
         loop {
             self.admit_create(call, &mut object).await?;
             // Webhooks are asked before a name is generated.
             let name = if generated { object.meta_mut().remove("name") } else { None };
             let admitted = Admitted { operation: Operation::Create, call, dry_run, options: &options };
-            let mutated = self
-                .mutate_by_webhooks(&admitted, Some(object), None, &mut reinvocation, &mut warnings)
-                .await?;
+            let mutated =
+                self.mutate_dynamically(&admitted, Some(object), None, &mut rounds, &mut warnings).await?;
             object = mutated.object.ok_or_else(|| Status::internal("a webhook left no object"))?;
             if let Some(name) = name.filter(|_| object.name().is_empty()) {
                 object.set_meta("name", name);
             }
-            if !reinvocation.is_wanted() {
+            if !rounds.is_wanted() {
                 break;
             }
-            reinvocation.begin_again();
+            rounds.begin_again();
         }
         call.warnings.extend(warnings);
         Ok(object)
@@ -120,7 +119,7 @@ impl Api {
     async fn validate_new(&self, call: &mut Call, object: &Object, dry_run: bool) -> Result<(), Status> {
         let (options, mut warnings) = (write_options("CreateOptions", call, dry_run), Vec::new());
         let admitted = Admitted { operation: Operation::Create, call, dry_run, options: &options };
-        self.validate_by_webhooks(&admitted, Some(object), None, &mut warnings).await?;
+        self.validate_dynamically(&admitted, Some(object), None, &mut warnings).await?;
         call.warnings.extend(warnings);
         Ok(())
     }

@@ -8,13 +8,13 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
-use skiff_webhook::admission::{Operation, Reinvocation};
+use skiff_webhook::admission::Operation;
 
 use super::list::Page;
 use super::modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
 use super::options::{DeleteOptions, ListOptions, Propagation};
 use super::{now, store_failure, timestamp};
-use crate::admission::webhooks::Admitted;
+use crate::admission::dynamic::{Admitted, Rounds};
 use crate::api::{Api, Call, is_core};
 use crate::auth::authorize::Attributes;
 use crate::cache::Entry;
@@ -91,7 +91,7 @@ impl Api {
             self.admit_delete(call, &current.object)?;
             // An eviction was admitted as what it is.
             if call.info.subresource.is_empty() {
-                self.admit_delete_by_webhooks(&admitted, &current.object).await?;
+                self.admit_delete_dynamically(&admitted, &current.object).await?;
             }
             let next = plan(kind, &current.object, options, Timestamp::now());
             match self.swap(kind, namespace, name, current, next, options.dry_run).await? {
@@ -102,10 +102,10 @@ impl Api {
         Err(Status::modified(&kind.group, &kind.plural, name))
     }
 
-    async fn admit_delete_by_webhooks(&self, admitted: &Admitted<'_>, old: &Object) -> Result<(), Status> {
-        let (mut reinvocation, mut warnings) = (Reinvocation::default(), Vec::new());
-        self.mutate_by_webhooks(admitted, None, Some(old), &mut reinvocation, &mut warnings).await?;
-        self.validate_by_webhooks(admitted, None, Some(old), &mut warnings).await
+    async fn admit_delete_dynamically(&self, admitted: &Admitted<'_>, old: &Object) -> Result<(), Status> {
+        let (mut rounds, mut warnings) = (Rounds::default(), Vec::new());
+        self.mutate_dynamically(admitted, None, Some(old), &mut rounds, &mut warnings).await?;
+        self.validate_dynamically(admitted, None, Some(old), &mut warnings).await
     }
 
     /// Removes a value that cannot be read, whatever it was: finalizers and dependents cannot be heeded.

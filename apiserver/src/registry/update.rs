@@ -3,13 +3,13 @@
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
-use skiff_webhook::admission::{Operation, Reinvocation};
+use skiff_webhook::admission::Operation;
 
 use super::create::{read_object, refuse};
 use super::modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
 use super::options::WriteOptions;
 use super::{metadata, now};
-use crate::admission::webhooks::{Admitted, write_options};
+use crate::admission::dynamic::{Admitted, Rounds, write_options};
 use crate::admission::{self, quota::Charge};
 use crate::api::{Api, Call, is_core, key_of};
 use crate::certificates;
@@ -134,7 +134,7 @@ impl Api {
             kind.write(&mut new);
             check(kind, part, &new, &current.object)?;
             admission::validate_update(kind, &new, &current.object)?;
-            self.validate_by_webhooks(&admitted, Some(&new), Some(&current.object), warnings).await?;
+            self.validate_dynamically(&admitted, Some(&new), Some(&current.object), warnings).await?;
             if part == Part::Main {
                 let write = services::Write::of(dry_run);
                 allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object), write)?);
@@ -161,17 +161,17 @@ impl Api {
         warnings: &mut Vec<String>,
     ) -> Result<Object, Status> {
         let (call, kind) = (admitted.call, &admitted.call.kind);
-        let (mut reinvocation, mut has_changed) = (Reinvocation::default(), false);
+        let (mut rounds, mut has_changed) = (Rounds::default(), false);
         loop {
             self.complete(call, part, &mut new, old)?;
             let mutated =
-                self.mutate_by_webhooks(admitted, Some(new), Some(old), &mut reinvocation, warnings).await?;
+                self.mutate_dynamically(admitted, Some(new), Some(old), &mut rounds, warnings).await?;
             has_changed |= mutated.has_changed;
             new = mutated.object.ok_or_else(|| Status::internal("a webhook left no object"))?;
-            if !reinvocation.is_wanted() {
+            if !rounds.is_wanted() {
                 break;
             }
-            reinvocation.begin_again();
+            rounds.begin_again();
         }
         if has_changed {
             // What no request may change, no webhook may.
@@ -206,8 +206,12 @@ struct Updating<'u> {
 fn check_version(kind: &Kind, new: &Object, current: &Current) -> Result<(), Status> {
     match new.resource_version() {
         "" | "0" if kind.traits.needs_version => {
-            let cause =
-                Cause::invalid("metadata.resourceVersion", &json!(0), "must be specified for an update");
+            // As Go prints an unsigned number.
+            let cause = Cause {
+                reason: "FieldValueInvalid",
+                message: "Invalid value: 0x0: must be specified for an update".to_owned(),
+                field: "metadata.resourceVersion".to_owned(),
+            };
             refuse(kind, new.name(), vec![cause])
         }
         "" | "0" => Ok(()),

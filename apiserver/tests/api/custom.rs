@@ -57,7 +57,12 @@ fn condition<'o>(object: &'o Value, type_: &str) -> &'o Value {
 }
 
 /// The object once it is as it should be, or as it was when it was deleted.
-async fn until(client: &Client, list: &str, name: &str, is: impl Fn(&str, &Value) -> bool) -> Value {
+pub(crate) async fn until(
+    client: &Client,
+    list: &str,
+    name: &str,
+    is: impl Fn(&str, &Value) -> bool,
+) -> Value {
     let mut watch = client.watch(&format!("{list}?watch=true&fieldSelector=metadata.name%3D{name}")).await;
     while let Some((event, object)) = watch.next().await {
         if is(&event, &object) {
@@ -211,7 +216,7 @@ async fn what_custom_resources_cannot_be_is_refused_as_upstream_refuses_it() {
     let update = client.put(&format!("{FOOS}/one"), foo("one", json!({"replicas": 1}))).await;
     let why = update.refused(422, "Invalid");
     assert!(
-        why.contains("metadata.resourceVersion: Invalid value: 0: must be specified for an update"),
+        why.contains("metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"),
         "{why}"
     );
 }

@@ -319,7 +319,7 @@ async fn a_lease_is_created_by_an_update() {
     admin.put(url, lease.clone()).await.created();
     let message = admin.put(url, lease).await.refused(422, "Invalid");
     assert!(
-        message.ends_with("metadata.resourceVersion: Invalid value: 0: must be specified for an update"),
+        message.ends_with("metadata.resourceVersion: Invalid value: 0x0: must be specified for an update"),
         "{message}"
     );
     admin.put(&format!("{MAPS}/none"), config_map("none", "1")).await.refused(404, "NotFound");

@@ -2,7 +2,6 @@
 
 use super::kind;
 use crate::kinds::definition;
-use crate::strategy::Strategy;
 use crate::table::Column;
 use crate::table::cell::{UNSET, condition, count, str_at, text, text_or};
 use crate::{Kind, Object};
@@ -71,7 +70,6 @@ pub(super) fn kinds() -> Vec<Kind> {
             .subresources(&["status"])
             .columns(policies()),
         admission("ValidatingAdmissionPolicyBinding", "validatingadmissionpolicybindings")
-            .strategy(&PolicyBindings)
             .columns(bindings()),
         admission("ValidatingWebhookConfiguration", "validatingwebhookconfigurations").columns(webhooks()),
         kind("apiextensions.k8s.io", "v1", "CustomResourceDefinition", "customresourcedefinitions")
@@ -88,24 +86,5 @@ fn param_kind(policy: &Object) -> serde_json::Value {
     match str_at(policy, "/spec/paramKind/kind") {
         "" => UNSET.into(),
         kind => format!("{}/{kind}", str_at(policy, "/spec/paramKind/apiVersion")).into(),
-    }
-}
-
-struct PolicyBindings;
-
-impl Strategy for PolicyBindings {
-    /// What a binding matches, if it says anything of it, it says all of.
-    fn default(&self, object: &mut Object) {
-        let Some(resources) = object.pointer_mut("/spec/matchResources").filter(|r| r.is_object()) else {
-            return;
-        };
-        if resources["matchPolicy"].is_null() {
-            resources["matchPolicy"] = "Equivalent".into();
-        }
-        for field in ["namespaceSelector", "objectSelector"] {
-            if resources[field].is_null() {
-                resources[field] = serde_json::json!({});
-            }
-        }
     }
 }

@@ -1,19 +1,19 @@
-//! Admission by webhooks: which there are, and what the server tells them of a request.
+//! Admission by policies and webhooks: which there are, and what the server tells them of a request. Policies come first, as
+//! upstream's plug-ins do.
 //!
-//! The webhooks are compiled again when their configurations have changed, which the first request after that notices. Without any a
-//! request costs a look.
+//! They are compiled again when their objects have changed, which the first request after that notices. Without any a request costs a
+//! look.
 
 use std::sync::{Arc, OnceLock, Weak};
 
-use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use parking_lot::Mutex;
 use rustls::crypto::CryptoProvider;
 use serde_json::{Value, json};
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status, decode, default};
 use skiff_cel::{Authorizer, Check, Decision, Subject};
+use skiff_policy::Policies;
 use skiff_webhook::admission::{
     self as hooks, Attributes, Caller, GroupVersionKind, GroupVersionResource, Host, Operation, Phase,
     Record, Reinvocation,
@@ -21,66 +21,74 @@ use skiff_webhook::admission::{
 use skiff_webhook::{Client, DialError, Resolver, Stream, dial};
 use tokio::time::Instant;
 
+use super::latest::Latest;
 use crate::api::{Api, Call, is_core};
 use crate::auth::UserInfo;
 use crate::auth::authorize;
 use crate::limits::REQUEST_TIMEOUT;
 use crate::live::Table;
-use crate::store::Revision;
 
-const GROUP: &str = "admissionregistration.k8s.io";
-
-/// The webhooks of the cluster.
-pub(crate) struct Webhooks {
+/// What of admission is written in objects: policies, and webhooks.
+pub(crate) struct Dynamic {
     pub(crate) client: Arc<Client>,
-    mutating: Compiled,
-    validating: Compiled,
+    mutating_webhooks: Latest<hooks::Webhooks>,
+    validating_webhooks: Latest<hooks::Webhooks>,
+    mutating_policies: Latest<Policies>,
+    validating_policies: Latest<Policies>,
 }
 
-/// The webhooks of one phase, as of a revision of their configurations.
-struct Compiled {
-    phase: Phase,
-    plural: &'static str,
-    current: ArcSwap<(Revision, hooks::Webhooks)>,
-    /// Held while they are compiled: one request does, the others wait for it.
-    turn: Mutex<()>,
-}
-
-impl Compiled {
-    fn new(phase: Phase, plural: &'static str) -> Compiled {
-        let none = hooks::Webhooks::none(phase);
-        Compiled { phase, plural, current: ArcSwap::from_pointee((0, none)), turn: Mutex::default() }
-    }
-
-    fn current(&self, api: &Api) -> Result<Arc<(Revision, hooks::Webhooks)>, Status> {
-        let cache = api.caches.of(&*api.kind(GROUP, "v1", self.plural)?)?;
-        let is_current = |current: &(Revision, hooks::Webhooks)| current.0 == cache.revision();
-        let current = self.current.load_full();
-        if is_current(&current) {
-            return Ok(current);
-        }
-        let _turn = self.turn.lock();
-        let last = self.current.load_full();
-        if is_current(&last) {
-            return Ok(last);
-        }
-        // With one that cannot be read, nobody can say what is admitted.
-        let (revision, configurations) = cache.snapshot()?;
-        let configurations: Vec<Object> = configurations.values().map(|entry| entry.parse()).collect();
-        let compiled = hooks::Webhooks::compile(self.phase, &configurations, Some(&last.1));
-        let compiled = Arc::new((revision, compiled));
-        self.current.store(compiled.clone());
-        Ok(compiled)
-    }
-}
-
-impl Webhooks {
-    pub(crate) fn new(inward: Arc<Inward>, provider: Arc<CryptoProvider>) -> Webhooks {
-        Webhooks {
+impl Dynamic {
+    pub(crate) fn new(inward: Arc<Inward>, provider: Arc<CryptoProvider>) -> Dynamic {
+        let policies = |objects: &[Vec<Object>], last: &Policies| match objects {
+            [policies, bindings] => Policies::compile(policies, bindings, Some(last)),
+            _ => Policies::default(),
+        };
+        Dynamic {
             client: Arc::new(Client::new(inward, provider)),
-            mutating: Compiled::new(Phase::Mutating, "mutatingwebhookconfigurations"),
-            validating: Compiled::new(Phase::Validating, "validatingwebhookconfigurations"),
+            mutating_webhooks: Latest::new(
+                &["mutatingwebhookconfigurations"],
+                hooks::Webhooks::none(Phase::Mutating),
+                |objects, last| {
+                    hooks::Webhooks::compile(Phase::Mutating, objects.iter().flatten(), Some(last))
+                },
+            ),
+            validating_webhooks: Latest::new(
+                &["validatingwebhookconfigurations"],
+                hooks::Webhooks::none(Phase::Validating),
+                |objects, last| {
+                    hooks::Webhooks::compile(Phase::Validating, objects.iter().flatten(), Some(last))
+                },
+            ),
+            mutating_policies: Latest::new(
+                &["mutatingadmissionpolicies", "mutatingadmissionpolicybindings"],
+                Policies::default(),
+                policies,
+            ),
+            validating_policies: Latest::new(
+                &["validatingadmissionpolicies", "validatingadmissionpolicybindings"],
+                Policies::default(),
+                policies,
+            ),
         }
+    }
+}
+
+/// What rounds of mutation carry from one to the next.
+#[derive(Default)]
+pub(crate) struct Rounds {
+    policies: Reinvocation,
+    webhooks: Reinvocation,
+}
+
+impl Rounds {
+    /// Whether all of mutating admission is to run once more.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.policies.is_wanted() || self.webhooks.is_wanted()
+    }
+
+    pub(crate) fn begin_again(&mut self) {
+        self.policies.begin_again();
+        self.webhooks.begin_again();
     }
 }
 
@@ -172,18 +180,19 @@ fn kind_of(kind: &Kind, subresource: &str) -> GroupVersionKind {
 }
 
 impl Api {
-    /// What webhooks make of a new object, or of one that replaces `old`; nothing of a deletion. What they warn of is added to
-    /// `warnings`, whatever comes of it.
-    pub(crate) async fn mutate_by_webhooks(
+    /// What policies and webhooks make of a new object, or of one that replaces `old`; nothing of a deletion. What they warn of is
+    /// added to `warnings`, whatever comes of it.
+    pub(crate) async fn mutate_dynamically(
         &self,
         admitted: &Admitted<'_>,
         object: Option<Object>,
         old: Option<&Object>,
-        reinvocation: &mut Reinvocation,
+        rounds: &mut Rounds,
         warnings: &mut Vec<String>,
     ) -> Result<Mutated, Status> {
-        let compiled = self.webhooks.mutating.current(self)?;
-        if compiled.1.is_empty() || admitted.call.is_own {
+        let policies = self.dynamic.mutating_policies.current(self)?;
+        let webhooks = self.dynamic.mutating_webhooks.current(self)?;
+        if (policies.value.is_empty() && webhooks.value.is_empty()) || admitted.call.is_own {
             return Ok(Mutated { object, has_changed: false });
         }
         let before = object.clone();
@@ -193,23 +202,29 @@ impl Api {
             (Kinds { api: self, table: &admitted.call.table }, Rights::of(self, admitted.call));
         let mut record = Record::default();
         let attributes = attributes(admitted, &told, &rights, None, old);
-        let caller = Caller { client: &self.webhooks.client, host: &host };
-        let mutated = compiled.1.mutate(caller, &attributes, object, reinvocation, &mut record).await;
+        let judges = skiff_policy::Caller { host: &host, params: &host };
+        let schema_of = |kind: &GroupVersionKind| host.of_kind(kind).map(|kind| kind.schema.clone());
+        let object =
+            policies.value.mutate(judges, &schema_of, &attributes, object, &mut rounds.policies).await?;
+        let caller = Caller { client: &self.dynamic.client, host: &host };
+        let mutated =
+            webhooks.value.mutate(caller, &attributes, object, &mut rounds.webhooks, &mut record).await;
         warnings.extend(record.warnings);
         let object = mutated?;
         Ok(Mutated { has_changed: object != before, object })
     }
 
-    /// Whether webhooks have nothing against a request.
-    pub(crate) async fn validate_by_webhooks(
+    /// Whether policies and webhooks have nothing against a request.
+    pub(crate) async fn validate_dynamically(
         &self,
         admitted: &Admitted<'_>,
         object: Option<&Object>,
         old: Option<&Object>,
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        let compiled = self.webhooks.validating.current(self)?;
-        if compiled.1.is_empty() || admitted.call.is_own {
+        let policies = self.dynamic.validating_policies.current(self)?;
+        let webhooks = self.dynamic.validating_webhooks.current(self)?;
+        if (policies.value.is_empty() && webhooks.value.is_empty()) || admitted.call.is_own {
             return Ok(());
         }
         let name = name_of(admitted.call, object, old);
@@ -218,8 +233,13 @@ impl Api {
             (Kinds { api: self, table: &admitted.call.table }, Rights::of(self, admitted.call));
         let mut record = Record::default();
         let attributes = attributes(admitted, &told, &rights, object, old);
-        let caller = Caller { client: &self.webhooks.client, host: &host };
-        let validated = compiled.1.validate(caller, &attributes, &mut record).await;
+        let judges = skiff_policy::Caller { host: &host, params: &host };
+        let judged = policies.value.validate(judges, &attributes, &mut record).await;
+        let caller = Caller { client: &self.dynamic.client, host: &host };
+        let validated = match judged {
+            Ok(()) => webhooks.value.validate(caller, &attributes, &mut record).await,
+            refused => refused,
+        };
         warnings.extend(record.warnings);
         validated
     }
@@ -253,11 +273,10 @@ impl Api {
             _ => write_options("CreateOptions", call, dry_run),
         };
         let admitted = Admitted { operation, call, dry_run, options: &options };
-        let (mut warnings, mut reinvocation) = (Vec::new(), Reinvocation::default());
-        let mutated = self
-            .mutate_by_webhooks(&admitted, Some(document), None, &mut reinvocation, &mut warnings)
-            .await?;
-        self.validate_by_webhooks(&admitted, mutated.object.as_ref(), None, &mut warnings).await?;
+        let (mut warnings, mut rounds) = (Vec::new(), Rounds::default());
+        let mutated =
+            self.mutate_dynamically(&admitted, Some(document), None, &mut rounds, &mut warnings).await?;
+        self.validate_dynamically(&admitted, mutated.object.as_ref(), None, &mut warnings).await?;
         call.warnings.extend(warnings);
         Ok(mutated.object.unwrap_or_default())
     }
@@ -296,17 +315,17 @@ fn attributes<'a>(
 }
 
 /// What of the kinds webhooks need to know.
-struct Kinds<'a> {
-    api: &'a Api,
-    table: &'a Table,
+pub(super) struct Kinds<'a> {
+    pub(super) api: &'a Api,
+    pub(super) table: &'a Table,
 }
 
 impl Kinds<'_> {
-    fn of_resource(&self, resource: &GroupVersionResource) -> Option<&Arc<Kind>> {
+    pub(super) fn of_resource(&self, resource: &GroupVersionResource) -> Option<&Arc<Kind>> {
         self.table.kinds.by_resource(&resource.group, &resource.version, &resource.resource)
     }
 
-    fn of_kind(&self, kind: &GroupVersionKind) -> Option<&Arc<Kind>> {
+    pub(super) fn of_kind(&self, kind: &GroupVersionKind) -> Option<&Arc<Kind>> {
         self.table.kinds.by_kind(&kind.group, &kind.version, &kind.kind)
     }
 }

@@ -1,0 +1,89 @@
+//! Policies are held against the types of what they are about, and told in their status what does not fit.
+//!
+//! Source: `validatingadmissionpolicystatus` of upstream's controller manager. It only tells; what a policy does is up to admission.
+
+use std::sync::Arc;
+
+use serde_json::{Value, json};
+use skiff_api::meta::Meta;
+use skiff_api::{Object, Status};
+use skiff_policy::{kinds_to_check, type_check};
+use skiff_webhook::admission::{GroupVersionKind, GroupVersionResource};
+use tokio_util::sync::CancellationToken;
+
+use super::{RETRY_MAX, RETRY_MIN, Table};
+use crate::api::Api;
+use crate::cache::Filter;
+use crate::registry::Next;
+
+const POLICIES: (&str, &str, &str) = ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies");
+
+impl Api {
+    /// Tells of the types of policies until `shutdown`.
+    pub(crate) async fn follow_policies(self: Arc<Self>, shutdown: CancellationToken) {
+        let mut retry = RETRY_MIN;
+        while !shutdown.is_cancelled() {
+            let ended = tokio::select! {
+                () = shutdown.cancelled() => return,
+                ended = self.check_policies() => ended,
+            };
+            if let Err(status) = ended {
+                tracing::warn!(%status, "cannot tell of the types of admission policies; trying again");
+            }
+            _ = shutdown.run_until_cancelled(tokio::time::sleep(retry)).await;
+            retry = (retry * 2).min(RETRY_MAX);
+        }
+    }
+
+    async fn check_policies(&self) -> Result<(), Status> {
+        let kind = self.kind(POLICIES.0, POLICIES.1, POLICIES.2)?;
+        let cache = self.caches.of(&kind)?;
+        let mut watcher = cache.watch(Filter::default(), None)?;
+        loop {
+            for policy in cache.readable().values().map(|entry| entry.parse()) {
+                if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
+                    continue;
+                }
+                let table = self.live.table();
+                let checked = policy.clone();
+                // Compiling is work.
+                let status = self.heavy[1].run(move || status_of(&checked, &table)).await?;
+                let written = self
+                    .modify(&kind, "", policy.name(), false, |current| {
+                        let mut object = current.object.clone();
+                        if object["metadata"]["generation"] == policy["metadata"]["generation"] {
+                            object["status"]["observedGeneration"] = status["observedGeneration"].clone();
+                            object["status"]["typeChecking"] = status["typeChecking"].clone();
+                        }
+                        Ok(Next::Put(object))
+                    })
+                    .await;
+                match written {
+                    Err(status) if status.code != 404 => return Err(status),
+                    _ => {}
+                }
+            }
+            if watcher.changes.recv().await.is_none() {
+                return Ok(());
+            }
+            while watcher.changes.try_recv().is_ok() {}
+        }
+    }
+}
+
+fn status_of(policy: &Object, table: &Table) -> Value {
+    let kinds_for = |resource: &GroupVersionResource| -> Vec<GroupVersionKind> {
+        let kind = table.kinds.by_resource(&resource.group, &resource.version, &resource.resource);
+        kind.into_iter().map(|kind| GroupVersionKind::new(&kind.api_version(), &kind.kind)).collect()
+    };
+    let schema_of = |kind: &GroupVersionKind| {
+        table.kinds.by_kind(&kind.group, &kind.version, &kind.kind).map(|kind| kind.schema.clone())
+    };
+    let kinds = kinds_to_check(policy, &kinds_for);
+    let warnings: Vec<Value> = type_check(policy, &kinds, &schema_of)
+        .into_iter()
+        .map(|found| json!({"fieldRef": found.field_ref, "warning": found.warning}))
+        .collect();
+    let checked = if warnings.is_empty() { json!({}) } else { json!({ "expressionWarnings": warnings }) };
+    json!({"observedGeneration": policy["metadata"]["generation"], "typeChecking": checked})
+}
