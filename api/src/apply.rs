@@ -120,8 +120,13 @@ pub fn read(bytes: &[u8], validation: FieldValidation) -> Result<Decoded, Status
             let faults: Vec<String> = parsed.faults(None).iter().map(ToString::to_string).collect();
             (parsed.document, faults)
         }
-        // YAML that has a field twice is not read at all.
-        Err(_) => (decode::parse_yaml(bytes).map_err(|why| refused(&why))?, Vec::new()),
+        Err(_) => {
+            let (object, twice) = decode::parse_yaml(bytes).map_err(|why| refused(&why))?;
+            (
+                object,
+                twice.into_iter().map(|twice| format!("error converting YAML to JSON: {twice}")).collect(),
+            )
+        }
     };
     if !object.is_object() {
         return Err(refused("the document is no object: apply one that has apiVersion, kind and metadata"));

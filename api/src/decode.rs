@@ -51,19 +51,22 @@ pub fn decode(
     format: Format,
     validation: FieldValidation,
 ) -> Result<Decoded, Status> {
-    let text = match format {
-        Format::Json => parse::Text::Json,
-        Format::Yaml => parse::Text::Yaml,
+    match format {
+        Format::Json => {}
+        Format::Yaml => {
+            let (object, twice) =
+                parse::yaml(bytes).map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
+            return finish(kind, object, Origin { twice, ..Origin::default() }, validation);
+        }
         Format::Protobuf => {
             let object = protobuf::read(kind, bytes).map_err(|e| cannot_be_handled(kind, &e.to_string()))?;
             // Its fields have numbers, so none can be unknown by its name.
             return conform(kind, object, FieldValidation::Ignore);
         }
-    };
-    let (object, duplicates) =
-        parse::parse(bytes, text).map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
-    let source = (text == parse::Text::Json).then_some(bytes);
-    finish(kind, object, Origin { source, duplicates }, validation)
+    }
+    let (object, duplicates) = parse::parse(bytes, parse::Text::Json)
+        .map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
+    finish(kind, object, Origin { source: Some(bytes), duplicates, twice: None }, validation)
 }
 
 /// Prunes and checks the shape of an object that is already parsed, such as a default of our own.
@@ -107,9 +110,9 @@ pub(crate) fn parse_strictly(bytes: &[u8]) -> Result<Parsed<'_>, String> {
     Ok(Parsed { document, bytes, duplicates })
 }
 
-/// A YAML document without a schema.
-pub(crate) fn parse_yaml(bytes: &[u8]) -> Result<Object, String> {
-    parse::parse(bytes, parse::Text::Yaml).map(|(document, _)| document).map_err(|error| error.to_string())
+/// A YAML document without a schema, and what stands twice in it, in words.
+pub(crate) fn parse_yaml(bytes: &[u8]) -> Result<(Object, Option<String>), String> {
+    parse::yaml(bytes).map_err(|error| error.to_string())
 }
 
 pub(crate) struct Parsed<'b> {
@@ -169,19 +172,21 @@ struct Origin<'s> {
     /// The JSON it was read from, which has the fields in the order of their author.
     source: Option<&'s [u8]>,
     duplicates: Vec<Steps>,
+    /// Of YAML, what stands twice, in words.
+    twice: Option<String>,
 }
 
 impl Origin<'_> {
     /// What strict decoding has against the document, in the order in which upstream meets it.
     fn faults(self, unknown: &[Steps]) -> Vec<String> {
         if unknown.is_empty() && self.duplicates.is_empty() {
-            return Vec::new();
+            return self.twice.into_iter().collect();
         }
         let faults = match self.source {
             Some(source) => order::in_document_order(source, unknown, &self.duplicates),
             None => unknown.iter().map(|place| Fault::Unknown(place.to_string())).collect(),
         };
-        faults.iter().map(Fault::to_string).collect()
+        self.twice.into_iter().chain(faults.iter().map(Fault::to_string)).collect()
     }
 }
 

@@ -93,6 +93,11 @@ impl Kind {
         }
     }
 
+    /// The fields that a cache notes of each object.
+    pub fn noted_fields(&self) -> &[Arc<str>] {
+        self.custom().map_or(&self.selectable, |custom| &custom.selectable)
+    }
+
     /// Whether requests may name this version.
     pub fn is_served(&self) -> bool {
         self.custom().is_none_or(|custom| custom.is_served)
@@ -146,6 +151,22 @@ impl Kind {
     pub(crate) fn write_early(&self, object: &mut Object) {
         let off = if self.traits.compares_off { written::Off::Kept } else { written::Off::Dropped };
         self.write_with(object, off);
+    }
+
+    /// Brings an object of a custom kind that was stored into the shape of today: what was written by an older schema is pruned and
+    /// given defaults, and called by the version that is stored now, unless a webhook has to convert it.
+    pub fn refresh(&self, object: &mut Object) {
+        let Some(custom) = self.custom() else { return };
+        if *custom.conversion == Conversion::None && object["apiVersion"] != self.api_version() {
+            object["apiVersion"] = self.api_version().into();
+        }
+        if object["apiVersion"] != self.api_version() {
+            return;
+        }
+        // What is no object of any schema stays as it is, and can be deleted.
+        if structural::prune(&self.schema.schema, object).is_ok() {
+            structural::default(&self.schema.schema, object);
+        }
     }
 
     /// Custom resources are stored as they are.

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::{Value, json};
 use skiff_api::table::{self, IncludeObject};
 use skiff_api::{Kind, Object, Status, encode, protobuf};
+use skiff_webhook::admission::warning_headers;
 
 use crate::api::Call;
 use crate::registry::{convert, is_same_version};
@@ -197,17 +198,10 @@ pub(crate) fn gzip(bytes: &[u8]) -> Option<Bytes> {
     encoder.finish().ok().map(Bytes::from)
 }
 
-/// RFC 7234 warnings, as upstream sends them: code 299, no agent, the text quoted.
+/// RFC 7234 warnings, as upstream sends them: code 299, no agent, the text quoted, all of them bounded.
 pub(crate) fn add_warnings(headers: &mut HeaderMap, warnings: &[String]) {
-    const MAX_BYTES: usize = 4 << 10;
-    let mut bytes = 0;
-    for warning in warnings {
-        let escaped = warning.replace('\\', "\\\\").replace('"', "\\\"");
-        bytes += escaped.len();
-        if bytes > MAX_BYTES {
-            return;
-        }
-        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{escaped}\"")) {
+    for warning in warning_headers(warnings.iter().map(String::as_str)) {
+        if let Ok(value) = HeaderValue::from_str(&warning) {
             headers.append(http::header::WARNING, value);
         }
     }

@@ -51,14 +51,31 @@ pub(super) fn parse(bytes: &[u8], format: Text) -> Result<(Value, Vec<Steps>), P
             json.end().map_err(ParseError::Json)?;
             value
         }
-        Text::Yaml => {
-            let text = std::str::from_utf8(bytes).map_err(|e| ParseError::Yaml(e.to_string()))?;
-            let value = serde_saphyr::from_str::<Value>(text).map_err(|e| ParseError::Yaml(e.to_string()))?;
-            depth::check(&value).map_err(ParseError::TooDeep)?;
-            value
-        }
+        Text::Yaml => yaml(bytes)?.0,
     };
     Ok((value, duplicates.places))
+}
+
+/// A YAML document, of whose keys that stand twice the last counts, and the first such key in Go's words.
+pub(super) fn yaml(bytes: &[u8]) -> Result<(Value, Option<String>), ParseError> {
+    let text = std::str::from_utf8(bytes).map_err(|e| ParseError::Yaml(e.to_string()))?;
+    let (value, duplicate) = match serde_saphyr::from_str::<Value>(text) {
+        Ok(value) => (value, None),
+        Err(error) => {
+            let serde_saphyr::Error::DuplicateMappingKey { key, location } = error.without_snippet() else {
+                return Err(ParseError::Yaml(error.to_string()));
+            };
+            let key = key.as_deref().unwrap_or_default();
+            let line = location.line();
+            let duplicate = format!("yaml: unmarshal errors:\n  line {line}: key {key:?} already set in map");
+            let options =
+                serde_saphyr::options! { duplicate_keys: serde_saphyr::DuplicateKeyPolicy::LastWins };
+            let value = serde_saphyr::from_str_with_options::<Value>(text, options);
+            (value.map_err(|e| ParseError::Yaml(e.to_string()))?, Some(duplicate))
+        }
+    };
+    depth::check(&value).map_err(ParseError::TooDeep)?;
+    Ok((value, duplicate))
 }
 
 struct Node<'p, 'd> {

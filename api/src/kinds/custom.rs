@@ -30,6 +30,8 @@ pub struct Custom {
     pub open_api: Arc<Value>,
     pub scale: Option<Scaled>,
     pub conversion: Arc<Conversion>,
+    /// The selectable fields of all versions: what a cache notes of each object, whatever version is asked for.
+    pub selectable: Arc<[Arc<str>]>,
 }
 
 /// Where the `scale` of an object lies in it: names of fields, from the outermost.
@@ -67,15 +69,29 @@ pub fn kinds_of(definition: &Object) -> Result<Vec<Kind>, DefinitionError> {
         "Webhook" => Conversion::Webhook(spec["conversion"]["webhook"].clone()),
         _ => Conversion::None,
     };
-    let conversion = Arc::new(conversion);
-    versions.iter().map(|version| kind_of(definition, version, &versions, &conversion)).collect()
+    let mut fields: Vec<Arc<str>> = versions.iter().flat_map(|version| selectable(version)).collect();
+    fields.sort();
+    fields.dedup();
+    let shared = Shared { conversion: Arc::new(conversion), selectable: fields.into() };
+    versions.iter().map(|version| kind_of(definition, version, &versions, &shared)).collect()
+}
+
+/// What all versions of a definition have in common.
+struct Shared {
+    conversion: Arc<Conversion>,
+    selectable: Arc<[Arc<str>]>,
+}
+
+fn selectable(version: &Value) -> Vec<Arc<str>> {
+    let fields = version["selectableFields"].as_array().into_iter().flatten();
+    fields.map(|field| text(field, "jsonPath").trim_start_matches('.').into()).collect()
 }
 
 fn kind_of(
     definition: &Object,
     version: &Value,
     versions: &[&Value],
-    conversion: &Arc<Conversion>,
+    shared: &Shared,
 ) -> Result<Kind, DefinitionError> {
     let (spec, names) = (&definition["spec"], &definition["status"]["acceptedNames"]);
     let missing = |field| DefinitionError::Missing { definition: definition.name().to_owned(), field };
@@ -101,7 +117,6 @@ fn kind_of(
     }
     let subresources = &version["subresources"];
     let offered = ["scale", "status"].into_iter().filter(|name| subresources[*name].is_object());
-    let selectable = version["selectableFields"].as_array().into_iter().flatten();
     let custom = Custom {
         definition: definition.name().into(),
         uid: definition.uid().into(),
@@ -111,7 +126,8 @@ fn kind_of(
         deprecation: deprecation(spec, version, versions),
         open_api,
         scale: scaled(&subresources["scale"]),
-        conversion: conversion.clone(),
+        conversion: shared.conversion.clone(),
+        selectable: shared.selectable.clone(),
     };
     Ok(Kind {
         version: name,
@@ -124,7 +140,7 @@ fn kind_of(
         registry_folder: format!("{group}/{plural}"),
         schema: TypeRef { schema: Arc::new(schema), id: root },
         columns,
-        selectable: selectable.map(|field| text(field, "jsonPath").trim_start_matches('.').into()).collect(),
+        selectable: selectable(version),
         traits: TRAITS,
         strategy: &Plain,
         origin: Origin::Custom(Box::new(custom)),

@@ -42,9 +42,15 @@ fn add_properties(schema: &mut Value, version: Version) {
     if !schema["properties"].is_object() {
         schema["properties"] = json!({});
     }
-    schema["properties"]["apiVersion"] = json!({"type": "string"});
-    schema["properties"]["kind"] = json!({"type": "string"});
-    schema["properties"]["metadata"] = version.reference(OBJECT_META);
+    let text = |description: &str| json!({"type": "string", "description": description});
+    schema["properties"]["apiVersion"] = text(
+        "APIVersion defines the group and version in which the object is written; a server converts it to the one that it stores.",
+    );
+    schema["properties"]["kind"] =
+        text("Kind names what the object is, such as Deployment. It cannot be changed.");
+    let mut metadata = version.reference(OBJECT_META);
+    metadata["description"] = "What every object has, such as its name and its labels.".into();
+    schema["properties"]["metadata"] = metadata;
 }
 
 fn adapt(schema: &mut Value, version: Version) {
@@ -127,7 +133,7 @@ mod tests {
         );
         let mut same = full.clone();
         adapt(&mut same, Version::V3);
-        assert_eq!(same["properties"]["e"]["properties"]["kind"], json!({"type": "string"}));
+        assert_eq!(same["properties"]["e"]["properties"]["kind"]["type"], "string");
         assert_eq!(same["properties"]["d"], full["properties"]["d"]);
     }
 }

@@ -27,6 +27,7 @@ use crate::auth::UserInfo;
 use crate::auth::authorize;
 use crate::limits::REQUEST_TIMEOUT;
 use crate::live::Table;
+use crate::request::is_true;
 
 /// What of admission is written in objects: policies, and webhooks.
 pub(crate) struct Dynamic {
@@ -248,10 +249,15 @@ impl Api {
     pub(crate) async fn admit_connection(&self, call: &mut Call) -> Result<(), Status> {
         let mut options = json!({});
         for (name, value) in call.query.pairs() {
-            match &mut options[name] {
-                slot @ Value::Null => *slot = value.into(),
-                Value::Array(values) => values.push(value.into()),
-                slot => *slot = json!([slot.clone(), value]),
+            match (name, &mut options[name]) {
+                ("stdin" | "stdout" | "stderr" | "tty", slot) => *slot = is_true(value).into(),
+                ("ports", slot @ Value::Null) => *slot = json!([value.parse::<u16>().unwrap_or_default()]),
+                ("ports", Value::Array(ports)) => ports.push(value.parse::<u16>().unwrap_or_default().into()),
+                ("command", slot @ Value::Null) => *slot = json!([value]),
+                ("command", Value::Array(words)) => words.push(value.into()),
+                // Of what is said twice the first counts.
+                (_, slot @ Value::Null) => *slot = value.into(),
+                _ => {}
             }
         }
         let kind = kind_of(&call.kind, &call.info.subresource);

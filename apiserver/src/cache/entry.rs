@@ -25,6 +25,8 @@ pub(crate) struct Entry {
     /// Seconds of the epoch.
     pub(crate) deletion_s: Option<i64>,
     pub(crate) mod_revision: Revision,
+    /// It was stored in another version than what is stored now, and only a webhook can convert it.
+    pub(crate) is_foreign: bool,
 }
 
 impl Entry {
@@ -44,6 +46,8 @@ impl Entry {
         if !object["metadata"].is_object() || object.name() != name {
             return Err("it is no object of this name".to_owned());
         }
+        let mut object = object;
+        kind.refresh(&mut object);
         Ok(Entry::encode(kind, key.into(), object, mod_revision))
     }
 
@@ -59,11 +63,12 @@ impl Entry {
             labels.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect()
         });
         let fields = kind
-            .selectable
+            .noted_fields()
             .iter()
             .map(|field| (field.clone(), kind.strategy.field(&object, field).into_boxed_str()))
             .filter(|(_, value)| !value.is_empty())
             .collect();
+        let is_foreign = kind.custom().is_some() && object["apiVersion"] != kind.api_version();
         let deletion: Option<jiff::Timestamp> = object.meta_str("deletionTimestamp").parse().ok();
         let entry = Entry {
             key,
@@ -75,6 +80,7 @@ impl Entry {
             labels: labels.unwrap_or_default(),
             fields,
             mod_revision,
+            is_foreign,
         };
         (entry, object)
     }

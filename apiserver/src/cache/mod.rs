@@ -34,7 +34,7 @@ mod watcher;
 
 pub(crate) use entry::Entry;
 pub(crate) use resource::{Observer, ResourceCache, Snapshot};
-pub(crate) use watcher::{Change, Filter, Watcher, frame};
+pub(crate) use watcher::{Change, ChangeKind, Filter, Watcher, frame};
 
 const ROOT: &str = "/registry/";
 /// How long a read waits for the cache to reach a revision, as upstream.

@@ -84,6 +84,17 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
+    /// Whether it asks for fields besides an object's name and namespace.
+    pub(crate) fn has_own_fields(&self) -> bool {
+        let is_own = |field: &str| !matches!(field, "metadata.name" | "metadata.namespace");
+        self.fields.terms.iter().any(|(field, _, _)| is_own(field))
+    }
+
+    /// The same, whatever the fields.
+    pub(crate) fn without_fields(&self) -> Filter {
+        Filter { fields: FieldSelector::default(), ..self.clone() }
+    }
+
     pub(crate) fn matches(&self, entry: &Entry) -> bool {
         self.namespace.as_deref().is_none_or(|ns| entry.namespace() == ns)
             && entry.matches(&self.labels, &self.fields)

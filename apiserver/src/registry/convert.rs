@@ -24,10 +24,14 @@ pub(crate) fn is_same_version(a: &Kind, b: &Kind) -> bool {
     a.group == b.group && a.version == b.version
 }
 
+/// Whether a webhook converts the objects of a kind.
+pub(crate) fn asks_webhook(kind: &Kind) -> bool {
+    kind.custom().is_some_and(|custom| *custom.conversion != Conversion::None)
+}
+
 /// Whether a webhook has to be asked.
 pub(crate) fn needs_webhook(from: &Kind, to: &Kind) -> bool {
-    let is_asked = |kind: &Kind| kind.custom().is_some_and(|custom| *custom.conversion != Conversion::None);
-    !is_same_version(from, to) && is_asked(to)
+    !is_same_version(from, to) && asks_webhook(to)
 }
 
 impl Api {
@@ -36,10 +40,15 @@ impl Api {
     /// # Errors
     /// If the webhook that converts it does not.
     pub(crate) async fn converted(&self, from: &Kind, to: &Kind, object: Object) -> Result<Object, Status> {
-        if !needs_webhook(from, to) {
+        if !asks_webhook(to) {
             return Ok(convert(from, to, object));
         }
-        Ok(self.live.table().converter(to)?.convert(object, &to.api_version()).await?)
+        // What was stored before the version of the store changed says another than `from`.
+        let version = to.api_version();
+        if object["apiVersion"] == version {
+            return Ok(object);
+        }
+        Ok(self.live.table().converter(to)?.convert(object, &version).await?)
     }
 
     /// The same of the items of a list, which a webhook is asked for together.
@@ -49,7 +58,7 @@ impl Api {
         to: &Kind,
         objects: Vec<Object>,
     ) -> Result<Vec<Object>, Status> {
-        if !needs_webhook(from, to) {
+        if !asks_webhook(to) {
             return Ok(objects.into_iter().map(|object| convert(from, to, object)).collect());
         }
         let (version, list) = (from.api_version(), from.list_kind());

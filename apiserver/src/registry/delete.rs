@@ -157,7 +157,11 @@ impl Api {
                 Err(status) => return Err(status),
             }
         }
-        self.encode_list(call, Page { revision, entries: deleted, next: None, remaining: None }).await
+        self.encode_list(
+            call,
+            Page { revision, entries: deleted, next: None, remaining: None, is_converted: false },
+        )
+        .await
     }
 
     /// An object as the cache would hold it.

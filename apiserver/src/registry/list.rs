@@ -67,6 +67,8 @@ pub(super) struct Page {
     /// Where the next page starts.
     pub(super) next: Option<String>,
     pub(super) remaining: Option<usize>,
+    /// The entries are in the version of the request already.
+    pub(super) is_converted: bool,
 }
 
 /// The state that a list reads.
@@ -88,7 +90,15 @@ impl Api {
             }
         };
         let (revision, snapshot) = (source.revision, source.snapshot.clone());
-        let page = select(source, &options);
+        let cache = self.caches.of(&call.kind)?;
+        let late = needs_webhook(cache.kind(), &call.kind) && options.filter.has_own_fields();
+        let source = if late {
+            self.converted_source(cache.kind(), &call.kind, source, &options).await?
+        } else {
+            source
+        };
+        let mut page = select(source, &options);
+        page.is_converted = late;
         if page.next.is_some() {
             self.caches.of(&call.kind)?.keep_snapshot(revision, snapshot);
         }
@@ -187,7 +197,9 @@ impl Api {
         }
         let kind = call.kind.clone();
         let mut in_version = self.caches.of(&kind)?.kind().clone();
-        if needs_webhook(&in_version, &kind) {
+        if page.is_converted {
+            in_version = kind.clone();
+        } else if needs_webhook(&in_version, &kind) || page.entries.iter().any(|entry| entry.is_foreign) {
             page.entries = self.converted_entries(&in_version, &kind, page.entries).await?;
             in_version = kind.clone();
         }
@@ -213,6 +225,21 @@ impl Api {
             respond::document_response(&call.encoding, &call.warnings, 200, &document)
         };
         if few { Ok(encode()) } else { heavy.run(encode).await }
+    }
+
+    /// What a list reads, as a webhook converts it: what is asked for can be told of that only.
+    async fn converted_source(
+        &self,
+        from: &Kind,
+        to: &Kind,
+        source: Source,
+        options: &ListOptions,
+    ) -> Result<Source, Status> {
+        let filter = options.filter.without_fields();
+        let entries = source.snapshot.values().filter(|entry| filter.matches(entry)).cloned().collect();
+        let converted = self.converted_entries(from, to, entries).await?;
+        let snapshot = converted.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
+        Ok(Source { snapshot, ..source })
     }
 
     /// The entries as a webhook converts them: so many at a time, since it gets them in one document.
@@ -330,6 +357,7 @@ fn select(source: Source, options: &ListOptions) -> Page {
         remaining: (next.is_some() && !filter.has_selectors()).then_some(remaining),
         entries,
         next,
+        is_converted: false,
     }
 }
 

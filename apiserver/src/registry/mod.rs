@@ -24,7 +24,7 @@ use crate::cache::Entry;
 use crate::respond::{self, Response};
 use crate::store::{KeyValue, StoreError};
 
-use convert::needs_webhook;
+use convert::{asks_webhook, needs_webhook};
 pub(crate) use convert::{convert, is_same_version};
 pub(crate) use modify::Next;
 pub(crate) use options::{DeleteOptions, WriteOptions};
@@ -59,7 +59,7 @@ impl Api {
             Some(version) => self.caches.wait_for(options::revision(version)?).await?,
         }
         let entry = self.caches.of(&call.kind)?.get(&call.key())?.ok_or_else(|| call.not_found())?;
-        if is_stored_as(self, &call.kind)? {
+        if is_stored_as(self, &call.kind)? && !entry.is_foreign {
             if call.encoding.is_plain() {
                 return Ok(respond::encoded(call, 200, entry.json.clone()));
             }
@@ -82,6 +82,7 @@ impl Api {
         let cache = self.caches.of(kind)?;
         let mut object: Object = serde_json::from_slice(&kv.value)
             .map_err(|e| Status::internal(format!("stored value of {} is no JSON: {e}", kv.key)))?;
+        cache.kind().refresh(&mut object);
         object.set_meta("resourceVersion", kv.mod_revision.to_string());
         self.converted(cache.kind(), kind, object).await
     }

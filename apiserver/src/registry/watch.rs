@@ -1,6 +1,6 @@
 //! Watches: the initial state if asked for, then every change, then bookmarks.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,9 +21,9 @@ use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::options::{ListOptions, revision};
-use super::{convert, is_same_version, needs_webhook};
+use super::{asks_webhook, convert, is_same_version, needs_webhook};
 use crate::api::{Api, Call};
-use crate::cache::{Caches, Change, Entry, Watcher};
+use crate::cache::{Caches, Change, ChangeKind, Entry, Filter, Watcher};
 use crate::respond::{self, Encoding, Response, Rows, Shape, Syntax};
 use crate::store::Revision;
 use crate::websocket::{Messages, Socket};
@@ -54,7 +54,8 @@ impl Api {
             _ => MIN_TIMEOUT_S + rand::rng().random_range(0..MIN_TIMEOUT_S),
         };
         let needs_webhook = needs_webhook(cache.kind(), &call.kind);
-        let converter = if needs_webhook { Some(self.live.table().converter(&call.kind)?) } else { None };
+        let asks_webhook = asks_webhook(&call.kind);
+        let converter = if asks_webhook { Some(self.live.table().converter(&call.kind)?) } else { None };
         // What a webhook has converted is as good as stored so.
         let stored = if needs_webhook { call.kind.clone() } else { cache.kind().clone() };
         let encoder = EventEncoder {
@@ -76,6 +77,11 @@ impl Api {
             shutdown: Box::pin(self.shutdown.clone().cancelled_owned()),
             pending_bookmark: None,
             converter,
+            converts: needs_webhook,
+            filter: options.filter.clone(),
+            seen: HashSet::new(),
+            looked_at: HashSet::new(),
+            goes_on: !matches!(options.resource_version.as_str(), "" | "0"),
             has_failed: false,
             encoder,
         };
@@ -90,7 +96,11 @@ impl Api {
     ) -> Result<(Watcher, Option<Revision>), Status> {
         let cache = self.caches.of(&call.kind)?;
         let version = options.resource_version.as_str();
-        let filter = options.filter.clone();
+        // What has to be converted first is looked at afterwards.
+        let filter = match needs_webhook(cache.kind(), &call.kind) {
+            true => options.filter.without_fields(),
+            false => options.filter.clone(),
+        };
         match options.send_initial_events {
             Some(true) => {
                 let reached = match version {
@@ -165,6 +175,15 @@ struct WatchStream {
     caches: Arc<Caches>,
     /// Who converts the objects, if that is a webhook.
     converter: Option<Arc<Converter>>,
+    /// Another version is asked for than what is stored now.
+    converts: bool,
+    /// What is asked for, and the keys of what of it was sent: of what is converted only.
+    filter: Filter,
+    seen: HashSet<Arc<str>>,
+    /// The keys of all that was looked at.
+    looked_at: HashSet<Arc<str>>,
+    /// It did not begin with all objects.
+    goes_on: bool,
     /// The stream ends with what could not be converted.
     has_failed: bool,
     encoder: EventEncoder,
@@ -185,24 +204,56 @@ impl WatchStream {
     }
 
     async fn next(&mut self) -> Option<Bytes> {
-        if self.has_failed {
-            return None;
+        while !self.has_failed {
+            match self.step().await? {
+                Step::Frame(frame) => return Some(frame),
+                Step::Change(change) => {
+                    if let Some(frame) = self.encoded(change).await {
+                        return Some(frame);
+                    }
+                }
+            }
         }
-        let change = match self.step().await? {
-            Step::Frame(frame) => return Some(frame),
-            Step::Change(change) => change,
-        };
-        let Some(converter) = &self.converter else { return Some(self.encoder.change(&change)) };
+        None
+    }
+
+    /// A change as it is sent; `None` if nothing is asked for that it is about.
+    async fn encoded(&mut self, change: Change) -> Option<Bytes> {
         let (kind, entry) = (&self.encoder.kind, &change.entry);
+        let Some(converter) = self.converter.as_ref().filter(|_| self.converts || entry.is_foreign) else {
+            return Some(self.encoder.change(&change));
+        };
         match converter.convert(entry.parse(), &kind.api_version()).await {
             Ok(object) => {
-                let entry = Entry::encode(kind, entry.key.clone(), object, entry.mod_revision).0;
-                Some(self.encoder.change(&Change::new(change.kind, Arc::new(entry))))
+                let entry = Arc::new(Entry::encode(kind, entry.key.clone(), object, entry.mod_revision).0);
+                let kind = self.kind_seen(change.kind, &entry)?;
+                Some(self.encoder.change(&Change::new(kind, entry)))
             }
             Err(error) => {
                 self.has_failed = true;
                 Some(event("ERROR", &Status::from(error).to_json(), self.encoder.syntax))
             }
+        }
+    }
+
+    /// What a change is to who sees only what is asked for.
+    fn kind_seen(&mut self, kind: ChangeKind, entry: &Entry) -> Option<ChangeKind> {
+        if !self.filter.has_own_fields() {
+            return Some(kind);
+        }
+        let is_first = self.looked_at.insert(entry.key.clone());
+        let is_seen = kind != ChangeKind::Deleted && self.filter.matches(entry);
+        let was_seen =
+            if is_seen { !self.seen.insert(entry.key.clone()) } else { self.seen.remove(&entry.key) };
+        match (was_seen, is_seen) {
+            (false, true) => Some(ChangeKind::Added),
+            (true, true) => Some(ChangeKind::Modified),
+            (true, false) => Some(ChangeKind::Deleted),
+            // Whoever goes on from a version may have seen it before: to be told in vain harms nobody.
+            (false, false) if is_first && self.goes_on && kind != ChangeKind::Added => {
+                Some(ChangeKind::Deleted)
+            }
+            (false, false) => None,
         }
     }
 

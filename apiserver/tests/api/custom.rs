@@ -220,3 +220,41 @@ async fn what_custom_resources_cannot_be_is_refused_as_upstream_refuses_it() {
         "{why}"
     );
 }
+
+#[tokio::test]
+async fn what_an_older_schema_let_in_is_pruned_and_given_defaults_when_it_is_read() {
+    let cluster = Cluster::start().await;
+    let client = cluster.namespace("a").await;
+    establish(&client, &definition()).await;
+    client.post(FOOS, foo("one", json!({"replicas": 2}))).await.created();
+    let mut watch = client.watch(&format!("{FOOS}?watch=true&resourceVersion=0")).await;
+    assert_eq!(watch.named().await.0, "ADDED");
+    let spec = "/spec/versions/0/schema/openAPIV3Schema/properties/spec/properties";
+    let changed = json!([
+        {"op": "add", "path": format!("{spec}/size"), "value": {"type": "string", "default": "large"}},
+        {"op": "remove", "path": format!("{spec}/ports")},
+    ]);
+    client.patch(&format!("{DEFINITIONS}/foos.example.com"), "json", changed).await.ok();
+    assert!(watch.try_next().await.is_none(), "its objects are read anew");
+    let read = client.get(&format!("{FOOS}/one")).await.ok();
+    assert_eq!(read["spec"], json!({"replicas": 2, "color": "red", "size": "large"}));
+}
+
+#[tokio::test]
+async fn what_stands_twice_in_yaml_is_told_with_its_line() {
+    let cluster = Cluster::start().await;
+    let client = cluster.namespace("a").await;
+    establish(&client, &definition()).await;
+    let yaml =
+        "apiVersion: example.com/v1\nkind: Foo\nmetadata:\n  name: one\nspec:\n  color: red\n  color: blue\n";
+    let applied = |validation: &'static str| {
+        let url = format!("{FOOS}/one?fieldManager=m&fieldValidation={validation}");
+        let client = &client;
+        async move {
+            client.send(Method::PATCH, &url, &[("content-type", "application/apply-patch+yaml")], yaml).await
+        }
+    };
+    let why = applied("Strict").await.refused(400, "BadRequest");
+    assert!(why.contains("line 7: key \"color\" already set in map"), "{why}");
+    assert_eq!(applied("Warn").await.created()["spec"]["color"], "blue", "the last counts");
+}

@@ -297,6 +297,43 @@ async fn objects_are_converted_by_a_webhook_wherever_another_version_is_asked_fo
     client.patch(&format!("{SECOND}/two"), "merge", changed).await.ok();
     assert_eq!(watch.next().await.expect("an event").1["spec"]["colour"], "blue");
     assert_eq!(client.get(&format!("{FOOS}/two")).await.ok()["spec"], json!({"color": "blue"}));
+
+    let blue = format!("{SECOND}?fieldSelector=spec.colour%3Dblue");
+    assert_eq!(client.get(&blue).await.ok()["items"].as_array().expect("items").len(), 2);
+    let mut blue = client.watch(&format!("{blue}&watch=true")).await;
+    assert_eq!(
+        (blue.named().await, blue.named().await),
+        (("ADDED".into(), "one".into()), ("ADDED".into(), "two".into()))
+    );
+    client.patch(&format!("{FOOS}/one"), "merge", json!({"spec": {"color": "red"}})).await.ok();
+    assert_eq!(blue.named().await, ("DELETED".into(), "one".into()));
+}
+
+#[tokio::test]
+async fn what_was_stored_in_another_version_is_read_in_that_of_today() {
+    const SECOND: &str = "/apis/example.com/v2/namespaces/a/foos";
+    let cluster = Cluster::start().await;
+    let client: Client = cluster.namespace("a").await;
+    let hook = Hook::start(&cluster, convert).await;
+    let definition = converted_definition(&hook, &cluster);
+    establish(&client, &definition).await;
+    client.post(FOOS, foo("one", json!({"color": "blue"}))).await.created();
+    let swap = json!([
+        {"op": "replace", "path": "/spec/versions/0/storage", "value": false},
+        {"op": "replace", "path": "/spec/versions/1/storage", "value": true},
+    ]);
+    let mut old = client.watch(&format!("{FOOS}?watch=true&resourceVersion=0")).await;
+    assert_eq!(old.named().await.0, "ADDED");
+    client.patch(&format!("{DEFINITIONS}/foos.example.com"), "json", swap).await.ok();
+    // Its objects are read anew.
+    assert!(old.try_next().await.is_none());
+    for (list, field) in [(SECOND, "colour"), (FOOS, "color")] {
+        let items = client.get(list).await.ok()["items"].clone();
+        assert_eq!(items[0]["spec"], json!({ field: "blue" }), "{list}");
+        assert_eq!(client.get(&format!("{list}/one")).await.ok()["spec"], json!({ field: "blue" }));
+    }
+    client.patch(&format!("{SECOND}/one"), "merge", json!({"spec": {"colour": "red"}})).await.ok();
+    assert_eq!(client.get(&format!("{FOOS}/one")).await.ok()["spec"], json!({"color": "red"}));
 }
 
 #[tokio::test]
