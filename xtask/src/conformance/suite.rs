@@ -121,7 +121,7 @@ impl Suite<'_> {
             procs: self.procs,
             timeout: self.timeout,
         };
-        let parts = if selection.is_whole() {
+        let parts = if selection.is_whole() && !endless.names().is_empty() {
             let last = Part {
                 prefix: "endless-",
                 focus: endless.expression(),
