@@ -11,6 +11,9 @@ use crate::{Kind, Kinds, apply};
 
 mod custom;
 pub mod gnostic;
+mod metadata;
+
+pub(crate) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 
 /// Where references to types point.
 #[derive(Clone, Copy)]
@@ -173,8 +176,15 @@ fn object_of(shape: &Shape) -> Option<TypeId> {
 
 fn definition(schema: &Schema, id: TypeId, gvks: Option<&Vec<Value>>, version: Version) -> Value {
     let type_ = schema.get(id);
-    let properties: Map<String, Value> =
+    let mut properties: Map<String, Value> =
         type_.fields.iter().map(|f| (f.name.to_string(), property(schema, f, version))).collect();
+    if &*type_.name == OBJECT_META {
+        for (name, property) in &mut properties {
+            if let Some(description) = metadata::description(name) {
+                property["description"] = description.into();
+            }
+        }
+    }
     let required: Vec<&str> = type_.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
     let mut out = json!({"type": "object", "properties": properties});
     if type_.atomic {

@@ -6,10 +6,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Version;
+use super::{OBJECT_META, Version};
 use crate::{Kind, kinds};
 
-const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
 const EMBEDDED: &str = "x-kubernetes-embedded-resource";
 
@@ -49,7 +48,7 @@ fn add_properties(schema: &mut Value, version: Version) {
     schema["properties"]["kind"] =
         text("Kind names what the object is, such as Deployment. It cannot be changed.");
     let mut metadata = version.reference(OBJECT_META);
-    metadata["description"] = "What every object has, such as its name and its labels.".into();
+    metadata["description"] = super::metadata::STANDARD.into();
     schema["properties"]["metadata"] = metadata;
 }
 

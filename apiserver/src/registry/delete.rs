@@ -13,7 +13,7 @@ use skiff_webhook::admission::Operation;
 use super::list::Page;
 use super::modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
 use super::options::{DeleteOptions, ListOptions, Propagation};
-use super::{now, store_failure, timestamp};
+use super::{needs_webhook, now, store_failure, timestamp};
 use crate::admission::dynamic::{Admitted, Rounds};
 use crate::api::{Api, Call, is_core};
 use crate::auth::authorize::Attributes;
@@ -140,7 +140,10 @@ impl Api {
         let options = DeleteOptions::parse(&call, &body)?;
         let revision = self.caches.wait_for_newest().await?;
         let cache = self.caches.of(&call.kind)?;
-        let (_, snapshot) = cache.snapshot_of(list.filter.namespace.as_deref())?;
+        let (_, mut snapshot) = cache.snapshot_of(list.filter.namespace.as_deref())?;
+        if needs_webhook(cache.kind(), &call.kind) && list.filter.has_own_fields() {
+            snapshot = self.converted_snapshot(cache.kind(), &call.kind, &snapshot, &list.filter).await?;
+        }
         let matching = snapshot.values().filter(|entry| list.filter.matches(entry));
         let keys: Vec<_> = matching.map(|entry| entry.key.clone()).collect();
         // What was deleted is kept encoded: parsed, ten thousand objects would take ten times the memory.

@@ -20,7 +20,7 @@ use std::io::Write;
 use super::options::{ListOptions, VersionMatch, revision};
 use super::{convert, is_same_version, needs_webhook, store_failure};
 use crate::api::{Api, Call};
-use crate::cache::{Entry, Snapshot};
+use crate::cache::{Entry, Filter, Snapshot};
 use crate::respond::{self, Encoding, GZIP_FROM_BYTES, Response, Rows, Shape, Syntax};
 use crate::store::{Range, Revision, StoreError};
 
@@ -93,7 +93,9 @@ impl Api {
         let cache = self.caches.of(&call.kind)?;
         let late = needs_webhook(cache.kind(), &call.kind) && options.filter.has_own_fields();
         let source = if late {
-            self.converted_source(cache.kind(), &call.kind, source, &options).await?
+            let snapshot =
+                self.converted_snapshot(cache.kind(), &call.kind, &source.snapshot, &options.filter).await?;
+            Source { snapshot, ..source }
         } else {
             source
         };
@@ -227,19 +229,18 @@ impl Api {
         if few { Ok(encode()) } else { heavy.run(encode).await }
     }
 
-    /// What a list reads, as a webhook converts it: what is asked for can be told of that only.
-    async fn converted_source(
+    /// The objects that a filter may be about, as a webhook converts them: what is asked for can be told of that only.
+    pub(super) async fn converted_snapshot(
         &self,
         from: &Kind,
         to: &Kind,
-        source: Source,
-        options: &ListOptions,
-    ) -> Result<Source, Status> {
-        let filter = options.filter.without_fields();
-        let entries = source.snapshot.values().filter(|entry| filter.matches(entry)).cloned().collect();
+        snapshot: &Snapshot,
+        filter: &Filter,
+    ) -> Result<Snapshot, Status> {
+        let filter = filter.without_fields();
+        let entries = snapshot.values().filter(|entry| filter.matches(entry)).cloned().collect();
         let converted = self.converted_entries(from, to, entries).await?;
-        let snapshot = converted.into_iter().map(|entry| (entry.key.clone(), entry)).collect();
-        Ok(Source { snapshot, ..source })
+        Ok(converted.into_iter().map(|entry| (entry.key.clone(), entry)).collect())
     }
 
     /// The entries as a webhook converts them: so many at a time, since it gets them in one document.

@@ -307,6 +307,9 @@ async fn objects_are_converted_by_a_webhook_wherever_another_version_is_asked_fo
     );
     client.patch(&format!("{FOOS}/one"), "merge", json!({"spec": {"color": "red"}})).await.ok();
     assert_eq!(blue.named().await, ("DELETED".into(), "one".into()));
+    client.delete(&format!("{SECOND}?fieldSelector=spec.colour%3Dblue")).await.ok();
+    assert_eq!(blue.named().await, ("DELETED".into(), "two".into()));
+    assert_eq!(client.get(FOOS).await.ok()["items"].as_array().expect("items").len(), 1);
 }
 
 #[tokio::test]
