@@ -202,7 +202,9 @@ impl ApiServer {
             api.publish_client_ca(&ca_pem).await.map_err(Error::Bootstrap)?;
         }
         // What was served before is served from the first request on.
-        api.serve_definitions(&closed).await.map_err(Error::Bootstrap)?;
+        if let Err(status) = api.serve_definitions(&closed).await {
+            tracing::error!(%status, "not all custom resources are served yet");
+        }
         tokio::spawn(api.clone().follow_definitions(closed.clone()));
         tokio::spawn(api.clone().follow_policies(closed.clone()));
         Ok(ApiServer {

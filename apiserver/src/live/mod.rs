@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use crate::api::Api;
 use crate::cache::{Filter, Snapshot};
 use crate::discovery::Discovery;
-use crate::registry::Next;
+use crate::registry::{Next, store_failure};
 use crate::store::Revision;
 
 /// Where definitions are.
@@ -199,7 +199,11 @@ impl Api {
         }
     }
 
-    /// One pass: what the definitions say as they stand becomes what is served, and is told in their status.
+    /// One pass: what the definitions say as they stand becomes what is served, and is told in their status. One that fails holds up
+    /// no other.
+    ///
+    /// # Errors
+    /// The first failure: another pass may do better.
     pub(crate) async fn serve_definitions(
         self: &Arc<Self>,
         shutdown: &CancellationToken,
@@ -216,22 +220,24 @@ impl Api {
         }
         let definitions: Vec<Object> = seen.values().map(|seen| seen.rest.clone()).collect();
         let decided = names::decide(&definitions);
+        let mut outcome = Ok(());
         for definition in &definitions {
             if let Some(names) = decided.get(definition.name()) {
-                self.write_status(&kind, definition, |object| names.tell(object)).await?;
+                outcome =
+                    outcome.and(self.write_status(&kind, definition, |object| names.tell(object)).await);
             }
         }
-        self.serve_changes(served, seen, &stored).await;
+        outcome = outcome.and(self.serve_changes(served, seen, &stored).await);
         for definition in &definitions {
             let is_served = served.contains_key(definition.name());
             if is_served && names::is_accepted(definition) && !names::is_true(definition, "Established") {
-                self.write_status(&kind, definition, names::establish).await?;
+                outcome = outcome.and(self.write_status(&kind, definition, names::establish).await);
             }
             if definition.is_being_deleted() {
                 self.clean_up(definition, shutdown);
             }
         }
-        Ok(())
+        outcome
     }
 
     /// Opens and closes caches, and publishes the table, where anything changed.
@@ -240,7 +246,8 @@ impl Api {
         served: &mut BTreeMap<Arc<str>, Served>,
         seen: &BTreeMap<Arc<str>, Seen>,
         stored: &Snapshot,
-    ) {
+    ) -> Result<(), Status> {
+        let mut outcome = Ok(());
         let is_wanted =
             |seen: &Seen| names::is_accepted(&seen.rest) || names::is_true(&seen.rest, "Established");
         let wanted: BTreeMap<&Arc<str>, &Seen> = seen.iter().filter(|(_, seen)| is_wanted(seen)).collect();
@@ -276,13 +283,14 @@ impl Api {
                 );
                 continue;
             }
-            if let Err(error) = self.caches.open(stored.clone()).await {
-                let error = &error as &dyn std::error::Error;
+            if let Err(cause) = self.caches.open(stored.clone()).await {
+                let error = &cause as &dyn std::error::Error;
                 tracing::error!(
                     error,
                     definition = name,
                     "the objects of a CustomResourceDefinition cannot be read"
                 );
+                outcome = outcome.and(Err(store_failure(&cause)));
                 continue;
             }
             let (source, converter) = (seen.source.clone(), self.converter_of(&definition));
@@ -298,6 +306,7 @@ impl Api {
         }
         // Nobody is led there any more.
         closed.iter().for_each(|folder| self.caches.close(folder));
+        outcome
     }
 
     fn converter_of(&self, definition: &Object) -> Option<Arc<Converter>> {
