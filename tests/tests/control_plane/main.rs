@@ -8,6 +8,7 @@ mod plane;
 mod rights;
 
 mod cron;
+mod custom;
 mod daemons;
 mod disruption;
 mod garbage;
