@@ -111,7 +111,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
 }
 
 fn listed(file: &str) -> Result<Selection> {
-    Selection::of_file(&root().join("tests/conformance").join(file))
+    Selection::of_list(&root().join("tests/conformance").join(file))
 }
 
 fn data_dir(name: &str) -> PathBuf {

@@ -43,15 +43,20 @@ pub(super) fn procs() -> usize {
 }
 
 impl Selection {
-    /// Reads a list: one name a line, as `failed.txt` of an earlier run has them.
+    /// Reads a list that says what to run: one name a line, as `failed.txt` of an earlier run has them.
     pub(super) fn of_file(path: &Path) -> Result<Selection> {
-        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
-        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let names: Vec<String> = lines.map(str::to_owned).collect();
-        if names.is_empty() {
+        let selection = Selection::of_list(path)?;
+        if selection.names().is_empty() {
             bail!("{} lists no test", path.display());
         }
-        Ok(Selection::Listed(names))
+        Ok(selection)
+    }
+
+    /// Reads a list that may be empty.
+    pub(super) fn of_list(path: &Path) -> Result<Selection> {
+        let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        Ok(Selection::Listed(lines.map(str::to_owned).collect()))
     }
 
     /// Whether it is all there is.
