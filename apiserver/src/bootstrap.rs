@@ -1,4 +1,4 @@
-//! Objects that every cluster has: namespaces, roles, priority classes, the `kubernetes` Service and its endpoints, the range
+//! Objects that every cluster has: namespaces, roles, priority classes, flow schemas and their levels, the `kubernetes` Service and its endpoints, the range
 //! of Services and an IPAddress for each of their addresses. Runs at every start, and changes only what is missing, of an older
 //! address, or of a Service that is gone.
 
@@ -63,6 +63,8 @@ impl Api {
             let of = ("scheduling.k8s.io", "v1", "priorityclasses");
             go_on(self.ensure(of, "", name, class, Existing::Stays).await)?;
         }
+        go_on(self.ensure_flow_objects().await)?;
+        go_on(self.use_flow_objects().await)?;
         let labels = json!({"component": "apiserver", "provider": "kubernetes"});
         let service = json!({
             "metadata": {"name": "kubernetes", "labels": labels},
@@ -208,7 +210,7 @@ impl Api {
         Ok(())
     }
 
-    async fn ensure(
+    pub(crate) async fn ensure(
         &self,
         (group, version, plural): (&str, &str, &str),
         namespace: &str,
@@ -251,7 +253,7 @@ fn go_on(step: Result<(), Status>) -> Result<(), Status> {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Existing {
+pub(crate) enum Existing {
     Stays,
     IsReplaced,
 }

@@ -1,7 +1,7 @@
 //! The pipeline of one request: who asks, may they, is there room, and then what it is about.
 //!
 //! ```text
-//! parse ─ authenticate ─ impersonate ─ authorize ─ body ─ in-flight limit ─┬─ resource ─ registry or subresource
+//! parse ─ authenticate ─ impersonate ─ authorize ─ classify ─ body ─ seat ─┬─ resource ─ registry or subresource
 //!                                                                          └─ discovery, health, metrics, openapi, version
 //! ```
 //!
@@ -19,11 +19,12 @@ use axum::body::Body;
 use bytes::Bytes;
 use futures::FutureExt;
 use http::header::CONTENT_TYPE;
-use http::{HeaderValue, Request};
+use http::{HeaderName, HeaderValue, Request};
 use http_body::Frame;
 use parking_lot::Mutex;
 use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Status};
+use skiff_flow::{Classified, Seat};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::api::{Api, Call, key_of};
@@ -32,8 +33,9 @@ use crate::auth::authenticate::PeerAddress;
 use crate::auth::authorize::Attributes;
 use crate::discovery;
 use crate::heavy::{self, HEAVY_BYTES, Heavy};
+use crate::limits;
+use crate::limits::REQUEST_TIMEOUT;
 use crate::limits::connections::Connection;
-use crate::limits::{Level, REQUEST_TIMEOUT};
 use crate::live::Table;
 use crate::metrics::Measured;
 use crate::negotiate::Offer;
@@ -42,13 +44,26 @@ use crate::request::{Query, RequestInfo, duration};
 use crate::respond::{self, Encoding, Response};
 use crate::threads::Class;
 
-/// The place of a request among those in flight, held for as long as anything of it goes on.
+/// The place of a watch or stream among the others, held for as long as anything of it goes on.
 #[derive(Clone)]
-pub(crate) struct Place(
-    #[expect(dead_code, reason = "held, not read")] Arc<(OwnedSemaphorePermit, Vec<OwnedSemaphorePermit>)>,
-);
+pub(crate) struct Place(#[expect(dead_code, reason = "held, not read")] Option<Arc<OwnedSemaphorePermit>>);
 
-/// The body of a request that has its place.
+/// What a request holds while it is answered; a watch only until it has begun.
+struct Admission {
+    place: Place,
+    /// Held for whoever handles the request.
+    held: Held,
+}
+
+/// Seats, and the room of a body.
+struct Held {
+    #[expect(dead_code, reason = "held, not read")]
+    seat: Option<Seat>,
+    #[expect(dead_code, reason = "held, not read")]
+    room: Vec<OwnedSemaphorePermit>,
+}
+
+/// The body of a request that is admitted.
 enum Entered {
     /// Of a mutation.
     Whole(Bytes),
@@ -71,6 +86,7 @@ struct Head {
     headers: http::HeaderMap,
     extensions: http::Extensions,
     table: Arc<Table>,
+    held: Held,
 }
 
 impl Api {
@@ -135,7 +151,7 @@ impl Api {
         // Who calls in process is one of the cluster's own.
         let class = extensions.get::<Class>().copied().unwrap_or(Class::Own);
         let turn = if info.verb == "watch" { self.limits.turn(class).await } else { None };
-        let (user, level) = match self.identify(&headers, &extensions, &info) {
+        let user = match self.identify(&headers, &extensions, &info) {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
         };
@@ -147,38 +163,41 @@ impl Api {
             Err(status) => return respond::failure(&documents, &status),
         };
         let long_running = info.is_long_running();
-        let is_mutation = info.is_resource && !long_running && !matches!(info.verb.as_str(), "get" | "list");
-        let admitted = self.enter(level, &info, body, is_mutation).await;
-        let (place, body) = match admitted {
+        let classified = self.limits.classify(&user, &info);
+        let admitted = self.enter(&classified, &table, &info, &query, body).await;
+        let (Admission { place, held }, body) = match admitted {
             Ok(admitted) => admitted,
-            Err(status) => return respond::failure(&documents, &status),
+            Err(status) => return with_levels(respond::failure(&documents, &status), &classified),
         };
         let result = if info.is_resource {
             let mut extensions = extensions;
             extensions.insert(place.clone());
-            let head = Head { method, uri, headers, extensions, table };
+            let head = Head { method, uri, headers, extensions, table, held };
             match body {
                 Entered::Whole(body) => self.to_its_end(user, info, query, head, body, encoding).await,
                 Entered::Stream(body) => self.resource(user, info, query, head, body, encoding).await,
             }
         } else {
-            self.path(&table, &info, &query, &headers, &encoding).await
+            let answered = self.path(&table, &info, &query, &headers, &encoding).await;
+            drop(held);
+            answered
         };
-        match result {
+        let response = match result {
             // A watch keeps its place until its last byte.
-            Ok(response) if long_running => response.map(|body| Body::new(Held { body, _place: place })),
+            Ok(response) if long_running => response.map(|body| Body::new(Placed { body, _place: place })),
             Ok(response) => response,
             Err(status) => respond::failure(&documents, &status),
-        }
+        };
+        with_levels(response, &classified)
     }
 
-    /// Who asks, in whose places, and whether they may.
+    /// Who asks, and whether they may.
     fn identify(
         &self,
         headers: &http::HeaderMap,
         extensions: &http::Extensions,
         info: &RequestInfo,
-    ) -> Result<(UserInfo, Level), Status> {
+    ) -> Result<UserInfo, Status> {
         let user = match self.authenticator.authenticate(headers, extensions) {
             Ok(user) => user,
             Err(refused) => self.lapsed_node(extensions, info).ok_or(refused)?,
@@ -189,38 +208,46 @@ impl Api {
         if let (Some(node), Some(PeerAddress(peer))) = (user.node_name(), extensions.get()) {
             self.kubelet.heard_from(node, peer.ip());
         }
+        // As upstream: who acts as somebody else takes that one's seats.
         let user = self.impersonated(user, headers)?;
-        // As upstream: who acts as somebody else takes that one's places.
-        let level = Level::of(&user, info);
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer.authorize(&attributes);
         if !decision.is_allowed() {
             let refusal = attributes.forbidden(&decision.reason);
             // Most clients try again without a word; the cluster's own are not meant to be refused.
-            if level == Level::Component {
+            if user.is_component() {
                 tracing::debug!(why = refusal.message, "a component was refused");
             }
             return Err(refusal);
         }
-        Ok((user, level))
+        Ok(user)
     }
 
-    /// Waits for room. The body of a mutation is there before it takes a place: one that is slow holds up nobody.
+    /// Waits for room. The body of a mutation is there before it takes a seat: one that is slow holds up nobody.
     async fn enter(
         &self,
-        level: Level,
+        classified: &Classified,
+        table: &Table,
         info: &RequestInfo,
+        query: &Query,
         body: Body,
-        is_mutation: bool,
-    ) -> Result<(Place, Entered), Status> {
+    ) -> Result<(Admission, Entered), Status> {
+        let is_long = info.is_long_running();
+        let is_mutation = info.is_resource && !is_long && !matches!(info.verb.as_str(), "get" | "list");
         let (body, room) = if is_mutation {
-            let received = self.limits.receive(level, body).await?;
+            let received = self.limits.receive(classified, body).await?;
             (Entered::Whole(received.bytes), received.room)
         } else {
             (Entered::Stream(body), Vec::new())
         };
-        let permit = self.limits.admit(level, &info.verb, info.is_long_running()).await?;
-        Ok((Place(Arc::new((permit, room))), body))
+        let place = if is_long { Some(Arc::new(self.limits.long_running()?)) } else { None };
+        // As upstream: streams that are no watches take no seats.
+        let seat = if is_long && info.verb != "watch" {
+            None
+        } else {
+            Some(self.limits.seat(classified, self.work_of(table, info, query, classified)).await?)
+        };
+        Ok((Admission { place: Place(place), held: Held { seat, room } }, body))
     }
 
     /// Handles a mutation in a task of its own, which goes on if the client does not wait for it: what was given out, charged
@@ -259,9 +286,7 @@ impl Api {
 
     /// The threads for heavy work of a user's kind: the cluster's own do not wait for those of others.
     pub(crate) fn heavy_of(&self, user: &UserInfo) -> &Heavy {
-        let is_own =
-            matches!(Level::of(user, &RequestInfo::default()), Level::Administrator | Level::Component);
-        &self.heavy[usize::from(is_own)]
+        &self.heavy[usize::from(Class::of(Some(user)) == Class::Own)]
     }
 
     async fn resource(
@@ -273,7 +298,7 @@ impl Api {
         body: Body,
         encoding: Encoding,
     ) -> Result<Response, Status> {
-        let Head { method, uri, headers, extensions, table } = head;
+        let Head { method, uri, headers, extensions, table, held: _held } = head;
         let kind = table.kinds.by_resource(&info.group, &info.version, &info.resource);
         let kind = kind.ok_or_else(Status::no_such_path)?.clone();
         check_scope(&kind, &info)?;
@@ -356,6 +381,12 @@ impl Api {
             "/version" | "/version/" => {
                 Ok(respond::document_response(encoding, &[], 200, &discovery::version()))
             }
+            path if path.starts_with("/debug/api_priority_and_fairness/") => {
+                let report = self.limits.report();
+                limits::dump(path, &report)
+                    .map(|text| respond::text(200, text))
+                    .ok_or_else(Status::no_such_path)
+            }
             "/metrics" => {
                 let bytes = self.store.size_bytes().await.map_err(|e| store_failure(&e))?;
                 let revision = self.store.revision().await.map_err(|e| store_failure(&e))?;
@@ -416,13 +447,27 @@ fn check_scope(kind: &Kind, info: &RequestInfo) -> Result<(), Status> {
     Ok(())
 }
 
+/// Tells in which level and by which schema a request was served or refused.
+fn with_levels(mut response: Response, classified: &Classified) -> Response {
+    let uids = [
+        ("x-kubernetes-pf-flowschema-uid", classified.schema_uid()),
+        ("x-kubernetes-pf-prioritylevel-uid", classified.level_uid()),
+    ];
+    for (name, uid) in uids {
+        if let Ok(uid) = HeaderValue::from_str(uid) {
+            response.headers_mut().insert(HeaderName::from_static(name), uid);
+        }
+    }
+    response
+}
+
 /// A body that keeps its request's place.
-struct Held {
+struct Placed {
     body: Body,
     _place: Place,
 }
 
-impl http_body::Body for Held {
+impl http_body::Body for Placed {
     type Data = Bytes;
     type Error = axum::Error;
 

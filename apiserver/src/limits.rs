@@ -1,12 +1,15 @@
 //! What keeps one client from taking all: requests in flight, bodies, sizes, times.
 //!
-//! A request that finds no place waits for one, for a while. Each level keeps some places for itself, so that a burst of one
-//! neither makes healthy nodes look dead nor shuts the administrator out: upstream's API Priority and Fairness (KEP-1040)
-//! without queues for each client.
-//!
-//! A place is taken once a request's body is there: a body that trickles in holds nothing but its bytes.
+//! Which request is served when is up to priority levels and their fair queues (`skiff-flow`), by the objects that `objects` follows;
+//! what a request costs is estimated in `work`. A seat is taken once a request's body is there: a body that trickles in holds
+//! nothing but its bytes.
 
 pub(crate) mod connections;
+mod objects;
+mod report;
+mod work;
+
+pub(crate) use report::{Collected, dump};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +18,11 @@ use axum::body::Body;
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use skiff_api::Status;
+use skiff_flow::{Classified, Control, LevelReport, Refused, Request, Seat, Work};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::time::Instant;
 
-use crate::auth::{ANONYMOUS, MASTERS, SERVICE_ACCOUNT_PREFIX, UserInfo};
+use crate::auth::UserInfo;
 use crate::request::RequestInfo;
 use crate::threads::Class;
 
@@ -26,17 +30,17 @@ use crate::threads::Class;
 pub(crate) const MAX_BODY_BYTES: usize = 3 << 20;
 /// How long a request that is no watch or stream may take, as upstream.
 pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
-/// About upstream's defaults of `--max-requests-inflight` and `--max-mutating-requests-inflight`.
-const READS: usize = 400;
-const WRITES: usize = 300;
+/// Seats of all levels together: upstream's defaults of `--max-requests-inflight` and `--max-mutating-requests-inflight`.
+const SEATS: u32 = 400 + 200;
 /// Watches and streams at once: some for each node of a large cluster.
 const LONG_RUNNING: usize = 65_536;
 /// Watches that begin are looked at so many at a time: of ten thousand that begin at once the rest do not stand before every
 /// other request in the queues of the threads that serve.
 const TURNS: usize = 16;
-/// How long a request waits for a place, and how many of a level may.
-const MAX_WAIT: Duration = Duration::from_secs(5);
-const MAX_WAITING: usize = 5000;
+/// How long a request waits for a seat, as upstream: a quarter of what it may take.
+const MAX_WAIT: Duration = Duration::from_secs(15);
+/// How long a body waits for room.
+const MAX_BODY_WAIT: Duration = Duration::from_secs(5);
 /// What the bodies of one level may take at once. What is smaller than a heartbeat needs no room: nobody can keep it out.
 const BODIES_KIB: usize = 32 << 10;
 const SMALL_BODY_KIB: usize = 2;
@@ -44,143 +48,32 @@ const SMALL_BODY_KIB: usize = 2;
 const BODY_STALL: Duration = Duration::from_secs(10);
 const BODY_MIN_BYTES: usize = 10 << 10;
 
-/// Who is let in before whom.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Level {
-    Administrator,
-    /// What a node says to be alive: its lease, its object and that object's status (upstream's `node-high`).
-    Heartbeat,
-    /// Everything else from nodes (`system`).
-    Node,
-    /// The cluster's own components, and service accounts of `kube-system` (`workload-high`).
-    Component,
-    /// All other service accounts (`workload-low`).
-    ServiceAccount,
-    /// Everybody else with a name (`global-default`).
-    Other,
-    /// Who has none (`catch-all`).
-    Anonymous,
-}
-
-const LEVELS: [Level; 7] = [
-    Level::Administrator,
-    Level::Heartbeat,
-    Level::Node,
-    Level::Component,
-    Level::ServiceAccount,
-    Level::Other,
-    Level::Anonymous,
-];
-
-impl Level {
-    pub(crate) fn of(user: &UserInfo, info: &RequestInfo) -> Level {
-        if user.node_name().is_some() {
-            return match (info.group.as_str(), info.resource.as_str()) {
-                ("coordination.k8s.io", "leases") | ("", "nodes") => Level::Heartbeat,
-                _ => Level::Node,
-            };
-        }
-        let account = user.name.strip_prefix(SERVICE_ACCOUNT_PREFIX);
-        match () {
-            () if user.is_in(MASTERS) => Level::Administrator,
-            () if user.name == ANONYMOUS => Level::Anonymous,
-            () if user.is_component() => Level::Component,
-            () if account.is_some_and(|account| account.starts_with("kube-system:")) => Level::Component,
-            () if account.is_some() => Level::ServiceAccount,
-            () => Level::Other,
-        }
-    }
-
-    /// Places for reads, and as many for writes, that nobody else gets.
-    fn kept(self) -> usize {
-        match self {
-            Level::Heartbeat | Level::Node => 40,
-            Level::Administrator | Level::Component => 20,
-            Level::ServiceAccount | Level::Other => 10,
-            Level::Anonymous => 5,
-        }
-    }
-
-    fn may_borrow(self) -> bool {
-        self != Level::Anonymous
-    }
-
-    fn is_trusted(self) -> bool {
-        !matches!(self, Level::ServiceAccount | Level::Other | Level::Anonymous)
-    }
-}
-
 pub(crate) struct Limits {
-    reads: Places,
-    writes: Places,
+    flow: Arc<Control>,
     long_running: Arc<Semaphore>,
     /// Watches that begin at the same moment, of each class.
     turns: [Semaphore; Class::COUNT],
-    /// In KiB.
-    bodies: [Arc<Semaphore>; LEVELS.len()],
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            reads: Places::new(READS),
-            writes: Places::new(WRITES),
+            flow: Arc::new(Control::new(SEATS, BODIES_KIB)),
             long_running: Arc::new(Semaphore::new(LONG_RUNNING)),
             turns: std::array::from_fn(|_| Semaphore::new(TURNS)),
-            bodies: LEVELS.map(|_| Arc::new(Semaphore::new(BODIES_KIB))),
         }
     }
 }
 
-/// The places of one kind of requests.
-struct Places {
-    /// For everybody who may borrow.
-    common: Arc<Semaphore>,
-    kept: [Arc<Semaphore>; LEVELS.len()],
-    /// Places to wait in, of each level: one that waits is not to keep out those who go before it.
-    waiting: [Semaphore; LEVELS.len()],
+/// As upstream words it.
+fn too_many(retry_after_s: u64) -> Status {
+    let seconds = u32::try_from(retry_after_s).unwrap_or(u32::MAX);
+    Status::too_many_requests("Too many requests, please try again later.", seconds)
 }
 
-impl Places {
-    fn new(n: usize) -> Places {
-        let kept: usize = LEVELS.iter().map(|level| level.kept()).sum();
-        Places {
-            common: Arc::new(Semaphore::new(n.saturating_sub(kept))),
-            kept: LEVELS.map(|level| Arc::new(Semaphore::new(level.kept()))),
-            waiting: LEVELS.map(|_| Semaphore::new(MAX_WAITING)),
-        }
-    }
-
-    fn take(&self, level: Level) -> Option<OwnedSemaphorePermit> {
-        let own = self.kept[level as usize].clone().try_acquire_owned().ok();
-        own.or_else(|| level.may_borrow().then(|| self.common.clone().try_acquire_owned().ok()).flatten())
-    }
-
-    async fn wait(&self, level: Level) -> Option<OwnedSemaphorePermit> {
-        let own = self.kept[level as usize].clone().acquire_owned();
-        // They are closed by nobody.
-        if !level.may_borrow() {
-            return own.await.ok();
-        }
-        tokio::select! {
-            // Both only wait, in the order in which requests came.
-            place = own => place.ok(),
-            place = self.common.clone().acquire_owned() => place.ok(),
-        }
-    }
-
-    async fn admit(&self, level: Level) -> Result<OwnedSemaphorePermit, Status> {
-        if let Some(place) = self.take(level) {
-            return Ok(place);
-        }
-        let _waiting = self.waiting[level as usize].try_acquire().map_err(|_| too_many())?;
-        let place = tokio::time::timeout(MAX_WAIT, self.wait(level)).await;
-        place.ok().flatten().ok_or_else(too_many)
-    }
-}
-
-fn too_many() -> Status {
-    Status::too_many_requests("too many requests, please try again later", 1)
+fn refused(refused: &Refused) -> Status {
+    tracing::debug!(%refused, "a request found no seat");
+    too_many(refused.retry_after_s)
 }
 
 /// A body that was read, and the room that it takes.
@@ -190,21 +83,44 @@ pub(crate) struct Received {
 }
 
 impl Limits {
-    /// A place for a request, held until the permit is dropped.
+    /// In whose queues a request waits.
+    pub(crate) fn classify(&self, user: &UserInfo, info: &RequestInfo) -> Classified {
+        self.flow.classify(&Request {
+            user: &user.name,
+            groups: &user.groups,
+            verb: &info.verb,
+            is_resource: info.is_resource,
+            group: &info.group,
+            resource: &info.resource,
+            subresource: &info.subresource,
+            namespace: &info.namespace,
+            path: &info.path,
+        })
+    }
+
+    /// Seats for a request, held until they are dropped.
     ///
     /// # Errors
-    /// 429 if there is none for so long, or if too many wait for one.
-    pub(crate) async fn admit(
-        &self,
-        level: Level,
-        verb: &str,
-        long_running: bool,
-    ) -> Result<OwnedSemaphorePermit, Status> {
-        match verb {
-            _ if long_running => self.long_running.clone().try_acquire_owned().map_err(|_| too_many()),
-            "get" | "list" | "head" => self.reads.admit(level).await,
-            _ => self.writes.admit(level).await,
-        }
+    /// 429 if there are none for so long, or if too many wait for them.
+    pub(crate) async fn seat(&self, classified: &Classified, work: Work) -> Result<Seat, Status> {
+        self.flow.seat(classified, work, MAX_WAIT).await.map_err(|why| refused(&why))
+    }
+
+    /// A place among watches and streams, held until it is dropped.
+    ///
+    /// # Errors
+    /// 429 if there is none.
+    pub(crate) fn long_running(&self) -> Result<OwnedSemaphorePermit, Status> {
+        self.long_running.clone().try_acquire_owned().map_err(|_| too_many(1))
+    }
+
+    pub(crate) fn report(&self) -> Vec<LevelReport> {
+        self.flow.report()
+    }
+
+    /// What `/metrics` tells of it.
+    pub(crate) fn collected(&self) -> Collected {
+        Collected(self.flow.clone())
     }
 
     /// One's turn to begin a watch, until it is dropped; nobody keeps it while he waits for anything.
@@ -216,8 +132,8 @@ impl Limits {
     ///
     /// # Errors
     /// 413 past [`MAX_BODY_BYTES`], 504 for a body that trickles, 429 if the bodies of others take all room.
-    pub(crate) async fn receive(&self, level: Level, body: Body) -> Result<Received, Status> {
-        let room = &self.bodies[level as usize];
+    pub(crate) async fn receive(&self, classified: &Classified, body: Body) -> Result<Received, Status> {
+        let room = classified.bodies();
         let mut body = Limited::new(body, MAX_BODY_BYTES);
         let (mut bytes, mut held, mut held_kib) = (BytesMut::new(), Vec::new(), SMALL_BODY_KIB);
         let (mut since, mut bytes_then) = (Instant::now(), 0);
@@ -237,8 +153,8 @@ impl Limits {
                 && more > 0
             {
                 let taken = room.clone().acquire_many_owned(more);
-                let taken = tokio::time::timeout(MAX_WAIT, taken).await.map_err(|_| too_many())?;
-                held.push(taken.map_err(|_| too_many())?);
+                let taken = tokio::time::timeout(MAX_BODY_WAIT, taken).await.map_err(|_| too_many(1))?;
+                held.push(taken.map_err(|_| too_many(1))?);
                 held_kib = needed_kib;
             }
         }
@@ -273,108 +189,33 @@ mod tests {
     use super::*;
     use crate::request::Query;
 
-    async fn taken(limits: &Limits, level: Level, n: usize) -> Vec<OwnedSemaphorePermit> {
-        let mut places = Vec::new();
-        for _ in 0..n {
-            places.push(limits.admit(level, "create", false).await.expect("a place"));
-        }
-        places
-    }
-
-    /// All that a level may have while the others have nothing.
-    async fn all_of(limits: &Limits, level: Level) -> Vec<OwnedSemaphorePermit> {
-        let kept: usize = LEVELS.iter().map(|level| level.kept()).sum();
-        taken(limits, level, WRITES - kept + level.kept()).await
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_request_waits_for_a_place_and_is_refused_only_when_none_comes() {
-        let limits = Limits::default();
-        let mut held = all_of(&limits, Level::Other).await;
-        let mut waits = std::pin::pin!(limits.admit(Level::Other, "create", false));
-        assert!(waits.as_mut().now_or_never().is_none(), "it waits");
-        held.pop();
-        let place = waits.await.expect("the place that was given back");
-        let status = limits.admit(Level::Other, "create", false).await.expect_err("none comes");
-        assert_eq!((status.code, status.reason), (429, "TooManyRequests"));
-        drop(limits.admit(Level::Other, "get", false).await.expect("reads have places of their own"));
-        drop(place);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_level_takes_the_places_of_another() {
-        for flooding in LEVELS {
-            let limits = Limits::default();
-            let held = all_of(&limits, flooding).now_or_never();
-            // Who may not borrow has its own places only.
-            let _held = match held {
-                Some(held) => held,
-                None => taken(&limits, flooding, flooding.kept()).await,
-            };
-            for level in LEVELS.into_iter().filter(|level| *level != flooding) {
-                let places = taken(&limits, level, level.kept()).now_or_never();
-                assert!(places.is_some(), "{flooding:?} keeps {level:?} out");
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn no_more_requests_wait_than_may() {
-        let limits = Limits::default();
-        let _held = all_of(&limits, Level::Other).await;
-        let mut waiting: Vec<_> =
-            (0..MAX_WAITING).map(|_| Box::pin(limits.admit(Level::Other, "create", false))).collect();
-        assert!(waiting.iter_mut().all(|waits| waits.as_mut().now_or_never().is_none()));
-        let refused = limits.admit(Level::Other, "create", false).now_or_never();
-        assert_eq!(refused.expect("at once").expect_err("refused").code, 429);
-        let heartbeat = limits.admit(Level::Heartbeat, "update", false).now_or_never();
-        drop(heartbeat.expect("at once").expect("a place"));
-    }
-
-    #[test]
-    fn who_asks_decides_whose_places_are_taken() {
-        let level = |user: &UserInfo, method: &str, path: &str| {
-            Level::of(user, &RequestInfo::parse(method, path, &Query::default()))
-        };
-        let node = UserInfo::new("system:node:n", &["system:nodes"]);
-        let lease = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases/n";
-        assert_eq!(level(&node, "PUT", lease), Level::Heartbeat);
-        assert_eq!(level(&node, "PATCH", "/api/v1/nodes/n/status"), Level::Heartbeat);
-        assert_eq!(level(&node, "PATCH", "/api/v1/namespaces/a/pods/p/status"), Level::Node);
-        for (name, groups, expected) in [
-            ("system:kube-scheduler", [].as_slice(), Level::Component),
-            ("system:node:n", &[], Level::Other),
-            ("admin", &["system:masters"], Level::Administrator),
-            ("system:serviceaccount:kube-system:x", &["system:serviceaccounts"], Level::Component),
-            ("system:serviceaccount:a:default", &["system:serviceaccounts"], Level::ServiceAccount),
-            ("jane", &[], Level::Other),
-        ] {
-            assert_eq!(level(&UserInfo::new(name, groups), "PUT", lease), expected, "{name}");
-        }
-        assert_eq!(level(&UserInfo::anonymous(), "GET", "/version"), Level::Anonymous);
+    fn of(limits: &Limits, user: &str, groups: &[&str]) -> Classified {
+        let info = RequestInfo::parse("POST", "/api/v1/namespaces/a/pods", &Query::default());
+        limits.classify(&UserInfo::new(user, groups), &info)
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_trickles_is_given_up() {
         let limits = Limits::default();
+        let jane = of(&limits, "jane", &[]);
         let second = |n: u8| async move {
             tokio::time::sleep(Duration::from_secs(1)).await;
             Ok::<_, std::convert::Infallible>(Bytes::from(vec![n]))
         };
         let trickle = futures::StreamExt::then(futures::stream::iter(0..60), second);
-        let refused = limits.receive(Level::Other, Body::from_stream(trickle)).await.err().expect("refused");
+        let refused = limits.receive(&jane, Body::from_stream(trickle)).await.err().expect("refused");
         assert_eq!(refused.code, 504);
         let silent = Body::from_stream(futures::stream::pending::<Result<Bytes, std::convert::Infallible>>());
-        let refused = limits.receive(Level::Other, silent).await.err().expect("refused");
+        let refused = limits.receive(&jane, silent).await.err().expect("refused");
         assert_eq!(refused.code, 504);
         // One that began with much has no credit for it.
         let begun = futures::stream::once(async { Ok(Bytes::from(vec![b'x'; 1 << 20])) });
         let trickle = futures::StreamExt::then(futures::stream::iter(0..60), second);
         let late = futures::StreamExt::chain(begun, trickle);
-        let refused = limits.receive(Level::Other, Body::from_stream(late)).await.err().expect("refused");
+        let refused = limits.receive(&jane, Body::from_stream(late)).await.err().expect("refused");
         assert_eq!(refused.code, 504);
-        let whole = limits.receive(Level::Other, Body::from(vec![b'x'; 5000])).await.expect("is read");
-        let left = || limits.bodies[Level::Other as usize].available_permits();
+        let whole = limits.receive(&jane, Body::from(vec![b'x'; 5000])).await.expect("is read");
+        let left = || jane.bodies().available_permits();
         assert_eq!((whole.bytes.len(), left()), (5000, BODIES_KIB + SMALL_BODY_KIB - 5));
         drop(whole);
         assert_eq!(left(), BODIES_KIB);
@@ -382,21 +223,31 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_bodies_of_one_level_leave_room_for_the_others() {
-        for flooding in LEVELS {
+        const USERS: [(&str, &[&str]); 3] = [
+            ("jane", &[]),
+            ("admin", &["system:masters"]),
+            ("system:serviceaccount:a:b", &["system:serviceaccounts"]),
+        ];
+        for flooding in USERS {
             let limits = Limits::default();
+            let all = skiff_flow::bootstrap();
+            limits.flow.configure(&skiff_flow::Config::read(&all.levels, &all.schemas));
+            let of = |(user, groups): (&str, &[&str])| of(&limits, user, groups);
             let mut held = Vec::new();
             let body = || Body::from(vec![b'x'; 1 << 20]);
-            while let Some(read) = limits.receive(flooding, body()).now_or_never() {
+            while let Some(read) = limits.receive(&of(flooding), body()).now_or_never() {
                 held.push(read.expect("is read"));
                 assert!(held.len() <= BODIES_KIB / 1024 + 1, "there is an end");
             }
-            let refused = limits.receive(flooding, body()).await.err().expect("no room");
+            let refused = limits.receive(&of(flooding), body()).await.err().expect("no room");
             assert_eq!(refused.code, 429);
-            let heartbeat = limits.receive(flooding, Body::from(vec![b'x'; 1000])).now_or_never();
+            let small = of(flooding);
+            let heartbeat = limits.receive(&small, Body::from(vec![b'x'; 1000])).now_or_never();
             heartbeat.expect("at once").expect("what is small needs no room");
-            for level in LEVELS.into_iter().filter(|level| *level != flooding) {
-                let other = limits.receive(level, body()).now_or_never();
-                other.unwrap_or_else(|| panic!("{flooding:?} keeps {level:?} out")).expect("has room");
+            for other in USERS.into_iter().filter(|other| *other != flooding) {
+                let other = of(other);
+                let read = limits.receive(&other, body()).now_or_never();
+                read.expect("no level keeps another out").expect("has room");
             }
         }
     }

@@ -12,6 +12,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use crate::limits::Collected;
+
 /// Named as upstream's `apiserver_request_total`.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct RequestLabels {
@@ -51,9 +53,10 @@ pub(crate) struct Metrics {
 
 const BUCKETS_S: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
-impl Default for Metrics {
-    fn default() -> Self {
+impl Metrics {
+    pub(crate) fn new(levels: Collected) -> Self {
         let mut registry = Registry::default();
+        registry.register_collector(Box::new(levels));
         let requests = Family::default();
         let durations = Family::new_with_constructor((|| Histogram::new(BUCKETS_S)) as fn() -> Histogram);
         let (inflight, store_bytes, revision) = (Gauge::default(), Gauge::default(), Gauge::default());
@@ -84,9 +87,7 @@ impl Default for Metrics {
         );
         Metrics { registry: Mutex::new(registry), requests, durations, inflight, store_bytes, revision }
     }
-}
 
-impl Metrics {
     /// Counts a request as in flight until the guard is dropped.
     pub(crate) fn begin(&self) -> InFlight {
         self.inflight.inc();

@@ -175,6 +175,7 @@ impl ApiServer {
         let address = Arc::new(RwLock::new(SocketAddr::new(config.advertise, config.port)));
         let openid = OpenId::new(&tokens, address.clone())?;
         let inward = Arc::new(Inward::default());
+        let limits = Limits::default();
         let api = Arc::new(Api {
             openid,
             authenticator,
@@ -187,10 +188,10 @@ impl ApiServer {
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             event_ttl: config.event_ttl,
-            limits: Limits::default(),
             heavy: [Heavy::new(on_long_thread), Heavy::new(on_long_thread)],
             quota_turns: Turns::default(),
-            metrics: Metrics::default(),
+            metrics: Metrics::new(limits.collected()),
+            limits,
             shutdown: CancellationToken::new(),
             store: config.store,
             caches,
@@ -207,6 +208,7 @@ impl ApiServer {
         }
         tokio::spawn(api.clone().follow_definitions(closed.clone()));
         tokio::spawn(api.clone().follow_policies(closed.clone()));
+        tokio::spawn(api.clone().follow_flow(closed.clone()));
         Ok(ApiServer {
             api,
             tls,

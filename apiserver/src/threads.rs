@@ -17,9 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::{Builder, Handle, Runtime};
 
-use crate::auth::UserInfo;
-use crate::limits::Level;
-use crate::request::RequestInfo;
+use crate::auth::{MASTERS, UserInfo};
 
 /// Threads for handshakes: what strangers can make the server do before it knows anything of them.
 const DOOR_THREADS: usize = 1;
@@ -44,10 +42,12 @@ impl Class {
 
     /// The class of somebody, or of somebody who has not said who he is.
     pub(crate) fn of(user: Option<&UserInfo>) -> Class {
-        match user.map(|user| Level::of(user, &RequestInfo::default())) {
-            Some(Level::Administrator | Level::Component) => Class::Own,
-            Some(Level::Heartbeat | Level::Node) => Class::Nodes,
-            Some(Level::ServiceAccount | Level::Other | Level::Anonymous) | None => Class::Others,
+        match user {
+            Some(user) if user.node_name().is_some() => Class::Nodes,
+            Some(user) if user.is_in(MASTERS) || user.is_component() || user.is_of_kube_system() => {
+                Class::Own
+            }
+            Some(_) | None => Class::Others,
         }
     }
 }

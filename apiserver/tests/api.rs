@@ -77,3 +77,6 @@ mod dropped;
 
 #[path = "api/damage.rs"]
 mod damage;
+
+#[path = "api/flow.rs"]
+mod flow;

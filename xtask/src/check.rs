@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 23] = [
+const ARROWS: [(&str, &[&str]); 24] = [
     ("skiff-api", &["skiff-cel"]),
     ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
@@ -18,7 +18,8 @@ const ARROWS: [(&str, &[&str]); 23] = [
     ("skiff-webhook", &["skiff-api", "skiff-cel"]),
     ("skiff-policy", &["skiff-api", "skiff-cel", "skiff-webhook"]),
     ("skiff-client", &["skiff-api"]),
-    ("skiff-apiserver", &["skiff-api", "skiff-cel", "skiff-policy", "skiff-webhook"]),
+    ("skiff-flow", &[]),
+    ("skiff-apiserver", &["skiff-api", "skiff-cel", "skiff-flow", "skiff-policy", "skiff-webhook"]),
     ("skiff-scheduler", &["skiff-api", "skiff-client"]),
     ("skiff-controllers", &["skiff-api", "skiff-client"]),
     ("skiff-network", &["skiff-api", "skiff-client"]),

@@ -7,6 +7,7 @@ mod latest;
 mod limit_ranger;
 mod node;
 mod params;
+mod params_access;
 mod pod;
 mod pod_security;
 pub(crate) mod quota;

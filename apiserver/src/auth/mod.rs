@@ -62,6 +62,12 @@ impl UserInfo {
         COMPONENTS.contains(&self.name.as_str())
     }
 
+    /// Whether this is a service account of `kube-system`.
+    pub(crate) fn is_of_kube_system(&self) -> bool {
+        let account = self.name.strip_prefix(SERVICE_ACCOUNT_PREFIX);
+        account.is_some_and(|account| account.starts_with("kube-system:"))
+    }
+
     /// The node that this user is, if it is one.
     pub(crate) fn node_name(&self) -> Option<&str> {
         self.name.strip_prefix(NODE_PREFIX).filter(|name| !name.is_empty() && self.is_in(NODES))

@@ -131,6 +131,18 @@ impl ResourceCache {
         Ok((state.revision, state.objects.clone()))
     }
 
+    /// How many objects there are, and about how large one is: the first stands for all.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        let state = self.state.lock();
+        let first = state.objects.values().next().map_or(0, |entry| entry.json.len());
+        (state.objects.len(), first)
+    }
+
+    /// How many watchers are told of a change of any object.
+    pub(crate) fn watching(&self) -> usize {
+        self.state.lock().watchers.others.len()
+    }
+
     /// The revision of the last change.
     pub(crate) fn revision(&self) -> Revision {
         self.state.lock().revision

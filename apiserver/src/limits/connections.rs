@@ -16,9 +16,9 @@ use parking_lot::Mutex;
 use skiff_api::Status;
 use tokio_util::sync::CancellationToken;
 
-use super::{Level, too_many};
-use crate::auth::UserInfo;
-use crate::request::RequestInfo;
+use super::too_many;
+use crate::auth::{ANONYMOUS, UserInfo};
+use crate::threads::Class;
 
 /// How long a connection may be silent before its first request: after the handshake, after an HTTP/2 preface.
 pub(crate) const FIRST_REQUEST: Duration = Duration::from_secs(10);
@@ -112,9 +112,8 @@ impl Connection {
     /// # Errors
     /// 429 if the identity has its share already. The connection ends.
     pub(crate) fn identify(&self, user: &UserInfo) -> Result<(), Status> {
-        let level = Level::of(user, &RequestInfo::default());
         let mut identity = self.identity.lock();
-        if level == Level::Anonymous || identity.is_some() {
+        if user.name == ANONYMOUS || identity.is_some() {
             return Ok(());
         }
         let shares = self.connections.shares;
@@ -125,10 +124,10 @@ impl Connection {
         *held += 1;
         *identity = Some(user.name.clone());
         let is_full = state.n_open > shares.all - shares.reserved;
-        let is_privileged = level == Level::Administrator || level.is_trusted();
+        let is_privileged = Class::of(Some(user)) != Class::Others;
         if is_over || (is_full && !is_privileged) {
             self.ended.cancel();
-            return Err(too_many());
+            return Err(too_many(1));
         }
         Ok(())
     }

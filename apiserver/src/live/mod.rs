@@ -40,8 +40,8 @@ use crate::store::Revision;
 /// Where definitions are.
 pub(crate) const DEFINITIONS: (&str, &str, &str) =
     ("apiextensions.k8s.io", "v1", "customresourcedefinitions");
-const RETRY_MIN: Duration = Duration::from_millis(50);
-const RETRY_MAX: Duration = Duration::from_secs(30);
+pub(crate) const RETRY_MIN: Duration = Duration::from_millis(50);
+pub(crate) const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Everything that depends on which kinds there are.
 pub(crate) struct Table {

@@ -63,6 +63,7 @@ impl Api {
             }
             kind.write(&mut object);
             check(&kind, &object, self.device_admins(&kind, &object)?)?;
+            refuse(&kind, object.name(), self.unreadable_params(call, &object, None)?.into_iter().collect())?;
             self.validate_admission(call, &object, None).await?;
             self.check_limits(&kind, &object)?;
             self.validate_new(call, &object, dry_run).await?;

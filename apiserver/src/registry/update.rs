@@ -133,6 +133,10 @@ impl Api {
             new = self.mutate_update(&admitted, part, new, &current.object, warnings).await?;
             kind.write(&mut new);
             check(kind, part, &new, &current.object)?;
+            if part == Part::Main {
+                let unreadable = self.unreadable_params(call, &new, Some(&current.object))?;
+                refuse(kind, new.name(), unreadable.into_iter().collect())?;
+            }
             admission::validate_update(kind, &new, &current.object)?;
             self.validate_dynamically(&admitted, Some(&new), Some(&current.object), warnings).await?;
             if part == Part::Main {

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::custom::{DEFINITIONS, FOOS, definition, establish, foo, until};
 use crate::fixture::{Client, Cluster, config_map};
+use crate::rbac::{binding, role, settle, user};
 
 const GROUP: &str = "/apis/admissionregistration.k8s.io/v1";
 const MAPS: &str = "/api/v1/namespaces/a/configmaps";
@@ -131,4 +132,97 @@ async fn a_mutating_policy_changes_what_is_stored() {
     let created = client.post(MAPS, config_map("m", "v")).await.created();
     assert_eq!(created["metadata"]["labels"]["by"], "policy");
     assert_eq!(client.get(&format!("{MAPS}/m")).await.ok()["metadata"]["labels"]["by"], "policy");
+}
+
+/// The messages of a policy could tell its author what stands in its params.
+#[tokio::test]
+async fn who_writes_a_policy_must_be_allowed_to_read_its_params() {
+    const ROLES: &str = "/apis/rbac.authorization.k8s.io/v1";
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let plurals = ["validatingadmissionpolicies", "mutatingadmissionpolicies"];
+    let bindings = plurals.map(|plural| plural.replace("policies", "policybindings"));
+    let writes = json!({
+        "verbs": ["create", "update", "patch", "get"], "apiGroups": ["admissionregistration.k8s.io"],
+        "resources": [plurals[0], plurals[1], bindings[0], bindings[1]],
+    });
+    let one =
+        json!({"verbs": ["get"], "apiGroups": [""], "resources": ["secrets"], "resourceNames": ["known"]});
+    admin.post(&format!("{ROLES}/clusterroles"), role("author", &json!([writes, one]))).await.created();
+    let author = binding("author", "ClusterRole", "author", &user("jane"));
+    admin.post(&format!("{ROLES}/clusterrolebindings"), author).await.created();
+    let reads = json!([{"verbs": ["get", "list"], "apiGroups": [""], "resources": ["configmaps"]}]);
+    admin.post(&format!("{ROLES}/clusterroles"), role("reader", &reads)).await.created();
+    let reader = binding("reader", "ClusterRole", "reader", &user("jane"));
+    admin.post(&format!("{ROLES}/clusterrolebindings"), reader).await.created();
+    settle(&admin).await;
+    let jane = cluster.client("jane", &["devs"]);
+
+    for (plural, bindings) in plurals.iter().zip(&bindings) {
+        let kind =
+            if plural.starts_with('v') { "ValidatingAdmissionPolicy" } else { "MutatingAdmissionPolicy" };
+        let policy = |name: &str, params: &str| {
+            let apply =
+                json!({"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": "Object{}"}});
+            let mut spec = json!({
+                "paramKind": {"apiVersion": "v1", "kind": params},
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"],
+                }]},
+            });
+            if plural.starts_with('v') {
+                spec["validations"] = json!([{"expression": "true"}]);
+            } else {
+                spec["reinvocationPolicy"] = "Never".into();
+                spec["mutations"] = json!([apply]);
+            }
+            json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": kind, "metadata": {"name": name}, "spec": spec})
+        };
+        let url = format!("{GROUP}/{plural}");
+        assert_eq!(
+            jane.post(&url, policy("p", "Secret")).await.refused(422, "Invalid"),
+            format!(
+                "{kind}.admissionregistration.k8s.io \"p\" is invalid: spec.paramKind: Forbidden: user &{{jane  [devs system:authenticated] map[]}} must have \"get\" permission on all objects of the referenced paramKind (kind=Secret, apiVersion=v1)"
+            )
+        );
+        // Of what is not known, everything must be readable.
+        jane.post(&url, policy("p", "Nothing")).await.refused(422, "Invalid");
+        jane.post(&url, policy("p", "ConfigMap")).await.created();
+        let secrets = json!({"spec": {"paramKind": {"kind": "Secret"}}});
+        jane.patch(&format!("{url}/p"), "merge", secrets.clone()).await.refused(422, "Invalid");
+        admin.patch(&format!("{url}/p"), "merge", secrets).await.ok();
+        // What another wrote may stay.
+        jane.patch(&format!("{url}/p"), "merge", json!({"spec": {"failurePolicy": "Ignore"}})).await.ok();
+
+        let bound = |name: &str, policy: &str, params: Value| {
+            let mut spec = json!({"policyName": policy, "paramRef": params});
+            if plural.starts_with('v') {
+                spec["validationActions"] = json!(["Deny"]);
+            }
+            spec["paramRef"]["parameterNotFoundAction"] = "Deny".into();
+            json!({
+                "apiVersion": "admissionregistration.k8s.io/v1", "kind": format!("{kind}Binding"),
+                "metadata": {"name": name}, "spec": spec,
+            })
+        };
+        let url = format!("{GROUP}/{bindings}");
+        let secret = json!({"name": "secret", "namespace": "a"});
+        assert_eq!(
+            jane.post(&url, bound("b", "p", secret.clone())).await.refused(422, "Invalid"),
+            format!(
+                "{kind}Binding.admissionregistration.k8s.io \"b\" is invalid: spec.paramRef: Forbidden: user &{{jane  [devs system:authenticated] map[]}} does not have \"get\" permission on the object referenced by paramRef"
+            )
+        );
+        let all = bound("b", "p", json!({"selector": {}}));
+        let why = jane.post(&url, all).await.refused(422, "Invalid");
+        assert!(why.contains("does not have \"list\" permission on the object"), "{why}");
+        let of_none = bound("b", "none", json!({"name": "known", "namespace": "a"}));
+        let why = jane.post(&url, of_none).await.refused(422, "Invalid");
+        assert!(why.contains("unable to get policy none to determine minimum required permissions"), "{why}");
+        jane.post(&url, bound("b", "p", json!({"name": "known", "namespace": "a"}))).await.created();
+        let other = json!({"spec": {"paramRef": {"name": "secret"}}});
+        jane.patch(&format!("{url}/b"), "merge", other.clone()).await.refused(422, "Invalid");
+        admin.patch(&format!("{url}/b"), "merge", other).await.ok();
+        jane.patch(&format!("{url}/b"), "merge", json!({"metadata": {"labels": {"a": "b"}}})).await.ok();
+    }
 }

@@ -10,23 +10,23 @@ fn rule(verbs: &[&str], resources: &[&str]) -> Value {
     json!({"verbs": verbs, "apiGroups": [""], "resources": resources})
 }
 
-fn role(name: &str, rules: &Value) -> Value {
+pub(crate) fn role(name: &str, rules: &Value) -> Value {
     json!({"metadata": {"name": name}, "rules": rules})
 }
 
-fn binding(name: &str, kind: &str, role: &str, subject: &Value) -> Value {
+pub(crate) fn binding(name: &str, kind: &str, role: &str, subject: &Value) -> Value {
     json!({
         "metadata": {"name": name}, "subjects": [subject],
         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
     })
 }
 
-fn user(name: &str) -> Value {
+pub(crate) fn user(name: &str) -> Value {
     json!({"kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": name})
 }
 
 /// Waits until what was written before counts: a read of the newest state sees to it.
-async fn settle(admin: &Client) {
+pub(crate) async fn settle(admin: &Client) {
     admin.get(&format!("{GROUP}/rolebindings")).await.ok();
     admin.get(&format!("{GROUP}/clusterrolebindings")).await.ok();
 }

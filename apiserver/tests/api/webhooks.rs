@@ -13,13 +13,13 @@ use crate::custom::{DEFINITIONS, FOOS, definition, establish, foo};
 use crate::fixture::{Client, Cluster, config_map, pod};
 use crate::proxy::tls_of;
 
-const VALIDATING: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+pub(crate) const VALIDATING: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 const MUTATING: &str = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
 
 /// A webhook, and the reviews that it was asked.
-struct Hook {
-    port: u16,
-    asked: Arc<Mutex<Vec<Value>>>,
+pub(crate) struct Hook {
+    pub(crate) port: u16,
+    pub(crate) asked: Arc<Mutex<Vec<Value>>>,
 }
 
 impl Hook {
@@ -61,7 +61,7 @@ impl Hook {
     }
 
     /// Registers it for some operations on a resource.
-    async fn register(
+    pub(crate) async fn register(
         &self,
         cluster: &Cluster,
         list: &str,
@@ -181,6 +181,42 @@ async fn a_mutating_webhook_changes_what_is_stored_and_not_what_nobody_may_chang
 }
 
 #[tokio::test]
+async fn a_mutating_webhook_changes_no_more_of_an_update_than_a_request_may() {
+    const CONTROLLERS: &str = "/api/v1/namespaces/a/replicationcontrollers";
+    let cluster = Cluster::start().await;
+    let client = cluster.namespace("a").await;
+    let controller = json!({
+        "metadata": {"name": "c"},
+        "spec": {"replicas": 1, "template": {
+            "metadata": {"labels": {"a": "b"}}, "spec": {"containers": [{"name": "c", "image": "i"}]},
+        }},
+    });
+    let created = client.post(CONTROLLERS, controller).await.created();
+    let calls = std::sync::atomic::AtomicU64::new(1);
+    let hook = Hook::start(&cluster, move |_| {
+        let nth = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        patch(&json!([
+            {"op": "replace", "path": "/status", "value": {"replicas": 7}},
+            {"op": "replace", "path": "/metadata/generation", "value": 70},
+            {"op": "replace", "path": "/spec/replicas", "value": 10 * nth},
+        ]))
+    })
+    .await;
+    // What the second changes, the first is shown: its change is the last.
+    let rule = ("", "replicationcontrollers");
+    hook.register(&cluster, MUTATING, rule, &["UPDATE"], json!({"reinvocationPolicy": "IfNeeded"})).await;
+    let first = client.get(&format!("{MUTATING}/hooks")).await.ok()["webhooks"][0].clone();
+    let mut second = first.clone();
+    (second["name"], second["reinvocationPolicy"]) = ("second.example.com".into(), "Never".into());
+    client.patch(&format!("{MUTATING}/hooks"), "merge", json!({"webhooks": [first, second]})).await.ok();
+    let label = json!({"metadata": {"labels": {"x": "y"}}});
+    let updated = client.patch(&format!("{CONTROLLERS}/c"), "merge", label).await.ok();
+    assert_eq!((hook.asked().len(), &updated["spec"]["replicas"]), (3, &json!(30)));
+    assert_eq!(updated["status"], created["status"]);
+    assert_eq!(updated["metadata"]["generation"], 2, "raised for what the webhooks changed");
+}
+
+#[tokio::test]
 async fn a_webhook_that_is_away_fails_the_request_or_is_ignored_as_it_says() {
     let cluster = Cluster::start().await;
     let client = cluster.namespace("a").await;
@@ -197,17 +233,24 @@ async fn a_webhook_that_is_away_fails_the_request_or_is_ignored_as_it_says() {
 
 #[tokio::test]
 async fn a_server_starts_and_cleans_up_though_a_webhook_for_everything_is_away() {
+    const KUBERNETES: &str = "/api/v1/namespaces/default/services/kubernetes";
     let cluster = Cluster::start().await;
     let client = cluster.namespace("a").await;
     establish(&client, &definition()).await;
     client.post(FOOS, foo("one", json!({}))).await.created();
     let nowhere = Hook { port: 1, asked: Arc::default() };
-    nowhere.register(&cluster, VALIDATING, ("*", "*/*"), &["*"], json!({})).await;
+    client.delete(KUBERNETES).await.ok();
+    for list in [MUTATING, VALIDATING] {
+        nowhere.register(&cluster, list, ("*", "*/*"), &["*"], json!({})).await;
+    }
     client.post(MAPS, config_map("a", "v")).await.refused(500, "InternalError");
     let cluster = cluster.restart().await;
     let client = cluster.admin();
     assert_eq!(client.get(&format!("{FOOS}/one")).await.code, 200);
-    client.delete(&format!("{VALIDATING}/hooks")).await.ok();
+    assert_eq!(client.get(KUBERNETES).await.code, 200, "the server made it again");
+    for list in [MUTATING, VALIDATING] {
+        client.delete(&format!("{list}/hooks")).await.ok();
+    }
     client.delete(&format!("{DEFINITIONS}/foos.example.com")).await.ok();
 }
 
