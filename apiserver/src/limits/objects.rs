@@ -76,6 +76,7 @@ impl Api {
 
     /// Goes over to the objects as they stand, and tells which schemas dangle.
     pub(crate) async fn use_flow_objects(&self) -> Result<(), Status> {
+        self.caches.wait_for_newest().await?;
         let kind = self.kind(GROUP, "v1", SCHEMAS)?;
         let levels = self.flow_objects(LEVELS)?;
         let schemas = self.flow_objects(SCHEMAS)?;
