@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 24] = [
+const ARROWS: [(&str, &[&str]); 25] = [
     ("skiff-api", &["skiff-cel"]),
     ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
@@ -32,6 +32,7 @@ const ARROWS: [(&str, &[&str]); 24] = [
     ("skiff-differ-images", &["skiff-images"]),
     ("skiff-hollow", &["skiff-client"]),
     ("skiff-load", &[]),
+    ("skiff-suite", &["skiff-apiserver", "skiff-client", "skiff-controllers"]),
     ("skiff-tests", &["*"]),
 ];
 const BANNED: [&str; 4] = ["ring", "openssl-sys", "serde_yaml", "rustables"];
@@ -69,6 +70,7 @@ pub(crate) fn run() -> Result<()> {
     ]))?;
     let metadata: Metadata = serde_json::from_str(&text).context("reading cargo metadata")?;
     let mut faults = arrows(&metadata);
+    faults.extend(crate::structure::faults(&root())?);
     // The tree holds what is built, unlike the lock file, which holds what a feature in nobody's use would need.
     let tree = output(cargo().args(["tree", "--workspace", "--prefix=none", "--format={p}"]))?;
     let built: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();

@@ -61,6 +61,13 @@ pub(crate) struct Options {
 
 const RUN: &str = "/run/skiff/clusters";
 
+/// Upstream's tree as Go unpacked it, and the folder of `kubectl` and `kubectl-convert`, built if they are not there yet.
+pub(crate) fn kubectl() -> Result<(PathBuf, PathBuf)> {
+    let programs = programs::build_kubectl()?;
+    let bin = programs.bin();
+    Ok((programs.kubernetes, bin))
+}
+
 pub(crate) fn run(options: Options) -> Result<()> {
     let selection = match &options.file {
         Some(path) => Selection::of_file(path)?,

@@ -10,9 +10,11 @@ mod differ;
 mod drills;
 mod fixtures;
 mod guest;
+mod kubectl;
 mod peers;
 mod reliability;
 mod setup;
+mod structure;
 mod test;
 
 use std::path::PathBuf;
@@ -44,6 +46,8 @@ enum Task {
     Test,
     /// Run upstream's conformance tests against a throw-away cluster
     Conformance(conformance::Options),
+    /// Run upstream's command suite of kubectl against the API server and the controllers
+    Kubectl(kubectl::Options),
     /// Derive api/src/schema/builtin.txt anew
     Codegen,
     /// Record anew what upstream's cel-go says to cel/tests/cases.txt
@@ -68,6 +72,7 @@ fn main() -> Result<()> {
         Task::Down => cluster::down(),
         Task::Test => test::run_all(),
         Task::Conformance(options) => conformance::run(options),
+        Task::Kubectl(options) => kubectl::run(&options),
         Task::Codegen => test::codegen(),
         Task::Cel => cel::record(),
         Task::Differ(options) => differ::run(&options),

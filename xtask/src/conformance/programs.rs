@@ -47,8 +47,35 @@ impl Programs {
     }
 }
 
+/// Upstream's command suite wants these two.
+const KUBECTL_PROGRAMS: [(&str, Kind); 2] = [
+    ("kubectl", Kind::Program("k8s.io/kubernetes/cmd/kubectl")),
+    ("kubectl-convert", Kind::Program("k8s.io/kubernetes/cmd/kubectl-convert")),
+];
+
 /// Builds what is not there yet.
 pub(super) fn build() -> Result<Programs> {
+    let (programs, module, version) = place()?;
+    for (name, kind) in &GO_PROGRAMS {
+        once(&programs, name, |to| build_go(&module, &version, kind, to))?;
+    }
+    for name in RUST_PROGRAMS {
+        once(&programs, name, |to| build_rust(&module, name, to))?;
+    }
+    Ok(programs)
+}
+
+/// Builds what upstream's command suite of kubectl needs, if it is not there yet.
+pub(super) fn build_kubectl() -> Result<Programs> {
+    let (programs, module, version) = place()?;
+    for (name, kind) in &KUBECTL_PROGRAMS {
+        once(&programs, name, |to| build_go(&module, &version, kind, to))?;
+    }
+    Ok(programs)
+}
+
+/// Where the programs of these pins are, the module of the pins, and the version.
+fn place() -> Result<(Programs, PathBuf, String)> {
     ensure!(on_path("go"), "go is not on PATH; install it as https://go.dev/doc/install says");
     let module = root().join("tests/conformance");
     let read = |name: &str| {
@@ -66,13 +93,8 @@ pub(super) fn build() -> Result<Programs> {
     let kubernetes = place["Dir"].as_str().with_context(|| format!("go mod download: {place}"))?.into();
     let programs = Programs { dir, kubernetes };
     fs::create_dir_all(programs.bin()).with_context(|| format!("creating {}", programs.bin().display()))?;
-    for (name, kind) in &GO_PROGRAMS {
-        once(&programs, name, |to| build_go(&module, version, kind, to))?;
-    }
-    for name in RUST_PROGRAMS {
-        once(&programs, name, |to| build_rust(&module, name, to))?;
-    }
-    Ok(programs)
+    let version = version.to_owned();
+    Ok((programs, module, version))
 }
 
 /// Builds the program that asks a CRI server whether it is one, if it is not there yet.
