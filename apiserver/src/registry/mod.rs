@@ -133,6 +133,17 @@ pub(crate) fn store_failure(error: &StoreError) -> Status {
             Status::too_large(format!("Request entity too large: limit is {}", crate::store::MAX_VALUE_BYTES))
         }
         StoreError::Closed => Status::unavailable("the server is shutting down"),
+        StoreError::Away { .. } | StoreError::TimedOut { .. } => {
+            tracing::warn!(error = error as &dyn std::error::Error, "the datastore does not answer");
+            match error {
+                StoreError::Away { .. } => {
+                    Status::unavailable("the datastore cannot be reached, please try again later")
+                }
+                _ => {
+                    Status::timeout("the datastore did not answer in time; what was asked may have been done")
+                }
+            }
+        }
         other => {
             tracing::error!(error = other as &dyn std::error::Error, "the store failed");
             Status::internal(other)

@@ -23,11 +23,13 @@ use bytes::Bytes;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+mod etcd;
 pub mod sqlite;
 
 #[cfg(test)]
 mod tests;
 
+pub use etcd::{EtcdOptions, EtcdStore, EtcdTls};
 pub use sqlite::{SqliteOptions, SqliteStore};
 
 /// The number of a change; the first write of an empty store takes 2, as with etcd.
@@ -181,6 +183,9 @@ impl Watch {
     }
 }
 
+/// What a failure came from.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
 #[derive(Clone, Debug, Error)]
 pub enum StoreError {
     #[error("revision {requested} has been compacted; the oldest that can be read is {compacted}")]
@@ -198,8 +203,8 @@ pub enum StoreError {
          leave the files where they are"
     )]
     Unreadable { path: PathBuf, source: Arc<std::io::Error> },
-    #[error("the disk under the database is full; free some space on it")]
-    Full { source: Arc<rusqlite::Error> },
+    #[error("{remedy}")]
+    Full { remedy: &'static str, source: Cause },
     #[error(
         "database {path} is at revision {found} and was at {recorded} before: it was emptied, or replaced by an older copy; \
          restore a newer one, or remove {record} to go on with what there is"
@@ -215,10 +220,37 @@ pub enum StoreError {
     Directory { path: PathBuf, source: Arc<std::io::Error> },
     #[error("database failed to {operation}")]
     Failed { operation: &'static str, source: Arc<rusqlite::Error> },
+    #[error("datastore endpoint {endpoint:?} cannot be used: {reason}")]
+    Endpoint { endpoint: String, reason: String },
+    #[error("etcd at {endpoint} is version {version}; 3.4.31, 3.5.13 or a newer one is needed")]
+    TooOld { endpoint: String, version: String },
+    #[error(
+        "etcd at {endpoints} cannot be reached, has no leader, or hangs up; see that most of its members run, and that they accept \
+         the certificate of this server"
+    )]
+    Away { endpoints: String, source: Cause },
+    #[error("etcd at {endpoints} did not {operation} in time; a write may have happened")]
+    TimedOut { endpoints: String, operation: &'static str },
+    #[error(
+        "etcd at {endpoints} refuses this server, or is refused by it: look at the datastore's CA, certificate and key, and at the \
+         rights of the certificate's user"
+    )]
+    Refused { endpoints: String, source: Cause },
+    #[error("etcd failed to {operation}")]
+    Etcd { operation: &'static str, source: Cause },
     #[error("the store has more writes waiting than it can take")]
     Overloaded,
     #[error("the store is closed")]
     Closed,
+}
+
+/// Who writes a store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sharing {
+    /// This server alone, for as long as it has it open.
+    Exclusive,
+    /// Other servers as well, at any time.
+    Shared,
 }
 
 /// A store. Implementations are cheap to share behind an `Arc`.
@@ -246,6 +278,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Forgets what was superseded at or before `revision` and gives its space back.
     async fn compact(&self, revision: Revision) -> Result<(), StoreError>;
+
+    fn sharing(&self) -> Sharing {
+        Sharing::Exclusive
+    }
 
     /// What the data takes on disk, in bytes.
     async fn size_bytes(&self) -> Result<u64, StoreError>;

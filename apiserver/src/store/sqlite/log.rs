@@ -57,7 +57,9 @@ pub(super) fn classify(path: &Path, operation: &'static str, error: rusqlite::Er
         Some(ErrorCode::NotADatabase | ErrorCode::DatabaseCorrupt) => {
             StoreError::Corrupt { path: path.into(), source }
         }
-        Some(ErrorCode::DiskFull) => StoreError::Full { source },
+        Some(ErrorCode::DiskFull) => {
+            StoreError::Full { remedy: "the disk under the database is full; free some space on it", source }
+        }
         _ => StoreError::Failed { operation, source },
     }
 }
