@@ -77,7 +77,7 @@ impl Api {
         go_on(self.ensure(of, "default", "kubernetes", service, Existing::Stays).await)?;
         go_on(self.repair_addresses().await)?;
         go_on(self.ensure_service_cidr(advertised.cidr).await)?;
-        go_on(self.publish_endpoints(advertised).await)?;
+        go_on(self.announce(advertised).await)?;
         self.tell_of_damage().await
     }
 
@@ -161,21 +161,29 @@ impl Api {
         Ok(())
     }
 
-    /// Writes where the API is reached.
-    pub(crate) async fn publish_endpoints(&self, advertised: Advertised) -> Result<(), Status> {
-        let ip = advertised.ip.to_string();
+    /// Writes where the API is reached: at each of these addresses.
+    pub(crate) async fn publish_endpoints(
+        &self,
+        advertised: Advertised,
+        ips: &[IpAddr],
+    ) -> Result<(), Status> {
+        let addresses: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
         let port = json!({"name": "https", "port": advertised.port, "protocol": "TCP"});
         let endpoints = json!({
             "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-            "subsets": [{"addresses": [{"ip": ip}], "ports": [port]}],
+            "subsets": [{"addresses": addresses, "ports": [port]}],
         });
         let of = ("", "v1", "endpoints");
         self.ensure(of, "default", "kubernetes", endpoints, Existing::IsReplaced).await?;
         let address_type = if advertised.ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        let endpoints: Vec<Value> = ips
+            .iter()
+            .map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}}))
+            .collect();
         let slice = json!({
             "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
             "addressType": address_type,
-            "endpoints": [{"addresses": [ip], "conditions": {"ready": true}}],
+            "endpoints": endpoints,
             "ports": [port],
         });
         let of = ("discovery.k8s.io", "v1", "endpointslices");

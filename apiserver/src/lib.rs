@@ -46,6 +46,7 @@ mod openid;
 
 mod bootstrap;
 mod server;
+mod servers;
 mod threads;
 mod tls;
 mod websocket;

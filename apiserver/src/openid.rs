@@ -1,56 +1,66 @@
-//! What others need to check service-account tokens by themselves: OpenID Connect's discovery document and the key that
-//! tokens are signed with.
+//! What others need to check service-account tokens by themselves: OpenID Connect's discovery document and the keys that
+//! tokens are signed with, by this server and by those that it shares its store with.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderValue;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use jsonwebtoken::jwk::Jwk;
 use parking_lot::RwLock;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::respond::{self, Response};
 
 pub(crate) const CONFIGURATION_PATH: &str = "/.well-known/openid-configuration";
 pub(crate) const KEYS_PATH: &str = "/openid/v1/jwks";
-/// The key is the same at every start; for so long clients may keep it.
+/// A server's key is the same at every start; for so long clients may keep it.
 const CACHED: &str = "public, max-age=3600";
 
 /// The two documents.
 pub(crate) struct OpenId {
-    /// All of the configuration but where the keys are.
-    configuration: Value,
+    tokens: Arc<TokenKeys>,
     address: Arc<RwLock<SocketAddr>>,
-    keys: String,
 }
 
 impl OpenId {
     /// `address` is where the API is reached from outside, at the moment.
-    pub(crate) fn new(tokens: &TokenKeys, address: Arc<RwLock<SocketAddr>>) -> Result<OpenId, TokenKeyError> {
-        let key = json!(tokens.public_jwk()?);
-        let configuration = json!({
-            "issuer": tokens.issuer(),
-            "jwks_uri": null,
-            "response_types_supported": ["id_token"],
-            "subject_types_supported": ["public"],
-            "id_token_signing_alg_values_supported": [key["alg"]],
-        });
-        let keys = json!({"keys": [key]});
-        Ok(OpenId { configuration, address, keys: keys.to_string() })
+    ///
+    /// # Errors
+    /// If the key that tokens are signed with has no public half that can be published.
+    pub(crate) fn new(
+        tokens: Arc<TokenKeys>,
+        address: Arc<RwLock<SocketAddr>>,
+    ) -> Result<OpenId, TokenKeyError> {
+        tokens.public_jwk()?;
+        Ok(OpenId { tokens, address })
+    }
+
+    fn keys(&self) -> Vec<Jwk> {
+        // It was asked for once, and is the same.
+        self.tokens.public_jwks().unwrap_or_default()
     }
 
     fn configuration(&self) -> String {
-        let mut configuration = self.configuration.clone();
-        configuration["jwks_uri"] = format!("https://{}{KEYS_PATH}", self.address.read()).into();
-        configuration.to_string()
+        let algorithms: BTreeSet<String> =
+            self.keys().iter().filter_map(|key| Some(key.common.key_algorithm?.to_string())).collect();
+        json!({
+            "issuer": self.tokens.issuer(),
+            "jwks_uri": format!("https://{}{KEYS_PATH}", self.address.read()),
+            "response_types_supported": ["id_token"],
+            "subject_types_supported": ["public"],
+            "id_token_signing_alg_values_supported": algorithms,
+        })
+        .to_string()
     }
 
     /// `None` if the path is neither.
     pub(crate) fn answer(&self, path: &str) -> Option<Response> {
         let (text, media_type) = match path {
             CONFIGURATION_PATH => (self.configuration(), "application/json"),
-            KEYS_PATH => (self.keys.clone(), "application/jwk-set+json"),
+            KEYS_PATH => (json!({"keys": self.keys()}).to_string(), "application/jwk-set+json"),
             _ => return None,
         };
         let mut response = respond::text(200, text);
@@ -92,15 +102,16 @@ mod tests {
         let pair = rcgen::KeyPair::generate().unwrap();
         let (private, public) = (pair.serialize_pem(), pair.public_key_pem());
         let tokens = TokenKeys::new("https://issuer.test", private.as_bytes(), public.as_bytes()).unwrap();
+        let tokens = Arc::new(tokens);
         let address = Arc::new(RwLock::new("192.0.2.1:6443".parse().unwrap()));
-        let documents = OpenId::new(&tokens, address).unwrap();
+        let documents = OpenId::new(tokens.clone(), address).unwrap();
 
         let configuration: Value = serde_json::from_str(&documents.configuration()).unwrap();
         assert_eq!(configuration["issuer"], "https://issuer.test");
         assert_eq!(configuration["jwks_uri"], "https://192.0.2.1:6443/openid/v1/jwks");
         assert_eq!(configuration["id_token_signing_alg_values_supported"][0], "ES256");
 
-        let keys: Value = serde_json::from_str(&documents.keys).unwrap();
+        let keys: Value = serde_json::json!({"keys": documents.keys()});
         assert_eq!(keys["keys"][0]["use"], "sig");
         // Nothing private: a point of the curve and what names it.
         assert!(keys["keys"][0]["d"].is_null(), "{keys}");

@@ -36,6 +36,7 @@ use crate::auth::authorize::Authorization;
 use crate::auth::node::NodeAuthorizer;
 use crate::auth::node_index::NodeIndex;
 use crate::auth::rbac::{self, Policy, PolicyError, Rbac, RoleIndex};
+use crate::auth::shared_keys;
 use crate::auth::token::{TokenKeyError, TokenKeys};
 use crate::bootstrap::Advertised;
 use crate::cache::{Caches, Observer};
@@ -47,8 +48,8 @@ use crate::live::Live;
 use crate::metrics::Metrics;
 use crate::openid::OpenId;
 use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
-use crate::services::{ServiceAllocator, ServiceCidr};
-use crate::store::{Store, StoreError};
+use crate::services::{Seen, ServiceAllocator, ServiceCidr};
+use crate::store::{Sharing, Store, StoreError};
 use crate::threads::{Class, Classes, Movable, Threads};
 use crate::tls::{self, Shown, TlsConfig, TlsError};
 
@@ -152,6 +153,15 @@ impl ApiServer {
         let roles = Arc::new(RoleIndex::default());
         let mut observers: Vec<(&str, Arc<dyn Observer>)> = vec![("pods", nodes.clone())];
         observers.extend(rbac::observers(&roles));
+        let seen = Arc::new(Seen::default());
+        let is_shared = config.store.sharing() == Sharing::Shared;
+        if is_shared {
+            observers.push(("services/specs", seen.clone()));
+        }
+        let keys_as_of = match is_shared {
+            true => Some(shared_keys::share(&*config.store, &tokens).await?),
+            false => None,
+        };
         let caches = Caches::start(&kinds, config.store.clone(), &observers, closed.clone()).await?;
         let authenticator = Authenticator {
             tokens: tokens.clone(),
@@ -166,6 +176,9 @@ impl ApiServer {
         let addresses = kinds.by_resource("networking.k8s.io", "v1", "ipaddresses");
         let addresses = addresses.map(|kind| caches.of(kind)).transpose().map_err(Error::Bootstrap)?;
         let mut services = ServiceAllocator::new(config.service_cidr, stored_services.into_iter());
+        if is_shared {
+            services = services.seeing(&seen);
+        }
         if let Some(addresses) = addresses {
             services = services.heeding(addresses);
         }
@@ -173,7 +186,7 @@ impl ApiServer {
             services = services.knowing(caches.of(kind).map_err(Error::Bootstrap)?);
         }
         let address = Arc::new(RwLock::new(SocketAddr::new(config.advertise, config.port)));
-        let openid = OpenId::new(&tokens, address.clone())?;
+        let openid = OpenId::new(tokens.clone(), address.clone())?;
         let inward = Arc::new(Inward::default());
         let limits = Limits::default();
         let api = Arc::new(Api {
@@ -209,6 +222,11 @@ impl ApiServer {
         tokio::spawn(api.clone().follow_definitions(closed.clone()));
         tokio::spawn(api.clone().follow_policies(closed.clone()));
         tokio::spawn(api.clone().follow_flow(closed.clone()));
+        if let Some(after) = keys_as_of {
+            tokio::spawn(shared_keys::follow(api.store.clone(), api.tokens.clone(), after, closed.clone()));
+            tokio::spawn(api.clone().repair_services(closed.clone()));
+            tokio::spawn(api.clone().keep_announcing(address.clone(), advertised, closed.clone()));
+        }
         Ok(ApiServer {
             api,
             tls,
@@ -284,8 +302,12 @@ impl ApiServer {
     /// Where they cannot be written; they then show the last one.
     pub async fn advertise(&self, ip: IpAddr) -> Result<(), Error> {
         let advertised = Advertised { ip, ..self.advertised };
-        *self.address.write() = SocketAddr::new(ip, advertised.port);
-        self.api.publish_endpoints(advertised).await.map_err(Error::Bootstrap)
+        let before = std::mem::replace(&mut *self.address.write(), SocketAddr::new(ip, advertised.port));
+        self.api.announce(advertised).await.map_err(Error::Bootstrap)?;
+        if before.ip() != ip {
+            self.api.withdraw(Advertised { ip: before.ip(), ..advertised }).await;
+        }
+        Ok(())
     }
 
     /// Publishes whose certificates count here, for extension API servers.
@@ -307,6 +329,9 @@ impl ApiServer {
     /// Ends all watches, the caches and the store. Calls made later fail.
     pub async fn close(&self) {
         self.api.shutdown.cancel();
+        // While the caches still follow: this is a write like others.
+        let ip = self.address.read().ip();
+        self.api.withdraw(Advertised { ip, ..self.advertised }).await;
         self.closed.cancel();
         self.api.store.close().await;
         self.threads.lock().clear();

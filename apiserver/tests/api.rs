@@ -80,3 +80,5 @@ mod damage;
 
 #[path = "api/flow.rs"]
 mod flow;
+#[path = "api/shared.rs"]
+mod shared;

@@ -7,6 +7,7 @@ mod impersonate;
 pub(crate) mod node;
 pub(crate) mod node_index;
 pub(crate) mod rbac;
+pub(crate) mod shared_keys;
 pub(crate) mod token;
 
 use std::collections::BTreeMap;

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use jsonwebtoken::errors::ErrorKind;
-use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
+use jsonwebtoken::jwk::{Jwk, KeyAlgorithm, PublicKeyUse};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -19,8 +20,31 @@ pub(crate) struct TokenKeys {
     signing: EncodingKey,
     verifying: DecodingKey,
     key_id: String,
+    /// Keys that other servers sign with.
+    others: ArcSwap<Vec<Other>>,
     /// Tokens whose signature was verified, by their digest: a client sends the same one with each request.
     verified: Mutex<HashMap<[u8; 32], Arc<Claims>>>,
+}
+
+/// The public half of another server's key.
+struct Other {
+    jwk: Jwk,
+    algorithm: Algorithm,
+    key: DecodingKey,
+}
+
+impl Other {
+    /// `None` for what is no key that signs tokens here.
+    fn new(jwk: Jwk) -> Option<Other> {
+        let algorithm = match jwk.common.key_algorithm? {
+            KeyAlgorithm::ES256 => Algorithm::ES256,
+            KeyAlgorithm::RS256 => Algorithm::RS256,
+            _ => return None,
+        };
+        jwk.common.key_id.as_ref()?;
+        let key = DecodingKey::from_jwk(&jwk).ok()?;
+        Some(Other { jwk, algorithm, key })
+    }
 }
 
 #[derive(Debug, Error)]
@@ -59,8 +83,39 @@ impl TokenKeys {
         }
         .map_err(TokenKeyError::VerifyingKey)?;
         let key_id = super::authenticate::fingerprint(public_pem);
-        let (issuer, verified) = (issuer.to_owned(), Mutex::default());
-        Ok(TokenKeys { issuer, algorithm, signing, verifying, key_id, verified })
+        let (issuer, verified, others) = (issuer.to_owned(), Mutex::default(), ArcSwap::default());
+        Ok(TokenKeys { issuer, algorithm, signing, verifying, key_id, others, verified })
+    }
+
+    pub(crate) fn key_id(&self) -> &str {
+        &self.key_id
+    }
+
+    /// Has tokens count that other servers signed. What is no key is left out, and said.
+    pub(crate) fn accept(&self, keys: Vec<Jwk>) {
+        let own = Some(&self.key_id);
+        let others = keys.into_iter().filter(|key| key.common.key_id.as_ref() != own);
+        let others = others.filter_map(|key| {
+            let named = key.common.key_id.clone();
+            let other = Other::new(key);
+            if other.is_none() {
+                tracing::warn!(
+                    key = named,
+                    "what another server published is no key of service-account tokens"
+                );
+            }
+            other
+        });
+        self.others.store(Arc::new(others.collect()));
+        // What one of them signed that is gone does not count any more.
+        self.verified.lock().clear();
+    }
+
+    /// The public halves of all keys whose tokens count, this server's first.
+    pub(crate) fn public_jwks(&self) -> Result<Vec<Jwk>, TokenKeyError> {
+        let mut all = vec![self.public_jwk()?];
+        all.extend(self.others.load().iter().map(|other| other.jwk.clone()));
+        Ok(all)
     }
 
     pub(crate) fn issuer(&self) -> &str {
@@ -114,12 +169,19 @@ impl TokenKeys {
 
     /// What never changes of a token: its signature and issuer.
     fn check_signature(&self, token: &str) -> Result<Claims, jsonwebtoken::errors::Error> {
-        let mut validation = Validation::new(self.algorithm);
+        let named = jsonwebtoken::decode_header(token)?.kid;
+        let others = self.others.load();
+        let other = others.iter().find(|other| named.is_some() && other.jwk.common.key_id == named);
+        let (algorithm, key) = match other {
+            Some(other) => (other.algorithm, &other.key),
+            None => (self.algorithm, &self.verifying),
+        };
+        let mut validation = Validation::new(algorithm);
         validation.set_issuer(&[&self.issuer]);
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         // `Claims::check` does these, each time.
         (validation.validate_aud, validation.validate_exp, validation.validate_nbf) = (false, false, false);
-        Ok(jsonwebtoken::decode::<Claims>(token, &self.verifying, &validation)?.claims)
+        Ok(jsonwebtoken::decode::<Claims>(token, key, &validation)?.claims)
     }
 }
 
@@ -210,6 +272,27 @@ mod tests {
         };
         begins_in(50).expect("valid");
         assert_eq!(begins_in(90).expect_err("too early").kind(), &ErrorKind::ImmatureSignature);
+    }
+
+    #[test]
+    fn tokens_of_servers_whose_keys_are_known_count_and_of_no_others() {
+        let (mine, theirs, stranger) = (keys(), keys(), keys());
+        let api = ["api".to_owned()];
+        let token = theirs.sign(&claims(now_s() + 600)).expect("signs");
+        mine.verify(&token, &api).expect_err("not known yet");
+        mine.accept(vec![theirs.public_jwk().expect("a key"), mine.public_jwk().expect("a key")]);
+        mine.verify(&token, &api).expect("signed by another server");
+        mine.verify(&mine.sign(&claims(now_s() + 600)).expect("signs"), &api).expect("its own");
+        assert_eq!(mine.public_jwks().expect("keys").len(), 2, "each once");
+        let foreign = stranger.sign(&claims(now_s() + 600)).expect("signs");
+        mine.verify(&foreign, &api).expect_err("a stranger's");
+        // One that names another's key is checked with that.
+        let mut lying = Header::new(Algorithm::ES256);
+        lying.kid = Some(theirs.key_id);
+        let lie = jsonwebtoken::encode(&lying, &claims(now_s() + 600), &stranger.signing).expect("signs");
+        mine.verify(&lie, &api).expect_err("not signed by whom it names");
+        mine.accept(Vec::new());
+        mine.verify(&token, &api).expect_err("taken away");
     }
 
     #[test]

@@ -132,13 +132,15 @@ impl Api {
         mut object: Object,
         dry_run: bool,
     ) -> Result<Option<Object>, Status> {
-        let allocation = self.services.allocate(kind, &mut object, None, services::Write::of(dry_run))?;
+        let mut allocation = self.allocate(kind, &mut object, None, services::Write::of(dry_run)).await?;
         kind.write(&mut object);
+        let wanted = allocation.is_claimed().then(|| object.clone());
+        // Where this fails it may have happened: what is claimed for it is found later, if it has not.
         let created = self.insert(kind, object, dry_run).await?;
-        if let Some(created) = &created
-            && !dry_run
-        {
-            self.keep(allocation, created).await;
+        match (&created, wanted) {
+            (Some(created), _) if !dry_run => self.keep(allocation, created).await,
+            (None, Some(wanted)) => self.unclaim(&mut allocation, &wanted).await,
+            _ => {}
         }
         Ok(created)
     }

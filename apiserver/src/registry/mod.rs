@@ -26,7 +26,7 @@ use crate::store::{KeyValue, StoreError};
 
 use convert::{asks_webhook, needs_webhook};
 pub(crate) use convert::{convert, is_same_version};
-pub(crate) use modify::Next;
+pub(crate) use modify::{MAX_ATTEMPTS, Next};
 pub(crate) use options::{DeleteOptions, WriteOptions};
 pub(crate) use patch::read_patch;
 pub(crate) use update::Part;

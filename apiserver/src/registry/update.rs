@@ -141,14 +141,18 @@ impl Api {
             self.validate_dynamically(&admitted, Some(&new), Some(&current.object), warnings).await?;
             if part == Part::Main {
                 let write = services::Write::of(dry_run);
-                allocation = Some(self.services.allocate(kind, &mut new, Some(&current.object), write)?);
+                allocation = Some(self.allocate(kind, &mut new, Some(&current.object), write).await?);
                 kind.write(&mut new);
             }
+            let wanted = allocation.as_ref().filter(|given| given.is_claimed()).map(|_| new.clone());
             let next =
                 if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) };
             match self.swap(kind, namespace, name, current, next, dry_run).await? {
                 Swapped::Done(outcome) => return Ok((outcome, allocation)),
                 Swapped::Lost(newer) => current = newer,
+            }
+            if let (Some(given), Some(wanted)) = (allocation.as_mut(), wanted) {
+                self.unclaim(given, &wanted).await;
             }
         }
         Err(Status::modified(&kind.group, &kind.plural, name))

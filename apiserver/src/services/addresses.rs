@@ -1,33 +1,40 @@
 //! IPAddress objects: one for each address that a Service has, as long as it has it.
 //!
-//! The Services themselves are what is remembered; the objects are written beside them. A server that ended in
-//! between puts them right at its next start.
+//! The Services themselves are what is remembered; the objects are written beside them, or before them where several servers share
+//! the store (`claims.rs`). What a server has left that ended in between is put right at the next start, and then now and then.
 
 use std::collections::HashMap;
 use std::net::Ipv4Addr;
 
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status};
 
-use super::Allocation;
+use super::{Allocation, claims};
 use crate::api::{Api, is_core};
-use crate::registry::{Next, metadata};
+use crate::registry::{MAX_ATTEMPTS, Next, metadata};
+use crate::store::Sharing;
 
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
 const ALLOCATOR: &str = "ipallocator.k8s.io";
+/// How long an address may wait for its Service.
+const GRACE: SignedDuration = SignedDuration::from_secs(60);
 const IP_FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
 
 impl Api {
     /// Makes an allocation lasting, for a Service that was just written.
     pub(crate) async fn keep(&self, mut allocation: Allocation, service: &Object) {
         let (given, taken_back) = allocation.addresses();
-        for ip in given {
-            warn(ip, self.write_address(ip, service).await);
+        if self.store.sharing() == Sharing::Exclusive {
+            for ip in given {
+                warn(ip, self.write_address(ip, service).await);
+            }
         }
         for ip in taken_back {
             warn(ip, self.remove_address(ip, service).await);
         }
+        self.give_ports_back(allocation.dropped_ports(service)).await;
         allocation.keep();
     }
 
@@ -39,6 +46,7 @@ impl Api {
         if let Some(ip) = cluster_ip(service) {
             warn(ip, self.remove_address(ip, service).await);
         }
+        self.give_ports_back(claims::numbers(service)).await;
         self.services.release(kind, service);
     }
 
@@ -57,7 +65,9 @@ impl Api {
         for address in ours.map(|entry| entry.parse()) {
             let Ok(ip) = address.name().parse() else { continue };
             let is_used = by_ip.get(&ip).is_some_and(|service| is_of(&address, service));
-            if !is_used {
+            // Another server may be about to write the Service.
+            let may_come = self.store.sharing() == Sharing::Shared && is_young(&address);
+            if !is_used && !may_come {
                 self.delete_address(&address).await?;
             }
         }
@@ -73,17 +83,40 @@ impl Api {
         if self.caches.of(&kind)?.get(&ip.to_string())?.is_some() {
             return Ok(());
         }
+        // One that is there already was checked to be of this Service, when the address was given out.
+        self.insert_address(&kind, ip, service).await.map(|_| ())
+    }
+
+    /// Makes the object of an address, whoever has it on any server.
+    pub(super) async fn claim_address(&self, ip: Ipv4Addr, service: &Object) -> Result<Claim, Status> {
+        let kind = self.addresses_kind()?;
+        for _ in 0..MAX_ATTEMPTS {
+            if self.insert_address(&kind, ip, service).await? {
+                return Ok(Claim::Made);
+            }
+            self.caches.wait_for_newest().await?;
+            match self.caches.of(&kind)?.get(&ip.to_string())? {
+                Some(entry) if is_of(&entry.parse(), service) => return Ok(Claim::WasThere),
+                Some(_) => return Ok(Claim::Foreign),
+                // It was given back meanwhile.
+                None => {}
+            }
+        }
+        Ok(Claim::Foreign)
+    }
+
+    /// `false` if there is one.
+    async fn insert_address(&self, kind: &Kind, ip: Ipv4Addr, service: &Object) -> Result<bool, Status> {
         let mut address = json!({
             "apiVersion": kind.api_version(), "kind": kind.kind,
             "metadata": {"name": ip.to_string(), "labels": {MANAGED_BY: ALLOCATOR, IP_FAMILY: "IPv4"}},
             "spec": {"parentRef": parent(service)},
         });
-        metadata::prepare_create(&kind, &mut address);
-        // One that is there already was checked to be of this Service, when the address was given out.
-        self.insert(&kind, address, false).await.map(|_| ())
+        metadata::prepare_create(kind, &mut address);
+        Ok(self.insert(kind, address, false).await?.is_some())
     }
 
-    async fn remove_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
+    pub(super) async fn remove_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
         self.caches.wait_for_newest().await?;
         let entry = self.caches.of(&*self.addresses_kind()?)?.get(&ip.to_string())?;
         match entry.map(|entry| entry.parse()) {
@@ -104,10 +137,25 @@ impl Api {
 }
 
 /// The Service is written, and so the request has succeeded; the next start repairs the rest.
-fn warn(ip: Ipv4Addr, result: Result<(), Status>) {
+pub(super) fn warn(ip: Ipv4Addr, result: Result<(), Status>) {
     if let Err(error) = result {
         tracing::warn!(%ip, %error, "cannot keep the IPAddress object of a Service");
     }
+}
+
+/// What came of a claim.
+pub(super) enum Claim {
+    Made,
+    /// It is recorded as this Service's already.
+    WasThere,
+    Foreign,
+}
+
+/// Made so shortly ago that its Service may still come, as upstream.
+fn is_young(address: &Object) -> bool {
+    let made = address.meta().get("creationTimestamp").and_then(Value::as_str).unwrap_or_default();
+    let age = made.parse::<Timestamp>().map(|made| Timestamp::now().duration_since(made));
+    age.is_ok_and(|age| age < GRACE)
 }
 
 fn cluster_ip(service: &Object) -> Option<Ipv4Addr> {

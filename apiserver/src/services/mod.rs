@@ -2,7 +2,8 @@
 //!
 //! # Guarantees
 //! Nothing is given out twice: all allocation is under one lock, and what is in use is read back from the
-//! stored Services at start and whenever one changes.
+//! stored Services at start and whenever one changes. Where several servers share the store, what is given out is claimed there
+//! before (`claims.rs`).
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -18,6 +19,10 @@ use crate::api::is_core;
 use crate::cache::ResourceCache;
 
 mod addresses;
+mod claims;
+
+use claims::Ports;
+pub(crate) use claims::Seen;
 
 /// Upstream's default `--service-node-port-range`.
 const NODE_PORTS: std::ops::RangeInclusive<u16> = 30000..=32767;
@@ -112,7 +117,10 @@ impl Write {
 
 pub(crate) struct ServiceAllocator {
     cidr: ServiceCidr,
+    /// By whom; a Service is `<namespace>/<name>`.
     held: Arc<Mutex<HashMap<Held, String>>>,
+    /// Held while this server writes the range of node ports.
+    turns: tokio::sync::Mutex<()>,
     /// IPAddress objects: one that belongs to something else keeps its address from being given out.
     addresses: Option<Arc<ResourceCache>>,
     /// The Services: while one of them cannot be read, nobody knows which ports it has.
@@ -125,6 +133,11 @@ pub(crate) struct Allocation {
     taken: Vec<Held>,
     /// Given back when the allocation is kept: what the Service no longer has.
     dropped: Vec<Held>,
+    /// What all servers have given out of node ports, where there are several.
+    ports_elsewhere: Option<Ports>,
+    /// What was claimed in the store for this.
+    claimed: Vec<Held>,
+    claimed_ports: BTreeSet<u16>,
 }
 
 impl Allocation {
@@ -138,6 +151,36 @@ impl Allocation {
             ips.collect()
         };
         (ips(&self.taken), ips(&self.dropped))
+    }
+
+    /// Whether anything of it has been claimed in the store.
+    pub(crate) fn is_claimed(&self) -> bool {
+        !self.claimed.is_empty() || !self.claimed_ports.is_empty()
+    }
+
+    fn ports(&self) -> BTreeSet<u16> {
+        let ports = self.taken.iter().filter_map(|one| match one {
+            Held::Port(port, _) => Some(*port),
+            Held::Ip(_) => None,
+        });
+        ports.collect()
+    }
+
+    /// The numbers that the Service no longer has for any protocol.
+    fn dropped_ports(&self, service: &Object) -> BTreeSet<u16> {
+        let kept = claims::numbers(service);
+        let dropped = self.dropped.iter().filter_map(|one| match one {
+            Held::Port(port, _) => Some(*port),
+            Held::Ip(_) => None,
+        });
+        dropped.filter(|port| !kept.contains(port)).collect()
+    }
+
+    /// Whether another server has given it out, or this one to another Service.
+    fn is_elsewhere(&self, one: Held, before: &HashSet<Held>) -> bool {
+        let (Held::Port(port, _), Some(ports)) = (one, &self.ports_elsewhere) else { return false };
+        // A Service may have a number for several protocols.
+        ports.has(port) && !before.iter().any(|had| matches!(had, Held::Port(number, _) if *number == port))
     }
 
     pub(crate) fn keep(&mut self) {
@@ -170,7 +213,13 @@ impl ServiceAllocator {
                 }
             }
         }
-        ServiceAllocator { cidr, held: Arc::new(Mutex::new(held)), addresses: None, services: None }
+        let turns = tokio::sync::Mutex::default();
+        ServiceAllocator { cidr, held: Arc::new(Mutex::new(held)), turns, addresses: None, services: None }
+    }
+
+    /// The same over what other servers do: what is in use is what `seen` sees.
+    pub(crate) fn seeing(self, seen: &Seen) -> ServiceAllocator {
+        ServiceAllocator { held: seen.held(), ..self }
     }
 
     /// Heeds addresses that IPAddress objects give to something else.
@@ -199,8 +248,16 @@ impl ServiceAllocator {
         service: &mut Object,
         old: Option<&Object>,
         write: Write,
+        ports_elsewhere: Option<Ports>,
     ) -> Result<Allocation, Status> {
-        let mut allocation = Allocation { held: self.held.clone(), taken: Vec::new(), dropped: Vec::new() };
+        let mut allocation = Allocation {
+            held: self.held.clone(),
+            taken: Vec::new(),
+            dropped: Vec::new(),
+            ports_elsewhere,
+            claimed: Vec::new(),
+            claimed_ports: BTreeSet::new(),
+        };
         if !is_core(kind, "Service") {
             return Ok(allocation);
         }
@@ -238,7 +295,7 @@ impl ServiceAllocator {
         if before.contains(&one) {
             return true;
         }
-        if self.is_reserved(one, service) {
+        if self.is_reserved(one, service) || allocation.is_elsewhere(one, before) {
             return false;
         }
         let mut held = self.held.lock();

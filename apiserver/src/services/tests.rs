@@ -22,7 +22,7 @@ fn allocate(allocator: &ServiceAllocator, spec: Value, old: Option<&Object>) -> 
         kind().strategy.prepare_update(&mut object, old);
     }
     let mut allocation =
-        allocator.allocate(&kind(), &mut object, old, Write::Real).map_err(|status| status.message)?;
+        allocator.allocate(&kind(), &mut object, old, Write::Real, None).map_err(|status| status.message)?;
     allocation.keep();
     Ok(object)
 }
@@ -103,7 +103,7 @@ fn node_ports_are_given_kept_and_taken_away_with_the_type() {
 fn what_is_not_kept_is_given_back() {
     let a = allocator("10.0.0.0/24");
     let mut object = service(json!({"type": "NodePort", "ports": [{"port": 80}]}));
-    let allocation = a.allocate(&kind(), &mut object, None, Write::Real).expect("allocates");
+    let allocation = a.allocate(&kind(), &mut object, None, Write::Real, None).expect("allocates");
     assert_eq!(a.held.lock().len(), 2);
     drop(allocation);
     assert!(a.held.lock().is_empty());

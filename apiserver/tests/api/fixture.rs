@@ -24,7 +24,7 @@ pub(crate) struct Pair {
 }
 
 impl Pki {
-    fn new() -> Pki {
+    pub(crate) fn new() -> Pki {
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, "test-ca");
@@ -111,6 +111,15 @@ impl Cluster {
         let config = Config { event_ttl, ..config(&pki, store.clone()) };
         let server = ApiServer::start(config).await.expect("the server starts");
         Cluster { server, store, pki, _folder: Arc::new(folder) }
+    }
+
+    /// One of several servers over a store, with a signing key of its own.
+    pub(crate) async fn over(pki: Arc<Pki>, store: Arc<dyn Store>, advertise: &str) -> Cluster {
+        let advertise = advertise.parse().expect("an address");
+        let config = Config { advertise, ..config(&pki, store.clone()) };
+        let server = ApiServer::start(config).await.expect("the server starts");
+        let folder = Arc::new(tempfile::tempdir().expect("a folder"));
+        Cluster { server, store, pki, _folder: folder }
     }
 
     /// A second server over the same store, with grace for nodes whose certificate has ended.
