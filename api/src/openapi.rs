@@ -87,7 +87,7 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
     };
     let write = ["dryRun", "fieldManager", "fieldValidation"];
     let mut patch = operation("patch", &["dryRun", "fieldManager", "fieldValidation", "force"]);
-    let media_types = PatchType::MEDIA_TYPES.iter().copied().chain([apply::MEDIA_TYPE]);
+    let media_types = PatchType::media_types(kind).chain([apply::MEDIA_TYPE]);
     let content: Map<String, Value> = media_types
         .map(|media_type| (media_type.to_owned(), json!({"schema": {"type": "object"}})))
         .collect();

@@ -38,6 +38,13 @@ impl PatchType {
         "application/strategic-merge-patch+json",
     ];
 
+    /// Those that a kind takes. What lists of custom resources merge by is said by their schemas, for server-side apply only.
+    pub fn media_types(kind: &Kind) -> impl Iterator<Item = &'static str> {
+        let is_taken = |patch: &PatchType| kind.custom().is_none() || *patch != PatchType::Strategic;
+        let known = PatchType::MEDIA_TYPES.iter().copied();
+        known.filter(move |name| PatchType::of_media_type(name).is_some_and(|patch| is_taken(&patch)))
+    }
+
     /// `None` for other types.
     pub fn of_media_type(media_type: &str) -> Option<PatchType> {
         let at = PatchType::MEDIA_TYPES.iter().position(|known| *known == media_type)?;

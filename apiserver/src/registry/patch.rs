@@ -34,12 +34,10 @@ pub(crate) async fn read_patch(call: &mut Call, validation: FieldValidation) -> 
         );
         return Err(Status::new(415, "UnsupportedMediaType", why));
     }
-    // What lists of custom resources merge by is said by their schemas, for server-side apply only.
-    let is_known = |patch: &PatchType| call.kind.custom().is_none() || *patch != PatchType::Strategic;
-    let patch_type = PatchType::of_media_type(media_type(call)).filter(is_known).ok_or_else(|| {
-        let known = PatchType::MEDIA_TYPES.iter().copied();
-        let known = known.filter(|name| PatchType::of_media_type(name).is_some_and(|patch| is_known(&patch)));
-        Status::unsupported_media_type(&known.chain([apply::MEDIA_TYPE]).collect::<Vec<_>>())
+    let sent = media_type(call);
+    let known: Vec<_> = PatchType::media_types(&call.kind).collect();
+    let patch_type = PatchType::of_media_type(sent).filter(|_| known.contains(&sent)).ok_or_else(|| {
+        Status::unsupported_media_type(&known.iter().copied().chain([apply::MEDIA_TYPE]).collect::<Vec<_>>())
     })?;
     let bytes = read_body(call.take_body()).await?;
     Patch::read(patch_type, &bytes, validation)

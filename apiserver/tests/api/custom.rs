@@ -144,6 +144,19 @@ async fn discovery_and_openapi_tell_of_what_a_definition_declares() {
     let schema = &openapi["components"]["schemas"]["com.example.v1.Foo"];
     assert_eq!(schema["description"], "A foo");
     assert!(schema["properties"]["metadata"].is_object(), "{schema}");
+    // What patches of custom objects kubectl makes is read from here.
+    let path = |root: &str, plural: &str| format!("{root}/namespaces/{{namespace}}/{plural}/{{name}}");
+    let taken = |document: &Value, path: String| -> Vec<String> {
+        let content = &document["paths"][path]["patch"]["requestBody"]["content"];
+        content.as_object().expect("types of patches").keys().cloned().collect()
+    };
+    let of_custom =
+        ["application/apply-patch+yaml", "application/json-patch+json", "application/merge-patch+json"];
+    assert_eq!(taken(&openapi, path("/apis/example.com/v1", "foos")), of_custom);
+    let core = client.get("/openapi/v3/api/v1").await.ok();
+    assert!(
+        taken(&core, path("/api/v1", "pods")).contains(&"application/strategic-merge-patch+json".to_owned())
+    );
     let v2 = client.get("/openapi/v2").await.ok();
     assert!(v2["definitions"]["com.example.v1.Foo"].is_object());
 }
