@@ -11,7 +11,7 @@
 //!
 //! # Guarantees
 //! - What is written is what a kubelet writes: conditions, container statuses, addresses, and a pod that is being deleted
-//!   is ended, shown ended and then deleted for good, under its UID.
+//!   is ended, shown ended and then deleted for good, under its UID. One that is annotated with [`ENDS`] ends by itself.
 //! - A latency is of one request, from when it is sent to when its whole answer is here; waiting for a place among the
 //!   requests in flight and back-off are not part of it.
 //! - Every retry, queue and wait has a limit.
@@ -33,3 +33,5 @@ mod probe;
 mod process;
 pub mod report;
 pub mod scale;
+
+pub use pod::ENDS;

@@ -23,10 +23,19 @@ pub(crate) enum Step {
     Repeat,
     /// There is no room for it.
     Refuse,
+    /// Show that the containers have ended by themselves, well or not, as the pod says that they do.
+    Finish(Outcome),
     /// Show that the containers have ended, then delete it for good.
     End,
     /// Its end was shown already: delete it for good.
     Remove,
+}
+
+/// How containers end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    Succeeded,
+    Failed,
 }
 
 /// `has_room` is whether the node may run one more.
@@ -36,7 +45,7 @@ pub(crate) fn next_step(pod: &Pod, has_room: bool) -> Step {
     }
     match pod.status.phase.as_str() {
         "Succeeded" | "Failed" => Step::Nothing,
-        "Running" if pod.is_ready() => Step::Nothing,
+        "Running" if pod.is_ready() => pod.outcome().map_or(Step::Nothing, Step::Finish),
         "Running" => Step::Repeat,
         _ if pod.status.start_time.is_none() && !has_room => Step::Refuse,
         _ => Step::Start,
@@ -145,7 +154,7 @@ pub(crate) fn running(pod: &Pod, place: Place, now: Timestamp) -> Value {
         if c.restart_policy.as_deref() == Some("Always") {
             run(c, at)
         } else {
-            completed(pod, c, at, &started, true)
+            completed(pod, c, at, &started, Outcome::Succeeded, true)
         }
     });
     let init: Vec<Value> = init.collect();
@@ -155,19 +164,24 @@ pub(crate) fn running(pod: &Pod, place: Place, now: Timestamp) -> Value {
     patch(pod, status)
 }
 
-/// All containers have ended as they were asked to.
-pub(crate) fn ended(pod: &Pod, now: Timestamp) -> Value {
+/// All containers have ended, by themselves or as they were asked to.
+pub(crate) fn ended(pod: &Pod, outcome: Outcome, now: Timestamp) -> Value {
     let at = now_text(now);
-    let done = |(n, c): (usize, &Container)| completed(pod, c, n, &at, false);
+    let done = |(n, c): (usize, &Container)| completed(pod, c, n, &at, outcome, false);
     let statuses: Vec<Value> = pod.spec.containers.iter().enumerate().map(done).collect();
-    let why = Some(("PodCompleted", ""));
+    let (phase, reason) = match outcome {
+        Outcome::Succeeded => ("Succeeded", "PodCompleted"),
+        Outcome::Failed => ("Failed", "PodFailed"),
+    };
+    let why = Some((reason, ""));
+    let initialized = why.filter(|_| outcome == Outcome::Succeeded);
     patch(
         pod,
         json!({
-            "phase": "Succeeded", "containerStatuses": statuses,
+            "phase": phase, "containerStatuses": statuses,
             "conditions": [
                 condition(pod, "PodReadyToStartContainers", false, None, now),
-                condition(pod, "Initialized", true, why, now),
+                condition(pod, "Initialized", true, initialized, now),
                 condition(pod, "Ready", false, why, now),
                 condition(pod, "ContainersReady", false, why, now),
             ],
@@ -196,11 +210,15 @@ fn container(pod: &Pod, container: &Container, at: usize) -> Value {
     })
 }
 
-fn completed(pod: &Pod, spec: &Container, at: usize, when: &str, ready: bool) -> Value {
+fn completed(pod: &Pod, spec: &Container, at: usize, when: &str, outcome: Outcome, ready: bool) -> Value {
     let mut shown = container(pod, spec, at);
     shown["ready"] = ready.into();
     shown["started"] = false.into();
-    let terminated = json!({"exitCode": 0, "reason": "Completed", "startedAt": when, "finishedAt": when,
+    let (code, reason) = match outcome {
+        Outcome::Succeeded => (0, "Completed"),
+        Outcome::Failed => (1, "Error"),
+    };
+    let terminated = json!({"exitCode": code, "reason": reason, "startedAt": when, "finishedAt": when,
                             "containerID": shown["containerID"]});
     shown["state"] = json!({"terminated": terminated});
     shown
@@ -209,6 +227,7 @@ fn completed(pod: &Pod, spec: &Container, at: usize, when: &str, ready: bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pod::ENDS;
 
     fn pod(json: Value) -> Pod {
         let mut whole = json!({"metadata": {"name": "a", "namespace": "d", "uid": "11-22", "generation": 1},
@@ -260,11 +279,25 @@ mod tests {
         let mut shown = with(&new, &running(&new, PLACE, at(9)));
         shown.metadata.deletion_timestamp = shown.status.start_time.clone();
         assert_eq!(next_step(&shown, true), Step::End);
-        let ended = with(&shown, &ended(&shown, at(12)));
+        let ended = with(&shown, &ended(&shown, Outcome::Succeeded, at(12)));
         assert_eq!((next_step(&ended, true), ended.status.phase.as_str()), (Step::Remove, "Succeeded"));
         let mut never_ran = new;
         never_ran.metadata.deletion_timestamp = shown.metadata.deletion_timestamp;
         assert_eq!(next_step(&never_ran, false), Step::Remove);
+    }
+
+    #[test]
+    fn a_pod_that_says_how_it_ends_runs_and_then_ends_so() {
+        for (says, outcome, code) in [("Succeeded", Outcome::Succeeded, 0), ("Failed", Outcome::Failed, 1)] {
+            let new = pod(json!({"metadata": {"name": "a", "uid": "1", "annotations": {ENDS: says}}}));
+            assert_eq!(next_step(&new, true), Step::Start);
+            let shown = with(&new, &running(&new, PLACE, at(9)));
+            assert_eq!(next_step(&shown, true), Step::Finish(outcome));
+            let patch = ended(&shown, outcome, at(12));
+            assert_eq!(patch["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"], code);
+            let shown = with(&shown, &patch);
+            assert_eq!((shown.status.phase.as_str(), next_step(&shown, true)), (says, Step::Nothing));
+        }
     }
 
     #[test]

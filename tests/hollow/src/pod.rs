@@ -8,6 +8,11 @@ use kube::Resource;
 use serde::{Deserialize, Serialize};
 use skiff_client::ObjectKey;
 
+use crate::plan::Outcome;
+
+/// An annotation of pods that end by themselves, such as those of Jobs: `Succeeded` or `Failed`.
+pub const ENDS: &str = "hollow.skiff.dev/ends";
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Pod {
@@ -100,6 +105,15 @@ impl Pod {
 
     pub(crate) fn is_ready(&self) -> bool {
         self.status.conditions.iter().any(|c| c.type_ == "Ready" && c.status == "True")
+    }
+
+    /// How its containers end by themselves, once they have run, if they do.
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        match self.metadata.annotations.as_ref()?.get(ENDS)?.as_str() {
+            "Succeeded" => Some(Outcome::Succeeded),
+            "Failed" => Some(Outcome::Failed),
+            _ => None,
+        }
     }
 
     pub(crate) fn any_running(&self) -> bool {

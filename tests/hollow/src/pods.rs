@@ -28,7 +28,7 @@ use crate::api::{Caller, is_gone};
 use crate::census::Census;
 use crate::latency::Call;
 use crate::node::Node;
-use crate::plan::{self, Place, Step};
+use crate::plan::{self, Outcome, Place, Step};
 use crate::pod::Pod;
 
 /// Pods that are looked at at a time; how many requests that makes is the caller's to bound.
@@ -214,8 +214,9 @@ impl Pods {
                 let refused = plan::refused(&pod, node.n_pods(), node.capacity(), now);
                 self.write(&pod, refused).await.map(drop)
             }
+            Step::Finish(outcome) => self.write(&pod, plan::ended(&pod, outcome, now)).await.map(drop),
             Step::End => {
-                self.write(&pod, plan::ended(&pod, now)).await?;
+                self.write(&pod, plan::ended(&pod, Outcome::Succeeded, now)).await?;
                 self.remove(&pod).await
             }
             Step::Remove => self.remove(&pod).await,
