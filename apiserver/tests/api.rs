@@ -80,5 +80,6 @@ mod damage;
 
 #[path = "api/flow.rs"]
 mod flow;
+
 #[path = "api/shared.rs"]
 mod shared;

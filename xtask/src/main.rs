@@ -3,6 +3,7 @@
 mod bench;
 mod cel;
 mod check;
+mod clients;
 mod cluster;
 mod command;
 mod conformance;
@@ -44,6 +45,8 @@ enum Task {
     Down,
     /// Run all tests
     Test,
+    /// Build the stock clients that tests drive Skiff with, and say where they are
+    Clients,
     /// Run upstream's conformance tests against a throw-away cluster
     Conformance(conformance::Options),
     /// Run upstream's command suite of kubectl against the API server and the controllers
@@ -71,6 +74,7 @@ fn main() -> Result<()> {
         Task::Up { registries } => cluster::up(registries),
         Task::Down => cluster::down(),
         Task::Test => test::run_all(),
+        Task::Clients => clients::build().map(|folder| println!("{}", folder.display())),
         Task::Conformance(options) => conformance::run(options),
         Task::Kubectl(options) => kubectl::run(&options),
         Task::Codegen => test::codegen(),

@@ -6,19 +6,21 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, output, program, root, run};
-use crate::{differ, fixtures, setup};
+use crate::{clients, differ, fixtures, setup};
 
 pub(crate) fn run_all() -> Result<()> {
     setup::run()?;
     setup::room()?;
     let registries = fixtures::run()?;
     let containerd = differ::images::containerd()?;
+    let clients = clients::build()?;
     let skiff = debug_build()?;
     run(cargo()
         .args(["test", "--workspace"])
         .env("SKIFF_BIN", skiff)
         .env("SKIFF_TEST_REGISTRIES", registries)
-        .env("SKIFF_TEST_CONTAINERD", containerd))
+        .env("SKIFF_TEST_CONTAINERD", containerd)
+        .env("SKIFF_TEST_CLIENTS", clients))
 }
 
 /// The program that the tests use. All is built at once: features of one member alone would build wasmtime a second time.

@@ -3,10 +3,13 @@
 //! A test reads as a story: [`ControlPlane::start`], [`create`], [`until`], [`ControlPlane::stop`]. There is no kubelet:
 //! a bound pod stays as it is until the test says otherwise ([`ControlPlane::run_pods`], [`ControlPlane::end_pods`]),
 //! so that what must wait for it can be seen waiting.
+//!
+//! [`clients`] are stories of stock programs, over TLS and with hollow nodes.
 
 mod plane;
 mod rights;
 
+mod clients;
 mod cron;
 mod custom;
 mod daemons;

@@ -19,6 +19,8 @@ use skiff_controllers::Selection;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::clients::Access;
+
 /// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -29,6 +31,8 @@ pub(crate) struct ControlPlane {
     server: ApiServer,
     /// Below the API: for what only a disk does.
     pub(crate) store: Arc<dyn Store>,
+    leading: Option<Leading>,
+    /// What serves it, and its end.
     running: JoinSet<()>,
     shutdown: CancellationToken,
     _folder: tempfile::TempDir,
@@ -41,48 +45,56 @@ impl ControlPlane {
 
     /// Only these controllers run.
     pub(crate) async fn start_with(selection: Selection) -> Result<ControlPlane> {
-        // Where several providers are linked, none is the default.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let folder = tempfile::tempdir()?;
-        let config = config(&folder)?;
-        let store = config.store.clone();
-        let server = ApiServer::start(config).await?;
-        let client =
-            |name, groups: &[&str]| Client::new(server.service_for(UserInfo::new(name, groups)), "default");
-        let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
-        // As whom they run in a cluster, so that a right they lack shows.
-        let informers = Informers::new(client("system:kube-controller-manager", &[]), shutdown.clone());
-        let scheduler = client("system:kube-scheduler", &[]);
-        let candidate =
-            |client: &Client, name| Candidate { client: client.clone(), name, identity: "n1_1".into() };
-        let (candidacy, seen) = (candidate(&scheduler, "kube-scheduler"), informers.clone());
-        running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
-            skiff_scheduler::run(scheduler.clone(), seen.clone(), "host".into(), term)
-        }));
-        let candidacy = candidate(informers.client(), "kube-controller-manager");
-        let controllers =
-            skiff_controllers::Config { credentials: credentials(&server), service_lb: true, selection };
-        running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
-            skiff_controllers::run(controllers.clone(), None, "the CA".into(), informers.clone(), term)
-        }));
-
-        let client = client("admin", &["system:masters"]);
-        let plane = ControlPlane { client, server, store, running, shutdown, _folder: folder };
-        plane.has_account("default").await?;
+        let plane = ControlPlane::begin(config(&folder)?, folder, selection).await?;
         plane.add_node(node("n1")).await?;
         Ok(plane)
     }
 
+    /// One that clients reach over TLS, on the loopback, and that has no node. Answers with it the administrator's kubeconfig.
+    pub(crate) async fn start_served() -> Result<(ControlPlane, Access)> {
+        let folder = tempfile::tempdir()?;
+        let (listener, access) = Access::open(folder.path()).await?;
+        let config = Config { tls: Some(access.tls()?), port: access.port, ..config(&folder)? };
+        let mut plane = ControlPlane::begin(config, folder, Selection::default()).await?;
+        plane.server.publish_client_ca(&access.ca_pem()).await?;
+        let (server, shutdown) = (plane.server.clone(), plane.shutdown.clone());
+        plane
+            .running
+            .spawn(async move { server.serve(listener, shutdown).await.expect("the server serves") });
+        Ok((plane, access))
+    }
+
+    async fn begin(config: Config, folder: tempfile::TempDir, selection: Selection) -> Result<ControlPlane> {
+        // Where several providers are linked, none is the default.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let store = config.store.clone();
+        let server = ApiServer::start(config).await?;
+        let client = Client::new(server.service_for(UserInfo::new("admin", &["system:masters"])), "default");
+        let leading = Some(lead(&server, selection));
+        let (running, shutdown) = (JoinSet::new(), CancellationToken::new());
+        let plane = ControlPlane { client, server, store, leading, running, shutdown, _folder: folder };
+        plane.has_account("default").await?;
+        Ok(plane)
+    }
+
+    /// Scheduler and controllers end, and give back what they hold.
+    pub(crate) async fn stop_leading(&mut self) -> Result<()> {
+        let Some(leading) = self.leading.take() else { return Ok(()) };
+        leading.shutdown.cancel();
+        ended(leading.running).await
+    }
+
+    /// Scheduler and controllers wait for their turn.
+    pub(crate) fn lead(&mut self) {
+        self.leading = Some(lead(&self.server, Selection::default()));
+    }
+
     /// Ends all of it; none of it may have failed, or take its time.
     pub(crate) async fn stop(mut self) -> Result<()> {
+        self.stop_leading().await?;
         self.shutdown.cancel();
-        let ended = async {
-            while let Some(ended) = self.running.join_next().await {
-                ended?;
-            }
-            anyhow::Ok(())
-        };
-        tokio::time::timeout(PATIENCE, ended).await.context("the controllers do not end")??;
+        ended(self.running).await?;
         self.server.close().await;
         Ok(())
     }
@@ -194,6 +206,44 @@ impl ControlPlane {
         })
         .await
     }
+}
+
+/// What works while it holds a Lease.
+struct Leading {
+    running: JoinSet<()>,
+    shutdown: CancellationToken,
+}
+
+/// As whom they run in a cluster, so that a right they lack shows.
+fn lead(server: &ApiServer, selection: Selection) -> Leading {
+    let client = |name| Client::new(server.service_for(UserInfo::new(name, &[])), "default");
+    let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
+    let informers = Informers::new(client("system:kube-controller-manager"), shutdown.clone());
+    let scheduler = client("system:kube-scheduler");
+    let candidate =
+        |client: &Client, name| Candidate { client: client.clone(), name, identity: "n1_1".into() };
+    let (candidacy, seen) = (candidate(&scheduler, "kube-scheduler"), informers.clone());
+    running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
+        skiff_scheduler::run(scheduler.clone(), seen.clone(), "host".into(), term)
+    }));
+    let candidacy = candidate(informers.client(), "kube-controller-manager");
+    let controllers =
+        skiff_controllers::Config { credentials: credentials(server), service_lb: true, selection };
+    running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
+        skiff_controllers::run(controllers.clone(), None, "the CA".into(), informers.clone(), term)
+    }));
+    Leading { running, shutdown }
+}
+
+/// Returns when all of it has ended, which none may do by failing, or take its time over.
+async fn ended(mut running: JoinSet<()>) -> Result<()> {
+    let ended = async {
+        while let Some(ended) = running.join_next().await {
+            ended?;
+        }
+        anyhow::Ok(())
+    };
+    tokio::time::timeout(PATIENCE, ended).await.context("what runs beside the server does not end")?
 }
 
 fn config(folder: &tempfile::TempDir) -> Result<Config> {
