@@ -64,8 +64,9 @@ pub fn decode(
             return conform(kind, object, FieldValidation::Ignore);
         }
     }
-    let (object, duplicates) = parse::parse(bytes, parse::Text::Json)
-        .map_err(|error| cannot_be_handled(kind, &error.to_string()))?;
+    let (object, duplicates) = parse::parse(bytes, parse::Text::Json).map_err(|error| {
+        unrecognized(kind, &format!("couldn't get version/kind; json parse error: {error}"), bytes)
+    })?;
     finish(kind, object, Origin { source: Some(bytes), duplicates, twice: None }, validation)
 }
 
@@ -252,6 +253,22 @@ fn conformed(
     }
 }
 
+/// What is no document at all, and so of no kind. Upstream shows the beginning of it, in digits where it cannot be JSON.
+fn unrecognized(kind: &Kind, error: &str, bytes: &[u8]) -> Status {
+    const SHOWN_BYTES: usize = 30;
+    let beginning = &bytes[..bytes.len().min(SHOWN_BYTES)];
+    let more = if bytes.len() > SHOWN_BYTES { " ..." } else { "" };
+    let shown = match beginning.first() {
+        None => "<empty>".to_owned(),
+        Some(b'{') => String::from_utf8_lossy(beginning).into_owned(),
+        Some(_) => beginning.iter().fold(String::new(), |text, byte| format!("{text}{byte:02x}")),
+    };
+    let kind = &kind.kind;
+    Status::bad_request(format!(
+        "the object provided is unrecognized (must be of type {kind}): {error} ({shown}{more})"
+    ))
+}
+
 fn cannot_be_handled(kind: &Kind, error: &str) -> Status {
     let (name, version) = (&kind.kind, &kind.version);
     Status::bad_request(format!("{name} in version {version:?} cannot be handled as a {name}: {error}"))
@@ -293,7 +310,11 @@ impl<'s> Walk<'s> {
     fn object(&mut self, id: TypeId, value: &mut Value, place: Place, path: &Path<'_>) -> Result<(), String> {
         let schema = self.schema;
         let type_ = schema.get(id);
-        let Value::Object(map) = value else { return Err(mismatch(value, type_.short_name(), None, path)) };
+        let Value::Object(map) = value else {
+            return Err(self
+                .restored("struct from:", value)
+                .unwrap_or_else(|| mismatch(value, type_.short_name(), None, path)));
+        };
         let mut failed = None;
         map.retain(|name, value| {
             if failed.is_some() || (place == Place::Root && matches!(name.as_str(), "apiVersion" | "kind")) {
@@ -319,6 +340,11 @@ impl<'s> Walk<'s> {
         failed.map_or(Ok(()), Err)
     }
 
+    /// What is said of a value of another shape where what a strategic patch made is converted, and nothing is decoded.
+    fn restored(&self, what: &str, value: &Value) -> Option<String> {
+        (self.numbers == Numbers::Converted).then(|| format!("cannot restore {what} {}", go_kind(value)))
+    }
+
     /// `owner` is the type whose field this is, for the message.
     fn value(
         &mut self,
@@ -338,7 +364,8 @@ impl<'s> Walk<'s> {
             Shape::Object(id) => self.object(*id, value, Place::Inner, path),
             Shape::List(inner) => {
                 let Value::Array(items) = value else {
-                    return Err(mismatch(value, owner, Some("[]"), path));
+                    let restored = self.restored("slice from", value);
+                    return Err(restored.unwrap_or_else(|| mismatch(value, owner, Some("[]"), path)));
                 };
                 for (at, item) in items.iter_mut().enumerate() {
                     self.element(&inner.shape, item, owner, &Path::Item(path, at))?;
@@ -347,7 +374,8 @@ impl<'s> Walk<'s> {
             }
             Shape::Map(inner) => {
                 let Value::Object(map) = value else {
-                    return Err(mismatch(value, owner, Some("map"), path));
+                    let restored = self.restored("map from", value);
+                    return Err(restored.unwrap_or_else(|| mismatch(value, owner, Some("map"), path)));
                 };
                 for (key, value) in map.iter_mut() {
                     self.element(&inner.shape, value, owner, &Path::Field(path, key))?;
@@ -357,6 +385,7 @@ impl<'s> Walk<'s> {
             scalar => {
                 if self.numbers == Numbers::Converted {
                     convert(scalar, value);
+                    unconverted(scalar, value)?;
                 }
                 scalar_value(scalar, value, owner, path)
             }
@@ -431,6 +460,43 @@ fn scalar_value(shape: &Shape, value: &mut Value, owner: &str, path: &Path<'_>) 
         _ => "time.Time",
     };
     Err(mismatch(value, owner, Some(go_type), path))
+}
+
+/// The kind that Go's reflection tells of a value.
+fn go_kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "invalid",
+        Value::Bool(_) => "bool",
+        Value::Number(number) if number.is_f64() => "float64",
+        Value::Number(_) => "int64",
+        Value::String(_) => "string",
+        Value::Array(_) => "slice",
+        Value::Object(_) => "map",
+    }
+}
+
+/// Refuses a value that cannot be converted to a simple type, in the words of upstream's converter.
+fn unconverted(shape: &Shape, value: &Value) -> Result<(), String> {
+    let wanted = match shape {
+        Shape::String => "string",
+        Shape::Bool => "bool",
+        Shape::Int32 => "int32",
+        Shape::Int64 => "int64",
+        Shape::Double => "float64",
+        _ => return Ok(()),
+    };
+    match (shape, value) {
+        (Shape::String, Value::String(_)) | (Shape::Bool, Value::Bool(_)) => Ok(()),
+        (Shape::Int32 | Shape::Int64, Value::Number(number)) if number.is_f64() => {
+            Err(format!("cannot convert float64 to {wanted}"))
+        }
+        (Shape::Int32 | Shape::Int64 | Shape::Double, Value::Number(_)) => Ok(()),
+        // To Go, an integer is a character.
+        (Shape::String, Value::Number(number)) if !number.is_f64() => {
+            Err(format!("cannot convert int64 to {wanted}"))
+        }
+        _ => Err(format!("unrecognized type: {wanted}")),
+    }
 }
 
 /// Converts a number as Go does between its types.

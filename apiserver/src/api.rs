@@ -9,6 +9,7 @@ use parking_lot::Mutex;
 use skiff_api::{Kind, Object, Status};
 use tokio_util::sync::CancellationToken;
 
+use crate::admission::AdmissionPlugin;
 use crate::admission::dynamic::Dynamic;
 use crate::admission::quota::Turns;
 use crate::auth::authenticate::Authenticator;
@@ -37,6 +38,7 @@ pub(crate) struct Api {
     pub(crate) authenticator: Authenticator,
     /// For nodes whose certificate has ended.
     pub(crate) grace: Grace,
+    pub(crate) disabled_admission: Vec<AdmissionPlugin>,
     pub(crate) authorizer: Authorization,
     pub(crate) tokens: Arc<TokenKeys>,
     pub(crate) services: ServiceAllocator,

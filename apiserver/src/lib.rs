@@ -51,6 +51,7 @@ mod threads;
 mod tls;
 mod websocket;
 
+pub use admission::{AdmissionPlugin, UnknownPlugin};
 pub use auth::UserInfo;
 pub use auth::rbac::PolicyError;
 pub use auth::token::TokenKeyError;

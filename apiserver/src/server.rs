@@ -27,6 +27,7 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admission::AdmissionPlugin;
 use crate::admission::dynamic::{Dynamic, Inward};
 use crate::admission::quota::Turns;
 use crate::api::Api;
@@ -80,6 +81,8 @@ pub struct Config {
     pub event_ttl: Duration,
     /// How long after its end the certificate of a node that is still known lets it ask for the next one.
     pub node_certificate_grace: Duration,
+    /// Plug-ins of admission that are turned off.
+    pub disabled_admission: Vec<AdmissionPlugin>,
     pub service_account: ServiceAccountConfig,
     pub kubelet: KubeletConfig,
     /// What each thread calls first that may keep the administrators and the cluster's own components waiting: those that
@@ -193,6 +196,7 @@ impl ApiServer {
             openid,
             authenticator,
             grace: Grace::new(config.node_certificate_grace),
+            disabled_admission: config.disabled_admission,
             authorizer: Authorization::new(node, Rbac::new(roles)),
             tokens,
             services,

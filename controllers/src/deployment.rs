@@ -24,6 +24,8 @@ mod plan;
 mod status;
 
 const REVISION: &str = "deployment.kubernetes.io/revision";
+/// Revisions that a set had before, as after a rollback.
+const HISTORY: &str = "deployment.kubernetes.io/revision-history";
 const DESIRED: &str = "deployment.kubernetes.io/desired-replicas";
 const MAX: &str = "deployment.kubernetes.io/max-replicas";
 const HASH: &str = "pod-template-hash";
@@ -313,13 +315,8 @@ impl Controller for Deployments {
 
 /// Annotations of the Deployment that its ReplicaSets carry too.
 fn inherited(deployment: &Deployment) -> BTreeMap<String, String> {
-    const OWN: [&str; 5] = [
-        "kubectl.kubernetes.io/last-applied-configuration",
-        REVISION,
-        DESIRED,
-        MAX,
-        "deployment.kubernetes.io/revision-history",
-    ];
+    const OWN: [&str; 5] =
+        ["kubectl.kubernetes.io/last-applied-configuration", REVISION, DESIRED, MAX, HISTORY];
     let all = deployment.metadata.annotations.clone().unwrap_or_default();
     all.into_iter().filter(|(name, _)| !OWN.contains(&name.as_str())).collect()
 }

@@ -28,7 +28,9 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
-use skiff_apiserver::{ApiServer, KubeletConfig, ServiceAccountConfig, ServiceCidr, TlsConfig, UserInfo};
+use skiff_apiserver::{
+    AdmissionPlugin, ApiServer, KubeletConfig, ServiceAccountConfig, ServiceCidr, TlsConfig, UserInfo,
+};
 use skiff_client::Informers;
 use skiff_controllers::{Reached, Selection};
 use tokio::net::TcpListener;
@@ -92,6 +94,9 @@ pub(crate) struct ServerArgs {
     /// Node is still there; 0: not at all
     #[arg(long, default_value = "0", value_parser = skiff_apiserver::duration)]
     pub(crate) node_certificate_grace: Duration,
+    /// Do without these plug-ins of admission: `ServiceAccount`, `DefaultTolerationSeconds`
+    #[arg(long, value_name = "PLUG-INS", value_delimiter = ',')]
+    pub(crate) disable_admission_plugins: Vec<AdmissionPlugin>,
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/skiff/skiff.yaml")]
     pub(crate) write_kubeconfig: PathBuf,
@@ -215,6 +220,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         cluster_domain: args.cluster_domain.clone(),
         event_ttl: args.event_ttl,
         node_certificate_grace: args.node_certificate_grace,
+        disabled_admission: args.disable_admission_plugins.clone(),
         on_long_thread: turns::be_usual,
         service_account: ServiceAccountConfig {
             private_key_pem: pki.service_account_private_pem.clone().into(),

@@ -35,16 +35,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let (sources, bin) = conformance::kubectl()?;
     execute(cargo().args(["build", "-p", "skiff-suite"]))?;
     let place = cache()?.join("kubectl");
-    let (tree, logs) = (place.join("tree"), place.join("logs"));
-    for dir in [&tree, &logs] {
+    let (tree, logs, temp) = (place.join("tree"), place.join("logs"), place.join("tmp"));
+    for dir in [&tree, &logs, &temp] {
         if dir.exists() {
             fs::remove_dir_all(dir).with_context(|| format!("removing {}", dir.display()))?;
         }
         fs::create_dir_all(dir).with_context(|| format!("creating {}", dir.display()))?;
     }
     copy(&sources, &bin, &tree)?;
-    let mut server = Server::start(&place)?;
-    let suite = suite(options, &tree, &logs, server.port);
+    let mut server = Server::start(&temp, &logs)?;
+    let suite = suite(options, &tree, &logs, &temp, server.port);
     server.stop();
     suite?;
     judge(&logs, options.only.is_empty())
@@ -73,13 +73,13 @@ struct Server {
 }
 
 impl Server {
-    fn start(place: &Path) -> Result<Server> {
-        let port_file = place.join("port");
-        _ = fs::remove_file(&port_file);
-        let log = fs::File::create(place.join("server.log")).context("creating the server's log")?;
+    fn start(folder: &Path, logs: &Path) -> Result<Server> {
+        let port_file = folder.join("port");
+        let log_file = logs.join("server.log");
+        let log = fs::File::create(&log_file).context("creating the server's log")?;
         let suite = program("debug")?.with_file_name("skiff-suite");
         let mut command = Command::new(suite);
-        command.arg("--port-file").arg(&port_file).stdin(Stdio::null());
+        command.arg("--folder").arg(folder).stdin(Stdio::null());
         command.stdout(log.try_clone().context("a second handle of the log")?).stderr(log);
         let mut child = command.spawn().context("starting skiff-suite")?;
         let begun = Instant::now();
@@ -92,7 +92,7 @@ impl Server {
                 || begun.elapsed() > START_TIMEOUT
             {
                 _ = child.kill();
-                bail!("skiff-suite does not serve; its log is {}", place.join("server.log").display());
+                bail!("skiff-suite does not serve; its log is {}", log_file.display());
             }
             std::thread::sleep(LOOK_AGAIN);
         }
@@ -105,7 +105,7 @@ impl Server {
     }
 }
 
-fn suite(options: &Options, tree: &Path, logs: &Path, port: u16) -> Result<()> {
+fn suite(options: &Options, tree: &Path, logs: &Path, temp: &Path, port: u16) -> Result<()> {
     let seconds = SUITE_TIMEOUT.as_secs().to_string();
     let output = fs::File::create(logs.join("suite.log")).context("creating the suite's log")?;
     let mut command = Command::new("timeout");
@@ -114,7 +114,8 @@ fn suite(options: &Options, tree: &Path, logs: &Path, port: u16) -> Result<()> {
         .env("ROOT", tree)
         .env("LOGS", logs)
         .env("SERVER_PORT", port.to_string())
-        .env("ONLY", &options.only);
+        .env("ONLY", &options.only)
+        .env("TMPDIR", temp);
     command.stdin(Stdio::null()).stderr(output);
     let status = command.status().context("starting the suite")?;
     ensure!(

@@ -257,8 +257,30 @@ fn a_result_of_the_wrong_type_is_invalid_and_shows_what_was_patched() {
     ] {
         let error = patched(patch_type, patch, FieldValidation::Ignore).unwrap_err();
         assert_eq!((error.code, error.reason), (422, "Invalid"), "{error}");
-        assert!(error.message.contains("cannot unmarshal string into Go struct field"), "{error}");
+        let words = if patch_type == PatchType::Strategic {
+            "unrecognized type: int32"
+        } else {
+            "cannot unmarshal string into Go struct field"
+        };
+        assert!(error.message.contains(words), "{error}");
         assert!(error.message.contains(shown), "{error}");
+    }
+}
+
+/// Source: apimachinery's `runtime/converter.go`.
+#[test]
+fn what_a_strategic_patch_made_is_refused_in_the_words_of_a_conversion() {
+    for (patch, words) in [
+        (r#"{"metadata": {"labels": "x"}}"#, "cannot restore map from string"),
+        (r#"{"metadata": {"labels": {"a": 1}}}"#, "cannot convert int64 to string"),
+        (r#"{"metadata": {"labels": {"a": true}}}"#, "unrecognized type: string"),
+        (r#"{"metadata": {"finalizers": 1.5}}"#, "cannot restore slice from float64"),
+        (r#"{"spec": {"template": []}}"#, "cannot restore struct from: slice"),
+        (r#"{"spec": {"replicas": 1.5}}"#, "cannot convert float64 to int32"),
+        (r#"{"spec": {"paused": 1}}"#, "unrecognized type: bool"),
+    ] {
+        let error = patched(PatchType::Strategic, patch, FieldValidation::Ignore).unwrap_err();
+        assert!(error.message.ends_with(words), "{patch}: {error}");
     }
 }
 

@@ -14,14 +14,45 @@ pub(crate) mod quota;
 mod service_account;
 
 use std::collections::HashSet;
+use std::str::FromStr;
 
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
+use thiserror::Error;
 
 use crate::api::{Api, Call, is_core};
 use crate::auth::rbac::{Grant, grants};
 use crate::certificates::is_signing_request;
+
+/// What an administrator may turn off of built-in admission, by upstream's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AdmissionPlugin {
+    /// Pods run as an account of their namespace, and find its token.
+    ServiceAccount,
+    /// Pods stay for five minutes on a node that is away.
+    DefaultTolerationSeconds,
+}
+
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error(
+    "no plug-in of admission {name:?} can be turned off here; these can: ServiceAccount, DefaultTolerationSeconds"
+)]
+pub struct UnknownPlugin {
+    name: String,
+}
+
+impl FromStr for AdmissionPlugin {
+    type Err = UnknownPlugin;
+
+    fn from_str(name: &str) -> Result<AdmissionPlugin, UnknownPlugin> {
+        match name {
+            "ServiceAccount" => Ok(AdmissionPlugin::ServiceAccount),
+            "DefaultTolerationSeconds" => Ok(AdmissionPlugin::DefaultTolerationSeconds),
+            _ => Err(UnknownPlugin { name: name.to_owned() }),
+        }
+    }
+}
 
 /// What mutating admission makes of an update, before it is compared with what there was.
 pub(crate) fn complete_update(call: &Call, new: &mut Object, old: &Object) {
@@ -63,8 +94,12 @@ impl Api {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
             self.restrict_node_create(call, object)?;
             self.default_limits(object)?;
-            self.admit_service_account(object).await?;
-            pod::add_default_tolerations(object);
+            if !self.disabled_admission.contains(&AdmissionPlugin::ServiceAccount) {
+                self.admit_service_account(object).await?;
+            }
+            if !self.disabled_admission.contains(&AdmissionPlugin::DefaultTolerationSeconds) {
+                pod::add_default_tolerations(object);
+            }
             self.admit_priority(object).await?;
             self.admit_topology(object)?;
             return self.admit_runtime_class(object).await;

@@ -81,6 +81,7 @@ fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
         cluster_domain: "cluster.local".into(),
         event_ttl: skiff_apiserver::EVENT_TTL,
         node_certificate_grace: std::time::Duration::ZERO,
+        disabled_admission: Vec::new(),
         on_long_thread: || (),
         service_account: ServiceAccountConfig {
             private_key_pem: signing.serialize_pem().into(),

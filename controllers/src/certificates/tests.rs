@@ -44,6 +44,7 @@ impl Cluster {
             cluster_domain: "cluster.local".into(),
             event_ttl: skiff_apiserver::EVENT_TTL,
             node_certificate_grace: std::time::Duration::ZERO,
+            disabled_admission: Vec::new(),
             on_long_thread: || (),
             service_account: ServiceAccountConfig {
                 private_key_pem: ca_key.serialize_pem().into(),

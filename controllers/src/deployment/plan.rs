@@ -9,7 +9,10 @@ use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, Replica
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
-use super::{DESIRED, HASH, MAX, REVISION, inherited};
+use super::{DESIRED, HASH, HISTORY, MAX, REVISION, inherited};
+
+/// What the history of a set's revisions may take, as upstream.
+const MAX_HISTORY_BYTES: usize = 2000;
 use crate::objects::{controller_reference, template_hash};
 
 /// One ReplicaSet to change.
@@ -135,8 +138,29 @@ pub(super) fn annotate(deployment: &Deployment, new: &ReplicaSet, revision: i64)
     let mut wanted = inherited(deployment);
     wanted.insert(REVISION.into(), revision.to_string());
     let has = new.metadata.annotations.clone().unwrap_or_default();
+    if let Some(before) = has.get(REVISION)
+        && revision_of(new) < revision
+    {
+        wanted.extend(longer_history(has.get(HISTORY), before).map(|history| (HISTORY.to_owned(), history)));
+    }
     wanted.retain(|name, value| has.get(name) != Some(value));
     wanted
+}
+
+/// The revisions that a set has had, with the one before its newest; the oldest go where they are too many. `None` where even one
+/// alone would be.
+fn longer_history(history: Option<&String>, before: &str) -> Option<String> {
+    let history = history.map_or("", String::as_str);
+    let mut kept = history;
+    // A comma before the new one.
+    while kept.len() + 1 + before.len() > MAX_HISTORY_BYTES && !kept.is_empty() {
+        kept = kept.split_once(',').map_or("", |(_, rest)| rest);
+    }
+    match kept {
+        "" if history.is_empty() => Some(before.to_owned()),
+        "" => (before.len() < MAX_HISTORY_BYTES).then(|| before.to_owned()),
+        kept => Some(format!("{kept},{before}")),
+    }
 }
 
 /// The Deployment's `minReadySeconds`, if its current set has another.

@@ -47,6 +47,7 @@ impl Plane {
             cluster_domain: "cluster.local".into(),
             event_ttl: skiff_apiserver::EVENT_TTL,
             node_certificate_grace: std::time::Duration::ZERO,
+            disabled_admission: Vec::new(),
             on_long_thread: || (),
             service_account: ServiceAccountConfig {
                 private_key_pem: signing.serialize_pem().into(),

@@ -20,7 +20,9 @@ use hyper_util::server::conn::auto;
 use kube::Client;
 use serde_json::json;
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
-use skiff_apiserver::{ApiServer, ApiService, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
+use skiff_apiserver::{
+    AdmissionPlugin, ApiServer, ApiService, Config, KubeletConfig, ServiceAccountConfig, UserInfo,
+};
 use skiff_client::Informers;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -34,9 +36,9 @@ const ADDRESS: &str = "192.0.2.1";
 
 #[derive(Parser)]
 struct Options {
-    /// The port is written here once the server answers
+    /// Its certificate (`apiserver.crt`) is written here, and its port (`port`) once it answers
     #[arg(long)]
-    port_file: PathBuf,
+    folder: PathBuf,
 }
 
 #[tokio::main]
@@ -64,7 +66,12 @@ async fn main() -> Result<()> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let admin = server.service_for(UserInfo::new("admin", &["system:masters"]));
     let port = listener.local_addr()?.port();
-    std::fs::write(&options.port_file, port.to_string()).context("writing the port")?;
+    std::fs::write(options.folder.join("apiserver.crt"), certificate.pem())
+        .context("writing the certificate")?;
+    // Whole at once: it is waited for.
+    let partial = options.folder.join("port.partial");
+    std::fs::write(&partial, port.to_string()).context("writing the port")?;
+    std::fs::rename(&partial, options.folder.join("port")).context("writing the port")?;
     loop {
         let (stream, _) = listener.accept().await?;
         let (acceptor, admin) = (acceptor.clone(), admin.clone());
@@ -91,6 +98,8 @@ fn config(folder: &tempfile::TempDir, certificate_pem: &str, key: &rcgen::KeyPai
         cluster_domain: "cluster.local".into(),
         event_ttl: skiff_apiserver::EVENT_TTL,
         node_certificate_grace: std::time::Duration::ZERO,
+        // As upstream runs the suite: pods are stored as they were written, and can be replaced.
+        disabled_admission: vec![AdmissionPlugin::ServiceAccount, AdmissionPlugin::DefaultTolerationSeconds],
         on_long_thread: || (),
         service_account: ServiceAccountConfig {
             private_key_pem: signing.serialize_pem().into(),

@@ -101,6 +101,26 @@ fn revisions_count_up_and_a_rollback_moves_its_set_to_the_front() {
 }
 
 #[test]
+fn a_set_that_comes_back_notes_the_revisions_that_it_had() {
+    let deployment = deployment(1, json!({}));
+    let back = |revision: &str, history: &str, now: i64| {
+        let mut set = (*set("a", "i", 1, 1, 1)).clone();
+        let annotations = set.metadata.annotations.get_or_insert_default();
+        annotations.insert(REVISION.to_owned(), revision.to_owned());
+        if !history.is_empty() {
+            annotations.insert(HISTORY.to_owned(), history.to_owned());
+        }
+        annotate(&deployment, &set, now).get(HISTORY).cloned()
+    };
+    assert_eq!(back("1", "", 3).as_deref(), Some("1"));
+    assert_eq!(back("3", "1", 5).as_deref(), Some("1,3"));
+    assert_eq!(back("3", "1", 3), None, "it is still the same");
+    let long = vec!["100000"; 285].join(",");
+    let kept = back("300000", &long, 300_001).expect("a history");
+    assert!(kept.len() <= 2000 && kept.len() > 1990 && kept.ends_with(",100000,300000"), "{}", kept.len());
+}
+
+#[test]
 fn history_is_kept_to_its_limit() {
     let mut deployment = deployment(3, rolling(json!(1), json!(0)));
     deployment.spec.as_mut().unwrap().revision_history_limit = Some(1);
