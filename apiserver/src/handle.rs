@@ -158,6 +158,7 @@ impl Api {
         drop(turn);
         let encoding = match Encoding::negotiate(&headers, &query, offer(&table, &info)) {
             _ if !info.is_resource => documents,
+            Ok(encoding) if info.verb == "watch" => encoding.of_stream(),
             Ok(encoding) => encoding,
             Err(_) if streams => documents,
             Err(status) => return respond::failure(&documents, &status),

@@ -2,8 +2,8 @@
 //!
 //! Source: apiserver's `endpoints/handlers/negotiation`.
 
-use http::HeaderMap;
-use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE};
+use http::header::{ACCEPT, ACCEPT_ENCODING, CONTENT_TYPE, USER_AGENT};
+use http::{HeaderMap, HeaderValue};
 use skiff_api::decode::Format;
 use skiff_api::protobuf;
 use skiff_api::table::IncludeObject;
@@ -87,7 +87,7 @@ impl Encoding {
                 return Err(Status::bad_request(format!("unrecognized includeObject value: {other:?}")));
             }
         };
-        let syntax = syntax(media, pretty || wants_pretty(query));
+        let syntax = syntax(media, pretty || wants_pretty(headers, query));
         Ok(Encoding { shape, syntax, include, meta_version, gzip: accepts_gzip(headers) })
     }
 
@@ -95,7 +95,7 @@ impl Encoding {
     /// that they can be.
     pub(crate) fn of_documents(headers: &HeaderMap, query: &Query) -> Encoding {
         let Chosen { media, pretty, .. } = choose(headers, Offer::AsItIs).unwrap_or(Chosen::ANYTHING);
-        let syntax = syntax(media, pretty || wants_pretty(query));
+        let syntax = syntax(media, pretty || wants_pretty(headers, query));
         Encoding { syntax, gzip: accepts_gzip(headers), ..Encoding::plain() }
     }
 
@@ -108,6 +108,12 @@ impl Encoding {
             meta_version: META_V1,
             gzip: false,
         }
+    }
+
+    /// The same for a stream, where a line is an event.
+    pub(crate) fn of_stream(self) -> Encoding {
+        let syntax = if self.syntax == Syntax::PrettyJson { Syntax::Json } else { self.syntax };
+        Encoding { syntax, ..self }
     }
 
     /// Whether objects can be sent as the cache holds them in JSON.
@@ -136,8 +142,13 @@ fn syntax(media: Media, pretty: bool) -> Syntax {
     }
 }
 
-fn wants_pretty(query: &Query) -> bool {
-    query.get("pretty").is_some_and(|v| matches!(v, "" | "1" | "true"))
+/// Who says so, and else whoever reads it himself: a browser, or a program for the command line.
+fn wants_pretty(headers: &HeaderMap, query: &Query) -> bool {
+    if let Some(said) = query.non_empty("pretty") {
+        return matches!(said, "1" | "t" | "T" | "true" | "TRUE" | "True");
+    }
+    let agent = headers.get(USER_AGENT).map(HeaderValue::as_bytes).unwrap_or_default();
+    ["curl", "Wget", "Mozilla/5.0"].iter().any(|reader| agent.starts_with(reader.as_bytes()))
 }
 
 fn accepts_gzip(headers: &HeaderMap) -> bool {

@@ -38,8 +38,8 @@ kubectl config set-credentials test-admin --token admin-token
 kubectl config set-cluster local --insecure-skip-tls-verify --server "https://127.0.0.1:$SERVER_PORT"
 kubectl config set-context "$CONTEXT" --user test-admin --cluster local
 kubectl config use-context "$CONTEXT"
-# Whoever is impersonated may do everything too.
-kubectl create clusterrolebinding suite --clusterrole=cluster-admin --group=system:authenticated --group=system:unauthenticated
+# Whoever is impersonated or asked about may do everything too.
+kubectl create clusterrolebinding suite --clusterrole=cluster-admin --group=system:authenticated --group=system:unauthenticated --user=bob
 kubectl create -f - <<NODE
 {"kind": "Node", "apiVersion": "v1", "metadata": {"name": "127.0.0.1", "annotations": {"save-managers": "true"}},
  "status": {"capacity": {"memory": "1Gi"}}}

@@ -44,7 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     copy(&sources, &bin, &tree)?;
     let mut server = Server::start(&temp, &logs)?;
-    let suite = suite(options, &tree, &logs, &temp, server.port);
+    let suite = suite(options, &tree, &logs, &temp, &server);
     server.stop();
     suite?;
     judge(&logs, options.only.is_empty())
@@ -59,6 +59,8 @@ fn copy(sources: &Path, bin: &Path, tree: &Path) -> Result<()> {
     }
     // What Go unpacks is for nobody to write to; the suite writes beside what it reads.
     execute(Command::new("chmod").args(["-R", "u+w"]).arg(tree))?;
+    // Nor does it keep what may be run.
+    execute(Command::new("chmod").args(["-R", "u+x"]).arg(tree.join("test/fixtures/pkg/kubectl/plugins")))?;
     let to = tree.join("_output/bin");
     fs::create_dir_all(&to).with_context(|| format!("creating {}", to.display()))?;
     for name in ["kubectl", "kubectl-convert"] {
@@ -78,7 +80,9 @@ impl Server {
         let log_file = logs.join("server.log");
         let log = fs::File::create(&log_file).context("creating the server's log")?;
         let suite = program("debug")?.with_file_name("skiff-suite");
-        let mut command = Command::new(suite);
+        // In a network of its own, so that nothing the suite does leaves the machine.
+        let mut command = Command::new("unshare");
+        command.args(["--net", "sh", "-c", "ip link set lo up && exec \"$0\" \"$@\""]).arg(suite);
         command.arg("--folder").arg(folder).stdin(Stdio::null());
         command.stdout(log.try_clone().context("a second handle of the log")?).stderr(log);
         let mut child = command.spawn().context("starting skiff-suite")?;
@@ -105,15 +109,18 @@ impl Server {
     }
 }
 
-fn suite(options: &Options, tree: &Path, logs: &Path, temp: &Path, port: u16) -> Result<()> {
+fn suite(options: &Options, tree: &Path, logs: &Path, temp: &Path, server: &Server) -> Result<()> {
     let seconds = SUITE_TIMEOUT.as_secs().to_string();
     let output = fs::File::create(logs.join("suite.log")).context("creating the suite's log")?;
+    let network = format!("--net=/proc/{}/ns/net", server.child.id());
     let mut command = Command::new("timeout");
-    command.args(["--kill-after=10", &seconds, "bash"]).arg(root().join("tests/suite/run.sh"));
+    command
+        .args(["--kill-after=10", &seconds, "nsenter", &network, "bash"])
+        .arg(root().join("tests/suite/run.sh"));
     command
         .env("ROOT", tree)
         .env("LOGS", logs)
-        .env("SERVER_PORT", port.to_string())
+        .env("SERVER_PORT", server.port.to_string())
         .env("ONLY", &options.only)
         .env("TMPDIR", temp);
     command.stdin(Stdio::null()).stderr(output);

@@ -54,13 +54,6 @@ impl FromStr for AdmissionPlugin {
     }
 }
 
-/// What mutating admission makes of an update, before it is compared with what there was.
-pub(crate) fn complete_update(call: &Call, new: &mut Object, old: &Object) {
-    if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
-        pod::admit_update(new, old);
-    }
-}
-
 impl Api {
     /// `NamespaceLifecycle`: nothing is created in a namespace that is missing or going.
     pub(crate) async fn check_namespace(&self, call: &Call, object: &Object) -> Result<(), Status> {
@@ -89,15 +82,29 @@ impl Api {
         Err(status)
     }
 
+    /// What mutating admission makes of an update, before it is compared with what there was.
+    pub(crate) fn complete_update(&self, call: &Call, new: &mut Object, old: &Object) {
+        if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
+            if self.admits_by(AdmissionPlugin::DefaultTolerationSeconds) {
+                pod::add_default_tolerations(new);
+            }
+            pod::admit_update(new, old);
+        }
+    }
+
+    fn admits_by(&self, plugin: AdmissionPlugin) -> bool {
+        !self.disabled_admission.contains(&plugin)
+    }
+
     /// Completes a new object, or refuses it.
     pub(crate) async fn admit_create(&self, call: &Call, object: &mut Object) -> Result<(), Status> {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
             self.restrict_node_create(call, object)?;
             self.default_limits(object)?;
-            if !self.disabled_admission.contains(&AdmissionPlugin::ServiceAccount) {
+            if self.admits_by(AdmissionPlugin::ServiceAccount) {
                 self.admit_service_account(object).await?;
             }
-            if !self.disabled_admission.contains(&AdmissionPlugin::DefaultTolerationSeconds) {
+            if self.admits_by(AdmissionPlugin::DefaultTolerationSeconds) {
                 pod::add_default_tolerations(object);
             }
             self.admit_priority(object).await?;

@@ -35,7 +35,6 @@ pub(super) fn add_default_tolerations(pod: &mut Object) {
 /// What admission gave a pod on its creation it gives again on an update, so that a pod may be replaced by its own manifest.
 /// That nothing else changes is for validation.
 pub(super) fn admit_update(pod: &mut Object, old: &Object) {
-    add_default_tolerations(pod);
     for field in ["priority", "preemptionPolicy"] {
         if pod["spec"][field].is_null() && !old["spec"][field].is_null() {
             pod["spec"][field] = old["spec"][field].clone();

@@ -190,7 +190,7 @@ impl Api {
 
     fn complete(&self, call: &Call, part: Part, new: &mut Object, old: &Object) -> Result<(), Status> {
         let kind = &call.kind;
-        admission::complete_update(call, new, old);
+        self.complete_update(call, new, old);
         prepare(kind, part, new, old);
         if certificates::is_signing_request(kind) {
             certificates::prepare_update(part, new, old);

@@ -454,3 +454,59 @@ async fn what_names_no_class_is_given_the_newest_default() {
     let old = admin.post(url, ingress("old", json!({"kubernetes.io/ingress.class": "x"}))).await.created();
     assert!(old["spec"]["ingressClassName"].is_null());
 }
+
+#[tokio::test]
+async fn who_reads_it_himself_gets_it_indented() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let url = "/api/v1/namespaces/a";
+    let as_agent = async |url: &str, agent: &str| {
+        let answer = admin.send(http::Method::GET, url, &[("user-agent", agent)], String::new()).await;
+        answer.ok();
+        answer.bytes
+    };
+    assert!(as_agent(url, "curl/8.1").await.starts_with(b"{\n  \"kind\": \"Namespace\",\n"));
+    assert!(as_agent(url, "kubectl/v1.36").await.starts_with(b"{\"kind\":\"Namespace\","));
+    assert!(as_agent(&format!("{url}?pretty=false"), "curl/8.1").await.starts_with(b"{\"kind\""));
+    assert!(as_agent(&format!("{url}?pretty=true"), "kubectl/v1.36").await.starts_with(b"{\n"));
+    let all = as_agent("/api/v1/namespaces", "Mozilla/5.0 (X11)").await;
+    assert!(all.starts_with(b"{\n  \"kind\": \"NamespaceList\",\n"), "{}", String::from_utf8_lossy(&all));
+}
+
+#[tokio::test]
+async fn an_autoscaler_names_the_group_of_what_it_scales_unless_that_can_only_be_one() {
+    const LIST: &str = "/apis/autoscaling/v2/namespaces/a/horizontalpodautoscalers";
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let scaling = |name: &str, kind: &str, version: &str| {
+        json!({"metadata": {"name": name}, "spec": {
+            "maxReplicas": 2, "scaleTargetRef": {"kind": kind, "name": "x", "apiVersion": version},
+        }})
+    };
+    admin.post(LIST, scaling("one", "ReplicationController", "v1")).await.created();
+    admin.post(LIST, scaling("two", "Deployment", "apps/v1")).await.created();
+    for (kind, version, why) in [
+        ("Deployment", "v1", "apiVersion must specify API group"),
+        ("Deployment", "", "apiVersion must specify API group"),
+        ("ReplicationController", "a/b/c", "unexpected GroupVersion string: a/b/c"),
+    ] {
+        let told = admin.post(LIST, scaling("three", kind, version)).await.refused(422, "Invalid");
+        assert!(told.ends_with(why), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_no_document_is_shown_as_it_begins() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let post = async |body: &str| {
+        let headers = [("content-type", "application/json")];
+        let answer = admin.send(http::Method::POST, "/api/v1/namespaces", &headers, body.to_owned()).await;
+        answer.refused(400, "BadRequest")
+    };
+    let told = post("apiVersion: v1\nkind: Pod\nmetadata: {}\n").await;
+    let begins = "the object provided is unrecognized (must be of type Namespace): couldn't get version/kind; json parse error: ";
+    assert!(told.starts_with(begins), "{told}");
+    assert!(told.ends_with("(61706956657273696f6e3a2076310a6b696e643a20506f640a6d65746164 ...)"), "{told}");
+    assert!(post("{\"kind\": ").await.ends_with("({\"kind\": )"));
+}

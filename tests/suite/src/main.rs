@@ -18,6 +18,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use kube::Client;
+use rustls::server::WebPkiClientVerifier;
 use serde_json::json;
 use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{
@@ -48,7 +49,10 @@ async fn main() -> Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let folder = tempfile::tempdir()?;
     let key = rcgen::KeyPair::generate()?;
-    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])?.self_signed(&key)?;
+    let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()])?;
+    // The name that the suite looks for among those that client certificates may be of.
+    params.distinguished_name.push(rcgen::DnType::CommonName, "127.0.0.1");
+    let certificate = params.self_signed(&key)?;
     let server = ApiServer::start(config(&folder, &certificate.pem(), &key)?).await?;
     let client = |user: UserInfo| Client::new(server.service_for(user), "default");
     let shutdown = CancellationToken::new();
@@ -118,8 +122,11 @@ fn config(folder: &tempfile::TempDir, certificate_pem: &str, key: &rcgen::KeyPai
 fn acceptor(certificate: &rcgen::Certificate, key: &rcgen::KeyPair) -> Result<TlsAcceptor> {
     let der = rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der());
     let der = der.map_err(|why| anyhow::anyhow!("the key: {why}"))?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.der().clone())?;
+    let clients = WebPkiClientVerifier::builder(Arc::new(roots)).allow_unauthenticated().build()?;
     let mut tls = rustls::ServerConfig::builder()
-        .with_no_client_auth()
+        .with_client_cert_verifier(clients)
         .with_single_cert(vec![certificate.der().clone()], der)?;
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(TlsAcceptor::from(Arc::new(tls)))

@@ -47,18 +47,20 @@ pub(super) fn first_version<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Pa
 
 fn version_of_target(walk: &mut Walk<'_>, value: &Value, path: &Path<'_>) {
     let target = &value["scaleTargetRef"];
-    // What was wrong before may stay so.
-    let before = walk.old.map(|old| text(&old["spec"]["scaleTargetRef"], "apiVersion"));
-    if before.is_some_and(|before| !has_group(before)) || has_group(text(target, "apiVersion")) {
+    let same = |field: &str, old: &Value| text(&old["spec"]["scaleTargetRef"], field) == text(target, field);
+    // What stays as it was may be wrong.
+    if walk.old.is_some_and(|old| same("apiVersion", old) && same("kind", old)) {
         return;
     }
-    let field = path.child("scaleTargetRef");
-    let why = "apiVersion must specify API group";
-    walk.faults.invalid(&field.child("apiVersion"), &text(target, "apiVersion").into(), why);
-}
-
-fn has_group(api_version: &str) -> bool {
-    api_version.split_once('/').is_some_and(|(group, version)| !group.is_empty() && !version.contains('/'))
+    let version = text(target, "apiVersion");
+    let why = match version.split('/').collect::<Vec<_>>()[..] {
+        [_] | ["", _] if text(target, "kind") != "ReplicationController" => {
+            "apiVersion must specify API group".to_owned()
+        }
+        [_] | [_, _] => return,
+        _ => format!("unexpected GroupVersion string: {version}"),
+    };
+    walk.faults.invalid(&path.child("scaleTargetRef").child("apiVersion"), &version.into(), &why);
 }
 
 pub(super) fn metric<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
