@@ -25,9 +25,8 @@ use async_trait::async_trait;
 use clap::Args;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
-use skiff_apiserver::store::{SqliteOptions, SqliteStore};
 use skiff_apiserver::{
     AdmissionPlugin, ApiServer, KubeletConfig, ServiceAccountConfig, ServiceCidr, TlsConfig, UserInfo,
 };
@@ -48,13 +47,17 @@ use crate::upkeep::Certificates;
 use crate::{address, memory, open_files};
 
 mod control_plane;
+mod datastore;
 
 use control_plane::Component;
+use datastore::DatastoreArgs;
 
 #[derive(Args, Clone, Debug)]
 pub(crate) struct ServerArgs {
     #[command(flatten)]
     pub(crate) node: NodeArgs,
+    #[command(flatten)]
+    pub(crate) datastore: DatastoreArgs,
     /// Port of the Kubernetes API
     #[arg(long, default_value_t = 6443)]
     pub(crate) port: u16,
@@ -122,7 +125,9 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
     for directory in [&args.node.layout.data_dir, &args.node.layout.run_dir] {
         std::fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
     }
-    require_database(&args.node.layout)?;
+    if !args.datastore.is_shared() {
+        require_database(&args.node.layout)?;
+    }
     node::require_name(&args.node.layout, &name)?;
     let node = Node { name, ip: address::wait(&args.node).await? };
     let clock = Clock::of(args.accept_clock);
@@ -192,8 +197,8 @@ fn require_database(layout: &Layout) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "{} is missing or empty, though a cluster was kept here ({} and {} are there): mount its disk, or restore a backup of \
-         it; to begin an empty cluster in its place, remove {} and {} first",
+        "{} is missing or empty, though a cluster was kept here ({} and {} are there): mount its disk, restore a backup of it, or \
+         name its --datastore if it had one; to begin an empty cluster in its place, remove {} and {} first",
         database.display(),
         authority.display(),
         record.display(),
@@ -203,12 +208,11 @@ fn require_database(layout: &Layout) -> Result<()> {
 }
 
 async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServer> {
-    let store = SqliteStore::open(SqliteOptions::new(args.node.layout.database()))
-        .context("opening the cluster's database")?;
+    let store = args.datastore.open(&args.node.layout, &pki.ca_pem()).await?;
     let serving = api_certificate(args, pki, node.ip)?;
     let kubelet_client = kubelet_client_certificate(pki)?;
     ApiServer::start(skiff_apiserver::Config {
-        store: Arc::new(store),
+        store,
         tls: Some(TlsConfig {
             certificate_chain_pem: serving.certificate_pem.into(),
             key_pem: serving.key_pem.into(),
@@ -391,6 +395,10 @@ impl Server {
     /// The server's own node: its clients need no certificates, its range is the first.
     async fn start_node(&self, parts: &mut Parts) -> Result<()> {
         let Server { args, node, pki, api, .. } = self;
+        if args.datastore.is_shared() {
+            require_range(&client(api, "system:apiserver", &["system:masters"]), &node.name, &args.pod_cidr)
+                .await?;
+        }
         let user = format!("system:node:{}", node.name);
         let site = Site {
             args: args.node.clone(),
@@ -434,6 +442,22 @@ impl Server {
         };
         publish.await.map(drop).with_context(|| format!("writing kube-system/{}", node::CONFIG_MAP))
     }
+}
+
+/// Each server's node has a part of the pods' range that it was told of.
+async fn require_range(client: &Client, name: &str, pod_cidr: &str) -> Result<()> {
+    let nodes: Api<k8s_openapi::api::core::v1::Node> = Api::all(client.clone());
+    let nodes = nodes.list(&ListParams::default()).await.context("listing the nodes")?;
+    let has_it = |node: &k8s_openapi::api::core::v1::Node| {
+        node.spec.as_ref().and_then(|spec| spec.pod_cidr.as_deref()) == Some(pod_cidr)
+    };
+    let other = nodes.items.iter().find(|node| has_it(node) && node.metadata.name.as_deref() != Some(name));
+    if let Some(other) = other.and_then(|node| node.metadata.name.as_deref()) {
+        bail!(
+            "node {other} has the range {pod_cidr}: give this server another part of the cluster's range by --pod-cidr"
+        );
+    }
+    Ok(())
 }
 
 fn network(args: &ServerArgs) -> ClusterNetwork {

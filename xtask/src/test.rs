@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, output, program, root, run};
+use crate::peers::Programs;
 use crate::{clients, differ, fixtures, setup};
 
 pub(crate) fn run_all() -> Result<()> {
@@ -14,13 +15,22 @@ pub(crate) fn run_all() -> Result<()> {
     let registries = fixtures::run()?;
     let containerd = differ::images::containerd()?;
     let clients = clients::build()?;
+    let etcd = etcd()?;
     let skiff = debug_build()?;
     run(cargo()
         .args(["test", "--workspace"])
         .env("SKIFF_BIN", skiff)
         .env("SKIFF_TEST_REGISTRIES", registries)
         .env("SKIFF_TEST_CONTAINERD", containerd)
-        .env("SKIFF_TEST_CLIENTS", clients))
+        .env("SKIFF_TEST_CLIENTS", clients)
+        .env("SKIFF_TEST_ETCD", etcd))
+}
+
+/// The etcd that the store is tested with: the one that upstream's programs run with here.
+fn etcd() -> Result<PathBuf> {
+    let programs = Programs::open()?;
+    programs.require("etcd")?;
+    Ok(programs.path("etcd"))
 }
 
 /// The program that the tests use. All is built at once: features of one member alone would build wasmtime a second time.

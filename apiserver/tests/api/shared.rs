@@ -185,7 +185,7 @@ async fn services_that_two_servers_make_at_once_share_no_address_and_no_port() {
     assert_eq!(addresses["items"].as_array().map(Vec::len), Some(201), "and that of the kubernetes Service");
     assert_eq!(ports_taken(&b).await, 200);
 
-    // What one gave out, the other does not, and can give out again once it was deleted there.
+    // What one gave out, the other does not; and it gives that out again, once the other has deleted what had it.
     let (one, other) = (&made[0], &made[1]);
     let mut twin = service("twin");
     twin["spec"]["clusterIP"] = one["spec"]["clusterIP"].clone();
@@ -195,10 +195,10 @@ async fn services_that_two_servers_make_at_once_share_no_address_and_no_port() {
     b.admin().post(services, port.clone()).await.refused(422, "Invalid");
     for gone in [one, other] {
         let name = gone["metadata"]["name"].as_str().expect("a name");
-        a.admin().delete(&format!("{services}/{name}")).await.ok();
+        b.admin().delete(&format!("{services}/{name}")).await.ok();
     }
-    b.admin().post(services, twin).await.created();
-    b.admin().post(services, port).await.created();
+    a.admin().post(services, twin).await.created();
+    a.admin().post(services, port).await.created();
     assert_eq!(ports_taken(&a).await, 200);
     let all = a.admin().get(services).await.ok();
     for one in all["items"].as_array().expect("a list") {
@@ -231,16 +231,18 @@ async fn of_two_services_of_one_name_one_is_made_and_the_other_leaves_nothing() 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_token_of_one_server_counts_at_the_other() {
-    let Some(Two { a, b, etcd: _etcd }) = two().await else { return };
+    let Some(Two { a, b, etcd }) = two().await else { return };
     a.namespace("x").await;
-    for (signs, checks) in [(&a, &b), (&b, &a)] {
+    // One that came when the others were there already.
+    let later = Box::pin(Cluster::over(a.pki.clone(), store(&etcd).await, "192.0.2.3")).await;
+    for (signs, checks) in [(&a, &later), (&later, &a), (&later, &b)] {
         let url = "/api/v1/namespaces/x/serviceaccounts/default/token";
         let request = json!({"kind": "TokenRequest", "apiVersion": "authentication.k8s.io/v1", "spec": {}});
         let token = signs.admin().post(url, request).await.created()["status"]["token"].clone();
         let review = json!({
             "kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "spec": {"token": token},
         });
-        // The one that began first learns of the other's key.
+        // Those that began before learn of its key.
         until("the other server's token counts", || {
             let (client, review) = (checks.admin(), review.clone());
             async move {
@@ -252,7 +254,7 @@ async fn a_token_of_one_server_counts_at_the_other() {
         .await;
     }
     let keys = a.admin().get("/openid/v1/jwks").await.ok();
-    assert_eq!(keys["keys"].as_array().map(Vec::len), Some(2));
+    assert_eq!(keys["keys"].as_array().map(Vec::len), Some(3));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -318,4 +320,39 @@ async fn an_etcd_that_is_away_is_said_to_be_and_comes_back() {
     .await;
     // The watch of the other server went on over it.
     assert_eq!(events.named().await, ("ADDED".to_owned(), "after".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_is_one_for_all_servers() {
+    let Some(Two { a, b, etcd: _etcd }) = two().await else { return };
+    let admin = a.namespace("x").await;
+    let quotas = "/api/v1/namespaces/x/resourcequotas";
+    let hard = json!({"count/configmaps": "10"});
+    admin.post(quotas, json!({"metadata": {"name": "q"}, "spec": {"hard": hard}})).await.created();
+    let status = json!({"status": {"hard": hard, "used": {"count/configmaps": "0"}}});
+    admin.patch(&format!("{quotas}/q/status"), "merge", status).await.ok();
+    b.admin().get(&format!("{quotas}/q")).await.ok();
+    let tasks: Vec<_> = (0..4)
+        .map(|task| {
+            let client = if task % 2 == 0 { a.admin() } else { b.admin() };
+            tokio::spawn(async move {
+                let mut made = 0;
+                for n in 0..5 {
+                    let map = config_map(&format!("m{task}-{n}"), "1");
+                    match client.post("/api/v1/namespaces/x/configmaps", map).await {
+                        created if created.code == 201 => made += 1,
+                        refused => _ = refused.refused(403, "Forbidden"),
+                    }
+                }
+                made
+            })
+        })
+        .collect();
+    let mut made = 0;
+    for task in tasks {
+        made += task.await.expect("joins");
+    }
+    assert_eq!(made, 10);
+    let used = b.admin().get(&format!("{quotas}/q")).await.ok()["status"]["used"].clone();
+    assert_eq!(used, json!({"count/configmaps": "10"}));
 }
