@@ -28,7 +28,7 @@ use convert::{asks_webhook, needs_webhook};
 pub(crate) use convert::{convert, is_same_version};
 pub(crate) use modify::{MAX_ATTEMPTS, Next};
 pub(crate) use options::{DeleteOptions, WriteOptions};
-pub(crate) use patch::read_patch;
+pub(crate) use patch::{Body, read_patch};
 pub(crate) use update::Part;
 
 impl Api {

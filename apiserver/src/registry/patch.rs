@@ -22,23 +22,49 @@ pub(super) fn is_apply(call: &Call) -> bool {
     media_type(call) == apply::MEDIA_TYPE
 }
 
-/// Reads the body by its content type.
+/// What the body of a request to patch is.
+#[derive(Clone, Copy)]
+pub(crate) enum Body {
+    /// A document to apply.
+    Applied,
+    Patch(PatchType),
+}
+
+impl Body {
+    /// What the content type says that it is, which is judged before anything else of the request, as upstream does: clients go
+    /// by the code where theirs is unknown.
+    ///
+    /// # Errors
+    /// 415 for types that the kind does not take.
+    pub(crate) fn of(call: &Call) -> Result<Body, Status> {
+        if is_apply(call) {
+            return Ok(Body::Applied);
+        }
+        let sent = media_type(call);
+        let known: Vec<_> = PatchType::media_types(&call.kind).collect();
+        let patch = PatchType::of_media_type(sent).filter(|_| known.contains(&sent));
+        patch.map(Body::Patch).ok_or_else(|| {
+            Status::unsupported_media_type(&known.into_iter().chain([apply::MEDIA_TYPE]).collect::<Vec<_>>())
+        })
+    }
+}
+
+/// Reads the body of what is patched without being applied to.
 ///
 /// # Errors
-/// 415 for other types, such as documents to apply.
-pub(crate) async fn read_patch(call: &mut Call, validation: FieldValidation) -> Result<Patch, Status> {
-    if is_apply(call) {
+/// 415 for documents to apply.
+pub(crate) async fn read_patch(
+    call: &mut Call,
+    body: Body,
+    validation: FieldValidation,
+) -> Result<Patch, Status> {
+    let Body::Patch(patch_type) = body else {
         let why = format!(
             "server-side apply of {} is not supported by this server yet; apply the object itself",
             call.info.subresource
         );
         return Err(Status::new(415, "UnsupportedMediaType", why));
-    }
-    let sent = media_type(call);
-    let known: Vec<_> = PatchType::media_types(&call.kind).collect();
-    let patch_type = PatchType::of_media_type(sent).filter(|_| known.contains(&sent)).ok_or_else(|| {
-        Status::unsupported_media_type(&known.iter().copied().chain([apply::MEDIA_TYPE]).collect::<Vec<_>>())
-    })?;
+    };
     let bytes = read_body(call.take_body()).await?;
     Patch::read(patch_type, &bytes, validation)
 }
@@ -46,11 +72,12 @@ pub(crate) async fn read_patch(call: &mut Call, validation: FieldValidation) -> 
 impl Api {
     /// PATCH of an object or its `status`.
     pub(crate) async fn patch(&self, mut call: Call) -> Result<Response, Status> {
+        let body = Body::of(&call)?;
         let options = WriteOptions::parse(&call)?;
-        if is_apply(&call) {
+        if matches!(body, Body::Applied) {
             return self.apply(call, &options).await;
         }
-        let patch = read_patch(&mut call, options.validation).await?;
+        let patch = read_patch(&mut call, body, options.validation).await?;
         let part = Part::of(&call.info.subresource);
         let kind = call.kind.clone();
         let tracker = self.tracker(&call, &options);

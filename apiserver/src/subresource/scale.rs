@@ -9,7 +9,7 @@ use skiff_api::{Cause, Kind, LabelSelector, Object, Status, decode};
 
 use super::read_document;
 use crate::api::{Api, Call};
-use crate::registry::{Part, WriteOptions, metadata, read_patch};
+use crate::registry::{Body, Part, WriteOptions, metadata, read_patch};
 use crate::respond::{self, Response};
 
 impl Api {
@@ -19,11 +19,11 @@ impl Api {
             let scale = scale_of(&call.kind, &self.object_of(&call).await?)?;
             return Ok(respond::document_response(&call.encoding, &[], 200, &scale));
         }
+        let body = if call.info.verb == "patch" { Some(Body::of(&call)?) } else { None };
         let options = WriteOptions::parse(&call)?;
-        let change = if call.info.verb == "patch" {
-            Change::Patch(read_patch(&mut call, options.validation).await?)
-        } else {
-            Change::Replace(read_document(&mut call, "autoscaling/v1", "Scale").await?)
+        let change = match body {
+            Some(body) => Change::Patch(read_patch(&mut call, body, options.validation).await?),
+            None => Change::Replace(read_document(&mut call, "autoscaling/v1", "Scale").await?),
         };
         let scale_kind = kinds::scale();
         let tracker = self.tracker(&call, &options);

@@ -215,7 +215,14 @@ async fn what_is_no_apply_is_refused() {
     let merge = client.patch(&format!("{url}?force=true"), "merge", json!({})).await;
     merge.refused(422, "Invalid");
     let cbor = [("content-type", "application/apply-patch+cbor")];
-    client.send(Method::PATCH, url, &cbor, "").await.refused(415, "UnsupportedMediaType");
+    for url in
+        [url.to_owned(), format!("{url}?fieldManager=m&force=true"), format!("{url}?force=true&dryRun=x")]
+    {
+        // Whatever else is wrong.
+        client.send(Method::PATCH, &url, &cbor, "").await.refused(415, "UnsupportedMediaType");
+    }
+    let scale = "/apis/apps/v1/namespaces/a/deployments/c/scale?force=true";
+    client.send(Method::PATCH, scale, &cbor, "").await.refused(415, "UnsupportedMediaType");
     let manager = "fieldManager=m";
     let unknown = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}, "spec": 1});
     let message = apply(&client, url, manager, &unknown).await.refused(500, "");
