@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::admission::AdmissionPlugin;
 use crate::admission::dynamic::Dynamic;
 use crate::admission::quota::Turns;
+use crate::aggregation::Aggregator;
 use crate::auth::authenticate::Authenticator;
 use crate::auth::authorize::Authorization;
 use crate::auth::token::TokenKeys;
@@ -33,6 +34,8 @@ use crate::store::Store;
 pub(crate) struct Api {
     /// Which kinds there are.
     pub(crate) live: Live,
+    /// Which others serve what.
+    pub(crate) aggregator: Aggregator,
     pub(crate) store: Arc<dyn Store>,
     pub(crate) caches: Arc<Caches>,
     pub(crate) authenticator: Authenticator,

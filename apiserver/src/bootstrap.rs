@@ -2,6 +2,7 @@
 //! of Services and an IPAddress for each of their addresses. Runs at every start, and changes only what is missing, of an older
 //! address, or of a Service that is gone.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures::{StreamExt, stream};
@@ -10,17 +11,17 @@ use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
 use skiff_api::{Status, decode, default};
 
+use crate::aggregation::identity;
 use crate::api::{Api, Call, key_of};
 use crate::auth::rbac::{Expected, Policy, completed};
 use crate::registry::{Next, Part, now};
 use crate::services::ServiceCidr;
+use crate::tls::FrontProxyConfig;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
 
 /// Events about damage at a start; the log has all of it.
 const MAX_TOLD: usize = 100;
-/// Upstream's key.
-const CLIENT_CA: &str = "client-ca-file";
 /// Roles and bindings that are written at the same time.
 const ROLES_TOGETHER: usize = 32;
 
@@ -43,6 +44,25 @@ pub(crate) struct Advertised {
     pub(crate) ip: IpAddr,
     pub(crate) port: u16,
     pub(crate) cidr: ServiceCidr,
+}
+
+/// Whose certificates count, by upstream's keys.
+pub(crate) struct Trusted(BTreeMap<&'static str, String>);
+
+impl Trusted {
+    pub(crate) fn new(client_ca_pem: &str, front_proxy: Option<&FrontProxyConfig>) -> Trusted {
+        let mut data = BTreeMap::from([("client-ca-file", client_ca_pem.to_owned())]);
+        if let Some(FrontProxyConfig { ca_pem, allowed_names, .. }) = front_proxy {
+            let list = |names: &[&str]| json!(names).to_string();
+            data.insert("requestheader-client-ca-file", String::from_utf8_lossy(ca_pem).into_owned());
+            data.insert("requestheader-allowed-names", json!(allowed_names).to_string());
+            data.insert("requestheader-username-headers", list(&[identity::USER]));
+            data.insert("requestheader-uid-headers", list(&[identity::UID]));
+            data.insert("requestheader-group-headers", list(&[identity::GROUP]));
+            data.insert("requestheader-extra-headers-prefix", list(&[identity::EXTRA_PREFIX]));
+        }
+        Trusted(data)
+    }
 }
 
 impl Api {
@@ -112,19 +132,22 @@ impl Api {
 
     /// Whose certificates count here, for those that let this server say who asks them: extension API servers, and components
     /// with an API of their own.
-    pub(crate) async fn publish_client_ca(&self, ca_pem: &str) -> Result<(), Status> {
-        go_on(self.write_client_ca(ca_pem).await)
+    pub(crate) async fn publish_trusted(&self, trusted: &Trusted) -> Result<(), Status> {
+        go_on(self.write_trusted(trusted).await)
     }
 
-    async fn write_client_ca(&self, ca_pem: &str) -> Result<(), Status> {
+    async fn write_trusted(&self, Trusted(data): &Trusted) -> Result<(), Status> {
         const OF: (&str, &str, &str) = ("", "v1", "configmaps");
         const NAME: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
-        let map = json!({"metadata": {"name": NAME.1}, "data": {CLIENT_CA: ca_pem}});
+        let map = json!({"metadata": {"name": NAME.1}, "data": data});
         self.ensure(OF, NAME.0, NAME.1, map, Existing::Stays).await?;
         let kind = self.kind(OF.0, OF.1, OF.2)?;
         self.modify(&kind, NAME.0, NAME.1, false, |current| {
             let mut map = current.object.clone();
-            map["data"][CLIENT_CA] = ca_pem.into();
+            for (key, value) in data {
+                let united = united(map["data"][key].as_str().unwrap_or_default(), value);
+                map["data"][key] = united.as_deref().unwrap_or(value).into();
+            }
             Ok(Next::Put(map))
         })
         .await?;
@@ -247,6 +270,16 @@ impl Api {
     fn exists(&self, call: &Call) -> Result<bool, Status> {
         Ok(self.caches.of(&call.kind)?.get(&call.key())?.is_some())
     }
+}
+
+/// Two lists of names as one, as they are written; `None` where one is no list.
+fn united(known: &str, ours: &str) -> Option<String> {
+    let list = |text: &str| serde_json::from_str::<Vec<String>>(text).ok();
+    let (mut all, ours) = (list(known)?, list(ours)?);
+    all.extend(ours);
+    let mut seen = BTreeSet::new();
+    all.retain(|name| seen.insert(name.clone()));
+    serde_json::to_string(&all).ok()
 }
 
 /// What cannot be read is no reason to keep the rest of the cluster from starting: who asks for it is told.

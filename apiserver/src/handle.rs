@@ -1,8 +1,9 @@
 //! The pipeline of one request: who asks, may they, is there room, and then what it is about.
 //!
 //! ```text
-//! parse ─ authenticate ─ impersonate ─ authorize ─ classify ─ body ─ seat ─┬─ resource ─ registry or subresource
-//!                                                                          └─ discovery, health, metrics, openapi, version
+//! parse ─ authenticate ─ impersonate ─ authorize ─ classify ─┬─ body ─ seat ─┬─ resource ─ registry or subresource
+//!                                                            │               └─ discovery, health, metrics, openapi, version
+//!                                                            └─ other API server
 //! ```
 //!
 //! # Guarantees
@@ -27,6 +28,7 @@ use skiff_api::{Kind, Status};
 use skiff_flow::{Classified, Seat};
 use tokio::sync::OwnedSemaphorePermit;
 
+use crate::aggregation::Asked;
 use crate::api::{Api, Call, key_of};
 use crate::auth::UserInfo;
 use crate::auth::authenticate::PeerAddress;
@@ -156,6 +158,14 @@ impl Api {
             Err(status) => return respond::failure(&documents, &status),
         };
         drop(turn);
+        let path = info.path.as_str();
+        if let Some(remote) = table.aggregated.serving(path).or_else(|| table.aggregated.describing(path)) {
+            let remote = remote.clone();
+            let classified = self.limits.classify(&user, &info);
+            let levels = classified.clone();
+            let asked = Asked { user, classified, info, method, uri, headers, extensions, body };
+            return with_levels(self.forward(&remote, asked).await, &levels);
+        }
         let encoding = match Encoding::negotiate(&headers, &query, offer(&table, &info)) {
             _ if !info.is_resource => documents,
             Ok(encoding) if info.verb == "watch" => encoding.of_stream(),
@@ -371,14 +381,19 @@ impl Api {
             // A document that nobody has asked for yet is made of all kinds.
             let (table, path, query) = (table.clone(), path.to_owned(), query.clone());
             let (headers, encoding) = (headers.clone(), *encoding);
-            let answer = move || table.discovery.openapi.answer(&path, &query, &headers, &encoding);
+            let answer = move || {
+                let (openapi, aggregated) = (&table.discovery.openapi, &table.aggregated);
+                openapi.answer(aggregated, &table.merged, &path, &query, &headers, &encoding)
+            };
             return self.heavy[0].run(answer).await?.unwrap_or_else(|| Err(Status::no_such_path()));
         }
-        if let Some(response) = table.discovery.answer(path, headers, encoding) {
+        if let Some(response) = table.discovery.answer(&table.aggregated, path, headers, encoding) {
             return Ok(response);
         }
         match path {
-            "/" => Ok(respond::document_response(encoding, &[], 200, &table.discovery.paths())),
+            "/" => {
+                Ok(respond::document_response(encoding, &[], 200, &table.discovery.paths(&table.aggregated)))
+            }
             "/version" | "/version/" => {
                 Ok(respond::document_response(encoding, &[], 200, &discovery::version()))
             }

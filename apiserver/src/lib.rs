@@ -3,6 +3,7 @@
 //! ```text
 //! TLS ─ authenticate ─ limits ─ authorize ─┬─ registry (verbs) ─ admission ─ store
 //!                                          ├─ subresources ─ proxy to the node
+//!                                          ├─ other API servers that stand behind this one
 //!                                          └─ discovery, OpenAPI, health, metrics
 //!                      store ─ watch ─ cache ─ readers and watchers
 //! ```
@@ -27,6 +28,7 @@ mod limits;
 mod api;
 mod handle;
 
+mod aggregation;
 mod live;
 
 mod admission;
@@ -59,4 +61,4 @@ pub use proxy::KubeletConfig;
 pub use request::duration;
 pub use server::{ApiServer, ApiService, Config, EVENT_TTL, Error, ServiceAccountConfig};
 pub use services::{ServiceCidr, ServiceCidrError};
-pub use tls::{TlsConfig, TlsError};
+pub use tls::{FrontProxyConfig, TlsConfig, TlsError};

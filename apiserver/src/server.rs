@@ -22,7 +22,6 @@ use rustls_pki_types::UnixTime;
 use skiff_api::{Kinds, Status};
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,6 +29,7 @@ use tokio_util::task::TaskTracker;
 use crate::admission::AdmissionPlugin;
 use crate::admission::dynamic::{Dynamic, Inward};
 use crate::admission::quota::Turns;
+use crate::aggregation::Aggregator;
 use crate::api::Api;
 use crate::auth::UserInfo;
 use crate::auth::authenticate::{Authenticator, PeerAddress, PeerCertificate};
@@ -39,7 +39,7 @@ use crate::auth::node_index::NodeIndex;
 use crate::auth::rbac::{self, Policy, PolicyError, Rbac, RoleIndex};
 use crate::auth::shared_keys;
 use crate::auth::token::{TokenKeyError, TokenKeys};
-use crate::bootstrap::Advertised;
+use crate::bootstrap::{Advertised, Trusted};
 use crate::cache::{Caches, Observer};
 use crate::heavy::Heavy;
 use crate::lapsed::{Grace, NodeCertificate};
@@ -52,7 +52,7 @@ use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
 use crate::services::{Seen, ServiceAllocator, ServiceCidr};
 use crate::store::{Sharing, Store, StoreError};
 use crate::threads::{Class, Classes, Movable, Threads};
-use crate::tls::{self, Shown, TlsConfig, TlsError};
+use crate::tls::{self, Accepting, FrontProxyConfig, Shown, TlsConfig, TlsError};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -71,6 +71,8 @@ pub struct Config {
     pub store: Arc<dyn Store>,
     /// Without it the server only answers in process.
     pub tls: Option<TlsConfig>,
+    /// Without it the server shows no certificate to API servers that stand behind it, and knows no proxies before it.
+    pub front_proxy: Option<FrontProxyConfig>,
     /// The address and port that endpoints of the `kubernetes` Service show.
     pub advertise: IpAddr,
     pub port: u16,
@@ -111,6 +113,8 @@ pub enum Error {
     Bootstrap(#[source] Status),
     #[error("the server was configured without TLS and cannot listen")]
     NoTls,
+    #[error("the server was configured without a front proxy's certificate and shows none")]
+    NoFrontProxy,
     #[error("cannot read the roles that every cluster has")]
     Policy(#[from] PolicyError),
     #[error("cannot start the threads that serve connections")]
@@ -121,10 +125,11 @@ pub enum Error {
 #[derive(Clone)]
 pub struct ApiServer {
     api: Arc<Api>,
-    /// With what it shows to clients.
-    tls: Option<(TlsAcceptor, Arc<Shown>)>,
+    tls: Option<Accepting>,
     /// What it shows to kubelets.
     kubelet_client: Arc<Shown>,
+    /// What it shows to API servers behind it.
+    front_proxy: Option<Arc<Shown>>,
     /// Where it was reached when it started.
     advertised: Advertised,
     /// Where it is reached now.
@@ -142,7 +147,9 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<ApiServer, Error> {
         let on_long_thread = config.on_long_thread;
         let closed = CancellationToken::new();
-        let tls = config.tls.as_ref().map(tls::server).transpose()?;
+        let front_proxy = config.front_proxy.as_ref();
+        let tls = config.tls.as_ref().map(|config| tls::server(config, front_proxy)).transpose()?;
+        let front_proxy_shown = front_proxy.map(tls::front_proxy_shown).transpose()?;
         let (kubelet_tls, kubelet_client) = tls::kubelet_client(&config.kubelet)?;
         let client_ca =
             config.tls.as_ref().map(|tls| String::from_utf8_lossy(&tls.client_ca_pem).into_owned());
@@ -171,7 +178,9 @@ impl ApiServer {
             caches: caches.clone(),
             kinds: kinds.clone(),
             audiences: vec![issuer],
+            front_proxies: front_proxy.map(|proxy| proxy.allowed_names.clone()).unwrap_or_default(),
         };
+        let published = client_ca.map(|client_ca| Trusted::new(&client_ca, front_proxy));
         let policy = Policy::builtin()?;
         let rules = policy.rules_of("system:node").into();
         let node = NodeAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes, rules };
@@ -202,6 +211,7 @@ impl ApiServer {
             services,
             dynamic: Dynamic::new(inward.clone(), tls::provider()),
             live: Live::new((*kinds).clone(), address.clone()),
+            aggregator: Aggregator::new(front_proxy_shown.clone(), config.kubelet.allow_loopback),
             kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
             pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
             event_ttl: config.event_ttl,
@@ -214,16 +224,21 @@ impl ApiServer {
             caches,
         });
         inward.lead_to(&api);
+        api.aggregator.lead_to(&api);
         let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
         api.bootstrap(advertised, &policy).await.map_err(Error::Bootstrap)?;
-        if let Some(ca_pem) = client_ca {
-            api.publish_client_ca(&ca_pem).await.map_err(Error::Bootstrap)?;
+        if let Some(trusted) = published {
+            api.publish_trusted(&trusted).await.map_err(Error::Bootstrap)?;
         }
         // What was served before is served from the first request on.
         if let Err(status) = api.serve_definitions(&closed).await {
             tracing::error!(%status, "not all custom resources are served yet");
         }
+        if let Err(status) = api.keep_api_services(&closed).await {
+            tracing::error!(%status, "not all APIServices are there yet");
+        }
         tokio::spawn(api.clone().follow_definitions(closed.clone()));
+        tokio::spawn(api.clone().follow_api_services(closed.clone()));
         tokio::spawn(api.clone().follow_policies(closed.clone()));
         tokio::spawn(api.clone().follow_flow(closed.clone()));
         if let Some(after) = keys_as_of {
@@ -235,6 +250,7 @@ impl ApiServer {
             api,
             tls,
             kubelet_client,
+            front_proxy: front_proxy_shown,
             advertised,
             address,
             threads: Arc::default(),
@@ -245,7 +261,7 @@ impl ApiServer {
 
     /// Serves HTTPS until `shutdown`, then lets requests end and watches be closed.
     pub async fn serve(&self, listener: TcpListener, shutdown: CancellationToken) -> Result<(), Error> {
-        let (acceptor, _) = self.tls.clone().ok_or(Error::NoTls)?;
+        let accepting = self.tls.clone().ok_or(Error::NoTls)?;
         let threads = Threads::start(self.on_long_thread).map_err(Error::Threads)?;
         let classes = threads.classes.clone();
         self.threads.lock().push(threads);
@@ -268,7 +284,8 @@ impl ApiServer {
                         api: self.api.clone(),
                         shutdown: shutdown.clone(),
                     };
-                    let met = connection.meet(acceptor.clone(), stream, classes.clone(), connections.clone());
+                    let met =
+                        connection.meet(accepting.clone(), stream, classes.clone(), connections.clone());
                     connections.spawn_on(met, &classes.doors);
                 }
                 Err(error) => {
@@ -296,8 +313,8 @@ impl ApiServer {
     /// # Errors
     /// Where it is not one with its key, or where the server listens nowhere; it then shows the last one.
     pub fn renew_serving(&self, certificate_chain_pem: &[u8], key_pem: &[u8]) -> Result<(), Error> {
-        let (_, shown) = self.tls.as_ref().ok_or(Error::NoTls)?;
-        Ok(shown.replace(certificate_chain_pem, key_pem)?)
+        let accepting = self.tls.as_ref().ok_or(Error::NoTls)?;
+        Ok(accepting.shown.replace(certificate_chain_pem, key_pem)?)
     }
 
     /// Has discovery and the endpoints of the `kubernetes` Service show another address: the machine has been renumbered.
@@ -314,12 +331,25 @@ impl ApiServer {
         Ok(())
     }
 
-    /// Publishes whose certificates count here, for extension API servers.
+    /// Publishes whose certificates count here, for extension API servers: of clients, and of front proxies if there are any.
     ///
     /// # Errors
     /// Where it cannot be written; what was published last stays.
-    pub async fn publish_client_ca(&self, ca_pem: &str) -> Result<(), Error> {
-        self.api.publish_client_ca(ca_pem).await.map_err(Error::Bootstrap)
+    pub async fn publish_authorities(
+        &self,
+        client_ca_pem: &str,
+        front_proxy: Option<&FrontProxyConfig>,
+    ) -> Result<(), Error> {
+        self.api.publish_trusted(&Trusted::new(client_ca_pem, front_proxy)).await.map_err(Error::Bootstrap)
+    }
+
+    /// Shows another certificate to API servers behind this one from here on.
+    ///
+    /// # Errors
+    /// Where it is not one with its key, or where the server has none to begin with; it then shows the last one.
+    pub fn renew_front_proxy(&self, certificate_pem: &[u8], key_pem: &[u8]) -> Result<(), Error> {
+        let shown = self.front_proxy.as_ref().ok_or(Error::NoFrontProxy)?;
+        Ok(shown.replace(certificate_pem, key_pem)?)
     }
 
     /// Shows another certificate to kubelets from here on.
@@ -358,17 +388,12 @@ struct Connection {
 
 impl Connection {
     /// Finds out who comes, and hands the connection to the threads of that class.
-    async fn meet(
-        self,
-        acceptor: TlsAcceptor,
-        stream: TcpStream,
-        classes: Classes,
-        connections: TaskTracker,
-    ) {
+    async fn meet(self, accepting: Accepting, stream: TcpStream, classes: Classes, connections: TaskTracker) {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let handshake = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(Movable::new(stream)));
+        let handshake =
+            tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting.acceptor.accept(Movable::new(stream)));
         let handshake = tokio::select! {
             () = self.place.ended.cancelled() => return tracing::debug!("a connection makes room for another"),
             handshake = handshake => handshake,
@@ -378,8 +403,12 @@ impl Connection {
             Ok(Err(error)) => return tracing::debug!(%error, "TLS handshake"),
             Err(_) => return tracing::debug!("TLS handshake timed out"),
         };
-        let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-        let peer = certificate.map(PeerCertificate::new);
+        let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+        let certificate = chain.first();
+        let vouched = accepting.authorities.vouched(chain);
+        let peer = certificate.map(|certificate| PeerCertificate::new(certificate, vouched));
+        // A front proxy is no node, whatever its name.
+        let certificate = certificate.filter(|_| vouched.as_client);
         let node = certificate.zip(peer.as_ref()).and_then(|(der, peer)| NodeCertificate::of(der, peer));
         let socket = match stream.get_mut().0.detach() {
             Ok(socket) => socket,

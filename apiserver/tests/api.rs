@@ -15,6 +15,9 @@ mod custom;
 #[path = "api/webhooks.rs"]
 mod webhooks;
 
+#[path = "api/aggregation.rs"]
+mod aggregation;
+
 #[path = "api/policies.rs"]
 mod policies;
 

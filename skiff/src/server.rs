@@ -218,6 +218,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
             key_pem: serving.key_pem.into(),
             client_ca_pem: pki.ca_pem().into(),
         }),
+        front_proxy: None,
         advertise: node.ip.into(),
         port: args.port,
         service_cidr: service_cidr(args)?,
@@ -384,7 +385,7 @@ impl Server {
         let mut changed = self.authority.subscribe();
         parts.spawn(async move {
             while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
-                if let Err(error) = api.publish_client_ca(&pki.ca_pem()).await {
+                if let Err(error) = api.publish_authorities(&pki.ca_pem(), None).await {
                     tracing::warn!(%error, "cannot publish the certificate of the authority");
                 }
             }

@@ -37,11 +37,12 @@ use tokio::time::Instant;
 
 pub(crate) use answer::Answer;
 pub use config::{ClientConfig, ConfigError, Target};
-pub use connect::{DialError, Resolver, Stream, dial};
+pub use connect::{ConnectError, Connector, DialError, Resolver, Stream, dial};
 pub(crate) use fault::CallError;
+pub use fault::of_request;
+pub use tls::verifier;
 
 use config::{Address, Way};
-use connect::Connector;
 use fault::{BodyError, PostError};
 
 /// As many peers are remembered as upstream does.

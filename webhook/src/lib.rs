@@ -17,5 +17,6 @@ pub mod admission;
 pub mod conversion;
 
 pub use client::{
-    Client, ClientConfig, ConfigError, DialError, IDLE_TIMEOUT, Resolver, Stream, Target, dial,
+    Client, ClientConfig, ConfigError, ConnectError, Connector, DialError, IDLE_TIMEOUT, Resolver, Stream,
+    Target, dial, of_request, verifier,
 };

@@ -11,7 +11,9 @@ use skiff_api::{Kinds, Status};
 
 use super::token::{Claims, ObjectClaim, TokenKeys};
 use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, SERVICE_ACCOUNTS, UserInfo, bootstrap_token};
+use crate::aggregation::identity;
 use crate::cache::Caches;
+use crate::tls::Vouched;
 
 /// How long after its `deletionTimestamp` an object keeps the tokens that are bound to it, as upstream.
 const BOUND_LEEWAY_S: i64 = 60;
@@ -20,20 +22,29 @@ const BOUND_LEEWAY_S: i64 = 60;
 /// time.
 #[derive(Clone)]
 pub(crate) struct PeerCertificate {
-    user: Option<UserInfo>,
+    /// Whom it names, and what for who signed it vouches.
+    named: Option<UserInfo>,
+    vouched: Vouched,
     /// `None` if it cannot be read: then it is never valid.
     validity: Option<Validity>,
 }
 
 impl PeerCertificate {
     /// Reads a certificate, once a connection.
-    pub(crate) fn new(certificate: &CertificateDer<'_>) -> PeerCertificate {
-        PeerCertificate { user: user_of_certificate(certificate), validity: Validity::of(certificate) }
+    pub(crate) fn new(certificate: &CertificateDer<'_>, vouched: Vouched) -> PeerCertificate {
+        let (named, validity) = (user_of_certificate(certificate), Validity::of(certificate));
+        PeerCertificate { named, vouched, validity }
     }
 
-    /// Whom it names, if it is valid at that time.
+    /// Whose it is, if it is valid at that time.
     pub(crate) fn user_at(&self, now: UnixTime) -> Option<&UserInfo> {
-        self.user.as_ref().filter(|_| self.is_valid_at(now))
+        self.named.as_ref().filter(|_| self.vouched.as_client && self.is_valid_at(now))
+    }
+
+    /// Whether it is a front proxy's that may say who asks.
+    fn may_tell_at(&self, now: UnixTime, allowed_names: &[String]) -> bool {
+        let is_allowed = |named: &UserInfo| allowed_names.is_empty() || allowed_names.contains(&named.name);
+        self.vouched.as_front_proxy && self.is_valid_at(now) && self.named.as_ref().is_some_and(is_allowed)
     }
 
     fn is_valid_at(&self, now: UnixTime) -> bool {
@@ -76,6 +87,8 @@ pub(crate) struct Authenticator {
     pub(crate) kinds: Arc<Kinds>,
     /// Audiences of the API server itself.
     pub(crate) audiences: Vec<String>,
+    /// The names of front proxies that may say who asks; empty: of all.
+    pub(crate) front_proxies: Vec<String>,
 }
 
 impl Authenticator {
@@ -91,6 +104,11 @@ impl Authenticator {
         }
         let certificate = extensions.get::<PeerCertificate>();
         let now = UnixTime::now();
+        if certificate.is_some_and(|certificate| certificate.may_tell_at(now, &self.front_proxies))
+            && let Some(user) = identity::told(headers)
+        {
+            return Ok(user);
+        }
         if let Some(user) = certificate.and_then(|certificate| certificate.user_at(now)) {
             return Ok(user.clone());
         }
@@ -101,6 +119,10 @@ impl Authenticator {
             }
             None if certificate.is_some_and(|certificate| !certificate.is_valid_at(now)) => {
                 tracing::debug!("a client certificate is not yet valid, or no longer");
+                Err(Status::unauthorized())
+            }
+            None if certificate.is_some_and(|certificate| !certificate.vouched.as_client) => {
+                tracing::debug!("a front proxy says of nobody that it may name who asks");
                 Err(Status::unauthorized())
             }
             None => Ok(UserInfo::anonymous()),
@@ -252,7 +274,8 @@ mod tests {
         params.distinguished_name.push(rcgen::DnType::CommonName, "admin");
         params.distinguished_name.push(rcgen::DnType::OrganizationName, "system:masters");
         let key = rcgen::KeyPair::generate().expect("a key");
-        PeerCertificate::new(params.self_signed(&key).expect("a certificate").der())
+        let vouched = Vouched { as_client: true, as_front_proxy: false };
+        PeerCertificate::new(params.self_signed(&key).expect("a certificate").der(), vouched)
     }
 
     #[test]

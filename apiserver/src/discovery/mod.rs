@@ -1,5 +1,6 @@
 //! What the server offers: groups, versions, resources; plain and aggregated; OpenAPI.
 
+mod listed;
 mod openapi;
 
 use std::net::SocketAddr;
@@ -16,9 +17,12 @@ use sha2::{Digest, Sha256};
 use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Kinds, encode};
 
+use crate::aggregation::{Aggregated, Discovered};
 use crate::auth::authenticate::hex_of;
 use crate::openid;
 use crate::respond::{self, Encoding, Response};
+use listed::{Listed, Source};
+pub(crate) use openapi::MergedV2;
 use openapi::OpenApi;
 
 pub(crate) const GIT_VERSION: &str = "v1.36.3+skiff";
@@ -53,6 +57,7 @@ const ORDER: &[&str] = &[
     "groupVersion",
     "version",
     "kind",
+    "acceptedTypes",
     "verbs",
     "shortNames",
     "categories",
@@ -151,11 +156,17 @@ impl Discovery {
     }
 
     /// The answer to a path below `/api` or `/apis` that is no resource.
-    pub(crate) fn answer(&self, path: &str, headers: &HeaderMap, encoding: &Encoding) -> Option<Response> {
+    pub(crate) fn answer(
+        &self,
+        aggregated: &Aggregated,
+        path: &str,
+        headers: &HeaderMap,
+        encoding: &Encoding,
+    ) -> Option<Response> {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let root = matches!(parts.as_slice(), ["api"] | ["apis"]);
         if root && let Some((media_type, version)) = wants_aggregated(headers) {
-            let document = self.aggregated(parts[0] == "api", version);
+            let document = self.aggregated(aggregated, parts[0] == "api", version);
             return Some(tagged(headers, media_type, &document));
         }
         let document = match parts.as_slice() {
@@ -165,11 +176,18 @@ impl Discovery {
                     [{"clientCIDR": "0.0.0.0/0", "serverAddress": self.address.read().to_string()}],
             }),
             ["apis"] => {
-                let groups: Vec<Value> = self.named_groups().map(group_document).collect();
+                let groups: Vec<Value> = self
+                    .listed(aggregated)
+                    .iter()
+                    .filter(|group| !group.name.is_empty())
+                    .map(group_document)
+                    .collect();
                 json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups})
             }
             ["apis", group] => {
-                let mut document = group_document(self.named_groups().find(|g| g.name == *group)?);
+                let groups = self.listed(aggregated);
+                let mut document =
+                    group_document(groups.iter().find(|g| !g.name.is_empty() && g.name == *group)?);
                 document["kind"] = "APIGroup".into();
                 document["apiVersion"] = "v1".into();
                 document
@@ -182,11 +200,11 @@ impl Discovery {
     }
 
     /// All paths, as `/` lists them.
-    pub(crate) fn paths(&self) -> Value {
+    pub(crate) fn paths(&self, aggregated: &Aggregated) -> Value {
         let mut paths: Vec<String> = vec!["/api".into(), "/api/v1".into(), "/apis".into()];
-        for group in self.named_groups() {
+        for group in self.listed(aggregated).iter().filter(|group| !group.name.is_empty()) {
             paths.push(format!("/apis/{}", group.name));
-            paths.extend(group.versions.iter().map(|(version, _)| format!("/apis/{}/{version}", group.name)));
+            paths.extend(group.versions.iter().map(|of| format!("/apis/{}/{}", group.name, of.version)));
         }
         let others = ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3"];
         paths.insert(0, openid::CONFIGURATION_PATH.into());
@@ -194,10 +212,6 @@ impl Discovery {
             others.iter().chain(&[openid::KEYS_PATH, "/readyz", "/version"]).map(|p| (*p).to_owned()),
         );
         json!({"paths": paths})
-    }
-
-    fn named_groups(&self) -> impl Iterator<Item = &Group> {
-        self.groups.iter().filter(|group| !group.name.is_empty())
     }
 
     fn resource_list(&self, group: &str, version: &str) -> Option<Value> {
@@ -242,21 +256,16 @@ impl Discovery {
         resource
     }
 
-    fn aggregated(&self, core: bool, api_version: &str) -> Value {
-        let groups = self.groups.iter().filter(|group| group.name.is_empty() == core);
+    fn aggregated(&self, aggregated: &Aggregated, core: bool, api_version: &str) -> Value {
+        let groups = self.listed(aggregated);
         let items: Vec<Value> = groups
-            .map(|group| {
-                let versions: Vec<Value> = group
-                    .versions
-                    .iter()
-                    .map(|(version, kinds)| {
-                        let resources: Vec<Value> =
-                            kinds.iter().map(|kind| aggregated_resource(kind)).collect();
-                        json!({"version": version, "resources": resources, "freshness": "Current"})
-                    })
-                    .collect();
+            .iter()
+            .filter(|group| group.name.is_empty() == core)
+            .filter_map(|group| {
+                let versions: Vec<Value> = group.versions.iter().filter_map(version_document).collect();
                 let metadata = if core { json!({}) } else { json!({"name": group.name}) };
-                json!({"metadata": metadata, "versions": versions})
+                // Of a group of which nobody has told yet nothing is said here.
+                (!versions.is_empty()).then(|| json!({"metadata": metadata, "versions": versions}))
             })
             .collect();
         json!({"kind": "APIGroupDiscoveryList", "apiVersion": api_version, "metadata": {}, "items": items})
@@ -311,10 +320,30 @@ fn tagged(headers: &HeaderMap, media_type: &'static str, document: &Value) -> Re
     response
 }
 
-fn group_document(group: &Group) -> Value {
+fn version_document(of: &listed::Version<'_>) -> Option<Value> {
+    let version = of.version;
+    let document = match of.source {
+        Source::Local(kinds) => {
+            let resources: Vec<Value> = kinds.iter().map(|kind| aggregated_resource(kind)).collect();
+            json!({"version": version, "resources": resources, "freshness": "Current"})
+        }
+        Source::Remote(told) => match told.discovery.as_ref()? {
+            Discovered::Current(resources) if resources.is_empty() => {
+                json!({"version": version, "freshness": "Current"})
+            }
+            Discovered::Current(resources) => {
+                json!({"version": version, "resources": &**resources, "freshness": "Current"})
+            }
+            Discovered::Stale => json!({"version": version, "freshness": "Stale"}),
+        },
+    };
+    Some(document)
+}
+
+fn group_document(group: &Listed<'_>) -> Value {
     let version =
-        |version: &String| json!({"groupVersion": format!("{}/{version}", group.name), "version": version});
-    let versions: Vec<Value> = group.versions.iter().map(|(v, _)| version(v)).collect();
+        |version: &str| json!({"groupVersion": format!("{}/{version}", group.name), "version": version});
+    let versions: Vec<Value> = group.versions.iter().map(|of| version(of.version)).collect();
     json!({"name": group.name, "preferredVersion": versions.first(), "versions": versions})
 }
 

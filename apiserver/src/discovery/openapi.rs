@@ -13,6 +13,8 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 use skiff_api::{Kind, Kinds, Status, openapi};
 
+use crate::aggregation::Aggregated;
+use crate::aggregation::told::merge_v2;
 use crate::auth::authenticate::hex_of;
 use crate::request::Query;
 use crate::respond::{self, Encoding, Response};
@@ -112,7 +114,27 @@ fn accepted(headers: &HeaderMap, offers_protobuf: bool) -> Option<Form> {
     })
 }
 
+/// The documents of version 2 of this server and of those behind it.
+#[derive(Default)]
+pub(crate) struct MergedV2 {
+    json: OnceLock<Document>,
+    protobuf: OnceLock<Document>,
+}
+
 impl OpenApi {
+    /// What makes the document of this server and of those behind it; `None` where none of those has one.
+    fn merged_v2<'o>(&'o self, aggregated: &'o Aggregated) -> Option<impl Fn() -> Value + 'o> {
+        let parts: Vec<&Value> = aggregated.remotes().filter_map(|r| r.told.openapi.v2.as_deref()).collect();
+        if parts.is_empty() {
+            return None;
+        }
+        Some(move || {
+            let mut whole = openapi::v2(&self.kinds);
+            parts.iter().for_each(|part| merge_v2(&mut whole, part));
+            whole
+        })
+    }
+
     /// What was rendered `before` is kept for groups and versions whose kinds are the same.
     pub(super) fn new(kinds: &Kinds, before: Option<&OpenApi>) -> OpenApi {
         let mut versions: BTreeMap<String, Vec<Arc<Kind>>> = BTreeMap::new();
@@ -141,6 +163,8 @@ impl OpenApi {
 
     pub(crate) fn answer(
         &self,
+        aggregated: &Aggregated,
+        merged: &MergedV2,
         path: &str,
         query: &Query,
         headers: &HeaderMap,
@@ -153,25 +177,40 @@ impl OpenApi {
         };
         match rest.split_once('/') {
             None if rest == "v2" && form == Form::Protobuf => {
-                let document = self.v2_protobuf.get_or_init(|| {
-                    let encoded = openapi::gnostic::encode(&openapi::v2(&self.kinds));
+                let encoded = |document: &Value| {
+                    let encoded = openapi::gnostic::encode(document);
                     Document::of(&encoded, PROTOBUF_V2[1])
-                });
+                };
+                let document = match self.merged_v2(aggregated) {
+                    Some(whole) => merged.protobuf.get_or_init(|| encoded(&whole())),
+                    None => self.v2_protobuf.get_or_init(|| encoded(&openapi::v2(&self.kinds))),
+                };
                 Some(document.answer(headers, encoding.gzip))
             }
             None if rest == "v2" => {
-                let document = self.v2.get_or_init(|| Document::new(&openapi::v2(&self.kinds)));
+                let document = match self.merged_v2(aggregated) {
+                    Some(whole) => merged.json.get_or_init(|| Document::new(&whole())),
+                    None => self.v2.get_or_init(|| Document::new(&openapi::v2(&self.kinds))),
+                };
                 Some(document.answer(headers, encoding.gzip))
             }
             None if rest == "v3" => {
-                let paths: serde_json::Map<String, Value> = self
+                let is_ours = |path: &str| aggregated.serving(path).is_none();
+                let mut paths: serde_json::Map<String, Value> = self
                     .v3
                     .iter()
+                    .filter(|(path, _)| is_ours(path))
                     .map(|(path, of_version)| {
                         let url = format!("/openapi/v3/{path}?hash={}", of_version.document().hash);
                         (path.clone(), json!({"serverRelativeURL": url}))
                     })
                     .collect();
+                for remote in aggregated.remotes() {
+                    if let Some(url) = &remote.told.openapi.v3 {
+                        let path = format!("apis/{}/{}", remote.group, remote.version);
+                        paths.insert(path, json!({"serverRelativeURL": url}));
+                    }
+                }
                 Some(Ok(respond::document_response(encoding, &[], 200, &json!({"paths": paths}))))
             }
             Some(("v3", path)) => {

@@ -29,11 +29,13 @@ use skiff_api::kinds::{compare_versions, kinds_of};
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Kinds, Object, Status};
 use skiff_webhook::conversion::Converter;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use crate::aggregation::Aggregated;
 use crate::api::Api;
 use crate::cache::{Filter, Snapshot};
-use crate::discovery::Discovery;
+use crate::discovery::{Discovery, MergedV2};
 use crate::registry::{Next, store_failure};
 use crate::store::Revision;
 
@@ -45,8 +47,12 @@ pub(crate) const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// Everything that depends on which kinds there are.
 pub(crate) struct Table {
-    pub(crate) kinds: Kinds,
-    pub(crate) discovery: Discovery,
+    pub(crate) kinds: Arc<Kinds>,
+    pub(crate) discovery: Arc<Discovery>,
+    /// What others serve.
+    pub(crate) aggregated: Arc<Aggregated>,
+    /// OpenAPI of version 2 of this server and of the others, once somebody has asked.
+    pub(crate) merged: MergedV2,
     /// The definitions whose objects may not be created any more, because they go themselves.
     terminating: BTreeSet<Arc<str>>,
     /// Who converts the objects of definitions that say so.
@@ -75,6 +81,10 @@ impl Table {
 pub(crate) struct Live {
     builtin: Kinds,
     table: ArcSwap<Table>,
+    /// Held while a table is made of the one before.
+    publishing: Mutex<()>,
+    /// Rung when there are other kinds.
+    published: Notify,
     /// Where the API is reached from outside, at the moment.
     address: Arc<RwLock<SocketAddr>>,
     /// Held by one pass at a time.
@@ -129,12 +139,16 @@ impl Seen {
 
 impl Live {
     pub(crate) fn new(builtin: Kinds, address: Arc<RwLock<SocketAddr>>) -> Live {
-        let discovery = Discovery::new(&builtin, address.clone(), None);
+        let discovery = Arc::new(Discovery::new(&builtin, address.clone(), None));
         let (terminating, converters) = (BTreeSet::new(), BTreeMap::new());
-        let table = Table { kinds: builtin.clone(), discovery, terminating, converters };
+        let kinds = Arc::new(builtin.clone());
+        let (aggregated, merged) = (Arc::default(), MergedV2::default());
+        let table = Table { kinds, discovery, aggregated, merged, terminating, converters };
         Live {
             builtin,
             table: ArcSwap::from_pointee(table),
+            publishing: Mutex::default(),
+            published: Notify::new(),
             address,
             state: tokio::sync::Mutex::default(),
             cleaning: Mutex::default(),
@@ -154,12 +168,36 @@ impl Live {
             a.group.cmp(&b.group).then_with(versions).then_with(|| a.plural.cmp(&b.plural))
         });
         custom.into_iter().for_each(|kind| kinds.insert(kind.clone()));
+        let _alone = self.publishing.lock();
         let before = self.table();
-        let discovery = Discovery::new(&kinds, self.address.clone(), Some(&before.discovery));
+        let discovery = Arc::new(Discovery::new(&kinds, self.address.clone(), Some(&before.discovery)));
         let converters =
             served.iter().filter_map(|(name, served)| Some((name.clone(), served.converter.clone()?)));
         let converters = converters.collect();
-        self.table.store(Arc::new(Table { kinds, discovery, terminating, converters }));
+        let (kinds, aggregated) = (Arc::new(kinds), before.aggregated.clone());
+        let merged = MergedV2::default();
+        let table = Table { kinds, discovery, aggregated, merged, terminating, converters };
+        self.table.store(Arc::new(table));
+        self.published.notify_one();
+    }
+
+    /// Publishes what others serve, beside the kinds that there are.
+    pub(crate) fn publish_aggregated(&self, aggregated: Aggregated) {
+        let _alone = self.publishing.lock();
+        let before = self.table();
+        self.table.store(Arc::new(Table {
+            kinds: before.kinds.clone(),
+            discovery: before.discovery.clone(),
+            aggregated: Arc::new(aggregated),
+            merged: MergedV2::default(),
+            terminating: before.terminating.clone(),
+            converters: before.converters.clone(),
+        }));
+    }
+
+    /// Waits until there are other kinds than at the last time. One waits at a time.
+    pub(crate) async fn published(&self) {
+        self.published.notified().await;
     }
 }
 

@@ -21,9 +21,10 @@ use skiff_api::Status;
 
 use super::connect::{Backend, SendError};
 use super::rewrite::{self, Links};
-use super::upgrade;
+use super::upgrade::{self, Switched};
 use crate::api::{Api, Call};
 use crate::auth::authenticate::PeerAddress;
+use crate::handle::Place;
 use crate::respond::Response;
 
 const METHODS: [Method; 7] =
@@ -43,7 +44,7 @@ const HOP_BY_HOP: [HeaderName; 9] = [
 ];
 
 /// A backend does not speak for this server's origin.
-const CORS: [HeaderName; 4] = [
+pub(crate) const CORS: [HeaderName; 4] = [
     ACCESS_CONTROL_ALLOW_CREDENTIALS,
     ACCESS_CONTROL_ALLOW_HEADERS,
     ACCESS_CONTROL_ALLOW_METHODS,
@@ -99,21 +100,11 @@ impl Api {
         request.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         request.headers_mut().insert(UPGRADE, HeaderValue::from_static(protocol));
         let answer = backend.send(request).await.map_err(|error| unreachable(backend, &error))?;
-        match answer.status() {
-            StatusCode::SWITCHING_PROTOCOLS => {
-                let mut headers = answer.headers().clone();
-                strip(&mut headers);
-                headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-                headers.insert(UPGRADE, HeaderValue::from_static(protocol));
-                Ok(upgrade::join(call, client, answer, headers, self.shutdown.clone()))
-            }
-            refused if refused.as_u16() >= 400 => {
-                let mut response = answer.map(Body::new);
-                strip(response.headers_mut());
-                Ok(response)
-            }
-            other => {
-                let why = format!("invalid upgrade response: status code {}", other.as_u16());
+        let place = call.extensions.get::<Place>().cloned();
+        match upgrade::switch(answer, client, protocol, place, self.shutdown.clone()) {
+            Switched::Joined(response) | Switched::Refused(response) => Ok(response),
+            Switched::Neither(code) => {
+                let why = format!("invalid upgrade response: status code {}", code.as_u16());
                 Err(Status::internal(why))
             }
         }
@@ -174,17 +165,24 @@ fn request(
     let host = host_of(call).map_or_else(|| backend.address.to_string(), str::to_owned);
     headers.insert(HOST, value(&host)?);
     headers.insert("x-forwarded-uri", value(&format!("{}{rest}", path.prefix))?);
-    if let Some(PeerAddress(peer)) = call.extensions.get() {
-        let known = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok());
-        let via: Vec<String> = known.map(str::to_owned).chain([peer.ip().to_string()]).collect();
-        headers.insert("x-forwarded-for", value(&via.join(", "))?);
-    }
+    add_forwarded(&mut headers, &call.extensions);
     *request.headers_mut() = headers;
     Ok(request)
 }
 
+/// Says where a request comes from, besides whom it has come by already.
+pub(crate) fn add_forwarded(headers: &mut HeaderMap, extensions: &http::Extensions) {
+    if let Some(PeerAddress(peer)) = extensions.get() {
+        let known = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok());
+        let via: Vec<String> = known.map(str::to_owned).chain([peer.ip().to_string()]).collect();
+        if let Ok(value) = HeaderValue::from_str(&via.join(", ")) {
+            headers.insert("x-forwarded-for", value);
+        }
+    }
+}
+
 /// What the backend may know of the client's headers: nothing that says who the client is to this server.
-fn without_credentials(headers: &HeaderMap) -> HeaderMap {
+pub(crate) fn without_credentials(headers: &HeaderMap) -> HeaderMap {
     let mut kept = HeaderMap::with_capacity(headers.len());
     for (name, value) in headers {
         let is_ours = *name == AUTHORIZATION || name.as_str().starts_with("impersonate-");
@@ -201,7 +199,7 @@ fn without_credentials(headers: &HeaderMap) -> HeaderMap {
 }
 
 /// Takes away what is between two neighbours only.
-fn strip(headers: &mut HeaderMap) {
+pub(crate) fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()

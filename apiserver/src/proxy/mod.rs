@@ -13,6 +13,7 @@ mod rewrite;
 pub(crate) mod upgrade;
 
 pub(crate) use destination::PodProxy;
+pub(crate) use forward::{CORS, add_forwarded, strip, without_credentials};
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -91,7 +92,7 @@ impl Kubelet {
 }
 
 /// No loopback, link-local (and so no metadata service), multicast or unspecified addresses.
-fn is_allowed(ip: IpAddr, allow_loopback: bool) -> bool {
+pub(crate) fn is_allowed(ip: IpAddr, allow_loopback: bool) -> bool {
     let link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
         IpAddr::V6(ip) => {

@@ -15,6 +15,7 @@ use hyper_util::rt::TokioIo;
 use skiff_api::Status;
 use tokio_util::sync::CancellationToken;
 
+use super::forward::strip;
 use super::pod::kubelet_error;
 use super::{Kubelet, NodeAddress};
 use crate::api::Call;
@@ -62,27 +63,66 @@ pub(super) async fn pass_through(
     copy_handshake(answer.headers(), &mut headers);
     headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
     headers.insert(UPGRADE, HeaderValue::from_static(protocol));
-    Ok(join(call, client, answer, headers, shutdown))
+    Ok(join(call.extensions.get::<Place>().cloned(), client, answer, headers, shutdown))
 }
 
 /// The client's side of a connection that is to be taken over.
 pub(crate) fn client_of(call: &mut Call) -> Result<OnUpgrade, Status> {
-    call.extensions.remove::<OnUpgrade>().ok_or_else(|| {
+    taken(&mut call.extensions)
+}
+
+/// The same, of a request that is about no kind.
+pub(crate) fn taken(extensions: &mut http::Extensions) -> Result<OnUpgrade, Status> {
+    extensions.remove::<OnUpgrade>().ok_or_else(|| {
         Status::bad_request("unable to upgrade: this connection cannot be upgraded, use HTTP/1.1")
     })
 }
 
+/// What came of asking a backend to switch protocols.
+pub(crate) enum Switched {
+    /// The two connections are one stream.
+    Joined(Response),
+    /// The backend's own refusal.
+    Refused(Response),
+    /// It did neither.
+    Neither(StatusCode),
+}
+
+/// Makes one stream of the client's connection and the backend's, if that has answered 101. `place` is held until the stream ends.
+pub(crate) fn switch(
+    answer: http::Response<Incoming>,
+    client: OnUpgrade,
+    protocol: &'static str,
+    place: impl Send + 'static,
+    shutdown: CancellationToken,
+) -> Switched {
+    match answer.status() {
+        StatusCode::SWITCHING_PROTOCOLS => {
+            let mut headers = answer.headers().clone();
+            strip(&mut headers);
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static(protocol));
+            Switched::Joined(join(place, client, answer, headers, shutdown))
+        }
+        refused if refused.as_u16() >= 400 => {
+            let mut response = answer.map(Body::new);
+            strip(response.headers_mut());
+            Switched::Refused(response)
+        }
+        other => Switched::Neither(other),
+    }
+}
+
 /// Makes one stream of the client's connection and that of a backend which has answered 101; what the client
 /// is answered, with `headers`.
-pub(super) fn join(
-    call: &Call,
+fn join(
+    place: impl Send + 'static,
     client: OnUpgrade,
     mut answer: http::Response<Incoming>,
     headers: HeaderMap,
     shutdown: CancellationToken,
 ) -> Response {
     let backend = hyper::upgrade::on(&mut answer);
-    let place = call.extensions.get::<Place>().cloned();
     tokio::spawn(async move {
         copy(client, backend, shutdown).await;
         drop(place);

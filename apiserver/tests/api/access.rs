@@ -359,12 +359,25 @@ async fn extensions_learn_whose_certificates_count() {
     let cluster = Cluster::start().await;
     let url = "/api/v1/namespaces/kube-system/configmaps/extension-apiserver-authentication";
     let map = cluster.admin().get(url).await.ok();
-    assert_eq!(map["data"], json!({"client-ca-file": cluster.pki.ca_pem()}));
+    let mut expected = json!({
+        "client-ca-file": cluster.pki.ca_pem(),
+        "requestheader-client-ca-file": cluster.pki.front_proxy_ca_pem(),
+        "requestheader-allowed-names": "[\"front-proxy-client\"]",
+        "requestheader-username-headers": "[\"X-Remote-User\"]",
+        "requestheader-uid-headers": "[\"X-Remote-Uid\"]",
+        "requestheader-group-headers": "[\"X-Remote-Group\"]",
+        "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
+    });
+    assert_eq!(map["data"], expected);
     // What others wrote beside it stays.
-    let patch = json!({"data": {"client-ca-file": "old", "requestheader-allowed-names": "[]"}});
+    let patch = json!({"data": {
+        "client-ca-file": "old", "mine": "x", "requestheader-allowed-names": "[\"other\"]",
+        "requestheader-group-headers": "no list",
+    }});
     cluster.admin().patch(url, "merge", patch).await.ok();
     let cluster = cluster.restart().await;
     let map = cluster.admin().get(url).await.ok();
-    let expected = json!({"client-ca-file": cluster.pki.ca_pem(), "requestheader-allowed-names": "[]"});
+    expected["mine"] = "x".into();
+    expected["requestheader-allowed-names"] = "[\"other\",\"front-proxy-client\"]".into();
     assert_eq!(map["data"], expected);
 }

@@ -10,12 +10,15 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore, Store};
 use skiff_apiserver::{
-    ApiServer, ApiService, Config, KubeletConfig, ServiceAccountConfig, TlsConfig, UserInfo,
+    ApiServer, ApiService, Config, FrontProxyConfig, KubeletConfig, ServiceAccountConfig, TlsConfig, UserInfo,
 };
 use tower::Service;
 
+type Authority = rcgen::CertifiedIssuer<'static, rcgen::KeyPair>;
+
 pub(crate) struct Pki {
-    ca: rcgen::CertifiedIssuer<'static, rcgen::KeyPair>,
+    ca: Authority,
+    front_proxies: Authority,
 }
 
 pub(crate) struct Pair {
@@ -25,11 +28,30 @@ pub(crate) struct Pair {
 
 impl Pki {
     pub(crate) fn new() -> Pki {
+        Pki { ca: Pki::authority("test-ca"), front_proxies: Pki::authority("test-front-proxy-ca") }
+    }
+
+    fn authority(name: &str) -> Authority {
         let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.distinguished_name.push(rcgen::DnType::CommonName, "test-ca");
+        params.distinguished_name.push(rcgen::DnType::CommonName, name);
         let key = rcgen::KeyPair::generate().expect("a key");
-        Pki { ca: rcgen::CertifiedIssuer::self_signed(params, key).expect("a CA") }
+        rcgen::CertifiedIssuer::self_signed(params, key).expect("a CA")
+    }
+
+    /// Of who vouches for front proxies.
+    pub(crate) fn front_proxy_ca_pem(&self) -> String {
+        self.front_proxies.pem()
+    }
+
+    /// A certificate for a front proxy.
+    pub(crate) fn issue_front_proxy(&self, name: &str) -> Pair {
+        Pki::sign(&self.front_proxies, "127.0.0.1", name, &[], 1975, 4096)
+    }
+
+    /// A certificate for a server of this name.
+    pub(crate) fn issue_server(&self, name: &str) -> Pair {
+        Pki::sign(&self.ca, name, "server", &[], 1975, 4096)
     }
 
     pub(crate) fn ca_pem(&self) -> String {
@@ -43,7 +65,11 @@ impl Pki {
 
     /// The same, valid from the beginning of one year to that of another.
     pub(crate) fn issue_between(&self, name: &str, groups: &[&str], from: i32, to: i32) -> Pair {
-        let mut params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+        Pki::sign(&self.ca, "127.0.0.1", name, groups, from, to)
+    }
+
+    fn sign(by: &Authority, host: &str, name: &str, groups: &[&str], from: i32, to: i32) -> Pair {
+        let mut params = rcgen::CertificateParams::new(vec![host.to_owned()]).expect("parameters");
         params.not_before = rcgen::date_time_ymd(from, 1, 1);
         params.not_after = rcgen::date_time_ymd(to, 1, 1);
         params.distinguished_name = rcgen::DistinguishedName::new();
@@ -52,7 +78,7 @@ impl Pki {
             params.distinguished_name.push(rcgen::DnType::OrganizationName, *group);
         }
         let key = rcgen::KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.ca).expect("a certificate");
+        let certificate = params.signed_by(&key, by).expect("a certificate");
         Pair { certificate_pem: certificate.pem(), key_pem: key.serialize_pem() }
     }
 }
@@ -67,6 +93,7 @@ pub(crate) struct Cluster {
 fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
     let serving = pki.issue("skiff-apiserver", &[]);
     let kubelet = pki.issue("skiff-apiserver-kubelet-client", &["system:masters"]);
+    let front_proxy = pki.issue_front_proxy("front-proxy-client");
     let signing = rcgen::KeyPair::generate().expect("a key");
     Config {
         store,
@@ -74,6 +101,12 @@ fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
             certificate_chain_pem: serving.certificate_pem.into(),
             key_pem: serving.key_pem.into(),
             client_ca_pem: pki.ca_pem().into(),
+        }),
+        front_proxy: Some(FrontProxyConfig {
+            certificate_pem: front_proxy.certificate_pem.into(),
+            key_pem: front_proxy.key_pem.into(),
+            ca_pem: pki.front_proxy_ca_pem().into(),
+            allowed_names: vec!["front-proxy-client".into()],
         }),
         advertise: "192.0.2.1".parse().expect("an address"),
         port: 6443,

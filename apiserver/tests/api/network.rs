@@ -82,7 +82,7 @@ pub(crate) async fn post(
     exchange(cluster, to, Some(identity), "http/1.1", request).await
 }
 
-async fn exchange(
+pub(crate) async fn exchange(
     cluster: &Cluster,
     to: SocketAddr,
     identity: Option<&Pair>,

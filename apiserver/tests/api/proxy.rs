@@ -299,7 +299,7 @@ async fn connect(
     stream
 }
 
-async fn read_until(stream: &mut (impl AsyncRead + Unpin), wanted: &str) -> String {
+pub(crate) async fn read_until(stream: &mut (impl AsyncRead + Unpin), wanted: &str) -> String {
     let (mut seen, mut buffer) = (Vec::new(), [0; 512]);
     while !String::from_utf8_lossy(&seen).contains(wanted) {
         let read = stream.read(&mut buffer).await.expect("reads");

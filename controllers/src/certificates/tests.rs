@@ -38,6 +38,7 @@ impl Cluster {
         let server = ApiServer::start(skiff_apiserver::Config {
             store: Arc::new(store),
             tls: None,
+            front_proxy: None,
             advertise: "192.0.2.1".parse().unwrap(),
             port: 6443,
             service_cidr: "10.96.0.0/16".parse().unwrap(),

@@ -43,6 +43,7 @@ impl Plane {
         let server = ApiServer::start(Config {
             store: Arc::new(SqliteStore::open(options).expect("the store opens")),
             tls: None,
+            front_proxy: None,
             advertise: "192.0.2.1".parse().expect("an address"),
             port: 6443,
             service_cidr: "10.96.0.0/16".parse().expect("a range"),

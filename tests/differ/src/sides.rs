@@ -61,6 +61,7 @@ impl InProcess {
         let config = Config {
             store,
             tls: None,
+            front_proxy: None,
             advertise: "192.0.2.1".parse()?,
             port: 6443,
             service_cidr: "10.96.0.0/16".parse()?,

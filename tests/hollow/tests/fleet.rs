@@ -41,6 +41,7 @@ impl Plane {
         let server = ApiServer::start(Config {
             store: Arc::new(SqliteStore::open(SqliteOptions::new(folder.path().join("state.db")))?),
             tls: None,
+            front_proxy: None,
             advertise: [10, 0, 0, 1].into(),
             port: 6443,
             service_cidr: "10.96.0.0/16".parse()?,

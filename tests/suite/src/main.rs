@@ -96,6 +96,7 @@ fn config(folder: &tempfile::TempDir, certificate_pem: &str, key: &rcgen::KeyPai
     Ok(Config {
         store: Arc::new(SqliteStore::open(SqliteOptions::new(folder.path().join("state.db")))?),
         tls: None,
+        front_proxy: None,
         advertise: ADDRESS.parse()?,
         port: 6443,
         service_cidr: "10.0.0.0/24".parse()?,

@@ -57,7 +57,7 @@ impl ControlPlane {
         let (listener, access) = Access::open(folder.path()).await?;
         let config = Config { tls: Some(access.tls()?), port: access.port, ..config(&folder)? };
         let mut plane = ControlPlane::begin(config, folder, Selection::default()).await?;
-        plane.server.publish_client_ca(&access.ca_pem()).await?;
+        plane.server.publish_authorities(&access.ca_pem(), None).await?;
         let (server, shutdown) = (plane.server.clone(), plane.shutdown.clone());
         plane
             .running
@@ -253,6 +253,7 @@ fn config(folder: &tempfile::TempDir) -> Result<Config> {
     Ok(Config {
         store: Arc::new(SqliteStore::open(SqliteOptions::new(folder.path().join("state.db")))?),
         tls: None,
+        front_proxy: None,
         advertise: NODE_IP.parse()?,
         port: API_PORT,
         service_cidr: "10.96.0.0/16".parse()?,

@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::config::Way;
+use super::config::{ConfigError, Way};
 use super::tls;
 
 /// A connection that TLS can be spoken over.
@@ -81,8 +81,9 @@ pub async fn dial(address: SocketAddr) -> Result<Box<dyn Stream>, DialError> {
     Ok(Box::new(stream))
 }
 
+/// Why there is no connection, in upstream's words.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum ConnectError {
+pub enum ConnectError {
     #[error(transparent)]
     Dial(#[from] DialError),
     #[error("{0}")]
@@ -97,9 +98,9 @@ pub(super) enum ConnectError {
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Makes the connections to one peer.
+/// Makes the connections to one peer, for a client of hyper.
 #[derive(Clone)]
-pub(super) struct Connector {
+pub struct Connector {
     pub(super) resolver: Arc<dyn Resolver>,
     pub(super) way: Arc<Way>,
     pub(super) host: Arc<str>,
@@ -109,6 +110,26 @@ pub(super) struct Connector {
 }
 
 impl Connector {
+    /// Connections to a port of a Service, which must show a certificate for `<name>.<namespace>.svc`, as `tls` judges it.
+    ///
+    /// # Errors
+    /// If that is no name that a certificate could be for.
+    pub fn to_service(
+        resolver: Arc<dyn Resolver>,
+        namespace: &str,
+        name: &str,
+        port: u16,
+        tls: Arc<rustls::ClientConfig>,
+    ) -> Result<Connector, ConfigError> {
+        let host = format!("{name}.{namespace}.svc");
+        let server_name = ServerName::try_from(host.clone()).map_err(|_| ConfigError::Url {
+            why: format!("{host:?} is no name that a certificate could be for"),
+        })?;
+        let way = Way::Service { namespace: namespace.to_owned(), name: name.to_owned() };
+        let (way, host) = (Arc::new(way), host.as_str().into());
+        Ok(Connector { resolver, way, host, port, server_name, tls: tls.into() })
+    }
+
     async fn connect(self) -> Result<Wire, ConnectError> {
         let dialled = tokio::time::timeout(DIAL_TIMEOUT, async {
             match &*self.way {
@@ -141,7 +162,7 @@ impl tower::Service<http::Uri> for Connector {
 }
 
 /// What HTTP is spoken over.
-pub(super) struct Wire(TokioIo<TlsStream<Box<dyn Stream>>>);
+pub struct Wire(TokioIo<TlsStream<Box<dyn Stream>>>);
 
 impl Connection for Wire {
     fn connected(&self) -> Connected {

@@ -60,8 +60,8 @@ pub(super) fn words(error: &io::Error) -> String {
     words.to_owned()
 }
 
-/// Upstream's words for a request that was not answered.
-pub(super) fn of_request(error: &hyper_util::client::legacy::Error) -> String {
+/// Upstream's words for a request that was not answered, over the connections of a [`Connector`](super::Connector).
+pub fn of_request(error: &hyper_util::client::legacy::Error) -> String {
     let Some(source) = std::error::Error::source(error) else { return error.to_string() };
     if let Some(error) = source.downcast_ref::<ConnectError>() {
         return error.to_string();

@@ -20,6 +20,24 @@ pub(super) fn config(
     host_roots: &Arc<RootCertStore>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<rustls::ClientConfig, ConfigError> {
+    let verifier = verifier(ca_bundle, host_roots, provider)?;
+    Ok(rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ConfigError::Tls(error.to_string()))?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth())
+}
+
+/// Who judges the certificates of servers that a CA bundle, or the host's roots where that is empty, vouches for.
+///
+/// # Errors
+/// If there is no certificate to go by.
+pub fn verifier(
+    ca_bundle: &[u8],
+    host_roots: &Arc<RootCertStore>,
+    provider: &Arc<CryptoProvider>,
+) -> Result<Arc<dyn ServerCertVerifier>, ConfigError> {
     let unusable = |error: &dyn std::error::Error| ConfigError::Tls(error.to_string());
     let (roots, pinned) = if ca_bundle.is_empty() {
         (host_roots.clone(), Vec::new())
@@ -33,13 +51,7 @@ pub(super) fn config(
     let chains = WebPkiServerVerifier::builder_with_provider(roots, provider.clone())
         .build()
         .map_err(|error| unusable(&error))?;
-    let verifier = Arc::new(Verifier { chains, pinned });
-    Ok(rustls::ClientConfig::builder_with_provider(provider.clone())
-        .with_safe_default_protocol_versions()
-        .map_err(|error| unusable(&error))?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+    Ok(Arc::new(Verifier { chains, pinned }))
 }
 
 /// The certificates of a bundle. What of it is none is passed over, as upstream does.
