@@ -7,7 +7,8 @@
 //! # Guarantees
 //! - A kind that is established is known soon after; one that nobody told of, within [`READ_EVERY`].
 //! - A document that has not changed is not read again (`ETag`).
-//! - What cannot be read leaves what was known: nobody forgets kinds because a server is away.
+//! - What cannot be read leaves what was known: nobody forgets kinds because a server is away. Of a group and version whose own
+//!   server is away it is known that there is one ([`Resources::stale`]), and no more.
 //!
 //! Source: aggregated discovery (KEP-3352).
 
@@ -80,6 +81,7 @@ impl ServedResource {
 #[derive(Clone, Debug, Default)]
 pub struct Resources {
     all: Vec<Arc<ServedResource>>,
+    stale: Vec<String>,
     by_kind: HashMap<(String, String, String), Arc<ServedResource>>,
 }
 
@@ -91,7 +93,26 @@ impl Resources {
         for resource in &all {
             by_kind.entry(key(resource)).or_insert_with(|| resource.clone());
         }
-        Resources { all, by_kind }
+        Resources { all, by_kind, stale: Vec::new() }
+    }
+
+    /// With groups and versions of which nobody can tell what they have.
+    pub fn with_stale(mut self, stale: Vec<String>) -> Resources {
+        self.stale = stale;
+        self
+    }
+
+    /// The groups and versions of which nobody can tell at the moment what they have, such as `example.com/v1`.
+    pub fn stale(&self) -> &[String] {
+        &self.stale
+    }
+
+    /// The same as one sentence, in upstream's words; `None` if there are none.
+    pub fn failure(&self) -> Option<String> {
+        let told = |of: &String| format!("{of}: stale GroupVersion discovery: {of}");
+        let all: Vec<String> = self.stale.iter().map(told).collect();
+        let listed = || format!("unable to retrieve the complete list of server APIs: {}", all.join(", "));
+        (!all.is_empty()).then(listed)
     }
 
     pub fn by_kind(&self, group: &str, version: &str, kind: &str) -> Option<&Arc<ServedResource>> {
@@ -158,6 +179,7 @@ impl Discovery {
 struct Document {
     tag: Option<http::HeaderValue>,
     resources: Vec<ServedResource>,
+    stale: Vec<String>,
 }
 
 async fn follow(client: Client, sender: watch::Sender<Option<Arc<Resources>>>, shutdown: CancellationToken) {
@@ -182,7 +204,8 @@ async fn follow(client: Client, sender: watch::Sender<Option<Arc<Resources>>>, s
         // A half is not enough: the other would count as gone.
         if has_changed && documents.len() == 2 {
             let all = documents.values().flat_map(|document| document.resources.iter().cloned()).collect();
-            sender.send_replace(Some(Arc::new(Resources::new(all))));
+            let stale = documents.values().flat_map(|document| document.stale.iter().cloned()).collect();
+            sender.send_replace(Some(Arc::new(Resources::new(all).with_stale(stale))));
         }
         // Each arm only waits.
         tokio::select! {
@@ -235,7 +258,9 @@ async fn read(client: &Client, path: &str, known: Option<&Document>) -> Result<O
     let tag = response.headers().get(http::header::ETAG).cloned();
     let body = http_body_util::Limited::new(response.into_body(), MAX_BYTES);
     let bytes = http_body_util::BodyExt::collect(body).await.map_err(|_| ReadError::TooLarge)?.to_bytes();
-    Ok(Some(Document { tag, resources: resources_of(serde_json::from_slice(&bytes)?) }))
+    let list: GroupList = serde_json::from_slice(&bytes)?;
+    let stale = stale_of(&list);
+    Ok(Some(Document { tag, resources: resources_of(list), stale }))
 }
 
 #[derive(Deserialize)]
@@ -263,6 +288,8 @@ struct Version {
     version: String,
     #[serde(default)]
     resources: Vec<Listed>,
+    #[serde(default)]
+    freshness: String,
 }
 
 #[derive(Deserialize)]
@@ -289,10 +316,23 @@ struct Subresource {
     subresource: String,
 }
 
+const STALE: &str = "Stale";
+
+fn stale_of(list: &GroupList) -> Vec<String> {
+    let mut stale = Vec::new();
+    for group in &list.items {
+        let versions = group.versions.iter().filter(|version| version.freshness == STALE);
+        stale.extend(versions.map(|version| format!("{}/{}", group.metadata.name, version.version)));
+    }
+    stale.sort();
+    stale
+}
+
+/// What is stale may be something else by now.
 fn resources_of(list: GroupList) -> Vec<ServedResource> {
     let mut all = Vec::new();
     for group in list.items {
-        for version in group.versions {
+        for version in group.versions.into_iter().filter(|version| version.freshness != STALE) {
             all.extend(version.resources.into_iter().map(|listed| ServedResource {
                 group: group.metadata.name.clone(),
                 version: version.version.clone(),
@@ -334,5 +374,25 @@ mod tests {
         assert_eq!(preferred, ["foos.example.com example.com/v2", "bars.example.com example.com/v1"]);
         let old = resources.by_kind("example.com", "v1", "Foo").expect("both versions are known");
         assert!(old.can("list") && !old.can("delete") && old.has_subresource("scale") && old.is_namespaced);
+    }
+
+    #[test]
+    fn of_what_is_stale_nothing_is_known_but_that_it_is_there() {
+        let document = json!({"kind": "APIGroupDiscoveryList", "metadata": {}, "items": [{
+            "metadata": {"name": "example.com"},
+            "versions": [
+                {"version": "v1", "freshness": "Current", "resources": [{"resource": "foos", "scope": "Namespaced"}]},
+                {"version": "v2", "freshness": "Stale", "resources": [{"resource": "bars", "scope": "Namespaced"}]},
+            ],
+        }]});
+        let list: GroupList = serde_json::from_value(document).expect("a document");
+        let stale = stale_of(&list);
+        let resources = Resources::new(resources_of(list)).with_stale(stale);
+        assert_eq!(resources.preferred().map(|r| r.name()).collect::<Vec<_>>(), ["foos.example.com"]);
+        assert_eq!(
+            resources.failure().expect("one is stale"),
+            "unable to retrieve the complete list of server APIs: example.com/v2: stale GroupVersion discovery: example.com/v2"
+        );
+        assert_eq!(Resources::default().failure(), None);
     }
 }

@@ -9,7 +9,7 @@
 //!   the version that was looked at.
 //! - An owner that is deleted in the foreground goes after the dependents that block it; one that orphans them goes
 //!   after they have forgotten it. Both wait until every kind has been listed once: until then an object may only
-//!   seem to have no dependents.
+//!   seem to have no dependents. A kind whose own API server does not list it is waited for no longer than [`FIRST_LISTS`].
 //!
 //! # Caveats
 //! - A reference to a kind that is not served counts as one to an owner that stays.
@@ -32,9 +32,10 @@ use kube::runtime::{WatchStreamExt as _, watcher as watch_all};
 use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use skiff_client::{Discovery, EventRecorder, EventType, ServedResource, WorkQueue};
+use skiff_client::{Discovery, EventRecorder, EventType, Resources, ServedResource, WorkQueue};
 use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
@@ -54,6 +55,8 @@ const IGNORED: [&str; 1] = ["events"];
 const DISCOVERY: &str = "discovery";
 /// Collection begins after this long even if some kind cannot be listed: upstream's figure.
 const FIRST_LISTS: Duration = Duration::from_secs(30);
+/// What the server refuses that cannot read its store: whatever is in there may be a dependent.
+const DAMAGED: &str = "StorageReadError";
 /// How often an owner that waits is looked at while some kind has not been listed.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 
@@ -97,6 +100,19 @@ pub(crate) async fn run(context: Context, shutdown: CancellationToken) {
     }
 }
 
+/// The kinds that are watched, by group and plural, and what ends each watch.
+type Watched = HashMap<(String, String), (Arc<ServedResource>, CancellationToken)>;
+
+/// What garbage is collected of.
+fn collected(resources: &Resources) -> HashMap<(String, String), &Arc<ServedResource>> {
+    resources
+        .preferred()
+        .filter(|r| ["list", "watch", "delete"].into_iter().all(|verb| r.can(verb)))
+        .filter(|r| !IGNORED.contains(&r.plural.as_str()))
+        .map(|resource| ((resource.group.clone(), resource.plural.clone()), resource))
+        .collect()
+}
+
 /// The watches of all kinds.
 struct Watching {
     client: Client,
@@ -107,26 +123,12 @@ struct Watching {
 impl Watching {
     /// Begins and ends watches as kinds come and go.
     async fn follow(self, discovery: Discovery) {
-        let mut watched: HashMap<(String, String), (Arc<ServedResource>, CancellationToken)> = HashMap::new();
+        let mut watched = Watched::new();
         let mut changes = discovery.changes();
         // Only waits.
         while let Some(Some(resources)) = self.shutdown.run_until_cancelled(changes.next()).await {
-            let served: HashMap<(String, String), &Arc<ServedResource>> = resources
-                .preferred()
-                .filter(|r| ["list", "watch", "delete"].into_iter().all(|verb| r.can(verb)))
-                .filter(|r| !IGNORED.contains(&r.plural.as_str()))
-                .map(|resource| ((resource.group.clone(), resource.plural.clone()), resource))
-                .collect();
-            watched.retain(|key, (resource, stop)| {
-                let stays = served.get(key).is_some_and(|now| ***now == **resource);
-                if !stays {
-                    stop.cancel();
-                    self.seen.forget_others(resource, &HashSet::new());
-                    self.seen.unlisted.send_if_modified(|kinds| kinds.remove(&resource.name()));
-                }
-                stays
-            });
-            for (key, resource) in served {
+            self.seen.forget_unserved(&resources, &mut watched);
+            for (key, resource) in collected(&resources) {
                 watched.entry(key).or_insert_with(|| {
                     let stop = self.shutdown.child_token();
                     self.watch(resource.clone(), stop.clone());
@@ -151,6 +153,7 @@ async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<ServedResource>, shutd
     let events = watch_all(api, watcher::Config::default()).default_backoff();
     let mut events = std::pin::pin!(events);
     let mut listed: Option<HashSet<String>> = None;
+    let began = Instant::now();
     loop {
         let event = tokio::select! {
             // Both only wait.
@@ -178,11 +181,26 @@ async fn watch(client: Client, seen: Arc<Seen>, kind: Arc<ServedResource>, shutd
                 }
             }
             Some(Err(error)) if seen.unlisted.borrow().contains(&kind.name()) => {
-                warn!(kind = kind.kind, %error, "cannot list a kind, for which garbage collection waits; trying again");
+                let is_damaged = reason_of(&error).is_some_and(|reason| reason == DAMAGED);
+                if !is_damaged && began.elapsed() >= FIRST_LISTS {
+                    warn!(kind = kind.kind, %error, "a kind cannot be listed; garbage is collected without it");
+                    seen.unlisted.send_if_modified(|kinds| kinds.remove(&kind.name()));
+                } else {
+                    warn!(kind = kind.kind, %error, "cannot list a kind, for which garbage collection waits; trying again");
+                }
             }
             Some(Err(error)) => debug!(kind = kind.kind, %error, "the watch is interrupted; trying again"),
             None => return,
         }
+    }
+}
+
+/// The reason of a refusal.
+fn reason_of(error: &watcher::Error) -> Option<&str> {
+    match error {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status)) => Some(&status.reason),
+        _ => None,
     }
 }
 
@@ -210,6 +228,25 @@ impl Seen {
             self.deletions.tell(&kind, namespace.as_deref().unwrap_or_default());
         }
         look.into_iter().for_each(|uid| self.queue.add(uid));
+    }
+
+    /// Ends the watches of kinds that are not served any more, and forgets what they saw. One whose server is away for a while is what
+    /// it was, but nobody waits for it.
+    fn forget_unserved(&self, resources: &Resources, watched: &mut Watched) {
+        let served = collected(resources);
+        watched.retain(|key, (resource, stop)| {
+            if resources.stale().contains(&resource.api_version()) {
+                self.unlisted.send_if_modified(|kinds| kinds.remove(&resource.name()));
+                return true;
+            }
+            let stays = served.get(key).is_some_and(|now| ***now == **resource);
+            if !stays {
+                stop.cancel();
+                self.forget_others(resource, &HashSet::new());
+                self.unlisted.send_if_modified(|kinds| kinds.remove(&resource.name()));
+            }
+            stays
+        });
     }
 
     /// After a broken watch: what a new list no longer holds is gone.

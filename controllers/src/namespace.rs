@@ -4,6 +4,8 @@
 //! - While a pod of the namespace is left, nothing else is deleted: no pod outlives the NetworkPolicy or the Secret
 //!   that it was started under (CVE-2024-7598; KEP-5080).
 //! - What holds up the deletion stands in the namespace's conditions.
+//! - While nobody can tell what some group has, because its API server is away, everything else of the namespace is deleted and
+//!   the namespace stays.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,6 +32,8 @@ use plan::Found;
 const FINALIZER: &str = "kubernetes";
 /// Pods end in their own time; this is how often we look whether they have.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
+/// The same of API servers, which come back in theirs.
+const DISCOVER_AGAIN: Duration = Duration::from_secs(5);
 /// Counting what is left of a large namespace is no small thing: a pass may take one part of the time in so many.
 const RESTS: u32 = 2;
 /// Of a `Status`.
@@ -62,6 +66,9 @@ impl Namespaces {
     async fn empty(&self, namespace: &str) -> (Found, Option<kube::Error>) {
         let (mut found, mut failure) = (Found::default(), None);
         let served = self.discovery.known().await;
+        if let Some(which) = served.failure() {
+            found.undiscovered(served.stale().len(), which);
+        }
         let can_be_emptied =
             |r: &&Arc<ServedResource>| r.is_namespaced && r.can("list") && r.can("deletecollection");
         let (pods, others): (Vec<ApiResource>, Vec<ApiResource>) = served
@@ -185,6 +192,9 @@ impl Controller for Namespaces {
         }
         if !found.is_empty() {
             return Ok(Outcome::After(LOOK_AGAIN.max(began.elapsed().saturating_mul(RESTS))));
+        }
+        if found.is_unknown() {
+            return Ok(Outcome::After(DISCOVER_AGAIN.max(began.elapsed().saturating_mul(RESTS))));
         }
         self.finalize(&namespace).await?;
         Ok(Outcome::Done)

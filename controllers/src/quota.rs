@@ -105,8 +105,10 @@ impl Quotas {
         self.rests.lock().insert(key.clone(), until);
     }
 
-    /// What is used of each resource that the quota bounds, of those that anything counts for.
-    async fn count(&self, quota: &Value, namespace: &str) -> Result<Resources, kube::Error> {
+    /// What is used of each resource that the quota bounds, of those that anything counts for; and the first failure, which is no
+    /// reason not to count the rest: an API server that is away costs what it has.
+    async fn count(&self, quota: &Value, namespace: &str) -> (Resources, Option<kube::Error>) {
+        let mut failure = None;
         let hard = Resources::from_json(&quota["spec"]["hard"]);
         let mut used = Resources::default();
         let resources = self.discovery.known().await;
@@ -116,12 +118,12 @@ impl Quotas {
             if names.is_empty() {
                 continue;
             }
-            let counted = self.count_kind(kind, &evaluator, quota, &names, namespace).await?;
-            for (name, amount) in counted.iter() {
-                used.set(name, amount);
+            match self.count_kind(kind, &evaluator, quota, &names, namespace).await {
+                Ok(counted) => counted.iter().for_each(|(name, amount)| used.set(name, amount)),
+                Err(error) => failure = failure.or(Some(error)),
             }
         }
-        Ok(used)
+        (used, failure)
     }
 
     /// Listed from the API, which has everything that was acknowledged; of what only counts as there is, no more than
@@ -214,13 +216,16 @@ impl Controller for Quotas {
         };
         let quota = serde_json::to_value(&live).unwrap_or_default();
         let began = Instant::now();
-        let counted = self.count(&quota, &key.namespace).await?;
+        let (counted, failure) = self.count(&quota, &key.namespace).await;
         self.rest(key, began.elapsed());
         if let Some(status) = status(&quota, &counted) {
             live.data["status"] = status;
             gone_is_fine(api.replace_status(&key.name, &PostParams::default(), &live).await)?;
         }
-        Ok(Outcome::After(RESYNC))
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(Outcome::After(RESYNC)),
+        }
     }
 }
 
@@ -330,7 +335,33 @@ mod tests {
         let informers = Informers::new(api.client(), CancellationToken::new());
         let quotas = Quotas::new(&Context::new(api.credentials(), informers, discovery()));
         let quota = json!({"metadata": {"name": "q"}, "spec": {"hard": {"pods": "5"}}});
-        let counted = quotas.count(&quota, "d").await.unwrap();
+        let (counted, failure) = quotas.count(&quota, "d").await;
+        assert!(failure.is_none(), "{failure:?}");
         assert_eq!(counted.to_json(), json!({"pods": "2"}));
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_counted_keeps_what_was_said_of_it_and_holds_up_nothing_else() {
+        let quota = json!({
+            "apiVersion": "v1", "kind": "ResourceQuota",
+            "metadata": {"name": "q", "namespace": "d", "resourceVersion": "7"},
+            "spec": {"hard": {"pods": "5", "count/replicasets.apps": "9"}},
+            "status": {"hard": {"pods": "5", "count/replicasets.apps": "9"}, "used": {"pods": "0", "count/replicasets.apps": "3"}},
+        });
+        let answered = quota.clone();
+        let api = ScriptedApi::new(move |asked: &Asked| match asked.path.as_str() {
+            "/api/v1/namespaces/d/pods" => Some(json!({
+                "kind": "PodList", "apiVersion": "v1", "metadata": {},
+                "items": [{"metadata": {"name": "p"}, "spec": {"containers": []}}],
+            })),
+            path if path.ends_with("/replicasets") => None,
+            _ => Some(answered.clone()),
+        });
+        let informers = Informers::new(api.client(), CancellationToken::new());
+        let quotas = Quotas::new(&Context::new(api.credentials(), informers, discovery()));
+        quotas.reconcile(&ObjectKey::new("d", "q")).await.unwrap_err();
+        let written = api.written();
+        assert_eq!(written.len(), 1, "{written:?}");
+        assert_eq!(written[0].body["status"]["used"], json!({"pods": "1", "count/replicasets.apps": "3"}));
     }
 }

@@ -134,6 +134,24 @@ async fn a_kind_that_cannot_be_listed_does_not_hold_up_collection_for_ever() {
     tokio::time::timeout(FIRST_LISTS * 2, cluster.collector.synced()).await.expect("it waits for ever");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_kind_that_its_own_server_does_not_list_is_waited_for_no_longer_than_the_first_lists() {
+    let began = tokio::time::Instant::now();
+    let seen = cluster(Vec::new()).collector.seen;
+    let watching = Watching {
+        client: ScriptedApi::refusing(|_| Err(503)).client(),
+        seen: seen.clone(),
+        shutdown: CancellationToken::new(),
+    };
+    watching.watch(served("apps", "replicasets"), watching.shutdown.child_token());
+    assert_eq!(seen.unlisted.borrow().len(), 1);
+    let mut unlisted = seen.unlisted.subscribe();
+    let all = tokio::time::timeout(FIRST_LISTS * 10, unlisted.wait_for(BTreeSet::is_empty)).await;
+    drop(all.expect("it is waited for without end").unwrap());
+    assert!(began.elapsed() >= FIRST_LISTS, "it is not waited for at all");
+    watching.shutdown.cancel();
+}
+
 #[tokio::test]
 async fn an_object_of_the_cluster_is_not_deleted_for_an_owner_that_no_namespace_is_given_for() {
     let cluster = cluster(Vec::new());

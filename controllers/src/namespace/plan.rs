@@ -17,6 +17,8 @@ pub(super) struct Found {
     finalizers: BTreeMap<String, usize>,
     /// What could not be deleted, and why.
     failures: Vec<String>,
+    /// Of how many groups and versions nobody can tell what they have, and which.
+    undiscovered: Option<(usize, String)>,
 }
 
 impl Found {
@@ -39,8 +41,18 @@ impl Found {
         self.failures.push(why);
     }
 
+    pub(super) fn undiscovered(&mut self, n: usize, which: String) {
+        self.undiscovered = Some((n, which));
+    }
+
+    /// Whether nothing is left, as far as anybody can tell.
     pub(super) fn is_empty(&self) -> bool {
         self.n_remaining.is_empty() && self.failures.is_empty()
+    }
+
+    /// Whether there may be something that nobody can tell of.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.undiscovered.is_some()
     }
 }
 
@@ -87,13 +99,20 @@ fn says(found: &Found) -> [Says; 5] {
         let message = format!("Some content in the namespace has finalizers remaining: {listed}");
         ("NamespaceFinalizersRemaining", "True", "SomeFinalizersRemain", message)
     };
-    [
-        // The kinds are built in: that they could not be discovered or parsed cannot happen.
-        fine(
+    let discovery = match &found.undiscovered {
+        None => fine(
             "NamespaceDeletionDiscoveryFailure",
             "ResourcesDiscovered",
             "All resources successfully discovered",
         ),
+        Some((n, which)) => {
+            let message = format!("Discovery failed for some groups, {n} failing: {which}");
+            ("NamespaceDeletionDiscoveryFailure", "True", "DiscoveryFailed", message)
+        }
+    };
+    [
+        discovery,
+        // They come from discovery, and not as text: that they cannot be parsed cannot happen.
         fine(
             "NamespaceDeletionGroupVersionParsingFailure",
             "ParsedGroupVersions",
@@ -171,11 +190,12 @@ mod tests {
         found.left(&resource("deployments", "apps"), 1, []);
         found.left(&resource("secrets", ""), 0, []);
         found.failed("secrets is forbidden".into());
+        found.undiscovered(1, "example.com/v1 is away".into());
         let conditions = conditions(&[], &found, at(1)).unwrap();
         assert_eq!(
             shown(&conditions),
             [
-                "NamespaceDeletionDiscoveryFailure=False ResourcesDiscovered: All resources successfully discovered",
+                "NamespaceDeletionDiscoveryFailure=True DiscoveryFailed: Discovery failed for some groups, 1 failing: example.com/v1 is away",
                 "NamespaceDeletionGroupVersionParsingFailure=False ParsedGroupVersions: All legacy kube types successfully parsed",
                 "NamespaceDeletionContentFailure=True ContentDeletionFailed: Failed to delete all resource types, 1 remaining: secrets is forbidden",
                 "NamespaceContentRemaining=True SomeResourcesRemain: Some resources are remaining: deployments.apps has 1 resource instances, pods. has 2 resource instances",
