@@ -5,7 +5,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use base64::Engine as _;
 use futures::{StreamExt, stream};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, UnixTime};
 use serde_json::{Value, json};
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
@@ -13,6 +16,7 @@ use skiff_api::{Status, decode, default};
 
 use crate::aggregation::identity;
 use crate::api::{Api, Call, key_of};
+use crate::auth::authenticate::Validity;
 use crate::auth::rbac::{Expected, Policy, completed};
 use crate::registry::{Next, Part, now};
 use crate::services::ServiceCidr;
@@ -46,6 +50,11 @@ pub(crate) struct Advertised {
     pub(crate) cidr: ServiceCidr,
 }
 
+const FRONT_PROXY_CA: &str = "requestheader-client-ca-file";
+/// As many authorities for front proxies are published, of whatever servers.
+const MAX_AUTHORITIES: usize = 16;
+const PEM_COLUMNS: usize = 64;
+
 /// Whose certificates count, by upstream's keys.
 pub(crate) struct Trusted(BTreeMap<&'static str, String>);
 
@@ -54,7 +63,7 @@ impl Trusted {
         let mut data = BTreeMap::from([("client-ca-file", client_ca_pem.to_owned())]);
         if let Some(FrontProxyConfig { ca_pem, allowed_names, .. }) = front_proxy {
             let list = |names: &[&str]| json!(names).to_string();
-            data.insert("requestheader-client-ca-file", String::from_utf8_lossy(ca_pem).into_owned());
+            data.insert(FRONT_PROXY_CA, String::from_utf8_lossy(ca_pem).into_owned());
             data.insert("requestheader-allowed-names", json!(allowed_names).to_string());
             data.insert("requestheader-username-headers", list(&[identity::USER]));
             data.insert("requestheader-uid-headers", list(&[identity::UID]));
@@ -145,7 +154,11 @@ impl Api {
         self.modify(&kind, NAME.0, NAME.1, false, |current| {
             let mut map = current.object.clone();
             for (key, value) in data {
-                let united = united(map["data"][key].as_str().unwrap_or_default(), value);
+                let known = map["data"][key].as_str().unwrap_or_default();
+                let united = match *key {
+                    FRONT_PROXY_CA => Some(united_certificates(known, value, UnixTime::now())),
+                    _ => united(known, value),
+                };
                 map["data"][key] = united.as_deref().unwrap_or(value).into();
             }
             Ok(Next::Put(map))
@@ -270,6 +283,30 @@ impl Api {
     fn exists(&self, call: &Call) -> Result<bool, Status> {
         Ok(self.caches.of(&call.kind)?.get(&call.key())?.is_some())
     }
+}
+
+/// Two bundles of certificates as one, ours first, without those that are outside their time: several servers of a cluster may each
+/// have an authority of their own for front proxies.
+fn united_certificates(known: &str, ours: &str, now: UnixTime) -> String {
+    let mut all = ours.trim_end().to_owned();
+    let mut seen: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(ours.as_bytes()).filter_map(Result::ok).collect();
+    for certificate in CertificateDer::pem_slice_iter(known.as_bytes()).filter_map(Result::ok) {
+        let is_good = Validity::of(&certificate).is_some_and(|validity| validity.nearest_to(now) == now);
+        if !is_good || seen.contains(&certificate) || seen.len() >= MAX_AUTHORITIES {
+            continue;
+        }
+        let encoded = base64::engine::general_purpose::STANDARD.encode(&certificate);
+        all.push_str("\n-----BEGIN CERTIFICATE-----\n");
+        for line in encoded.as_bytes().chunks(PEM_COLUMNS) {
+            all.push_str(&String::from_utf8_lossy(line));
+            all.push('\n');
+        }
+        all.push_str("-----END CERTIFICATE-----");
+        seen.push(certificate);
+    }
+    all.push('\n');
+    all
 }
 
 /// Two lists of names as one, as they are written; `None` where one is no list.

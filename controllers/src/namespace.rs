@@ -254,6 +254,31 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_nobody_can_tell_of_is_said_and_holds_up_nothing_but_the_end() {
+        let api = ScriptedApi::new(|asked: &Asked| match asked.method {
+            Method::GET => Some(list(&[])),
+            _ => Some(json!({"metadata": {"name": "gone"}})),
+        });
+        let all = discovery().known().await;
+        let served = all.preferred().map(|resource| (**resource).clone()).collect();
+        let resources = skiff_client::Resources::new(served).with_stale(vec!["example.com/v1".into()]);
+        let shutdown = CancellationToken::new();
+        let informers = Informers::new(api.client(), shutdown.clone());
+        let namespaces =
+            Namespaces::new(&Context::new(api.credentials(), informers, Discovery::of(resources)));
+        let (found, failure) = namespaces.empty("gone").await;
+        assert!(found.is_empty() && found.is_unknown() && failure.is_none(), "{found:?}");
+        let mut namespace = Namespace::default();
+        namespace.metadata.name = Some("gone".into());
+        namespaces.write_conditions(&namespace, &found).await;
+        shutdown.cancel();
+        let written = api.written();
+        assert_eq!(written[0].path, "/api/v1/namespaces/gone/status");
+        let condition = &written[0].body["status"]["conditions"][0];
+        assert_eq!((&condition["reason"], &condition["status"]), (&json!("DiscoveryFailed"), &json!("True")));
+    }
+
+    #[tokio::test]
     async fn a_collection_that_cannot_be_deleted_is_said_in_the_servers_words() {
         // What it does not know the scripted server answers with 404.
         let api = ScriptedApi::new(|_: &Asked| None);

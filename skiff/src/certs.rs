@@ -182,8 +182,12 @@ fn print_rows(rows: &[[String; 6]]) {
 fn of_layout(layout: &Layout) -> Result<Vec<Found>> {
     let (pki, agent) = (layout.pki(), layout.agent());
     let mut found = Vec::new();
-    add(&mut found, "authority", &pki::authority_file(&pki), true);
-    add(&mut found, "authority, the one before", &pki.join("ca.last.crt"), false);
+    for ((now, before), whose) in
+        pki::authority_files(&pki).iter().zip(["authority", "front proxy authority"])
+    {
+        add(&mut found, whose, now, true);
+        add(&mut found, &format!("{whose}, the one before"), before, false);
+    }
     let mut shown = files(&pki::shown_directory(&pki))?;
     shown.sort();
     for path in shown {
@@ -291,7 +295,13 @@ mod tests {
         let pki = Pki::open(&layout.pki(), Clock::Checked).unwrap();
         pki.shows("administrator", &pki.administrator().unwrap()).unwrap();
         pki::rotate(&layout.pki(), Clock::Checked).unwrap();
-        let names = ["authority", "authority, the one before", "server: administrator"];
+        let names = [
+            "authority",
+            "authority, the one before",
+            "front proxy authority",
+            "front proxy authority, the one before",
+            "server: administrator",
+        ];
         assert_eq!(judged(&layout, 0), (names.map(str::to_owned).to_vec(), true));
         assert!(judged(&layout, 334).1);
         assert!(!judged(&layout, 336).1, "it ends soon");

@@ -1,6 +1,7 @@
 //! The cluster's keys: made once, kept in files of mode 0600.
 //!
-//! One authority signs everything. Certificates are made anew at each start and whenever the clock or an address has left what
+//! One authority signs everything, but for what the API server shows as a front proxy to API servers that stand behind it: who may
+//! say in whose name a request is sent is vouched for by an authority of its own. Certificates are made anew at each start and whenever the clock or an address has left what
 //! they were made for (`upkeep`), so that a cluster may grow older than a certificate; only the authority and keys are kept.
 //!
 //! The authority lasts ten years by the clock it was made by, and every node trusts it by name: none is made by a clock that
@@ -31,10 +32,12 @@ use crate::identity::Validity;
 
 mod authority;
 
-use authority::{Authority, key_file, make_authority};
-pub(crate) use authority::{Clock, authority_file, clock_fault, rotate};
+use authority::{Authority, CLUSTER, FRONT_PROXY};
+pub(crate) use authority::{Clock, authority_file, authority_files, clock_fault, rotate};
 
 const PEM_COLUMNS: usize = 64;
+/// The one front proxy that there is, by kubeadm's name of it.
+pub(crate) const FRONT_PROXY_NAME: &str = "front-proxy-client";
 const DAY_S: i64 = 86_400;
 const YEAR_S: i64 = 365 * DAY_S;
 /// Certificates are good from a little before now, for clocks that are not quite equal.
@@ -44,6 +47,7 @@ pub(crate) const BACKDATE_S: i64 = 3600;
 pub(crate) struct Pki {
     directory: PathBuf,
     authority: ArcSwap<Authority>,
+    front_proxy: ArcSwap<Authority>,
     pub(crate) service_account_private_pem: String,
     pub(crate) service_account_public_pem: String,
     admin_key: KeyPair,
@@ -66,15 +70,13 @@ impl Pki {
     /// Reads the keys in a directory; makes those that are missing.
     pub(crate) fn open(directory: &Path, clock: Clock) -> Result<Pki> {
         fs::create_dir_all(directory).with_context(|| format!("creating {}", directory.display()))?;
-        let ca_key = key(&key_file(directory))?;
-        let ca_pem = kept(&authority_file(directory), || make_authority(&ca_key, clock))?;
-        let authority = Authority::new(ca_pem, ca_key)
-            .with_context(|| format!("reading {}", authority_file(directory).display()))?;
+        let (authority, front_proxy) = (CLUSTER.open(directory, clock)?, FRONT_PROXY.open(directory, clock)?);
         let account_key = key(&directory.join("sa.key"))?;
         let admin_key = key(&directory.join("admin.key"))?;
         Ok(Pki {
             directory: directory.to_owned(),
             authority: ArcSwap::from_pointee(authority),
+            front_proxy: ArcSwap::from_pointee(front_proxy),
             service_account_private_pem: account_key.serialize_pem(),
             service_account_public_pem: account_key.public_key_pem(),
             admin_key,
@@ -90,21 +92,24 @@ impl Pki {
         self.authority.load().key_pem.clone()
     }
 
-    /// Takes up the certificate that the authority has been given meanwhile; answers whether it was given one.
+    /// Of the authority for front proxies.
+    pub(crate) fn front_proxy_ca_pem(&self) -> String {
+        self.front_proxy.load().certificate_pem.clone()
+    }
+
+    /// Takes up the certificates that the authorities have been given meanwhile; answers whether one was given one.
     ///
     /// # Errors
-    /// If it cannot be read or is not the authority's: the one that is known stays.
+    /// If one cannot be read or is not the authority's: the one that is known stays.
     pub(crate) fn reload(&self) -> Result<bool> {
-        let path = authority_file(&self.directory);
-        let reading = || format!("reading {}", path.display());
-        let certificate_pem = fs::read_to_string(&path).with_context(reading)?;
-        let known = self.authority.load();
-        if certificate_pem == known.certificate_pem {
-            return Ok(false);
+        let mut has_changed = false;
+        for (kind, known) in [(CLUSTER, &self.authority), (FRONT_PROXY, &self.front_proxy)] {
+            if let Some(new) = kind.reload(&self.directory, &known.load())? {
+                known.store(Arc::new(new));
+                has_changed = true;
+            }
         }
-        let key = KeyPair::from_pem(&known.key_pem).context("reading the authority's key")?;
-        self.authority.store(Arc::new(Authority::new(certificate_pem, key).with_context(reading)?));
-        Ok(true)
+        Ok(has_changed)
     }
 
     /// Leaves a certificate that a process shows where `skiff certs check` finds it, without its key; answers how long it is
@@ -132,6 +137,14 @@ impl Pki {
 
     pub(crate) fn client(&self, user: &str, group: Option<&str>) -> Result<Pair> {
         self.issue(user, group, Usage::Client, Vec::new())
+    }
+
+    /// What the API server shows to those behind it.
+    pub(crate) fn front_proxy(&self) -> Result<Pair> {
+        let key = KeyPair::generate().context("making a key")?;
+        let issuer = self.front_proxy.load();
+        let certificate_pem = sign(&issuer.issuer, &key, FRONT_PROXY_NAME, None, Usage::Client, Vec::new())?;
+        Ok(Pair { certificate_pem, key_pem: key.serialize_pem() })
     }
 
     pub(crate) fn server(
@@ -304,6 +317,8 @@ mod tests {
         let first = Pki::open(directory.path(), Clock::Checked).unwrap();
         let again = Pki::open(directory.path(), Clock::Checked).unwrap();
         assert_eq!(first.ca_pem(), again.ca_pem());
+        assert_eq!(first.front_proxy_ca_pem(), again.front_proxy_ca_pem());
+        assert_ne!(first.ca_pem(), first.front_proxy_ca_pem());
         assert_eq!(first.service_account_private_pem, again.service_account_private_pem);
         for file in fs::read_dir(directory.path()).unwrap() {
             let mode = file.unwrap().metadata().unwrap().permissions().mode() & 0o777;

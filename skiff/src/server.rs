@@ -28,7 +28,8 @@ use k8s_openapi::api::core::v1::ConfigMap;
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use skiff_apiserver::{
-    AdmissionPlugin, ApiServer, KubeletConfig, ServiceAccountConfig, ServiceCidr, TlsConfig, UserInfo,
+    AdmissionPlugin, ApiServer, FrontProxyConfig, KubeletConfig, ServiceAccountConfig, ServiceCidr,
+    TlsConfig, UserInfo,
 };
 use skiff_client::Informers;
 use skiff_controllers::{Reached, Selection};
@@ -171,7 +172,8 @@ pub(crate) async fn run(args: ServerArgs) -> Result<()> {
 /// An authority that a wrong clock makes is wrong for as long as the cluster lives.
 async fn wait_for_clock(pki: &Path, clock: Clock) {
     const LOOK_EVERY: Duration = Duration::from_secs(1);
-    if clock == Clock::Accepted || pki::authority_file(pki).exists() {
+    let are_made = pki::authority_files(pki).iter().all(|(authority, _)| authority.exists());
+    if clock == Clock::Accepted || are_made {
         return;
     }
     let mut complaint = Complaint::default();
@@ -218,7 +220,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
             key_pem: serving.key_pem.into(),
             client_ca_pem: pki.ca_pem().into(),
         }),
-        front_proxy: None,
+        front_proxy: Some(front_proxy(pki)?),
         advertise: node.ip.into(),
         port: args.port,
         service_cidr: service_cidr(args)?,
@@ -300,6 +302,17 @@ fn kubelet_client_certificate(pki: &Pki) -> Result<Pair> {
     pki.client("kube-apiserver-kubelet-client", Some("system:masters"))
 }
 
+/// The one that API servers behind this one are shown, and who may stand before it.
+fn front_proxy(pki: &Pki) -> Result<FrontProxyConfig> {
+    let pair = pki.front_proxy()?;
+    Ok(FrontProxyConfig {
+        certificate_pem: pair.certificate_pem.into(),
+        key_pem: pair.key_pem.into(),
+        ca_pem: pki.front_proxy_ca_pem().into(),
+        allowed_names: vec![pki::FRONT_PROXY_NAME.into()],
+    })
+}
+
 /// The one that the server's own node shows.
 fn node_certificate(pki: &Pki, name: &str, ip: Ipv4Addr) -> Result<Pair> {
     pki.server(&format!("system:node:{name}"), Some("system:nodes"), &[name], &[ip.into()])
@@ -364,6 +377,12 @@ impl Server {
             api.renew_kubelet_client(pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes())?;
             pki.shows("api-server-to-nodes", &pair)
         });
+        let (pki, api) = (self.pki.clone(), self.api.clone());
+        certificates.add("API server towards other API servers", move |_| {
+            let pair = pki.front_proxy()?;
+            api.renew_front_proxy(pair.certificate_pem.as_bytes(), pair.key_pem.as_bytes())?;
+            pki.shows("front-proxy", &pair)
+        });
         let (pki, serving, name) = (self.pki.clone(), self.serving.clone(), self.node.name.clone());
         certificates.add("node API", move |ip| {
             let pair = node_certificate(&pki, &name, ip)?;
@@ -385,8 +404,15 @@ impl Server {
         let mut changed = self.authority.subscribe();
         parts.spawn(async move {
             while let Some(Ok(())) = stop.run_until_cancelled(changed.changed()).await {
-                if let Err(error) = api.publish_authorities(&pki.ca_pem(), None).await {
-                    tracing::warn!(%error, "cannot publish the certificate of the authority");
+                let published = match front_proxy(&pki) {
+                    Ok(proxy) => {
+                        api.publish_authorities(&pki.ca_pem(), Some(&proxy)).await.map_err(Into::into)
+                    }
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = published {
+                    let error = format!("{error:#}");
+                    tracing::warn!(error, "cannot publish the certificates of the authorities");
                 }
             }
             Ok("publication of the authority")

@@ -332,6 +332,22 @@ mod tests {
     }
 
     #[test]
+    fn no_level_takes_the_places_of_another_and_levels_that_are_gone_take_no_room() {
+        let places = Places::default();
+        let held: Vec<_> = std::iter::from_fn(|| places.take("a", false)).collect();
+        assert_eq!(held.len(), IN_FLIGHT);
+        assert!(places.take("a", true).is_some(), "what goes on for long has places of its own");
+        let other = places.take("b", false).expect("a place");
+        for n in 0..2 * MAX_LEVELS {
+            places.take(&n.to_string(), false).expect("a place");
+        }
+        assert!(places.0.lock().len() <= MAX_LEVELS);
+        assert!(places.take("a", false).is_none(), "what is held is not forgotten");
+        drop((held, other));
+        assert!(places.take("a", false).is_some());
+    }
+
+    #[test]
     fn an_api_service_says_where_it_is_and_who_vouches_for_it() {
         let service = json!({"spec": {"service": {"namespace": "a", "name": "s"}, "caBundle": "eA=="}});
         let to = ServicePort::of(&service).expect("a Service");

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use skiff_apiserver::store::{Expect, Write};
 
-use crate::fixture::{Cluster, config_map, pod};
+use crate::fixture::{Cluster, Pki, config_map, pod};
 
 #[tokio::test]
 async fn whoever_is_not_known_is_denied() {
@@ -369,15 +369,19 @@ async fn extensions_learn_whose_certificates_count() {
         "requestheader-extra-headers-prefix": "[\"X-Remote-Extra-\"]",
     });
     assert_eq!(map["data"], expected);
-    // What others wrote beside it stays.
+    // What others wrote beside it stays, such as another server's authority for front proxies.
+    let other = Pki::new();
     let patch = json!({"data": {
-        "client-ca-file": "old", "mine": "x", "requestheader-allowed-names": "[\"other\"]",
+        "client-ca-file": "old", "mine": "x", "requestheader-client-ca-file": other.front_proxy_ca_pem(),
+        "requestheader-allowed-names": "[\"other\"]",
         "requestheader-group-headers": "no list",
     }});
     cluster.admin().patch(url, "merge", patch).await.ok();
     let cluster = cluster.restart().await;
     let map = cluster.admin().get(url).await.ok();
     expected["mine"] = "x".into();
+    let both = format!("{}{}", cluster.pki.front_proxy_ca_pem(), other.front_proxy_ca_pem());
+    expected["requestheader-client-ca-file"] = both.into();
     expected["requestheader-allowed-names"] = "[\"other\",\"front-proxy-client\"]".into();
     assert_eq!(map["data"], expected);
 }

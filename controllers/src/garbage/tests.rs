@@ -153,6 +153,26 @@ async fn a_kind_that_its_own_server_does_not_list_is_waited_for_no_longer_than_t
 }
 
 #[tokio::test]
+async fn what_was_seen_of_a_kind_stays_while_its_server_is_away() {
+    let cluster = cluster(vec![("replicasets", meta("ReplicaSet", "r", json!({})))]);
+    let resources = |stale: &[&str]| {
+        let kept = |r: &&Arc<ServedResource>| !stale.contains(&r.api_version().as_str());
+        let all = discovery().now().unwrap();
+        let served = all.preferred().filter(kept).map(|r| (**r).clone()).collect();
+        skiff_client::Resources::new(served).with_stale(stale.iter().map(|s| (*s).to_owned()).collect())
+    };
+    let key = ("apps".to_owned(), "replicasets".to_owned());
+    let replicasets = cluster.collector.seen.graph.lock().get("r").unwrap().kind.clone();
+    let mut watched = HashMap::from([(key.clone(), (replicasets, CancellationToken::new()))]);
+    let seen = &cluster.collector.seen;
+    seen.forget_unserved(&resources(&["apps/v1"]), &mut watched);
+    assert!(watched.contains_key(&key) && seen.graph.lock().get("r").is_some());
+    let without = skiff_client::Resources::default();
+    seen.forget_unserved(&without, &mut watched);
+    assert!(watched.is_empty() && seen.graph.lock().get("r").is_none());
+}
+
+#[tokio::test]
 async fn an_object_of_the_cluster_is_not_deleted_for_an_owner_that_no_namespace_is_given_for() {
     let cluster = cluster(Vec::new());
     let node = served("", "nodes");

@@ -1,4 +1,4 @@
-//! The cluster's authority: its certificate, made and made anew.
+//! The cluster's authorities: their certificates, made and made anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,6 +12,54 @@ use super::{BACKDATE_S, DAY_S, YEAR_S, name, set_life, write_private};
 
 const CA_YEARS: i64 = 10;
 const SERIAL_BYTES: usize = 16;
+
+/// Which authority it is.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    /// Of its files: `<file>.crt`, `<file>.key`.
+    file: &'static str,
+    name: &'static str,
+}
+
+/// Who signs everything.
+pub(super) const CLUSTER: Kind = Kind { file: "ca", name: "skiff-ca" };
+/// Who signs for front proxies, and nothing else.
+pub(super) const FRONT_PROXY: Kind = Kind { file: "front-proxy-ca", name: "skiff-front-proxy-ca" };
+const ALL: [Kind; 2] = [CLUSTER, FRONT_PROXY];
+
+impl Kind {
+    fn certificate(self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.crt", self.file))
+    }
+
+    fn key(self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.key", self.file))
+    }
+
+    /// The certificate that it had before.
+    fn last(self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.last.crt", self.file))
+    }
+
+    /// Reads it, or makes it.
+    pub(super) fn open(self, directory: &Path, clock: Clock) -> Result<Authority> {
+        let (path, key) = (self.certificate(directory), super::key(&self.key(directory))?);
+        let certificate_pem = super::kept(&path, || self.make(&key, clock))?;
+        Authority::new(certificate_pem, key).with_context(|| format!("reading {}", path.display()))
+    }
+
+    /// It with the certificate that lies there now, if that is another.
+    pub(super) fn reload(self, directory: &Path, known: &Authority) -> Result<Option<Authority>> {
+        let path = self.certificate(directory);
+        let reading = || format!("reading {}", path.display());
+        let certificate_pem = fs::read_to_string(&path).with_context(reading)?;
+        if certificate_pem == known.certificate_pem {
+            return Ok(None);
+        }
+        let key = KeyPair::from_pem(&known.key_pem).context("reading the authority's key")?;
+        Ok(Some(Authority::new(certificate_pem, key).with_context(reading)?))
+    }
+}
 
 /// What signs, with the certificate that it has at the moment.
 pub(super) struct Authority {
@@ -50,28 +98,38 @@ fn has_key(certificate_pem: &str, key: &KeyPair) -> Result<bool> {
     Ok(certificate.public_key().subject_public_key.data.as_ref() == key.public_key_raw())
 }
 
-/// A certificate that the authority signs for itself.
-pub(super) fn make_authority(key: &KeyPair, clock: Clock) -> Result<String> {
-    let now = Timestamp::now();
-    if let Some(fault) = clock_fault(now).filter(|_| clock == Clock::Checked) {
-        bail!("{fault}");
+impl Kind {
+    /// A certificate that the authority signs for itself.
+    fn make(self, key: &KeyPair, clock: Clock) -> Result<String> {
+        let now = Timestamp::now();
+        if let Some(fault) = clock_fault(now).filter(|_| clock == Clock::Checked) {
+            bail!("{fault}");
+        }
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name(self.name, None);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        // Two certificates of one issuer must not have one number, and by itself the number would be made from the key.
+        params.serial_number = Some(SerialNumber::from_slice(&rand::random::<[u8; SERIAL_BYTES]>()));
+        set_life(&mut params, authority_life(now.as_second(), built_at_s()));
+        Ok(params.self_signed(key).context("signing the authority's certificate")?.pem())
     }
-    let mut params = CertificateParams::default();
-    params.distinguished_name = name("skiff-ca", None);
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages =
-        vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
-    // Two certificates of one issuer must not have one number, and by itself the number would be made from the key.
-    params.serial_number = Some(SerialNumber::from_slice(&rand::random::<[u8; SERIAL_BYTES]>()));
-    set_life(&mut params, authority_life(now.as_second(), built_at_s()));
-    Ok(params.self_signed(key).context("signing the authority's certificate")?.pem())
 }
 
-/// Gives the authority of a directory another certificate, with the key that it has. The one before stays beside it, in the file
-/// that is answered.
+/// Gives the authorities of a directory other certificates, with the keys that they have. The ones before stay beside them; that
+/// of the cluster in the file that is answered.
 pub(crate) fn rotate(directory: &Path, clock: Clock) -> Result<PathBuf> {
-    let (path, key_path, last) =
-        (authority_file(directory), key_file(directory), directory.join("ca.last.crt"));
+    let last = rotate_one(CLUSTER, directory, clock)?;
+    // A cluster of an older program has none yet.
+    if FRONT_PROXY.certificate(directory).exists() {
+        rotate_one(FRONT_PROXY, directory, clock)?;
+    }
+    Ok(last)
+}
+
+fn rotate_one(kind: Kind, directory: &Path, clock: Clock) -> Result<PathBuf> {
+    let (path, key_path, last) = (kind.certificate(directory), kind.key(directory), kind.last(directory));
     let read = |path: &Path| {
         fs::read_to_string(path)
             .with_context(|| format!("reading {}; is a server kept here?", path.display()))
@@ -85,7 +143,7 @@ pub(crate) fn rotate(directory: &Path, clock: Clock) -> Result<PathBuf> {
         path.display(),
         key_path.display()
     );
-    let made = make_authority(&key, clock)?;
+    let made = kind.make(&key, clock)?;
     write_private(&last, &before)?;
     write_private(&path, &made)?;
     Ok(last)
@@ -111,13 +169,14 @@ pub(crate) fn clock_fault(now: Timestamp) -> Option<String> {
     ))
 }
 
-/// Where the authority's certificate lies.
+/// Where the certificate of the cluster's authority lies.
 pub(crate) fn authority_file(directory: &Path) -> PathBuf {
-    directory.join("ca.crt")
+    CLUSTER.certificate(directory)
 }
 
-pub(super) fn key_file(directory: &Path) -> PathBuf {
-    directory.join("ca.key")
+/// Where the certificates of all authorities lie, and those that they had before.
+pub(crate) fn authority_files(directory: &Path) -> Vec<(PathBuf, PathBuf)> {
+    ALL.iter().map(|kind| (kind.certificate(directory), kind.last(directory))).collect()
 }
 
 #[cfg(test)]
@@ -179,6 +238,25 @@ mod tests {
         assert_eq!(hash(&now), hash(&before));
         assert_ne!(serial(&now), serial(&before));
         assert_eq!(Pki::open(directory.path(), Clock::Checked).unwrap().ca_pem(), now, "after a restart");
+    }
+
+    #[test]
+    fn front_proxies_have_an_authority_of_their_own_which_is_rotated_with_the_other() {
+        let directory = tempfile::tempdir().unwrap();
+        let pki = Pki::open(directory.path(), Clock::Checked).unwrap();
+        let (before, signed_before) = (pki.front_proxy_ca_pem(), pki.front_proxy().unwrap());
+        assert!(vouches(&before, &signed_before));
+        assert!(!vouches(&pki.ca_pem(), &signed_before), "a front proxy is no client");
+        assert!(!vouches(&before, &pki.client("a", None).unwrap()), "a client is no front proxy");
+        rotate(directory.path(), Clock::Checked).unwrap();
+        assert!(pki.reload().unwrap());
+        let now = pki.front_proxy_ca_pem();
+        assert_ne!(now, before);
+        for (ca_pem, pair) in [(&now, &signed_before), (&before, &pki.front_proxy().unwrap())] {
+            assert!(vouches(ca_pem, pair));
+        }
+        let last = directory.path().join("front-proxy-ca.last.crt");
+        assert_eq!(fs::read_to_string(last).unwrap(), before);
     }
 
     fn serial(pem: &str) -> String {
