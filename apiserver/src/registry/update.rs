@@ -102,6 +102,10 @@ impl Api {
         {
             self.keep(allocation, &outcome.object).await;
         }
+        // The last thing that its deletion waited for is gone.
+        if outcome.deleted && !dry_run {
+            self.release(kind, &outcome.object).await;
+        }
         Ok(outcome)
     }
 

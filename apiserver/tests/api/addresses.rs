@@ -98,3 +98,21 @@ async fn a_restart_puts_right_what_was_interrupted() {
     let table = cluster.admin().send(Method::GET, ADDRESSES, &table, "").await.ok();
     assert_eq!(table["rows"][1]["cells"], json!(["10.96.7.7", "services/a/s"]));
 }
+
+#[tokio::test]
+async fn a_service_that_its_last_finalizer_held_gives_back_what_it_had() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let list = "/api/v1/namespaces/a/services";
+    let service = |name: &str| {
+        json!({"metadata": {"name": name, "finalizers": ["example.com/held"]}, "spec": {
+            "type": "NodePort", "clusterIP": "10.96.7.7", "ports": [{"port": 80, "nodePort": 30_777}],
+        }})
+    };
+    admin.post(list, service("first")).await.created();
+    admin.delete(&format!("{list}/first")).await.ok();
+    admin.post(list, service("second")).await.refused(422, "Invalid");
+    admin.patch(&format!("{list}/first"), "merge", json!({"metadata": {"finalizers": null}})).await.ok();
+    assert_eq!(admin.get(&format!("{list}/first")).await.code, 404);
+    admin.post(list, service("second")).await.created();
+}
