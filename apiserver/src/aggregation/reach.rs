@@ -339,7 +339,7 @@ mod tests {
         assert!(places.take("a", true).is_some(), "what goes on for long has places of its own");
         let other = places.take("b", false).expect("a place");
         for n in 0..2 * MAX_LEVELS {
-            places.take(&n.to_string(), false).expect("a place");
+            drop(places.take(&n.to_string(), false).expect("a place"));
         }
         assert!(places.0.lock().len() <= MAX_LEVELS);
         assert!(places.take("a", false).is_none(), "what is held is not forgotten");
