@@ -12,6 +12,9 @@ pub(crate) const CATCH_ALL: &str = "catch-all";
 /// A hash of 60 bits is dealt: a hand must not need more (upstream's `MaxHashBits`).
 const MAX_HASH_BITS: f64 = 60.0;
 const MAX_HAND: usize = 15;
+/// Queues of one level. Validation allows ten million, as upstream's: each takes memory, and all are looked at for each request
+/// that waits.
+const MAX_QUEUES: usize = 1024;
 
 /// What a request is told apart by.
 #[derive(Clone, Copy, Debug)]
@@ -223,7 +226,7 @@ impl Level {
 impl Queuing {
     fn read(value: &Value) -> Option<Queuing> {
         let queuing = Queuing {
-            queues: size(&value["queues"]),
+            queues: size(&value["queues"]).min(MAX_QUEUES),
             hand: size(&value["handSize"]),
             length: size(&value["queueLengthLimit"]),
         };
@@ -490,10 +493,16 @@ mod tests {
     }
 
     #[test]
+    fn a_small_object_makes_no_millions_of_queues() {
+        let queuing = json!({"queues": 10_000_000, "handSize": 2, "queueLengthLimit": 50});
+        assert_eq!(Queuing::read(&queuing), Some(Queuing { queues: MAX_QUEUES, hand: 2, length: 50 }));
+    }
+
+    #[test]
     fn what_must_be_there_is_there_and_what_is_broken_is_not() {
         let broken = json!({"metadata": {"name": "odd"}, "spec": {"type": "Limited", "limited": {
             "nominalConcurrencyShares": 1,
-            "limitResponse": {"type": "Queue", "queuing": {"queues": 1024, "handSize": 10, "queueLengthLimit": 1}},
+            "limitResponse": {"type": "Queue", "queuing": {"queues": 512, "handSize": 10, "queueLengthLimit": 1}},
         }}});
         let of = |name: &str, level: &str| json!({"metadata": {"name": name}, "spec": {"priorityLevelConfiguration": {"name": level}, "matchingPrecedence": 7}});
         let config = Config::read([&broken], [&of("b", "odd"), &of("c", "catch-all"), &of("a", "exempt")]);

@@ -1,6 +1,6 @@
 //! Levels in use, requests that wait, seats that are taken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -194,10 +194,12 @@ impl Control {
             drop(inner);
             levels.insert(name.clone(), state);
         }
+        let before: HashMap<&str, &Arc<Row>> =
+            old.rows.iter().map(|row| (row.schema.name.as_str(), row)).collect();
         let rows = config.schemas.iter().filter_map(|schema| {
             let level = levels.get(&schema.level)?.clone();
-            let is_same = |row: &&Arc<Row>| row.schema.name == schema.name && Arc::ptr_eq(&row.level, &level);
-            let counts = old.rows.iter().find(is_same).map(|row| row.counts.clone()).unwrap_or_default();
+            let same = before.get(schema.name.as_str()).filter(|row| Arc::ptr_eq(&row.level, &level));
+            let counts = same.map(|row| row.counts.clone()).unwrap_or_default();
             let level_uid = config.levels.get(&schema.level).map(|level| level.uid.clone());
             Some(Arc::new(Row { schema: schema.clone(), level, level_uid: level_uid?, counts }))
         });
