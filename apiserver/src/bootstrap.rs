@@ -3,23 +3,28 @@
 //! address, or of a Service that is gone.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use futures::{StreamExt, stream};
 use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, UnixTime};
-use serde_json::{Value, json};
-use skiff_api::decode::FieldValidation;
+use serde_json::json;
+use skiff_api::Status;
 use skiff_api::meta::Meta;
-use skiff_api::{Status, decode, default};
 
 use crate::aggregation::identity;
-use crate::api::{Api, Call, key_of};
-use crate::auth::authenticate::Validity;
 use crate::auth::rbac::{Expected, Policy, completed};
-use crate::registry::{Next, Part, now};
-use crate::services::ServiceCidr;
+use crate::auth::validity::Validity;
+use crate::call::key_of;
+use crate::clock::now;
+use crate::limits::objects::FlowObjects;
+use crate::lister::Lister;
+use crate::objects::Next;
+use crate::registry::Registry;
+use crate::registry::ensure::Existing;
+use crate::servers::{Advertised, Servers};
+use crate::services::cidr::ServiceCidr;
 use crate::tls::FrontProxyConfig;
 
 const NAMESPACES: &[&str] = &["default", "kube-system", "kube-public", "kube-node-lease"];
@@ -41,14 +46,6 @@ const PRIORITY_CLASSES: &[(&str, i64, &str)] = &[
         "Used for system critical pods that must not be moved from their current node.",
     ),
 ];
-
-/// Where the API is reached.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Advertised {
-    pub(crate) ip: IpAddr,
-    pub(crate) port: u16,
-    pub(crate) cidr: ServiceCidr,
-}
 
 const FRONT_PROXY_CA: &str = "requestheader-client-ca-file";
 /// As many authorities for front proxies are published, of whatever servers.
@@ -74,12 +71,23 @@ impl Trusted {
     }
 }
 
-impl Api {
-    pub(crate) async fn bootstrap(&self, advertised: Advertised, policy: &Policy) -> Result<(), Status> {
+/// What the first objects are made with.
+pub(crate) struct Bootstrap {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) flow: Arc<FlowObjects>,
+    pub(crate) servers: Arc<Servers>,
+}
+
+impl Bootstrap {
+    fn lister(&self) -> &Lister {
+        &self.registry.objects.lister
+    }
+
+    pub(crate) async fn run(&self, advertised: Advertised, policy: &Policy) -> Result<(), Status> {
         for name in NAMESPACES {
             let namespace = json!({"metadata": {"name": name}});
             let of = ("", "v1", "namespaces");
-            go_on(self.ensure(of, "", name, namespace, Existing::Stays).await)?;
+            go_on(self.registry.ensure(of, "", name, namespace, Existing::Stays).await)?;
         }
         // One after the other, each would wait for the disk.
         let roles = policy.expected.iter().map(|expected| self.ensure_role(expected));
@@ -90,10 +98,10 @@ impl Api {
         for (name, value, description) in PRIORITY_CLASSES {
             let class = json!({"metadata": {"name": name}, "value": value, "description": description});
             let of = ("scheduling.k8s.io", "v1", "priorityclasses");
-            go_on(self.ensure(of, "", name, class, Existing::Stays).await)?;
+            go_on(self.registry.ensure(of, "", name, class, Existing::Stays).await)?;
         }
-        go_on(self.ensure_flow_objects().await)?;
-        go_on(self.use_flow_objects().await)?;
+        go_on(self.flow.ensure().await)?;
+        go_on(self.flow.apply().await)?;
         let labels = json!({"component": "apiserver", "provider": "kubernetes"});
         let service = json!({
             "metadata": {"name": "kubernetes", "labels": labels},
@@ -103,10 +111,10 @@ impl Api {
             },
         });
         let of = ("", "v1", "services");
-        go_on(self.ensure(of, "default", "kubernetes", service, Existing::Stays).await)?;
-        go_on(self.repair_addresses().await)?;
+        go_on(self.registry.ensure(of, "default", "kubernetes", service, Existing::Stays).await)?;
+        go_on(self.registry.services.repair_addresses().await)?;
         go_on(self.ensure_service_cidr(advertised.cidr).await)?;
-        go_on(self.announce(advertised).await)?;
+        go_on(self.servers.announce(advertised).await)?;
         self.tell_of_damage().await
     }
 
@@ -114,12 +122,12 @@ impl Api {
     async fn ensure_role(&self, expected: &Expected) -> Result<(), Status> {
         let of = ("rbac.authorization.k8s.io", "v1", expected.plural);
         let (namespace, name) = (expected.object.namespace(), expected.object.name());
-        let make = || self.ensure(of, namespace, name, expected.object.clone(), Existing::Stays);
-        let kind = self.kind(of.0, of.1, of.2)?;
-        let Some(entry) = self.caches.of(&kind)?.get(&key_of(&kind, namespace, name))? else {
+        let make = || self.registry.ensure(of, namespace, name, expected.object.clone(), Existing::Stays);
+        let kind = self.lister().kind(of.0, of.1, of.2)?;
+        let Some(entry) = self.lister().caches.of(&kind)?.get(&key_of(&kind, namespace, name))? else {
             return make().await;
         };
-        let found = self.parsed(&kind, &entry).await?;
+        let found = self.registry.objects.parsed(&kind, &entry).await?;
         let Some(new) = completed(&found, &expected.object) else { return Ok(()) };
         let is_other = new["roleRef"] != expected.object["roleRef"];
         tracing::info!(
@@ -128,14 +136,16 @@ impl Api {
             name,
             "a role or binding of every cluster is completed"
         );
-        self.modify(&kind, namespace, name, false, |current| {
-            let object = current.object.clone();
-            if is_other {
-                return Ok(Next::Delete(object));
-            }
-            Ok(Next::Put(completed(&object, &expected.object).unwrap_or(object)))
-        })
-        .await?;
+        self.registry
+            .objects
+            .modify(&kind, namespace, name, false, |current| {
+                let object = current.object.clone();
+                if is_other {
+                    return Ok(Next::Delete(object));
+                }
+                Ok(Next::Put(completed(&object, &expected.object).unwrap_or(object)))
+            })
+            .await?;
         if is_other { make().await } else { Ok(()) }
     }
 
@@ -149,21 +159,23 @@ impl Api {
         const OF: (&str, &str, &str) = ("", "v1", "configmaps");
         const NAME: (&str, &str) = ("kube-system", "extension-apiserver-authentication");
         let map = json!({"metadata": {"name": NAME.1}, "data": data});
-        self.ensure(OF, NAME.0, NAME.1, map, Existing::Stays).await?;
-        let kind = self.kind(OF.0, OF.1, OF.2)?;
-        self.modify(&kind, NAME.0, NAME.1, false, |current| {
-            let mut map = current.object.clone();
-            for (key, value) in data {
-                let known = map["data"][key].as_str().unwrap_or_default();
-                let united = match *key {
-                    FRONT_PROXY_CA => Some(united_certificates(known, value, UnixTime::now())),
-                    _ => united(known, value),
-                };
-                map["data"][key] = united.as_deref().unwrap_or(value).into();
-            }
-            Ok(Next::Put(map))
-        })
-        .await?;
+        self.registry.ensure(OF, NAME.0, NAME.1, map, Existing::Stays).await?;
+        let kind = self.lister().kind(OF.0, OF.1, OF.2)?;
+        self.registry
+            .objects
+            .modify(&kind, NAME.0, NAME.1, false, |current| {
+                let mut map = current.object.clone();
+                for (key, value) in data {
+                    let known = map["data"][key].as_str().unwrap_or_default();
+                    let united = match *key {
+                        FRONT_PROXY_CA => Some(united_certificates(known, value, UnixTime::now())),
+                        _ => united(known, value),
+                    };
+                    map["data"][key] = united.as_deref().unwrap_or(value).into();
+                }
+                Ok(Next::Put(map))
+            })
+            .await?;
         Ok(())
     }
 
@@ -175,9 +187,9 @@ impl Api {
             "metadata": {"name": "kubernetes", "finalizers": ["networking.k8s.io/service-cidr-finalizer"]},
             "spec": {"cidrs": [cidr.to_string()]},
         });
-        self.ensure(OF, "", "kubernetes", range, Existing::Stays).await?;
-        let kind = self.kind(OF.0, OF.1, OF.2)?;
-        self.modify(&kind, "", "kubernetes", false, |current| {
+        self.registry.ensure(OF, "", "kubernetes", range, Existing::Stays).await?;
+        let kind = self.lister().kind(OF.0, OF.1, OF.2)?;
+        self.registry.objects.modify(&kind, "", "kubernetes", false, |current| {
             let mut range = current.object.clone();
             let is_ours = range["spec"]["cidrs"] == json!([cidr.to_string()]);
             if !is_ours {
@@ -197,38 +209,9 @@ impl Api {
         Ok(())
     }
 
-    /// Writes where the API is reached: at each of these addresses.
-    pub(crate) async fn publish_endpoints(
-        &self,
-        advertised: Advertised,
-        ips: &[IpAddr],
-    ) -> Result<(), Status> {
-        let addresses: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
-        let port = json!({"name": "https", "port": advertised.port, "protocol": "TCP"});
-        let endpoints = json!({
-            "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
-            "subsets": [{"addresses": addresses, "ports": [port]}],
-        });
-        let of = ("", "v1", "endpoints");
-        self.ensure(of, "default", "kubernetes", endpoints, Existing::IsReplaced).await?;
-        let address_type = if advertised.ip.is_ipv4() { "IPv4" } else { "IPv6" };
-        let endpoints: Vec<Value> = ips
-            .iter()
-            .map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}}))
-            .collect();
-        let slice = json!({
-            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
-            "addressType": address_type,
-            "endpoints": endpoints,
-            "ports": [port],
-        });
-        let of = ("discovery.k8s.io", "v1", "endpointslices");
-        self.ensure(of, "default", "kubernetes", slice, Existing::IsReplaced).await
-    }
-
     /// An event for each stored value that cannot be read: the log of the server is not what people look at.
     async fn tell_of_damage(&self) -> Result<(), Status> {
-        for (cache, key, why) in self.caches.damaged().into_iter().take(MAX_TOLD) {
+        for (cache, key, why) in self.lister().caches.damaged().into_iter().take(MAX_TOLD) {
             let kind = cache.kind().clone();
             let (namespace, name) =
                 if kind.is_namespaced() { key.split_once('/') } else { None }.unwrap_or(("", &key));
@@ -247,41 +230,13 @@ impl Api {
                 "count": 1, "firstTimestamp": now(), "lastTimestamp": now(),
             });
             // The namespace may be what cannot be read.
-            if let Err(error) = self.ensure(("", "v1", "events"), place, "", event, Existing::Stays).await {
+            if let Err(error) =
+                self.registry.ensure(("", "v1", "events"), place, "", event, Existing::Stays).await
+            {
                 tracing::warn!(%error, path, "cannot record an event about a damaged object");
             }
         }
         Ok(())
-    }
-
-    pub(crate) async fn ensure(
-        &self,
-        (group, version, plural): (&str, &str, &str),
-        namespace: &str,
-        name: &str,
-        object: Value,
-        existing: Existing,
-    ) -> Result<(), Status> {
-        let kind = self.kind(group, version, plural)?;
-        let mut object = decode::conform(&kind, with_type(object, &kind), FieldValidation::Strict)?.object;
-        default::apply(&kind, &mut object);
-        let mut call = self.own_call(kind, "create", namespace, name);
-        match self.create_object(&mut call, object.clone(), false).await {
-            Ok(_) => return Ok(()),
-            Err(status) if status.reason == "AlreadyExists" => {}
-            // The Service's address is its own if it exists.
-            Err(status) if status.code == 422 && self.exists(&call)? => {}
-            Err(status) => return Err(status),
-        }
-        if existing == Existing::IsReplaced {
-            object["metadata"]["namespace"] = namespace.into();
-            self.update_object(&call, Part::Main, false, &mut Vec::new(), |_| Ok(object.clone())).await?;
-        }
-        Ok(())
-    }
-
-    fn exists(&self, call: &Call) -> Result<bool, Status> {
-        Ok(self.caches.of(&call.kind)?.get(&call.key())?.is_some())
     }
 }
 
@@ -328,16 +283,4 @@ fn go_on(step: Result<(), Status>) -> Result<(), Status> {
         }
         step => step,
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Existing {
-    Stays,
-    IsReplaced,
-}
-
-fn with_type(mut object: Value, kind: &skiff_api::Kind) -> Value {
-    object["apiVersion"] = kind.api_version().into();
-    object["kind"] = kind.kind.clone().into();
-    object
 }

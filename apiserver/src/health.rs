@@ -1,18 +1,29 @@
 //! `/healthz`, `/livez`, `/readyz`, each whole or check by check, and component statuses.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use skiff_api::Status;
+use tokio_util::sync::CancellationToken;
 
-use crate::api::Api;
+use crate::lister::Lister;
 use crate::request::Query;
 use crate::respond::{self, Response};
+use crate::store::Store;
 
 const CHECKS: &[&str] = &["ping", "log", "etcd", "informer-sync", "shutdown"];
 
-impl Api {
+/// What health is told by.
+pub(crate) struct Health {
+    pub(crate) lister: Lister,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Health {
     /// The answer to a health path; `None` if it is none.
-    pub(crate) async fn health(&self, path: &str, query: &Query) -> Option<Response> {
+    pub(crate) async fn answer(&self, path: &str, query: &Query) -> Option<Response> {
         let path = path.trim_end_matches('/');
         let mut parts = path.trim_start_matches('/').splitn(2, '/');
         let endpoint = parts.next().filter(|e| matches!(*e, "healthz" | "livez" | "readyz"))?;
@@ -53,7 +64,9 @@ impl Api {
     async fn check(&self, check: &str) -> Result<(), String> {
         match check {
             "etcd" => self.store.compacted().await.map(|_| ()).map_err(|e| e.to_string()),
-            "informer-sync" if self.caches.applied() == 0 => Err("the caches are not filled yet".into()),
+            "informer-sync" if self.lister.caches.applied() == 0 => {
+                Err("the caches are not filled yet".into())
+            }
             "shutdown" if self.shutdown.is_cancelled() => Err("process is shutting down".into()),
             _ => Ok(()),
         }
@@ -71,7 +84,7 @@ impl Api {
     /// # Errors
     /// Where nobody leads who has renewed the Lease in time.
     fn is_led(&self, component: &str) -> Result<(), String> {
-        let leases = self.kind("coordination.k8s.io", "v1", "leases").and_then(|kind| self.caches.of(&kind));
+        let leases = self.lister.cache("coordination.k8s.io", "v1", "leases");
         let entry = leases.map_err(|status| status.message)?.get(&format!("kube-system/{component}"));
         let entry = entry.map_err(|unreadable| Status::from(unreadable).message)?;
         let Some(entry) = entry else {

@@ -11,6 +11,9 @@ use skiff_api::Status;
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::auth::UserInfo;
+use crate::threads::Class;
+
 /// How much the kernel prefers the threads that serve: with 10, about nine times.
 const NICENESS: i32 = 10;
 
@@ -63,6 +66,30 @@ impl Heavy {
     ) -> Result<T, Status> {
         let runtime = Handle::current();
         self.run(move || runtime.block_on(work)).await
+    }
+}
+
+/// The threads for heavy work: those of the cluster's own, who do not wait for others, and everybody else's.
+pub(crate) struct HeavyWork {
+    own: Heavy,
+    others: Heavy,
+}
+
+impl HeavyWork {
+    pub(crate) fn new(prepare: fn()) -> HeavyWork {
+        HeavyWork { own: Heavy::new(prepare), others: Heavy::new(prepare) }
+    }
+
+    pub(crate) fn of(&self, user: &UserInfo) -> &Heavy {
+        if Class::of(Some(user)) == Class::Own { &self.own } else { &self.others }
+    }
+
+    pub(crate) fn own(&self) -> &Heavy {
+        &self.own
+    }
+
+    pub(crate) fn others(&self) -> &Heavy {
+        &self.others
     }
 }
 

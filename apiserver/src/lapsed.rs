@@ -17,9 +17,10 @@ use rustls_pki_types::{CertificateDer, UnixTime};
 use skiff_api::Object;
 use thiserror::Error;
 
-use crate::api::Api;
 use crate::auth::UserInfo;
-use crate::auth::authenticate::{PeerCertificate, Validity};
+use crate::auth::authenticate::PeerCertificate;
+use crate::auth::validity::Validity;
+use crate::lister::Lister;
 use crate::request::RequestInfo;
 
 const LEASES: &str = "kube-node-lease";
@@ -94,6 +95,37 @@ impl Grace {
         is_due
     }
 
+    /// Who asks, if it is a node whose certificate has ended and that may ask for the next one with it.
+    pub(crate) fn lapsed_node(
+        &self,
+        lister: &Lister,
+        extensions: &http::Extensions,
+        info: &RequestInfo,
+    ) -> Option<UserInfo> {
+        let certificate = extensions.get::<NodeCertificate>().filter(|_| is_for_a_certificate(info))?;
+        let lapsed = certificate.lapsed(UnixTime::now())?;
+        let found = |group: &str, plural: &str, key: &str| {
+            let cache = lister.cache(group, "v1", plural).ok()?;
+            Some(cache.get(key).ok()??.parse())
+        };
+        let node = found("", "nodes", lapsed.node);
+        let lease = found("coordination.k8s.io", "leases", &format!("{LEASES}/{}", lapsed.node));
+        match self.refusal(&lapsed, node.as_ref(), lease.as_ref(), Timestamp::now()) {
+            None => Some(lapsed.user.clone()),
+            Some(why) => {
+                if self.is_to_be_said() {
+                    tracing::warn!(
+                        node = lapsed.node,
+                        %why,
+                        "a node whose certificate has ended asks for another and is refused; a longer \
+                         --node-certificate-grace lets it have one, as does a new --token at the node"
+                    );
+                }
+                None
+            }
+        }
+    }
+
     /// Why a node is not let in at `now`, by its Node and its Lease.
     fn refusal(
         &self,
@@ -130,34 +162,6 @@ fn is_for_a_certificate(info: &RequestInfo) -> bool {
         && info.resource == "certificatesigningrequests"
         && info.subresource.is_empty()
         && matches!(info.verb.as_str(), "create" | "get" | "list" | "watch")
-}
-
-impl Api {
-    /// Who asks, if it is a node whose certificate has ended and that may ask for the next one with it.
-    pub(crate) fn lapsed_node(&self, extensions: &http::Extensions, info: &RequestInfo) -> Option<UserInfo> {
-        let certificate = extensions.get::<NodeCertificate>().filter(|_| is_for_a_certificate(info))?;
-        let lapsed = certificate.lapsed(UnixTime::now())?;
-        let found = |group: &str, plural: &str, key: &str| {
-            let cache = self.caches.of(&*self.kind(group, "v1", plural).ok()?).ok()?;
-            Some(cache.get(key).ok()??.parse())
-        };
-        let node = found("", "nodes", lapsed.node);
-        let lease = found("coordination.k8s.io", "leases", &format!("{LEASES}/{}", lapsed.node));
-        match self.grace.refusal(&lapsed, node.as_ref(), lease.as_ref(), Timestamp::now()) {
-            None => Some(lapsed.user.clone()),
-            Some(why) => {
-                if self.grace.is_to_be_said() {
-                    tracing::warn!(
-                        node = lapsed.node,
-                        %why,
-                        "a node whose certificate has ended asks for another and is refused; a longer \
-                         --node-certificate-grace lets it have one, as does a new --token at the node"
-                    );
-                }
-                None
-            }
-        }
-    }
 }
 
 #[cfg(test)]

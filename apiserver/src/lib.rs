@@ -14,7 +14,14 @@
 
 pub mod store;
 
+mod clock;
+mod digest;
+mod failure;
+mod place;
+mod retry;
+
 mod cache;
+mod convert;
 
 mod negotiate;
 mod request;
@@ -25,15 +32,16 @@ mod heavy;
 mod lapsed;
 mod limits;
 
-mod api;
-mod handle;
-
 mod aggregation;
+mod answer;
+mod call;
+mod lister;
 mod live;
+mod objects;
 
 mod admission;
-mod certificates;
 mod registry;
+mod resources;
 mod services;
 mod subresource;
 
@@ -46,19 +54,24 @@ mod health;
 mod metrics;
 mod openid;
 
+mod assembly;
 mod bootstrap;
+mod config;
+mod pipeline;
 mod server;
 mod servers;
 mod threads;
 mod tls;
 mod websocket;
 
-pub use admission::{AdmissionPlugin, UnknownPlugin};
+pub use admission::plugins::{AdmissionPlugin, UnknownPlugin};
 pub use auth::UserInfo;
 pub use auth::rbac::PolicyError;
 pub use auth::token::TokenKeyError;
-pub use proxy::KubeletConfig;
+pub use config::{Config, EVENT_TTL, Error, ServiceAccountConfig};
+pub use proxy::kubelet::KubeletConfig;
 pub use request::duration;
-pub use server::{ApiServer, ApiService, Config, EVENT_TTL, Error, ServiceAccountConfig};
-pub use services::{ServiceCidr, ServiceCidrError};
+pub use server::{ApiServer, ApiService};
+pub use services::cidr::{ServiceCidr, ServiceCidrError};
+pub use skiff_api::{Kind, Kinds};
 pub use tls::{FrontProxyConfig, TlsConfig, TlsError};

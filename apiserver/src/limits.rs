@@ -5,9 +5,9 @@
 //! nothing but its bytes.
 
 pub(crate) mod connections;
-mod objects;
+pub(crate) mod objects;
 mod report;
-mod work;
+pub(crate) mod work;
 
 pub(crate) use report::{Collected, dump};
 

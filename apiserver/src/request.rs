@@ -218,6 +218,11 @@ impl RequestInfo {
         info
     }
 
+    /// Whether it is about namespaces themselves, whose name stands where a namespace does.
+    pub(crate) fn is_of_namespaces(&self) -> bool {
+        self.group.is_empty() && self.resource == "namespaces"
+    }
+
     /// Reads `namespaces/<ns>/<resource>/<name>/<subresource>/…` and its shorter forms.
     fn locate(&mut self, mut parts: &[String]) {
         if let [namespaces, namespace, rest @ ..] = parts

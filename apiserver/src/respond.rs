@@ -13,8 +13,7 @@ use skiff_api::table::{self, IncludeObject};
 use skiff_api::{Kind, Object, Status, encode, protobuf};
 use skiff_webhook::admission::warning_headers;
 
-use crate::api::Call;
-use crate::registry::{convert, is_same_version};
+use crate::convert::{convert, is_same_version};
 
 pub(crate) use crate::negotiate::{Encoding, Shape, Syntax};
 
@@ -22,29 +21,6 @@ pub(crate) type Response = http::Response<Body>;
 
 /// Answers from this size on are gzipped for who accepts it, as upstream.
 pub(crate) const GZIP_FROM_BYTES: usize = 128 << 10;
-/// Answers with one object in the shape that was asked for.
-pub(crate) fn object(call: &Call, code: u16, object: Object) -> Result<Response, Status> {
-    let document = shaped(call, &call.kind, object);
-    Ok(document_response(&call.encoding, &call.warnings, code, &document))
-}
-
-/// Whether `object` is an object of a kind rather than a `Status` or another document about it.
-fn is_of_kind(kind: &Kind, object: &Object) -> bool {
-    object["kind"] == kind.kind.as_str() && object["apiVersion"] == kind.api_version()
-}
-
-pub(crate) fn shaped(call: &Call, kind: &Kind, object: Object) -> Value {
-    match call.encoding.shape {
-        _ if !is_of_kind(kind, &object) => object,
-        Shape::Object => object,
-        Shape::Metadata => metadata_only(&object, call.encoding.meta_version),
-        Shape::Table => {
-            let revision = object["metadata"]["resourceVersion"].clone();
-            let rows = Rows::of(&call.encoding, kind, &call.printed);
-            rows.table(Some(&call.printed), vec![rows.row(&object)], json!({"resourceVersion": revision}))
-        }
-    }
-}
 
 /// How the rows of a table are printed.
 pub(crate) struct Rows<'k> {
@@ -94,17 +70,6 @@ pub(crate) fn now_s() -> i64 {
     jiff::Timestamp::now().as_second()
 }
 
-/// An object that is encoded already, in JSON or in protobuf's envelope.
-pub(crate) fn encoded(call: &Call, code: u16, mut bytes: Bytes) -> Response {
-    if call.encoding.syntax == Syntax::Json {
-        let mut line = Vec::with_capacity(bytes.len() + 1);
-        line.extend_from_slice(&bytes);
-        line.push(b'\n');
-        bytes = line.into();
-    }
-    finish(&call.encoding, &call.warnings, code, media_type(call.encoding.syntax), bytes)
-}
-
 pub(crate) fn media_type(syntax: Syntax) -> &'static str {
     match syntax {
         Syntax::Json | Syntax::PrettyJson => "application/json",
@@ -152,27 +117,7 @@ pub(crate) fn document_in_order(
     finish(encoding, &[], 200, media_type(encoding.syntax), bytes.into())
 }
 
-/// A list of objects that are no kind's in the store, in the shape that was asked for.
-pub(crate) fn list(call: &Call, items: Vec<Object>) -> Response {
-    let kind: &Kind = &call.kind;
-    let (rows, metadata) = (Rows::of(&call.encoding, kind, kind), json!({}));
-    let list = |name: &str, version: &str, items: Vec<Value>| json!({"kind": name, "apiVersion": version, "metadata": metadata, "items": items});
-    let document = match call.encoding.shape {
-        Shape::Object => list(&format!("{}List", kind.kind), &kind.api_version(), items),
-        Shape::Metadata => {
-            let version = call.encoding.meta_version;
-            let items = items.iter().map(|item| metadata_only(item, version)).collect();
-            list("PartialObjectMetadataList", version, items)
-        }
-        Shape::Table => {
-            let items = items.iter().map(|item| rows.row(item)).collect();
-            rows.table(Some(kind), items, metadata)
-        }
-    };
-    document_response(&call.encoding, &call.warnings, 200, &document)
-}
-
-fn finish(
+pub(crate) fn finish(
     encoding: &Encoding,
     warnings: &[String],
     code: u16,

@@ -1,19 +1,43 @@
 //! Kinds that are answered rather than stored: reviews of tokens and of access.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use skiff_api::{Cause, FieldSelector, Object, Status};
+use skiff_webhook::admission::Operation;
 
-use crate::api::{Api, Call};
 use crate::auth::UserInfo;
-use crate::auth::authorize::{Attributes, Opinion};
-use crate::registry::{WriteOptions, now};
+use crate::auth::attributes::{Attributes, Opinion};
+use crate::auth::authenticate::Authenticator;
+use crate::call::Call;
+use crate::clock::now;
+use crate::registry::Registry;
+use crate::registry::create::read_object;
+use crate::registry::options::WriteOptions;
+use crate::respond::Response;
+use crate::subresource::binding::bind;
 
-impl Api {
+/// What reviews are answered by.
+pub(crate) struct Reviews {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) authenticator: Arc<Authenticator>,
+}
+
+impl Reviews {
     /// Answers an object of a virtual kind.
-    pub(crate) async fn review(&self, call: &Call, mut object: Object) -> Result<Object, Status> {
+    pub(crate) async fn create(&self, mut call: Call) -> Result<Response, Status> {
+        let options = WriteOptions::parse(&call)?;
+        let object = read_object(&mut call, options.validation).await?;
+        let dynamic = &self.registry.admission.dynamic;
+        let object = dynamic.admit_document(&mut call, Operation::Create, object, options.dry_run).await?;
+        let answer = self.review(&call, object, options.dry_run).await?;
+        Ok(call.object(201, answer))
+    }
+
+    async fn review(&self, call: &Call, mut object: Object, dry_run: bool) -> Result<Object, Status> {
         let status = match call.kind.kind.as_str() {
             "TokenReview" => {
-                self.caches.wait_for_newest().await?;
+                self.registry.objects.lister.caches.wait_for_newest().await?;
                 self.review_token(&object["spec"])?
             }
             "SelfSubjectReview" => json!({"userInfo": call.user.to_json()}),
@@ -30,14 +54,10 @@ impl Api {
                 if namespace.is_empty() {
                     return Err(Status::bad_request("no namespace on request"));
                 }
-                self.authorizer.rules_of(&call.user, namespace).to_json()
+                self.registry.authorizer.rules_of(&call.user, namespace).to_json()
             }
             "Binding" => {
-                let options = WriteOptions::parse(call)?;
-                self.bind(call, &object, options.dry_run).await?;
-                return Ok(json!({
-                    "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201,
-                }));
+                return bind(&self.registry.objects, call, &object, dry_run).await;
             }
             other => {
                 return Err(Status::not_implemented(format!("{other} is not answered by this server yet")));
@@ -106,7 +126,7 @@ impl Api {
             path: text(of, "path"),
             fields: &fields,
         };
-        let decision = self.authorizer.authorize(&attributes);
+        let decision = self.registry.authorizer.authorize(&attributes);
         let mut status = json!({"allowed": decision.is_allowed()});
         if decision.opinion == Opinion::Deny {
             status["denied"] = true.into();

@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -19,40 +18,22 @@ use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use parking_lot::{Mutex, RwLock};
 use rustls_pki_types::UnixTime;
-use skiff_api::{Kinds, Status};
-use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::admission::AdmissionPlugin;
-use crate::admission::dynamic::{Dynamic, Inward};
-use crate::admission::quota::Turns;
-use crate::aggregation::Aggregator;
-use crate::api::Api;
-use crate::auth::UserInfo;
-use crate::auth::authenticate::{Authenticator, PeerAddress, PeerCertificate};
-use crate::auth::authorize::Authorization;
-use crate::auth::node::NodeAuthorizer;
-use crate::auth::node_index::NodeIndex;
-use crate::auth::rbac::{self, Policy, PolicyError, Rbac, RoleIndex};
-use crate::auth::shared_keys;
-use crate::auth::token::{TokenKeyError, TokenKeys};
-use crate::bootstrap::{Advertised, Trusted};
-use crate::cache::{Caches, Observer};
-use crate::heavy::Heavy;
-use crate::lapsed::{Grace, NodeCertificate};
-use crate::limits::Limits;
+use crate::assembly;
+use crate::auth::authenticate::{PeerAddress, PeerCertificate};
+use crate::auth::{UserInfo, shared_keys};
+use crate::bootstrap::{Bootstrap, Trusted};
+use crate::config::{Config, Error};
+use crate::lapsed::NodeCertificate;
 use crate::limits::connections::{self, Connections, FIRST_REQUEST};
-use crate::live::Live;
-use crate::metrics::Metrics;
-use crate::openid::OpenId;
-use crate::proxy::{Kubelet, KubeletConfig, PodProxy};
-use crate::services::{Seen, ServiceAllocator, ServiceCidr};
-use crate::store::{Sharing, Store, StoreError};
+use crate::pipeline::Pipeline;
+use crate::servers::Advertised;
 use crate::threads::{Class, Classes, Movable, Threads};
-use crate::tls::{self, Accepting, FrontProxyConfig, Shown, TlsConfig, TlsError};
+use crate::tls::{self, Accepting, FrontProxyConfig, Shown};
 
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -64,67 +45,13 @@ const MAX_HEADER_BYTES: u32 = 64 << 10;
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// How long events are kept, as upstream's `--event-ttl` if it is not given.
-pub const EVENT_TTL: Duration = Duration::from_secs(3600);
-
-pub struct Config {
-    pub store: Arc<dyn Store>,
-    /// Without it the server only answers in process.
-    pub tls: Option<TlsConfig>,
-    /// Without it the server shows no certificate to API servers that stand behind it, and knows no proxies before it.
-    pub front_proxy: Option<FrontProxyConfig>,
-    /// The address and port that endpoints of the `kubernetes` Service show.
-    pub advertise: IpAddr,
-    pub port: u16,
-    pub service_cidr: ServiceCidr,
-    /// `cluster.local`
-    pub cluster_domain: String,
-    /// How long events are kept after they were last written.
-    pub event_ttl: Duration,
-    /// How long after its end the certificate of a node that is still known lets it ask for the next one.
-    pub node_certificate_grace: Duration,
-    /// Plug-ins of admission that are turned off.
-    pub disabled_admission: Vec<AdmissionPlugin>,
-    pub service_account: ServiceAccountConfig,
-    pub kubelet: KubeletConfig,
-    /// What each thread calls first that may keep the administrators and the cluster's own components waiting: those that
-    /// serve nodes and everybody else, and those of heavy work.
-    pub on_long_thread: fn(),
-}
-
-/// The key pair of service-account tokens.
-pub struct ServiceAccountConfig {
-    /// EC P-256 or RSA, PKCS#8, PEM.
-    pub private_key_pem: Vec<u8>,
-    pub public_key_pem: Vec<u8>,
-    /// `https://kubernetes.default.svc.<cluster domain>` if unset.
-    pub issuer: Option<String>,
-}
-
-#[derive(Debug, Error)]
-pub enum Error {
-    #[error("cannot read the store")]
-    Store(#[from] StoreError),
-    #[error("cannot use the TLS files")]
-    Tls(#[from] TlsError),
-    #[error("cannot use the service-account keys")]
-    TokenKeys(#[from] TokenKeyError),
-    #[error("cannot create the cluster's first objects")]
-    Bootstrap(#[source] Status),
-    #[error("the server was configured without TLS and cannot listen")]
-    NoTls,
-    #[error("the server was configured without a front proxy's certificate and shows none")]
-    NoFrontProxy,
-    #[error("cannot read the roles that every cluster has")]
-    Policy(#[from] PolicyError),
-    #[error("cannot start the threads that serve connections")]
-    Threads(#[source] io::Error),
-}
-
 /// A running API server. Cloning shares it.
 #[derive(Clone)]
 pub struct ApiServer {
-    api: Arc<Api>,
+    pipeline: Arc<Pipeline>,
+    bootstrap: Arc<Bootstrap>,
+    /// Ends watches and streams.
+    shutdown: CancellationToken,
     tls: Option<Accepting>,
     /// What it shows to kubelets.
     kubelet_client: Arc<Shown>,
@@ -147,110 +74,43 @@ impl ApiServer {
     pub async fn start(config: Config) -> Result<ApiServer, Error> {
         let on_long_thread = config.on_long_thread;
         let closed = CancellationToken::new();
+        let address = Arc::new(RwLock::new(SocketAddr::new(config.advertise, config.port)));
+        let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
         let front_proxy = config.front_proxy.as_ref();
         let tls = config.tls.as_ref().map(|config| tls::server(config, front_proxy)).transpose()?;
-        let front_proxy_shown = front_proxy.map(tls::front_proxy_shown).transpose()?;
-        let (kubelet_tls, kubelet_client) = tls::kubelet_client(&config.kubelet)?;
-        let client_ca =
-            config.tls.as_ref().map(|tls| String::from_utf8_lossy(&tls.client_ca_pem).into_owned());
-        let default_issuer = format!("https://kubernetes.default.svc.{}", config.cluster_domain);
-        let account = &config.service_account;
-        let issuer = account.issuer.clone().unwrap_or(default_issuer);
-        let tokens = Arc::new(TokenKeys::new(&issuer, &account.private_key_pem, &account.public_key_pem)?);
-
-        let kinds = Arc::new(Kinds::builtin());
-        let nodes = Arc::new(NodeIndex::default());
-        let roles = Arc::new(RoleIndex::default());
-        let mut observers: Vec<(&str, Arc<dyn Observer>)> = vec![("pods", nodes.clone())];
-        observers.extend(rbac::observers(&roles));
-        let seen = Arc::new(Seen::default());
-        let is_shared = config.store.sharing() == Sharing::Shared;
-        if is_shared {
-            observers.push(("services/specs", seen.clone()));
-        }
-        let keys_as_of = match is_shared {
-            true => Some(shared_keys::share(&*config.store, &tokens).await?),
-            false => None,
-        };
-        let caches = Caches::start(&kinds, config.store.clone(), &observers, closed.clone()).await?;
-        let authenticator = Authenticator {
-            tokens: tokens.clone(),
-            caches: caches.clone(),
-            kinds: kinds.clone(),
-            audiences: vec![issuer],
-            front_proxies: front_proxy.map(|proxy| proxy.allowed_names.clone()).unwrap_or_default(),
-        };
+        let client_ca = config.tls.as_ref().map(|tls| String::from_utf8_lossy(&tls.client_ca_pem));
         let published = client_ca.map(|client_ca| Trusted::new(&client_ca, front_proxy));
-        let policy = Policy::builtin()?;
-        let rules = policy.rules_of("system:node").into();
-        let node = NodeAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes, rules };
-        let stored_services = stored_services(&kinds, &caches).map_err(Error::Bootstrap)?;
-        let addresses = kinds.by_resource("networking.k8s.io", "v1", "ipaddresses");
-        let addresses = addresses.map(|kind| caches.of(kind)).transpose().map_err(Error::Bootstrap)?;
-        let mut services = ServiceAllocator::new(config.service_cidr, stored_services.into_iter());
-        if is_shared {
-            services = services.seeing(&seen);
-        }
-        if let Some(addresses) = addresses {
-            services = services.heeding(addresses);
-        }
-        if let Some(kind) = kinds.by_resource("", "v1", "services") {
-            services = services.knowing(caches.of(kind).map_err(Error::Bootstrap)?);
-        }
-        let address = Arc::new(RwLock::new(SocketAddr::new(config.advertise, config.port)));
-        let openid = OpenId::new(tokens.clone(), address.clone())?;
-        let inward = Arc::new(Inward::default());
-        let limits = Limits::default();
-        let api = Arc::new(Api {
-            openid,
-            authenticator,
-            grace: Grace::new(config.node_certificate_grace),
-            disabled_admission: config.disabled_admission,
-            authorizer: Authorization::new(node, Rbac::new(roles)),
-            tokens,
-            services,
-            dynamic: Dynamic::new(inward.clone(), tls::provider()),
-            live: Live::new((*kinds).clone(), address.clone()),
-            aggregator: Aggregator::new(front_proxy_shown.clone(), config.kubelet.allow_loopback),
-            kubelet: Kubelet::new(kubelet_tls, config.kubelet.allow_loopback),
-            pod_proxy: PodProxy::new(tls::pod_client()?, config.kubelet.allow_loopback),
-            event_ttl: config.event_ttl,
-            heavy: [Heavy::new(on_long_thread), Heavy::new(on_long_thread)],
-            quota_turns: Turns::default(),
-            metrics: Metrics::new(limits.collected()),
-            limits,
-            shutdown: CancellationToken::new(),
-            store: config.store,
-            caches,
-        });
-        inward.lead_to(&api);
-        api.aggregator.lead_to(&api);
-        let advertised = Advertised { ip: config.advertise, port: config.port, cidr: config.service_cidr };
-        api.bootstrap(advertised, &policy).await.map_err(Error::Bootstrap)?;
+        let parts = assembly::assemble(config, &address, &closed).await?;
+        parts.bootstrap.run(advertised, &parts.policy).await.map_err(Error::Bootstrap)?;
         if let Some(trusted) = published {
-            api.publish_trusted(&trusted).await.map_err(Error::Bootstrap)?;
+            parts.bootstrap.publish_trusted(&trusted).await.map_err(Error::Bootstrap)?;
         }
         // What was served before is served from the first request on.
-        if let Err(status) = api.serve_definitions(&closed).await {
+        if let Err(status) = parts.definitions.serve(&closed).await {
             tracing::error!(%status, "not all custom resources are served yet");
         }
-        if let Err(status) = api.keep_api_services(&closed).await {
+        if let Err(status) = parts.aggregator.keep(&closed).await {
             tracing::error!(%status, "not all APIServices are there yet");
         }
-        tokio::spawn(api.clone().follow_definitions(closed.clone()));
-        tokio::spawn(api.clone().follow_api_services(closed.clone()));
-        tokio::spawn(api.clone().follow_policies(closed.clone()));
-        tokio::spawn(api.clone().follow_flow(closed.clone()));
-        if let Some(after) = keys_as_of {
-            tokio::spawn(shared_keys::follow(api.store.clone(), api.tokens.clone(), after, closed.clone()));
-            tokio::spawn(api.clone().repair_services(closed.clone()));
-            tokio::spawn(api.clone().keep_announcing(address.clone(), advertised, closed.clone()));
+        tokio::spawn(parts.definitions.follow(closed.clone()));
+        tokio::spawn(parts.aggregator.follow(closed.clone()));
+        tokio::spawn(parts.type_checks.follow(closed.clone()));
+        tokio::spawn(parts.bootstrap.flow.clone().follow(closed.clone()));
+        let servers = parts.bootstrap.servers.clone();
+        if let Some(after) = parts.keys_as_of {
+            let registry = &parts.bootstrap.registry;
+            let (store, tokens) = (registry.objects.store.clone(), parts.tokens);
+            tokio::spawn(shared_keys::follow(store, tokens, after, closed.clone()));
+            tokio::spawn(registry.services.clone().repair(closed.clone()));
+            tokio::spawn(servers.keep_announcing(address.clone(), advertised, closed.clone()));
         }
         Ok(ApiServer {
-            api,
+            pipeline: parts.pipeline,
+            bootstrap: Arc::new(parts.bootstrap),
+            shutdown: parts.shutdown,
             tls,
-            kubelet_client,
-            front_proxy: front_proxy_shown,
+            kubelet_client: parts.kubelet_client,
+            front_proxy: parts.front_proxy,
             advertised,
             address,
             threads: Arc::default(),
@@ -281,7 +141,7 @@ impl ApiServer {
                     let connection = Connection {
                         address: PeerAddress(address),
                         place,
-                        api: self.api.clone(),
+                        pipeline: self.pipeline.clone(),
                         shutdown: shutdown.clone(),
                     };
                     let met =
@@ -295,7 +155,7 @@ impl ApiServer {
                 }
             }
         }
-        self.api.shutdown.cancel();
+        self.shutdown.cancel();
         connections.close();
         if tokio::time::timeout(DRAIN_TIMEOUT, connections.wait()).await.is_err() {
             tracing::warn!("requests were still running when the server stopped");
@@ -305,7 +165,7 @@ impl ApiServer {
 
     /// The same API in process, as `user`.
     pub fn service_for(&self, user: UserInfo) -> ApiService {
-        ApiService { api: self.api.clone(), user }
+        ApiService { pipeline: self.pipeline.clone(), user }
     }
 
     /// Shows another certificate to clients that connect from here on.
@@ -324,9 +184,9 @@ impl ApiServer {
     pub async fn advertise(&self, ip: IpAddr) -> Result<(), Error> {
         let advertised = Advertised { ip, ..self.advertised };
         let before = std::mem::replace(&mut *self.address.write(), SocketAddr::new(ip, advertised.port));
-        self.api.announce(advertised).await.map_err(Error::Bootstrap)?;
+        self.bootstrap.servers.announce(advertised).await.map_err(Error::Bootstrap)?;
         if before.ip() != ip {
-            self.api.withdraw(Advertised { ip: before.ip(), ..advertised }).await;
+            self.bootstrap.servers.withdraw(Advertised { ip: before.ip(), ..advertised }).await;
         }
         Ok(())
     }
@@ -340,7 +200,10 @@ impl ApiServer {
         client_ca_pem: &str,
         front_proxy: Option<&FrontProxyConfig>,
     ) -> Result<(), Error> {
-        self.api.publish_trusted(&Trusted::new(client_ca_pem, front_proxy)).await.map_err(Error::Bootstrap)
+        self.bootstrap
+            .publish_trusted(&Trusted::new(client_ca_pem, front_proxy))
+            .await
+            .map_err(Error::Bootstrap)
     }
 
     /// Shows another certificate to API servers behind this one from here on.
@@ -362,27 +225,21 @@ impl ApiServer {
 
     /// Ends all watches, the caches and the store. Calls made later fail.
     pub async fn close(&self) {
-        self.api.shutdown.cancel();
+        self.shutdown.cancel();
         // While the caches still follow: this is a write like others.
         let ip = self.address.read().ip();
-        self.api.withdraw(Advertised { ip, ..self.advertised }).await;
+        self.bootstrap.servers.withdraw(Advertised { ip, ..self.advertised }).await;
         self.closed.cancel();
-        self.api.store.close().await;
+        self.pipeline.registry.objects.store.close().await;
         self.threads.lock().clear();
     }
-}
-
-fn stored_services(kinds: &Kinds, caches: &Caches) -> Result<Vec<skiff_api::Object>, Status> {
-    let Some(kind) = kinds.by_resource("", "v1", "services") else { return Ok(Vec::new()) };
-    // The addresses of those that cannot be read are kept by their IPAddress objects.
-    Ok(caches.of(kind)?.readable().values().map(|entry| entry.parse()).collect())
 }
 
 /// One accepted connection.
 struct Connection {
     address: PeerAddress,
     place: Arc<connections::Connection>,
-    api: Arc<Api>,
+    pipeline: Arc<Pipeline>,
     shutdown: CancellationToken,
 }
 
@@ -433,10 +290,10 @@ impl Connection {
         node: Option<NodeCertificate>,
         class: Class,
     ) {
-        let (api, address, place) = (self.api.clone(), self.address, self.place.clone());
+        let (pipeline, address, place) = (self.pipeline.clone(), self.address, self.place.clone());
         let service = hyper::service::service_fn(move |request: Request<hyper::body::Incoming>| {
             place.note_request();
-            let (api, peer, node, place) = (api.clone(), peer.clone(), node.clone(), place.clone());
+            let (pipeline, peer, node, place) = (pipeline.clone(), peer.clone(), node.clone(), place.clone());
             async move {
                 let mut request = request.map(Body::new);
                 // Nothing that comes from outside names itself.
@@ -450,7 +307,7 @@ impl Connection {
                 if let Some(node) = node {
                     request.extensions_mut().insert(node);
                 }
-                let mut response = Box::pin(api.serve(request)).await;
+                let mut response = Box::pin(pipeline.serve(request)).await;
                 if let Some(date) = date() {
                     response.headers_mut().entry(DATE).or_insert(date);
                 }
@@ -523,7 +380,7 @@ fn http_builder() -> auto::Builder<TokioExecutor> {
 /// The API in process, for one user: a `tower` service, as kube's client takes it.
 #[derive(Clone)]
 pub struct ApiService {
-    api: Arc<Api>,
+    pipeline: Arc<Pipeline>,
     user: UserInfo,
 }
 
@@ -541,9 +398,9 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let api = self.api.clone();
+        let pipeline = self.pipeline.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.user.clone());
-        Box::pin(async move { Ok(Box::pin(api.serve(request)).await) })
+        Box::pin(async move { Ok(Box::pin(pipeline.serve(request)).await) })
     }
 }

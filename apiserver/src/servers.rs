@@ -13,10 +13,11 @@ use serde_json::{Value, json};
 use skiff_api::Status;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Api;
-use crate::bootstrap::Advertised;
-use crate::registry::store_failure;
-use crate::store::{Expect, Range, Sharing, Write};
+use crate::failure::store_failure;
+use crate::registry::Registry;
+use crate::registry::ensure::Existing;
+use crate::services::cidr::ServiceCidr;
+use crate::store::{Expect, Range, Sharing, Store, Write};
 
 const FOLDER: &str = "/registry/masterleases/";
 const LIFE: Duration = Duration::from_secs(15);
@@ -26,10 +27,27 @@ const MAX_SERVERS: usize = 256;
 /// How long a server that ends waits to say so; if it cannot, its key ends by itself.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Api {
+/// Where the API is reached.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Advertised {
+    pub(crate) ip: IpAddr,
+    pub(crate) port: u16,
+    pub(crate) cidr: ServiceCidr,
+}
+
+/// Says which servers there are.
+pub(crate) struct Servers {
+    pub(crate) registry: Arc<Registry>,
+}
+
+impl Servers {
+    fn store(&self) -> &dyn Store {
+        &*self.registry.objects.store
+    }
+
     /// Says that this server is there, and writes which there are.
     pub(crate) async fn announce(&self, advertised: Advertised) -> Result<(), Status> {
-        if self.store.sharing() == Sharing::Exclusive {
+        if self.store().sharing() == Sharing::Exclusive {
             return self.publish_endpoints(advertised, &[advertised.ip]).await;
         }
         let ip = advertised.ip.to_string();
@@ -38,18 +56,18 @@ impl Api {
             "subsets": [{"addresses": [{"ip": ip}]}],
         });
         let write = Write::put(format!("{FOLDER}{ip}"), lease.to_string(), Expect::Any).with_ttl(LIFE);
-        self.store.write(write).await.map_err(|e| store_failure(&e))?;
+        self.store().write(write).await.map_err(|e| store_failure(&e))?;
         self.write_servers(advertised).await
     }
 
     /// Says that this server is not at an address any more.
     pub(crate) async fn withdraw(&self, advertised: Advertised) {
-        if self.store.sharing() == Sharing::Exclusive {
+        if self.store().sharing() == Sharing::Exclusive {
             return;
         }
         let goodbye = async {
             let write = Write::delete(format!("{FOLDER}{}", advertised.ip), Expect::Any);
-            self.store.write(write).await.map_err(|e| store_failure(&e))?;
+            self.store().write(write).await.map_err(|e| store_failure(&e))?;
             self.write_servers(advertised).await
         };
         match tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await {
@@ -63,12 +81,37 @@ impl Api {
 
     async fn write_servers(&self, advertised: Advertised) -> Result<(), Status> {
         let range = Range { limit: Some(MAX_SERVERS), ..Range::prefix(FOLDER) };
-        let found = self.store.range(range).await.map_err(|e| store_failure(&e))?;
+        let found = self.store().range(range).await.map_err(|e| store_failure(&e))?;
         let mut ips: Vec<IpAddr> = found.items.iter().filter_map(|item| ip_of(&item.value)).collect();
         ips.sort_unstable();
         ips.dedup();
         // Where none is left, the last says nothing: whoever comes next does.
         if ips.is_empty() { Ok(()) } else { self.publish_endpoints(advertised, &ips).await }
+    }
+
+    /// Writes where the API is reached: at each of these addresses.
+    async fn publish_endpoints(&self, advertised: Advertised, ips: &[IpAddr]) -> Result<(), Status> {
+        let addresses: Vec<Value> = ips.iter().map(|ip| json!({"ip": ip.to_string()})).collect();
+        let port = json!({"name": "https", "port": advertised.port, "protocol": "TCP"});
+        let endpoints = json!({
+            "metadata": {"name": "kubernetes", "labels": {"endpointslice.kubernetes.io/skip-mirror": "true"}},
+            "subsets": [{"addresses": addresses, "ports": [port]}],
+        });
+        let of = ("", "v1", "endpoints");
+        self.registry.ensure(of, "default", "kubernetes", endpoints, Existing::IsReplaced).await?;
+        let address_type = if advertised.ip.is_ipv4() { "IPv4" } else { "IPv6" };
+        let endpoints: Vec<Value> = ips
+            .iter()
+            .map(|ip| json!({"addresses": [ip.to_string()], "conditions": {"ready": true}}))
+            .collect();
+        let slice = json!({
+            "metadata": {"name": "kubernetes", "labels": {"kubernetes.io/service-name": "kubernetes"}},
+            "addressType": address_type,
+            "endpoints": endpoints,
+            "ports": [port],
+        });
+        let of = ("discovery.k8s.io", "v1", "endpointslices");
+        self.registry.ensure(of, "default", "kubernetes", slice, Existing::IsReplaced).await
     }
 
     /// Keeps on saying so, from wherever this server is at the moment.

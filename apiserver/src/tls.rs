@@ -17,8 +17,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use thiserror::Error;
 use tokio_rustls::TlsAcceptor;
 
-use crate::auth::authenticate::Validity;
-use crate::proxy::KubeletConfig;
+use crate::auth::validity::Validity;
+use crate::proxy::kubelet::KubeletConfig;
 
 /// The server's certificate, and who vouches for clients. All PEM.
 pub struct TlsConfig {

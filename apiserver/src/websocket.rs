@@ -15,9 +15,10 @@ use http::{HeaderMap, HeaderValue};
 use skiff_api::Status;
 use tokio_util::sync::CancellationToken;
 
-use crate::api::Call;
-use crate::handle::Place;
-use crate::proxy::upgrade::{MAX_STREAM, client_of, requested, without_token};
+use crate::call::Call;
+use crate::place::Place;
+use crate::proxy::headers::without_token;
+use crate::proxy::upgrade::{MAX_STREAM, client_of, requested};
 use crate::respond::Response;
 
 /// What a client may say, which is not read.

@@ -226,6 +226,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         service_cidr: service_cidr(args)?,
         cluster_domain: args.cluster_domain.clone(),
         event_ttl: args.event_ttl,
+        kinds: skiff_apiserver::Kinds::builtin(),
         node_certificate_grace: args.node_certificate_grace,
         disabled_admission: args.disable_admission_plugins.clone(),
         on_long_thread: turns::be_usual,

@@ -80,32 +80,13 @@ pub(crate) fn package(group: &str) -> Option<&'static str> {
     })
 }
 
-/// Starts the declaration of a namespaced, stored kind with the columns Name and Age. The type is looked up by
-/// its name in the embedded schema, of which a test makes sure that it has them all.
+/// Starts the declaration of a kind of this crate's, whose type is looked up by its name in the embedded schema: a test makes sure
+/// that it has them all.
 fn kind(group: &'static str, version: &'static str, kind: &str, plural: &str) -> Kind {
     let package = package(group).unwrap_or_else(|| unreachable!("no package is known for {group}"));
     let type_name = format!("{package}.{version}.{kind}");
-    let schema = TypeRef::builtin(&type_name)
-        .unwrap_or_else(|| unreachable!("the embedded schema has no {type_name}"));
-    Kind {
-        group: group.into(),
-        version: version.into(),
-        kind: kind.into(),
-        plural: plural.into(),
-        singular: kind.to_lowercase(),
-        short_names: Vec::new(),
-        categories: Vec::new(),
-        scope: Scope::Namespaced,
-        storage: Storage::Stored,
-        subresources: Vec::new(),
-        registry_folder: plural.into(),
-        schema,
-        columns: vec![Column::name(), Column::age()],
-        selectable: Vec::new(),
-        traits: Traits::DEFAULT,
-        strategy: &Plain,
-        origin: Origin::Builtin,
-    }
+    Kind::declared(group, version, kind, plural, &type_name)
+        .unwrap_or_else(|| unreachable!("the embedded schema has no {type_name}"))
 }
 
 pub(super) fn scale() -> Kind {
@@ -131,6 +112,30 @@ fn same_field(type_name: &str, field: &str, a: &Value, b: &Value) -> bool {
 
 /// The words of a declaration.
 impl Kind {
+    /// Starts the declaration of a namespaced, stored kind with the columns Name and Age; `None` if the embedded schema has no type of
+    /// that name.
+    pub fn declared(group: &str, version: &str, kind: &str, plural: &str, type_name: &str) -> Option<Kind> {
+        Some(Kind {
+            group: group.into(),
+            version: version.into(),
+            kind: kind.into(),
+            plural: plural.into(),
+            singular: kind.to_lowercase(),
+            short_names: Vec::new(),
+            categories: Vec::new(),
+            scope: Scope::Namespaced,
+            storage: Storage::Stored,
+            subresources: Vec::new(),
+            registry_folder: plural.into(),
+            schema: TypeRef::builtin(type_name)?,
+            columns: vec![Column::name(), Column::age()],
+            selectable: Vec::new(),
+            traits: Traits::DEFAULT,
+            strategy: &Plain,
+            origin: Origin::Builtin,
+        })
+    }
+
     fn cluster(mut self) -> Self {
         self.scope = Scope::Cluster;
         self
@@ -141,37 +146,44 @@ impl Kind {
         self
     }
 
-    fn short(mut self, names: &[&str]) -> Self {
+    #[must_use]
+    pub fn short(mut self, names: &[&str]) -> Self {
         self.short_names = names.iter().map(|n| (*n).to_owned()).collect();
         self
     }
 
-    fn category(mut self, category: &str) -> Self {
+    #[must_use]
+    pub fn category(mut self, category: &str) -> Self {
         self.categories.push(category.into());
         self
     }
 
-    fn subresources(mut self, names: &[&str]) -> Self {
+    #[must_use]
+    pub fn subresources(mut self, names: &[&str]) -> Self {
         self.subresources = names.iter().map(|n| (*n).to_owned()).collect();
         self
     }
 
-    fn folder(mut self, folder: &str) -> Self {
+    #[must_use]
+    pub fn folder(mut self, folder: &str) -> Self {
         self.registry_folder = folder.into();
         self
     }
 
-    fn columns(mut self, columns: Vec<Column>) -> Self {
+    #[must_use]
+    pub fn columns(mut self, columns: Vec<Column>) -> Self {
         self.columns = columns;
         self
     }
 
-    fn fields(mut self, fields: &'static [&'static str]) -> Self {
+    #[must_use]
+    pub fn fields(mut self, fields: &'static [&'static str]) -> Self {
         self.selectable = fields.iter().map(|field| (*field).into()).collect();
         self
     }
 
-    fn strategy(mut self, strategy: &'static dyn Strategy) -> Self {
+    #[must_use]
+    pub fn strategy(mut self, strategy: &'static dyn Strategy) -> Self {
         self.strategy = strategy;
         self
     }

@@ -8,7 +8,7 @@ use std::cmp::Reverse;
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status};
 
-use crate::api::Api;
+use crate::lister::Lister;
 
 /// A kind whose objects have a class.
 struct Classed {
@@ -44,27 +44,25 @@ const CLASSED: &[Classed] = &[
     },
 ];
 
-impl Api {
-    pub(super) fn default_class(&self, kind: &Kind, object: &mut Object) -> Result<(), Status> {
-        let classed = CLASSED.iter().find(|one| one.group == kind.group && one.kind == kind.kind);
-        let Some(classed) = classed else { return Ok(()) };
-        let annotation = &object["metadata"]["annotations"][classed.annotation];
-        if !object["spec"][classed.field].is_null() || !annotation.is_null() {
-            return Ok(());
-        }
-        let (group, plural) = classed.classes;
-        let (_, classes) = self.caches.of(&*self.kind(group, "v1", plural)?)?.snapshot()?;
-        let is_default = |class: &Object| {
-            let annotations = &class["metadata"]["annotations"];
-            classed.marks.iter().any(|mark| annotations[*mark] == "true")
-        };
-        let defaults = classes.values().map(|entry| entry.parse()).filter(is_default);
-        let newest = defaults.min_by_key(|class| {
-            (Reverse(class.meta_str("creationTimestamp").to_owned()), class.name().to_owned())
-        });
-        if let Some(class) = newest {
-            object["spec"][classed.field] = class.name().into();
-        }
-        Ok(())
+pub(super) fn complete(lister: &Lister, kind: &Kind, object: &mut Object) -> Result<(), Status> {
+    let classed = CLASSED.iter().find(|one| one.group == kind.group && one.kind == kind.kind);
+    let Some(classed) = classed else { return Ok(()) };
+    let annotation = &object["metadata"]["annotations"][classed.annotation];
+    if !object["spec"][classed.field].is_null() || !annotation.is_null() {
+        return Ok(());
     }
+    let (group, plural) = classed.classes;
+    let (_, classes) = lister.cache(group, "v1", plural)?.snapshot()?;
+    let is_default = |class: &Object| {
+        let annotations = &class["metadata"]["annotations"];
+        classed.marks.iter().any(|mark| annotations[*mark] == "true")
+    };
+    let defaults = classes.values().map(|entry| entry.parse()).filter(is_default);
+    let newest = defaults.min_by_key(|class| {
+        (Reverse(class.meta_str("creationTimestamp").to_owned()), class.name().to_owned())
+    });
+    if let Some(class) = newest {
+        object["spec"][classed.field] = class.name().into();
+    }
+    Ok(())
 }

@@ -4,34 +4,38 @@
 //! They are compiled again when their objects have changed, which the first request after that notices. Without any a request costs a
 //! look.
 
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::Arc;
 
 use async_trait::async_trait;
-use rustls::crypto::CryptoProvider;
 use serde_json::{Value, json};
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status, decode, default};
 use skiff_cel::{Authorizer, Check, Decision, Subject};
 use skiff_policy::Policies;
+use skiff_webhook::Client;
 use skiff_webhook::admission::{
     self as hooks, Attributes, Caller, GroupVersionKind, GroupVersionResource, Host, Operation, Phase,
     Record, Reinvocation,
 };
-use skiff_webhook::{Client, DialError, Resolver, Stream, dial};
 use tokio::time::Instant;
 
 use super::latest::Latest;
-use crate::api::{Api, Call, is_core};
-use crate::auth::UserInfo;
-use crate::auth::authorize;
+use crate::auth::authorize::Authorization;
+use crate::auth::{UserInfo, attributes as auth};
+use crate::call::{Call, is_core};
 use crate::limits::REQUEST_TIMEOUT;
+use crate::lister::Lister;
 use crate::live::Table;
+use crate::objects::Objects;
 use crate::request::is_true;
 
 /// What of admission is written in objects: policies, and webhooks.
 pub(crate) struct Dynamic {
-    pub(crate) client: Arc<Client>,
+    objects: Arc<Objects>,
+    authorizer: Arc<Authorization>,
+    /// Calls webhooks.
+    client: Arc<Client>,
     mutating_webhooks: Latest<hooks::Webhooks>,
     validating_webhooks: Latest<hooks::Webhooks>,
     mutating_policies: Latest<Policies>,
@@ -39,13 +43,15 @@ pub(crate) struct Dynamic {
 }
 
 impl Dynamic {
-    pub(crate) fn new(inward: Arc<Inward>, provider: Arc<CryptoProvider>) -> Dynamic {
+    pub(crate) fn new(objects: Arc<Objects>, authorizer: Arc<Authorization>, client: Arc<Client>) -> Dynamic {
         let policies = |objects: &[Vec<Object>], last: &Policies| match objects {
             [policies, bindings] => Policies::compile(policies, bindings, Some(last)),
             _ => Policies::default(),
         };
         Dynamic {
-            client: Arc::new(Client::new(inward, provider)),
+            objects,
+            authorizer,
+            client,
             mutating_webhooks: Latest::new(
                 &["mutatingwebhookconfigurations"],
                 hooks::Webhooks::none(Phase::Mutating),
@@ -93,31 +99,6 @@ impl Rounds {
     }
 }
 
-/// How webhooks in the cluster are reached: through the server, which knows the pods behind a Service.
-#[derive(Default)]
-pub(crate) struct Inward(OnceLock<Weak<Api>>);
-
-impl Inward {
-    pub(crate) fn lead_to(&self, api: &Arc<Api>) {
-        _ = self.0.set(Arc::downgrade(api));
-    }
-}
-
-#[async_trait]
-impl Resolver for Inward {
-    async fn dial_service(
-        &self,
-        namespace: &str,
-        name: &str,
-        port: u16,
-    ) -> Result<Box<dyn Stream>, DialError> {
-        let api = self.0.get().and_then(Weak::upgrade);
-        let api = api.ok_or_else(|| DialError::Unresolved("the server is shutting down".to_owned()))?;
-        let address = api.service_address(namespace, name, port).await;
-        dial(address.map_err(|status| DialError::Unresolved(status.message))?).await
-    }
-}
-
 /// What webhooks have left of an object.
 pub(crate) struct Mutated {
     pub(crate) object: Option<Object>,
@@ -145,12 +126,12 @@ struct Told {
 }
 
 impl Told {
-    fn of(api: &Api, call: &Call, name: &str) -> Result<Told, Status> {
+    fn of(lister: &Lister, call: &Call, name: &str) -> Result<Told, Status> {
         let api_version = call.kind.api_version();
         let namespace = if is_core(&call.kind, "Namespace") { name } else { call.info.namespace.as_str() };
         let namespace_object = match namespace {
             "" => None,
-            namespace => api.cached("namespaces", namespace)?.map(|entry| entry.parse()),
+            namespace => lister.cached("namespaces", namespace)?.map(|entry| entry.parse()),
         };
         let UserInfo { name: user, uid, groups, extra } = call.user.clone();
         Ok(Told {
@@ -180,10 +161,10 @@ fn kind_of(kind: &Kind, subresource: &str) -> GroupVersionKind {
     }
 }
 
-impl Api {
+impl Dynamic {
     /// What policies and webhooks make of a new object, or of one that replaces `old`; nothing of a deletion. What they warn of is
     /// added to `warnings`, whatever comes of it.
-    pub(crate) async fn mutate_dynamically(
+    pub(crate) async fn mutate(
         &self,
         admitted: &Admitted<'_>,
         object: Option<Object>,
@@ -191,23 +172,25 @@ impl Api {
         rounds: &mut Rounds,
         warnings: &mut Vec<String>,
     ) -> Result<Mutated, Status> {
-        let policies = self.dynamic.mutating_policies.current(self)?;
-        let webhooks = self.dynamic.mutating_webhooks.current(self)?;
+        let policies = self.mutating_policies.current(&self.objects.lister)?;
+        let webhooks = self.mutating_webhooks.current(&self.objects.lister)?;
         if (policies.value.is_empty() && webhooks.value.is_empty()) || admitted.call.is_own {
             return Ok(Mutated { object, has_changed: false });
         }
         let before = object.clone();
         let name = name_of(admitted.call, object.as_ref(), old);
-        let told = Told::of(self, admitted.call, &name)?;
-        let (host, rights) =
-            (Kinds { api: self, table: &admitted.call.table }, Rights::of(self, admitted.call));
+        let told = Told::of(&self.objects.lister, admitted.call, &name)?;
+        let (host, rights) = (
+            Kinds { objects: &self.objects, table: &admitted.call.table },
+            Rights::of(&self.authorizer, admitted.call),
+        );
         let mut record = Record::default();
         let attributes = attributes(admitted, &told, &rights, None, old);
         let judges = skiff_policy::Caller { host: &host, params: &host };
         let schema_of = |kind: &GroupVersionKind| host.of_kind(kind).map(|kind| kind.schema.clone());
         let object =
             policies.value.mutate(judges, &schema_of, &attributes, object, &mut rounds.policies).await?;
-        let caller = Caller { client: &self.dynamic.client, host: &host };
+        let caller = Caller { client: &self.client, host: &host };
         let mutated =
             webhooks.value.mutate(caller, &attributes, object, &mut rounds.webhooks, &mut record).await;
         warnings.extend(record.warnings);
@@ -216,27 +199,29 @@ impl Api {
     }
 
     /// Whether policies and webhooks have nothing against a request.
-    pub(crate) async fn validate_dynamically(
+    pub(crate) async fn validate(
         &self,
         admitted: &Admitted<'_>,
         object: Option<&Object>,
         old: Option<&Object>,
         warnings: &mut Vec<String>,
     ) -> Result<(), Status> {
-        let policies = self.dynamic.validating_policies.current(self)?;
-        let webhooks = self.dynamic.validating_webhooks.current(self)?;
+        let policies = self.validating_policies.current(&self.objects.lister)?;
+        let webhooks = self.validating_webhooks.current(&self.objects.lister)?;
         if (policies.value.is_empty() && webhooks.value.is_empty()) || admitted.call.is_own {
             return Ok(());
         }
         let name = name_of(admitted.call, object, old);
-        let told = Told::of(self, admitted.call, &name)?;
-        let (host, rights) =
-            (Kinds { api: self, table: &admitted.call.table }, Rights::of(self, admitted.call));
+        let told = Told::of(&self.objects.lister, admitted.call, &name)?;
+        let (host, rights) = (
+            Kinds { objects: &self.objects, table: &admitted.call.table },
+            Rights::of(&self.authorizer, admitted.call),
+        );
         let mut record = Record::default();
         let attributes = attributes(admitted, &told, &rights, object, old);
         let judges = skiff_policy::Caller { host: &host, params: &host };
         let judged = policies.value.validate(judges, &attributes, &mut record).await;
-        let caller = Caller { client: &self.dynamic.client, host: &host };
+        let caller = Caller { client: &self.client, host: &host };
         let validated = match judged {
             Ok(()) => webhooks.value.validate(caller, &attributes, &mut record).await,
             refused => refused,
@@ -280,9 +265,8 @@ impl Api {
         };
         let admitted = Admitted { operation, call, dry_run, options: &options };
         let (mut warnings, mut rounds) = (Vec::new(), Rounds::default());
-        let mutated =
-            self.mutate_dynamically(&admitted, Some(document), None, &mut rounds, &mut warnings).await?;
-        self.validate_dynamically(&admitted, mutated.object.as_ref(), None, &mut warnings).await?;
+        let mutated = self.mutate(&admitted, Some(document), None, &mut rounds, &mut warnings).await?;
+        self.validate(&admitted, mutated.object.as_ref(), None, &mut warnings).await?;
         call.warnings.extend(warnings);
         Ok(mutated.object.unwrap_or_default())
     }
@@ -322,7 +306,7 @@ fn attributes<'a>(
 
 /// What of the kinds webhooks need to know.
 pub(super) struct Kinds<'a> {
-    pub(super) api: &'a Api,
+    pub(super) objects: &'a Objects,
     pub(super) table: &'a Table,
 }
 
@@ -357,7 +341,7 @@ impl Host for Kinds<'_> {
         let said = GroupVersionKind::new(text("apiVersion"), text("kind"));
         match (self.of_kind(&said), self.of_kind(kind)) {
             (Some(from), Some(to)) if from.registry_folder == to.registry_folder => {
-                self.api.converted(from, to, object).await.map_err(|status| status.message)
+                self.objects.converted(from, to, object).await.map_err(|status| status.message)
             }
             _ => Err(format!(
                 "{} {} is no {} {}/{}",
@@ -381,13 +365,13 @@ impl Host for Kinds<'_> {
 
 /// The rights of who makes a request, for match conditions.
 struct Rights<'a> {
-    api: &'a Api,
+    authorizer: &'a Authorization,
     user: &'a UserInfo,
 }
 
 impl<'a> Rights<'a> {
-    fn of(api: &'a Api, call: &'a Call) -> Rights<'a> {
-        Rights { api, user: &call.user }
+    fn of(authorizer: &'a Authorization, call: &'a Call) -> Rights<'a> {
+        Rights { authorizer, user: &call.user }
     }
 }
 
@@ -404,7 +388,7 @@ impl Authorizer for Rights<'_> {
                 &account
             }
         };
-        let decision = self.api.authorizer.authorize(&authorize::Attributes {
+        let decision = self.authorizer.authorize(&auth::Attributes {
             user,
             verb,
             is_resource: check.path.is_empty(),

@@ -6,8 +6,8 @@ use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use skiff_api::{Object, Status};
 
-use crate::api::Api;
 use crate::cache::ResourceCache;
+use crate::lister::Lister;
 use crate::store::Revision;
 
 /// Of kinds of the group for admission.
@@ -38,10 +38,9 @@ impl<T> Latest<T> {
         Latest { plurals, make, current, turn: Mutex::default() }
     }
 
-    pub(super) fn current(&self, api: &Api) -> Result<Arc<Made<T>>, Status> {
-        let cache = |plural: &&str| -> Result<Arc<ResourceCache>, Status> {
-            api.caches.of(&*api.kind(GROUP, "v1", plural)?)
-        };
+    pub(super) fn current(&self, lister: &Lister) -> Result<Arc<Made<T>>, Status> {
+        let cache =
+            |plural: &&str| -> Result<Arc<ResourceCache>, Status> { lister.cache(GROUP, "v1", plural) };
         let caches = self.plurals.iter().map(cache).collect::<Result<Vec<_>, Status>>()?;
         let is_current = |made: &Made<T>| {
             made.revisions.len() == caches.len()

@@ -10,44 +10,43 @@ use skiff_api::quantity::Quantity;
 use skiff_api::resources::{self, Overhead, Resources};
 use skiff_api::{Kind, Object, Status};
 
-use crate::api::{Api, is_core};
+use crate::call::is_core;
+use crate::lister::Lister;
 
 const ANNOTATION: &str = "kubernetes.io/limit-ranger";
 
-impl Api {
-    fn limit_ranges(&self, namespace: &str) -> Result<Vec<Object>, Status> {
-        let (_, all) = self.caches.of(&*self.kind("", "v1", "limitranges")?)?.snapshot_of(Some(namespace))?;
-        Ok(all.values().filter(|entry| entry.namespace() == namespace).map(|entry| entry.parse()).collect())
-    }
+fn limit_ranges(lister: &Lister, namespace: &str) -> Result<Vec<Object>, Status> {
+    let (_, all) = lister.cache("", "v1", "limitranges")?.snapshot_of(Some(namespace))?;
+    Ok(all.values().filter(|entry| entry.namespace() == namespace).map(|entry| entry.parse()).collect())
+}
 
-    /// Gives a new pod's containers the requests and limits that they leave open.
-    pub(super) fn default_limits(&self, pod: &mut Object) -> Result<(), Status> {
-        for range in self.limit_ranges(pod.namespace())? {
-            fill_in(pod, &range);
-        }
-        Ok(())
+/// Gives a new pod's containers the requests and limits that they leave open.
+pub(super) fn default_limits(lister: &Lister, pod: &mut Object) -> Result<(), Status> {
+    for range in limit_ranges(lister, pod.namespace())? {
+        fill_in(pod, &range);
     }
+    Ok(())
+}
 
-    /// Refuses a pod or claim that is outside of what its namespace allows.
-    pub(crate) fn check_limits(&self, kind: &Kind, object: &Object) -> Result<(), Status> {
-        let faults: fn(&Object, &Object) -> Vec<String> = match kind.kind.as_str() {
-            "Pod" if is_core(kind, "Pod") => pod_faults,
-            "PersistentVolumeClaim" if is_core(kind, "PersistentVolumeClaim") => claim_faults,
-            _ => return Ok(()),
+/// Refuses a pod or claim that is outside of what its namespace allows.
+pub(crate) fn check_limits(lister: &Lister, kind: &Kind, object: &Object) -> Result<(), Status> {
+    let faults: fn(&Object, &Object) -> Vec<String> = match kind.kind.as_str() {
+        "Pod" if is_core(kind, "Pod") => pod_faults,
+        "PersistentVolumeClaim" if is_core(kind, "PersistentVolumeClaim") => claim_faults,
+        _ => return Ok(()),
+    };
+    for range in limit_ranges(lister, object.namespace())? {
+        let mut faults = faults(&range, object);
+        let mut said = std::collections::HashSet::new();
+        faults.retain(|fault| said.insert(fault.clone()));
+        let why = match faults.as_slice() {
+            [] => continue,
+            [one] => one.clone(),
+            several => format!("[{}]", several.join(", ")),
         };
-        for range in self.limit_ranges(object.namespace())? {
-            let mut faults = faults(&range, object);
-            let mut said = std::collections::HashSet::new();
-            faults.retain(|fault| said.insert(fault.clone()));
-            let why = match faults.as_slice() {
-                [] => continue,
-                [one] => one.clone(),
-                several => format!("[{}]", several.join(", ")),
-            };
-            return Err(Status::forbidden(&kind.group, &kind.plural, object.name(), &why));
-        }
-        Ok(())
+        return Err(Status::forbidden(&kind.group, &kind.plural, object.name(), &why));
     }
+    Ok(())
 }
 
 fn limits_of<'r>(range: &'r Object, kind: &'static str) -> impl Iterator<Item = &'r Value> {

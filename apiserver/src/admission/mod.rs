@@ -8,53 +8,40 @@ mod limit_ranger;
 mod node;
 mod params;
 mod params_access;
-mod pod;
+pub(crate) mod plugins;
+pub(crate) mod pod;
 mod pod_security;
 pub(crate) mod quota;
 mod service_account;
+mod signing;
 
 use std::collections::HashSet;
-use std::str::FromStr;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
-use thiserror::Error;
 
-use crate::api::{Api, Call, is_core};
+use crate::auth::authorize::Authorization;
 use crate::auth::rbac::{Grant, grants};
-use crate::certificates::is_signing_request;
+use crate::call::{Call, is_core};
+use crate::lister::Lister;
+use dynamic::Dynamic;
+use params_access::Access;
+use plugins::AdmissionPlugin;
+use quota::Quotas;
 
-/// What an administrator may turn off of built-in admission, by upstream's names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AdmissionPlugin {
-    /// Pods run as an account of their namespace, and find its token.
-    ServiceAccount,
-    /// Pods stay for five minutes on a node that is away.
-    DefaultTolerationSeconds,
+/// Everything that admits. Plug-ins read what there is; only quotas write.
+pub(crate) struct Admission {
+    pub(crate) lister: Lister,
+    pub(crate) authorizer: Arc<Authorization>,
+    /// Plug-ins that are turned off.
+    pub(crate) disabled: Vec<AdmissionPlugin>,
+    pub(crate) dynamic: Dynamic,
+    pub(crate) quotas: Quotas,
 }
 
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error(
-    "no plug-in of admission {name:?} can be turned off here; these can: ServiceAccount, DefaultTolerationSeconds"
-)]
-pub struct UnknownPlugin {
-    name: String,
-}
-
-impl FromStr for AdmissionPlugin {
-    type Err = UnknownPlugin;
-
-    fn from_str(name: &str) -> Result<AdmissionPlugin, UnknownPlugin> {
-        match name {
-            "ServiceAccount" => Ok(AdmissionPlugin::ServiceAccount),
-            "DefaultTolerationSeconds" => Ok(AdmissionPlugin::DefaultTolerationSeconds),
-            _ => Err(UnknownPlugin { name: name.to_owned() }),
-        }
-    }
-}
-
-impl Api {
+impl Admission {
     /// `NamespaceLifecycle`: nothing is created in a namespace that is missing or going.
     pub(crate) async fn check_namespace(&self, call: &Call, object: &Object) -> Result<(), Status> {
         if !call.kind.is_namespaced() {
@@ -62,8 +49,8 @@ impl Api {
         }
         let namespace = object.namespace();
         // A deletion that was acknowledged before this request must be seen.
-        self.caches.wait_for_newest().await?;
-        let found = self.cached("namespaces", namespace)?;
+        self.lister.caches.wait_for_newest().await?;
+        let found = self.lister.cached("namespaces", namespace)?;
         let Some(entry) = found else { return Err(Status::not_found("", "namespaces", namespace)) };
         if !entry.parse().is_being_deleted() {
             return Ok(());
@@ -93,30 +80,28 @@ impl Api {
     }
 
     fn admits_by(&self, plugin: AdmissionPlugin) -> bool {
-        !self.disabled_admission.contains(&plugin)
+        !self.disabled.contains(&plugin)
     }
 
     /// Completes a new object, or refuses it.
     pub(crate) async fn admit_create(&self, call: &Call, object: &mut Object) -> Result<(), Status> {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
-            self.restrict_node_create(call, object)?;
-            self.default_limits(object)?;
+            node::restrict_create(&self.lister, call, object)?;
+            limit_ranger::default_limits(&self.lister, object)?;
             if self.admits_by(AdmissionPlugin::ServiceAccount) {
-                self.admit_service_account(object).await?;
+                service_account::admit(&self.lister, object).await?;
             }
             if self.admits_by(AdmissionPlugin::DefaultTolerationSeconds) {
                 pod::add_default_tolerations(object);
             }
-            self.admit_priority(object).await?;
-            self.admit_topology(object)?;
-            return self.admit_runtime_class(object).await;
+            pod::admit_priority(&self.lister, object).await?;
+            pod::admit_topology(&self.lister, object)?;
+            return pod::admit_runtime_class(&self.lister, object).await;
         }
-        if is_signing_request(&call.kind) {
-            self.admit_signing_request(call, object)?;
-        }
+        signing::admit_request(call, object)?;
         self.check_grant(call, object, None)?;
-        self.default_class(&call.kind, object)?;
-        self.restrict_node_create(call, object)?;
+        default_class::complete(&self.lister, &call.kind, object)?;
+        node::restrict_create(&self.lister, call, object)?;
         if call.info.subresource.is_empty() && is_core(&call.kind, "Node") {
             taint_new_node(object);
         }
@@ -124,7 +109,7 @@ impl Api {
     }
 
     /// What refuses a new object that its kind's own rules have nothing against.
-    pub(crate) async fn validate_admission(
+    pub(crate) async fn validate_create(
         &self,
         call: &Call,
         object: &Object,
@@ -134,9 +119,28 @@ impl Api {
             deny_external_ips(object, old)?;
         }
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
-            self.check_overhead(object).await?;
+            pod::check_overhead(&self.lister, object).await?;
         }
-        self.check_pod_security(&call.kind, &call.info.subresource, object, old)
+        pod_security::check(&self.lister, &call.kind, &call.info.subresource, object, old)
+    }
+
+    /// What a policy or a binding names that its author must not read, if anything.
+    ///
+    /// # Errors
+    /// What the cache of policies fails with.
+    pub(crate) fn unreadable_params(
+        &self,
+        call: &Call,
+        new: &Object,
+        old: Option<&Object>,
+    ) -> Result<Option<Cause>, Status> {
+        let access = Access { lister: &self.lister, authorizer: &self.authorizer };
+        access.unreadable(call, new, old)
+    }
+
+    /// Refuses a pod or claim that is outside of what its namespace allows.
+    pub(crate) fn check_limits(&self, kind: &Kind, object: &Object) -> Result<(), Status> {
+        limit_ranger::check_limits(&self.lister, kind, object)
     }
 
     /// Devices that others use are for whoever watches over them, in namespaces that are labelled for it.
@@ -152,7 +156,7 @@ impl Api {
         let is_admins = |request: &Value| request["exactly"]["adminAccess"] == true;
         let at = devices["requests"].as_array().and_then(|requests| requests.iter().position(is_admins));
         let Some(at) = at else { return Ok(None) };
-        let namespace = self.cached("namespaces", object.namespace())?;
+        let namespace = self.lister.cached("namespaces", object.namespace())?;
         if namespace.is_some_and(|namespace| namespace.label(LABEL) == Some("true")) {
             return Ok(None);
         }
@@ -162,25 +166,23 @@ impl Api {
     }
 
     pub(crate) fn admit_update(&self, call: &Call, new: &mut Object, old: &Object) -> Result<(), Status> {
-        if is_signing_request(&call.kind) {
-            self.admit_signing_update(call, new, old)?;
-        }
+        signing::admit_update(&self.authorizer, call, new, old)?;
         if call.info.subresource.is_empty()
             && is_core(&call.kind, "PersistentVolumeClaim")
             && !old.is_being_deleted()
         {
-            self.check_limits(&call.kind, new)?;
+            limit_ranger::check_limits(&self.lister, &call.kind, new)?;
         }
         self.check_grant(call, new, Some(old))?;
-        self.check_pod_security(&call.kind, &call.info.subresource, new, Some(old))?;
-        self.restrict_node_update(call, new, old)
+        pod_security::check(&self.lister, &call.kind, &call.info.subresource, new, Some(old))?;
+        node::restrict_update(&self.lister, call, new, old)
     }
 
     /// What an object that was written most likely does not mean, and what its namespace has against it.
     pub(crate) fn warn(&self, call: &mut Call, new: &Object, old: Option<&Object>) {
         let warnings = call.kind.warnings(new, old);
         call.warnings.extend(warnings);
-        let warnings = self.pod_security_warnings(&call.kind, new, old);
+        let warnings = pod_security::warnings_of(&self.lister, &call.kind, new, old);
         call.warnings.extend(warnings);
     }
 
@@ -194,11 +196,11 @@ impl Api {
     }
 
     pub(crate) fn restrict_node_eviction(&self, call: &Call) -> Result<(), Status> {
-        self.restrict_node_create(call, &Object::Null)
+        node::restrict_create(&self.lister, call, &Object::Null)
     }
 
     pub(crate) fn admit_delete(&self, call: &Call, object: &Object) -> Result<(), Status> {
-        self.restrict_node_delete(call, object)
+        node::restrict_delete(call, object)
     }
 }
 

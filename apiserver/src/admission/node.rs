@@ -10,7 +10,8 @@ use serde_json::Value;
 use skiff_api::meta::Meta;
 use skiff_api::{Object, Status};
 
-use crate::api::{Api, Call, is_core};
+use crate::call::{Call, is_core};
+use crate::lister::Lister;
 
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// How long a node lives on one renewal of its lease, where that does not say.
@@ -37,168 +38,168 @@ fn forbid(call: &Call, why: &str) -> Status {
     Status::forbidden(&call.kind.group, &call.kind.plural, &call.info.name, why)
 }
 
-impl Api {
-    pub(super) fn restrict_node_create(&self, call: &Call, object: &Object) -> Result<(), Status> {
-        let Some(node) = call.user.node_name() else { return Ok(()) };
-        let kind = &call.kind;
-        if is_core(kind, "Pod") {
-            return match call.info.subresource.as_str() {
-                "" => self.restrict_mirror(call, node, object),
-                "eviction" => self.restrict_own_pod(call, node),
-                other => {
-                    let only = "only 'status' and 'eviction' are allowed";
-                    Err(forbid(call, &format!("unexpected pod subresource {other:?}, {only}")))
-                }
-            };
-        }
-        if is_core(kind, "Node") {
-            restrict_registration(call, node, object)?;
-            return self.restrict_addresses(call, node, object, &Value::Null);
-        }
-        if is_core(kind, "PersistentVolumeClaim") {
-            return Err(forbid(call, "may only update PVC status"));
-        }
-        let (own, why) = match (kind.group.as_str(), kind.kind.as_str()) {
-            ("coordination.k8s.io", "Lease") => (
-                object.name() == node,
-                "can only access node lease with the same name as the requesting node",
-            ),
-            ("storage.k8s.io", "CSINode") => {
-                (object.name() == node, "can only access CSINode with the same name as the requesting node")
+pub(super) fn restrict_create(lister: &Lister, call: &Call, object: &Object) -> Result<(), Status> {
+    let Some(node) = call.user.node_name() else { return Ok(()) };
+    let kind = &call.kind;
+    if is_core(kind, "Pod") {
+        return match call.info.subresource.as_str() {
+            "" => restrict_mirror(lister, call, node, object),
+            "eviction" => restrict_own_pod(lister, call, node),
+            other => {
+                let only = "only 'status' and 'eviction' are allowed";
+                Err(forbid(call, &format!("unexpected pod subresource {other:?}, {only}")))
             }
-            ("resource.k8s.io", "ResourceSlice") => (
-                object["spec"]["nodeName"] == node,
-                "can only create ResourceSlice with the same NodeName as the requesting node",
-            ),
-            _ => (true, ""),
         };
-        if own { Ok(()) } else { Err(forbid(call, why)) }
     }
-
-    pub(super) fn restrict_node_update(&self, call: &Call, new: &Object, old: &Object) -> Result<(), Status> {
-        let Some(node) = call.user.node_name() else { return Ok(()) };
-        if is_core(&call.kind, "Pod") {
-            return restrict_pod_update(call, node, new, old);
-        }
-        if is_core(&call.kind, "Node") {
-            restrict_own_node(call, node, new, old)?;
-            return self.restrict_addresses(call, node, new, old);
-        }
-        if is_core(&call.kind, "PersistentVolumeClaim") {
-            return restrict_claim_update(call, node, new, old);
-        }
-        Ok(())
+    if is_core(kind, "Node") {
+        restrict_registration(call, node, object)?;
+        return restrict_addresses(lister, call, node, object, &Value::Null);
     }
+    if is_core(kind, "PersistentVolumeClaim") {
+        return Err(forbid(call, "may only update PVC status"));
+    }
+    let (own, why) = match (kind.group.as_str(), kind.kind.as_str()) {
+        ("coordination.k8s.io", "Lease") => {
+            (object.name() == node, "can only access node lease with the same name as the requesting node")
+        }
+        ("storage.k8s.io", "CSINode") => {
+            (object.name() == node, "can only access CSINode with the same name as the requesting node")
+        }
+        ("resource.k8s.io", "ResourceSlice") => (
+            object["spec"]["nodeName"] == node,
+            "can only create ResourceSlice with the same NodeName as the requesting node",
+        ),
+        _ => (true, ""),
+    };
+    if own { Ok(()) } else { Err(forbid(call, why)) }
+}
 
-    pub(super) fn restrict_node_delete(&self, call: &Call, object: &Object) -> Result<(), Status> {
-        let Some(node) = call.user.node_name() else { return Ok(()) };
-        if is_core(&call.kind, "Pod")
-            && call.info.subresource.is_empty()
-            && object["spec"]["nodeName"] != node
+pub(super) fn restrict_update(
+    lister: &Lister,
+    call: &Call,
+    new: &Object,
+    old: &Object,
+) -> Result<(), Status> {
+    let Some(node) = call.user.node_name() else { return Ok(()) };
+    if is_core(&call.kind, "Pod") {
+        return restrict_pod_update(call, node, new, old);
+    }
+    if is_core(&call.kind, "Node") {
+        restrict_own_node(call, node, new, old)?;
+        return restrict_addresses(lister, call, node, new, old);
+    }
+    if is_core(&call.kind, "PersistentVolumeClaim") {
+        return restrict_claim_update(call, node, new, old);
+    }
+    Ok(())
+}
+
+pub(super) fn restrict_delete(call: &Call, object: &Object) -> Result<(), Status> {
+    let Some(node) = call.user.node_name() else { return Ok(()) };
+    if is_core(&call.kind, "Pod") && call.info.subresource.is_empty() && object["spec"]["nodeName"] != node {
+        let why = format!("node {node:?} can only delete pods with spec.nodeName set to itself");
+        return Err(forbid(call, &why));
+    }
+    if call.kind.kind == "ResourceSlice" && object["spec"]["nodeName"] != node {
+        let why = "can only delete ResourceSlice with the same NodeName as the requesting node";
+        return Err(forbid(call, why));
+    }
+    Ok(())
+}
+
+/// An address that another living node has as its own is not claimed by this one: who does could stand in for the other,
+/// or keep it from renewing its certificate. One that a dead node had may be taken.
+fn restrict_addresses(
+    lister: &Lister,
+    call: &Call,
+    node: &str,
+    new: &Object,
+    old: &Object,
+) -> Result<(), Status> {
+    let before = addresses(old, &["InternalIP", "ExternalIP"]);
+    let claimed: BTreeSet<IpAddr> =
+        addresses(new, &["InternalIP", "ExternalIP"]).difference(&before).copied().collect();
+    if claimed.is_empty() {
+        return Ok(());
+    }
+    let (_, nodes) = lister.caches.of(&call.kind)?.snapshot()?;
+    for entry in nodes.values().filter(|entry| entry.name() != node) {
+        let other = entry.parse();
+        let own = addresses(&other, &["InternalIP"]);
+        if let Some(address) = claimed.intersection(&own).next()
+            && is_alive(lister, entry.name())?
         {
-            let why = format!("node {node:?} can only delete pods with spec.nodeName set to itself");
+            let why =
+                format!("node {node:?} is not allowed to claim address {address} of node {:?}", entry.name());
             return Err(forbid(call, &why));
         }
-        if call.kind.kind == "ResourceSlice" && object["spec"]["nodeName"] != node {
-            let why = "can only delete ResourceSlice with the same NodeName as the requesting node";
-            return Err(forbid(call, why));
-        }
-        Ok(())
     }
+    Ok(())
+}
 
-    /// An address that another living node has as its own is not claimed by this one: who does could stand in for the other,
-    /// or keep it from renewing its certificate. One that a dead node had may be taken.
-    fn restrict_addresses(&self, call: &Call, node: &str, new: &Object, old: &Object) -> Result<(), Status> {
-        let before = addresses(old, &["InternalIP", "ExternalIP"]);
-        let claimed: BTreeSet<IpAddr> =
-            addresses(new, &["InternalIP", "ExternalIP"]).difference(&before).copied().collect();
-        if claimed.is_empty() {
-            return Ok(());
-        }
-        let (_, nodes) = self.caches.of(&call.kind)?.snapshot()?;
-        for entry in nodes.values().filter(|entry| entry.name() != node) {
-            let other = entry.parse();
-            let own = addresses(&other, &["InternalIP"]);
-            if let Some(address) = claimed.intersection(&own).next()
-                && self.is_alive(entry.name())?
-            {
-                let why = format!(
-                    "node {node:?} is not allowed to claim address {address} of node {:?}",
-                    entry.name()
-                );
-                return Err(forbid(call, &why));
-            }
-        }
-        Ok(())
+/// Whether a node has renewed its lease within the lease's time.
+fn is_alive(lister: &Lister, node: &str) -> Result<bool, Status> {
+    let leases = lister.cache("coordination.k8s.io", "v1", "leases")?;
+    let Some(lease) = leases.get(&format!("kube-node-lease/{node}"))? else { return Ok(false) };
+    let lease = lease.parse();
+    let renewed: Option<jiff::Timestamp> = lease["spec"]["renewTime"].as_str().and_then(|at| at.parse().ok());
+    let lasts_s = lease["spec"]["leaseDurationSeconds"].as_i64().unwrap_or(LEASE_S);
+    let now_s = jiff::Timestamp::now().as_second();
+    Ok(renewed.is_some_and(|at| now_s.saturating_sub(at.as_second()) <= lasts_s))
+}
+
+fn restrict_own_pod(lister: &Lister, call: &Call, node: &str) -> Result<(), Status> {
+    let pod = lister.cached("pods", &call.key())?.ok_or_else(|| call.not_found())?;
+    if pod.field("spec.nodeName") == node {
+        return Ok(());
     }
+    Err(forbid(call, &format!("node {node} can only evict pods with spec.nodeName set to itself")))
+}
 
-    /// Whether a node has renewed its lease within the lease's time.
-    fn is_alive(&self, node: &str) -> Result<bool, Status> {
-        let leases = self.caches.of(&*self.kind("coordination.k8s.io", "v1", "leases")?)?;
-        let Some(lease) = leases.get(&format!("kube-node-lease/{node}"))? else { return Ok(false) };
-        let lease = lease.parse();
-        let renewed: Option<jiff::Timestamp> =
-            lease["spec"]["renewTime"].as_str().and_then(|at| at.parse().ok());
-        let lasts_s = lease["spec"]["leaseDurationSeconds"].as_i64().unwrap_or(LEASE_S);
-        let now_s = jiff::Timestamp::now().as_second();
-        Ok(renewed.is_some_and(|at| now_s.saturating_sub(at.as_second()) <= lasts_s))
+/// A node makes only pods that say what it runs anyway, and that give it nothing.
+fn restrict_mirror(lister: &Lister, call: &Call, node: &str, pod: &Object) -> Result<(), Status> {
+    let refuse = |why: String| Err(forbid(call, &why));
+    if pod.meta()["annotations"][MIRROR_ANNOTATION].is_null() {
+        return refuse(format!(
+            "pod does not have {MIRROR_ANNOTATION:?} annotation, node {node:?} can only create mirror pods"
+        ));
     }
-
-    fn restrict_own_pod(&self, call: &Call, node: &str) -> Result<(), Status> {
-        let pod = self.cached("pods", &call.key())?.ok_or_else(|| call.not_found())?;
-        if pod.field("spec.nodeName") == node {
-            return Ok(());
-        }
-        Err(forbid(call, &format!("node {node} can only evict pods with spec.nodeName set to itself")))
+    if pod["spec"]["nodeName"] != node {
+        return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
     }
-
-    /// A node makes only pods that say what it runs anyway, and that give it nothing.
-    fn restrict_mirror(&self, call: &Call, node: &str, pod: &Object) -> Result<(), Status> {
-        let refuse = |why: String| Err(forbid(call, &why));
-        if pod.meta()["annotations"][MIRROR_ANNOTATION].is_null() {
-            return refuse(format!(
-                "pod does not have {MIRROR_ANNOTATION:?} annotation, node {node:?} can only create mirror pods"
-            ));
-        }
-        if pod["spec"]["nodeName"] != node {
-            return refuse(format!("node {node:?} can only create pods with spec.nodeName set to itself"));
-        }
-        let owners = pod.meta()["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
-        let owner = match owners {
-            [owner] => owner,
-            [] => {
-                return refuse(format!(
-                    "node {node:?} can only create pods with an owner reference set to itself"
-                ));
-            }
-            _ => {
-                return refuse(format!(
-                    "node {node:?} can only create pods with a single owner reference set to itself"
-                ));
-            }
-        };
-        if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
+    let owners = pod.meta()["ownerReferences"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let owner = match owners {
+        [owner] => owner,
+        [] => {
             return refuse(format!(
                 "node {node:?} can only create pods with an owner reference set to itself"
             ));
         }
-        if owner["controller"] != true {
+        _ => {
             return refuse(format!(
-                "node {node:?} can only create pods with a controller owner reference set to itself"
+                "node {node:?} can only create pods with a single owner reference set to itself"
             ));
         }
-        if owner["blockOwnerDeletion"] == true {
-            return refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
-        }
-        let own = self.cached("nodes", node)?.ok_or_else(|| Status::not_found("", "nodes", node))?.parse();
-        if owner["uid"] != own.uid() {
-            let uid = owner["uid"].as_str().unwrap_or_default();
-            return refuse(format!("node {node} UID mismatch: expected {uid} got {}", own.uid()));
-        }
-        match referenced(pod) {
-            Some(what) => refuse(format!("node {node:?} can not create pods that reference {what}")),
-            None => Ok(()),
-        }
+    };
+    if owner["apiVersion"] != "v1" || owner["kind"] != "Node" || owner["name"] != node {
+        return refuse(format!("node {node:?} can only create pods with an owner reference set to itself"));
+    }
+    if owner["controller"] != true {
+        return refuse(format!(
+            "node {node:?} can only create pods with a controller owner reference set to itself"
+        ));
+    }
+    if owner["blockOwnerDeletion"] == true {
+        return refuse(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
+    }
+    let own = lister.cached("nodes", node)?.ok_or_else(|| Status::not_found("", "nodes", node))?.parse();
+    if owner["uid"] != own.uid() {
+        let uid = owner["uid"].as_str().unwrap_or_default();
+        return refuse(format!("node {node} UID mismatch: expected {uid} got {}", own.uid()));
+    }
+    match referenced(pod) {
+        Some(what) => refuse(format!("node {node:?} can not create pods that reference {what}")),
+        None => Ok(()),
     }
 }
 

@@ -5,8 +5,8 @@ use skiff_policy::{Params, Scope};
 use skiff_webhook::admission::GroupVersionKind;
 
 use super::dynamic::Kinds;
-use crate::api::key_of;
-use crate::registry::convert;
+use crate::call::key_of;
+use crate::convert::convert;
 
 impl Params for Kinds<'_> {
     fn scope(&self, kind: &GroupVersionKind) -> Option<Scope> {
@@ -21,7 +21,7 @@ impl Params for Kinds<'_> {
         name: &str,
     ) -> Result<Option<Object>, Status> {
         let Some(kind) = self.of_kind(kind) else { return Ok(None) };
-        let cache = self.api.caches.of(kind)?;
+        let cache = self.objects.lister.caches.of(kind)?;
         let entry = cache.get(&key_of(kind, namespace.unwrap_or_default(), name))?;
         Ok(entry.map(|entry| convert(cache.kind(), kind, entry.parse())))
     }
@@ -33,7 +33,7 @@ impl Params for Kinds<'_> {
         selector: &LabelSelector,
     ) -> Result<Vec<Object>, Status> {
         let Some(kind) = self.of_kind(kind) else { return Ok(Vec::new()) };
-        let cache = self.api.caches.of(kind)?;
+        let cache = self.objects.lister.caches.of(kind)?;
         let (_, entries) = cache.snapshot_of(namespace)?;
         let within =
             entries.values().filter(|entry| namespace.is_none_or(|namespace| entry.namespace() == namespace));

@@ -6,9 +6,11 @@
 use serde_json::Value;
 use skiff_api::{Cause, Kind, Object, Status};
 
-use crate::api::{Api, Call, key_of};
-use crate::auth::authorize::Attributes;
+use crate::auth::attributes::Attributes;
+use crate::auth::authorize::Authorization;
 use crate::auth::{MASTERS, UserInfo};
+use crate::call::{Call, key_of};
+use crate::lister::Lister;
 
 const GROUP: &str = "admissionregistration.k8s.io";
 
@@ -42,12 +44,18 @@ struct Resource {
     unknown: Option<String>,
 }
 
-impl Api {
+/// What is looked at to say so.
+pub(super) struct Access<'a> {
+    pub(super) lister: &'a Lister,
+    pub(super) authorizer: &'a Authorization,
+}
+
+impl Access<'_> {
     /// What a policy or a binding names that its author must not read, if anything.
     ///
     /// # Errors
     /// What the cache of policies fails with.
-    pub(crate) fn unreadable_params(
+    pub(super) fn unreadable(
         &self,
         call: &Call,
         new: &Object,
@@ -90,8 +98,9 @@ impl Api {
     fn unreadable_object(&self, call: &Call, spec: &Value, policies: &str) -> Result<Option<String>, Status> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let policy = text(&spec["policyName"]);
-        let kind = self.kind(GROUP, &call.kind.version, policies)?;
-        let found = self.caches.of(&kind)?.get(&key_of(&kind, "", &policy))?.map(|entry| entry.parse());
+        let kind = self.lister.kind(GROUP, &call.kind.version, policies)?;
+        let found =
+            self.lister.caches.of(&kind)?.get(&key_of(&kind, "", &policy))?.map(|entry| entry.parse());
         let resource = match found {
             Some(found) if found["spec"]["paramKind"].is_null() => Resource::anything(None),
             Some(found) => resolve(call, &found["spec"]["paramKind"]),

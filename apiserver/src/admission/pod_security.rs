@@ -14,7 +14,8 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
 
 use self::checks::{Pod, Refusal, evaluate};
-use crate::api::{Api, is_core};
+use crate::call::is_core;
+use crate::lister::Lister;
 
 mod checks;
 
@@ -139,125 +140,117 @@ impl Policy {
     }
 }
 
-impl Api {
-    /// # Errors
-    /// 403 for a pod that its namespace does not take, 422 for labels of a namespace that cannot be read.
-    pub(super) fn check_pod_security(
-        &self,
-        kind: &Kind,
-        subresource: &str,
-        new: &Object,
-        old: Option<&Object>,
-    ) -> Result<(), Status> {
-        if is_core(kind, "Namespace") && subresource.is_empty() {
-            let (_, wrong) = Policy::of(new);
-            let before = old.map(|old| Policy::of(old).1).unwrap_or_default();
-            if !wrong.is_empty() && wrong != before {
-                return Err(Status::invalid("", &kind.kind, new.name(), wrong));
-            }
-            return Ok(());
+/// # Errors
+/// 403 for a pod that its namespace does not take, 422 for labels of a namespace that cannot be read.
+pub(super) fn check(
+    lister: &Lister,
+    kind: &Kind,
+    subresource: &str,
+    new: &Object,
+    old: Option<&Object>,
+) -> Result<(), Status> {
+    if is_core(kind, "Namespace") && subresource.is_empty() {
+        let (_, wrong) = Policy::of(new);
+        let before = old.map(|old| Policy::of(old).1).unwrap_or_default();
+        if !wrong.is_empty() && wrong != before {
+            return Err(Status::invalid("", &kind.kind, new.name(), wrong));
         }
-        let is_spec = matches!(subresource, "" | "ephemeralcontainers" | "resize");
-        if !is_core(kind, "Pod") || !is_spec || old.is_some_and(|old| !is_significant(new, old)) {
-            return Ok(());
-        }
-        let policy = self.policy_of(new.namespace())?;
-        let refusals = policy.enforce.evaluate(Pod { metadata: new.meta(), spec: &new["spec"] });
-        if refusals.is_empty() {
-            return Ok(());
-        }
-        let why = format!("violates PodSecurity \"{}\": {}", policy.enforce, detailed(&refusals));
-        Err(Status::forbidden("", &kind.plural, new.name(), &why))
+        return Ok(());
     }
+    let is_spec = matches!(subresource, "" | "ephemeralcontainers" | "resize");
+    if !is_core(kind, "Pod") || !is_spec || old.is_some_and(|old| !is_significant(new, old)) {
+        return Ok(());
+    }
+    let policy = policy_of(lister, new.namespace())?;
+    let refusals = policy.enforce.evaluate(Pod { metadata: new.meta(), spec: &new["spec"] });
+    if refusals.is_empty() {
+        return Ok(());
+    }
+    let why = format!("violates PodSecurity \"{}\": {}", policy.enforce, detailed(&refusals));
+    Err(Status::forbidden("", &kind.plural, new.name(), &why))
+}
 
-    /// What a namespace warns of in an object that was written.
-    pub(super) fn pod_security_warnings(
-        &self,
-        kind: &Kind,
-        new: &Object,
-        old: Option<&Object>,
-    ) -> Vec<String> {
-        if is_core(kind, "Namespace") {
-            return old.map(|old| self.warnings_of_stricter(new, old)).unwrap_or_default();
-        }
-        let Some(pod) = pod_of(kind, new) else { return Vec::new() };
-        if is_core(kind, "Pod") && old.is_some_and(|old| !is_significant(new, old)) {
-            return Vec::new();
-        }
-        // Whether it is there was asked before the object was written.
-        let Ok(policy) = self.policy_of(new.namespace()) else { return Vec::new() };
-        let refusals = policy.warn.evaluate(pod);
-        if refusals.is_empty() {
-            return Vec::new();
-        }
-        vec![format!("would violate PodSecurity \"{}\": {}", policy.warn, detailed(&refusals))]
+/// What a namespace warns of in an object that was written.
+pub(super) fn warnings_of(lister: &Lister, kind: &Kind, new: &Object, old: Option<&Object>) -> Vec<String> {
+    if is_core(kind, "Namespace") {
+        return old.map(|old| warnings_of_stricter(lister, new, old)).unwrap_or_default();
     }
+    let Some(pod) = pod_of(kind, new) else { return Vec::new() };
+    if is_core(kind, "Pod") && old.is_some_and(|old| !is_significant(new, old)) {
+        return Vec::new();
+    }
+    // Whether it is there was asked before the object was written.
+    let Ok(policy) = policy_of(lister, new.namespace()) else { return Vec::new() };
+    let refusals = policy.warn.evaluate(pod);
+    if refusals.is_empty() {
+        return Vec::new();
+    }
+    vec![format!("would violate PodSecurity \"{}\": {}", policy.warn, detailed(&refusals))]
+}
 
-    fn policy_of(&self, namespace: &str) -> Result<Policy, Status> {
-        let entry = self.cached("namespaces", namespace)?;
-        let entry = entry.ok_or_else(|| Status::not_found("", "namespaces", namespace))?;
-        // Most namespaces say nothing, and their objects need not be parsed.
-        let says = ["enforce", "warn"].iter().any(|mode| entry.label(&format!("{PREFIX}{mode}")).is_some());
-        Ok(if says { Policy::of(&entry.parse()).0 } else { Policy { enforce: Mode::OPEN, warn: Mode::OPEN } })
-    }
+fn policy_of(lister: &Lister, namespace: &str) -> Result<Policy, Status> {
+    let entry = lister.cached("namespaces", namespace)?;
+    let entry = entry.ok_or_else(|| Status::not_found("", "namespaces", namespace))?;
+    // Most namespaces say nothing, and their objects need not be parsed.
+    let says = ["enforce", "warn"].iter().any(|mode| entry.label(&format!("{PREFIX}{mode}")).is_some());
+    Ok(if says { Policy::of(&entry.parse()).0 } else { Policy { enforce: Mode::OPEN, warn: Mode::OPEN } })
+}
 
-    /// The pods that a namespace would no longer take.
-    fn warnings_of_stricter(&self, new: &Object, old: &Object) -> Vec<String> {
-        let (now, before) = (Policy::of(new).0.enforce, Policy::of(old).0.enforce);
-        let is_looser = now.version == before.version && now.level <= before.level;
-        if now == before || now.level == Level::Privileged || is_looser {
-            return Vec::new();
-        }
-        let namespace = new.name();
-        let pods = self.kind("", "v1", "pods").and_then(|kind| self.caches.of(&kind));
-        let Ok(Ok((_, pods))) = pods.map(|pods| pods.snapshot_of(Some(namespace))) else {
-            return vec!["failed to list pods while checking new PodSecurity enforce level".to_owned()];
-        };
-        let of_namespace = |entry: &&std::sync::Arc<crate::cache::Entry>| entry.namespace() == namespace;
-        let end = Instant::now() + PATIENCE;
-        let (n_pods, mut n_checked) = (pods.values().filter(of_namespace).count(), 0);
-        let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
-        let mut owners = HashSet::new();
-        let mut replicas = Vec::new();
-        // Of each controller one pod first: the others are alike.
-        let firsts = pods.values().filter(of_namespace).filter_map(|entry| {
-            let pod = entry.parse();
-            let owner = pod["metadata"]["ownerReferences"].as_array().into_iter().flatten();
-            let owner =
-                owner.filter(|owner| owner["controller"] == true).find_map(|owner| owner["uid"].as_str());
-            if owner.is_some_and(|owner| !owners.insert(owner.to_owned())) {
-                replicas.push(pod);
-                return None;
-            }
-            Some(pod)
-        });
-        let mut check = |pod: &Object| {
-            n_checked += 1;
-            let refusals = now.evaluate(Pod { metadata: pod.meta(), spec: &pod["spec"] });
-            if !refusals.is_empty() {
-                let reasons: Vec<&str> = refusals.iter().map(|refusal| refusal.reason.as_str()).collect();
-                let (first, count) =
-                    found.entry(reasons.join(", ")).or_insert_with(|| (pod.name().to_owned(), 0));
-                if pod.name() < first.as_str() {
-                    pod.name().clone_into(first);
-                }
-                *count += 1;
-            }
-            n_checked < MAX_PODS && Instant::now() < end
-        };
-        let mut go_on = true;
-        for pod in firsts {
-            go_on = check(&pod);
-            if !go_on {
-                break;
-            }
-        }
-        let mut rest = replicas.iter();
-        while go_on && let Some(pod) = rest.next() {
-            go_on = check(pod);
-        }
-        warnings(namespace, now, found, (n_checked, n_pods))
+/// The pods that a namespace would no longer take.
+fn warnings_of_stricter(lister: &Lister, new: &Object, old: &Object) -> Vec<String> {
+    let (now, before) = (Policy::of(new).0.enforce, Policy::of(old).0.enforce);
+    let is_looser = now.version == before.version && now.level <= before.level;
+    if now == before || now.level == Level::Privileged || is_looser {
+        return Vec::new();
     }
+    let namespace = new.name();
+    let pods = lister.cache("", "v1", "pods");
+    let Ok(Ok((_, pods))) = pods.map(|pods| pods.snapshot_of(Some(namespace))) else {
+        return vec!["failed to list pods while checking new PodSecurity enforce level".to_owned()];
+    };
+    let of_namespace = |entry: &&std::sync::Arc<crate::cache::Entry>| entry.namespace() == namespace;
+    let end = Instant::now() + PATIENCE;
+    let (n_pods, mut n_checked) = (pods.values().filter(of_namespace).count(), 0);
+    let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    let mut owners = HashSet::new();
+    let mut replicas = Vec::new();
+    // Of each controller one pod first: the others are alike.
+    let firsts = pods.values().filter(of_namespace).filter_map(|entry| {
+        let pod = entry.parse();
+        let owner = pod["metadata"]["ownerReferences"].as_array().into_iter().flatten();
+        let owner = owner.filter(|owner| owner["controller"] == true).find_map(|owner| owner["uid"].as_str());
+        if owner.is_some_and(|owner| !owners.insert(owner.to_owned())) {
+            replicas.push(pod);
+            return None;
+        }
+        Some(pod)
+    });
+    let mut check = |pod: &Object| {
+        n_checked += 1;
+        let refusals = now.evaluate(Pod { metadata: pod.meta(), spec: &pod["spec"] });
+        if !refusals.is_empty() {
+            let reasons: Vec<&str> = refusals.iter().map(|refusal| refusal.reason.as_str()).collect();
+            let (first, count) =
+                found.entry(reasons.join(", ")).or_insert_with(|| (pod.name().to_owned(), 0));
+            if pod.name() < first.as_str() {
+                pod.name().clone_into(first);
+            }
+            *count += 1;
+        }
+        n_checked < MAX_PODS && Instant::now() < end
+    };
+    let mut go_on = true;
+    for pod in firsts {
+        go_on = check(&pod);
+        if !go_on {
+            break;
+        }
+    }
+    let mut rest = replicas.iter();
+    while go_on && let Some(pod) = rest.next() {
+        go_on = check(pod);
+    }
+    warnings(namespace, now, found, (n_checked, n_pods))
 }
 
 fn warnings(

@@ -10,6 +10,7 @@
 //! Source: apiserver's `admission/plugin/resourcequota`.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use skiff_api::meta::Meta;
@@ -17,11 +18,11 @@ use skiff_api::quota::{self, Evaluator};
 use skiff_api::resources::Resources;
 use skiff_api::{Kind, Object, Status};
 
-use crate::api::{Api, is_core};
-use crate::registry::Next;
+use crate::call::is_core;
+use crate::objects::{Next, Objects};
 
 /// Requests of one namespace are charged one after the other: as many at once would only lose to each other.
-pub(crate) struct Turns([tokio::sync::Mutex<()>; 64]);
+struct Turns([tokio::sync::Mutex<()>; 64]);
 
 impl Default for Turns {
     fn default() -> Turns {
@@ -45,10 +46,19 @@ pub(crate) struct Charge {
     taken: Vec<(String, Resources)>,
 }
 
-impl Api {
+/// The quotas of all namespaces, and whose turn it is to charge them.
+pub(crate) struct Quotas {
+    objects: Arc<Objects>,
+    turns: Turns,
+}
+
+impl Quotas {
+    pub(crate) fn new(objects: Arc<Objects>) -> Quotas {
+        Quotas { objects, turns: Turns::default() }
+    }
+
     fn quotas(&self, namespace: &str) -> Result<Vec<Object>, Status> {
-        let (_, all) =
-            self.caches.of(&*self.kind("", "v1", "resourcequotas")?)?.snapshot_of(Some(namespace))?;
+        let (_, all) = self.objects.lister.cache("", "v1", "resourcequotas")?.snapshot_of(Some(namespace))?;
         Ok(all.values().filter(|entry| entry.namespace() == namespace).map(|entry| entry.parse()).collect())
     }
 
@@ -73,8 +83,8 @@ impl Api {
         if !can_grow || self.quotas(namespace)?.is_empty() {
             return Ok(Charge::default());
         }
-        self.caches.wait_for_newest().await?;
-        let Some(entry) = self.caches.of(kind)?.get(&format!("{namespace}/{name}"))? else {
+        self.objects.lister.caches.wait_for_newest().await?;
+        let Some(entry) = self.objects.lister.caches.of(kind)?.get(&format!("{namespace}/{name}"))? else {
             return Ok(Charge::default());
         };
         let old = entry.parse();
@@ -101,8 +111,8 @@ impl Api {
         if self.quotas(&charge.namespace)?.is_empty() {
             return Ok(charge);
         }
-        let _turn = self.quota_turns.of(&charge.namespace).await;
-        self.caches.wait_for_newest().await?;
+        let _turn = self.turns.of(&charge.namespace).await;
+        self.objects.lister.caches.wait_for_newest().await?;
         let forbid = |why: String| Status::forbidden(&kind.group, &kind.plural, object.name(), &why);
         for quota in self.quotas(&charge.namespace)? {
             let growth = match growth(&evaluator, &quota, object, old) {
@@ -136,8 +146,8 @@ impl Api {
         dry_run: bool,
         forbid: &(dyn Fn(String) -> Status + Sync),
     ) -> Result<bool, Status> {
-        let kind = self.kind("", "v1", "resourcequotas")?.clone();
-        let taken = self.modify(&kind, namespace, name, dry_run, |current| {
+        let kind = self.objects.lister.kind("", "v1", "resourcequotas")?;
+        let taken = self.objects.modify(&kind, namespace, name, dry_run, |current| {
             let mut quota = current.object.clone();
             let status = &mut quota["status"];
             let hard = Resources::from_json(&status["hard"]);
@@ -170,15 +180,15 @@ impl Api {
     /// Takes back a charge for what was not written after all.
     pub(crate) async fn refund(&self, charge: Charge) {
         if !charge.taken.is_empty() {
-            let _turn = self.quota_turns.of(&charge.namespace).await;
+            let _turn = self.turns.of(&charge.namespace).await;
             self.give_back(&charge).await;
         }
     }
 
     async fn give_back(&self, charge: &Charge) {
-        let Ok(kind) = self.kind("", "v1", "resourcequotas") else { return };
+        let Ok(kind) = self.objects.lister.kind("", "v1", "resourcequotas") else { return };
         for (name, growth) in &charge.taken {
-            let given = self.modify(&kind, &charge.namespace, name, false, |current| {
+            let given = self.objects.modify(&kind, &charge.namespace, name, false, |current| {
                 let mut quota = current.object.clone();
                 let used = Resources::from_json(&quota["status"]["used"]);
                 quota["status"]["used"] = used.less(growth).to_json();

@@ -6,7 +6,7 @@ use skiff_api::meta::Meta;
 use skiff_api::{Object, Status};
 
 use super::pod::forbidden;
-use crate::api::Api;
+use crate::lister::Lister;
 
 const MOUNT_PATH: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 const VOLUME_PREFIX: &str = "kube-api-access-";
@@ -14,33 +14,31 @@ const VOLUME_PREFIX: &str = "kube-api-access-";
 const EXPIRATION_S: i64 = 3607;
 const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 
-impl Api {
-    pub(super) async fn admit_service_account(&self, pod: &mut Object) -> Result<(), Status> {
-        if !pod.meta()["annotations"][MIRROR_ANNOTATION].is_null() {
-            return check_mirror(pod);
-        }
-        if pod["spec"]["serviceAccountName"].as_str().is_none_or(str::is_empty) {
-            pod["spec"]["serviceAccountName"] = "default".into();
-        }
-        let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default().to_owned();
-        pod["spec"]["serviceAccount"] = name.as_str().into();
-        let key = format!("{}/{name}", pod.namespace());
-        let Some(account) = self.cached_or_newest("serviceaccounts", &key).await? else {
-            let why = format!("error looking up service account {key}: serviceaccount {name:?} not found");
-            return Err(forbidden(pod, &why, None));
-        };
-        let account = account.parse();
-        if automounts(pod, &account) {
-            mount_token(pod);
-        }
-        let secrets = &account["imagePullSecrets"];
-        if pod["spec"]["imagePullSecrets"].as_array().is_none_or(Vec::is_empty)
-            && secrets.as_array().is_some_and(|list| !list.is_empty())
-        {
-            pod["spec"]["imagePullSecrets"] = secrets.clone();
-        }
-        Ok(())
+pub(super) async fn admit(lister: &Lister, pod: &mut Object) -> Result<(), Status> {
+    if !pod.meta()["annotations"][MIRROR_ANNOTATION].is_null() {
+        return check_mirror(pod);
     }
+    if pod["spec"]["serviceAccountName"].as_str().is_none_or(str::is_empty) {
+        pod["spec"]["serviceAccountName"] = "default".into();
+    }
+    let name = pod["spec"]["serviceAccountName"].as_str().unwrap_or_default().to_owned();
+    pod["spec"]["serviceAccount"] = name.as_str().into();
+    let key = format!("{}/{name}", pod.namespace());
+    let Some(account) = lister.cached_or_newest("serviceaccounts", &key).await? else {
+        let why = format!("error looking up service account {key}: serviceaccount {name:?} not found");
+        return Err(forbidden(pod, &why, None));
+    };
+    let account = account.parse();
+    if automounts(pod, &account) {
+        mount_token(pod);
+    }
+    let secrets = &account["imagePullSecrets"];
+    if pod["spec"]["imagePullSecrets"].as_array().is_none_or(Vec::is_empty)
+        && secrets.as_array().is_some_and(|list| !list.is_empty())
+    {
+        pod["spec"]["imagePullSecrets"] = secrets.clone();
+    }
+    Ok(())
 }
 
 /// The pod's own word counts, then the account's, then yes.

@@ -13,15 +13,13 @@ use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status};
 
-use super::identity;
-use super::reach::{Peer, ServicePort, port_of};
-use crate::api::Api;
-use crate::auth::{MASTERS, UserInfo};
-use crate::registry::{Next, now};
+use super::identity::{self, aggregator};
+use super::peer::{Peer, ServicePort};
+use super::reach::{Endpoints, port_of};
+use crate::clock::now;
+use crate::objects::{Next, Objects};
 
 pub(super) const AVAILABLE: &str = "Available";
-/// Whom the servers see that are asked for themselves.
-const AGGREGATOR: &str = "system:kube-aggregator";
 /// One that answers at all does so at once.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often it is asked at the same time, if the first answer is none: of several endpoints one may be gone.
@@ -128,70 +126,62 @@ fn has_endpoint(slice: &Object, port_name: &str) -> bool {
             .any(|port| port["name"].as_str().unwrap_or_default() == port_name && port["port"].is_u64())
 }
 
-/// Who asks where nobody did.
-pub(super) fn aggregator() -> UserInfo {
-    UserInfo { name: AGGREGATOR.into(), groups: vec![MASTERS.into()], ..UserInfo::default() }
+/// Whether a server is there.
+///
+/// # Errors
+/// If its Service cannot be looked at.
+pub(super) async fn check_peer(endpoints: &Endpoints, peer: &Peer, path: &str) -> Result<Finding, Status> {
+    let service = match endpoints.service_of(&peer.to) {
+        Ok(service) => Some(service),
+        Err(status) if status.code == 404 => None,
+        Err(status) => return Err(status),
+    };
+    if let Some(finding) = look(&peer.to, service.as_ref(), &endpoints.slices_of(&peer.to)?) {
+        return Ok(finding);
+    }
+    let address = match endpoints.shown_address(&peer.to) {
+        Ok(address) => address,
+        Err(status) => return Ok(Finding::unavailable("FailedDiscoveryCheck", status.message)),
+    };
+    let url = format!("https://{address}{path}");
+    let failed = |why: &str| format!("failing or missing response from {url}: {why}");
+    let mut last = match probe(peer, &url, &address).await {
+        Ok(()) => return Ok(Finding::passed()),
+        Err(why) => why,
+    };
+    let mut probes: FuturesUnordered<_> = (0..FURTHER_PROBES).map(|_| probe(peer, &url, &address)).collect();
+    while let Some(answered) = probes.next().await {
+        match answered {
+            Ok(()) => return Ok(Finding::passed()),
+            Err(why) => last = why,
+        }
+    }
+    Ok(Finding::unavailable("FailedDiscoveryCheck", failed(&last)))
 }
 
-impl Api {
-    /// Whether a server is there.
-    ///
-    /// # Errors
-    /// If its Service cannot be looked at.
-    pub(super) async fn check_peer(&self, peer: &Peer, path: &str) -> Result<Finding, Status> {
-        let service = match self.service_of(&peer.to) {
-            Ok(service) => Some(service),
-            Err(status) if status.code == 404 => None,
-            Err(status) => return Err(status),
-        };
-        if let Some(finding) = look(&peer.to, service.as_ref(), &self.slices_of(&peer.to)?) {
-            return Ok(finding);
-        }
-        let address = match self.shown_address(&peer.to) {
-            Ok(address) => address,
-            Err(status) => return Ok(Finding::unavailable("FailedDiscoveryCheck", status.message)),
-        };
-        let url = format!("https://{address}{path}");
-        let failed = |why: &str| format!("failing or missing response from {url}: {why}");
-        let mut last = match probe(peer, &url, &address).await {
-            Ok(()) => return Ok(Finding::passed()),
-            Err(why) => why,
-        };
-        let mut probes: FuturesUnordered<_> =
-            (0..FURTHER_PROBES).map(|_| probe(peer, &url, &address)).collect();
-        while let Some(answered) = probes.next().await {
-            match answered {
-                Ok(()) => return Ok(Finding::passed()),
-                Err(why) => last = why,
-            }
-        }
-        Ok(Finding::unavailable("FailedDiscoveryCheck", failed(&last)))
+/// Writes what was found, if the object does not say it already.
+pub(super) async fn tell_available(
+    objects: &Objects,
+    kind: &Kind,
+    service: &Object,
+    finding: &Finding,
+) -> Result<(), Status> {
+    if finding.is_told_by(service) {
+        return Ok(());
     }
-
-    /// Writes what was found, if the object does not say it already.
-    pub(super) async fn tell_available(
-        &self,
-        kind: &Kind,
-        service: &Object,
-        finding: &Finding,
-    ) -> Result<(), Status> {
-        if finding.is_told_by(service) {
-            return Ok(());
-        }
-        let written = self
-            .modify(kind, "", service.name(), false, |current| {
-                let mut object = current.object.clone();
-                // Of another one, or of another spec, nothing was found.
-                if object.uid() == service.uid() && object["spec"]["service"] == service["spec"]["service"] {
-                    finding.tell(&mut object);
-                }
-                Ok(Next::Put(object))
-            })
-            .await;
-        match written {
-            Err(status) if status.code != 404 => Err(status),
-            _ => Ok(()),
-        }
+    let written = objects
+        .modify(kind, "", service.name(), false, |current| {
+            let mut object = current.object.clone();
+            // Of another one, or of another spec, nothing was found.
+            if object.uid() == service.uid() && object["spec"]["service"] == service["spec"]["service"] {
+                finding.tell(&mut object);
+            }
+            Ok(Next::Put(object))
+        })
+        .await;
+    match written {
+        Err(status) if status.code != 404 => Err(status),
+        _ => Ok(()),
     }
 }
 

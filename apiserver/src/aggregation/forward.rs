@@ -22,13 +22,15 @@ use hyper::body::Incoming;
 use skiff_flow::Classified;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, Sleep};
+use tokio_util::sync::CancellationToken;
 
-use super::{Remote, identity};
-use crate::api::Api;
+use super::identity;
+use super::reach::Endpoints;
+use super::remotes::Remote;
 use crate::auth::UserInfo;
-use crate::limits::REQUEST_TIMEOUT;
+use crate::limits::{Limits, REQUEST_TIMEOUT};
+use crate::proxy::headers::{CORS, add_forwarded, strip, without_credentials};
 use crate::proxy::upgrade::{self, Switched};
-use crate::proxy::{CORS, add_forwarded, strip, without_credentials};
 use crate::request::RequestInfo;
 use crate::respond::{self, Encoding, Response};
 
@@ -62,7 +64,15 @@ fn unreachable(why: &str) -> Response {
     told(503, &format!("error trying to reach service: {why}"))
 }
 
-impl Api {
+/// Sends requests on.
+pub(crate) struct Forwarder {
+    pub(crate) endpoints: Arc<Endpoints>,
+    pub(crate) limits: Arc<Limits>,
+    /// Ends streams.
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Forwarder {
     /// Answers as the server does that a request is for.
     pub(crate) async fn forward(&self, remote: &Remote, asked: Asked) -> Response {
         let documents = Encoding::plain();
@@ -73,7 +83,7 @@ impl Api {
             Ok(client) => client.clone(),
             Err(why) => return told(500, why),
         };
-        let Ok(authority) = self.shown_address(&remote.peer.to) else {
+        let Ok(authority) = self.endpoints.shown_address(&remote.peer.to) else {
             return told(503, "service unavailable");
         };
         if has_hidden_slash(asked.uri.path()) {

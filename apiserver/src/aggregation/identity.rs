@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use crate::auth::{ANONYMOUS, AUTHENTICATED, UNAUTHENTICATED, UserInfo};
+use crate::auth::{ANONYMOUS, AUTHENTICATED, MASTERS, UNAUTHENTICATED, UserInfo};
 use crate::request::decoded;
 
 pub(crate) const USER: &str = "X-Remote-User";
@@ -18,6 +18,14 @@ const USER_HEADER: HeaderName = HeaderName::from_static("x-remote-user");
 const UID_HEADER: HeaderName = HeaderName::from_static("x-remote-uid");
 const GROUP_HEADER: HeaderName = HeaderName::from_static("x-remote-group");
 const EXTRA_HEADER: &str = "x-remote-extra-";
+
+/// Whom the servers see that are asked for themselves.
+const AGGREGATOR: &str = "system:kube-aggregator";
+
+/// Who asks where nobody did.
+pub(super) fn aggregator() -> UserInfo {
+    UserInfo { name: AGGREGATOR.into(), groups: vec![MASTERS.into()], ..UserInfo::default() }
+}
 
 /// Takes away whatever a client says of itself.
 fn clear(headers: &mut HeaderMap) {

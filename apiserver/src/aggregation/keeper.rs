@@ -17,11 +17,16 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::API_SERVICES;
-use super::reach::{Peer, SERVICE_LABEL, ServicePort, Trust};
-use super::told::{Discovered, OpenApi, Told};
-use crate::api::Api;
+use super::check::{check_peer, tell_available};
+use super::peer::{Peer, ServicePort, Trust};
+use super::reach::{Outward, SERVICE_LABEL};
+use super::told::{Discovered, OpenApi, Told, ask_discovery, ask_openapi};
 use crate::cache::{Change, Filter};
+use crate::heavy::HeavyWork;
+use crate::objects::Objects;
+
+/// Where APIServices are.
+pub(super) const API_SERVICES: (&str, &str, &str) = ("apiregistration.k8s.io", "v1", "apiservices");
 
 /// Upstream's periods.
 const CHECK_EVERY: Duration = Duration::from_secs(30);
@@ -77,7 +82,7 @@ impl Keepers {
     /// Sees to it that an APIService has its keeper; what is known. `None` if this server serves it itself.
     pub(super) fn keep(
         &mut self,
-        api: &Arc<Api>,
+        keeping: &Arc<Keeping>,
         name: &str,
         service: &Object,
         shutdown: &CancellationToken,
@@ -92,8 +97,8 @@ impl Keepers {
             keeper.uid == service.uid() && peer.to == to && peer.trust == trust
         };
         if !self.all.get(name).is_some_and(is_same) {
-            self.all.insert(name.to_owned(), start(api, name, service, to, trust, shutdown));
-            self.watch(api, shutdown);
+            self.all.insert(name.to_owned(), start(keeping, name, service, to, trust, shutdown));
+            self.watch(keeping, shutdown);
         }
         let keeper = self.all.get_mut(name)?;
         if keeper.spec != service["spec"] {
@@ -103,7 +108,7 @@ impl Keepers {
         Some(Known { peer: keeper.shared.peer.clone(), told: keeper.shared.told.lock().clone() })
     }
 
-    fn watch(&mut self, api: &Arc<Api>, shutdown: &CancellationToken) {
+    fn watch(&mut self, keeping: &Arc<Keeping>, shutdown: &CancellationToken) {
         if std::mem::replace(&mut self.is_watching, true) {
             return;
         }
@@ -112,9 +117,9 @@ impl Keepers {
             let name = change.entry.label(SERVICE_LABEL)?;
             Some(format!("{}/{name}", change.entry.namespace()))
         };
-        tokio::spawn(api.clone().wake_keepers(("", "services"), service, shutdown.clone()));
+        tokio::spawn(keeping.clone().wake_keepers(("", "services"), service, shutdown.clone()));
         let slices = ("discovery.k8s.io", "endpointslices");
-        tokio::spawn(api.clone().wake_keepers(slices, slice, shutdown.clone()));
+        tokio::spawn(keeping.clone().wake_keepers(slices, slice, shutdown.clone()));
     }
 
     /// Wakes those whose server is behind a Service, or all.
@@ -128,7 +133,7 @@ impl Keepers {
 }
 
 fn start(
-    api: &Arc<Api>,
+    keeping: &Arc<Keeping>,
     name: &str,
     service: &Object,
     to: ServicePort,
@@ -140,12 +145,12 @@ fn start(
         name: name.to_owned(),
         group: text("group"),
         version: text("version"),
-        peer: Arc::new(Peer::new(to, trust, &api.aggregator.outward)),
+        peer: Arc::new(keeping.outward.peer(to, trust)),
         told: Mutex::default(),
         wake: Notify::new(),
     });
     let stop = shutdown.child_token();
-    tokio::spawn(stop.clone().run_until_cancelled_owned(api.clone().look_after(shared.clone())));
+    tokio::spawn(stop.clone().run_until_cancelled_owned(keeping.clone().look_after(shared.clone())));
     Keeper { shared, uid: service.uid().to_owned(), spec: service["spec"].clone(), stop }
 }
 
@@ -172,7 +177,21 @@ impl Again {
     }
 }
 
-impl Api {
+/// What keepers work with.
+pub(super) struct Keeping {
+    objects: Arc<Objects>,
+    heavy: Arc<HeavyWork>,
+    outward: Outward,
+    /// Rung when something is to be published.
+    pub(super) heard: Notify,
+    pub(super) keepers: Mutex<Keepers>,
+}
+
+impl Keeping {
+    pub(super) fn new(objects: Arc<Objects>, outward: Outward, heavy: Arc<HeavyWork>) -> Keeping {
+        Keeping { objects, heavy, outward, heard: Notify::new(), keepers: Mutex::default() }
+    }
+
     /// Wakes keepers when Services, or what is behind them, change.
     async fn wake_keepers(
         self: Arc<Self>,
@@ -181,13 +200,13 @@ impl Api {
         shutdown: CancellationToken,
     ) {
         let watch = async || -> Result<(), Status> {
-            let cache = self.caches.of(&*self.kind(group, "v1", plural)?)?;
+            let cache = self.objects.lister.cache(group, "v1", plural)?;
             let mut watcher = cache.watch(Filter::default(), Some(cache.revision()))?;
             // What happened before this watch may have been missed.
-            self.aggregator.keepers.lock().wake(None);
+            self.keepers.lock().wake(None);
             while let Some(change) = watcher.changes.recv().await {
                 if let Some(service) = service_of(&change) {
-                    self.aggregator.keepers.lock().wake(Some(&service));
+                    self.keepers.lock().wake(Some(&service));
                 }
             }
             Ok(())
@@ -234,8 +253,14 @@ impl Api {
                 }
                 if is_told && Instant::now() >= openapi_at {
                     let known = shared.told.lock().openapi.clone();
-                    let openapi =
-                        self.ask_openapi(&shared.peer, &shared.group, &shared.version, &known).await;
+                    let openapi = ask_openapi(
+                        self.heavy.others(),
+                        &shared.peer,
+                        &shared.group,
+                        &shared.version,
+                        &known,
+                    )
+                    .await;
                     shared.tell(&self, |told| told.openapi = openapi);
                     openapi_at = Instant::now() + ASK_EVERY;
                 }
@@ -255,20 +280,20 @@ impl Api {
 
     /// Whether a server is there; `None` if its APIService is gone.
     async fn look_once(&self, shared: &Shared, path: &str) -> Result<Option<bool>, Status> {
-        let kind = self.kind(API_SERVICES.0, API_SERVICES.1, API_SERVICES.2)?;
-        let finding = self.check_peer(&shared.peer, path).await?;
-        let Some(entry) = self.caches.of(&kind)?.get(&shared.name)? else { return Ok(None) };
+        let kind = self.objects.lister.kind(API_SERVICES.0, API_SERVICES.1, API_SERVICES.2)?;
+        let finding = check_peer(&self.outward.endpoints, &shared.peer, path).await?;
+        let Some(entry) = self.objects.lister.caches.of(&kind)?.get(&shared.name)? else { return Ok(None) };
         let service = entry.parse();
         if ServicePort::of(&service).as_ref() != Some(&shared.peer.to) {
             return Ok(None);
         }
-        self.tell_available(&kind, &service, &finding).await?;
+        tell_available(&self.objects, &kind, &service, &finding).await?;
         Ok(Some(finding.is_available()))
     }
 
     /// Asks what a server has; whether it told.
     async fn ask(&self, shared: &Shared) -> bool {
-        match self.ask_discovery(&shared.peer, &shared.group, &shared.version).await {
+        match ask_discovery(self.heavy.others(), &shared.peer, &shared.group, &shared.version).await {
             Ok(resources) => {
                 let found = Discovered::Current(Arc::new(resources));
                 shared.tell(self, |told| told.discovery = Some(found));
@@ -285,13 +310,13 @@ impl Api {
 
 impl Shared {
     /// Changes what is known, and has that published if it is another.
-    fn tell(&self, api: &Api, change: impl FnOnce(&mut Told)) {
+    fn tell(&self, keeping: &Keeping, change: impl FnOnce(&mut Told)) {
         let mut told = self.told.lock();
         let mut new = (**told).clone();
         change(&mut new);
         if !new.says_the_same(&told) {
             *told = Arc::new(new);
-            api.aggregator.tell();
+            keeping.heard.notify_one();
         }
     }
 }

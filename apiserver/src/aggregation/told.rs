@@ -14,10 +14,10 @@ use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::identity;
-use super::reach::Peer;
-use crate::api::Api;
+use super::identity::{self, aggregator};
+use super::peer::Peer;
 use crate::auth::UserInfo;
+use crate::heavy::Heavy;
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,\
                           application/json;g=apidiscovery.k8s.io;v=v2beta1;as=APIGroupDiscoveryList";
@@ -130,123 +130,121 @@ fn parse<T: for<'d> Deserialize<'d>>(path: &str, bytes: &[u8]) -> Result<T, AskE
     serde_json::from_slice(bytes).map_err(|error| undecodable(error.to_string()))
 }
 
-impl Api {
-    /// The resources of a group and version, as its server has them.
-    pub(super) async fn ask_discovery(
-        &self,
-        peer: &Peer,
-        group: &str,
-        version: &str,
-    ) -> Result<Vec<Value>, AskError> {
-        let question = |path, accept, user| Question {
-            path,
-            accept,
-            user,
-            timeout: DISCOVERY_TIMEOUT,
-            max_bytes: MAX_DISCOVERY_BYTES,
-            tag: None,
+/// The resources of a group and version, as its server has them.
+pub(super) async fn ask_discovery(
+    heavy: &Heavy,
+    peer: &Peer,
+    group: &str,
+    version: &str,
+) -> Result<Vec<Value>, AskError> {
+    let question = |path, accept, user| Question {
+        path,
+        accept,
+        user,
+        timeout: DISCOVERY_TIMEOUT,
+        max_bytes: MAX_DISCOVERY_BYTES,
+        tag: None,
+    };
+    let answer = ask(peer, question("/apis", AGGREGATED, aggregator())).await?;
+    if answer.status == StatusCode::SERVICE_UNAVAILABLE {
+        return Err(AskError::Refused { path: "/apis".into(), status: answer.status });
+    }
+    if answer.status == StatusCode::OK && is_aggregated(&answer.content_type) {
+        let (group, version) = (group.to_owned(), version.to_owned());
+        let read = move || {
+            let list: GroupList = parse("/apis", &answer.body)?;
+            // A server that does not know the version serves nothing of it.
+            let groups = list.items.into_iter().filter(|of| of.metadata.name == group);
+            let found = groups.flat_map(|of| of.versions).find(|of| of.version == version);
+            Ok(found.map(|of| told_resources(of.resources)).unwrap_or_default())
         };
-        let answer = ask(peer, question("/apis", AGGREGATED, super::check::aggregator())).await?;
-        if answer.status == StatusCode::SERVICE_UNAVAILABLE {
-            return Err(AskError::Refused { path: "/apis".into(), status: answer.status });
-        }
-        if answer.status == StatusCode::OK && is_aggregated(&answer.content_type) {
-            let (group, version) = (group.to_owned(), version.to_owned());
-            let read = move || {
-                let list: GroupList = parse("/apis", &answer.body)?;
-                // A server that does not know the version serves nothing of it.
-                let groups = list.items.into_iter().filter(|of| of.metadata.name == group);
-                let found = groups.flat_map(|of| of.versions).find(|of| of.version == version);
-                Ok(found.map(|of| told_resources(of.resources)).unwrap_or_default())
-            };
-            return self.heavily(read).await;
-        }
-        let path = format!("/apis/{group}/{version}");
-        let user = UserInfo { groups: Vec::new(), ..super::check::aggregator() };
-        let answer = ask(peer, question(&path, JSON, user)).await?;
-        if answer.status != StatusCode::OK {
-            return Err(AskError::Refused { path, status: answer.status });
-        }
-        self.heavily(move || legacy_resources(parse::<ResourceList>(&path, &answer.body)?.resources)).await
+        return heavily(heavy, read).await;
     }
+    let path = format!("/apis/{group}/{version}");
+    let user = UserInfo { groups: Vec::new(), ..aggregator() };
+    let answer = ask(peer, question(&path, JSON, user)).await?;
+    if answer.status != StatusCode::OK {
+        return Err(AskError::Refused { path, status: answer.status });
+    }
+    heavily(heavy, move || legacy_resources(parse::<ResourceList>(&path, &answer.body)?.resources)).await
+}
 
-    async fn heavily<T: Send + 'static>(
-        &self,
-        read: impl FnOnce() -> Result<T, AskError> + Send + 'static,
-    ) -> Result<T, AskError> {
-        let outcome = self.heavy[0].run(read).await;
-        outcome.unwrap_or_else(|status| Err(AskError::Client(status.message)))
-    }
+async fn heavily<T: Send + 'static>(
+    heavy: &Heavy,
+    read: impl FnOnce() -> Result<T, AskError> + Send + 'static,
+) -> Result<T, AskError> {
+    let outcome = heavy.run(read).await;
+    outcome.unwrap_or_else(|status| Err(AskError::Client(status.message)))
+}
 
-    /// Where the OpenAPI document of a group and version is, and the older one of all; each may be missing. What was `known` stays
-    /// if it is what the server still has.
-    pub(super) async fn ask_openapi(
-        &self,
-        peer: &Peer,
-        group: &str,
-        version: &str,
-        known: &OpenApi,
-    ) -> OpenApi {
-        let note = |error: &AskError| tracing::debug!(%error, group, version, "no OpenAPI of an API server");
-        let v3 = self.ask_openapi_v3(peer, group, version).await.inspect_err(note).ok().flatten();
-        let asked = self.ask_openapi_v2(peer, group, version, known).await.inspect_err(note);
-        let (v2, v2_tag) = asked.unwrap_or_default();
-        OpenApi { v3, v2, v2_tag }
-    }
+/// Where the OpenAPI document of a group and version is, and the older one of all; each may be missing. What was `known` stays
+/// if it is what the server still has.
+pub(super) async fn ask_openapi(
+    heavy: &Heavy,
+    peer: &Peer,
+    group: &str,
+    version: &str,
+    known: &OpenApi,
+) -> OpenApi {
+    let note = |error: &AskError| tracing::debug!(%error, group, version, "no OpenAPI of an API server");
+    let v3 = ask_openapi_v3(heavy, peer, group, version).await.inspect_err(note).ok().flatten();
+    let asked = ask_openapi_v2(heavy, peer, group, version, known).await.inspect_err(note);
+    let (v2, v2_tag) = asked.unwrap_or_default();
+    OpenApi { v3, v2, v2_tag }
+}
 
-    async fn ask_openapi_v3(
-        &self,
-        peer: &Peer,
-        group: &str,
-        version: &str,
-    ) -> Result<Option<String>, AskError> {
-        #[derive(Deserialize)]
-        struct Root {
-            #[serde(default)]
-            paths: HashMap<String, Place>,
-        }
-        #[derive(Deserialize)]
-        struct Place {
-            #[serde(default, rename = "serverRelativeURL")]
-            url: String,
-        }
-        const PATH: &str = "/openapi/v3";
-        let answer = ask(peer, openapi_question(PATH, MAX_DISCOVERY_BYTES)).await?;
-        if answer.status != StatusCode::OK {
-            return Err(AskError::Refused { path: PATH.into(), status: answer.status });
-        }
-        let own = format!("apis/{group}/{version}");
-        self.heavily(move || {
-            let root: Root = parse(PATH, &answer.body)?;
-            // Clients ask here for whatever is said there: it must lead back to this server.
-            let prefix = format!("{PATH}/{own}");
-            let place = root.paths.get(&own).map(|place| place.url.clone());
-            Ok(place.filter(|url| url.split('?').next() == Some(prefix.as_str())))
-        })
-        .await
+async fn ask_openapi_v3(
+    heavy: &Heavy,
+    peer: &Peer,
+    group: &str,
+    version: &str,
+) -> Result<Option<String>, AskError> {
+    #[derive(Deserialize)]
+    struct Root {
+        #[serde(default)]
+        paths: HashMap<String, Place>,
     }
+    #[derive(Deserialize)]
+    struct Place {
+        #[serde(default, rename = "serverRelativeURL")]
+        url: String,
+    }
+    const PATH: &str = "/openapi/v3";
+    let answer = ask(peer, openapi_question(PATH, MAX_DISCOVERY_BYTES)).await?;
+    if answer.status != StatusCode::OK {
+        return Err(AskError::Refused { path: PATH.into(), status: answer.status });
+    }
+    let own = format!("apis/{group}/{version}");
+    heavily(heavy, move || {
+        let root: Root = parse(PATH, &answer.body)?;
+        // Clients ask here for whatever is said there: it must lead back to this server.
+        let prefix = format!("{PATH}/{own}");
+        let place = root.paths.get(&own).map(|place| place.url.clone());
+        Ok(place.filter(|url| url.split('?').next() == Some(prefix.as_str())))
+    })
+    .await
+}
 
-    async fn ask_openapi_v2(
-        &self,
-        peer: &Peer,
-        group: &str,
-        version: &str,
-        known: &OpenApi,
-    ) -> Result<(Option<Arc<Value>>, Option<HeaderValue>), AskError> {
-        const PATH: &str = "/openapi/v2";
-        let tag = known.v2_tag.clone().filter(|_| known.v2.is_some());
-        let is_known = tag.is_some();
-        let answer = ask(peer, Question { tag, ..openapi_question(PATH, MAX_OPENAPI_BYTES) }).await?;
-        if answer.status == StatusCode::NOT_MODIFIED && is_known {
-            return Ok((known.v2.clone(), known.v2_tag.clone()));
-        }
-        if answer.status != StatusCode::OK {
-            return Err(AskError::Refused { path: PATH.into(), status: answer.status });
-        }
-        let (prefix, tag) = (format!("/apis/{group}/{version}/"), answer.tag);
-        let part = self.heavily(move || Ok(own_part(parse(PATH, &answer.body)?, &prefix))).await?;
-        Ok((Some(Arc::new(part)), tag))
+async fn ask_openapi_v2(
+    heavy: &Heavy,
+    peer: &Peer,
+    group: &str,
+    version: &str,
+    known: &OpenApi,
+) -> Result<(Option<Arc<Value>>, Option<HeaderValue>), AskError> {
+    const PATH: &str = "/openapi/v2";
+    let tag = known.v2_tag.clone().filter(|_| known.v2.is_some());
+    let is_known = tag.is_some();
+    let answer = ask(peer, Question { tag, ..openapi_question(PATH, MAX_OPENAPI_BYTES) }).await?;
+    if answer.status == StatusCode::NOT_MODIFIED && is_known {
+        return Ok((known.v2.clone(), known.v2_tag.clone()));
     }
+    if answer.status != StatusCode::OK {
+        return Err(AskError::Refused { path: PATH.into(), status: answer.status });
+    }
+    let (prefix, tag) = (format!("/apis/{group}/{version}/"), answer.tag);
+    let part = heavily(heavy, move || Ok(own_part(parse(PATH, &answer.body)?, &prefix))).await?;
+    Ok((Some(Arc::new(part)), tag))
 }
 
 fn openapi_question(path: &str, max_bytes: usize) -> Question<'_> {

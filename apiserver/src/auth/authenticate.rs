@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderMap;
 use rustls_pki_types::{CertificateDer, UnixTime};
@@ -10,9 +9,11 @@ use sha2::{Digest, Sha256};
 use skiff_api::{Kinds, Status};
 
 use super::token::{Claims, ObjectClaim, TokenKeys};
+use super::validity::Validity;
 use super::{AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, SERVICE_ACCOUNTS, UserInfo, bootstrap_token};
 use crate::aggregation::identity;
 use crate::cache::Caches;
+use crate::digest::hex_of;
 use crate::tls::Vouched;
 
 /// How long after its `deletionTimestamp` an object keeps the tokens that are bound to it, as upstream.
@@ -49,31 +50,6 @@ impl PeerCertificate {
 
     fn is_valid_at(&self, now: UnixTime) -> bool {
         self.validity.is_some_and(|validity| validity.nearest_to(now) == now)
-    }
-}
-
-/// The time of a certificate, both ends included.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Validity {
-    from: UnixTime,
-    to: UnixTime,
-}
-
-impl Validity {
-    pub(crate) fn of(certificate: &CertificateDer<'_>) -> Option<Validity> {
-        let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
-        let time = |at: x509_parser::time::ASN1Time| {
-            let seconds = u64::try_from(at.timestamp()).ok()?;
-            Some(UnixTime::since_unix_epoch(Duration::from_secs(seconds)))
-        };
-        let validity = parsed.validity();
-        let (from, to) = (time(validity.not_before)?, time(validity.not_after)?);
-        (from <= to).then_some(Validity { from, to })
-    }
-
-    /// The moment in it that is next to `now`: `now` itself if it is one.
-    pub(crate) fn nearest_to(self, now: UnixTime) -> UnixTime {
-        now.clamp(self.from, self.to)
     }
 }
 
@@ -251,18 +227,10 @@ fn bearer(headers: &HeaderMap) -> Option<String> {
     String::from_utf8(decoded).ok()
 }
 
-/// A short name of a public key.
-pub(crate) fn fingerprint(public_pem: &[u8]) -> String {
-    let digest = Sha256::digest(public_pem);
-    base64::Engine::encode(&base64::engine::general_purpose::URL_SAFE_NO_PAD, digest)
-}
-
-pub(crate) fn hex_of(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::threads::Class;
 

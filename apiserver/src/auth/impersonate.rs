@@ -8,9 +8,9 @@
 use http::HeaderMap;
 use skiff_api::Status;
 
-use super::authorize::Attributes;
+use super::attributes::Attributes;
+use super::authorize::Authorization;
 use super::{ANONYMOUS, AUTHENTICATED, SERVICE_ACCOUNT_PREFIX, SERVICE_ACCOUNTS, UNAUTHENTICATED, UserInfo};
-use crate::api::Api;
 use crate::request::decoded;
 
 const USER: &str = "impersonate-user";
@@ -55,27 +55,29 @@ impl Claim {
     }
 }
 
-impl Api {
-    /// Whom the request is to be answered as.
-    ///
-    /// # Errors
-    /// 403 for the first claim that `user` may not make, 400 for groups and the like of nobody.
-    pub(crate) fn impersonated(&self, user: UserInfo, headers: &HeaderMap) -> Result<UserInfo, Status> {
-        let claims = claims(headers)?;
-        for claim in &claims {
-            let attributes = claim.asked(&user);
-            let decision = self.authorizer.authorize(&attributes);
-            if !decision.is_allowed() {
-                return Err(attributes.forbidden(&decision.reason));
-            }
+/// Whom the request is to be answered as.
+///
+/// # Errors
+/// 403 for the first claim that `user` may not make, 400 for groups and the like of nobody.
+pub(crate) fn impersonated(
+    authorizer: &Authorization,
+    user: UserInfo,
+    headers: &HeaderMap,
+) -> Result<UserInfo, Status> {
+    let claims = claims(headers)?;
+    for claim in &claims {
+        let attributes = claim.asked(&user);
+        let decision = authorizer.authorize(&attributes);
+        if !decision.is_allowed() {
+            return Err(attributes.forbidden(&decision.reason));
         }
-        if claims.is_empty() {
-            return Ok(user);
-        }
-        let other = become_claimed(claims);
-        tracing::info!(user = user.name, other = other.name, "impersonation");
-        Ok(other)
     }
+    if claims.is_empty() {
+        return Ok(user);
+    }
+    let other = become_claimed(claims);
+    tracing::info!(user = user.name, other = other.name, "impersonation");
+    Ok(other)
 }
 
 fn claims(headers: &HeaderMap) -> Result<Vec<Claim>, Status> {

@@ -1,14 +1,16 @@
 //! Who asks, and what they may do.
 
+pub(crate) mod attributes;
 pub(crate) mod authenticate;
 pub(crate) mod authorize;
 mod bootstrap_token;
-mod impersonate;
+pub(crate) mod impersonate;
 pub(crate) mod node;
 pub(crate) mod node_index;
 pub(crate) mod rbac;
 pub(crate) mod shared_keys;
 pub(crate) mod token;
+pub(crate) mod validity;
 
 use std::collections::BTreeMap;
 

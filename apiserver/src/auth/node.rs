@@ -8,7 +8,7 @@ use std::sync::Arc;
 use skiff_api::Kinds;
 
 use super::UserInfo;
-use super::authorize::{Attributes, Authorizer, Decision, RuleList};
+use super::attributes::{Attributes, Authorizer, Decision, RuleList};
 use super::node_index::{NodeIndex, Referred};
 use super::rbac::PolicyRule;
 use crate::cache::{Caches, Entry};

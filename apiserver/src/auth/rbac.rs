@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::UserInfo;
-use super::authorize::{Attributes, Authorizer, Decision, RuleList};
+use super::attributes::{Attributes, Authorizer, Decision, RuleList};
 
 mod escalation;
 mod index;

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::digest::fingerprint;
+
 use arc_swap::ArcSwap;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{Jwk, KeyAlgorithm, PublicKeyUse};
@@ -82,7 +84,7 @@ impl TokenKeys {
             _ => DecodingKey::from_rsa_pem(public_pem),
         }
         .map_err(TokenKeyError::VerifyingKey)?;
-        let key_id = super::authenticate::fingerprint(public_pem);
+        let key_id = fingerprint(public_pem);
         let (issuer, verified, others) = (issuer.to_owned(), Mutex::default(), ArcSwap::default());
         Ok(TokenKeys { issuer, algorithm, signing, verifying, key_id, others, verified })
     }

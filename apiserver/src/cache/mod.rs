@@ -157,7 +157,7 @@ impl Caches {
 
     /// Waits until the caches hold everything that was acknowledged before the call.
     pub(crate) async fn wait_for_newest(&self) -> Result<Revision, Status> {
-        let newest = self.store.revision().await.map_err(|e| crate::registry::store_failure(&e))?;
+        let newest = self.store.revision().await.map_err(|e| crate::failure::store_failure(&e))?;
         self.wait_for(newest).await?;
         Ok(newest)
     }

@@ -9,7 +9,9 @@ use skiff_api::Kind;
 use skiff_api::kinds::compare_versions;
 
 use super::Discovery;
-use crate::aggregation::{Aggregated, Priority, Told, priorities};
+use crate::aggregation::Aggregated;
+use crate::aggregation::priorities::{self, Priority};
+use crate::aggregation::told::Told;
 
 /// A group, whoever serves its versions.
 pub(super) struct Listed<'d> {

@@ -17,8 +17,9 @@ use sha2::{Digest, Sha256};
 use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Kinds, encode};
 
-use crate::aggregation::{Aggregated, Discovered};
-use crate::auth::authenticate::hex_of;
+use crate::aggregation::Aggregated;
+use crate::aggregation::told::Discovered;
+use crate::digest::hex_of;
 use crate::openid;
 use crate::respond::{self, Encoding, Response};
 use listed::{Listed, Source};

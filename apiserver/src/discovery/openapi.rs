@@ -15,7 +15,7 @@ use skiff_api::{Kind, Kinds, Status, openapi};
 
 use crate::aggregation::Aggregated;
 use crate::aggregation::told::merge_v2;
-use crate::auth::authenticate::hex_of;
+use crate::digest::hex_of;
 use crate::request::Query;
 use crate::respond::{self, Encoding, Response};
 

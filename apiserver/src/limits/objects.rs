@@ -15,11 +15,15 @@ use skiff_flow::{AUTO_UPDATE, Bootstrap, Config, Dangling, bootstrap};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::api::{Api, key_of};
-use crate::bootstrap::Existing;
+use super::Limits;
 use crate::cache::Filter;
-use crate::live::{RETRY_MAX, RETRY_MIN};
-use crate::registry::{Next, now};
+use crate::call::key_of;
+use crate::clock::now;
+use crate::lister::Lister;
+use crate::objects::Next;
+use crate::registry::Registry;
+use crate::registry::ensure::Existing;
+use crate::retry::{RETRY_MAX, RETRY_MIN};
 
 const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 const LEVELS: &str = "prioritylevelconfigurations";
@@ -31,14 +35,24 @@ const REBALANCE_EVERY: Duration = Duration::from_secs(10);
 /// How often the objects of every cluster are looked after.
 const ENSURE_EVERY: Duration = Duration::from_secs(60);
 
-impl Api {
+/// The objects, and who goes by them.
+pub(crate) struct FlowObjects {
+    pub(crate) registry: Arc<Registry>,
+    pub(crate) limits: Arc<Limits>,
+}
+
+impl FlowObjects {
+    fn lister(&self) -> &Lister {
+        &self.registry.objects.lister
+    }
+
     /// Follows the objects until `shutdown`.
-    pub(crate) async fn follow_flow(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(crate) async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
         let mut retry = RETRY_MIN;
         while !shutdown.is_cancelled() {
             let ended = tokio::select! {
                 () = shutdown.cancelled() => return,
-                ended = self.follow_flow_once(&mut retry) => ended,
+                ended = self.follow_once(&mut retry) => ended,
             };
             if let Err(status) = ended {
                 tracing::warn!(%status, "cannot follow flow schemas and priority levels; trying again");
@@ -48,15 +62,14 @@ impl Api {
         }
     }
 
-    async fn follow_flow_once(&self, retry: &mut Duration) -> Result<(), Status> {
-        let mut levels = self.caches.of(&*self.kind(GROUP, "v1", LEVELS)?)?.watch(Filter::default(), None)?;
-        let mut schemas =
-            self.caches.of(&*self.kind(GROUP, "v1", SCHEMAS)?)?.watch(Filter::default(), None)?;
+    async fn follow_once(&self, retry: &mut Duration) -> Result<(), Status> {
+        let mut levels = self.lister().cache(GROUP, "v1", LEVELS)?.watch(Filter::default(), None)?;
+        let mut schemas = self.lister().cache(GROUP, "v1", SCHEMAS)?.watch(Filter::default(), None)?;
         let mut rebalance = tokio::time::interval_at(Instant::now() + REBALANCE_EVERY, REBALANCE_EVERY);
         rebalance.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut ensure = tokio::time::interval_at(Instant::now() + ENSURE_EVERY, ENSURE_EVERY);
         loop {
-            self.use_flow_objects().await?;
+            self.apply().await?;
             *retry = RETRY_MIN;
             loop {
                 tokio::select! {
@@ -66,7 +79,7 @@ impl Api {
                         self.limits.flow.rebalance();
                         continue;
                     }
-                    _ = ensure.tick() => self.ensure_flow_objects().await?,
+                    _ = ensure.tick() => self.ensure().await?,
                 }
                 break;
             }
@@ -75,11 +88,11 @@ impl Api {
     }
 
     /// Goes over to the objects as they stand, and tells which schemas dangle.
-    pub(crate) async fn use_flow_objects(&self) -> Result<(), Status> {
-        self.caches.wait_for_newest().await?;
-        let kind = self.kind(GROUP, "v1", SCHEMAS)?;
-        let levels = self.flow_objects(LEVELS)?;
-        let schemas = self.flow_objects(SCHEMAS)?;
+    pub(crate) async fn apply(&self) -> Result<(), Status> {
+        self.lister().caches.wait_for_newest().await?;
+        let kind = self.lister().kind(GROUP, "v1", SCHEMAS)?;
+        let levels = self.all_of(LEVELS)?;
+        let schemas = self.all_of(SCHEMAS)?;
         let config = Config::read(&levels, &schemas);
         self.limits.flow.configure(&config);
         let mut steps = Vec::new();
@@ -92,7 +105,7 @@ impl Api {
     }
 
     async fn tell_dangling(&self, kind: &Kind, dangling: &Dangling) -> Result<(), Status> {
-        let tell = self.modify(kind, "", &dangling.schema, false, |current| {
+        let tell = self.registry.objects.modify(kind, "", &dangling.schema, false, |current| {
             let mut schema = current.object.clone();
             if let Some(condition) = condition(&schema, dangling) {
                 put(&mut schema, condition);
@@ -102,22 +115,21 @@ impl Api {
         unless_gone(tell.await)
     }
 
-    fn flow_objects(&self, plural: &str) -> Result<Vec<Object>, Status> {
-        let kind = self.kind(GROUP, "v1", plural)?;
-        Ok(self.caches.of(&kind)?.readable().values().map(|entry| entry.parse()).collect())
+    fn all_of(&self, plural: &str) -> Result<Vec<Object>, Status> {
+        Ok(self.lister().cache(GROUP, "v1", plural)?.readable().values().map(|entry| entry.parse()).collect())
     }
 
     /// The objects that every cluster has: made if missing; of those that nobody has made their own, the `spec` is as it should be.
-    pub(crate) async fn ensure_flow_objects(&self) -> Result<(), Status> {
+    pub(crate) async fn ensure(&self) -> Result<(), Status> {
         let all = bootstrap();
         for (plural, objects) in [(LEVELS, all.levels), (SCHEMAS, all.schemas)] {
-            let kind = self.kind(GROUP, "v1", plural)?;
+            let kind = self.lister().kind(GROUP, "v1", plural)?;
             let mut steps = Vec::new();
             for object in &objects {
-                steps.push(self.ensure_flow_object(&kind, plural, object).boxed());
+                steps.push(self.ensure_one(&kind, plural, object).boxed());
             }
             together(steps).await?;
-            for entry in self.caches.of(&kind)?.readable().values() {
+            for entry in self.lister().caches.of(&kind)?.readable().values() {
                 let found = entry.parse();
                 // One that an older version of the server made for every cluster.
                 if updates_itself(&found) == Some(true) && !objects.iter().any(|o| o.name() == found.name()) {
@@ -128,24 +140,26 @@ impl Api {
         Ok(())
     }
 
-    async fn ensure_flow_object(&self, kind: &Kind, plural: &str, object: &Object) -> Result<(), Status> {
+    async fn ensure_one(&self, kind: &Kind, plural: &str, object: &Object) -> Result<(), Status> {
         let name = object.name();
-        match self.caches.of(kind)?.get(&key_of(kind, "", name))? {
-            None => self.ensure((GROUP, "v1", plural), "", name, object.clone(), Existing::Stays).await,
+        match self.lister().caches.of(kind)?.get(&key_of(kind, "", name))? {
+            None => {
+                self.registry.ensure((GROUP, "v1", plural), "", name, object.clone(), Existing::Stays).await
+            }
             Some(entry) if revised(&entry.parse(), object).is_some() => self.revise(kind, object).await,
             Some(_) => Ok(()),
         }
     }
 
     async fn revise(&self, kind: &Kind, wanted: &Object) -> Result<(), Status> {
-        let revise = self.modify(kind, "", wanted.name(), false, |current| {
+        let revise = self.registry.objects.modify(kind, "", wanted.name(), false, |current| {
             Ok(Next::Put(revised(&current.object, wanted).unwrap_or_else(|| current.object.clone())))
         });
         unless_gone(revise.await)
     }
 
     async fn remove_unchanged(&self, kind: &Kind, found: &Object) -> Result<(), Status> {
-        let remove = self.modify(kind, "", found.name(), false, |current| {
+        let remove = self.registry.objects.modify(kind, "", found.name(), false, |current| {
             if current.object.resource_version() != found.resource_version() {
                 return Ok(Next::Put(current.object.clone()));
             }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use skiff_flow::{Classified, Work};
 
-use crate::api::Api;
+use crate::cache::Caches;
 use crate::live::Table;
 use crate::request::{Query, RequestInfo};
 
@@ -17,28 +17,26 @@ const MAX_LIST_BYTES: usize = 1_000_000;
 const WATCHES_PER_SEAT: usize = 10;
 const PER_CHANGE: Duration = Duration::from_millis(5);
 
-impl Api {
-    pub(crate) fn work_of(
-        &self,
-        table: &Table,
-        info: &RequestInfo,
-        query: &Query,
-        classified: &Classified,
-    ) -> Work {
-        let kind = table.kinds.by_resource(&info.group, &info.version, &info.resource);
-        let Some(cache) = kind.filter(|_| info.is_resource).and_then(|kind| self.caches.of(kind).ok()) else {
-            return Work::ONE;
-        };
-        match info.verb.as_str() {
-            "list" if info.name.is_empty() => read(cache.size(), query, classified.max_seats()),
-            "watch" if info.name.is_empty() && begins_with_all(query) => {
-                read(cache.size(), query, classified.max_seats())
-            }
-            "create" | "update" | "patch" | "delete" | "deletecollection" if info.subresource != "token" => {
-                change(cache.watching(), classified.max_seats())
-            }
-            _ => Work::ONE,
+pub(crate) fn work_of(
+    caches: &Caches,
+    table: &Table,
+    info: &RequestInfo,
+    query: &Query,
+    classified: &Classified,
+) -> Work {
+    let kind = table.kinds.by_resource(&info.group, &info.version, &info.resource);
+    let Some(cache) = kind.filter(|_| info.is_resource).and_then(|kind| caches.of(kind).ok()) else {
+        return Work::ONE;
+    };
+    match info.verb.as_str() {
+        "list" if info.name.is_empty() => read(cache.size(), query, classified.max_seats()),
+        "watch" if info.name.is_empty() && begins_with_all(query) => {
+            read(cache.size(), query, classified.max_seats())
         }
+        "create" | "update" | "patch" | "delete" | "deletecollection" if info.subresource != "token" => {
+            change(cache.watching(), classified.max_seats())
+        }
+        _ => Work::ONE,
     }
 }
 

@@ -11,11 +11,13 @@ use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status};
 use tokio_util::sync::CancellationToken;
 
+use super::follow::{DEFINITIONS, Definitions};
 use super::names::{is_true, set_condition};
-use super::{DEFINITIONS, RETRY_MAX};
-use crate::api::Api;
 use crate::cache::Filter;
-use crate::registry::{DeleteOptions, Next};
+use crate::call::Call;
+use crate::objects::Next;
+use crate::registry::options::DeleteOptions;
+use crate::retry::RETRY_MAX;
 
 pub(crate) const FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// How long a deletion waits for objects that have finalizers before it says so.
@@ -29,31 +31,31 @@ enum Cleaned {
     NeverServed,
 }
 
-impl Api {
+impl Definitions {
     /// Starts to delete the objects of a definition that goes, unless that is under way.
     pub(super) fn clean_up(self: &Arc<Self>, definition: &Object, shutdown: &CancellationToken) {
         let name: Arc<str> = definition.name().into();
-        if !definition.finalizers().contains(&FINALIZER) || !self.live.cleaning.lock().insert(name.clone()) {
+        if !definition.finalizers().contains(&FINALIZER) || !self.cleaning.lock().insert(name.clone()) {
             return;
         }
-        let (api, shutdown) = (self.clone(), shutdown.clone());
+        let (definitions, shutdown) = (self.clone(), shutdown.clone());
         tokio::spawn(async move {
             let mut delay = RETRY_FIRST;
             // Dropped only where everything ends: what is half deleted is taken up at the next start.
-            while let Some(Err(status)) = shutdown.run_until_cancelled(api.clean(&name)).await {
+            while let Some(Err(status)) = shutdown.run_until_cancelled(definitions.clean(&name)).await {
                 tracing::warn!(%status, definition = &*name, "cannot delete all objects of a definition; trying again");
                 if shutdown.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
                     break;
                 }
                 delay = (delay * 2).min(RETRY_MAX);
             }
-            api.live.cleaning.lock().remove(&name);
+            definitions.cleaning.lock().remove(&name);
         });
     }
 
     async fn clean(&self, name: &str) -> Result<(), Status> {
-        let kind = self.kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
-        let Some(entry) = self.caches.of(&kind)?.get(name)? else { return Ok(()) };
+        let kind = self.lister().kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
+        let Some(entry) = self.lister().caches.of(&kind)?.get(name)? else { return Ok(()) };
         let definition = entry.parse();
         let terminating = |status: &'static str, reason: &'static str, message: String| {
             move |object: &mut Object| set_condition(object, "Terminating", status, reason, &message)
@@ -92,6 +94,8 @@ impl Api {
         tell: impl Fn(&mut Object),
     ) -> Result<(), Status> {
         let told = self
+            .registry
+            .objects
             .modify(kind, "", definition.name(), false, |current| {
                 let mut object = current.object.clone();
                 if object.uid() == definition.uid() {
@@ -114,6 +118,8 @@ impl Api {
         tell: impl Fn(&mut Object),
     ) -> Result<(), Status> {
         let finished = self
+            .registry
+            .objects
             .modify(kind, "", definition.name(), false, |current| {
                 let mut object = current.object.clone();
                 if object.uid() != definition.uid() {
@@ -153,13 +159,13 @@ impl Api {
         let Some(kind) = kinds.into_iter().find(is_stored).map(Arc::new) else {
             return Ok(Cleaned::NeverServed);
         };
-        let Ok(cache) = self.caches.of(&kind) else { return Ok(Cleaned::NeverServed) };
-        self.caches.wait_for_newest().await.map_err(failed)?;
+        let Ok(cache) = self.lister().caches.of(&kind) else { return Ok(Cleaned::NeverServed) };
+        self.lister().caches.wait_for_newest().await.map_err(failed)?;
         let (options, mut first_failure) = (DeleteOptions::default(), None);
         for entry in cache.readable().values() {
             let (namespace, name) = (entry.namespace().to_owned(), entry.name().to_owned());
-            let call = self.own_call(kind.clone(), "delete", &namespace, &name);
-            match self.delete_object(&call, &namespace, &name, &options).await {
+            let call = Call::of_server(self.lister(), kind.clone(), "delete", &namespace, &name);
+            match self.registry.delete_object(&call, &namespace, &name, &options).await {
                 Err(status) if status.code != 404 => first_failure = first_failure.or(Some(status)),
                 _ => {}
             }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use skiff_api::Object;
 use skiff_api::meta::Meta;
 
-use crate::registry::now;
+use crate::clock::now;
 
 /// What is decided of one definition.
 #[derive(Clone, Debug, PartialEq)]

@@ -11,16 +11,23 @@ use skiff_policy::{kinds_to_check, type_check};
 use skiff_webhook::admission::{GroupVersionKind, GroupVersionResource};
 use tokio_util::sync::CancellationToken;
 
-use super::{RETRY_MAX, RETRY_MIN, Table};
-use crate::api::Api;
+use super::table::Table;
 use crate::cache::Filter;
-use crate::registry::Next;
+use crate::heavy::HeavyWork;
+use crate::objects::{Next, Objects};
+use crate::retry::{RETRY_MAX, RETRY_MIN};
 
 const POLICIES: (&str, &str, &str) = ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies");
 
-impl Api {
+/// Who holds them against the types.
+pub(crate) struct TypeChecks {
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) heavy: Arc<HeavyWork>,
+}
+
+impl TypeChecks {
     /// Tells of the types of policies until `shutdown`.
-    pub(crate) async fn follow_policies(self: Arc<Self>, shutdown: CancellationToken) {
+    pub(crate) async fn follow(self, shutdown: CancellationToken) {
         let mut retry = RETRY_MIN;
         while !shutdown.is_cancelled() {
             let ended = tokio::select! {
@@ -36,19 +43,20 @@ impl Api {
     }
 
     async fn check_policies(&self) -> Result<(), Status> {
-        let kind = self.kind(POLICIES.0, POLICIES.1, POLICIES.2)?;
-        let cache = self.caches.of(&kind)?;
+        let kind = self.objects.lister.kind(POLICIES.0, POLICIES.1, POLICIES.2)?;
+        let cache = self.objects.lister.caches.of(&kind)?;
         let mut watcher = cache.watch(Filter::default(), None)?;
         loop {
             for policy in cache.readable().values().map(|entry| entry.parse()) {
                 if policy["status"]["observedGeneration"] == policy["metadata"]["generation"] {
                     continue;
                 }
-                let table = self.live.table();
+                let table = self.objects.lister.table();
                 let checked = policy.clone();
                 // Compiling is work.
-                let status = self.heavy[1].run(move || status_of(&checked, &table)).await?;
+                let status = self.heavy.own().run(move || status_of(&checked, &table)).await?;
                 let written = self
+                    .objects
                     .modify(&kind, "", policy.name(), false, |current| {
                         let mut object = current.object.clone();
                         if object["metadata"]["generation"] == policy["metadata"]["generation"] {

@@ -9,15 +9,11 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
-use skiff_api::Status;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::{Kubelet, NodeAddress};
-
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const DIAL: &str = "dial tcp";
-const KUBELET_RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Where a request goes: an address that was checked, and is dialled as it was checked.
 pub(super) struct Backend {
@@ -105,30 +101,6 @@ where
         }
     });
     Ok(sender)
-}
-
-impl Kubelet {
-    pub(super) fn backend(&self, to: NodeAddress) -> Backend {
-        Backend {
-            address: SocketAddr::new(to.ip, to.port),
-            tls: Some(self.tls.clone()),
-            response_timeout: KUBELET_RESPONSE_TIMEOUT,
-            origin: to.origin,
-        }
-    }
-
-    pub(super) async fn send(
-        &self,
-        to: NodeAddress,
-        mut request: http::Request<Body>,
-    ) -> Result<http::Response<Incoming>, Status> {
-        let backend = self.backend(to);
-        let host = http::HeaderValue::from_str(&backend.address.to_string()).map_err(Status::internal)?;
-        request.headers_mut().insert(http::header::HOST, host);
-        let answer = backend.send(request).await;
-        answer
-            .map_err(|error| Status::internal(format!("error dialing backend: {}", backend.explain(&error))))
-    }
 }
 
 /// Why a node that reports may still not be reached, and what to do about it.

@@ -6,13 +6,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use rand::Rng;
 use serde_json::Value;
 use skiff_api::{Object, Status};
+use skiff_webhook::{DialError, Resolver, Stream, dial};
 
+use super::allowed::is_allowed;
 use super::connect::Backend;
-use super::is_allowed;
-use crate::api::{Api, Call};
+use super::kubelet::Kubelet;
+use crate::call::Call;
+use crate::lister::Lister;
 
 /// Upstream waits without end for the head of an answer; this is for backends that never will.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(600);
@@ -75,17 +79,24 @@ impl<'i> Target<'i> {
     }
 }
 
-impl Api {
+/// Knows where requests for pods, Services and nodes go.
+pub(crate) struct Destinations {
+    pub(crate) lister: Lister,
+    pub(crate) kubelet: Arc<Kubelet>,
+    pub(crate) pods: PodProxy,
+}
+
+impl Destinations {
     /// Where a request for the call's `proxy` goes.
     ///
     /// # Errors
     /// 404 for what is not there, 503 for a Service with nothing behind it, 400 for an address that nothing is
     /// sent to.
-    pub(super) async fn destination(&self, call: &Call) -> Result<Backend, Status> {
+    pub(super) async fn of(&self, call: &Call) -> Result<Backend, Status> {
         let (kind, id) = (call.kind.singular.as_str(), call.info.name.as_str());
         let target =
             Target::parse(id).ok_or_else(|| Status::bad_request(format!("invalid {kind} request {id:?}")))?;
-        self.caches.wait_for_newest().await?;
+        self.lister.caches.wait_for_newest().await?;
         match call.kind.plural.as_str() {
             "pods" => self.pod_destination(&call.info.namespace, &target),
             "services" => self.service_destination(&call.info.namespace, id, &target),
@@ -94,13 +105,8 @@ impl Api {
     }
 
     /// Where a port of a Service is served at the moment: one of the ready pods behind it.
-    pub(crate) async fn service_address(
-        &self,
-        namespace: &str,
-        name: &str,
-        port: u16,
-    ) -> Result<SocketAddr, Status> {
-        self.caches.wait_for_newest().await?;
+    async fn service_address(&self, namespace: &str, name: &str, port: u16) -> Result<SocketAddr, Status> {
+        self.lister.caches.wait_for_newest().await?;
         let (id, port) = (format!("{name}:{port}"), port.to_string());
         let target = Target { scheme: Scheme::Http, name, port: &port };
         let backend =
@@ -113,7 +119,7 @@ impl Api {
 
     fn named(&self, plural: &str, namespace: &str, name: &str) -> Result<Object, Status> {
         let key = if namespace.is_empty() { name.to_owned() } else { format!("{namespace}/{name}") };
-        let entry = self.cached(plural, &key)?.ok_or_else(|| Status::not_found("", plural, name))?;
+        let entry = self.lister.cached(plural, &key)?.ok_or_else(|| Status::not_found("", plural, name))?;
         Ok(entry.parse())
     }
 
@@ -130,7 +136,7 @@ impl Api {
             target.port.parse().map_err(|_| unknown())?
         };
         let ip = pod["status"]["podIPs"][0]["ip"].as_str().unwrap_or_default();
-        self.pod_proxy.backend(target.scheme, ip, port)
+        self.pods.backend(target.scheme, ip, port)
     }
 
     /// One of the ready pods behind the Service, at random.
@@ -150,7 +156,7 @@ impl Api {
             let (address, port) = found.swap_remove(rand::rng().random_range(..found.len()));
             if self.is_of_pod(namespace, address) {
                 let ip = address["ip"].as_str().unwrap_or_default();
-                return self.pod_proxy.backend(target.scheme, ip, port);
+                return self.pods.backend(target.scheme, ip, port);
             }
         }
         Err(none(id))
@@ -176,6 +182,20 @@ impl Api {
             )));
         }
         Ok(self.kubelet.backend(address))
+    }
+}
+
+/// Services are dialled where one of the pods behind them is.
+#[async_trait]
+impl Resolver for Destinations {
+    async fn dial_service(
+        &self,
+        namespace: &str,
+        name: &str,
+        port: u16,
+    ) -> Result<Box<dyn Stream>, DialError> {
+        let address = self.service_address(namespace, name, port).await;
+        dial(address.map_err(|status| DialError::Unresolved(status.message))?).await
     }
 }
 

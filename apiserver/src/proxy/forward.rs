@@ -10,48 +10,25 @@
 
 use axum::body::Body;
 use http::header::{
-    ACCESS_CONTROL_ALLOW_CREDENTIALS, ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN, AUTHORIZATION, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE,
-    EXPECT, HOST, HeaderName, LOCATION, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SEC_WEBSOCKET_PROTOCOL, TE,
-    TRAILER, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, HOST, HeaderName, LOCATION, UPGRADE,
 };
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode};
 use hyper::body::Incoming;
 use skiff_api::Status;
 
+use super::Proxies;
 use super::connect::{Backend, SendError};
+use super::headers::{CORS, add_forwarded, strip, without_credentials};
 use super::rewrite::{self, Links};
 use super::upgrade::{self, Switched};
-use crate::api::{Api, Call};
-use crate::auth::authenticate::PeerAddress;
-use crate::handle::Place;
+use crate::call::Call;
+use crate::place::Place;
 use crate::respond::Response;
 
 const METHODS: [Method; 7] =
     [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::HEAD, Method::OPTIONS];
 
-/// Headers between two neighbours only (RFC 9110, 7.6.1), besides those that `Connection` names.
-const HOP_BY_HOP: [HeaderName; 9] = [
-    CONNECTION,
-    HeaderName::from_static("proxy-connection"),
-    HeaderName::from_static("keep-alive"),
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-];
-
-/// A backend does not speak for this server's origin.
-pub(crate) const CORS: [HeaderName; 4] = [
-    ACCESS_CONTROL_ALLOW_CREDENTIALS,
-    ACCESS_CONTROL_ALLOW_HEADERS,
-    ACCESS_CONTROL_ALLOW_METHODS,
-    ACCESS_CONTROL_ALLOW_ORIGIN,
-];
-
-impl Api {
+impl Proxies {
     pub(crate) async fn proxy(&self, mut call: Call) -> Result<Response, Status> {
         if call.query.get("dryRun").is_some() {
             return Err(Status::bad_request("dryRun is not supported"));
@@ -63,9 +40,9 @@ impl Api {
         let protocol = upgrade::requested(&call.headers);
         if protocol.is_some() && call.kind.plural == "nodes" {
             // A stream to a kubelet may be one to a process in any of its pods.
-            self.check_may_create(&call)?;
+            self.authorizer.check_may_create(&call.user, &call.info)?;
         }
-        let backend = self.destination(&call).await?;
+        let backend = self.destinations.of(&call).await?;
         let path = Path::split(call.uri.path(), call.kind.is_namespaced());
         let query = call.uri.query().map(|query| format!("?{query}")).unwrap_or_default();
         if protocol.is_none() && path.rest.is_empty() && matches!(call.method, Method::GET | Method::HEAD) {
@@ -170,48 +147,6 @@ fn request(
     Ok(request)
 }
 
-/// Says where a request comes from, besides whom it has come by already.
-pub(crate) fn add_forwarded(headers: &mut HeaderMap, extensions: &http::Extensions) {
-    if let Some(PeerAddress(peer)) = extensions.get() {
-        let known = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok());
-        let via: Vec<String> = known.map(str::to_owned).chain([peer.ip().to_string()]).collect();
-        if let Ok(value) = HeaderValue::from_str(&via.join(", ")) {
-            headers.insert("x-forwarded-for", value);
-        }
-    }
-}
-
-/// What the backend may know of the client's headers: nothing that says who the client is to this server.
-pub(crate) fn without_credentials(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = HeaderMap::with_capacity(headers.len());
-    for (name, value) in headers {
-        let is_ours = *name == AUTHORIZATION || name.as_str().starts_with("impersonate-");
-        if is_ours || *name == EXPECT {
-            continue;
-        }
-        if *name == SEC_WEBSOCKET_PROTOCOL {
-            kept.extend(upgrade::without_token(value).map(|value| (name.clone(), value)));
-        } else {
-            kept.append(name.clone(), value.clone());
-        }
-    }
-    kept
-}
-
-/// Takes away what is between two neighbours only.
-pub(crate) fn strip(headers: &mut HeaderMap) {
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
-}
-
 fn unreachable(backend: &Backend, error: &SendError) -> Status {
     Status::unavailable(format!("error trying to reach service: {}", backend.explain(error)))
 }
@@ -266,28 +201,5 @@ mod tests {
             split("/api/v1/nodes/n:10250/proxy/logs/", false),
             ("/api/v1/nodes/n:10250/proxy", "/logs/")
         );
-    }
-
-    #[test]
-    fn what_is_for_this_server_stays_here() {
-        let mut from = HeaderMap::new();
-        for (name, value) in [
-            ("authorization", "Bearer x"),
-            ("impersonate-user", "jane"),
-            ("connection", "close, X-Private"),
-            ("x-private", "1"),
-            ("te", "trailers"),
-            ("cookie", "c"),
-            ("accept", "*/*"),
-            ("sec-websocket-protocol", "chat, base64url.bearer.authorization.k8s.io.eA"),
-        ] {
-            from.insert(HeaderName::from_static(name), HeaderValue::from_static(value));
-        }
-        let mut to = without_credentials(&from);
-        strip(&mut to);
-        let mut names: Vec<&str> = to.keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        assert_eq!(names, ["accept", "cookie", "sec-websocket-protocol"]);
-        assert_eq!(to[SEC_WEBSOCKET_PROTOCOL], "chat");
     }
 }

@@ -6,12 +6,13 @@ use axum::body::Body;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, StatusCode};
 use http_body_util::BodyExt;
-use serde_json::{Value, json};
+use serde_json::json;
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
 
-use super::{NodeAddress, upgrade};
-use crate::api::{Api, Call};
+use super::kubelet::{NodeAddress, kubelet_error};
+use super::{Proxies, upgrade};
+use crate::call::Call;
 use crate::request::{Query, encode};
 use crate::respond::Response;
 use crate::websocket::Socket;
@@ -19,10 +20,8 @@ use crate::websocket::Socket;
 /// Parameters of `PodLogOptions` that are passed on to the kubelet.
 const LOG_PARAMETERS: &[&str] =
     &["follow", "previous", "timestamps", "sinceSeconds", "sinceTime", "tailLines", "limitBytes", "stream"];
-/// How much of a kubelet's error is passed on.
-const MAX_ERROR_BYTES: usize = 4 << 10;
 
-impl Api {
+impl Proxies {
     pub(crate) async fn pod_log(&self, mut call: Call) -> Result<Response, Status> {
         check_log_options(&call)?;
         let socket = Socket::asked_for(&mut call, &self.shutdown).await?;
@@ -49,7 +48,7 @@ impl Api {
             parameters.join("&")
         );
         let request = http::Request::get(path).body(Body::empty()).map_err(Status::internal)?;
-        let answer = self.kubelet.send(address, request).await?;
+        let answer = self.destinations.kubelet.send(address, request).await?;
         if !answer.status().is_success() {
             return Err(kubelet_error(answer).await);
         }
@@ -87,18 +86,29 @@ impl Api {
             encode(&container),
             exec_parameters(&call.query)
         );
-        upgrade::pass_through(&self.kubelet, address, &path, &mut call, self.shutdown.clone()).await
+        upgrade::pass_through(&self.destinations.kubelet, address, &path, &mut call, self.shutdown.clone())
+            .await
     }
 
     async fn newest_pod(&self, call: &Call) -> Result<Object, Status> {
-        self.caches.wait_for_newest().await?;
-        let entry = self.caches.of(&call.kind)?.get(&call.key())?.ok_or_else(|| call.not_found())?;
+        self.destinations.lister.caches.wait_for_newest().await?;
+        let entry = self
+            .destinations
+            .lister
+            .caches
+            .of(&call.kind)?
+            .get(&call.key())?
+            .ok_or_else(|| call.not_found())?;
         Ok(entry.parse())
     }
 
     fn node_address(&self, name: &str) -> Result<NodeAddress, Status> {
-        let node: Arc<_> = self.cached("nodes", name)?.ok_or_else(|| Status::not_found("", "nodes", name))?;
-        self.kubelet.address_of(&node.parse())
+        let node: Arc<_> = self
+            .destinations
+            .lister
+            .cached("nodes", name)?
+            .ok_or_else(|| Status::not_found("", "nodes", name))?;
+        self.destinations.kubelet.address_of(&node.parse())
     }
 }
 
@@ -195,25 +205,6 @@ fn check_log_options(call: &Call) -> Result<(), Status> {
         Ok(())
     } else {
         Err(Status::invalid("", "PodLogOptions", &call.info.name, causes))
-    }
-}
-
-/// A kubelet's refusal: its own words where it is a `Status` or plain text.
-pub(super) async fn kubelet_error(answer: http::Response<hyper::body::Incoming>) -> Status {
-    let code = answer.status().as_u16();
-    let body = http_body_util::Limited::new(answer.into_body(), MAX_ERROR_BYTES).collect().await;
-    let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_owned()).unwrap_or_default();
-    let message = match serde_json::from_str::<Value>(&text) {
-        Ok(document) => document["message"].as_str().unwrap_or(&text).to_owned(),
-        Err(_) => text,
-    };
-    match code {
-        400 => Status::bad_request(message),
-        401 | 403 => Status::internal(format!("the kubelet refused the server: {message}")),
-        404 => Status::new(404, "NotFound", message),
-        429 => Status::too_many_requests(message, 1),
-        503 => Status::unavailable(message),
-        _ => Status::internal(message),
     }
 }
 

@@ -15,11 +15,10 @@ use hyper_util::rt::TokioIo;
 use skiff_api::Status;
 use tokio_util::sync::CancellationToken;
 
-use super::forward::strip;
-use super::pod::kubelet_error;
-use super::{Kubelet, NodeAddress};
-use crate::api::Call;
-use crate::handle::Place;
+use super::headers::{strip, without_token};
+use super::kubelet::{Kubelet, NodeAddress, kubelet_error};
+use crate::call::Call;
+use crate::place::Place;
 use crate::respond::Response;
 
 const BUFFER_BYTES: usize = 16 << 10;
@@ -174,18 +173,6 @@ fn copy_handshake(from: &HeaderMap, to: &mut HeaderMap) {
             }
         }
     }
-}
-
-/// Protocols without the token that may be among them.
-pub(crate) fn without_token(value: &HeaderValue) -> Option<HeaderValue> {
-    let rest: Vec<&str> = value
-        .to_str()
-        .ok()?
-        .split(',')
-        .map(str::trim)
-        .filter(|protocol| !protocol.starts_with("base64url.bearer."))
-        .collect();
-    if rest.is_empty() { None } else { HeaderValue::from_str(&rest.join(", ")).ok() }
 }
 
 #[cfg(test)]

@@ -6,18 +6,18 @@ use skiff_api::apply::{self, Force};
 use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::{Object, Status};
 
+use super::Registry;
 use super::managed::Tracker;
 use super::metadata;
 use super::options::WriteOptions;
-use super::update::Part;
-use crate::api::{Api, Call};
+use crate::call::{Call, Part};
 use crate::limits::read_body;
 use crate::respond::Response;
 
 /// How often an object may appear or go between looking and writing.
 const MAX_ATTEMPTS: usize = 5;
 
-impl Api {
+impl Registry {
     /// What was there is changed, what was not is created.
     pub(super) async fn apply(&self, mut call: Call, options: &WriteOptions) -> Result<Response, Status> {
         let body = read_body(call.take_body()).await?;
@@ -38,10 +38,6 @@ impl Api {
         Err(Status::modified(&call.kind.group, &call.kind.plural, &call.info.name))
     }
 
-    fn has(&self, call: &Call) -> Result<bool, Status> {
-        Ok(self.caches.of(&call.kind)?.get(&call.key())?.is_some())
-    }
-
     async fn apply_to_existing(
         &self,
         call: &mut Call,
@@ -49,7 +45,7 @@ impl Api {
         document: &Object,
     ) -> Result<Response, Status> {
         let part = Part::of(&call.info.subresource);
-        let tracker = self.tracker(call, options);
+        let tracker = Tracker::of(call, options);
         let (mut warning, mut old, mut warnings) = (None, None, Vec::new());
         let outcome = self
             .update_object(call, part, options.dry_run, &mut warnings, |current| {
@@ -61,9 +57,9 @@ impl Api {
             .await?;
         call.warnings.extend(warning.into_iter().chain(warnings));
         if part == Part::Main {
-            self.warn(call, &outcome.object, old.as_ref());
+            self.admission.warn(call, &outcome.object, old.as_ref());
         }
-        call.object(200, outcome.object)
+        Ok(call.object(200, outcome.object))
     }
 
     async fn apply_to_nothing(
@@ -72,8 +68,8 @@ impl Api {
         options: &WriteOptions,
         document: &Object,
     ) -> Result<Response, Status> {
-        self.check_may_create(call)?;
-        let mut new = applied(&self.tracker(call, options), call, None, document, options.force)?;
+        self.authorizer.check_may_create(&call.user, &call.info)?;
+        let mut new = applied(&Tracker::of(call, options), call, None, document, options.force)?;
         if !new.uid().is_empty() {
             let why = format!(
                 "uid mismatch: the provided object specified uid {}, and no existing object was found",
@@ -83,7 +79,7 @@ impl Api {
         }
         call.warnings.extend(merge_owner_references(&mut new, Admission::After));
         let created = self.create_object(call, new, options.dry_run).await?;
-        call.object(201, created)
+        Ok(call.object(201, created))
     }
 }
 

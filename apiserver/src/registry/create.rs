@@ -1,36 +1,32 @@
 //! Create.
 
 use skiff_api::decode::FieldValidation;
-use skiff_api::kinds::Storage;
 use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::{Cause, Kind, Object, Status, decode, default};
 use skiff_webhook::admission::Operation;
 
+use super::Registry;
+use super::managed::Tracker;
 use super::metadata;
 use super::options::WriteOptions;
 use crate::admission::dynamic::{Admitted, Rounds, write_options};
-use crate::api::{Api, Call};
-use crate::certificates;
+use crate::call::Call;
 use crate::limits::read_body;
 use crate::negotiate::object_format;
+use crate::resources::hooks_of;
 use crate::respond::Response;
-use crate::services;
+use crate::services::allocator;
 
 /// How often a generated name that is taken is generated again, as upstream.
 const GENERATE_ATTEMPTS: usize = 8;
 
-impl Api {
+impl Registry {
     pub(super) async fn create(&self, mut call: Call) -> Result<Response, Status> {
         let options = WriteOptions::parse(&call)?;
         let mut object = read_object(&mut call, options.validation).await?;
-        if call.kind.storage == Storage::Virtual {
-            object = self.admit_document(&mut call, Operation::Create, object, options.dry_run).await?;
-            let answer = self.review(&call, object).await?;
-            return call.object(201, answer);
-        }
-        self.tracker(&call, &options).note(None, &mut object);
+        Tracker::of(&call, &options).note(None, &mut object);
         let created = self.create_object(&mut call, object, options.dry_run).await?;
-        call.object(201, created)
+        Ok(call.object(201, created))
     }
 
     /// Creates a decoded object: names it, admits it, checks it, writes it.
@@ -50,7 +46,7 @@ impl Api {
             let why = "create not allowed while custom resource definition is terminating";
             return Err(Status::forbidden(&kind.group, &kind.plural, object.name(), why));
         }
-        self.check_namespace(call, &object).await?;
+        self.admission.check_namespace(call, &object).await?;
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -58,25 +54,27 @@ impl Api {
             let generated = metadata::generate_name(&kind, &mut object);
             object = self.mutate_new(call, object, generated, dry_run).await?;
             prepare(&kind, &mut object);
-            if certificates::is_signing_request(&kind) {
-                certificates::prepare_create(&call.user, &mut object);
-            }
+            hooks_of(&kind).prepare_create(&call.user, &mut object);
             kind.write(&mut object);
-            check(&kind, &object, self.device_admins(&kind, &object)?)?;
-            refuse(&kind, object.name(), self.unreadable_params(call, &object, None)?.into_iter().collect())?;
-            self.validate_admission(call, &object, None).await?;
-            self.check_limits(&kind, &object)?;
+            check(&kind, &object, self.admission.device_admins(&kind, &object)?)?;
+            refuse(
+                &kind,
+                object.name(),
+                self.admission.unreadable_params(call, &object, None)?.into_iter().collect(),
+            )?;
+            self.admission.validate_create(call, &object, None).await?;
+            self.admission.check_limits(&kind, &object)?;
             self.validate_new(call, &object, dry_run).await?;
             let name = object.name().to_owned();
-            let charge = self.charge(&kind, &object, dry_run).await?;
+            let charge = self.admission.quotas.charge(&kind, &object, dry_run).await?;
             match self.write_new(&kind, object, dry_run).await {
                 Ok(Some(created)) => {
-                    self.warn(call, &created, None);
+                    self.admission.warn(call, &created, None);
                     return Ok(created);
                 }
-                Ok(None) => self.refund(charge).await,
+                Ok(None) => self.admission.quotas.refund(charge).await,
                 Err(status) => {
-                    self.refund(charge).await;
+                    self.admission.quotas.refund(charge).await;
                     return Err(status);
                 }
             }
@@ -98,12 +96,15 @@ impl Api {
         let options = write_options("CreateOptions", call, dry_run);
         let (mut rounds, mut warnings) = (Rounds::default(), Vec::new());
         loop {
-            self.admit_create(call, &mut object).await?;
+            self.admission.admit_create(call, &mut object).await?;
             // Webhooks are asked before a name is generated.
             let name = if generated { object.meta_mut().remove("name") } else { None };
             let admitted = Admitted { operation: Operation::Create, call, dry_run, options: &options };
-            let mutated =
-                self.mutate_dynamically(&admitted, Some(object), None, &mut rounds, &mut warnings).await?;
+            let mutated = self
+                .admission
+                .dynamic
+                .mutate(&admitted, Some(object), None, &mut rounds, &mut warnings)
+                .await?;
             object = mutated.object.ok_or_else(|| Status::internal("a webhook left no object"))?;
             if let Some(name) = name.filter(|_| object.name().is_empty()) {
                 object.set_meta("name", name);
@@ -120,7 +121,7 @@ impl Api {
     async fn validate_new(&self, call: &mut Call, object: &Object, dry_run: bool) -> Result<(), Status> {
         let (options, mut warnings) = (write_options("CreateOptions", call, dry_run), Vec::new());
         let admitted = Admitted { operation: Operation::Create, call, dry_run, options: &options };
-        self.validate_dynamically(&admitted, Some(object), None, &mut warnings).await?;
+        self.admission.dynamic.validate(&admitted, Some(object), None, &mut warnings).await?;
         call.warnings.extend(warnings);
         Ok(())
     }
@@ -132,14 +133,15 @@ impl Api {
         mut object: Object,
         dry_run: bool,
     ) -> Result<Option<Object>, Status> {
-        let mut allocation = self.allocate(kind, &mut object, None, services::Write::of(dry_run)).await?;
+        let mut allocation =
+            self.services.allocate(kind, &mut object, None, allocator::Write::of(dry_run)).await?;
         kind.write(&mut object);
         let wanted = allocation.is_claimed().then(|| object.clone());
         // Where this fails it may have happened: what is claimed for it is found later, if it has not.
-        let created = self.insert(kind, object, dry_run).await?;
+        let created = self.objects.insert(kind, object, dry_run).await?;
         match (&created, wanted) {
-            (Some(created), _) if !dry_run => self.keep(allocation, created).await,
-            (None, Some(wanted)) => self.unclaim(&mut allocation, &wanted).await,
+            (Some(created), _) if !dry_run => self.services.keep(allocation, created).await,
+            (None, Some(wanted)) => self.services.unclaim(&mut allocation, &wanted).await,
             _ => {}
         }
         Ok(created)
@@ -147,7 +149,7 @@ impl Api {
 }
 
 /// Reads and decodes the body as an object of the call's kind, defaults filled in.
-pub(super) async fn read_object(call: &mut Call, validation: FieldValidation) -> Result<Object, Status> {
+pub(crate) async fn read_object(call: &mut Call, validation: FieldValidation) -> Result<Object, Status> {
     let format = object_format(&call.kind, &call.headers)?;
     let bytes = read_body(call.take_body()).await?;
     let decoded = decode::decode(&call.kind, &bytes, format, validation)?;
@@ -174,9 +176,7 @@ fn check(kind: &Kind, object: &Object, more: Option<Cause>) -> Result<(), Status
     let mut causes = metadata::validate(kind, object, metadata::Write::Create);
     causes.extend(more);
     let mut causes = kind.faults(object, None, causes);
-    if certificates::is_signing_request(kind) {
-        causes.extend(certificates::validate_create(object));
-    }
+    causes.extend(hooks_of(kind).validate_create(object));
     refuse(kind, object.name(), causes)
 }
 

@@ -10,15 +10,19 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
 use skiff_webhook::admission::Operation;
 
+use super::Registry;
 use super::list::Page;
-use super::modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
 use super::options::{DeleteOptions, ListOptions, Propagation};
-use super::{needs_webhook, now, store_failure, timestamp};
 use crate::admission::dynamic::{Admitted, Rounds};
-use crate::api::{Api, Call, is_core};
-use crate::auth::authorize::Attributes;
+use crate::auth::attributes::Attributes;
 use crate::cache::Entry;
+use crate::call::Call;
+use crate::clock::{now, timestamp};
+use crate::convert::needs_webhook;
+use crate::failure::store_failure;
 use crate::limits::read_body;
+use crate::objects::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
+use crate::resources::hooks_of;
 use crate::respond::{self, Response};
 use crate::store::{Expect, Write, Written};
 
@@ -27,19 +31,14 @@ const FOREGROUND: &str = "foregroundDeletion";
 /// The verb for deleting what cannot be read.
 const UNSAFE_DELETE: &str = "unsafe-delete-ignore-read-errors";
 
-impl Api {
+impl Registry {
     pub(super) async fn delete(&self, call: Call) -> Result<Response, Status> {
         let body = read_body(call.take_body()).await?;
         let options = DeleteOptions::parse(&call, &body)?;
         let (namespace, name) = (call.info.namespace.clone(), call.info.name.clone());
         if options.unreadable {
             self.delete_unreadable(&call).await?;
-            return Ok(respond::document_response(
-                &call.encoding,
-                &call.warnings,
-                200,
-                &respond::success(json!({})),
-            ));
+            return Ok(call.document(200, &respond::success(json!({}))));
         }
         let outcome = self.delete_object(&call, &namespace, &name, &options).await?;
         // The old way of asking for a cascade is told that it goes on.
@@ -48,14 +47,9 @@ impl Api {
             let details = json!({
                 "name": name, "group": call.kind.group, "kind": call.kind.plural, "uid": outcome.object.uid(),
             });
-            return Ok(respond::document_response(
-                &call.encoding,
-                &call.warnings,
-                code,
-                &respond::success(without_empty(details)),
-            ));
+            return Ok(call.document(code, &respond::success(without_empty(details))));
         }
-        call.object(code, outcome.object)
+        Ok(call.object(code, outcome.object))
     }
 
     /// Deletes one object as far as can be done now.
@@ -67,10 +61,10 @@ impl Api {
         options: &DeleteOptions,
     ) -> Result<Outcome, Status> {
         let kind = &call.kind;
-        self.check_deletable(kind, name)?;
+        check_deletable(kind, name)?;
         let outcome = self.delete_until_written(call, namespace, name, options).await?;
         if outcome.deleted && !options.dry_run {
-            self.release(kind, &outcome.object).await;
+            self.services.release(kind, &outcome.object).await;
         }
         Ok(outcome)
     }
@@ -85,16 +79,16 @@ impl Api {
         let (kind, document) = (&call.kind, options.document());
         let admitted =
             Admitted { operation: Operation::Delete, call, dry_run: options.dry_run, options: &document };
-        let mut current = self.current(kind, namespace, name).await?;
+        let mut current = self.objects.current(kind, namespace, name).await?;
         for _ in 0..MAX_ATTEMPTS {
             check_preconditions(kind, &current, options)?;
-            self.admit_delete(call, &current.object)?;
+            self.admission.admit_delete(call, &current.object)?;
             // An eviction was admitted as what it is.
             if call.info.subresource.is_empty() {
                 self.admit_delete_dynamically(&admitted, &current.object).await?;
             }
             let next = plan(kind, &current.object, options, Timestamp::now());
-            match self.swap(kind, namespace, name, current, next, options.dry_run).await? {
+            match self.objects.swap(kind, namespace, name, current, next, options.dry_run).await? {
                 Swapped::Done(outcome) => return Ok(outcome),
                 Swapped::Lost(newer) => current = newer,
             }
@@ -104,8 +98,8 @@ impl Api {
 
     async fn admit_delete_dynamically(&self, admitted: &Admitted<'_>, old: &Object) -> Result<(), Status> {
         let (mut rounds, mut warnings) = (Rounds::default(), Vec::new());
-        self.mutate_dynamically(admitted, None, Some(old), &mut rounds, &mut warnings).await?;
-        self.validate_dynamically(admitted, None, Some(old), &mut warnings).await
+        self.admission.dynamic.mutate(admitted, None, Some(old), &mut rounds, &mut warnings).await?;
+        self.admission.dynamic.validate(admitted, None, Some(old), &mut warnings).await
     }
 
     /// Removes a value that cannot be read, whatever it was: finalizers and dependents cannot be heeded.
@@ -115,8 +109,8 @@ impl Api {
         if !decision.is_allowed() {
             return Err(asked.forbidden(&decision.reason));
         }
-        self.caches.wait_for_newest().await?;
-        let cache = self.caches.of(&call.kind)?;
+        self.objects.lister.caches.wait_for_newest().await?;
+        let cache = self.objects.lister.caches.of(&call.kind)?;
         let Some(damage) = cache.damaged().remove(call.key().as_str()) else {
             let why = "is exclusively used to delete corrupt object(s), try again by removing this option";
             let field = "ignoreStoreReadErrorWithClusterBreakingPotential";
@@ -126,7 +120,7 @@ impl Api {
         let key = cache.kind().key(&call.info.namespace, &call.info.name);
         tracing::warn!(key, user = call.user.name, why = %damage.why, "deleting a value that cannot be read");
         let write = Write::delete(key, Expect::ModRevision(damage.mod_revision));
-        match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+        match self.objects.store.write(write).await.map_err(|e| store_failure(&e))? {
             Written::Done { .. } => Ok(()),
             Written::Mismatch { .. } => {
                 Err(Status::modified(&call.kind.group, &call.kind.plural, &call.info.name))
@@ -138,11 +132,12 @@ impl Api {
         let list = ListOptions::parse(&call)?;
         let body = read_body(call.take_body()).await?;
         let options = DeleteOptions::parse(&call, &body)?;
-        let revision = self.caches.wait_for_newest().await?;
-        let cache = self.caches.of(&call.kind)?;
+        let revision = self.objects.lister.caches.wait_for_newest().await?;
+        let cache = self.objects.lister.caches.of(&call.kind)?;
         let (_, mut snapshot) = cache.snapshot_of(list.filter.namespace.as_deref())?;
         if needs_webhook(cache.kind(), &call.kind) && list.filter.has_own_fields() {
-            snapshot = self.converted_snapshot(cache.kind(), &call.kind, &snapshot, &list.filter).await?;
+            snapshot =
+                self.lists.converted_snapshot(cache.kind(), &call.kind, &snapshot, &list.filter).await?;
         }
         let matching = snapshot.values().filter(|entry| list.filter.matches(entry));
         let keys: Vec<_> = matching.map(|entry| entry.key.clone()).collect();
@@ -160,28 +155,29 @@ impl Api {
                 Err(status) => return Err(status),
             }
         }
-        self.encode_list(
-            call,
-            Page { revision, entries: deleted, next: None, remaining: None, is_converted: false },
-        )
-        .await
+        self.lists
+            .encode(
+                call,
+                Page { revision, entries: deleted, next: None, remaining: None, is_converted: false },
+            )
+            .await
     }
 
     /// An object as the cache would hold it.
     async fn entry_of(&self, kind: &Kind, key: &str, object: &Object) -> Result<Entry, Status> {
         let revision = object.meta_str("resourceVersion").parse().unwrap_or_default();
-        let stored = self.encode_stored(kind, object).await?;
-        let decoded = Entry::decode(self.caches.of(kind)?.kind(), key, &stored, revision);
+        let stored = self.objects.encode_stored(kind, object).await?;
+        let decoded = Entry::decode(self.objects.lister.caches.of(kind)?.kind(), key, &stored, revision);
         decoded.map(|(entry, _)| entry).map_err(Status::internal)
     }
+}
 
-    fn check_deletable(&self, kind: &Kind, name: &str) -> Result<(), Status> {
-        if kind.traits.protected.contains(&name) {
-            let why = format!("this {} may not be deleted", kind.singular);
-            return Err(Status::forbidden(&kind.group, &kind.plural, name, &why));
-        }
-        Ok(())
+fn check_deletable(kind: &Kind, name: &str) -> Result<(), Status> {
+    if kind.traits.protected.contains(&name) {
+        let why = format!("this {} may not be deleted", kind.singular);
+        return Err(Status::forbidden(&kind.group, &kind.plural, name, &why));
     }
+    Ok(())
 }
 
 fn without_empty(mut details: Value) -> Value {
@@ -211,8 +207,8 @@ fn check_preconditions(kind: &Kind, current: &Current, options: &DeleteOptions) 
 
 /// What deleting `object` now comes to.
 fn plan(kind: &Kind, object: &Object, options: &DeleteOptions, at: Timestamp) -> Next {
-    if is_core(kind, "Namespace") {
-        return plan_namespace(kind, object, options, at);
+    if hooks_of(kind).has_spec_finalizers() {
+        return plan_with_spec_finalizers(kind, object, options, at);
     }
     if object.is_being_deleted() {
         return plan_again(object, options);
@@ -261,8 +257,8 @@ fn plan_again(object: &Object, options: &DeleteOptions) -> Next {
     }
 }
 
-/// A namespace goes when its `spec.finalizers` are gone; the first deletion only marks it.
-fn plan_namespace(kind: &Kind, object: &Object, options: &DeleteOptions, at: Timestamp) -> Next {
+/// What has `spec.finalizers` goes when those are gone, too; the first deletion only marks it.
+fn plan_with_spec_finalizers(kind: &Kind, object: &Object, options: &DeleteOptions, at: Timestamp) -> Next {
     let holds = |object: &Object| {
         !object.finalizers().is_empty()
             || object["spec"]["finalizers"].as_array().is_some_and(|list| !list.is_empty())

@@ -18,9 +18,12 @@ use skiff_api::{Kind, Status, protobuf};
 use std::io::Write;
 
 use super::options::{ListOptions, VersionMatch, revision};
-use super::{convert, is_same_version, needs_webhook, store_failure};
-use crate::api::{Api, Call};
 use crate::cache::{Entry, Filter, Snapshot};
+use crate::call::Call;
+use crate::convert::{convert, is_same_version, needs_webhook};
+use crate::failure::store_failure;
+use crate::heavy::HeavyWork;
+use crate::objects::Objects;
 use crate::respond::{self, Encoding, GZIP_FROM_BYTES, Response, Rows, Shape, Syntax};
 use crate::store::{Range, Revision, StoreError};
 
@@ -79,7 +82,13 @@ struct Source {
     start: Option<String>,
 }
 
-impl Api {
+/// Reads and encodes lists.
+pub(crate) struct Lists {
+    pub(crate) objects: Arc<Objects>,
+    pub(crate) heavy: Arc<HeavyWork>,
+}
+
+impl Lists {
     pub(super) async fn list(&self, call: Call) -> Result<Response, Status> {
         let options = ListOptions::parse(&call)?;
         let source = match self.source(&call, &options).await {
@@ -90,7 +99,7 @@ impl Api {
             }
         };
         let (revision, snapshot) = (source.revision, source.snapshot.clone());
-        let cache = self.caches.of(&call.kind)?;
+        let cache = self.objects.lister.caches.of(&call.kind)?;
         let late = needs_webhook(cache.kind(), &call.kind) && options.filter.has_own_fields();
         let source = if late {
             let snapshot =
@@ -102,13 +111,13 @@ impl Api {
         let mut page = select(source, &options);
         page.is_converted = late;
         if page.next.is_some() {
-            self.caches.of(&call.kind)?.keep_snapshot(revision, snapshot);
+            self.objects.lister.caches.of(&call.kind)?.keep_snapshot(revision, snapshot);
         }
-        self.encode_list(call, page).await
+        self.encode(call, page).await
     }
 
     async fn source(&self, call: &Call, options: &ListOptions) -> Result<Source, Refusal> {
-        let cache = self.caches.of(&call.kind)?;
+        let cache = self.objects.lister.caches.of(&call.kind)?;
         if !options.continue_token.is_empty() {
             if !matches!(options.resource_version.as_str(), "" | "0") {
                 let why = "specifying resource version is not allowed when using continue";
@@ -126,11 +135,11 @@ impl Api {
             return Ok(Source { revision, snapshot: self.snapshot_at(call, revision).await?, start: None });
         }
         let reached = match version {
-            "" => self.caches.wait_for_newest().await?,
-            "0" => self.caches.applied(),
+            "" => self.objects.lister.caches.wait_for_newest().await?,
+            "0" => self.objects.lister.caches.applied(),
             version => {
-                self.caches.wait_for(revision(version)?).await?;
-                self.caches.applied()
+                self.objects.lister.caches.wait_for(revision(version)?).await?;
+                self.objects.lister.caches.applied()
             }
         };
         let (changed, snapshot) =
@@ -141,11 +150,11 @@ impl Api {
     async fn continued(&self, call: &Call, text: &str) -> Result<Source, Refusal> {
         let token = ContinueToken::decode(text)?;
         let Ok(revision) = Revision::try_from(token.rv) else {
-            let reached = self.caches.wait_for_newest().await?;
+            let reached = self.objects.lister.caches.wait_for_newest().await?;
             let namespace = call.kind.is_namespaced().then_some(call.info.namespace.as_str());
             let namespace = namespace.filter(|namespace| !namespace.is_empty());
             let (changed, snapshot) =
-                self.caches.of(&call.kind)?.snapshot_of(namespace).map_err(Status::from)?;
+                self.objects.lister.caches.of(&call.kind)?.snapshot_of(namespace).map_err(Status::from)?;
             return Ok(Source { revision: reached.max(changed), snapshot, start: Some(token.start) });
         };
         match self.snapshot_at(call, revision).await {
@@ -157,11 +166,11 @@ impl Api {
 
     /// The objects as of a revision: kept from an earlier page, or read back from the store.
     async fn snapshot_at(&self, call: &Call, revision: Revision) -> Result<Snapshot, Status> {
-        let cache = self.caches.of(&call.kind)?;
+        let cache = self.objects.lister.caches.of(&call.kind)?;
         if let Some(snapshot) = cache.kept_snapshot(revision) {
             return Ok(snapshot);
         }
-        self.caches.wait_for(revision).await?;
+        self.objects.lister.caches.wait_for(revision).await?;
         let prefix = cache.kind().prefix(None);
         let mut snapshot = Snapshot::new();
         let mut start = None;
@@ -172,7 +181,7 @@ impl Api {
                 revision: Some(revision),
                 limit: Some(STORE_PAGE),
             };
-            let page = self.store.range(range).await.map_err(|e| match e {
+            let page = self.objects.store.range(range).await.map_err(|e| match e {
                 StoreError::Future { .. } => Status::internal(e),
                 e => store_failure(&e),
             })?;
@@ -189,7 +198,7 @@ impl Api {
         }
     }
 
-    pub(super) async fn encode_list(&self, call: Call, mut page: Page) -> Result<Response, Status> {
+    pub(super) async fn encode(&self, call: Call, mut page: Page) -> Result<Response, Status> {
         let mut metadata = json!({"resourceVersion": page.revision.to_string()});
         if let Some(next) = &page.next {
             metadata["continue"] = ContinueToken::encode(page.revision as i64, next).into();
@@ -198,7 +207,7 @@ impl Api {
             metadata["remainingItemCount"] = remaining.into();
         }
         let kind = call.kind.clone();
-        let mut in_version = self.caches.of(&kind)?.kind().clone();
+        let mut in_version = self.objects.lister.caches.of(&kind)?.kind().clone();
         if page.is_converted {
             in_version = kind.clone();
         } else if needs_webhook(&in_version, &kind) || page.entries.iter().any(|entry| entry.is_foreign) {
@@ -219,7 +228,7 @@ impl Api {
             return Ok(streamed_json(&call, items, metadata, page.entries));
         }
         // These have no form that could be sent item by item.
-        let (few, heavy) = (page.entries.len() <= FEW, self.heavy_of(&call.user));
+        let (few, heavy) = (page.entries.len() <= FEW, self.heavy.of(&call.user));
         let encode = move || {
             let mut document = items.list(metadata);
             let all = page.entries.iter().map(|entry| items.shaped(entry)).collect();
@@ -253,7 +262,7 @@ impl Api {
         let mut converted = Vec::with_capacity(entries.len());
         for some in entries.chunks(CONVERTED_TOGETHER) {
             let objects = some.iter().map(|entry| entry.parse()).collect();
-            let objects = self.all_converted(from, to, objects).await?;
+            let objects = self.objects.all_converted(from, to, objects).await?;
             converted.extend(some.iter().zip(objects).map(|(entry, object)| {
                 Arc::new(Entry::encode(to, entry.key.clone(), object, entry.mod_revision).0)
             }));
@@ -265,7 +274,7 @@ impl Api {
     async fn messages(&self, call: &Call, entries: Vec<Arc<Entry>>) -> Result<Vec<Bytes>, Status> {
         let (few, kind) = (entries.len() <= FEW, call.kind.clone());
         let encode = move || entries.iter().map(|entry| entry.protobuf(&kind)).collect();
-        if few { Ok(encode()) } else { self.heavy_of(&call.user).run(encode).await }
+        if few { Ok(encode()) } else { self.heavy.of(&call.user).run(encode).await }
     }
 }
 

@@ -8,11 +8,11 @@ use skiff_api::apply::{FieldManager, Force, Versions};
 use skiff_api::schema::TypeRef;
 use skiff_api::{Kind, Object, Status};
 
-use super::convert::{convert, needs_webhook};
 use super::options::{MAX_MANAGER_BYTES, WriteOptions};
-use super::timestamp;
-use crate::api::{Api, Call};
 use crate::auth::UserInfo;
+use crate::call::Call;
+use crate::clock::timestamp;
+use crate::convert::{convert, needs_webhook};
 use crate::live::Table;
 use crate::threads::Class;
 
@@ -25,8 +25,9 @@ pub(crate) struct Tracker {
     now: String,
 }
 
-impl Api {
-    pub(crate) fn tracker(&self, call: &Call, options: &WriteOptions) -> Tracker {
+impl Tracker {
+    /// Of a call.
+    pub(crate) fn of(call: &Call, options: &WriteOptions) -> Tracker {
         let manager = Some(options.manager.clone()).filter(|name| !name.is_empty());
         Tracker {
             table: call.table.clone(),
@@ -36,9 +37,7 @@ impl Api {
             now: timestamp(jiff::Timestamp::now()),
         }
     }
-}
 
-impl Tracker {
     /// Notes in `new` what it changes of `live`, which is none where it is created.
     pub(crate) fn note(&self, live: Option<&Object>, new: &mut Object) {
         let versions = Served(self);

@@ -10,8 +10,8 @@ use skiff_api::kinds::{Generation, Names, Prefix};
 use skiff_api::meta::{self, Meta};
 use skiff_api::{Cause, Kind, Object, Status, name};
 
-use super::now;
-use crate::api::Call;
+use crate::call::Call;
+use crate::clock::now;
 
 /// Puts the request's namespace in, or refuses an object of another.
 pub(crate) fn match_namespace(call: &Call, object: &mut Object) -> Result<(), Status> {

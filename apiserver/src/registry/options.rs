@@ -2,17 +2,27 @@
 //! `DeleteOptions`.
 
 use bytes::Bytes;
+use http::header::CONTENT_TYPE;
 use serde_json::{Value, json};
-use skiff_api::apply::Force;
+use skiff_api::apply::{self, Force};
 use skiff_api::decode::FieldValidation;
 use skiff_api::{Cause, FieldSelector, Kind, LabelSelector, Status, decode};
 
-use super::patch::is_apply;
-use crate::api::Call;
 use crate::cache::Filter;
+use crate::call::Call;
 use crate::negotiate::body_format;
 use crate::request::{NamedBy, Query, is_true};
 use crate::store::Revision;
+
+pub(super) fn media_type(call: &Call) -> &str {
+    let header = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+    header.split(';').next().unwrap_or_default().trim()
+}
+
+/// Whether a patch is a document to apply.
+pub(super) fn is_apply(call: &Call) -> bool {
+    media_type(call) == apply::MEDIA_TYPE
+}
 
 /// Upstream's limit of a field manager's name.
 pub(super) const MAX_MANAGER_BYTES: usize = 128;

@@ -1,26 +1,16 @@
 //! Patch: JSON patch, merge patch, strategic merge patch.
 
-use http::header::CONTENT_TYPE;
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::{Admission, Meta, merge_owner_references};
 use skiff_api::patch::{Patch, PatchType};
 use skiff_api::{Kind, Object, Status, apply, default};
 
-use super::options::WriteOptions;
-use super::update::Part;
-use crate::api::{Api, Call};
+use super::Registry;
+use super::managed::Tracker;
+use super::options::{WriteOptions, is_apply, media_type};
+use crate::call::{Call, Part};
 use crate::limits::read_body;
 use crate::respond::Response;
-
-fn media_type(call: &Call) -> &str {
-    let header = call.headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
-    header.split(';').next().unwrap_or_default().trim()
-}
-
-/// Whether a patch is a document to apply.
-pub(super) fn is_apply(call: &Call) -> bool {
-    media_type(call) == apply::MEDIA_TYPE
-}
 
 /// What the body of a request to patch is.
 #[derive(Clone, Copy)]
@@ -69,7 +59,7 @@ pub(crate) async fn read_patch(
     Patch::read(patch_type, &bytes, validation)
 }
 
-impl Api {
+impl Registry {
     /// PATCH of an object or its `status`.
     pub(crate) async fn patch(&self, mut call: Call) -> Result<Response, Status> {
         let body = Body::of(&call)?;
@@ -80,7 +70,7 @@ impl Api {
         let patch = read_patch(&mut call, body, options.validation).await?;
         let part = Part::of(&call.info.subresource);
         let kind = call.kind.clone();
-        let tracker = self.tracker(&call, &options);
+        let tracker = Tracker::of(&call, &options);
         let (mut warnings, mut admitted, mut old) = (Vec::new(), Vec::new(), None);
         let outcome = self
             .update_object(&call, part, options.dry_run, &mut admitted, |current| {
@@ -93,9 +83,9 @@ impl Api {
             .await?;
         call.warnings.extend(warnings.into_iter().chain(admitted));
         if part == Part::Main {
-            self.warn(&mut call, &outcome.object, old.as_ref());
+            self.admission.warn(&mut call, &outcome.object, old.as_ref());
         }
-        call.object(200, outcome.object)
+        Ok(call.object(200, outcome.object))
     }
 }
 

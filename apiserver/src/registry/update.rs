@@ -5,40 +5,21 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
 use skiff_webhook::admission::Operation;
 
+use super::Registry;
 use super::create::{read_object, refuse};
-use super::modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
+use super::managed::Tracker;
+use super::metadata;
 use super::options::WriteOptions;
-use super::{metadata, now};
 use crate::admission::dynamic::{Admitted, Rounds, write_options};
-use crate::admission::{self, quota::Charge};
-use crate::api::{Api, Call, is_core, key_of};
-use crate::certificates;
+use crate::admission::quota::Charge;
+use crate::admission::validate_update;
+use crate::call::{Call, Part, key_of};
+use crate::objects::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
+use crate::resources::hooks_of;
 use crate::respond::Response;
-use crate::services::{self, Allocation};
+use crate::services::allocator::{self, Allocation};
 
-/// Which part of an object an update is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
-    Main,
-    Status,
-    /// `spec.finalizers` of a namespace.
-    Finalize,
-    /// The conditions that approve or deny a signing request.
-    Approval,
-}
-
-impl Part {
-    pub(super) fn of(subresource: &str) -> Part {
-        match subresource {
-            "" => Part::Main,
-            "status" => Part::Status,
-            "finalize" => Part::Finalize,
-            _ => Part::Approval,
-        }
-    }
-}
-
-impl Api {
+impl Registry {
     /// PUT of an object, its `status` or its `finalize`.
     pub(crate) async fn update(&self, mut call: Call) -> Result<Response, Status> {
         let options = WriteOptions::parse(&call)?;
@@ -47,15 +28,21 @@ impl Api {
         metadata::match_name(&call, &mut new)?;
         let part = Part::of(&call.info.subresource);
         let kind = call.kind.clone();
-        let tracker = self.tracker(&call, &options);
+        let tracker = Tracker::of(&call, &options);
         if part == Part::Main && kind.traits.creates_on_update {
-            self.caches.wait_for_newest().await?;
-            let exists = self.caches.of(&kind)?.get(&key_of(&kind, new.namespace(), new.name()))?.is_some();
+            self.objects.lister.caches.wait_for_newest().await?;
+            let exists = self
+                .objects
+                .lister
+                .caches
+                .of(&kind)?
+                .get(&key_of(&kind, new.namespace(), new.name()))?
+                .is_some();
             if !exists {
-                self.check_may_create(&call)?;
+                self.authorizer.check_may_create(&call.user, &call.info)?;
                 tracker.note(None, &mut new);
                 let created = self.create_object(&mut call, new, options.dry_run).await?;
-                return call.object(201, created);
+                return Ok(call.object(201, created));
             }
         }
         let (mut old, mut warnings) = (None, Vec::new());
@@ -69,9 +56,9 @@ impl Api {
             .await?;
         call.warnings.extend(warnings);
         if part == Part::Main {
-            self.warn(&mut call, &outcome.object, old.as_ref());
+            self.admission.warn(&mut call, &outcome.object, old.as_ref());
         }
-        call.object(200, outcome.object)
+        Ok(call.object(200, outcome.object))
     }
 
     /// Replaces a part of a stored object with what `make` makes of the current one. What webhooks warn of is added to `warnings`.
@@ -86,25 +73,27 @@ impl Api {
         let kind = &call.kind;
         let (namespace, name) = (call.info.namespace.as_str(), call.info.name.as_str());
         let charge = match part {
-            Part::Main => self.charge_update(kind, namespace, name, dry_run, &mut make).await?,
+            Part::Main => {
+                self.admission.quotas.charge_update(kind, namespace, name, dry_run, &mut make).await?
+            }
             _ => Charge::default(),
         };
         let update = Updating { call, part, dry_run, warnings };
         let (outcome, allocation) = match self.update_until_written(update, make).await {
             Ok(updated) => updated,
             Err(status) => {
-                self.refund(charge).await;
+                self.admission.quotas.refund(charge).await;
                 return Err(status);
             }
         };
         if let Some(allocation) = allocation
             && !dry_run
         {
-            self.keep(allocation, &outcome.object).await;
+            self.services.keep(allocation, &outcome.object).await;
         }
         // The last thing that its deletion waited for is gone.
         if outcome.deleted && !dry_run {
-            self.release(kind, &outcome.object).await;
+            self.services.release(kind, &outcome.object).await;
         }
         Ok(outcome)
     }
@@ -125,7 +114,7 @@ impl Api {
         let admitted = Admitted { operation: Operation::Update, call, dry_run, options: &options };
         // What an earlier try took is given back first: it would be in this one's way.
         let mut allocation: Option<Allocation>;
-        let mut current = self.current(kind, namespace, name).await?;
+        let mut current = self.objects.current(kind, namespace, name).await?;
         for _ in 0..MAX_ATTEMPTS {
             allocation = None;
             warnings.clear();
@@ -138,25 +127,26 @@ impl Api {
             kind.write(&mut new);
             check(kind, part, &new, &current.object)?;
             if part == Part::Main {
-                let unreadable = self.unreadable_params(call, &new, Some(&current.object))?;
+                let unreadable = self.admission.unreadable_params(call, &new, Some(&current.object))?;
                 refuse(kind, new.name(), unreadable.into_iter().collect())?;
             }
-            admission::validate_update(kind, &new, &current.object)?;
-            self.validate_dynamically(&admitted, Some(&new), Some(&current.object), warnings).await?;
+            validate_update(kind, &new, &current.object)?;
+            self.admission.dynamic.validate(&admitted, Some(&new), Some(&current.object), warnings).await?;
             if part == Part::Main {
-                let write = services::Write::of(dry_run);
-                allocation = Some(self.allocate(kind, &mut new, Some(&current.object), write).await?);
+                let write = allocator::Write::of(dry_run);
+                allocation =
+                    Some(self.services.allocate(kind, &mut new, Some(&current.object), write).await?);
                 kind.write(&mut new);
             }
             let wanted = allocation.as_ref().filter(|given| given.is_claimed()).map(|_| new.clone());
             let next =
                 if is_finished(kind, &new, &current.object) { Next::Delete(new) } else { Next::Put(new) };
-            match self.swap(kind, namespace, name, current, next, dry_run).await? {
+            match self.objects.swap(kind, namespace, name, current, next, dry_run).await? {
                 Swapped::Done(outcome) => return Ok((outcome, allocation)),
                 Swapped::Lost(newer) => current = newer,
             }
             if let (Some(given), Some(wanted)) = (allocation.as_mut(), wanted) {
-                self.unclaim(given, &wanted).await;
+                self.services.unclaim(given, &wanted).await;
             }
         }
         Err(Status::modified(&kind.group, &kind.plural, name))
@@ -177,7 +167,7 @@ impl Api {
         loop {
             self.complete(call, part, &mut new, old)?;
             let mutated =
-                self.mutate_dynamically(admitted, Some(new), Some(old), &mut rounds, warnings).await?;
+                self.admission.dynamic.mutate(admitted, Some(new), Some(old), &mut rounds, warnings).await?;
             has_changed |= mutated.has_changed;
             new = mutated.object.ok_or_else(|| Status::internal("a webhook left no object"))?;
             if !rounds.is_wanted() {
@@ -194,16 +184,10 @@ impl Api {
 
     fn complete(&self, call: &Call, part: Part, new: &mut Object, old: &Object) -> Result<(), Status> {
         let kind = &call.kind;
-        self.complete_update(call, new, old);
+        self.admission.complete_update(call, new, old);
         prepare(kind, part, new, old);
-        if certificates::is_signing_request(kind) {
-            certificates::prepare_update(part, new, old);
-        }
-        self.admit_update(call, new, old)?;
-        if part == Part::Main && is_core(kind, "Service") {
-            services::repeated_port(new).map_or(Ok(()), Err)?;
-        }
-        Ok(())
+        self.admission.admit_update(call, new, old)?;
+        if part == Part::Main { hooks_of(kind).check_update(new) } else { Ok(()) }
     }
 }
 
@@ -265,13 +249,8 @@ fn prepare_part(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
             if kind.has_subresource("status") {
                 restore(new, old, "status");
             }
-            if is_core(kind, "Namespace") {
-                new["spec"]["finalizers"] = old["spec"]["finalizers"].clone();
-            }
             metadata::prepare_update(new, old);
-            if is_core(kind, "Service") {
-                services::carry_over(new, old);
-            }
+            hooks_of(kind).prepare_update(part, new, old);
             kind.strategy.prepare_update(new, old);
             metadata::raise_generation(kind, new, old);
         }
@@ -295,10 +274,8 @@ fn prepare_part(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
                 }
             }
             metadata::prepare_update(new, old);
+            hooks_of(kind).prepare_update(part, new, old);
             kind.strategy.prepare_status_update(new, old);
-            if is_core(kind, "PersistentVolume") && new["status"].is_object() {
-                tell_phase_time(&mut new["status"], &old["status"]);
-            }
         }
         Part::Finalize => {
             let finalizers = new["spec"]["finalizers"].take();
@@ -326,24 +303,8 @@ fn prepare_part(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
                 status.remove("conditions");
             }
             metadata::prepare_update(new, old);
+            hooks_of(kind).prepare_update(part, new, old);
         }
-    }
-}
-
-/// Since when a volume is in its phase, unless who writes it knows better.
-fn tell_phase_time(status: &mut Value, old: &Value) {
-    const SINCE: &str = "lastPhaseTransitionTime";
-    let (given, before) = (status[SINCE].take(), old[SINCE].clone());
-    let has_changed = status["phase"] != old["phase"];
-    let since = match given {
-        given if has_changed && (given.is_null() || given == before) => now(),
-        Value::Null => before,
-        given => given,
-    };
-    match (since, status.as_object_mut()) {
-        (Value::Null, Some(status)) => _ = status.remove(SINCE),
-        (since, Some(status)) => _ = status.insert(SINCE.into(), since),
-        _ => {}
     }
 }
 
@@ -364,9 +325,7 @@ fn check(kind: &Kind, part: Part, new: &Object, old: &Object) -> Result<(), Stat
         Part::Status => causes.extend(kind.validate_status(new, old)),
         Part::Finalize | Part::Approval => {}
     }
-    if certificates::is_signing_request(kind) {
-        causes.extend(certificates::validate_update(part, new, old));
-    }
+    causes.extend(hooks_of(kind).validate_update(part, new, old));
     refuse(kind, new.name(), causes)
 }
 
@@ -375,7 +334,7 @@ fn is_finished(kind: &Kind, new: &Object, old: &Object) -> bool {
     if !old.is_being_deleted() || !new.finalizers().is_empty() {
         return false;
     }
-    if is_core(kind, "Namespace") {
+    if hooks_of(kind).has_spec_finalizers() {
         return new["spec"]["finalizers"].as_array().is_none_or(Vec::is_empty);
     }
     matches!(old.meta()["deletionGracePeriodSeconds"], Value::Null)

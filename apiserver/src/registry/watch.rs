@@ -20,10 +20,11 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{Instant, Sleep, sleep};
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
+use super::Registry;
 use super::options::{ListOptions, revision};
-use super::{asks_webhook, convert, is_same_version, needs_webhook};
-use crate::api::{Api, Call};
 use crate::cache::{Caches, Change, ChangeKind, Entry, Filter, Watcher};
+use crate::call::Call;
+use crate::convert::{asks_webhook, convert, is_same_version, needs_webhook};
 use crate::respond::{self, Encoding, Response, Rows, Shape, Syntax};
 use crate::store::Revision;
 use crate::websocket::{Messages, Socket};
@@ -33,7 +34,7 @@ const MIN_TIMEOUT_S: u64 = 1800;
 const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
-impl Api {
+impl Registry {
     pub(super) async fn watch(&self, mut call: Call) -> Result<Response, Status> {
         let options = ListOptions::parse(&call)?;
         call.encoding.check_streams()?;
@@ -48,14 +49,15 @@ impl Api {
             }
             Err(status) => return Err(status),
         };
-        let cache = self.caches.of(&call.kind)?;
+        let cache = self.objects.lister.caches.of(&call.kind)?;
         let timeout_s = match options.timeout_s {
             Some(seconds) if seconds > 0 => seconds,
             _ => MIN_TIMEOUT_S + rand::rng().random_range(0..MIN_TIMEOUT_S),
         };
         let needs_webhook = needs_webhook(cache.kind(), &call.kind);
         let asks_webhook = asks_webhook(&call.kind);
-        let converter = if asks_webhook { Some(self.live.table().converter(&call.kind)?) } else { None };
+        let converter =
+            if asks_webhook { Some(self.objects.lister.table().converter(&call.kind)?) } else { None };
         // What a webhook has converted is as good as stored so.
         let stored = if needs_webhook { call.kind.clone() } else { cache.kind().clone() };
         let encoder = EventEncoder {
@@ -73,7 +75,7 @@ impl Api {
             initial_end: initial_end.filter(|_| options.bookmarks),
             bookmark: options.bookmarks.then(|| Box::pin(sleep(BOOKMARK_INTERVAL))),
             end: Box::pin(sleep(Duration::from_secs(timeout_s))),
-            caches: self.caches.clone(),
+            caches: self.objects.lister.caches.clone(),
             shutdown: Box::pin(self.shutdown.clone().cancelled_owned()),
             pending_bookmark: None,
             converter,
@@ -94,7 +96,7 @@ impl Api {
         call: &Call,
         options: &ListOptions,
     ) -> Result<(Watcher, Option<Revision>), Status> {
-        let cache = self.caches.of(&call.kind)?;
+        let cache = self.objects.lister.caches.of(&call.kind)?;
         let version = options.resource_version.as_str();
         // What has to be converted first is looked at afterwards.
         let filter = match needs_webhook(cache.kind(), &call.kind) {
@@ -104,11 +106,11 @@ impl Api {
         match options.send_initial_events {
             Some(true) => {
                 let reached = match version {
-                    "" => self.caches.wait_for_newest().await?,
-                    "0" => self.caches.applied(),
+                    "" => self.objects.lister.caches.wait_for_newest().await?,
+                    "0" => self.objects.lister.caches.applied(),
                     version => {
                         let revision = revision(version)?;
-                        self.caches.wait_for(revision).await?;
+                        self.objects.lister.caches.wait_for(revision).await?;
                         revision
                     }
                 };
@@ -118,12 +120,12 @@ impl Api {
             }
             // Without initial events and a version it starts at what is newest.
             Some(false) if matches!(version, "" | "0") => {
-                let newest = self.caches.wait_for_newest().await?;
+                let newest = self.objects.lister.caches.wait_for_newest().await?;
                 Ok((cache.watch(filter, Some(newest))?, None))
             }
             _ => match version {
                 "" => {
-                    self.caches.wait_for_newest().await?;
+                    self.objects.lister.caches.wait_for_newest().await?;
                     Ok((cache.watch(filter, None)?, None))
                 }
                 "0" => Ok((cache.watch(filter, None)?, None)),

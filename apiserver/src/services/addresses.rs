@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status};
 
-use super::{Allocation, claims};
-use crate::api::{Api, is_core};
-use crate::registry::{MAX_ATTEMPTS, Next, metadata};
+use super::Services;
+use super::allocator::{Allocation, is_of, numbers};
+use crate::call::is_core;
+use crate::objects::{MAX_ATTEMPTS, Next};
+use crate::registry::metadata;
 use crate::store::Sharing;
 
 const MANAGED_BY: &str = "ipaddress.kubernetes.io/managed-by";
@@ -22,11 +24,11 @@ const ALLOCATOR: &str = "ipallocator.k8s.io";
 const GRACE: SignedDuration = SignedDuration::from_secs(60);
 const IP_FAMILY: &str = "ipaddress.kubernetes.io/ip-family";
 
-impl Api {
+impl Services {
     /// Makes an allocation lasting, for a Service that was just written.
     pub(crate) async fn keep(&self, mut allocation: Allocation, service: &Object) {
         let (given, taken_back) = allocation.addresses();
-        if self.store.sharing() == Sharing::Exclusive {
+        if self.objects.store.sharing() == Sharing::Exclusive {
             for ip in given {
                 warn(ip, self.write_address(ip, service).await);
             }
@@ -46,27 +48,27 @@ impl Api {
         if let Some(ip) = cluster_ip(service) {
             warn(ip, self.remove_address(ip, service).await);
         }
-        self.give_ports_back(claims::numbers(service)).await;
-        self.services.release(kind, service);
+        self.give_ports_back(numbers(service)).await;
+        self.allocator.release(kind, service);
     }
 
     /// Makes what is missing, and removes what is left of Services that are gone.
     pub(crate) async fn repair_addresses(&self) -> Result<(), Status> {
-        self.caches.wait_for_newest().await?;
-        let (_, services) = self.caches.of(&*self.kind("", "v1", "services")?)?.snapshot()?;
+        self.objects.lister.caches.wait_for_newest().await?;
+        let (_, services) = self.objects.lister.cache("", "v1", "services")?.snapshot()?;
         let services: Vec<Object> = services.values().map(|entry| entry.parse()).collect();
         let by_ip: HashMap<Ipv4Addr, &Object> =
             services.iter().filter_map(|service| Some((cluster_ip(service)?, service))).collect();
         for (ip, service) in &by_ip {
             self.write_address(*ip, service).await?;
         }
-        let (_, addresses) = self.caches.of(&*self.addresses_kind()?)?.snapshot()?;
+        let (_, addresses) = self.objects.lister.caches.of(&*self.addresses_kind()?)?.snapshot()?;
         let ours = addresses.values().filter(|entry| entry.label(MANAGED_BY) == Some(ALLOCATOR));
         for address in ours.map(|entry| entry.parse()) {
             let Ok(ip) = address.name().parse() else { continue };
             let is_used = by_ip.get(&ip).is_some_and(|service| is_of(&address, service));
             // Another server may be about to write the Service.
-            let may_come = self.store.sharing() == Sharing::Shared && is_young(&address);
+            let may_come = self.objects.store.sharing() == Sharing::Shared && is_young(&address);
             if !is_used && !may_come {
                 self.delete_address(&address).await?;
             }
@@ -75,12 +77,12 @@ impl Api {
     }
 
     fn addresses_kind(&self) -> Result<std::sync::Arc<Kind>, Status> {
-        self.kind("networking.k8s.io", "v1", "ipaddresses")
+        self.objects.lister.kind("networking.k8s.io", "v1", "ipaddresses")
     }
 
     async fn write_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
-        let kind = self.addresses_kind()?.clone();
-        if self.caches.of(&kind)?.get(&ip.to_string())?.is_some() {
+        let kind = self.addresses_kind()?;
+        if self.objects.lister.caches.of(&kind)?.get(&ip.to_string())?.is_some() {
             return Ok(());
         }
         // One that is there already was checked to be of this Service, when the address was given out.
@@ -94,8 +96,8 @@ impl Api {
             if self.insert_address(&kind, ip, service).await? {
                 return Ok(Claim::Made);
             }
-            self.caches.wait_for_newest().await?;
-            match self.caches.of(&kind)?.get(&ip.to_string())? {
+            self.objects.lister.caches.wait_for_newest().await?;
+            match self.objects.lister.caches.of(&kind)?.get(&ip.to_string())? {
                 Some(entry) if is_of(&entry.parse(), service) => return Ok(Claim::WasThere),
                 Some(_) => return Ok(Claim::Foreign),
                 // It was given back meanwhile.
@@ -113,12 +115,12 @@ impl Api {
             "spec": {"parentRef": parent(service)},
         });
         metadata::prepare_create(kind, &mut address);
-        Ok(self.insert(kind, address, false).await?.is_some())
+        Ok(self.objects.insert(kind, address, false).await?.is_some())
     }
 
     pub(super) async fn remove_address(&self, ip: Ipv4Addr, service: &Object) -> Result<(), Status> {
-        self.caches.wait_for_newest().await?;
-        let entry = self.caches.of(&*self.addresses_kind()?)?.get(&ip.to_string())?;
+        self.objects.lister.caches.wait_for_newest().await?;
+        let entry = self.objects.lister.caches.of(&*self.addresses_kind()?)?.get(&ip.to_string())?;
         match entry.map(|entry| entry.parse()) {
             Some(address) if is_of(&address, service) => self.delete_address(&address).await,
             _ => Ok(()),
@@ -126,9 +128,10 @@ impl Api {
     }
 
     async fn delete_address(&self, address: &Object) -> Result<(), Status> {
-        let kind = self.addresses_kind()?.clone();
-        let deleted =
-            self.modify(&kind, "", address.name(), false, |current| Ok(Next::Delete(current.object.clone())));
+        let kind = self.addresses_kind()?;
+        let deleted = self
+            .objects
+            .modify(&kind, "", address.name(), false, |current| Ok(Next::Delete(current.object.clone())));
         match deleted.await {
             Err(status) if status.code != 404 => Err(status),
             _ => Ok(()),
@@ -164,13 +167,4 @@ fn cluster_ip(service: &Object) -> Option<Ipv4Addr> {
 
 fn parent(service: &Object) -> Value {
     json!({"group": "", "resource": "services", "namespace": service.namespace(), "name": service.name()})
-}
-
-/// Whether an address belongs to a Service.
-pub(super) fn is_of(address: &Object, service: &Object) -> bool {
-    let of = &address["spec"]["parentRef"];
-    of["group"].as_str().unwrap_or_default().is_empty()
-        && of["resource"] == "services"
-        && of["namespace"] == service.namespace()
-        && of["name"] == service.name()
 }

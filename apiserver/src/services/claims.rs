@@ -8,7 +8,7 @@
 //!
 //! # Guarantees
 //! Nothing is given out twice, whichever server is asked: what records an address or a port is written before the Service is.
-//! What a server claimed and died over is given back by [`Api::repair_services`] of any.
+//! What a server claimed and died over is given back by [`Services::repair`] of any.
 //!
 //! # Caveats
 //! A number is one port here, whatever its protocol, as upstream has it: the range is upstream's object in upstream's place, so that
@@ -20,15 +20,17 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::{Kind, Object, Status};
 use tokio_util::sync::CancellationToken;
 
-use super::{Allocation, Held, NODE_PORTS, Write, addresses, held_by};
-use crate::api::{Api, is_core};
-use crate::cache::Observer;
-use crate::registry::{MAX_ATTEMPTS, store_failure};
+use super::Services;
+use super::addresses::{self, Claim};
+use super::allocator::{Allocation, Held, Write, numbers};
+use super::ports::{NODE_PORTS, Ports};
+use crate::call::is_core;
+use crate::failure::store_failure;
+use crate::objects::MAX_ATTEMPTS;
 use crate::store::{self, Expect, Revision, Sharing, Written};
 
 const RANGE: &str = "/registry/ranges/servicenodeports";
@@ -39,7 +41,7 @@ const REPAIR_EVERY: Duration = Duration::from_secs(3 * 60);
 /// A port that no Service has is given back only once it was found so often: a server may be about to write the Service.
 const ROUNDS_TO_LEAK: u32 = 3;
 
-impl Api {
+impl Services {
     /// Completes a Service with addresses and ports, and claims them; of other kinds nothing is done.
     pub(crate) async fn allocate(
         &self,
@@ -48,20 +50,20 @@ impl Api {
         old: Option<&Object>,
         write: Write,
     ) -> Result<Allocation, Status> {
-        if self.store.sharing() == Sharing::Exclusive || !is_core(kind, "Service") {
-            return self.services.allocate(kind, service, old, write, None);
+        if self.objects.store.sharing() == Sharing::Exclusive || !is_core(kind, "Service") {
+            return self.allocator.allocate(kind, service, old, write, None);
         }
         for _ in 0..CLAIM_ATTEMPTS {
             let range = self.port_range().await?;
             let mut candidate = service.clone();
             let mut allocation =
-                self.services.allocate(kind, &mut candidate, old, write, Some(range.ports.clone()))?;
+                self.allocator.allocate(kind, &mut candidate, old, write, Some(range.ports.clone()))?;
             if write == Write::Dry || self.claim(&mut allocation, &candidate, old, range).await? {
                 *service = candidate;
                 return Ok(allocation);
             }
             // What was lost is known once this has returned.
-            self.caches.wait_for_newest().await?;
+            self.objects.lister.caches.wait_for_newest().await?;
         }
         Err(Status::too_many_requests(
             "addresses and ports are being given out elsewhere, please try again",
@@ -80,9 +82,9 @@ impl Api {
         let (ips, _) = allocation.addresses();
         for ip in ips {
             match self.claim_address(ip, service).await? {
-                addresses::Claim::Made => allocation.claimed.push(Held::Ip(ip)),
-                addresses::Claim::WasThere => {}
-                addresses::Claim::Foreign => {
+                Claim::Made => allocation.claimed.push(Held::Ip(ip)),
+                Claim::WasThere => {}
+                Claim::Foreign => {
                     self.unclaim(allocation, service).await;
                     return Ok(false);
                 }
@@ -104,7 +106,7 @@ impl Api {
     async fn claim_ports(&self, wanted: &BTreeSet<u16>, first: PortRange) -> Result<bool, Status> {
         let mut range = first;
         // In this process one after the other: only other servers are raced with.
-        let _turn = self.services.turns.lock().await;
+        let _turn = self.turns.lock().await;
         for _ in 0..MAX_ATTEMPTS {
             if wanted.iter().any(|port| range.ports.has(*port)) {
                 return Ok(false);
@@ -130,10 +132,10 @@ impl Api {
 
     /// Has others take ports that no Service has any more. What cannot be written now is repaired.
     pub(super) async fn give_ports_back(&self, ports: BTreeSet<u16>) {
-        if ports.is_empty() || self.store.sharing() == Sharing::Exclusive {
+        if ports.is_empty() || self.objects.store.sharing() == Sharing::Exclusive {
             return;
         }
-        let _turn = self.services.turns.lock().await;
+        let _turn = self.turns.lock().await;
         let done = self.change_range(|range| ports.iter().for_each(|port| range.clear(*port))).await;
         if let Err(error) = done {
             tracing::warn!(?ports, %error, "cannot give node ports back; they are found in a while");
@@ -158,7 +160,7 @@ impl Api {
 
     /// The range as it is stored, or as the Services have it where it never was.
     async fn port_range(&self) -> Result<PortRange, Status> {
-        match self.store.get(RANGE).await.map_err(|e| store_failure(&e))? {
+        match self.objects.store.get(RANGE).await.map_err(|e| store_failure(&e))? {
             Some(found) => PortRange::read(&found),
             None => {
                 let mut range = PortRange::default();
@@ -169,8 +171,8 @@ impl Api {
     }
 
     async fn used_ports(&self) -> Result<BTreeSet<u16>, Status> {
-        self.caches.wait_for_newest().await?;
-        let (_, services) = self.caches.of(&*self.kind("", "v1", "services")?)?.snapshot()?;
+        self.objects.lister.caches.wait_for_newest().await?;
+        let (_, services) = self.objects.lister.cache("", "v1", "services")?.snapshot()?;
         Ok(services.values().flat_map(|entry| numbers(&entry.parse())).collect())
     }
 
@@ -178,7 +180,7 @@ impl Api {
     async fn write_range(&self, range: &PortRange) -> Result<Option<PortRange>, Status> {
         let expect = range.revision.map_or(Expect::Absent, Expect::ModRevision);
         let write = store::Write::put(RANGE, range.to_json().to_string(), expect);
-        match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+        match self.objects.store.write(write).await.map_err(|e| store_failure(&e))? {
             Written::Done { .. } => Ok(None),
             Written::Mismatch { current: Some(found) } => PortRange::read(&found).map(Some),
             Written::Mismatch { current: None } => self.port_range().await.map(Some),
@@ -186,7 +188,7 @@ impl Api {
     }
 
     /// Puts right, now and then, what servers have left that ended in between.
-    pub(crate) async fn repair_services(self: Arc<Self>, closed: CancellationToken) {
+    pub(crate) async fn repair(self: Arc<Self>, closed: CancellationToken) {
         let mut leaks = HashMap::new();
         loop {
             let mut repair = async || {
@@ -235,15 +237,6 @@ fn rebuilt(stored: &Ports, used: &BTreeSet<u16>, leaks: &HashMap<u16, u32>) -> (
     (ports, left)
 }
 
-/// The node ports of a Service, whatever their protocol.
-pub(super) fn numbers(service: &Object) -> BTreeSet<u16> {
-    let ports = held_by(service).into_iter().filter_map(|one| match one {
-        Held::Port(port, _) => Some(port),
-        Held::Ip(_) => None,
-    });
-    ports.collect()
-}
-
 /// The object that records which ports are taken: upstream's `RangeAllocation`.
 #[derive(Clone, Default)]
 struct PortRange {
@@ -279,114 +272,9 @@ fn said() -> String {
     format!("{}-{}", NODE_PORTS.start(), NODE_PORTS.end())
 }
 
-/// A bit for each port of the range: a number, its highest byte first, without leading zeros, as upstream's.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Ports(Vec<u8>);
-
-impl Ports {
-    fn place(port: u16) -> Option<(usize, u8)> {
-        let offset = usize::from(port.checked_sub(*NODE_PORTS.start())?);
-        NODE_PORTS.contains(&port).then_some((offset / 8, 1 << (offset % 8)))
-    }
-
-    pub(super) fn has(&self, port: u16) -> bool {
-        Ports::place(port)
-            .is_some_and(|(byte, bit)| self.0.iter().rev().nth(byte).is_some_and(|b| b & bit != 0))
-    }
-
-    fn set(&mut self, port: u16) {
-        let Some((byte, bit)) = Ports::place(port) else { return };
-        if self.0.len() <= byte {
-            let missing = byte + 1 - self.0.len();
-            self.0.splice(0..0, std::iter::repeat_n(0, missing));
-        }
-        let at = self.0.len() - 1 - byte;
-        self.0[at] |= bit;
-    }
-
-    fn clear(&mut self, port: u16) {
-        let Some((byte, bit)) = Ports::place(port) else { return };
-        if let Some(found) = self.0.iter_mut().rev().nth(byte) {
-            *found &= !bit;
-        }
-        *self = std::mem::take(self).trimmed();
-    }
-
-    fn trimmed(mut self) -> Ports {
-        let zeros = self.0.iter().take_while(|byte| **byte == 0).count();
-        self.0.drain(..zeros);
-        self
-    }
-}
-
-/// Keeps what this server takes for given out up to date with what other servers do.
-#[derive(Default)]
-pub(crate) struct Seen {
-    held: Arc<Mutex<HashMap<Held, String>>>,
-    /// What each Service had when it was last seen.
-    by_owner: Mutex<HashMap<String, std::collections::HashSet<Held>>>,
-}
-
-impl Seen {
-    pub(super) fn held(&self) -> Arc<Mutex<HashMap<Held, String>>> {
-        self.held.clone()
-    }
-}
-
-impl Observer for Seen {
-    fn changed(&self, key: &str, object: Option<&Object>) {
-        let now = object.map(held_by).unwrap_or_default();
-        let mut by_owner = self.by_owner.lock();
-        let before = by_owner.remove(key).unwrap_or_default();
-        let mut held = self.held.lock();
-        for gone in before.difference(&now) {
-            if held.get(gone).is_some_and(|owner| owner == key) {
-                held.remove(gone);
-            }
-        }
-        for one in &now {
-            held.insert(*one, key.to_owned());
-        }
-        if !now.is_empty() {
-            by_owner.insert(key.to_owned(), now);
-        }
-    }
-
-    fn cleared(&self) {
-        let mut held = self.held.lock();
-        for (owner, had) in self.by_owner.lock().drain() {
-            for one in had {
-                if held.get(&one) == Some(&owner) {
-                    held.remove(&one);
-                }
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn ports_are_the_bits_of_upstreams_number() {
-        let mut ports = Ports::default();
-        ports.set(30000);
-        assert_eq!(ports.0, [1]);
-        ports.set(30009);
-        assert_eq!(ports.0, [2, 1]);
-        ports.set(32767);
-        assert_eq!((ports.0.len(), ports.0[0]), (346, 0x80));
-        assert!(ports.has(30000) && ports.has(30009) && ports.has(32767));
-        assert!(!ports.has(30001) && !ports.has(80) && !ports.has(32768));
-        ports.clear(32767);
-        assert_eq!(ports.0, [2, 1], "no leading zeros");
-        ports.clear(30000);
-        ports.clear(30009);
-        assert_eq!(ports, Ports::default());
-        ports.set(80);
-        assert_eq!(ports, Ports::default());
-    }
 
     #[test]
     fn a_port_that_no_service_has_is_given_back_after_three_rounds_and_one_that_is_missing_at_once() {
@@ -405,24 +293,5 @@ mod tests {
         // One that is used after all is counted anew.
         let (_, left) = rebuilt(&stored, &BTreeSet::from([30001, 30002]), &leaks);
         assert!(left.is_empty());
-    }
-
-    #[test]
-    fn what_other_servers_give_out_and_take_back_is_known() {
-        let seen = Seen::default();
-        let held = seen.held();
-        let service = |ip: &str| json!({"spec": {"clusterIP": ip}});
-        let ip = |text: &str| Held::Ip(text.parse().expect("an address"));
-        seen.changed("a/s", Some(&service("10.0.0.1")));
-        assert_eq!(held.lock().get(&ip("10.0.0.1")).map(String::as_str), Some("a/s"));
-        seen.changed("a/s", Some(&service("10.0.0.2")));
-        // Given out here meanwhile to another, which has not been seen yet.
-        held.lock().insert(ip("10.0.0.2"), "a/t".into());
-        seen.changed("a/s", None);
-        assert_eq!(held.lock().len(), 1);
-        assert_eq!(held.lock().get(&ip("10.0.0.2")).map(String::as_str), Some("a/t"));
-        seen.changed("a/t", Some(&service("10.0.0.2")));
-        seen.cleared();
-        assert!(held.lock().is_empty());
     }
 }

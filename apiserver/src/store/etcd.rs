@@ -28,7 +28,7 @@ use tokio::sync::{Semaphore, mpsc, watch as wanting};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::{
+use super::contract::{
     Expect, Integrity, KeyValue, MAX_VALUE_BYTES, Op, Range, Ranged, Revision, Sharing, Store, StoreError,
     Watch, Write, Written,
 };
@@ -38,6 +38,7 @@ mod compactor;
 mod connection;
 mod keys;
 mod leases;
+pub(super) mod options;
 mod watch;
 mod wire;
 
@@ -46,9 +47,10 @@ use compactor::Compactor;
 use connection::{Cluster, Fault, Repeat};
 use keys::{end_of, from_etcd, to_etcd};
 use leases::Leases;
+use options::EtcdOptions;
 use wire::{
     Compare, DeleteRangeRequest, PutRequest, RANGE, RangeRequest, RangeResponse, Request, STATUS,
-    StatusRequest, StatusResponse, TXN, Target, TxnRequest, TxnResponse,
+    StatusRequest, StatusResponse, TXN, Target, TxnRequest, TxnResponse, number, revision,
 };
 
 /// How many writes may be on their way, and how long one waits for a place among them.
@@ -61,45 +63,6 @@ const PAGE_KEYS: usize = 500;
 const WATCH_BATCHES: usize = 16;
 /// The first versions of etcd whose reports of progress are in order with events, as upstream has them; newer minor versions all are.
 const OLDEST: [(u64, u64, u64); 2] = [(3, 4, 31), (3, 5, 13)];
-
-#[derive(Clone, Debug)]
-pub struct EtcdOptions {
-    /// URLs of the members.
-    pub endpoints: Vec<String>,
-    /// For members that speak TLS.
-    pub tls: Option<EtcdTls>,
-    /// How often the servers compact, and how old what they compact is; upstream's default. Zero: this one never does.
-    pub compaction_interval: Duration,
-}
-
-impl EtcdOptions {
-    pub fn new(endpoints: impl IntoIterator<Item = String>) -> Self {
-        EtcdOptions {
-            endpoints: endpoints.into_iter().collect(),
-            tls: None,
-            compaction_interval: Duration::from_secs(5 * 60),
-        }
-    }
-}
-
-/// In PEM.
-#[derive(Clone, Default)]
-pub struct EtcdTls {
-    /// Whose certificates of members count.
-    pub ca_pem: Option<Vec<u8>>,
-    /// The certificate that is shown to members, and its key.
-    pub client_pem: Option<(Vec<u8>, Vec<u8>)>,
-}
-
-impl std::fmt::Debug for EtcdTls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let EtcdTls { ca_pem, client_pem } = self;
-        f.debug_struct("EtcdTls")
-            .field("ca", &ca_pem.is_some())
-            .field("client", &client_pem.is_some())
-            .finish_non_exhaustive()
-    }
-}
 
 pub struct EtcdStore {
     cluster: Arc<Cluster>,
@@ -370,14 +333,6 @@ fn key_value(kv: wire::KeyValue) -> KeyValue {
 }
 
 /// etcd counts revisions from 1, in signed numbers.
-fn number(revision: Revision) -> i64 {
-    i64::try_from(revision).unwrap_or(i64::MAX)
-}
-
-fn revision(header: Option<&wire::Header>) -> Revision {
-    header.map_or(0, |header| header.revision.unsigned_abs())
-}
-
 fn is_too_old(version: &str) -> bool {
     let mut numbers = version.split(['.', '-']).map(|part| part.parse().unwrap_or(0));
     let mut next = || numbers.next().unwrap_or(0);

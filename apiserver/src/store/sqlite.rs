@@ -27,7 +27,7 @@ use parking_lot::Mutex;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::{
+use super::contract::{
     Batch, KeyValue, MAX_VALUE_BYTES, Op, Range, Ranged, Revision, Store, StoreError, Watch, Write, Written,
 };
 

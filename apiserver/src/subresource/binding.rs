@@ -1,47 +1,59 @@
 //! `pods/binding`, and `bindings`, the same with the pod's name in the body.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
 use skiff_webhook::admission::Operation;
 
-use super::read_document;
-use crate::api::{Api, Call};
-use crate::registry::{Next, WriteOptions, now};
-use crate::respond::{self, Response};
+use super::Subresources;
+use super::document::read_document;
+use crate::admission::pod::topology_labels;
+use crate::call::Call;
+use crate::clock::now;
+use crate::objects::{Next, Objects};
+use crate::registry::options::WriteOptions;
+use crate::respond::Response;
 
-impl Api {
-    /// Binds a pod to a node, once.
+impl Subresources {
     pub(super) async fn bind_pod(&self, mut call: Call) -> Result<Response, Status> {
         let options = WriteOptions::parse(&call)?;
         let binding = read_document(&mut call, "v1", "Binding").await?;
-        let binding = self.admit_document(&mut call, Operation::Create, binding, options.dry_run).await?;
-        self.bind(&call, &binding, options.dry_run).await
+        let binding = self
+            .registry
+            .admission
+            .dynamic
+            .admit_document(&mut call, Operation::Create, binding, options.dry_run)
+            .await?;
+        let bound = bind(&self.registry.objects, &call, &binding, options.dry_run).await?;
+        Ok(call.document(201, &bound))
     }
+}
 
-    pub(crate) async fn bind(
-        &self,
-        call: &Call,
-        binding: &Object,
-        dry_run: bool,
-    ) -> Result<Response, Status> {
-        let target = &binding["target"];
-        let node = target["name"].as_str().unwrap_or_default();
-        let mut causes = Vec::new();
-        if !matches!(target["kind"].as_str(), None | Some("" | "Node")) {
-            causes.push(Cause::not_supported("target.kind", &target["kind"], &["Node", "<empty>"]));
-        }
-        if node.is_empty() {
-            causes.push(Cause::required("target.name", ""));
-        }
-        let name = if call.info.name.is_empty() { binding.name() } else { &call.info.name };
-        if !causes.is_empty() {
-            return Err(Status::invalid("", "Binding", name, causes));
-        }
-        let topology = self.topology_labels(node)?;
-        let pods = self.kind("", "v1", "pods")?.clone();
-        let conflict = |why: String| Status::conflict("", "pods/binding", name, &why);
-        self.modify(&pods, &call.info.namespace, name, dry_run, |current| {
+/// Binds a pod to a node, once; what is answered.
+pub(crate) async fn bind(
+    objects: &Objects,
+    call: &Call,
+    binding: &Object,
+    dry_run: bool,
+) -> Result<Value, Status> {
+    let target = &binding["target"];
+    let node = target["name"].as_str().unwrap_or_default();
+    let mut causes = Vec::new();
+    if !matches!(target["kind"].as_str(), None | Some("" | "Node")) {
+        causes.push(Cause::not_supported("target.kind", &target["kind"], &["Node", "<empty>"]));
+    }
+    if node.is_empty() {
+        causes.push(Cause::required("target.name", ""));
+    }
+    let name = if call.info.name.is_empty() { binding.name() } else { &call.info.name };
+    if !causes.is_empty() {
+        return Err(Status::invalid("", "Binding", name, causes));
+    }
+    let topology = topology_labels(&objects.lister, node)?;
+    let pods = objects.lister.kind("", "v1", "pods")?;
+    let conflict = |why: String| Status::conflict("", "pods/binding", name, &why);
+    objects
+        .modify(&pods, &call.info.namespace, name, dry_run, |current| {
             let pod = &current.object;
             let uid = binding.uid();
             if !uid.is_empty() && uid != pod.uid() {
@@ -66,10 +78,7 @@ impl Api {
             Ok(Next::Put(bound(pod, node, binding, &topology)))
         })
         .await?;
-        let status =
-            json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-        Ok(respond::document_response(&call.encoding, &call.warnings, 201, &status))
-    }
+    Ok(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201}))
 }
 
 /// The pod on its node: with the binding's annotations and labels, those that tell where the node is, and the condition

@@ -7,10 +7,13 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, LabelSelector, Object, Status};
 use skiff_webhook::admission::Operation;
 
-use super::read_document;
-use crate::api::{Api, Call};
-use crate::registry::{DeleteOptions, Next, WriteOptions, now};
-use crate::respond::{self, Response};
+use super::Subresources;
+use super::document::read_document;
+use crate::call::Call;
+use crate::clock::now;
+use crate::objects::Next;
+use crate::registry::options::{DeleteOptions, WriteOptions};
+use crate::respond::Response;
 
 /// How often a pod that changes under an eviction is looked at anew.
 const MAX_ATTEMPTS: usize = 8;
@@ -25,23 +28,27 @@ enum Permit {
     WhileUnhealthy(String),
 }
 
-impl Api {
+impl Subresources {
     pub(super) async fn evict_pod(&self, mut call: Call) -> Result<Response, Status> {
         let write = WriteOptions::parse(&call)?;
         let eviction = read_document(&mut call, "policy/v1", "Eviction").await?;
         let mut options = DeleteOptions::from_json(&eviction["deleteOptions"])?;
         options.dry_run |= write.dry_run;
-        self.admit_document(&mut call, Operation::Create, eviction, options.dry_run).await?;
-        self.restrict_node_eviction(&call)?;
+        self.registry
+            .admission
+            .dynamic
+            .admit_document(&mut call, Operation::Create, eviction, options.dry_run)
+            .await?;
+        self.registry.admission.restrict_node_eviction(&call)?;
         self.evict(&call, &options).await?;
         let status =
             json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});
-        Ok(respond::document_response(&call.encoding, &call.warnings, 201, &status))
+        Ok(call.document(201, &status))
     }
 
     async fn evict(&self, call: &Call, asked: &DeleteOptions) -> Result<(), Status> {
         for attempt in 1.. {
-            self.caches.wait_for_newest().await?;
+            self.registry.objects.lister.caches.wait_for_newest().await?;
             let pod = self.object_of(call).await?;
             let guarded = counts_against_budget(&pod);
             let permit = if guarded { self.ask_budget(&pod, asked.dry_run).await? } else { Permit::AsItIs };
@@ -74,7 +81,7 @@ impl Api {
         let (namespace, name) = (&call.info.namespace, &call.info.name);
         if !options.dry_run {
             let mut is_meant = false;
-            let marked = self.modify(&call.kind, namespace, name, false, |current| {
+            let marked = self.registry.objects.modify(&call.kind, namespace, name, false, |current| {
                 let pod = &current.object;
                 is_meant = options.uid.as_ref().is_none_or(|uid| uid == pod.uid())
                     && options.resource_version.as_ref().is_none_or(|v| v == pod.resource_version());
@@ -86,13 +93,13 @@ impl Api {
                 options.resource_version = Some(marked.resource_version().to_owned());
             }
         }
-        self.delete_object(call, namespace, name, options).await.map(drop)
+        self.registry.delete_object(call, namespace, name, options).await.map(drop)
     }
 
     /// Asks the budget that selects the pod, and charges it.
     async fn ask_budget(&self, pod: &Object, dry_run: bool) -> Result<Permit, Status> {
-        let kind = self.kind("policy", "v1", "poddisruptionbudgets")?.clone();
-        let (_, all) = self.caches.of(&kind)?.snapshot_of(Some(pod.namespace()))?;
+        let kind = self.registry.objects.lister.kind("policy", "v1", "poddisruptionbudgets")?;
+        let (_, all) = self.registry.objects.lister.caches.of(&kind)?.snapshot_of(Some(pod.namespace()))?;
         let mut matching = Vec::new();
         for entry in all.values().filter(|entry| entry.namespace() == pod.namespace()) {
             let budget = entry.parse();
@@ -118,9 +125,10 @@ impl Api {
                 return Ok(Permit::WhileUnhealthy(budget.name().to_owned()));
             }
         }
-        let charged = self.modify(&kind, pod.namespace(), budget.name(), dry_run, |current| {
-            charged(&current.object, pod.name()).map(Next::Put)
-        });
+        let charged =
+            self.registry.objects.modify(&kind, pod.namespace(), budget.name(), dry_run, |current| {
+                charged(&current.object, pod.name()).map(Next::Put)
+            });
         match charged.await {
             // Whatever it forbade is allowed since it is gone.
             Err(status) if status.code == 404 => Ok(Permit::AsItIs),

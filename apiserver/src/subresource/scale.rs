@@ -7,17 +7,21 @@ use skiff_api::meta::Meta;
 use skiff_api::patch::Patch;
 use skiff_api::{Cause, Kind, LabelSelector, Object, Status, decode};
 
-use super::read_document;
-use crate::api::{Api, Call};
-use crate::registry::{Body, Part, WriteOptions, metadata, read_patch};
-use crate::respond::{self, Response};
+use super::Subresources;
+use super::document::read_document;
+use crate::call::{Call, Part};
+use crate::registry::managed::Tracker;
+use crate::registry::metadata;
+use crate::registry::options::WriteOptions;
+use crate::registry::patch::{Body, read_patch};
+use crate::respond::Response;
 
-impl Api {
+impl Subresources {
     pub(super) async fn scale(&self, mut call: Call) -> Result<Response, Status> {
         if call.info.verb == "get" {
-            self.caches.wait_for_newest().await?;
+            self.registry.objects.lister.caches.wait_for_newest().await?;
             let scale = scale_of(&call.kind, &self.object_of(&call).await?)?;
-            return Ok(respond::document_response(&call.encoding, &[], 200, &scale));
+            return Ok(call.document(200, &scale));
         }
         let body = if call.info.verb == "patch" { Some(Body::of(&call)?) } else { None };
         let options = WriteOptions::parse(&call)?;
@@ -26,9 +30,10 @@ impl Api {
             None => Change::Replace(read_document(&mut call, "autoscaling/v1", "Scale").await?),
         };
         let scale_kind = kinds::scale();
-        let tracker = self.tracker(&call, &options);
+        let tracker = Tracker::of(&call, &options);
         let (mut warnings, mut admitted) = (Vec::new(), Vec::new());
         let outcome = self
+            .registry
             .update_object(&call, Part::Main, options.dry_run, &mut admitted, |current| {
                 let wanted = change.wanted(&call.kind, scale_kind, current, options.validation)?;
                 warnings = wanted.warnings;
@@ -39,7 +44,7 @@ impl Api {
             .await?;
         call.warnings.extend(warnings.into_iter().chain(admitted));
         let scale = scale_of(&call.kind, &outcome.object)?;
-        Ok(respond::document_response(&call.encoding, &call.warnings, 200, &scale))
+        Ok(call.document(200, &scale))
     }
 }
 

@@ -6,12 +6,13 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
 use skiff_webhook::admission::Operation;
 
-use super::read_document;
-use crate::api::{Api, Call};
+use super::Subresources;
+use super::document::read_document;
 use crate::auth::SERVICE_ACCOUNT_PREFIX;
 use crate::auth::token::{Claims, KubernetesClaims, ObjectClaim, now_s};
-use crate::registry::timestamp;
-use crate::respond::{self, Response};
+use crate::call::Call;
+use crate::clock::timestamp;
+use crate::respond::Response;
 
 const MIN_EXPIRATION_S: i64 = 600;
 const MAX_EXPIRATION_S: i64 = 1 << 32;
@@ -28,11 +29,16 @@ struct Bound {
     secret: Option<ObjectClaim>,
 }
 
-impl Api {
+impl Subresources {
     pub(super) async fn create_token(&self, mut call: Call) -> Result<Response, Status> {
         let request = read_document(&mut call, "authentication.k8s.io/v1", "TokenRequest").await?;
-        let mut request = self.admit_document(&mut call, Operation::Create, request, false).await?;
-        self.caches.wait_for_newest().await?;
+        let mut request = self
+            .registry
+            .admission
+            .dynamic
+            .admit_document(&mut call, Operation::Create, request, false)
+            .await?;
+        self.registry.objects.lister.caches.wait_for_newest().await?;
         let account = self.object_of(&call).await?;
         let spec = &request["spec"];
         let seconds = check_expiration(&call, spec)?;
@@ -59,7 +65,7 @@ impl Api {
             exp: now + u64::try_from(lives_s).unwrap_or(0),
             iat: now,
             nbf: now,
-            iss: self.tokens.issuer().to_owned(),
+            iss: self.authenticator.tokens.issuer().to_owned(),
             jti: uuid::Uuid::new_v4().to_string(),
             sub: format!("{SERVICE_ACCOUNT_PREFIX}{}:{}", account.namespace(), account.name()),
             kubernetes: KubernetesClaims {
@@ -71,7 +77,7 @@ impl Api {
                 warnafter: extended.then(|| now + u64::try_from(seconds).unwrap_or(0)),
             },
         };
-        let token = self.tokens.sign(&claims).map_err(Status::internal)?;
+        let token = self.authenticator.tokens.sign(&claims).map_err(Status::internal)?;
         let expires = i64::try_from(now).unwrap_or(0) + seconds;
         let expires = Timestamp::from_second(expires).map_err(Status::internal)?;
         request["kind"] = "TokenRequest".into();
@@ -83,7 +89,7 @@ impl Api {
         request["spec"]["expirationSeconds"] = seconds.into();
         request["spec"]["boundObjectRef"] = request["spec"]["boundObjectRef"].take();
         request["status"] = json!({"token": token, "expirationTimestamp": timestamp(expires)});
-        Ok(respond::document_response(&call.encoding, &call.warnings, 201, &request))
+        Ok(call.document(201, &request))
     }
 
     fn bound(&self, call: &Call, account: &Object, reference: &Value) -> Result<Bound, Status> {
@@ -106,7 +112,13 @@ impl Api {
         };
         let namespaced = plural != "nodes";
         let key = if namespaced { format!("{}/{name}", call.info.namespace) } else { name.to_owned() };
-        let found = self.cached(plural, &key)?.ok_or_else(|| Status::not_found("", plural, name))?.parse();
+        let found = self
+            .registry
+            .objects
+            .lister
+            .cached(plural, &key)?
+            .ok_or_else(|| Status::not_found("", plural, name))?
+            .parse();
         if let Some(uid) = reference["uid"].as_str().filter(|uid| !uid.is_empty() && *uid != found.uid()) {
             let why = format!(
                 "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
@@ -123,7 +135,12 @@ impl Api {
                     )));
                 }
                 if let Some(node) = found["spec"]["nodeName"].as_str().filter(|n| !n.is_empty()) {
-                    let uid = self.cached("nodes", node)?.map(|n| n.parse().uid().to_owned());
+                    let uid = self
+                        .registry
+                        .objects
+                        .lister
+                        .cached("nodes", node)?
+                        .map(|n| n.parse().uid().to_owned());
                     bound.node = Some(ObjectClaim { name: node.to_owned(), uid: uid.unwrap_or_default() });
                 }
                 bound.pod = Some(claim(&found));
@@ -151,7 +168,8 @@ impl Api {
             _ => return forbid("node may only request 0 or 1 audiences"),
         };
         let key = format!("{}/{}", call.info.namespace, pod.name);
-        let pod = self.cached("pods", &key)?.map(|entry| entry.parse()).unwrap_or_default();
+        let pod =
+            self.registry.objects.lister.cached("pods", &key)?.map(|entry| entry.parse()).unwrap_or_default();
         if means_audience(&pod, audience) {
             return Ok(());
         }

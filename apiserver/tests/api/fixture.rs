@@ -113,6 +113,7 @@ fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
         service_cidr: "10.96.0.0/16".parse().expect("a range"),
         cluster_domain: "cluster.local".into(),
         event_ttl: skiff_apiserver::EVENT_TTL,
+        kinds: skiff_apiserver::Kinds::builtin(),
         node_certificate_grace: std::time::Duration::ZERO,
         disabled_admission: Vec::new(),
         on_long_thread: || (),

@@ -47,6 +47,7 @@ impl Plane {
             service_cidr: "10.96.0.0/16".parse()?,
             cluster_domain: "cluster.local".into(),
             event_ttl: skiff_apiserver::EVENT_TTL,
+            kinds: skiff_apiserver::Kinds::builtin(),
             node_certificate_grace: std::time::Duration::ZERO,
             disabled_admission: Vec::new(),
             on_long_thread: || (),

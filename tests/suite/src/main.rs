@@ -102,6 +102,7 @@ fn config(folder: &tempfile::TempDir, certificate_pem: &str, key: &rcgen::KeyPai
         service_cidr: "10.0.0.0/24".parse()?,
         cluster_domain: "cluster.local".into(),
         event_ttl: skiff_apiserver::EVENT_TTL,
+        kinds: skiff_apiserver::Kinds::builtin(),
         node_certificate_grace: std::time::Duration::ZERO,
         // As upstream runs the suite: pods are stored as they were written, and can be replaced.
         disabled_admission: vec![AdmissionPlugin::ServiceAccount, AdmissionPlugin::DefaultTolerationSeconds],

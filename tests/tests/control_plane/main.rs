@@ -15,6 +15,7 @@ mod custom;
 mod daemons;
 mod disruption;
 mod garbage;
+mod kinds;
 mod leaders;
 mod namespaces;
 mod nodes;

@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore, Store};
-use skiff_apiserver::{ApiServer, Config, KubeletConfig, ServiceAccountConfig, UserInfo};
+use skiff_apiserver::{ApiServer, Config, Kinds, KubeletConfig, ServiceAccountConfig, UserInfo};
 use skiff_client::{Candidate, Informers};
 use skiff_controllers::Selection;
 use tokio::task::JoinSet;
@@ -49,6 +49,13 @@ impl ControlPlane {
         let plane = ControlPlane::begin(config(&folder)?, folder, selection).await?;
         plane.add_node(node("n1")).await?;
         Ok(plane)
+    }
+
+    /// One whose server has these kinds built in.
+    pub(crate) async fn start_knowing(kinds: Kinds) -> Result<ControlPlane> {
+        let folder = tempfile::tempdir()?;
+        let config = Config { kinds, ..config(&folder)? };
+        ControlPlane::begin(config, folder, Selection::default()).await
     }
 
     /// One that clients reach over TLS, on the loopback, and that has no node. Answers with it the administrator's kubeconfig.
@@ -259,6 +266,7 @@ fn config(folder: &tempfile::TempDir) -> Result<Config> {
         service_cidr: "10.96.0.0/16".parse()?,
         cluster_domain: "cluster.local".into(),
         event_ttl: skiff_apiserver::EVENT_TTL,
+        kinds: Kinds::builtin(),
         node_certificate_grace: std::time::Duration::ZERO,
         disabled_admission: Vec::new(),
         on_long_thread: || (),

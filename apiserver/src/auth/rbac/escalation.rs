@@ -12,7 +12,7 @@ use skiff_api::{Kind, Object, Status};
 use super::Rbac;
 use super::index::RoleKey;
 use super::rule::{ANY, Names, PolicyRule, covers_path, has, names, rules_of};
-use crate::auth::authorize::{Attributes, Authorizer};
+use crate::auth::attributes::{Attributes, Authorizer};
 use crate::auth::{MASTERS, UserInfo};
 use crate::request::RequestInfo;
 

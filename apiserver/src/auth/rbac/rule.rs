@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use skiff_api::Object;
 
-use crate::auth::authorize::Attributes;
+use crate::auth::attributes::Attributes;
 
 /// Any verb, group, resource or path.
 pub(super) const ANY: &str = "*";

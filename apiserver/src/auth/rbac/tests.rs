@@ -2,7 +2,7 @@ use serde_json::{Value, json};
 use skiff_api::Object;
 
 use super::*;
-use crate::auth::authorize::Opinion;
+use crate::auth::attributes::Opinion;
 
 struct Cluster {
     rbac: Rbac,

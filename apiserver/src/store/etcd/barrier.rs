@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::super::{Revision, StoreError};
+use super::super::contract::{Revision, StoreError};
 
 type Answer = Result<Revision, StoreError>;
 

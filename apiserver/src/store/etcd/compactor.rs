@@ -11,13 +11,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::sync::CancellationToken;
 
-use super::super::Revision;
+use super::super::contract::Revision;
 use super::connection::{Cluster, Fault, Repeat};
 use super::wire::{
     COMPACT, CompactionRequest, CompactionResponse, Compare, PutRequest, RANGE, RangeRequest, RangeResponse,
     Request, TXN, Target, TxnRequest, TxnResponse,
 };
-use super::{number, revision};
+use super::wire::{number, revision};
 
 pub(super) const KEY: &[u8] = b"compact_rev_key";
 

@@ -20,9 +20,9 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity
 use tonic::{Code, ConnectError, Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
-use super::super::{Revision, StoreError};
+use super::super::contract::{Revision, StoreError};
+use super::options::{EtcdOptions, EtcdTls};
 use super::wire::{self, WatchRequest, WatchResponse};
-use super::{EtcdOptions, EtcdTls};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one member may take for an answer. Tests wait less, and read less.

@@ -390,6 +390,7 @@ mod tls {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::store::EtcdTls;
 
     struct Files {
         folder: tempfile::TempDir,

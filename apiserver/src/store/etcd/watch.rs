@@ -22,14 +22,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
-use super::super::{Batch, Event, Integrity, Revision, StoreError};
+use super::super::contract::{Batch, Event, Integrity, Revision, StoreError};
 use super::connection::{Cluster, Fault, Repeat};
 use super::keys::{end_of, from_etcd};
 use super::wire::{
     self, Asked, DELETED, RANGE, RangeRequest, RangeResponse, WatchCreateRequest, WatchProgressRequest,
     WatchRequest, WatchResponse,
 };
-use super::{number, revision};
+use super::wire::{number, revision};
 
 /// Events are given so long to come by themselves before progress is asked for.
 const ASK_AFTER: Duration = Duration::from_millis(2);

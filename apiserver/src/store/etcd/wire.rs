@@ -5,6 +5,8 @@
 use bytes::Bytes;
 use prost::Message;
 
+use super::super::contract::Revision;
+
 pub(super) const RANGE: &str = "/etcdserverpb.KV/Range";
 pub(super) const TXN: &str = "/etcdserverpb.KV/Txn";
 pub(super) const COMPACT: &str = "/etcdserverpb.KV/Compact";
@@ -291,3 +293,13 @@ pub(super) struct LeaseRevokeRequest {
 #[cfg(test)]
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct LeaseRevokeResponse {}
+
+/// A revision as etcd counts.
+pub(super) fn number(revision: Revision) -> i64 {
+    i64::try_from(revision).unwrap_or(i64::MAX)
+}
+
+/// The revision that an answer tells.
+pub(super) fn revision(header: Option<&Header>) -> Revision {
+    header.map_or(0, |header| header.revision.unsigned_abs())
+}

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use crate::store::{Event, Integrity, KeyValue, Revision};
+use super::super::contract::{Event, Integrity, KeyValue, Revision};
 
 /// Past this many bytes of values writes are logged at once.
 const MAX_BYTES: usize = 4 << 20;

@@ -8,9 +8,9 @@ use bytes::Bytes;
 use rusqlite::types::ValueRef;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, Row, params};
 
+use super::super::contract::{Batch, Event, Integrity, KeyValue, Range, Ranged, Revision, StoreError};
 use super::held::{HeldRow, HeldSnapshot};
 use super::reserve;
-use crate::store::{Batch, Event, Integrity, KeyValue, Range, Ranged, Revision, StoreError};
 
 const SCHEMA_VERSION: i64 = 3;
 /// Files up to this size are checked whole when they are opened; it takes some 20 ms.

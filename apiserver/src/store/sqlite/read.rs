@@ -7,8 +7,8 @@ use parking_lot::Mutex;
 use rusqlite::Connection;
 use tokio::sync::Semaphore;
 
+use super::super::contract::StoreError;
 use super::log::{self, ReadError};
-use crate::store::StoreError;
 
 const CONNECTIONS: usize = 2;
 

@@ -8,7 +8,7 @@ use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::store::{Revision, StoreError};
+use super::super::contract::{Revision, StoreError};
 
 pub(super) fn path_of(database: &Path) -> PathBuf {
     database.with_extension("revision")

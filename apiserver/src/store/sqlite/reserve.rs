@@ -7,8 +7,8 @@
 
 use rusqlite::{Connection, TransactionBehavior, params};
 
+use super::super::contract::{Revision, StoreError};
 use super::log;
-use crate::store::{Revision, StoreError};
 
 /// How many revisions are reserved at a time: with three nodes and nothing else to do, those of some hours.
 pub(super) const RESERVED_REVISIONS: u64 = 10_000;

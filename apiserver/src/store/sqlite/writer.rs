@@ -9,11 +9,13 @@ use bytes::Bytes;
 use rusqlite::{Connection, TransactionBehavior};
 use tokio::sync::{broadcast, mpsc, oneshot};
 
+use super::super::contract::{
+    Batch, Durability, Event, Expect, Integrity, Op, Revision, StoreError, Write, Written,
+};
 use super::held::{Held, HeldRow};
 use super::log::{self, BUSY_WAIT, Commits, NewRow};
 use super::record;
 use super::reserve::{self, RESERVED_REVISIONS};
-use crate::store::{Batch, Durability, Event, Expect, Integrity, Op, Revision, StoreError, Write, Written};
 
 /// How many writes share one transaction at most.
 const MAX_BATCH: usize = 512;

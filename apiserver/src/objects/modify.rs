@@ -3,8 +3,9 @@
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status, apply};
 
-use super::{heartbeat, store_failure};
-use crate::api::{Api, key_of};
+use super::{Objects, heartbeat};
+use crate::call::key_of;
+use crate::failure::store_failure;
 use crate::store::{Durability, Expect, Op, Revision, Write, Written};
 
 /// How often a writer may lose before it gives up: others made progress each time.
@@ -39,7 +40,7 @@ pub(crate) enum Swapped {
     Lost(Current),
 }
 
-impl Api {
+impl Objects {
     /// Changes a stored object. `decide` may run several times, each time on a newer state, and must not keep
     /// anything of an earlier run.
     pub(crate) async fn modify(
@@ -63,9 +64,9 @@ impl Api {
 
     /// An object as it stands, in the version of `kind`.
     pub(crate) async fn current(&self, kind: &Kind, namespace: &str, name: &str) -> Result<Current, Status> {
-        self.caches.wait_for_newest().await?;
+        self.lister.caches.wait_for_newest().await?;
         let gone = || Status::not_found(&kind.group, &kind.plural, name);
-        let entry = self.caches.of(kind)?.get(&key_of(kind, namespace, name))?.ok_or_else(gone)?;
+        let entry = self.lister.caches.of(kind)?.get(&key_of(kind, namespace, name))?.ok_or_else(gone)?;
         Ok(Current { object: self.parsed(kind, &entry).await?, revision: entry.mod_revision })
     }
 
@@ -120,7 +121,7 @@ impl Api {
         let object = self.as_stored(kind, object).await?;
         let (namespace, name) = (object.namespace().to_owned(), object.name().to_owned());
         if dry_run {
-            let exists = self.caches.of(kind)?.get(&key_of(kind, &namespace, &name))?.is_some();
+            let exists = self.lister.caches.of(kind)?.get(&key_of(kind, &namespace, &name))?.is_some();
             return Ok((!exists).then_some(object));
         }
         let value = self.encode_stored(kind, &object).await?.into();

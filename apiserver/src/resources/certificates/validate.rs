@@ -9,7 +9,7 @@ use skiff_api::{Cause, Object, name};
 use x509_parser::pem::Pem;
 
 use super::{APPROVED, DENIED, conditions, conditions_of, parse};
-use crate::registry::Part;
+use crate::call::Part;
 
 /// All that upstream knows, sorted.
 const USAGES: &[&str] = &[
@@ -44,14 +44,14 @@ const MAX_SIGNER_DOMAIN_BYTES: usize = 253;
 const MAX_SIGNER_PATH_BYTES: usize = 253 + 63 + 1;
 const FAILED: &str = "Failed";
 
-pub(crate) fn validate_create(request: &Object) -> Vec<Cause> {
+pub(super) fn validate_create(request: &Object) -> Vec<Cause> {
     let mut causes = validate_spec(request, None);
     validate_conditions(request, None, &mut causes);
     causes
 }
 
 /// What an update, of whichever part, may make of a request.
-pub(crate) fn validate_update(part: Part, new: &Object, old: &Object) -> Vec<Cause> {
+pub(super) fn validate_update(part: Part, new: &Object, old: &Object) -> Vec<Cause> {
     let mut causes = validate_spec(new, Some(old));
     validate_conditions(new, Some(old), &mut causes);
     let field = "status.conditions";

@@ -4,9 +4,7 @@ mod autoscaling;
 
 use serde_json::{Map, Value};
 use skiff_api::kinds::Conversion;
-use skiff_api::{Kind, Object, Status};
-
-use crate::api::Api;
+use skiff_api::{Kind, Object};
 
 /// Fields of `v1.Event` and what `events.k8s.io/v1` calls them.
 const EVENT_FIELDS: &[(&str, &str)] = &[
@@ -32,39 +30,6 @@ pub(crate) fn asks_webhook(kind: &Kind) -> bool {
 /// Whether a webhook has to be asked.
 pub(crate) fn needs_webhook(from: &Kind, to: &Kind) -> bool {
     !is_same_version(from, to) && asks_webhook(to)
-}
-
-impl Api {
-    /// The object as of kind `to`; both kinds are versions of one resource.
-    ///
-    /// # Errors
-    /// If the webhook that converts it does not.
-    pub(crate) async fn converted(&self, from: &Kind, to: &Kind, object: Object) -> Result<Object, Status> {
-        if !asks_webhook(to) {
-            return Ok(convert(from, to, object));
-        }
-        // What was stored before the version of the store changed says another than `from`.
-        let version = to.api_version();
-        if object["apiVersion"] == version {
-            return Ok(object);
-        }
-        Ok(self.live.table().converter(to)?.convert(object, &version).await?)
-    }
-
-    /// The same of the items of a list, which a webhook is asked for together.
-    pub(crate) async fn all_converted(
-        &self,
-        from: &Kind,
-        to: &Kind,
-        objects: Vec<Object>,
-    ) -> Result<Vec<Object>, Status> {
-        if !asks_webhook(to) {
-            return Ok(objects.into_iter().map(|object| convert(from, to, object)).collect());
-        }
-        let (version, list) = (from.api_version(), from.list_kind());
-        let converter = self.live.table().converter(to)?;
-        Ok(converter.convert_list((&version, &list), objects, &to.api_version()).await?)
-    }
 }
 
 /// The object as of kind `to`, where no webhook has to be asked; both kinds are versions of one resource.

@@ -1,0 +1,47 @@
+//! Who asks, and whether they may.
+
+use std::sync::Arc;
+
+use skiff_api::Status;
+
+use super::Pipeline;
+use crate::auth::UserInfo;
+use crate::auth::attributes::Attributes;
+use crate::auth::authenticate::PeerAddress;
+use crate::auth::impersonate::impersonated;
+use crate::limits::connections::Connection;
+use crate::request::RequestInfo;
+
+impl Pipeline {
+    /// Who asks, and whether they may.
+    pub(super) fn identify(
+        &self,
+        headers: &http::HeaderMap,
+        extensions: &http::Extensions,
+        info: &RequestInfo,
+    ) -> Result<UserInfo, Status> {
+        let user = match self.authenticator.authenticate(headers, extensions) {
+            Ok(user) => user,
+            Err(refused) => self.grace.lapsed_node(self.lister(), extensions, info).ok_or(refused)?,
+        };
+        if let Some(connection) = extensions.get::<Arc<Connection>>() {
+            connection.identify(&user)?;
+        }
+        if let (Some(node), Some(PeerAddress(peer))) = (user.node_name(), extensions.get()) {
+            self.subresources.proxies.destinations.kubelet.heard_from(node, peer.ip());
+        }
+        // As upstream: who acts as somebody else takes that one's seats.
+        let user = impersonated(self.authorizer(), user, headers)?;
+        let attributes = Attributes::of(&user, info);
+        let decision = self.authorizer().authorize(&attributes);
+        if !decision.is_allowed() {
+            let refusal = attributes.forbidden(&decision.reason);
+            // Most clients try again without a word; the cluster's own are not meant to be refused.
+            if user.is_component() {
+                tracing::debug!(why = refusal.message, "a component was refused");
+            }
+            return Err(refusal);
+        }
+        Ok(user)
+    }
+}
