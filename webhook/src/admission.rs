@@ -37,7 +37,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Serialize;
-use skiff_api::{Object, name};
+use skiff_api::{Object, name, patch};
 use skiff_cel::Authorizer;
 use tokio::time::Instant;
 
@@ -50,7 +50,7 @@ pub use rules::{Asked, Rule};
 pub use warnings::warning_headers;
 
 use crate::client::Client;
-use crate::document::split;
+use crate::document::{self, split};
 
 /// Which of the two kinds of configurations webhooks are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -251,4 +251,21 @@ impl Record {
             self.annotate(key, level, value);
         }
     }
+}
+
+/// What an answer to the request `uid` makes of an object, without a webhook that gives it.
+///
+/// # Errors
+/// What is wrong with the answer.
+#[doc(hidden)]
+pub fn answered(bytes: &[u8], uid: &str, object: &Object) -> Result<Object, String> {
+    let document = document::parse(bytes)?;
+    let answer = review::answer(&document, review::Version::V1, Phase::Mutating, uid);
+    let answer = answer.map_err(|fault| format!("{fault:?}"))?;
+    let mut patched = object.clone();
+    if !answer.patch.is_empty() {
+        let operations = mutate::operations(&answer.patch)?;
+        patch::apply_json(&mut patched, &operations).map_err(|error| error.to_string())?;
+    }
+    Ok(patched)
 }

@@ -16,7 +16,7 @@ use skiff_api::{Object, Status};
 use tokio::time::Instant;
 
 use crate::client::{CallError, Client, ClientConfig, ConfigError, Limits};
-use crate::document::{TypeMeta, split};
+use crate::document::{self, TypeMeta, split};
 use review::Version;
 
 /// Upstream gives conversions as long.
@@ -181,6 +181,17 @@ impl Converter {
         }
         Ok(objects)
     }
+}
+
+/// What an answer to the request `uid` makes of an object, without a webhook that gives it.
+///
+/// # Errors
+/// What is wrong with the answer.
+#[doc(hidden)]
+pub fn answered(bytes: &[u8], uid: &str, original: &Object, to: &str) -> Result<Vec<Object>, String> {
+    let objects = review::objects(document::parse(bytes)?, Version::V1, uid)?;
+    let checked = objects.into_iter().map(|object| check::checked(original, object, to));
+    checked.collect::<Result<_, _>>().map_err(|fault| format!("{fault:?}"))
 }
 
 /// What is converted, which says how its faults are told.

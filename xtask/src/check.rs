@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 25] = [
+const ARROWS: [(&str, &[&str]); 26] = [
     ("skiff-api", &["skiff-cel"]),
     ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
@@ -30,6 +30,7 @@ const ARROWS: [(&str, &[&str]); 25] = [
     ("skiff", &["*"]),
     ("skiff-differ", &["skiff-api", "skiff-apiserver", "skiff-client", "skiff-load"]),
     ("skiff-differ-images", &["skiff-images"]),
+    ("skiff-fuzz", &["skiff-api", "skiff-apiserver", "skiff-cel", "skiff-policy", "skiff-webhook"]),
     ("skiff-hollow", &["skiff-client"]),
     ("skiff-load", &[]),
     ("skiff-suite", &["skiff-apiserver", "skiff-client", "skiff-controllers"]),

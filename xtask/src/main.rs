@@ -57,6 +57,12 @@ enum Task {
     Cel,
     /// Compare the API server's answers, or what comes of images, with upstream's; may write docs/differences.md
     Differ(differ::Options),
+    /// Give everything that reads what others write hostile input, for as long as is said
+    Fuzz {
+        /// Names of targets, `--seconds`, `--seed`
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Measure Skiff beside upstream's own programs; writes docs/benchmarks.md
     Bench(bench::Options),
     /// Bring about a fault again and again and count what it costs; writes its section of docs/reliability.md
@@ -80,6 +86,7 @@ fn main() -> Result<()> {
         Task::Codegen => test::codegen(),
         Task::Cel => cel::record(),
         Task::Differ(options) => differ::run(&options),
+        Task::Fuzz { arguments } => test::fuzz(&arguments),
         Task::Bench(options) => bench::run(&options),
         Task::Drills(options) => drills::run(&options),
         Task::Guest(options) => guest::run(&options),

@@ -39,6 +39,11 @@ pub(crate) fn debug_build() -> Result<PathBuf> {
     program("debug")
 }
 
+/// Goes on where the test of the corpus ends.
+pub(crate) fn fuzz(arguments: &[String]) -> Result<()> {
+    run(cargo().args(["run", "--release", "-p", "skiff-fuzz", "--"]).args(arguments))
+}
+
 pub(crate) fn codegen() -> Result<()> {
     let manifest = root().join("xtask/codegen/Cargo.toml");
     let text = output(cargo().args(["metadata", "--format-version=1", "--manifest-path"]).arg(&manifest))?;

@@ -2,7 +2,7 @@
 //! for a built-in kind that only this test declares and for one of a CustomResourceDefinition.
 
 use anyhow::{Context, Result, ensure};
-use futures::{StreamExt, TryStreamExt};
+use futures::TryStreamExt;
 use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{Request, StatusCode};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ResourceQuota};

@@ -242,7 +242,7 @@ struct Patched {
 }
 
 /// Reads a patch as upstream's library does.
-fn operations(patch: &[u8]) -> Result<Vec<Value>, String> {
+pub(super) fn operations(patch: &[u8]) -> Result<Vec<Value>, String> {
     let wrong = |value: &Value, type_: &str| {
         Err(format!("json: cannot unmarshal {} into Go value of type jsonpatch.{type_}", named(value)))
     };
