@@ -30,6 +30,7 @@ use crate::auth::token::TokenKeys;
 use crate::bootstrap::Bootstrap;
 use crate::cache::{Caches, Observer};
 use crate::config::{Config, Error};
+use crate::discovery;
 use crate::health::Health;
 use crate::heavy::HeavyWork;
 use crate::lapsed::Grace;
@@ -108,10 +109,12 @@ pub(crate) async fn assemble(
     let caches = Caches::start(&kinds, config.store.clone(), &observers, closed.clone()).await?;
     let live = Arc::new(Live::new((*kinds).clone(), address.clone()));
     let lister = Lister { live, caches: caches.clone() };
+    let metrics = Arc::new(Metrics::default());
     let objects = Arc::new(Objects {
         lister: lister.clone(),
         store: config.store.clone(),
         event_ttl: config.event_ttl,
+        metrics: metrics.clone(),
     });
 
     let policy = Policy::builtin()?;
@@ -135,7 +138,7 @@ pub(crate) async fn assemble(
         lister: lister.clone(),
         authorizer: authorizer.clone(),
         disabled: config.disabled_admission,
-        dynamic: Dynamic::new(objects.clone(), authorizer.clone(), webhooks.clone()),
+        dynamic: Dynamic::new(objects.clone(), authorizer.clone(), webhooks.clone(), metrics.clone()),
         quotas: Quotas::new(objects.clone()),
     };
     let seen = is_shared.then_some(&*seen);
@@ -153,6 +156,7 @@ pub(crate) async fn assemble(
     });
 
     let limits = Arc::new(Limits::default());
+    metrics.tell_of(limits.collected(), lister.caches.clone(), discovery::build());
     let endpoints = Arc::new(Endpoints { lister: lister.clone(), allow_loopback });
     let outward = Outward::new(shown.clone(), endpoints.clone());
     let proxies = Proxies { destinations, authorizer, shutdown: shutdown.clone() };
@@ -169,7 +173,7 @@ pub(crate) async fn assemble(
         health: Health { lister, store: config.store, shutdown: shutdown.clone() },
         openid: OpenId::new(tokens.clone(), address.clone())?,
         heavy: heavy.clone(),
-        metrics: Metrics::new(limits.collected()),
+        metrics,
         limits: limits.clone(),
         registry: registry.clone(),
     };

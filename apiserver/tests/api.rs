@@ -24,6 +24,9 @@ mod policies;
 #[path = "api/lists.rs"]
 mod lists;
 
+#[path = "api/metrics.rs"]
+mod metrics;
+
 #[path = "api/access.rs"]
 mod access;
 

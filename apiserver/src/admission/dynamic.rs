@@ -27,6 +27,7 @@ use crate::call::{Call, is_core};
 use crate::limits::REQUEST_TIMEOUT;
 use crate::lister::Lister;
 use crate::live::Table;
+use crate::metrics::Metrics;
 use crate::objects::Objects;
 use crate::request::is_true;
 
@@ -36,6 +37,7 @@ pub(crate) struct Dynamic {
     authorizer: Arc<Authorization>,
     /// Calls webhooks.
     client: Arc<Client>,
+    metrics: Arc<Metrics>,
     mutating_webhooks: Latest<hooks::Webhooks>,
     validating_webhooks: Latest<hooks::Webhooks>,
     mutating_policies: Latest<Policies>,
@@ -43,7 +45,12 @@ pub(crate) struct Dynamic {
 }
 
 impl Dynamic {
-    pub(crate) fn new(objects: Arc<Objects>, authorizer: Arc<Authorization>, client: Arc<Client>) -> Dynamic {
+    pub(crate) fn new(
+        objects: Arc<Objects>,
+        authorizer: Arc<Authorization>,
+        client: Arc<Client>,
+        metrics: Arc<Metrics>,
+    ) -> Dynamic {
         let policies = |objects: &[Vec<Object>], last: &Policies| match objects {
             [policies, bindings] => Policies::compile(policies, bindings, Some(last)),
             _ => Policies::default(),
@@ -52,6 +59,7 @@ impl Dynamic {
             objects,
             authorizer,
             client,
+            metrics,
             mutating_webhooks: Latest::new(
                 &["mutatingwebhookconfigurations"],
                 hooks::Webhooks::none(Phase::Mutating),
@@ -188,11 +196,18 @@ impl Dynamic {
         let attributes = attributes(admitted, &told, &rights, None, old);
         let judges = skiff_policy::Caller { host: &host, params: &host };
         let schema_of = |kind: &GroupVersionKind| host.of_kind(kind).map(|kind| kind.schema.clone());
-        let object =
-            policies.value.mutate(judges, &schema_of, &attributes, object, &mut rounds.policies).await?;
+        let timed = Timed { metrics: &self.metrics, operation: admitted.operation, type_: "admit" };
+        let changed = policies.value.mutate(judges, &schema_of, &attributes, object, &mut rounds.policies);
+        let object = match policies.value.is_empty() {
+            true => changed.await?,
+            false => timed.of("MutatingAdmissionPolicy", changed).await?,
+        };
         let caller = Caller { client: &self.client, host: &host };
-        let mutated =
-            webhooks.value.mutate(caller, &attributes, object, &mut rounds.webhooks, &mut record).await;
+        let mutated = webhooks.value.mutate(caller, &attributes, object, &mut rounds.webhooks, &mut record);
+        let mutated = match webhooks.value.is_empty() {
+            true => mutated.await,
+            false => timed.of("MutatingAdmissionWebhook", mutated).await,
+        };
         warnings.extend(record.warnings);
         let object = mutated?;
         Ok(Mutated { has_changed: object != before, object })
@@ -220,10 +235,19 @@ impl Dynamic {
         let mut record = Record::default();
         let attributes = attributes(admitted, &told, &rights, object, old);
         let judges = skiff_policy::Caller { host: &host, params: &host };
-        let judged = policies.value.validate(judges, &attributes, &mut record).await;
+        let timed = Timed { metrics: &self.metrics, operation: admitted.operation, type_: "validate" };
+        let judged = policies.value.validate(judges, &attributes, &mut record);
+        let judged = match policies.value.is_empty() {
+            true => judged.await,
+            false => timed.of("ValidatingAdmissionPolicy", judged).await,
+        };
         let caller = Caller { client: &self.client, host: &host };
         let validated = match judged {
-            Ok(()) => webhooks.value.validate(caller, &attributes, &mut record).await,
+            Ok(()) if webhooks.value.is_empty() => Ok(()),
+            Ok(()) => {
+                let validated = webhooks.value.validate(caller, &attributes, &mut record);
+                timed.of("ValidatingAdmissionWebhook", validated).await
+            }
             refused => refused,
         };
         warnings.extend(record.warnings);
@@ -269,6 +293,27 @@ impl Dynamic {
         self.validate(&admitted, mutated.object.as_ref(), None, &mut warnings).await?;
         call.warnings.extend(warnings);
         Ok(mutated.object.unwrap_or_default())
+    }
+}
+
+/// Whose time is measured.
+struct Timed<'m> {
+    metrics: &'m Metrics,
+    operation: Operation,
+    type_: &'static str,
+}
+
+impl Timed<'_> {
+    async fn of<T>(
+        &self,
+        plugin: &'static str,
+        work: impl Future<Output = Result<T, Status>>,
+    ) -> Result<T, Status> {
+        let started = Instant::now();
+        let outcome = work.await;
+        let operation = self.operation.as_str();
+        self.metrics.admitted((plugin, self.type_), operation, outcome.is_err(), started.elapsed());
+        outcome
     }
 }
 

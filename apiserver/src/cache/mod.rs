@@ -147,7 +147,7 @@ impl Caches {
         self.folders.write().open.remove(folder);
     }
 
-    fn all(&self) -> Vec<Arc<ResourceCache>> {
+    pub(crate) fn all(&self) -> Vec<Arc<ResourceCache>> {
         self.folders.read().open.values().cloned().collect()
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Bound;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use bytes::Bytes;
 use imbl::OrdMap;
 use parking_lot::Mutex;
 use skiff_api::{Kind, Object, Status};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::Entry;
 use super::unreadable::{self, Damage, Damaged, Unreadable};
@@ -35,6 +36,8 @@ pub(crate) struct ResourceCache {
     kind: Arc<Kind>,
     observer: Option<Arc<dyn Observer>>,
     state: Mutex<State>,
+    /// Watchers that were too slow.
+    dropped: AtomicU64,
 }
 
 struct State {
@@ -83,7 +86,7 @@ impl ResourceCache {
             damaged: Damaged::new(),
             since: None,
         };
-        ResourceCache { kind, observer: None, state: Mutex::new(state) }
+        ResourceCache { kind, observer: None, state: Mutex::new(state), dropped: AtomicU64::new(0) }
     }
 
     /// A cache whose objects are still to come, by [`ResourceCache::reset`]; changes may be told before.
@@ -100,6 +103,11 @@ impl ResourceCache {
     /// The kind in whose version the objects are stored.
     pub(crate) fn kind(&self) -> &Arc<Kind> {
         &self.kind
+    }
+
+    /// Watchers that were dropped because they were too slow.
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
     }
 
     pub(super) fn folder(&self) -> &str {
@@ -289,7 +297,8 @@ impl ResourceCache {
         let (left, entered) = (OnceLock::new(), OnceLock::new());
         let happened = Arc::new(Happened { revision, at: Instant::now(), change, previous, left, entered });
         let kind = self.kind.clone();
-        state.watchers.send(&happened, &kind);
+        let n_dropped = state.watchers.send(&happened, &kind);
+        self.dropped.fetch_add(n_dropped, Ordering::Relaxed);
         state.remember(happened);
     }
 
@@ -481,34 +490,45 @@ impl Watchers {
         left
     }
 
-    fn send(&mut self, happened: &Happened, kind: &Kind) {
+    /// How many were dropped because they were too slow.
+    fn send(&mut self, happened: &Happened, kind: &Kind) -> u64 {
         let entry = &happened.change.entry;
-        send_to(&mut self.others, happened, kind);
+        let mut n_dropped = send_to(&mut self.others, happened, kind);
         if let Some(list) = self.by_key.get_mut(&*entry.key) {
-            send_to(list, happened, kind);
+            n_dropped += send_to(list, happened, kind);
         }
         let node = entry.field("spec.nodeName");
         if let Some(list) = self.by_node.get_mut(node) {
-            send_to(list, happened, kind);
+            n_dropped += send_to(list, happened, kind);
         }
         let previous = happened.previous.as_ref().map_or("", |p| p.field("spec.nodeName"));
         if previous != node
             && let Some(list) = self.by_node.get_mut(previous)
         {
-            send_to(list, happened, kind);
+            n_dropped += send_to(list, happened, kind);
         }
+        n_dropped
     }
 }
 
-/// Sends to all that see the change, and forgets those that are gone or too slow.
-fn send_to(watchers: &mut Vec<Registered>, happened: &Happened, kind: &Kind) {
+/// Sends to all that see the change, and forgets those that are gone or too slow; how many were the latter.
+fn send_to(watchers: &mut Vec<Registered>, happened: &Happened, kind: &Kind) -> u64 {
+    let mut n_dropped = 0;
     watchers.retain(|watcher| {
         if happened.revision <= watcher.after {
             return true;
         }
         match seen(happened, &watcher.filter, kind) {
-            Some(change) => watcher.sender.try_send(change).is_ok(),
+            Some(change) => match watcher.sender.try_send(change) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_)) => {
+                    n_dropped += 1;
+                    false
+                }
+                Err(TrySendError::Closed(_)) => false,
+            },
             None => true,
         }
     });
+    n_dropped
 }

@@ -431,6 +431,22 @@ pub(crate) fn version() -> Value {
     })
 }
 
+/// The same, as metrics tell it.
+pub(crate) fn build() -> Vec<(&'static str, String)> {
+    const FIELDS: [(&str, &str); 7] = [
+        ("major", "major"),
+        ("minor", "minor"),
+        ("git_version", "gitVersion"),
+        ("git_commit", "gitCommit"),
+        ("git_tree_state", "gitTreeState"),
+        ("compiler", "compiler"),
+        ("platform", "platform"),
+    ];
+    let version = version();
+    let text = |field: &str| version[field].as_str().unwrap_or_default().to_owned();
+    FIELDS.map(|(label, field)| (label, text(field))).to_vec()
+}
+
 /// The platform as Go names it.
 fn platform() -> String {
     let arch = match std::env::consts::ARCH {

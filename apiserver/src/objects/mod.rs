@@ -13,6 +13,7 @@ use skiff_api::{Kind, Object, Status, default, depth};
 use crate::cache::Entry;
 use crate::convert::{asks_webhook, convert, is_same_version};
 use crate::lister::Lister;
+use crate::metrics::Metrics;
 use crate::store::{KeyValue, Store};
 
 pub(crate) use modify::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
@@ -23,6 +24,7 @@ pub(crate) struct Objects {
     pub(crate) store: Arc<dyn Store>,
     /// How long events are kept.
     pub(crate) event_ttl: Duration,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Objects {

@@ -1,5 +1,7 @@
 //! Read, decide, compare and swap, again on conflict: the one way in which stored objects change.
 
+use std::time::Instant;
+
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status, apply};
 
@@ -101,7 +103,8 @@ impl Objects {
         };
         let expect = Expect::ModRevision(current.revision);
         let write = Write { key: kind.key(namespace, name), expect, op, durability };
-        match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+        let operation = if deleted { "delete" } else { "update" };
+        match self.write(operation, kind, write).await? {
             Written::Done { revision } => done(with_revision(object, revision), deleted),
             Written::Mismatch { current: None } => Err(Status::not_found(&kind.group, &kind.plural, name)),
             Written::Mismatch { current: Some(kv) } => {
@@ -128,10 +131,17 @@ impl Objects {
         let op = Op::Put { value, ttl: self.ttl_of(kind) };
         let key = kind.key(&namespace, &name);
         let write = Write { key, expect: Expect::Absent, op, durability: Durability::Now };
-        match self.store.write(write).await.map_err(|e| store_failure(&e))? {
+        match self.write("create", kind, write).await? {
             Written::Done { revision } => Ok(Some(with_revision(object, revision))),
             Written::Mismatch { .. } => Ok(None),
         }
+    }
+
+    async fn write(&self, operation: &'static str, kind: &Kind, write: Write) -> Result<Written, Status> {
+        let started = Instant::now();
+        let written = self.store.write(write).await;
+        self.metrics.wrote(operation, kind, started.elapsed());
+        written.map_err(|error| store_failure(&error))
     }
 
     fn ttl_of(&self, kind: &Kind) -> Option<std::time::Duration> {

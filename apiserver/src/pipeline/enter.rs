@@ -10,6 +10,7 @@ use super::Pipeline;
 use super::entry::{Entered, Entry, Held};
 use crate::limits::work::work_of;
 use crate::live::Table;
+use crate::metrics::Counted;
 use crate::place::Place;
 use crate::request::{Query, RequestInfo};
 
@@ -22,6 +23,7 @@ impl Pipeline {
         info: &RequestInfo,
         query: &Query,
         body: Body,
+        counted: Arc<Counted>,
     ) -> Result<(Entry, Entered), Status> {
         let is_long = info.is_long_running();
         let is_mutation = info.is_resource && !is_long && !matches!(info.verb.as_str(), "get" | "list");
@@ -31,7 +33,7 @@ impl Pipeline {
         } else {
             (Entered::Stream(body), Vec::new())
         };
-        let place = if is_long { Some(Arc::new(self.limits.long_running()?)) } else { None };
+        let place = if is_long { Some(Arc::new((self.limits.long_running()?, counted))) } else { None };
         // As upstream: streams that are no watches take no seats.
         let seat = if is_long && info.verb != "watch" {
             None

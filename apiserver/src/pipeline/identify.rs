@@ -6,7 +6,7 @@ use skiff_api::Status;
 
 use super::Pipeline;
 use crate::auth::UserInfo;
-use crate::auth::attributes::Attributes;
+use crate::auth::attributes::{Attributes, Opinion};
 use crate::auth::authenticate::PeerAddress;
 use crate::auth::impersonate::impersonated;
 use crate::limits::connections::Connection;
@@ -21,9 +21,11 @@ impl Pipeline {
         info: &RequestInfo,
     ) -> Result<UserInfo, Status> {
         let user = match self.authenticator.authenticate(headers, extensions) {
-            Ok(user) => user,
-            Err(refused) => self.grace.lapsed_node(self.lister(), extensions, info).ok_or(refused)?,
+            Ok(user) => Ok(user),
+            Err(refused) => self.grace.lapsed_node(self.lister(), extensions, info).ok_or(refused),
         };
+        self.metrics.authenticated(user.is_ok());
+        let user = user?;
         if let Some(connection) = extensions.get::<Arc<Connection>>() {
             connection.identify(&user)?;
         }
@@ -34,6 +36,11 @@ impl Pipeline {
         let user = impersonated(self.authorizer(), user, headers)?;
         let attributes = Attributes::of(&user, info);
         let decision = self.authorizer().authorize(&attributes);
+        self.metrics.authorized(match decision.opinion {
+            Opinion::Allow => "allowed",
+            Opinion::Deny => "denied",
+            Opinion::None => "no-opinion",
+        });
         if !decision.is_allowed() {
             let refusal = attributes.forbidden(&decision.reason);
             // Most clients try again without a word; the cluster's own are not meant to be refused.

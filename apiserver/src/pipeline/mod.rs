@@ -22,6 +22,7 @@ use std::time::Instant;
 
 use axum::body::Body;
 use futures::FutureExt;
+use http::header::CONTENT_TYPE;
 use http::{HeaderName, HeaderValue, Request};
 use skiff_api::kinds::Storage;
 use skiff_api::{Kind, Status};
@@ -37,7 +38,7 @@ use crate::lapsed::Grace;
 use crate::limits::{Limits, REQUEST_TIMEOUT};
 use crate::lister::Lister;
 use crate::live::Table;
-use crate::metrics::{Measured, Metrics};
+use crate::metrics::{Counted, Metrics, Subject};
 use crate::negotiate::{Encoding, Offer};
 use crate::openid::OpenId;
 use crate::registry::Registry;
@@ -62,7 +63,7 @@ pub(crate) struct Pipeline {
     pub(crate) health: Health,
     pub(crate) openid: OpenId,
     pub(crate) heavy: Arc<HeavyWork>,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
 }
 
 impl Pipeline {
@@ -77,14 +78,15 @@ impl Pipeline {
     /// Answers one request. Never fails: every error is a `Status`.
     pub(crate) async fn serve(self: &Arc<Self>, request: Request<Body>) -> Response {
         let started = Instant::now();
-        let _in_flight = self.metrics.begin();
         let (parts, body) = request.into_parts();
         let is_head = parts.method == http::Method::HEAD;
         let query = Query::parse(parts.uri.query().unwrap_or_default());
         let info = RequestInfo::parse(parts.method.as_str(), parts.uri.path(), &query);
         let table = self.lister().table();
-        let measured = measured(&table, &info);
-        let long_running = measured.long_running;
+        let subject = subject(&table, &info, &parts);
+        let (long_running, dry_run) =
+            (info.is_long_running(), query.all("dryRun").any(|value| value == "All"));
+        let counted = Arc::new(self.metrics.begin(&subject, long_running));
         let limit = match query.non_empty("timeout").map(duration).transpose() {
             _ if long_running => REQUEST_TIMEOUT,
             Ok(asked) => {
@@ -93,11 +95,11 @@ impl Pipeline {
             Err(why) => {
                 let why = format!("invalid timeout specified in the request URL - {why}");
                 let response = respond::failure(&Encoding::plain(), &Status::bad_request(why));
-                self.metrics.observe(measured, response.status().as_u16(), started.elapsed());
+                self.metrics.observe(subject, dry_run, response.status().as_u16(), Some(started.elapsed()));
                 return response;
             }
         };
-        let handled = AssertUnwindSafe(Box::pin(self.pass(table, parts, body, query, info)));
+        let handled = AssertUnwindSafe(Box::pin(self.pass(table, parts, body, query, info, counted.clone())));
         let handled = async {
             match handled.catch_unwind().await {
                 Ok(response) => response,
@@ -115,7 +117,9 @@ impl Pipeline {
                 respond::failure(&Encoding::plain(), &Status::timeout(why))
             })
         };
-        self.metrics.observe(measured, response.status().as_u16(), started.elapsed());
+        let took = (!long_running).then(|| started.elapsed());
+        self.metrics.observe(subject, dry_run, response.status().as_u16(), took);
+        drop(counted);
         // HTTP/1 leaves it out by itself; HTTP/2 would send it.
         if is_head { response.map(|_| Body::empty()) } else { response }
     }
@@ -127,6 +131,7 @@ impl Pipeline {
         body: Body,
         query: Query,
         info: RequestInfo,
+        counted: Arc<Counted>,
     ) -> Response {
         let http::request::Parts { method, uri, headers, extensions, .. } = parts;
         let streams =
@@ -157,7 +162,7 @@ impl Pipeline {
         };
         let long_running = info.is_long_running();
         let classified = self.limits.classify(&user, &info);
-        let admitted = self.enter(&classified, &table, &info, &query, body).await;
+        let admitted = self.enter(&classified, &table, &info, &query, body, counted).await;
         let (Entry { place, held }, body) = match admitted {
             Ok(admitted) => admitted,
             Err(status) => return with_levels(respond::failure(&documents, &status), &classified),
@@ -195,21 +200,43 @@ fn offer(table: &Table, info: &RequestInfo) -> Offer {
     }
 }
 
-/// The labels of a request's metrics; what the server does not know is not named.
-fn measured(table: &Table, info: &RequestInfo) -> Measured {
-    const VERBS: &[&str] =
-        &["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection"];
-    let verb = VERBS.iter().find(|verb| **verb == info.verb).copied().unwrap_or("other");
+/// What a request's metrics call it; what the server does not know is not named.
+fn subject(table: &Table, info: &RequestInfo, head: &http::request::Parts) -> Subject {
     let kind = table.kinds.by_resource(&info.group, &info.version, &info.resource);
     let known = kind.filter(|k| info.subresource.is_empty() || k.has_subresource(&info.subresource));
     let of = |text: &str| if known.is_some() { text.to_owned() } else { String::new() };
-    Measured {
+    let is_applied = || {
+        head.headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/apply-patch"))
+    };
+    let verb = match info.verb.as_str() {
+        _ if matches!(info.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy") => "CONNECT",
+        "get" | "head" => "GET",
+        "list" => "LIST",
+        "watch" => "WATCH",
+        "create" | "post" => "POST",
+        "update" | "put" => "PUT",
+        "patch" if is_applied() => "APPLY",
+        "patch" => "PATCH",
+        "delete" => "DELETE",
+        "deletecollection" => "DELETECOLLECTION",
+        _ => "other",
+    };
+    let scope = match () {
+        () if known.is_none() => "",
+        () if !info.name.is_empty() || info.verb == "create" => "resource",
+        () if !info.namespace.is_empty() => "namespace",
+        () => "cluster",
+    };
+    Subject {
         verb,
         group: of(&info.group),
         version: of(&info.version),
         resource: of(&info.resource),
         subresource: of(&info.subresource),
-        long_running: info.is_long_running(),
+        scope,
+        component: "apiserver",
     }
 }
 

@@ -11,6 +11,7 @@ use crate::discovery;
 use crate::failure::{method_not_allowed, store_failure};
 use crate::limits;
 use crate::live::Table;
+use crate::metrics::Format;
 use crate::negotiate::Encoding;
 use crate::request::{Query, RequestInfo};
 use crate::respond::{self, Response};
@@ -64,9 +65,10 @@ impl Pipeline {
             "/metrics" => {
                 let bytes = self.registry.objects.store.size_bytes().await.map_err(|e| store_failure(&e))?;
                 let revision = self.registry.objects.store.revision().await.map_err(|e| store_failure(&e))?;
-                let mut response = respond::text(200, self.metrics.render(bytes, revision));
-                let text = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(text));
+                let format = Format::of(headers);
+                let mut response = respond::text(200, self.metrics.render(format, bytes, revision));
+                let text = HeaderValue::from_static(format.content_type());
+                response.headers_mut().insert(CONTENT_TYPE, text);
                 Ok(response)
             }
             _ => Err(Status::no_such_path()),

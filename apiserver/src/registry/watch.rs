@@ -25,6 +25,7 @@ use super::options::{ListOptions, revision};
 use crate::cache::{Caches, Change, ChangeKind, Entry, Filter, Watcher};
 use crate::call::Call;
 use crate::convert::{asks_webhook, convert, is_same_version, needs_webhook};
+use crate::metrics::Count;
 use crate::respond::{self, Encoding, Response, Rows, Shape, Syntax};
 use crate::store::Revision;
 use crate::websocket::{Messages, Socket};
@@ -85,6 +86,7 @@ impl Registry {
             looked_at: HashSet::new(),
             goes_on: !matches!(options.resource_version.as_str(), "" | "0"),
             has_failed: false,
+            sent: self.objects.metrics.watch_events(&call.kind),
             encoder,
         };
         Ok(streamed(stream.into_stream(), syntax, socket))
@@ -188,6 +190,8 @@ struct WatchStream {
     goes_on: bool,
     /// The stream ends with what could not be converted.
     has_failed: bool,
+    /// Counts what is sent.
+    sent: Count,
     encoder: EventEncoder,
 }
 
@@ -207,13 +211,13 @@ impl WatchStream {
 
     async fn next(&mut self) -> Option<Bytes> {
         while !self.has_failed {
-            match self.step().await? {
-                Step::Frame(frame) => return Some(frame),
-                Step::Change(change) => {
-                    if let Some(frame) = self.encoded(change).await {
-                        return Some(frame);
-                    }
-                }
+            let frame = match self.step().await? {
+                Step::Frame(frame) => Some(frame),
+                Step::Change(change) => self.encoded(change).await,
+            };
+            if frame.is_some() {
+                self.sent.inc();
+                return frame;
             }
         }
         None
