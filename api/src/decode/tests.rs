@@ -182,3 +182,20 @@ fn nothing_that_nests_too_deep_is_taken_in_any_format() {
         assert_eq!(document(&encoded, Format::Protobuf, "", "").is_ok(), wanted, "{levels}");
     }
 }
+
+/// What is read and written again and again stays the number that it was.
+#[test]
+fn a_fraction_is_read_as_it_was_written() {
+    // The steps of a small generator: all bits of a fraction are in use.
+    let mut bits: u64 = 0x9e37_79b9_7f4a_7c15;
+    for _ in 0..20_000 {
+        bits = bits.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let number = f64::from_bits(bits);
+        if !number.is_finite() {
+            continue;
+        }
+        let text = serde_json::to_string(&json!({ "a": number })).expect("is written");
+        let read = parse(text.as_bytes()).expect("is read");
+        assert_eq!(read["a"].as_f64().map(f64::to_bits), Some(number.to_bits()), "{text}");
+    }
+}
