@@ -66,7 +66,7 @@ pub(crate) struct Parts {
     pub(crate) policy: Policy,
     pub(crate) definitions: Arc<Definitions>,
     pub(crate) aggregator: Arc<Aggregator>,
-    pub(crate) type_checks: TypeChecks,
+    pub(crate) type_checks: Arc<TypeChecks>,
     pub(crate) tokens: Arc<TokenKeys>,
     /// Where several servers share the store: since when this one has followed their token keys.
     pub(crate) keys_as_of: Option<Revision>,
@@ -183,7 +183,7 @@ pub(crate) async fn assemble(
         pipeline: Arc::new(pipeline),
         definitions: Arc::new(Definitions::new(registry.clone(), webhooks)),
         aggregator: Arc::new(Aggregator::new(registry.clone(), outward, heavy.clone())),
-        type_checks: TypeChecks { objects, heavy },
+        type_checks: Arc::new(TypeChecks { objects, heavy }),
         bootstrap: Bootstrap { registry, flow, servers },
         policy,
         tokens,

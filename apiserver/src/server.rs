@@ -31,6 +31,7 @@ use crate::config::{Config, Error};
 use crate::lapsed::NodeCertificate;
 use crate::limits::connections::{self, Connections, FIRST_REQUEST};
 use crate::pipeline::Pipeline;
+use crate::retry::follow;
 use crate::servers::Advertised;
 use crate::threads::{Class, Classes, Movable, Threads};
 use crate::tls::{self, Accepting, FrontProxyConfig, Shown};
@@ -92,10 +93,10 @@ impl ApiServer {
         if let Err(status) = parts.aggregator.keep(&closed).await {
             tracing::error!(%status, "not all APIServices are there yet");
         }
-        tokio::spawn(parts.definitions.follow(closed.clone()));
-        tokio::spawn(parts.aggregator.follow(closed.clone()));
-        tokio::spawn(parts.type_checks.follow(closed.clone()));
-        tokio::spawn(parts.bootstrap.flow.clone().follow(closed.clone()));
+        tokio::spawn(follow(parts.definitions, closed.clone()));
+        tokio::spawn(follow(parts.aggregator, closed.clone()));
+        tokio::spawn(follow(parts.type_checks, closed.clone()));
+        tokio::spawn(follow(parts.bootstrap.flow.clone(), closed.clone()));
         let servers = parts.bootstrap.servers.clone();
         if let Some(after) = parts.keys_as_of {
             let registry = &parts.bootstrap.registry;

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::{StreamExt, stream};
 use serde_json::json;
 use skiff_api::decode::FieldValidation;
@@ -24,7 +24,7 @@ use crate::lister::Lister;
 use crate::objects::Next;
 use crate::registry::Registry;
 use crate::registry::options::DeleteOptions;
-use crate::retry::{RETRY_MAX, RETRY_MIN};
+use crate::retry::{Backoff, Follow};
 
 /// APIServices that are written at the same time.
 const WRITTEN_TOGETHER: usize = 32;
@@ -37,39 +37,16 @@ pub(crate) struct Aggregator {
     registered: tokio::sync::Mutex<Registered>,
 }
 
-impl Aggregator {
-    pub(crate) fn new(registry: Arc<Registry>, outward: Outward, heavy: Arc<HeavyWork>) -> Aggregator {
-        let keeping = Arc::new(Keeping::new(registry.objects.clone(), outward, heavy));
-        Aggregator { registry, keeping, registered: tokio::sync::Mutex::default() }
-    }
+#[async_trait]
+impl Follow for Aggregator {
+    const WHAT: &'static str = "follow the APIServices";
 
-    fn lister(&self) -> &Lister {
-        &self.registry.objects.lister
-    }
-
-    /// Keeps APIServices, and what is known of those that others serve, until `shutdown`.
-    pub(crate) async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut retry = RETRY_MIN;
-        while !shutdown.is_cancelled() {
-            let ended = tokio::select! {
-                () = shutdown.cancelled() => break,
-                ended = self.follow_once(&shutdown, &mut retry) => ended,
-            };
-            if let Err(status) = ended {
-                tracing::warn!(%status, "cannot follow the APIServices; trying again");
-            }
-            // Cancelled only where everything ends.
-            _ = shutdown.run_until_cancelled(tokio::time::sleep(retry)).await;
-            retry = (retry * 2).min(RETRY_MAX);
-        }
-    }
-
-    async fn follow_once(&self, shutdown: &CancellationToken, retry: &mut Duration) -> Result<(), Status> {
+    async fn once(&self, shutdown: &CancellationToken, backoff: &mut Backoff) -> Result<(), Status> {
         let kind = self.lister().kind(API_SERVICES.0, API_SERVICES.1, API_SERVICES.2)?;
         let Watcher { mut changes, .. } = self.lister().caches.of(&kind)?.watch(Filter::default(), None)?;
         loop {
             self.keep(shutdown).await?;
-            *retry = RETRY_MIN;
+            backoff.worked();
             tokio::select! {
                 // Each only waits, and loses nothing: the next pass looks at everything.
                 change = changes.recv() => if change.is_none() { return Ok(()) },
@@ -78,6 +55,17 @@ impl Aggregator {
             }
             while changes.try_recv().is_ok() {}
         }
+    }
+}
+
+impl Aggregator {
+    pub(crate) fn new(registry: Arc<Registry>, outward: Outward, heavy: Arc<HeavyWork>) -> Aggregator {
+        let keeping = Arc::new(Keeping::new(registry.objects.clone(), outward, heavy));
+        Aggregator { registry, keeping, registered: tokio::sync::Mutex::default() }
+    }
+
+    fn lister(&self) -> &Lister {
+        &self.registry.objects.lister
     }
 
     /// One pass: the APIServices of this server's groups are as they are to be, and what is known of the others is published.

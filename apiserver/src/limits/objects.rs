@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use serde_json::{Value, json};
@@ -23,7 +24,7 @@ use crate::lister::Lister;
 use crate::objects::Next;
 use crate::registry::Registry;
 use crate::registry::ensure::Existing;
-use crate::retry::{RETRY_MAX, RETRY_MIN};
+use crate::retry::{Backoff, Follow};
 
 const GROUP: &str = "flowcontrol.apiserver.k8s.io";
 const LEVELS: &str = "prioritylevelconfigurations";
@@ -41,28 +42,11 @@ pub(crate) struct FlowObjects {
     pub(crate) limits: Arc<Limits>,
 }
 
-impl FlowObjects {
-    fn lister(&self) -> &Lister {
-        &self.registry.objects.lister
-    }
+#[async_trait]
+impl Follow for FlowObjects {
+    const WHAT: &'static str = "follow flow schemas and priority levels";
 
-    /// Follows the objects until `shutdown`.
-    pub(crate) async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut retry = RETRY_MIN;
-        while !shutdown.is_cancelled() {
-            let ended = tokio::select! {
-                () = shutdown.cancelled() => return,
-                ended = self.follow_once(&mut retry) => ended,
-            };
-            if let Err(status) = ended {
-                tracing::warn!(%status, "cannot follow flow schemas and priority levels; trying again");
-            }
-            _ = shutdown.run_until_cancelled(tokio::time::sleep(retry)).await;
-            retry = (retry * 2).min(RETRY_MAX);
-        }
-    }
-
-    async fn follow_once(&self, retry: &mut Duration) -> Result<(), Status> {
+    async fn once(&self, _: &CancellationToken, backoff: &mut Backoff) -> Result<(), Status> {
         let mut levels = self.lister().cache(GROUP, "v1", LEVELS)?.watch(Filter::default(), None)?;
         let mut schemas = self.lister().cache(GROUP, "v1", SCHEMAS)?.watch(Filter::default(), None)?;
         let mut rebalance = tokio::time::interval_at(Instant::now() + REBALANCE_EVERY, REBALANCE_EVERY);
@@ -70,7 +54,7 @@ impl FlowObjects {
         let mut ensure = tokio::time::interval_at(Instant::now() + ENSURE_EVERY, ENSURE_EVERY);
         loop {
             self.apply().await?;
-            *retry = RETRY_MIN;
+            backoff.worked();
             loop {
                 tokio::select! {
                     changed = levels.changes.recv() => if changed.is_none() { return Ok(()) },
@@ -85,6 +69,12 @@ impl FlowObjects {
             }
             while levels.changes.try_recv().is_ok() || schemas.changes.try_recv().is_ok() {}
         }
+    }
+}
+
+impl FlowObjects {
+    fn lister(&self) -> &Lister {
+        &self.registry.objects.lister
     }
 
     /// Goes over to the objects as they stand, and tells which schemas dangle.

@@ -6,16 +6,18 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use skiff_api::kinds::kinds_of;
 use skiff_api::meta::Meta;
 use skiff_api::{Kind, Object, Status};
 use tokio_util::sync::CancellationToken;
 
-use super::follow::{DEFINITIONS, Definitions};
-use super::names::{is_true, set_condition};
+use super::names::{DEFINITIONS, is_true, set_condition};
 use crate::cache::Filter;
 use crate::call::Call;
+use crate::lister::Lister;
 use crate::objects::Next;
+use crate::registry::Registry;
 use crate::registry::options::DeleteOptions;
 use crate::retry::RETRY_MAX;
 
@@ -31,25 +33,40 @@ enum Cleaned {
     NeverServed,
 }
 
-impl Definitions {
+/// What deletes the objects of definitions.
+pub(super) struct Cleanups {
+    registry: Arc<Registry>,
+    /// The definitions whose objects are being deleted.
+    under_way: Mutex<BTreeSet<Arc<str>>>,
+}
+
+impl Cleanups {
+    pub(super) fn new(registry: Arc<Registry>) -> Cleanups {
+        Cleanups { registry, under_way: Mutex::default() }
+    }
+
+    fn lister(&self) -> &Lister {
+        &self.registry.objects.lister
+    }
+
     /// Starts to delete the objects of a definition that goes, unless that is under way.
-    pub(super) fn clean_up(self: &Arc<Self>, definition: &Object, shutdown: &CancellationToken) {
+    pub(super) fn start(self: &Arc<Self>, definition: &Object, shutdown: &CancellationToken) {
         let name: Arc<str> = definition.name().into();
-        if !definition.finalizers().contains(&FINALIZER) || !self.cleaning.lock().insert(name.clone()) {
+        if !definition.finalizers().contains(&FINALIZER) || !self.under_way.lock().insert(name.clone()) {
             return;
         }
-        let (definitions, shutdown) = (self.clone(), shutdown.clone());
+        let (cleanups, shutdown) = (self.clone(), shutdown.clone());
         tokio::spawn(async move {
             let mut delay = RETRY_FIRST;
             // Dropped only where everything ends: what is half deleted is taken up at the next start.
-            while let Some(Err(status)) = shutdown.run_until_cancelled(definitions.clean(&name)).await {
+            while let Some(Err(status)) = shutdown.run_until_cancelled(cleanups.clean(&name)).await {
                 tracing::warn!(%status, definition = &*name, "cannot delete all objects of a definition; trying again");
                 if shutdown.run_until_cancelled(tokio::time::sleep(delay)).await.is_none() {
                     break;
                 }
                 delay = (delay * 2).min(RETRY_MAX);
             }
-            definitions.cleaning.lock().remove(&name);
+            cleanups.under_way.lock().remove(&name);
         });
     }
 

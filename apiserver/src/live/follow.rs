@@ -2,9 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
-use parking_lot::Mutex;
+use async_trait::async_trait;
 use sha2::{Digest, Sha256};
 use skiff_api::kinds::kinds_of;
 use skiff_api::meta::Meta;
@@ -13,28 +12,24 @@ use skiff_webhook::Client;
 use skiff_webhook::conversion::Converter;
 use tokio_util::sync::CancellationToken;
 
-use super::names;
+use super::cleanup::Cleanups;
+use super::names::{self, DEFINITIONS};
 use crate::cache::{Filter, Snapshot};
 use crate::failure::store_failure;
 use crate::lister::Lister;
 use crate::objects::Next;
 use crate::registry::Registry;
-use crate::retry::{RETRY_MAX, RETRY_MIN};
+use crate::retry::{Backoff, Follow};
 use crate::store::Revision;
-
-/// Where definitions are.
-pub(super) const DEFINITIONS: (&str, &str, &str) =
-    ("apiextensions.k8s.io", "v1", "customresourcedefinitions");
 
 /// The definitions, and what is served of them.
 pub(crate) struct Definitions {
-    pub(super) registry: Arc<Registry>,
+    registry: Arc<Registry>,
     /// Asks webhooks to convert.
     client: Arc<Client>,
     /// Held by one pass at a time.
     state: tokio::sync::Mutex<State>,
-    /// The definitions whose instances are being deleted.
-    pub(super) cleaning: Mutex<BTreeSet<Arc<str>>>,
+    cleanups: Arc<Cleanups>,
 }
 
 /// What a pass knows from the one before, by the names of definitions.
@@ -81,42 +76,16 @@ impl Seen {
     }
 }
 
-impl Definitions {
-    pub(crate) fn new(registry: Arc<Registry>, client: Arc<Client>) -> Definitions {
-        Definitions { registry, client, state: tokio::sync::Mutex::default(), cleaning: Mutex::default() }
-    }
+#[async_trait]
+impl Follow for Definitions {
+    const WHAT: &'static str = "follow the CustomResourceDefinitions";
 
-    pub(super) fn lister(&self) -> &Lister {
-        &self.registry.objects.lister
-    }
-
-    /// Keeps the table up with the definitions until `shutdown`.
-    pub(crate) async fn follow(self: Arc<Self>, shutdown: CancellationToken) {
-        let mut retry = RETRY_MIN;
-        while !shutdown.is_cancelled() {
-            let ended = tokio::select! {
-                () = shutdown.cancelled() => return,
-                ended = self.follow_once(&shutdown, &mut retry) => ended,
-            };
-            if let Err(status) = ended {
-                tracing::warn!(%status, "cannot follow the CustomResourceDefinitions; trying again");
-            }
-            // Cancelled only where everything ends.
-            _ = shutdown.run_until_cancelled(tokio::time::sleep(retry)).await;
-            retry = (retry * 2).min(RETRY_MAX);
-        }
-    }
-
-    async fn follow_once(
-        self: &Arc<Self>,
-        shutdown: &CancellationToken,
-        retry: &mut Duration,
-    ) -> Result<(), Status> {
+    async fn once(&self, shutdown: &CancellationToken, backoff: &mut Backoff) -> Result<(), Status> {
         let kind = self.lister().kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
         let mut watcher = self.lister().caches.of(&kind)?.watch(Filter::default(), None)?;
         loop {
             self.serve(shutdown).await?;
-            *retry = RETRY_MIN;
+            backoff.worked();
             if watcher.changes.recv().await.is_none() {
                 return Ok(());
             }
@@ -124,13 +93,24 @@ impl Definitions {
             while watcher.changes.try_recv().is_ok() {}
         }
     }
+}
+
+impl Definitions {
+    pub(crate) fn new(registry: Arc<Registry>, client: Arc<Client>) -> Definitions {
+        let cleanups = Arc::new(Cleanups::new(registry.clone()));
+        Definitions { registry, client, state: tokio::sync::Mutex::default(), cleanups }
+    }
+
+    fn lister(&self) -> &Lister {
+        &self.registry.objects.lister
+    }
 
     /// One pass: what the definitions say as they stand becomes what is served, and is told in their status. One that fails holds up
     /// no other.
     ///
     /// # Errors
     /// The first failure: another pass may do better.
-    pub(crate) async fn serve(self: &Arc<Self>, shutdown: &CancellationToken) -> Result<(), Status> {
+    pub(crate) async fn serve(&self, shutdown: &CancellationToken) -> Result<(), Status> {
         let kind = self.lister().kind(DEFINITIONS.0, DEFINITIONS.1, DEFINITIONS.2)?;
         let mut state = self.state.lock().await;
         let State { seen, served } = &mut *state;
@@ -157,7 +137,7 @@ impl Definitions {
                 outcome = outcome.and(self.write_status(&kind, definition, names::establish).await);
             }
             if definition.is_being_deleted() {
-                self.clean_up(definition, shutdown);
+                self.cleanups.start(definition, shutdown);
             }
         }
         outcome

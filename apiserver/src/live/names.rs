@@ -10,6 +10,10 @@ use skiff_api::meta::Meta;
 
 use crate::clock::now;
 
+/// Where definitions are.
+pub(super) const DEFINITIONS: (&str, &str, &str) =
+    ("apiextensions.k8s.io", "v1", "customresourcedefinitions");
+
 /// What is decided of one definition.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Decision {

@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Object, Status};
@@ -15,7 +16,7 @@ use super::table::Table;
 use crate::cache::Filter;
 use crate::heavy::HeavyWork;
 use crate::objects::{Next, Objects};
-use crate::retry::{RETRY_MAX, RETRY_MIN};
+use crate::retry::{Backoff, Follow};
 
 const POLICIES: (&str, &str, &str) = ("admissionregistration.k8s.io", "v1", "validatingadmissionpolicies");
 
@@ -25,24 +26,11 @@ pub(crate) struct TypeChecks {
     pub(crate) heavy: Arc<HeavyWork>,
 }
 
-impl TypeChecks {
-    /// Tells of the types of policies until `shutdown`.
-    pub(crate) async fn follow(self, shutdown: CancellationToken) {
-        let mut retry = RETRY_MIN;
-        while !shutdown.is_cancelled() {
-            let ended = tokio::select! {
-                () = shutdown.cancelled() => return,
-                ended = self.check_policies() => ended,
-            };
-            if let Err(status) = ended {
-                tracing::warn!(%status, "cannot tell of the types of admission policies; trying again");
-            }
-            _ = shutdown.run_until_cancelled(tokio::time::sleep(retry)).await;
-            retry = (retry * 2).min(RETRY_MAX);
-        }
-    }
+#[async_trait]
+impl Follow for TypeChecks {
+    const WHAT: &'static str = "tell of the types of admission policies";
 
-    async fn check_policies(&self) -> Result<(), Status> {
+    async fn once(&self, _: &CancellationToken, backoff: &mut Backoff) -> Result<(), Status> {
         let kind = self.objects.lister.kind(POLICIES.0, POLICIES.1, POLICIES.2)?;
         let cache = self.objects.lister.caches.of(&kind)?;
         let mut watcher = cache.watch(Filter::default(), None)?;
@@ -71,6 +59,7 @@ impl TypeChecks {
                     _ => {}
                 }
             }
+            backoff.worked();
             if watcher.changes.recv().await.is_none() {
                 return Ok(());
             }
