@@ -390,6 +390,10 @@ fn applied() -> Give {
         };
         let twice = manager.apply(Some(&once), &document, "me", Force::Yes, "2026-01-01T00:00:00Z");
         let twice = twice.map_err(|error| anyhow!("what was applied cannot be applied again: {error}"))?;
+        // As upstream: where nobody is left who manages anything, the next one finds an object of before all managers.
+        if once["metadata"]["managedFields"].is_null() {
+            return Ok(());
+        }
         // What differs in nothing else is not written.
         if apply::differ_in_times_only(&twice, &once) {
             return Ok(());
