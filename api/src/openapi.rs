@@ -11,9 +11,43 @@ use crate::{Kind, Kinds, apply};
 
 mod custom;
 pub mod gnostic;
-mod metadata;
+mod parameters;
 
 pub(crate) const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+/// What it says of `apiVersion`, `kind` and `metadata` is true of every kind.
+const ANY_KIND: &str = "io.k8s.api.core.v1.Pod";
+
+/// What types and their fields are for, by the names that OpenAPI has for types.
+pub trait Texts {
+    fn of_type(&self, name: &str) -> Option<String>;
+    fn of_field(&self, name: &str, field: &str) -> Option<String>;
+}
+
+/// No texts at all.
+impl Texts for () {
+    fn of_type(&self, _: &str) -> Option<String> {
+        None
+    }
+
+    fn of_field(&self, _: &str, _: &str) -> Option<String> {
+        None
+    }
+}
+
+/// What a definition is made with.
+#[derive(Clone, Copy)]
+struct Maker<'t> {
+    version: Version,
+    texts: &'t dyn Texts,
+}
+
+impl Maker<'_> {
+    fn describe(self, schema: &mut Value, text: Option<String>) {
+        if let Some(text) = text {
+            schema["description"] = text.into();
+        }
+    }
+}
 
 /// Where references to types point.
 #[derive(Clone, Copy)]
@@ -34,10 +68,10 @@ impl Version {
 }
 
 /// The OpenAPI v3 document of one group and version (`""` and `v1` for the core group), out of whatever kinds.
-pub fn v3(kinds: &[Arc<Kind>], group: &str, version: &str) -> Value {
+pub fn v3(kinds: &[Arc<Kind>], group: &str, version: &str, texts: &dyn Texts) -> Value {
     let of_group: Vec<&Kind> =
         kinds.iter().map(|k| &**k).filter(|k| k.group == group && k.version == version).collect();
-    let schemas = definitions(&of_group, Version::V3);
+    let schemas = definitions(&of_group, Maker { version: Version::V3, texts });
     let mut paths = Map::new();
     for kind in &of_group {
         paths.extend(paths_of(kind));
@@ -51,13 +85,14 @@ pub fn v3(kinds: &[Arc<Kind>], group: &str, version: &str) -> Value {
 }
 
 /// The OpenAPI v2 document of all kinds.
-pub fn v2(kinds: &Kinds) -> Value {
+pub fn v2(kinds: &Kinds, texts: &dyn Texts) -> Value {
     let all: Vec<&Kind> = kinds.iter().map(|k| &**k).collect();
     json!({
         "swagger": "2.0",
         "info": {"title": "Kubernetes", "version": "v1.36.3"},
         "paths": {},
-        "definitions": definitions(&all, Version::V2),
+        "definitions": definitions(&all, Maker { version: Version::V2, texts }),
+        "parameters": parameters::v2(),
     })
 }
 
@@ -75,13 +110,11 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
         format!("{root}/{}", kind.plural)
     };
     let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
-    let query =
-        |name: &str| json!({"name": name, "in": "query", "schema": {"type": "string", "uniqueItems": true}});
     let operation = |action: &str, parameters: &[&str]| {
         json!({
             "x-kubernetes-action": action,
             "x-kubernetes-group-version-kind": gvk,
-            "parameters": parameters.iter().map(|p| query(p)).collect::<Vec<_>>(),
+            "parameters": parameters.iter().map(|name| parameters::v3(name)).collect::<Vec<_>>(),
             "responses": {"200": {"description": "OK"}},
         })
     };
@@ -113,16 +146,16 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
     ]
 }
 
-fn definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
+fn definitions(kinds: &[&Kind], maker: Maker<'_>) -> Map<String, Value> {
     let mut out = Map::new();
     for kind in kinds {
         if let Some(custom) = kind.custom() {
             let name = custom::name(kind);
-            out.insert(name.clone(), custom::definition(kind, custom, version));
-            out.insert(list_name(kind, &name), list_definition(kind, &name, version));
+            out.insert(name.clone(), custom::definition(kind, custom, maker));
+            out.insert(list_name(kind, &name), list_definition(kind, &name, maker));
         }
     }
-    out.extend(builtin_definitions(kinds, version));
+    out.extend(builtin_definitions(kinds, maker));
     out
 }
 
@@ -133,7 +166,7 @@ fn list_name(kind: &Kind, item: &str) -> String {
 }
 
 /// The definitions of Go types: those of built-in kinds, and those that custom resources share with them.
-fn builtin_definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> {
+fn builtin_definitions(kinds: &[&Kind], maker: Maker<'_>) -> Map<String, Value> {
     let mut out = Map::new();
     let schema = Schema::builtin();
     let kinds: Vec<&Kind> = kinds.iter().copied().filter(|kind| kind.custom().is_none()).collect();
@@ -157,11 +190,11 @@ fn builtin_definitions(kinds: &[&Kind], version: Version) -> Map<String, Value> 
                 todo.push(inner);
             }
         }
-        out.insert(type_.name.to_string(), definition(schema, id, gvks.get(&id), version));
+        out.insert(type_.name.to_string(), definition(schema, id, gvks.get(&id), maker));
     }
     for kind in &kinds {
         let item = &kind.schema.object_type().name;
-        out.insert(list_name(kind, item), list_definition(kind, item, version));
+        out.insert(list_name(kind, item), list_definition(kind, item, maker));
     }
     out
 }
@@ -174,19 +207,17 @@ fn object_of(shape: &Shape) -> Option<TypeId> {
     }
 }
 
-fn definition(schema: &Schema, id: TypeId, gvks: Option<&Vec<Value>>, version: Version) -> Value {
+fn definition(schema: &Schema, id: TypeId, gvks: Option<&Vec<Value>>, maker: Maker<'_>) -> Value {
     let type_ = schema.get(id);
-    let mut properties: Map<String, Value> =
-        type_.fields.iter().map(|f| (f.name.to_string(), property(schema, f, version))).collect();
-    if &*type_.name == OBJECT_META {
-        for (name, property) in &mut properties {
-            if let Some(description) = metadata::description(name) {
-                property["description"] = description.into();
-            }
-        }
+    let mut properties = Map::new();
+    for field in &type_.fields {
+        let mut property = property(schema, field, maker.version);
+        maker.describe(&mut property, maker.texts.of_field(&type_.name, &field.name));
+        properties.insert(field.name.to_string(), property);
     }
     let required: Vec<&str> = type_.fields.iter().filter(|f| f.required).map(|f| &*f.name).collect();
     let mut out = json!({"type": "object", "properties": properties});
+    maker.describe(&mut out, maker.texts.of_type(&type_.name));
     if type_.atomic {
         out["x-kubernetes-map-type"] = "atomic".into();
     }
@@ -199,19 +230,30 @@ fn definition(schema: &Schema, id: TypeId, gvks: Option<&Vec<Value>>, version: V
     out
 }
 
-fn list_definition(kind: &Kind, item: &str, version: Version) -> Value {
+fn list_definition(kind: &Kind, item: &str, maker: Maker<'_>) -> Value {
     let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.list_kind()});
-    json!({
+    let reference = |name: &str| maker.version.reference(name);
+    let items = json!({
+        "description": format!("List of {}", kind.plural),
+        "type": "array",
+        "items": reference(item),
+    });
+    let mut out = json!({
+        "description": format!("{} is a list of {}", kind.list_kind(), kind.kind),
         "type": "object",
         "required": ["items"],
         "properties": {
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
-            "metadata": version.reference("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta"),
-            "items": {"type": "array", "items": version.reference(item)},
+            "metadata": reference("io.k8s.apimachinery.pkg.apis.meta.v1.ListMeta"),
+            "items": items,
         },
         "x-kubernetes-group-version-kind": [gvk],
-    })
+    });
+    for field in ["apiVersion", "kind"] {
+        maker.describe(&mut out["properties"][field], maker.texts.of_field(ANY_KIND, field));
+    }
+    out
 }
 
 fn property(schema: &Schema, field: &Field, version: Version) -> Value {

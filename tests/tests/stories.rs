@@ -108,7 +108,7 @@ fn helloworld_is_deployed_looked_at_changed_and_deleted() -> Result<()> {
 
     has(
         &cluster.kubectl(&["explain", "deployment.spec.strategy"])?,
-        &["KIND:", "Deployment", "rollingUpdate", "type"],
+        &["KIND:", "Deployment", "The deployment strategy to use", "rollingUpdate", "type"],
     )?;
     has(&cluster.kubectl(&["get", "events"])?, &["LAST SEEN", "REASON", "Killing", "SuccessfulCreate"])?;
 

@@ -8,18 +8,22 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 26] = [
+const ARROWS: [(&str, &[&str]); 27] = [
     ("skiff-api", &["skiff-cel"]),
     ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
     ("skiff-cri", &[]),
     ("skiff-images", &["skiff-tree"]),
     ("skiff-tree", &[]),
+    ("skiff-texts", &["skiff-api"]),
     ("skiff-webhook", &["skiff-api", "skiff-cel"]),
     ("skiff-policy", &["skiff-api", "skiff-cel", "skiff-webhook"]),
     ("skiff-client", &["skiff-api"]),
     ("skiff-flow", &[]),
-    ("skiff-apiserver", &["skiff-api", "skiff-cel", "skiff-flow", "skiff-policy", "skiff-webhook"]),
+    (
+        "skiff-apiserver",
+        &["skiff-api", "skiff-cel", "skiff-flow", "skiff-policy", "skiff-texts", "skiff-webhook"],
+    ),
     ("skiff-scheduler", &["skiff-api", "skiff-client"]),
     ("skiff-controllers", &["skiff-api", "skiff-client"]),
     ("skiff-network", &["skiff-api", "skiff-client"]),

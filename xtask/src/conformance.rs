@@ -68,6 +68,11 @@ pub(crate) fn kubectl() -> Result<(PathBuf, PathBuf)> {
     Ok((programs.kubernetes, bin))
 }
 
+/// The OpenAPI document that upstream publishes with its sources.
+pub(crate) fn swagger() -> Result<PathBuf> {
+    Ok(programs::sources()?.join("api/openapi-spec/swagger.json"))
+}
+
 pub(crate) fn run(options: Options) -> Result<()> {
     let selection = match &options.file {
         Some(path) => Selection::of_file(path)?,

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use crate::command::{cargo, output, program, root, run};
 use crate::peers::Programs;
-use crate::{clients, differ, fixtures, setup};
+use crate::{clients, conformance, differ, fixtures, setup};
 
 pub(crate) fn run_all() -> Result<()> {
     setup::run()?;
@@ -23,7 +23,8 @@ pub(crate) fn run_all() -> Result<()> {
         .env("SKIFF_TEST_REGISTRIES", registries)
         .env("SKIFF_TEST_CONTAINERD", containerd)
         .env("SKIFF_TEST_CLIENTS", clients)
-        .env("SKIFF_TEST_ETCD", etcd))
+        .env("SKIFF_TEST_ETCD", etcd)
+        .env("SKIFF_TEST_SWAGGER", conformance::swagger()?))
 }
 
 /// The etcd that the store is tested with: the one that upstream's programs run with here.

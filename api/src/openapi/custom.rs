@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{OBJECT_META, Version};
+use super::{ANY_KIND, Maker, OBJECT_META, Version};
 use crate::{Kind, kinds};
 
 const PRESERVE: &str = "x-kubernetes-preserve-unknown-fields";
@@ -20,56 +20,56 @@ pub(super) fn name(kind: &Kind) -> String {
 }
 
 /// The definition of a custom kind. Schemas nest no deeper than any object.
-pub(super) fn definition(kind: &Kind, custom: &kinds::Custom, version: Version) -> Value {
+pub(super) fn definition(kind: &Kind, custom: &kinds::Custom, maker: Maker<'_>) -> Value {
     let gvk = json!([{"group": kind.group, "version": kind.version, "kind": kind.kind}]);
     let mut schema = (*custom.open_api).clone();
     // With any property said, kubectl would take all others for unknown.
-    if matches!(version, Version::V2) && schema[PRESERVE] == true {
+    if matches!(maker.version, Version::V2) && schema[PRESERVE] == true {
         return json!({"type": "object", "x-kubernetes-group-version-kind": gvk});
     }
-    adapt(&mut schema, version);
+    adapt(&mut schema, maker);
     if !schema.is_object() {
         schema = json!({"type": "object"});
     }
-    add_properties(&mut schema, version);
+    add_properties(&mut schema, maker);
     schema["x-kubernetes-group-version-kind"] = gvk;
     schema
 }
 
 /// What every object has.
-fn add_properties(schema: &mut Value, version: Version) {
+fn add_properties(schema: &mut Value, maker: Maker<'_>) {
     if !schema["properties"].is_object() {
         schema["properties"] = json!({});
     }
-    let text = |description: &str| json!({"type": "string", "description": description});
-    schema["properties"]["apiVersion"] = text(
-        "APIVersion defines the group and version in which the object is written; a server converts it to the one that it stores.",
-    );
-    schema["properties"]["kind"] =
-        text("Kind names what the object is, such as Deployment. It cannot be changed.");
-    let mut metadata = version.reference(OBJECT_META);
-    metadata["description"] = super::metadata::STANDARD.into();
-    schema["properties"]["metadata"] = metadata;
+    let common = [
+        ("apiVersion", json!({"type": "string"})),
+        ("kind", json!({"type": "string"})),
+        ("metadata", maker.version.reference(OBJECT_META)),
+    ];
+    for (name, mut property) in common {
+        maker.describe(&mut property, maker.texts.of_field(ANY_KIND, name));
+        schema["properties"][name] = property;
+    }
 }
 
-fn adapt(schema: &mut Value, version: Version) {
+fn adapt(schema: &mut Value, maker: Maker<'_>) {
     let Some(map) = schema.as_object_mut() else { return };
-    if matches!(version, Version::V2) {
+    if matches!(maker.version, Version::V2) {
         simplify(map);
     }
     for (name, below) in map.iter_mut() {
         match (name.as_str(), below) {
             ("properties", Value::Object(properties)) => {
-                properties.values_mut().for_each(|property| adapt(property, version));
+                properties.values_mut().for_each(|property| adapt(property, maker));
             }
-            ("items" | "additionalProperties", below) => adapt(below, version),
+            ("items" | "additionalProperties", below) => adapt(below, maker),
             _ => {}
         }
     }
     let is_embedded = map.get(EMBEDDED).is_some_and(|is| *is == true);
     let is_open = map.get(PRESERVE).is_some_and(|is| *is == true);
-    if is_embedded && !(is_open && matches!(version, Version::V2)) {
-        add_properties(schema, version);
+    if is_embedded && !(is_open && matches!(maker.version, Version::V2)) {
+        add_properties(schema, maker);
     }
 }
 
@@ -120,7 +120,7 @@ mod tests {
             "e": {"type": "object", EMBEDDED: true, PRESERVE: true},
         }});
         let full = schema.clone();
-        adapt(&mut schema, Version::V2);
+        adapt(&mut schema, Maker { version: Version::V2, texts: &() });
         assert_eq!(
             schema,
             json!({"type": "object", "required": ["b"], "properties": {
@@ -131,7 +131,7 @@ mod tests {
             }})
         );
         let mut same = full.clone();
-        adapt(&mut same, Version::V3);
+        adapt(&mut same, Maker { version: Version::V3, texts: &() });
         assert_eq!(same["properties"]["e"]["properties"]["kind"]["type"], "string");
         assert_eq!(same["properties"]["d"], full["properties"]["d"]);
     }

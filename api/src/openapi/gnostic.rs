@@ -1,7 +1,7 @@
 //! The OpenAPI v2 document in protobuf, as client-go asks for it: gnostic's `openapi.v2.Document`.
 //!
 //! Maps are lists of named values, and what has no type of its own is YAML, which JSON is too. Only the fields that
-//! [`super::v2`] makes are written.
+//! [`super::v2`] makes are written, without the parameters, which nobody reads in this form.
 //!
 //! Source: gnostic-models' `openapiv2/OpenAPIv2.proto`.
 
@@ -162,7 +162,7 @@ mod tests {
                 }
             }
         }
-        let document = crate::openapi::v2(&crate::Kinds::builtin());
+        let document = crate::openapi::v2(&crate::Kinds::builtin(), &());
         document["definitions"].as_object().expect("definitions").values().for_each(check);
         assert_eq!(document["paths"], json!({}), "paths would have to be encoded");
     }

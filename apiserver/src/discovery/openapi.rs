@@ -1,17 +1,21 @@
-//! `/openapi/v2` and `/openapi/v3`: made from the schema when first asked for, kept compressed.
+//! `/openapi/v2` and `/openapi/v3`: made from the schema when asked for, held compressed for as long as a client takes to read
+//! what it wants. What stays is their hashes.
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use flate2::read::GzDecoder;
 use http::header::{ACCEPT, CONTENT_ENCODING, CONTENT_TYPE, ETAG, IF_NONE_MATCH};
 use http::{HeaderMap, HeaderValue, StatusCode};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 use skiff_api::{Kind, Kinds, Status, openapi};
+use skiff_texts::Reader;
 
 use crate::aggregation::Aggregated;
 use crate::aggregation::told::merge_v2;
@@ -21,8 +25,8 @@ use crate::respond::{self, Encoding, Response};
 
 pub(crate) struct OpenApi {
     kinds: Kinds,
-    v2: OnceLock<Document>,
-    v2_protobuf: OnceLock<Document>,
+    v2: Arc<Kept>,
+    v2_protobuf: Arc<Kept>,
     /// By path: `api/v1`, `apis/apps/v1`.
     v3: BTreeMap<String, Arc<OfVersion>>,
 }
@@ -32,12 +36,12 @@ struct OfVersion {
     group: String,
     version: String,
     kinds: Vec<Arc<Kind>>,
-    document: OnceLock<Document>,
+    document: Arc<Kept>,
 }
 
 impl OfVersion {
-    fn document(&self) -> &Document {
-        self.document.get_or_init(|| Document::new(&openapi::v3(&self.kinds, &self.group, &self.version)))
+    fn make(&self) -> Document {
+        Document::new(&openapi::v3(&self.kinds, &self.group, &self.version, &Reader::default()))
     }
 
     /// Whether it is about the very same kinds.
@@ -46,10 +50,49 @@ impl OfVersion {
     }
 }
 
+#[derive(Clone)]
 struct Document {
     gzip: Bytes,
-    hash: String,
+    hash: Arc<str>,
     content_type: &'static str,
+}
+
+/// How long a document is held. A client reads several one after the other, and then none for hours.
+const HELD_FOR: Duration = Duration::from_secs(60);
+
+/// A document: its hash for good, the rest for a while.
+#[derive(Default)]
+struct Kept {
+    hash: OnceLock<Arc<str>>,
+    held: Mutex<Option<Document>>,
+}
+
+impl Kept {
+    fn hash(self: &Arc<Self>, make: impl FnOnce() -> Document) -> Arc<str> {
+        self.hash.get_or_init(|| self.document(make).hash).clone()
+    }
+
+    /// Makes it, once for all who ask meanwhile.
+    fn document(self: &Arc<Self>, make: impl FnOnce() -> Document) -> Document {
+        let mut held = self.held.lock();
+        if let Some(document) = &*held {
+            return document.clone();
+        }
+        let document = make();
+        // Outside of a runtime nobody would let go of it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            *held = Some(document.clone());
+            runtime.spawn(Kept::let_go(Arc::downgrade(self)));
+        }
+        document
+    }
+
+    async fn let_go(kept: Weak<Kept>) {
+        tokio::time::sleep(HELD_FOR).await;
+        if let Some(kept) = kept.upgrade() {
+            *kept.held.lock() = None;
+        }
+    }
 }
 
 const JSON: &str = "application/json";
@@ -65,7 +108,7 @@ impl Document {
     }
 
     fn of(bytes: &[u8], content_type: &'static str) -> Document {
-        let hash = hex_of(&Sha512::digest(bytes)).to_uppercase();
+        let hash = hex_of(&Sha512::digest(bytes)).to_uppercase().into();
         Document { gzip: respond::gzip(bytes).unwrap_or_default(), hash, content_type }
     }
 
@@ -117,8 +160,8 @@ fn accepted(headers: &HeaderMap, offers_protobuf: bool) -> Option<Form> {
 /// The documents of version 2 of this server and of those behind it.
 #[derive(Default)]
 pub(crate) struct MergedV2 {
-    json: OnceLock<Document>,
-    protobuf: OnceLock<Document>,
+    json: Arc<Kept>,
+    protobuf: Arc<Kept>,
 }
 
 impl OpenApi {
@@ -129,7 +172,7 @@ impl OpenApi {
             return None;
         }
         Some(move || {
-            let mut whole = openapi::v2(&self.kinds);
+            let mut whole = openapi::v2(&self.kinds, &Reader::default());
             parts.iter().for_each(|part| merge_v2(&mut whole, part));
             whole
         })
@@ -154,11 +197,11 @@ impl OpenApi {
                 }
                 let (group, version) =
                     kinds.first().map(|kind| (kind.group.clone(), kind.version.clone()))?;
-                let document = OnceLock::new();
+                let document = Arc::default();
                 Some((path, Arc::new(OfVersion { group, version, kinds, document })))
             })
             .collect();
-        OpenApi { kinds: kinds.clone(), v2: OnceLock::new(), v2_protobuf: OnceLock::new(), v3 }
+        OpenApi { kinds: kinds.clone(), v2: Arc::default(), v2_protobuf: Arc::default(), v3 }
     }
 
     pub(crate) fn answer(
@@ -182,15 +225,17 @@ impl OpenApi {
                     Document::of(&encoded, PROTOBUF_V2[1])
                 };
                 let document = match self.merged_v2(aggregated) {
-                    Some(whole) => merged.protobuf.get_or_init(|| encoded(&whole())),
-                    None => self.v2_protobuf.get_or_init(|| encoded(&openapi::v2(&self.kinds))),
+                    Some(whole) => merged.protobuf.document(|| encoded(&whole())),
+                    None => {
+                        self.v2_protobuf.document(|| encoded(&openapi::v2(&self.kinds, &Reader::default())))
+                    }
                 };
                 Some(document.answer(headers, encoding.gzip))
             }
             None if rest == "v2" => {
                 let document = match self.merged_v2(aggregated) {
-                    Some(whole) => merged.json.get_or_init(|| Document::new(&whole())),
-                    None => self.v2.get_or_init(|| Document::new(&openapi::v2(&self.kinds))),
+                    Some(whole) => merged.json.document(|| Document::new(&whole())),
+                    None => self.v2.document(|| Document::new(&openapi::v2(&self.kinds, &Reader::default()))),
                 };
                 Some(document.answer(headers, encoding.gzip))
             }
@@ -201,7 +246,10 @@ impl OpenApi {
                     .iter()
                     .filter(|(path, _)| is_ours(path))
                     .map(|(path, of_version)| {
-                        let url = format!("/openapi/v3/{path}?hash={}", of_version.document().hash);
+                        let url = format!(
+                            "/openapi/v3/{path}?hash={}",
+                            of_version.document.hash(|| of_version.make())
+                        );
                         (path.clone(), json!({"serverRelativeURL": url}))
                     })
                     .collect();
@@ -214,13 +262,40 @@ impl OpenApi {
                 Some(Ok(respond::document_response(encoding, &[], 200, &json!({"paths": paths}))))
             }
             Some(("v3", path)) => {
-                let document = self.v3.get(path)?.document();
+                let of_version = self.v3.get(path)?;
+                let document = of_version.document.document(|| of_version.make());
                 // Another hash is of another version of the document; the newest is sent all the same.
-                let known = query.get("hash").is_none_or(|hash| hash == document.hash);
+                let known = query.get("hash").is_none_or(|hash| hash == &*document.hash);
                 tracing::trace!(path, known, "openapi document");
                 Some(document.answer(headers, encoding.gzip))
             }
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_document_is_made_once_for_all_who_ask_and_is_let_go_of_but_for_its_hash() {
+        let kept = Arc::new(Kept::default());
+        let n_made = AtomicUsize::new(0);
+        let make = || {
+            n_made.fetch_add(1, Ordering::Relaxed);
+            Document::of(b"{}", JSON)
+        };
+        let hash = kept.hash(make);
+        assert_eq!(kept.document(make).hash, hash);
+        assert_eq!(n_made.load(Ordering::Relaxed), 1);
+        tokio::time::sleep(HELD_FOR * 2).await;
+        assert!(kept.held.lock().is_none());
+        assert_eq!(kept.hash(make), hash);
+        assert_eq!(n_made.load(Ordering::Relaxed), 1, "the hash was kept");
+        assert_eq!(kept.document(make).hash, hash);
+        assert_eq!(n_made.load(Ordering::Relaxed), 2);
     }
 }

@@ -236,6 +236,37 @@ async fn discovery_tells_the_same_plain_and_aggregated() {
 }
 
 #[tokio::test]
+async fn openapi_tells_what_types_and_fields_are_for_in_both_versions() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let v2 = admin.get("/openapi/v2").await.ok();
+    let definitions = v2["definitions"].as_object().expect("definitions");
+    let (mut n_fields, mut n_described) = (0, 0);
+    for definition in definitions.values() {
+        for property in definition["properties"].as_object().into_iter().flatten().map(|(_, p)| p) {
+            n_fields += 1;
+            n_described += usize::from(property["description"].as_str().is_some_and(|text| !text.is_empty()));
+        }
+    }
+    assert!(n_described * 100 >= n_fields * 95, "{n_described} of {n_fields} fields are described");
+    assert_eq!(
+        definitions["io.k8s.api.core.v1.ServiceList"]["properties"]["items"]["description"],
+        "List of services"
+    );
+    assert!(v2["parameters"]["watch"]["description"].is_string());
+    // The same words whichever version is asked, of a field that is a reference too.
+    let v3 = admin.get("/openapi/v3/api/v1").await.ok();
+    let of_v3 = &v3["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
+    let of_v2 = &definitions["io.k8s.api.core.v1.Pod"];
+    for part in ["/description", "/properties/spec/description", "/properties/kind/description"] {
+        let text = of_v3.pointer(part).and_then(Value::as_str).expect("a description");
+        assert!(!text.is_empty());
+        assert_eq!(of_v2.pointer(part), Some(&json!(text)), "{part}");
+    }
+    assert!(of_v3["properties"]["spec"]["allOf"].is_array(), "{}", of_v3["properties"]["spec"]);
+}
+
+#[tokio::test]
 async fn openapi_version_and_health_are_served() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();

@@ -143,7 +143,15 @@ async fn discovery_and_openapi_tell_of_what_a_definition_declares() {
     let openapi = client.get("/openapi/v3/apis/example.com/v1").await.ok();
     let schema = &openapi["components"]["schemas"]["com.example.v1.Foo"];
     assert_eq!(schema["description"], "A foo");
-    assert!(schema["properties"]["metadata"].is_object(), "{schema}");
+    // As of kinds that are built in.
+    let pod = &client.get("/openapi/v3/api/v1").await.ok()["components"]["schemas"]["io.k8s.api.core.v1.Pod"];
+    for field in ["apiVersion", "kind", "metadata"] {
+        assert!(schema["properties"][field]["description"].is_string(), "{schema}");
+        assert_eq!(
+            schema["properties"][field]["description"], pod["properties"][field]["description"],
+            "{field}"
+        );
+    }
     // What patches of custom objects kubectl makes is read from here.
     let path = |root: &str, plural: &str| format!("{root}/namespaces/{{namespace}}/{plural}/{{name}}");
     let taken = |document: &Value, path: String| -> Vec<String> {

@@ -74,6 +74,11 @@ pub(super) fn build_kubectl() -> Result<Programs> {
     Ok(programs)
 }
 
+/// Where Go has unpacked `k8s.io/kubernetes`.
+pub(super) fn sources() -> Result<PathBuf> {
+    place().map(|(programs, ..)| programs.kubernetes)
+}
+
 /// Where the programs of these pins are, the module of the pins, and the version.
 fn place() -> Result<(Programs, PathBuf, String)> {
     ensure!(on_path("go"), "go is not on PATH; install it as https://go.dev/doc/install says");

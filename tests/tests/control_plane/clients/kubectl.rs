@@ -32,7 +32,12 @@ fn built_in() -> Kind {
             "spec": {"replicas": 1, "selector": {"matchLabels": labels}, "template": template}}),
         field: "replicas",
         refused: (-1, "must be greater than or equal to 0"),
-        explained: &["GROUP:      apps", "KIND:       Deployment", "FIELD: replicas <integer>"],
+        explained: &[
+            "GROUP:      apps",
+            "KIND:       Deployment",
+            "FIELD: replicas <integer>",
+            "Number of desired pods.",
+        ],
         waited: "condition=Available",
     }
 }
