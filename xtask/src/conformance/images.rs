@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use super::programs::Programs;
 use crate::command::output;
 use crate::fixtures::{Image, Served, archive, rootfs};
+use crate::peers;
 
 /// What tests run inside the images; their libraries follow from their dependencies.
 const PACKAGES: [&str; 8] =
@@ -37,7 +38,8 @@ pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
     let tools = layer("tools", &|tree| tools(&dir, tree))?;
     let agnhost = layer("agnhost", &|tree| agnhost_files(programs, tree))?;
     let push = |layers: &[&Path], name: &str, tag: &str, config: Value| {
-        let name = if matches!(name, "pause") { name.to_owned() } else { format!("e2e-test-images/{name}") };
+        let is_of_tests = !matches!(name, "etcd" | "pause");
+        let name = if is_of_tests { format!("e2e-test-images/{name}") } else { name.to_owned() };
         Image::linux(layers, with_defaults(config)).push(&dir, &served.address, &name, tag)
     };
 
@@ -66,8 +68,35 @@ pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
     };
     let nonewprivs = program("nonewprivs", "usr/local/bin/nnp", 0o6755)?;
     push(&[&busybox, &users, &shell, &nonewprivs], "nonewprivs", "1.4", json!({"Cmd": ["nnp"]}))?;
+    let sample = program("sample-apiserver", "sample-apiserver", 0o755)?;
+    let tag = |image| tag(&programs.kubernetes, image);
+    push(
+        &[&users, &sample],
+        "sample-apiserver",
+        &tag("APIServer")?,
+        json!({"Entrypoint": ["/sample-apiserver"]}),
+    )?;
+    let etcd = layer("etcd", &|tree| etcd(tree))?;
+    push(&[&users, &etcd], "etcd", &tag("Etcd")?, json!({"Cmd": ["/usr/local/bin/etcd"]}))?;
     let pause = program("pause", "pause", 0o755)?;
     push(&[&pause], "pause", "3.10.2", json!({"Entrypoint": ["/pause"], "User": "65535:65535"}))
+}
+
+/// The tag that upstream's tests know an image by: `configs[Etcd] = Config{list.GcEtcdRegistry, "etcd", "3.6.8-0"}`.
+fn tag(kubernetes: &Path, image: &str) -> Result<String> {
+    let path = kubernetes.join("test/utils/image/manifest.go");
+    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+    let head = format!("configs[{image}] = Config{{");
+    let line = text.lines().find_map(|line| line.trim().strip_prefix(&head));
+    let tag = line.and_then(|line| line.trim_end_matches("\"}").rsplit('"').next());
+    tag.map(str::to_owned).with_context(|| format!("{} has no image {image}", path.display()))
+}
+
+/// The one that upstream's programs run with here, whatever the tag says.
+fn etcd(tree: &Path) -> Result<()> {
+    let programs = peers::Programs::open()?;
+    programs.require("etcd")?;
+    copy(&programs.path("etcd"), tree, "usr/local/bin/etcd", 0o755)
 }
 
 fn with_defaults(mut config: Value) -> Value {

@@ -26,10 +26,11 @@ enum Kind {
 const STAMP: &str = "k8s.io/component-base/version";
 const KUBERNETES: &str = "k8s.io/kubernetes";
 const AGNHOST_VERSION: &str = "2.63.0";
-const GO_PROGRAMS: [(&str, Kind); 4] = [
+const GO_PROGRAMS: [(&str, Kind); 5] = [
     ("agnhost", Kind::Program("k8s.io/kubernetes/test/images/agnhost")),
     ("ginkgo", Kind::Program("github.com/onsi/ginkgo/v2/ginkgo")),
     ("kubectl", Kind::Program("k8s.io/kubernetes/cmd/kubectl")),
+    ("sample-apiserver", Kind::Program("k8s.io/sample-apiserver")),
     ("e2e.test", Kind::Test("k8s.io/kubernetes/test/e2e")),
 ];
 /// Tests of CRI servers, of a module of their own: its dependencies are not those of the suite.
