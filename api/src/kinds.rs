@@ -251,7 +251,7 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// Every kind that upstream serves by default.
+    /// Every GA built-in kind of v1.36.
     pub fn builtin() -> Kinds {
         let mut kinds = Kinds::default();
         for kind in builtin::declarations() {

@@ -123,24 +123,22 @@ impl StatefulSets {
         Ok(Some(Revisions { current, update, all, n_collisions }))
     }
 
-    /// Does what was planned. Answers how many of the outdated pods are deleted, and what ended it before all was
+    /// Does what was planned. Answers whether the pod that was outdated is deleted, and what ended it before all was
     /// done.
     async fn apply(
         &self,
         set: &StatefulSet,
         plan: &Plan,
         is_parallel: bool,
-    ) -> (usize, Result<(), StepError>) {
+    ) -> (bool, Result<(), StepError>) {
         let done = self.apply_but_rollout(set, plan, is_parallel).await;
-        if done.is_err() {
-            return (0, done);
-        }
-        for (n_gone, pod) in plan.outdated.iter().enumerate() {
-            if let Err(error) = self.pods.delete(set, pod).await {
-                return (n_gone, Err(error));
+        match (&plan.outdated, done) {
+            (Some(pod), Ok(())) => {
+                let deleted = self.pods.delete(set, pod).await;
+                (deleted.is_ok(), deleted)
             }
+            (_, done) => (false, done),
         }
-        (plan.outdated.len(), Ok(()))
     }
 
     async fn apply_but_rollout(
@@ -261,8 +259,8 @@ impl Controller for StatefulSets {
             None => facts.plan(),
         };
         self.await_claims(key, &plan.awaited);
-        let (n_outdated_gone, applied) = self.apply(&set, &plan, facts.is_parallel()).await;
-        let status = facts.status(n_outdated_gone);
+        let (is_outdated_gone, applied) = self.apply(&set, &plan, facts.is_parallel()).await;
+        let status = facts.status(is_outdated_gone);
         let written = self.write_status(&set, &status).await;
         let cleaned = self.clean_up(&set, &revisions, &pods).await;
         // One that began to go during the pass was not waited for.

@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{DESIRED, HASH, HISTORY, MAX, REVISION, inherited};
 
 /// What the history of a set's revisions may take, as upstream.
 const MAX_HISTORY_BYTES: usize = 2000;
-use crate::objects::{controller_reference, scaled_down, scaled_up, template_hash};
+use crate::objects::{controller_reference, template_hash};
 
 /// One ReplicaSet to change.
 #[derive(Debug, Clone)]
@@ -169,6 +170,19 @@ pub(super) fn min_ready_change(deployment: &Deployment, new: &ReplicaSet) -> Opt
     (wanted != has).then_some(wanted)
 }
 
+fn resolve(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
+    match value {
+        Some(IntOrString::Int(count)) => *count,
+        Some(IntOrString::String(text)) => {
+            let percent: i32 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let hundredths = i64::from(percent) * i64::from(of);
+            let whole = if round_up { (hundredths + 99) / 100 } else { hundredths / 100 };
+            i32::try_from(whole).unwrap_or(i32::MAX)
+        }
+        None => 0,
+    }
+}
+
 /// How many more, and how many fewer, pods than desired there may be.
 fn surge_and_unavailable(deployment: &Deployment) -> (i32, i32) {
     if is_recreate(deployment) {
@@ -176,8 +190,8 @@ fn surge_and_unavailable(deployment: &Deployment) -> (i32, i32) {
     }
     let rolling = spec(deployment).strategy.and_then(|s| s.rolling_update).unwrap_or_default();
     let desired = desired(deployment);
-    let surge = rolling.max_surge.as_ref().map_or(0, |surge| scaled_up(surge, desired));
-    let unavailable = rolling.max_unavailable.as_ref().map_or(0, |most| scaled_down(most, desired));
+    let surge = resolve(rolling.max_surge.as_ref(), desired, true);
+    let unavailable = resolve(rolling.max_unavailable.as_ref(), desired, false);
     // Both 0, as percentages of few pods may come to, would never get anywhere.
     let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
     (surge, unavailable.min(desired))

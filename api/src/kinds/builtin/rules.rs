@@ -24,7 +24,6 @@ mod walk;
 
 mod amounts;
 mod autoscaling;
-mod certificates;
 mod claim;
 mod container;
 mod devices;
