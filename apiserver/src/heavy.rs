@@ -43,8 +43,10 @@ impl Heavy {
     ) -> Result<T, Status> {
         let permit = self.permit().await?;
         let (done, result) = oneshot::channel();
-        let prepare = self.prepare;
+        let (prepare, runtime) = (self.prepare, Handle::current());
         let piece = move || {
+            // What it begins for later, such as letting go of what is kept for a while, has a place to run.
+            let _entered = runtime.enter();
             prepare();
             // Everybody may lower it; where it fails all the same, the work is only less considerate.
             _ = rustix::process::setpriority_process(None, NICENESS);
@@ -122,6 +124,13 @@ mod tests {
         };
         let all = futures::future::join_all((0..40 * n).map(work)).await;
         assert!(all.iter().all(Result::is_ok) && most.load(Ordering::SeqCst) <= n);
+    }
+
+    #[tokio::test]
+    async fn work_may_begin_something_that_goes_on_without_it() {
+        let heavy = Heavy::new(|| ());
+        let begun = heavy.run(|| Handle::try_current().map(|runtime| runtime.spawn(async { 1 }))).await;
+        assert_eq!(begun.expect("runs").expect("has a runtime").await.expect("goes on"), 1);
     }
 
     #[tokio::test]
