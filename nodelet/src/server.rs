@@ -1,12 +1,15 @@
-//! The node API: what the API server asks of a node, over mutual TLS.
-//!
-//! Only the API server gets in: the client's certificate must come from the cluster's authority and
-//! name the API server's own identity. There is no other port and no unauthenticated path.
+//! The node API: what the API server asks of a node, and what others ask that the API allows to (`access.rs`), over TLS. There is no
+//! other port and no unauthenticated path.
 
+mod access;
 mod exec;
+mod exposition;
 mod logs;
 mod pages;
+mod places;
+mod resource_metrics;
 mod tls;
+mod usage;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,22 +20,30 @@ use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::core::v1::Pod;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
+use tower::ServiceExt as _;
 
 use crate::config::ServerTls;
 use crate::error::Error;
 use crate::pods::PodIndex;
 use crate::worker::Shared;
+use access::{Access, Peer};
+use places::{Place, Places};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// For the head of a request, and for the next one on a connection.
+const HEAD: Duration = Duration::from_secs(60);
 /// More connections than this wait: the API server shares few.
 const MAX_CONNECTIONS: usize = 1024;
+/// Of those that are not the API server's; more are closed.
+const MAX_OTHERS: usize = 256;
 
 pub(crate) struct Server {
     listener: TcpListener,
@@ -63,13 +74,19 @@ impl Server {
     pub(crate) async fn serve(self, api: Api) {
         let router = router(api);
         let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let doors = Doors { places: Places::default(), others: Arc::new(Semaphore::new(MAX_OTHERS)) };
         loop {
             let Ok(permit) = connections.clone().acquire_owned().await else { return };
             match self.listener.accept().await {
                 Ok((stream, peer)) => {
-                    let (acceptor, router) = (self.acceptor.clone(), router.clone());
+                    let Some(place) = doors.places.take(peer.ip()) else {
+                        tracing::debug!(%peer, "too many connections of one address to the node API");
+                        continue;
+                    };
+                    let (acceptor, router, others) =
+                        (self.acceptor.clone(), router.clone(), doors.others.clone());
                     tokio::spawn(async move {
-                        if let Err(error) = connection(acceptor, stream, router).await {
+                        if let Err(error) = connection(acceptor, stream, router, place, others).await {
                             tracing::debug!(%peer, error, "a connection to the node API failed");
                         }
                         drop(permit);
@@ -85,33 +102,61 @@ impl Server {
     }
 }
 
-async fn connection(acceptor: TlsAcceptor, stream: TcpStream, router: Router) -> Result<(), String> {
+/// Where connections wait that are not the API server's.
+struct Doors {
+    places: Places,
+    others: Arc<Semaphore>,
+}
+
+async fn connection(
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    router: Router,
+    place: Place,
+    others: Arc<Semaphore>,
+) -> Result<(), String> {
     let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
     let stream =
         handshake.map_err(|_| "the TLS handshake took too long".to_owned())?.map_err(|e| e.to_string())?;
-    let allowed = tls::is_api_server(stream.get_ref().1.peer_certificates());
-    let router = if allowed { router } else { Router::new().fallback(forbidden) };
-    let service = TowerToHyperService::new(router);
-    let builder = auto::Builder::new(TokioExecutor::new());
-    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await.map_err(|e| e.to_string())
-}
-
-async fn forbidden() -> Response {
-    (StatusCode::FORBIDDEN, "Forbidden: only the API server may use the node API\n").into_response()
+    let peer = tls::peer(stream.get_ref().1.peer_certificates());
+    let _held = match peer {
+        Peer::Trusted => {
+            drop(place);
+            None
+        }
+        Peer::Certified(_) | Peer::Unknown => {
+            let other = others.try_acquire_owned().map_err(|_| "too many others are connected".to_owned())?;
+            Some((place, other))
+        }
+    };
+    let service = router.map_request(move |mut request: http::Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        request
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
+    let serving =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+    serving.await.map_err(|e| e.to_string())
 }
 
 fn router(api: Api) -> Router {
+    let access = Arc::new(Access::new(api.shared.client.clone(), &api.shared.config.node_name));
     Router::new()
         .route("/healthz", get(async || "ok"))
         .route("/pods", get(pages::pods))
         .route("/runningpods/", get(pages::running_pods))
         .route("/metrics", get(pages::metrics))
+        .route("/metrics/resource", get(resource_metrics::page))
         .route("/stats/summary", get(pages::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
         .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", any(refused))
         .route("/portForward/{namespace}/{pod}", any(refused_port_forward))
         .with_state(api)
+        // What is not there needs permission too.
+        .fallback(async || StatusCode::NOT_FOUND)
+        .layer(axum::middleware::from_fn_with_state(access, access::guard))
 }
 
 async fn refused(Path((_, _, _)): Path<(String, String, String)>) -> Response {

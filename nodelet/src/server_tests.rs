@@ -77,12 +77,25 @@ impl Pki {
     }
 
     async fn get(&self, port: u16, client: Option<&str>, path: &str) -> Result<(u16, String), String> {
+        self.get_with(port, client, None, path).await
+    }
+
+    async fn get_with(
+        &self,
+        port: u16,
+        client: Option<&str>,
+        token: Option<&str>,
+        path: &str,
+    ) -> Result<(u16, String), String> {
         let stream = self.connect(port, client).await.map_err(|e| e.to_string())?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|e| e.to_string())?;
         tokio::spawn(connection);
-        let request =
-            http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new()).unwrap();
+        let mut request = http::Request::get(path).header("host", "localhost");
+        if let Some(token) = token {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request = request.body(Empty::<bytes::Bytes>::new()).unwrap();
         let response = sender.send_request(request).await.map_err(|e| e.to_string())?;
         let status = response.status().as_u16();
         let body = response.into_body().collect().await.map_err(|e| e.to_string())?.to_bytes();
@@ -104,14 +117,40 @@ async fn node() -> (Node, Pki, u16) {
 }
 
 #[tokio::test]
-async fn only_the_api_server_gets_in() {
-    let (_node, pki, port) = node().await;
+async fn the_api_server_gets_in_and_who_has_no_name_does_not() {
+    let (node, pki, port) = node().await;
     assert_eq!(pki.get(port, API_SERVER, "/healthz").await.unwrap(), (200, "ok".to_owned()));
-    assert_eq!(pki.get(port, Some("system:node:n1"), "/pods").await.unwrap().0, 403);
-    assert!(pki.get(port, None, "/healthz").await.is_err());
+    assert_eq!(pki.get(port, None, "/healthz").await.unwrap(), (401, "Unauthorized".to_owned()));
+    assert_eq!(pki.get_with(port, None, Some("made-up"), "/pods").await.unwrap().0, 401);
     let stranger = Pki::new();
     let own = Pki { ca_pem: pki.ca_pem.clone(), issuer: stranger.issuer };
     assert!(own.get(port, API_SERVER, "/healthz").await.is_err());
+    // What the API server asks is not asked of the API first.
+    assert!(!node.api.requests().iter().any(|request| request.contains("subjectaccessreviews")));
+}
+
+#[tokio::test]
+async fn others_may_what_the_api_says_and_are_asked_about_once() {
+    let (node, pki, port) = node().await;
+    node.api.know("scraper-token", "system:serviceaccount:kube-system:scraper");
+    node.api.allow("system:serviceaccount:kube-system:scraper", "get", "metrics");
+    node.api.allow("viewer", "get", "pods");
+    let scraper = Some("scraper-token");
+    for _ in 0..3 {
+        let (code, page) = pki.get_with(port, None, scraper, "/metrics/resource").await.unwrap();
+        assert_eq!(code, 200);
+        assert!(page.contains("resource_scrape_error 0"), "{page}");
+    }
+    let asked = |what: &str| node.api.requests().iter().filter(|request| request.ends_with(what)).count();
+    assert_eq!((asked("/tokenreviews"), asked("/subjectaccessreviews")), (1, 1));
+    let refused = pki.get_with(port, None, scraper, "/pods").await.unwrap();
+    let message = "Forbidden (user=system:serviceaccount:kube-system:scraper, verb=get, resource=nodes, \
+                   subresource(s)=[pods proxy])\n";
+    assert_eq!(refused, (403, message.to_owned()));
+    assert_eq!(pki.get(port, Some("viewer"), "/pods").await.unwrap().0, 200);
+    assert_eq!(pki.get(port, Some("viewer"), "/metrics").await.unwrap().0, 403);
+    assert_eq!(pki.get(port, Some("viewer"), "/exec/default/web/app?command=ls").await.unwrap().0, 403);
+    assert_eq!(pki.get(port, Some("system:node:n1"), "/nothing").await.unwrap().0, 403);
 }
 
 #[tokio::test]

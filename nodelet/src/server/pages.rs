@@ -4,22 +4,19 @@ use std::collections::BTreeMap;
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
-use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use skiff_cri::v1::{
-    ContainerState, ContainerStats, CpuUsage, ListContainerStatsRequest, ListContainersRequest,
-    ListPodSandboxRequest, MemoryUsage, PodSandboxState,
+    ContainerState, CpuUsage, ListContainersRequest, ListPodSandboxRequest, MemoryUsage, PodSandboxState,
 };
 
-use crate::node::status::available_memory;
 use crate::pod::PodExt;
 use crate::server::Api;
+use crate::server::exposition::{self, Metric};
+use crate::server::usage::{self, PodRef, Used, sum};
 use crate::snapshot::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 
 fn list(pods: Vec<Value>) -> Response {
@@ -83,72 +80,54 @@ fn time(ns: i64) -> String {
     time.to_string()
 }
 
-/// Adds up one figure of all containers.
-fn sum(stats: &[ContainerStats], of: impl Fn(&ContainerStats) -> Option<u64>) -> u64 {
-    stats.iter().filter_map(of).fold(0, u64::saturating_add)
-}
-
 pub(super) async fn summary(State(api): State<Api>) -> Response {
-    let stats = match api.shared.cri.list_container_stats(ListContainerStatsRequest::default()).await {
-        Ok(answer) => answer.stats,
+    let by_pod = match usage::of_pods(&api).await {
+        Ok(pods) => pods,
         Err(error) => return failed(error),
     };
-    let mut by_pod: BTreeMap<(String, String, String), Vec<ContainerStats>> = BTreeMap::new();
-    for stat in stats {
-        let labels = stat.attributes.as_ref().map(|a| a.labels.clone()).unwrap_or_default();
-        let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
-        if !label(POD_UID).is_empty() {
-            by_pod.entry((label(POD_NAMESPACE), label(POD_NAME), label(POD_UID))).or_default().push(stat);
-        }
-    }
-    let now = Timestamp::now();
-    let now = Timestamp::from_second(now.as_second()).unwrap_or(now).to_string();
-    let pods: Vec<Value> = by_pod.iter().map(|(pod, stats)| pod_summary(&api, pod, stats, &now)).collect();
-    let total = u64::try_from(api.shared.memory_capacity).unwrap_or(0);
-    let available = available_memory().unwrap_or(0);
+    let node = usage::of_node(&api);
+    let now = Timestamp::from_second(node.at.as_second()).unwrap_or(node.at).to_string();
+    let pods: Vec<Value> = by_pod.iter().map(|(pod, used)| pod_summary(&api, pod, used, &now)).collect();
     let node = json!({
         "nodeName": api.shared.config.node_name,
-        "cpu": { "time": now, "usageCoreNanoSeconds": node_cpu_ns() },
-        "memory": { "time": now, "availableBytes": available, "workingSetBytes": total.saturating_sub(available) },
+        "cpu": { "time": now, "usageCoreNanoSeconds": node.cpu_ns },
+        "memory": { "time": now, "availableBytes": node.available_bytes, "workingSetBytes": node.working_set_bytes },
     });
     Json(json!({ "node": node, "pods": pods })).into_response()
 }
 
-fn pod_summary(api: &Api, pod: &(String, String, String), stats: &[ContainerStats], now: &str) -> Value {
-    let (namespace, name, uid) = pod;
+fn pod_summary(api: &Api, pod: &PodRef, used: &[Used], now: &str) -> Value {
+    let PodRef { namespace, name, uid } = pod;
     let started = api.index.read().get(&(namespace.clone(), name.clone())).and_then(|p| {
         p.status.as_ref().filter(|_| p.uid() == uid)?.start_time.as_ref().map(|t| t.0.to_string())
     });
-    let containers: Vec<Value> = stats
+    let containers: Vec<Value> = used
         .iter()
-        .map(|s| {
-            let name = s.attributes.as_ref().and_then(|a| a.labels.get(CONTAINER_NAME)).cloned();
-            json!({ "name": name, "startTime": started, "cpu": cpu(s.cpu.as_ref()), "memory": memory(s.memory.as_ref()) })
+        .map(|one| {
+            let stats = &one.stats;
+            json!({
+                "name": one.name, "startTime": time(one.started_ns),
+                "cpu": cpu(stats.cpu.as_ref()), "memory": memory(stats.memory.as_ref()),
+            })
         })
         .collect();
-    let core_ns = sum(stats, |s| s.cpu.as_ref()?.usage_core_nano_seconds.as_ref().map(|v| v.value));
-    let nano_cores = sum(stats, |s| s.cpu.as_ref()?.usage_nano_cores.as_ref().map(|v| v.value));
-    let working_set = sum(stats, |s| s.memory.as_ref()?.working_set_bytes.as_ref().map(|v| v.value));
-    let rss = sum(stats, |s| s.memory.as_ref()?.rss_bytes.as_ref().map(|v| v.value));
-    let usage = sum(stats, |s| s.memory.as_ref()?.usage_bytes.as_ref().map(|v| v.value));
+    let of_memory = |of: fn(&MemoryUsage) -> Option<u64>| sum(used, |one| of(one.stats.memory.as_ref()?));
+    let nano_cores = sum(used, |one| Some(one.stats.cpu.as_ref()?.usage_nano_cores.as_ref()?.value));
     json!({
         "podRef": { "name": name, "namespace": namespace, "uid": uid },
         "startTime": started,
         "containers": containers,
-        "cpu": { "time": now, "usageNanoCores": nano_cores, "usageCoreNanoSeconds": core_ns },
-        "memory": { "time": now, "usageBytes": usage, "workingSetBytes": working_set, "rssBytes": rss },
+        "cpu": {
+            "time": now, "usageNanoCores": nano_cores.unwrap_or(0),
+            "usageCoreNanoSeconds": sum(used, Used::cpu_ns).unwrap_or(0),
+        },
+        "memory": {
+            "time": now,
+            "usageBytes": of_memory(|m| Some(m.usage_bytes.as_ref()?.value)).unwrap_or(0),
+            "workingSetBytes": sum(used, Used::working_set_bytes).unwrap_or(0),
+            "rssBytes": of_memory(|m| Some(m.rss_bytes.as_ref()?.value)).unwrap_or(0),
+        },
     })
-}
-
-/// Processor time that this machine has spent on anything since it started.
-fn node_cpu_ns() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/stat").ok()?;
-    let fields: Vec<u64> =
-        text.lines().next()?.split_whitespace().skip(1).filter_map(|f| f.parse().ok()).collect();
-    let busy: u64 =
-        fields.iter().take(8).enumerate().filter(|(i, _)| !matches!(i, 3 | 4)).map(|(_, v)| v).sum();
-    // The kernel counts in hundredths of a second towards user space, on every architecture.
-    Some(busy.saturating_mul(10_000_000))
 }
 
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
@@ -159,27 +138,18 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
         Ok((sandboxes, containers)) => (sandboxes.items, containers.containers),
         Err(error) => return failed(error),
     };
-    let mut registry = Registry::default();
-    let mut gauge = |name: &str, help: &str, value: usize| {
-        let gauge: Gauge = Gauge::default();
-        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        registry.register(name, help, gauge);
+    let mut text = String::new();
+    let mut gauge = |name: &'static str, help: &str, value: usize| {
+        Metric::begin(&mut text, name, "gauge", help).sample(&[], value, None);
     };
     let ready = sandboxes.iter().filter(|s| s.state == PodSandboxState::SandboxReady as i32).count();
     let running = containers.iter().filter(|c| c.state == ContainerState::ContainerRunning as i32).count();
-    gauge("kubelet_running_pods", "Number of pods that have a running pod sandbox", ready);
-    gauge("kubelet_running_containers", "Number of containers currently running", running);
+    gauge("kubelet_running_pods", "[ALPHA] Number of pods that have a running pod sandbox", ready);
+    gauge("kubelet_running_containers", "[ALPHA] Number of containers currently running", running);
     gauge(
         "kubelet_desired_pods",
-        "The number of pods the kubelet is being instructed to run",
+        "[ALPHA] The number of pods the kubelet is being instructed to run",
         api.index.read().len(),
     );
-    let mut text = String::new();
-    match encode(&mut text, &registry) {
-        Ok(()) => {
-            ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text)
-                .into_response()
-        }
-        Err(error) => failed(error),
-    }
+    exposition::answer(text)
 }

@@ -1,4 +1,4 @@
-//! Who may use the node API.
+//! TLS of the node API, and whose certificate a client has.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use crate::config::ServerTls;
 use crate::error::Error;
+use crate::server::access::{self, Peer};
 
 /// The API server's identity towards nodes.
 const API_SERVER_NAME: &str = "kube-apiserver-kubelet-client";
@@ -26,7 +27,8 @@ pub(super) fn server_config(tls: &ServerTls) -> Result<ServerConfig, Error> {
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
-    let verifier = verifier.build().map_err(unusable)?;
+    // Who has no certificate may have a token.
+    let verifier = verifier.allow_unauthenticated().build().map_err(unusable)?;
     let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(unusable)?;
@@ -36,11 +38,19 @@ pub(super) fn server_config(tls: &ServerTls) -> Result<ServerConfig, Error> {
     Ok(config)
 }
 
-/// Whether a verified certificate is the API server's.
-pub(super) fn is_api_server(chain: Option<&[CertificateDer<'_>]>) -> bool {
-    let Some(leaf) = chain.and_then(<[_]>::first) else { return false };
-    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return false };
+/// Who a verified certificate names; one that cannot be read names nobody.
+pub(super) fn peer(chain: Option<&[CertificateDer<'_>]>) -> Peer {
+    let Some(leaf) = chain.and_then(<[_]>::first) else { return Peer::Unknown };
+    let Ok((_, certificate)) = X509Certificate::from_der(leaf) else { return Peer::Unknown };
     let subject = certificate.subject();
-    let named = subject.iter_common_name().any(|name| name.as_str() == Ok(API_SERVER_NAME));
-    named || subject.iter_organization().any(|group| group.as_str() == Ok(ADMINISTRATORS))
+    let name = subject.iter_common_name().next().and_then(|name| name.as_str().ok()).unwrap_or_default();
+    let groups = subject.iter_organization().filter_map(|group| group.as_str().ok());
+    let groups: Vec<String> = groups.map(str::to_owned).collect();
+    if name == API_SERVER_NAME || groups.iter().any(|group| group == ADMINISTRATORS) {
+        return Peer::Trusted;
+    }
+    match name {
+        "" => Peer::Unknown,
+        name => Peer::Certified(Arc::new(access::certified(name.to_owned(), groups))),
+    }
 }

@@ -1,6 +1,6 @@
 //! An API server in memory: objects by path, watches, merge patches, preconditions.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 
@@ -24,6 +24,10 @@ struct State {
     requests: Vec<String>,
     /// So many patches are refused with a conflict.
     n_conflicts: usize,
+    /// Tokens, and whose they are.
+    tokens: BTreeMap<String, String>,
+    /// Users, verbs, and subresources of nodes.
+    allowed: BTreeSet<[String; 3]>,
 }
 
 #[derive(Clone)]
@@ -37,6 +41,8 @@ impl Default for FakeApi {
             events: broadcast::channel(1024).0,
             requests: Vec::new(),
             n_conflicts: 0,
+            tokens: BTreeMap::new(),
+            allowed: BTreeSet::new(),
         };
         FakeApi(Arc::new(Mutex::new(state)))
     }
@@ -81,6 +87,31 @@ impl FakeApi {
     }
 
     /// Puts an object there, as another client would.
+    pub(crate) fn know(&self, token: &str, user: &str) {
+        self.0.lock().tokens.insert(token.to_owned(), user.to_owned());
+    }
+
+    pub(crate) fn allow(&self, user: &str, verb: &str, subresource: &str) {
+        self.0.lock().allowed.insert([user, verb, subresource].map(str::to_owned));
+    }
+
+    /// Fills in what somebody asks about somebody.
+    fn review(&self, path: &str, mut body: Value) -> Answer {
+        let state = self.0.lock();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        body["status"] = if path.ends_with("/tokenreviews") {
+            match state.tokens.get(&text(&body["spec"]["token"])) {
+                Some(user) => json!({ "authenticated": true, "user": { "username": user } }),
+                None => json!({ "authenticated": false }),
+            }
+        } else {
+            let (spec, asked) = (&body["spec"], &body["spec"]["resourceAttributes"]);
+            let asked = [&spec["user"], &asked["verb"], &asked["subresource"]].map(text);
+            json!({ "allowed": state.allowed.contains(&asked) })
+        };
+        success(&body)
+    }
+
     pub(crate) fn put(&self, path: &str, mut object: Value) {
         let mut state = self.0.lock();
         state.version += 1;
@@ -185,6 +216,9 @@ impl FakeApi {
     }
 
     fn create(&self, path: &str, mut body: Value) -> Answer {
+        if path.ends_with("reviews") {
+            return self.review(path, body);
+        }
         if path.ends_with("/token") {
             let in_an_hour = jiff::Timestamp::now() + std::time::Duration::from_secs(3600);
             body["status"] = json!({ "token": "the-token", "expirationTimestamp": in_an_hour.to_string() });
