@@ -138,7 +138,7 @@ async fn one_works_at_a_time_and_a_lead_that_is_given_back_goes_on_soon() {
     let mut first = Running::start(&api, "first");
     assert!(first.says("begins").await < 1.0);
     let held = api.spec();
-    assert_eq!((&held["holderIdentity"], &held["leaseDurationSeconds"]), (&json!("first"), &json!(15)));
+    assert_eq!((&held["holderIdentity"], &held["leaseDurationSeconds"]), (&json!("first"), &json!(12)));
     assert_eq!(held["leaseTransitions"], 0);
     let mut second = Running::start(&api, "second");
     second.says_nothing_for(Duration::from_secs(300)).await;
@@ -151,7 +151,7 @@ async fn one_works_at_a_time_and_a_lead_that_is_given_back_goes_on_soon() {
     first.task.await.expect("ends");
     let given = api.spec();
     assert_eq!((given.get("holderIdentity"), &given["leaseDurationSeconds"]), (None, &json!(1)));
-    assert!(second.says("begins").await < 5.0);
+    assert!(second.says("begins").await < 2.0);
     assert_eq!(
         (&api.spec()["holderIdentity"], &api.spec()["leaseTransitions"]),
         (&json!("second"), &json!(1))
@@ -166,7 +166,8 @@ async fn one_that_died_is_followed_when_its_lease_has_run_out_whatever_the_clock
         api.hold("the dead", renewed);
         let mut next = Running::start(&api, "next");
         let waited_s = next.says("begins").await;
-        assert!((15.0..20.0).contains(&waited_s), "{renewed}: {waited_s} s");
+        // It looks again at once when the Lease has run out.
+        assert!((15.0..15.1).contains(&waited_s), "{renewed}: {waited_s} s");
         assert_eq!(api.spec()["leaseTransitions"], 5);
         next.stop().await;
     }
@@ -189,7 +190,7 @@ async fn one_that_cannot_renew_stops_before_another_may_begin_and_comes_back() {
     first.says("begins").await;
     api.set_down(true);
     let stopped_s = first.says("ends").await;
-    assert!((9.0..15.0).contains(&stopped_s), "{stopped_s} s");
+    assert!((8.0..12.0).contains(&stopped_s), "{stopped_s} s");
     first.says_nothing_for(Duration::from_secs(60)).await;
     api.set_down(false);
     first.says("begins").await;

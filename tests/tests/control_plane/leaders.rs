@@ -16,7 +16,7 @@ async fn scheduler_and_controllers_hold_upstreams_leases_and_renew_them() -> Res
     for name in ["kube-scheduler", "kube-controller-manager"] {
         let spec = leases.get(name).await?.spec.context("no spec")?;
         ensure!(spec.holder_identity.as_deref() == Some("n1_1"), "{spec:?}");
-        ensure!(spec.lease_duration_seconds == Some(15) && spec.lease_transitions == Some(0), "{spec:?}");
+        ensure!(spec.lease_duration_seconds == Some(12) && spec.lease_transitions == Some(0), "{spec:?}");
         until("a renewal", async || {
             let now = leases.get(name).await?.spec.context("no spec")?;
             ensure!(now.acquire_time == spec.acquire_time);
