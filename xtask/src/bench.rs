@@ -63,6 +63,10 @@ pub(crate) enum Name {
     ApiWatch,
     /// Reads that a role allows, among 10 and 10,000 bindings of others
     ApiAccess,
+    /// Creates and lists of custom resources with a schema, rules and a webhook
+    ApiCrd,
+    /// Server-side applies of Deployments by four managers
+    ApiApply,
     /// Pods on 1,000 and 5,000 nodes that are only objects
     Scheduler,
     /// Memory and CPU of everything, with nothing to do
@@ -95,13 +99,15 @@ pub(crate) enum Name {
 pub(crate) const MIN_PAIRS: usize = 5;
 
 /// In the order of the page.
-const ALL: [Name; 13] = [
+const ALL: [Name; 15] = [
     Name::Start,
     Name::Idle,
     Name::ApiCreate,
     Name::ApiList,
     Name::ApiWatch,
     Name::ApiAccess,
+    Name::ApiCrd,
+    Name::ApiApply,
     Name::Scheduler,
     Name::PodStart,
     Name::ProxySync,
@@ -184,6 +190,8 @@ fn one(name: Name, tools: &Tools, book: &mut Book, options: &Options) -> Result<
         Name::ApiList => api::list(tools, book),
         Name::ApiWatch => api::watch(tools, book),
         Name::ApiAccess => api::access(tools, book),
+        Name::ApiCrd => api::crd(tools, book),
+        Name::ApiApply => api::apply(tools, book),
         Name::Scheduler => api::scheduler(tools, book),
         Name::Dns => api::dns(tools, book),
         Name::Idle => cluster::idle(tools, book),

@@ -18,3 +18,4 @@ pub mod measure;
 pub mod meter;
 pub mod objects;
 pub mod pods;
+pub mod webhook;

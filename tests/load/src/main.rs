@@ -12,7 +12,9 @@ use serde_json::{Value, json};
 use skiff_load::client::Server;
 use skiff_load::figures::Figures;
 use skiff_load::kubeconfig::Access;
-use skiff_load::measure::{abuse, access, create, dns, idle, list, pods, proxy, schedule, start, watch, web};
+use skiff_load::measure::{
+    abuse, access, apply, create, custom, dns, idle, list, pods, proxy, schedule, start, watch, web,
+};
 use skiff_load::meter::Groups;
 
 /// Bounded load on a Kubernetes API server, and what it takes
@@ -51,6 +53,12 @@ enum Command {
     Watch(watch::Options),
     /// Reads that a role allows
     Access(access::Options),
+    /// Make custom resources
+    CustomFill(custom::FillOptions),
+    /// Creates of custom resources that a webhook reviews, and lists of them
+    Custom(custom::Options),
+    /// Server-side apply by four managers
+    Apply(apply::Options),
     /// Abuse of the API and of a node, with an administrator and a pod that are asked all the while
     Abuse(abuse::Options),
     /// Make nodes that are only objects
@@ -129,6 +137,9 @@ async fn execute(cli: &Cli) -> Result<Value> {
         Command::List(options) => values(list::run(&server()?, &groups, options).await?),
         Command::Watch(options) => values(watch::run(&server()?, &groups, options).await?),
         Command::Access(options) => values(access::run(&server()?, &groups, options).await?),
+        Command::CustomFill(options) => values(custom::fill(&server()?, options).await?),
+        Command::Custom(options) => values(custom::run(&server()?, &groups, options).await?),
+        Command::Apply(options) => values(apply::run(&server()?, &groups, options).await?),
         Command::Abuse(options) => json!({"cases": abuse::run(&server()?, &groups, options).await?}),
         Command::Nodes(options) => values(schedule::nodes(&server()?, options).await?),
         Command::Schedule(options) => values(schedule::run(&server()?, &groups, options).await?),

@@ -2,7 +2,9 @@
 
 pub mod abuse;
 pub mod access;
+pub mod apply;
 pub mod create;
+pub mod custom;
 pub mod dns;
 pub mod idle;
 pub mod list;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::client::Connection;
 
 /// Stands in an object for the name that each copy gets.
-const NAME: &str = "@name@";
+pub const NAME: &str = "@name@";
 /// In every pod of [`stored_pod`] once, so that a list can be counted without being parsed.
 pub const MARK: &str = "skiff-load-counts-this";
 /// Nodes that are only objects.
@@ -43,9 +43,20 @@ pub fn pods_path(namespace: &str) -> String {
 
 /// A pod as a Deployment of two containers would have it, about 3 kB; nobody schedules it.
 pub fn stored_pod() -> Template {
-    let container = |name: &str, image: &str, port: u16| {
+    stored(&[("server", 8080), ("proxy", 9090)])
+}
+
+/// One of ten such containers, about 12 kB.
+pub fn large_pod() -> Template {
+    let names = ["server", "proxy", "cache", "queue", "search", "mail", "sync", "index", "audit", "agent"];
+    let containers: Vec<(&str, u16)> = names.into_iter().zip(8080..).collect();
+    stored(&containers)
+}
+
+fn stored(containers: &[(&str, u16)]) -> Template {
+    let container = |(name, port): &(&str, u16)| {
         json!({
-            "name": name, "image": image, "imagePullPolicy": "IfNotPresent",
+            "name": name, "image": format!("registry.example.com/shop/{name}:1.2.3"), "imagePullPolicy": "IfNotPresent",
             "command": ["/bin/server", "--listen", format!("0.0.0.0:{port}"), "--config", "/etc/config/server.yaml"],
             "ports": [{"name": "http", "containerPort": port, "protocol": "TCP"}],
             "env": [
@@ -74,8 +85,7 @@ pub fn stored_pod() -> Template {
         },
         "spec": {
             "schedulerName": "nobody", "terminationGracePeriodSeconds": 30, "automountServiceAccountToken": false,
-            "containers": [container("server", "registry.example.com/shop/server:1.2.3", 8080),
-                container("proxy", "registry.example.com/shop/proxy:4.5.6", 9090)],
+            "containers": containers.iter().map(container).collect::<Vec<Value>>(),
             "volumes": [{"name": "config", "configMap": {"name": "server-config"}}, {"name": "scratch", "emptyDir": {}}],
         },
     }))
@@ -198,6 +208,8 @@ mod tests {
         let text = String::from_utf8(body.to_vec()).expect("it is text");
         assert_eq!(text.matches(MARK).count(), 1);
         assert!((2_500..4_000).contains(&text.len()), "{} bytes", text.len());
+        let large = large_pod().named("pod-7");
+        assert!((11_000..14_000).contains(&large.len()), "{} bytes", large.len());
         assert_eq!(parsed(&stored_pod(), "pod-7")["metadata"]["name"], "pod-7");
     }
 

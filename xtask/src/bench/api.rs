@@ -22,6 +22,31 @@ pub(super) fn create(tools: &Tools, book: &mut Book) -> Result<()> {
     book.alternate(tools, &both.sides(), TURN, |_, pair| {
         words(&format!("create --namespace create-{pair} --count 5000 --clients 64"))
     });
+    book.case("2,000 pods of 12 kB, 64 clients", "creates_per_s");
+    book.alternate(tools, &both.sides(), TURN, |_, pair| {
+        words(&format!("create --namespace large-{pair} --size large --count 2000 --clients 64"))
+    });
+    both.down()
+}
+
+pub(super) fn crd(tools: &Tools, book: &mut Book) -> Result<()> {
+    let both = Both::up(tools, &API)?;
+    both.prepare(tools, FILL, &words("custom-fill --namespace listed --count 10000"))?;
+    book.case("2,000 creates by 32 clients, 4 lists of 10,000", "creates_per_s");
+    book.alternate(tools, &both.sides(), TURN, |_, pair| {
+        words(&format!(
+            "custom --namespace custom-{pair} --count 2000 --listed listed --items 10000 --lists 4"
+        ))
+    });
+    both.down()
+}
+
+pub(super) fn apply(tools: &Tools, book: &mut Book) -> Result<()> {
+    let both = Both::up(tools, &API)?;
+    book.case("4,000 applies of Deployments by four managers, 16 clients", "applies_per_s");
+    book.alternate(tools, &both.sides(), TURN, |_, pair| {
+        words(&format!("apply --namespace apply-{pair} --count 4000 --clients 16"))
+    });
     both.down()
 }
 

@@ -46,6 +46,16 @@ fn about(name: Name) -> (&'static str, &'static str) {
             "A service account reads one small object by a Role of its namespace, from 16 connections; so many bindings of other users \
              lie in the namespace. Upstream: etcd and kube-apiserver with the authorizers Node and RBAC.",
         ),
+        Name::ApiCrd => (
+            "Custom resources",
+            "Objects of 1 kB with a structural schema, defaults and four rules in CEL. Each create is reviewed by a webhook in the client's \
+             process, which answers on loopback and admits all. CPU is of creates and lists together. Upstream: etcd and kube-apiserver only.",
+        ),
+        Name::ApiApply => (
+            "Server-side apply",
+            "16 Deployments that nobody runs; each is applied by four managers in turn, with other values each time, and all four own fields \
+             in the end. Upstream: etcd and kube-apiserver only.",
+        ),
         Name::Scheduler => (
             "Pods on nodes that are only objects",
             "From the first create to the last bind, by 16 clients; the API server and the client share the machine with the \

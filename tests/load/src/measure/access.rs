@@ -9,11 +9,10 @@ use crate::client::{Connection, Server};
 use crate::credentials;
 use crate::figures::Figures;
 use crate::meter::{Groups, Meter};
-use crate::objects::{Template, namespace};
+use crate::objects::{NAME, Template, namespace};
 use crate::pods::create_all;
 
 const GROUP: &str = "/apis/rbac.authorization.k8s.io/v1";
-const NAME: &str = "@name@";
 /// Until the server heeds the binding of who asks.
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);

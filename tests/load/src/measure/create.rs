@@ -17,14 +17,29 @@ pub struct Options {
     /// Each on a connection of its own
     #[arg(long, default_value_t = 64)]
     clients: usize,
+    /// How large each is, about
+    #[arg(long, value_enum, default_value_t = Size::Usual)]
+    size: Size,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Size {
+    /// 3 kB
+    Usual,
+    /// 12 kB
+    Large,
 }
 
 pub async fn run(server: &Server, groups: &Groups, options: &Options) -> Result<Figures> {
     let connections = server.connections(options.clients).await?;
     namespace(&connections[0], &options.namespace).await?;
     let path = pods_path(&options.namespace);
+    let pod = match options.size {
+        Size::Usual => objects::stored_pod(),
+        Size::Large => objects::large_pod(),
+    };
     let meter = Meter::start(groups)?;
-    let mut times = create_all(&connections, &path, objects::stored_pod(), "pod-", options.count).await?;
+    let mut times = create_all(&connections, &path, pod, "pod-", options.count).await?;
     let mut figures = Figures::default();
     let taken = meter.stop(&mut figures)?;
     figures.set("creates_per_s", times.len() as f64 / taken.as_secs_f64());

@@ -1,6 +1,6 @@
 //! Lists of many pods, read as they come and counted.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use bytes::Bytes;
@@ -27,14 +27,13 @@ pub struct Options {
 
 pub async fn run(server: &Server, groups: &Groups, options: &Options) -> Result<Figures> {
     let connection = server.connect().await?;
-    let mark = Regex::new(&regex::escape(MARK))?;
+    let path = pods_path(&options.namespace);
+    let listed = Listed::new(&path, options.pods)?;
     let meter = Meter::start(groups)?;
     let (mut times, mut bytes) = (Vec::new(), 0);
     for _ in 0..options.count {
-        let start = Instant::now();
-        let (size, items) = list(&connection, &pods_path(&options.namespace), &mark).await?;
-        times.push(start.elapsed());
-        ensure!(items == options.pods, "a list of {items} pods instead of {}", options.pods);
+        let (time, size) = listed.list(&connection).await?;
+        times.push(time);
         bytes = size;
     }
     let mut figures = Figures::default();
@@ -42,6 +41,28 @@ pub async fn run(server: &Server, groups: &Groups, options: &Options) -> Result<
     figures.percentiles("list", &mut times);
     figures.set("answer_mb", bytes as f64 / 1e6);
     Ok(figures)
+}
+
+/// A collection of which it is known how many it has.
+pub(super) struct Listed<'p> {
+    path: &'p str,
+    count: usize,
+    mark: Regex,
+}
+
+impl<'p> Listed<'p> {
+    pub(super) fn new(path: &'p str, count: usize) -> Result<Listed<'p>> {
+        Ok(Listed { path, count, mark: Regex::new(&regex::escape(MARK))? })
+    }
+
+    /// How long a list took and how large it was; an error if one is missing.
+    pub(super) async fn list(&self, connection: &Connection) -> Result<(Duration, usize)> {
+        let start = Instant::now();
+        let (size, items) = list(connection, self.path, &self.mark).await?;
+        let time = start.elapsed();
+        ensure!(items == self.count, "a list of {items} objects instead of {}", self.count);
+        Ok((time, size))
+    }
 }
 
 async fn list(connection: &Connection, path: &str, mark: &Regex) -> Result<(usize, usize)> {
