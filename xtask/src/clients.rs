@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, ensure};
 use sha2::{Digest as _, Sha256};
 
 use crate::command::{cache, on_path, root, run};
+use crate::fixtures;
 use crate::peers::Programs;
 
 /// The programs of others, and their packages.
@@ -19,7 +20,9 @@ const PINNED: [(&str, &str); 2] =
 /// Those that benches measure against, which are built for both.
 const PEERS: [&str; 2] = ["kube-controller-manager", "kube-scheduler"];
 /// Folders of ours.
-const OURS: [&str; 1] = ["operator"];
+const OURS: [&str; 2] = ["operator", "notary"];
+/// A program of others in a module of its own: its dependencies are not those of the others.
+const METRICS_SERVER: &str = "sigs.k8s.io/metrics-server";
 
 /// Builds what is not there; answers the folder of all of them.
 pub(crate) fn build() -> Result<PathBuf> {
@@ -48,7 +51,25 @@ pub(crate) fn build() -> Result<PathBuf> {
     for name in OURS {
         go(&module, &bin, name, &format!("./{name}"))?;
     }
+    fixtures::program(&bin.join("notary"), "skiff/notary", "v1")?;
+    metrics_server()?;
     Ok(bin)
+}
+
+/// Its image has upstream's name.
+fn metrics_server() -> Result<()> {
+    let module = root().join("tests/clients/metrics-server");
+    let pins = module.join("go.mod");
+    let text = fs::read_to_string(&pins).with_context(|| format!("reading {}", pins.display()))?;
+    let version = text.lines().find_map(|line| line.strip_prefix(&format!("require {METRICS_SERVER} ")));
+    let version = version.with_context(|| format!("{} requires no {METRICS_SERVER}", pins.display()))?;
+    let bin = cache()?.join("clients").join(format!("metrics-server-{version}"));
+    fs::create_dir_all(&bin).with_context(|| format!("creating {}", bin.display()))?;
+    let built = bin.join("metrics-server");
+    if !built.exists() {
+        go(&module, &bin, "metrics-server", &format!("{METRICS_SERVER}/cmd/metrics-server"))?;
+    }
+    fixtures::program(&built, "metrics-server/metrics-server", version)
 }
 
 /// In the background of whatever else this machine builds. What has its name is whole.
