@@ -193,7 +193,6 @@ mod tests {
             "object ? true",
             "f(,)",
             "`a",
-            "object.`a-b/c` == null",
             "true ||",
             "0x",
         ] {

@@ -251,7 +251,7 @@ pub struct Kinds {
 }
 
 impl Kinds {
-    /// Every GA built-in kind of v1.36.
+    /// Every kind that upstream serves by default.
     pub fn builtin() -> Kinds {
         let mut kinds = Kinds::default();
         for kind in builtin::declarations() {

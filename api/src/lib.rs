@@ -16,6 +16,7 @@ pub mod default;
 pub mod depth;
 pub mod encode;
 pub mod kinds;
+pub mod kubernetes;
 pub mod meta;
 pub mod name;
 pub mod openapi;
@@ -32,6 +33,7 @@ pub mod strategy;
 pub mod structural;
 pub mod table;
 pub mod time;
+pub mod x509;
 
 pub use kinds::{Kind, Kinds, Scope};
 pub use selector::{FieldSelector, LabelSelector};

@@ -38,6 +38,51 @@ pub fn validate_annotations(annotations: &Value, field: &str) -> Vec<Cause> {
     causes
 }
 
+/// The version of an `apiVersion`; none where it is no such thing.
+fn version_of(api_version: &str) -> &str {
+    let mut parts = api_version.split('/');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(version), None, _) | (Some(_), Some(version), None) => version,
+        _ => "",
+    }
+}
+
+/// Owners that lie at `field`.
+pub fn validate_owners(owners: &Value, field: &str) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    let mut controller: Option<String> = None;
+    for (at, owner) in owners.as_array().into_iter().flatten().enumerate() {
+        let text = |name: &str| owner[name].as_str().unwrap_or_default();
+        let at = format!("{field}[{at}]");
+        let mut required = |name: &str| {
+            if text(name).is_empty() {
+                causes.push(Cause::required(format!("{at}.{name}"), "must not be empty"));
+            }
+        };
+        ["apiVersion", "kind", "name", "uid"].into_iter().for_each(&mut required);
+        let version = text("apiVersion");
+        if !version.is_empty() && version_of(version).is_empty() {
+            let why = "must be <group>/<version> or <version>";
+            causes.push(Cause::invalid(format!("{at}.apiVersion"), &owner["apiVersion"], why));
+        }
+        if (version, text("kind")) == ("v1", "Event") {
+            causes.push(Cause::invalid(&at, owner, "/v1, Kind=Event is disallowed from being an owner"));
+        }
+        if owner["controller"] == true {
+            let name = format!("{}/{}", text("kind"), text("name"));
+            match &controller {
+                None => controller = Some(name),
+                Some(first) => {
+                    let only = "Only one reference can have Controller set to true";
+                    let why = format!("{only}. Found \"true\" in references for {first} and {name}");
+                    causes.push(Cause::invalid(field, owners, &why));
+                }
+            }
+        }
+    }
+    causes
+}
+
 /// When owners that stand twice were met, which the warning says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {

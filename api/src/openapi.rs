@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::patch::PatchType;
 use crate::schema::{Field, ListType, Schema, Shape, TypeId};
-use crate::{Kind, Kinds, apply};
+use crate::{Kind, Kinds, apply, kubernetes};
 
 mod custom;
 pub mod gnostic;
@@ -78,7 +78,7 @@ pub fn v3(kinds: &[Arc<Kind>], group: &str, version: &str, texts: &dyn Texts) ->
     }
     json!({
         "openapi": "3.0.0",
-        "info": {"title": "Kubernetes", "version": "v1.36.3"},
+        "info": {"title": "Kubernetes", "version": kubernetes::RELEASE},
         "paths": paths,
         "components": {"schemas": schemas},
     })
@@ -89,7 +89,7 @@ pub fn v2(kinds: &Kinds, texts: &dyn Texts) -> Value {
     let all: Vec<&Kind> = kinds.iter().map(|k| &**k).collect();
     json!({
         "swagger": "2.0",
-        "info": {"title": "Kubernetes", "version": "v1.36.3"},
+        "info": {"title": "Kubernetes", "version": kubernetes::RELEASE},
         "paths": {},
         "definitions": definitions(&all, Maker { version: Version::V2, texts }),
         "parameters": parameters::v2(),

@@ -148,6 +148,8 @@ pub struct Field {
     pub presence: Presence,
     /// In protobuf its list is a message of its own: `ExtraValue`, `Verbs`.
     pub wrapped: bool,
+    /// Of a feature that upstream does not turn on by default: what is written has no such field.
+    pub off: bool,
     /// Strategic merge joins this list (by `merge_key`, or as a set) instead of replacing it.
     pub patch_merge: bool,
     /// Strategic merge replaces this object as a whole.

@@ -25,7 +25,8 @@ fn generations_are_counted_of_the_kinds_of_which_upstream_counts_them() {
             Generation::Spec => !object["spec"].is_null(),
             Generation::One | Generation::Content => true,
         };
-        let wanted = !object["metadata"]["generation"].is_null();
+        // The rows were recorded of v1.36. Since v1.37 (`HPAGeneration`) autoscalers are counted, too.
+        let wanted = !object["metadata"]["generation"].is_null() || name == "HorizontalPodAutoscaler";
         n_counted += usize::from(wanted);
         if counts != wanted {
             wrong.push(format!("{version} {name}: {counts}, upstream {wanted}"));

@@ -125,8 +125,9 @@ fn of_kubernetes(name: &str, overload: &str, args: &[Value<'_>], result: &Run<'_
 fn of_standard(overload: &str, args: &[Value<'_>]) -> u64 {
     let at = |n: usize| args.get(n).map_or(1, size);
     match overload {
-        "starts_with_string" | "ends_with_string" | "string_to_bytes" | "bytes_to_string"
-        | "strings_quote" | "string_format" => traversed(at(0), 1.0),
+        // By the part, as it is all that is compared.
+        "starts_with_string" | "ends_with_string" => traversed(at(1), 1.0),
+        "string_to_bytes" | "bytes_to_string" | "strings_quote" | "string_format" => traversed(at(0), 1.0),
         "in_list" => at(1),
         "less_string"
         | "less_equals_string"

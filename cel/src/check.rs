@@ -371,7 +371,7 @@ impl Checker<'_> {
         let name = name.strip_prefix('.').unwrap_or(name);
         if self.names.types.exists(name) {
             self.set(id, Type::object(name));
-        } else if let Some((_, type_)) = self.ident(name) {
+        } else if let Some(type_) = type_named(name, self.names.version) {
             let message = match &type_ {
                 Type::Type(inner) => format!("'{}' is not a message type", inner.name()),
                 other => format!("'{}' is not a type", other.name()),

@@ -358,10 +358,7 @@ impl<'t> Parser<'t> {
         let token = self.peek();
         let (name, is_plain) = match token.kind {
             Kind::Name(name) if !is_word(name) => (name, true),
-            Kind::Quoted(name) => {
-                self.note(token.offset, "unsupported syntax: '`'");
-                (name, false)
-            }
+            Kind::Quoted(name) => (name, false),
             _ => return Err(self.no_field()),
         };
         self.at += 1;

@@ -35,7 +35,7 @@ impl PodOwner for DaemonSet {
     const COMPONENT: &'static str = "daemonset-controller";
 
     fn selector(&self) -> Option<Cow<'_, LabelSelector>> {
-        self.spec.as_ref().map(|spec| Cow::Borrowed(&spec.selector))
+        Some(Cow::Borrowed(&self.spec.selector))
     }
 }
 
@@ -87,7 +87,7 @@ impl DaemonSets {
         let snapshot = history::snapshot(template);
         let all = self.histories.of(set).await?;
         let (mut same, old): (Vec<_>, Vec<_>) = all.into_iter().partition(|r| history::is_of(r, &snapshot));
-        let number = old.iter().map(|revision| revision.revision).max().unwrap_or(0).saturating_add(1);
+        let number = old.iter().filter_map(|revision| revision.revision).max().unwrap_or(0).saturating_add(1);
         let Some(current) = same.pop() else {
             let n_collisions = set.status.as_ref().and_then(|s| s.collision_count).unwrap_or(0);
             return match self.histories.make(set, template, n_collisions, number).await? {
@@ -107,7 +107,7 @@ impl DaemonSets {
         for duplicate in same {
             self.histories.delete(set, &duplicate).await?;
         }
-        let current = match current.revision < number {
+        let current = match current.revision.unwrap_or(0) < number {
             true => self.histories.renumber(set, &current, number).await?,
             false => current,
         };
@@ -155,7 +155,7 @@ impl DaemonSets {
         old: &[Arc<ControllerRevision>],
         pods: &[Arc<Pod>],
     ) -> Result<(), kube::Error> {
-        let keep = set.spec.as_ref().and_then(|spec| spec.revision_history_limit).unwrap_or(10);
+        let keep = set.spec.revision_history_limit.unwrap_or(10);
         let n_surplus = old.len().saturating_sub(usize::try_from(keep).unwrap_or(0));
         let label = |pod: &Arc<Pod>| pod.metadata.labels.as_ref()?.get(REVISION_HASH).cloned();
         let live: HashSet<String> = pods.iter().filter_map(label).collect();
@@ -232,9 +232,10 @@ impl Controller for DaemonSets {
             self.backoffs.lock().remove(key);
             return Ok(Outcome::Done);
         };
-        let Some(spec) = set.spec.as_ref().filter(|_| set.metadata.deletion_timestamp.is_none()) else {
+        if set.metadata.deletion_timestamp.is_some() {
             return Ok(Outcome::Done);
-        };
+        }
+        let spec = &set.spec;
         if spec.selector == LabelSelector::default() {
             let message = "This daemon set is selecting all pods. A non-empty selector is required.";
             self.pods.events().event(&*set, EventType::Warning, "SelectingAll", message);

@@ -51,7 +51,7 @@ impl Deployments {
                 wake.add(key_of(&**deployment));
             }
         });
-        let selector_of = |d: &Deployment| d.spec.as_ref().map(|spec| spec.selector.clone());
+        let selector_of = |d: &Deployment| Some(d.spec.selector.clone());
         let (wake, selecting) = (queue.clone(), Selecting::new(&deployments, selector_of));
         sets.on_change(move |change| {
             for set in [&change.old, &change.new].into_iter().flatten() {
@@ -91,7 +91,7 @@ impl Deployments {
         key: &ObjectKey,
         deployment: &Deployment,
     ) -> Result<Vec<Arc<ReplicaSet>>, kube::Error> {
-        let Some(asked) = deployment.spec.as_ref().map(|spec| &spec.selector) else { return Ok(Vec::new()) };
+        let asked = &deployment.spec.selector;
         let known = self.owned.of_controller("Deployment", key);
         let candidates = known.into_iter().chain(self.owned.orphans(&key.namespace, asked));
         let selector = Selector::new(asked);

@@ -123,11 +123,9 @@ impl Budgets {
                 if let Some(above) = above {
                     let deployment = self.deployments.get(&key(&above.name));
                     let deployment = deployment.filter(|d| uid(&d.metadata) == above.uid);
-                    return Ok(deployment.map(|d| {
-                        (above.uid.clone(), d.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1))
-                    }));
+                    return Ok(deployment.map(|d| (above.uid.clone(), d.spec.replicas.unwrap_or(1))));
                 }
-                Ok(Some((owner.uid.clone(), set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1))))
+                Ok(Some((owner.uid.clone(), set.spec.replicas.unwrap_or(1))))
             }
             ("", "ReplicationController") => {
                 let api: Api<ReplicationController> = Api::namespaced(self.client.clone(), namespace);
@@ -137,7 +135,7 @@ impl Budgets {
             ("apps", "StatefulSet") => {
                 let api: Api<StatefulSet> = Api::namespaced(self.client.clone(), namespace);
                 let found = api.get_opt(&owner.name).await?.filter(|s| uid(&s.metadata) == owner.uid);
-                Ok(found.map(|s| (owner.uid.clone(), s.spec.and_then(|s| s.replicas).unwrap_or(1))))
+                Ok(found.map(|s| (owner.uid.clone(), s.spec.replicas.unwrap_or(1))))
             }
             _ => self.scale_subresource_of(namespace, owner).await,
         }

@@ -37,12 +37,12 @@ pub(crate) fn hash_of(revision: &ControllerRevision) -> &str {
 
 /// The template that a revision brings back.
 pub(crate) fn template_of(revision: &ControllerRevision) -> Option<PodTemplateSpec> {
-    let template = revision.data.as_ref()?.0.pointer("/spec/template")?;
+    let template = revision.data.0.pointer("/spec/template")?;
     serde_json::from_value(template.clone()).ok()
 }
 
 pub(crate) fn is_of(revision: &ControllerRevision, snapshot: &Value) -> bool {
-    revision.data.as_ref().is_some_and(|data| data.0 == *snapshot)
+    revision.data.0 == *snapshot
 }
 
 /// What came of making a revision.
@@ -120,8 +120,8 @@ impl Histories {
                 owner_references: Some(vec![controller_reference(owner)]),
                 ..ObjectMeta::default()
             },
-            data: Some(RawExtension(data.clone())),
-            revision,
+            data: RawExtension(data.clone()),
+            revision: Some(revision),
         };
         let api = self.api(owner);
         match api.create(&PostParams::default(), &new).await {

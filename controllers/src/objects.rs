@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::serde::Serialize;
 use kube::Resource;
 use serde_json::{Value, json};
@@ -23,6 +24,27 @@ pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> 
 
 pub(crate) fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
     meta.owner_references.iter().flatten().find(|r| r.controller == Some(true))
+}
+
+/// A number, or a percentage of so many, rounded down.
+pub(crate) fn scaled_down(value: &IntOrString, of: i32) -> i32 {
+    scaled(value, of, 0)
+}
+
+/// The same, rounded up.
+pub(crate) fn scaled_up(value: &IntOrString, of: i32) -> i32 {
+    scaled(value, of, 99)
+}
+
+fn scaled(value: &IntOrString, of: i32, extra_hundredths: i64) -> i32 {
+    match value {
+        IntOrString::Int(count) => *count,
+        IntOrString::String(text) => {
+            let percent: i32 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let hundredths = i64::from(percent) * i64::from(of) + extra_hundredths;
+            i32::try_from(hundredths / 100).unwrap_or(i32::MAX)
+        }
+    }
 }
 
 /// The key of the controller of a kind that an object has, if it has one.

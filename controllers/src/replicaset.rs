@@ -45,7 +45,7 @@ impl PodOwner for ReplicaSet {
     const COMPONENT: &'static str = "replicaset-controller";
 
     fn selector(&self) -> Option<Cow<'_, LabelSelector>> {
-        self.spec.as_ref().map(|spec| Cow::Borrowed(&spec.selector))
+        Some(Cow::Borrowed(&self.spec.selector))
     }
 
     fn adopts(pod: &Pod) -> bool {
@@ -86,7 +86,7 @@ impl Replicated for ReplicationController {
         };
         Cow::Owned(ReplicaSet {
             metadata: self.metadata.clone(),
-            spec: self.spec.as_ref().map(spec),
+            spec: self.spec.as_ref().map(spec).unwrap_or_default(),
             status: self.status.as_ref().map(set_status),
         })
     }
@@ -101,8 +101,8 @@ fn set_status(status: &ReplicationControllerStatus) -> ReplicaSetStatus {
         last_transition_time: c.last_transition_time.clone(),
         message: c.message.clone(),
         reason: c.reason.clone(),
-        status: c.status.clone(),
-        type_: c.type_.clone(),
+        status: Some(c.status.clone()),
+        type_: Some(c.type_.clone()),
     };
     ReplicaSetStatus {
         available_replicas: status.available_replicas,
@@ -141,7 +141,7 @@ impl<K: Replicated> ReplicaSets<K> {
         let wanted = usize::try_from(replicas(&as_set)).unwrap_or(0);
         let active: Vec<&Arc<Pod>> = pods.iter().filter(|p| is_active(p)).collect();
         if active.len() < wanted {
-            let template = as_set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
+            let template = as_set.spec.template.clone().unwrap_or_default();
             let pod = new_pod(set, template);
             let error = self.pods.make(set, (wanted - active.len()).min(BURST), |_| pod.clone()).await?;
             return Some(Failure { reason: "FailedCreate", error });
@@ -210,7 +210,7 @@ impl<K: Replicated> Controller for ReplicaSets<K> {
 }
 
 fn replicas(set: &ReplicaSet) -> i32 {
-    set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    set.spec.replicas.unwrap_or(1)
 }
 
 #[cfg(test)]
@@ -234,7 +234,7 @@ mod tests {
     fn a_replication_controller_is_run_as_the_set_that_it_might_be() {
         let controller = controller();
         let set = controller.as_set();
-        let spec = set.spec.as_ref().unwrap();
+        let spec = &set.spec;
         assert_eq!(replicas(&set), 2);
         assert_eq!(Some(Cow::Borrowed(&spec.selector)), controller.selector());
         assert_eq!(spec.selector.match_labels.as_ref().unwrap()["app"], "a");

@@ -40,7 +40,7 @@ impl PodOwner for StatefulSet {
     const REVISION_LABEL: &'static str = "controller.kubernetes.io/hash";
 
     fn selector(&self) -> Option<Cow<'_, LabelSelector>> {
-        self.spec.as_ref().map(|spec| Cow::Borrowed(&spec.selector))
+        Some(Cow::Borrowed(&self.spec.selector))
     }
 
     fn may_own(&self, pod: &Pod) -> bool {
@@ -99,7 +99,7 @@ impl StatefulSets {
         let snapshot = history::snapshot(&spec.template);
         let all = self.histories.of(set).await?;
         let last = all.last();
-        let next = last.map_or(0, |revision| revision.revision).saturating_add(1);
+        let next = last.and_then(|revision| revision.revision).unwrap_or(0).saturating_add(1);
         let mut n_collisions = set.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
         let same = all.iter().rfind(|revision| history::is_of(revision, &snapshot));
         let unchanged = last.filter(|last| history::is_of(last, &snapshot));
@@ -123,22 +123,24 @@ impl StatefulSets {
         Ok(Some(Revisions { current, update, all, n_collisions }))
     }
 
-    /// Does what was planned. Answers whether the pod that was outdated is deleted, and what ended it before all was
+    /// Does what was planned. Answers how many of the outdated pods are deleted, and what ended it before all was
     /// done.
     async fn apply(
         &self,
         set: &StatefulSet,
         plan: &Plan,
         is_parallel: bool,
-    ) -> (bool, Result<(), StepError>) {
+    ) -> (usize, Result<(), StepError>) {
         let done = self.apply_but_rollout(set, plan, is_parallel).await;
-        match (&plan.outdated, done) {
-            (Some(pod), Ok(())) => {
-                let deleted = self.pods.delete(set, pod).await;
-                (deleted.is_ok(), deleted)
-            }
-            (_, done) => (false, done),
+        if done.is_err() {
+            return (0, done);
         }
+        for (n_gone, pod) in plan.outdated.iter().enumerate() {
+            if let Err(error) = self.pods.delete(set, pod).await {
+                return (n_gone, Err(error));
+            }
+        }
+        (plan.outdated.len(), Ok(()))
     }
 
     async fn apply_but_rollout(
@@ -240,7 +242,7 @@ impl Controller for StatefulSets {
         if !self.pods.owned().is_settled(key) {
             return Ok(Outcome::After(OwnedPods::<StatefulSet>::PATIENCE));
         }
-        let Some(spec) = set.spec.as_ref() else { return Ok(Outcome::Done) };
+        let spec = &set.spec;
         let Some(revisions) = self.revisions(&set, spec).await? else { return Ok(Outcome::Done) };
         let pods = self.pods.owned().claim(&set).await?;
         let claim = |name: &str| self.pods.claim(&set, name);
@@ -259,8 +261,8 @@ impl Controller for StatefulSets {
             None => facts.plan(),
         };
         self.await_claims(key, &plan.awaited);
-        let (is_outdated_gone, applied) = self.apply(&set, &plan, facts.is_parallel()).await;
-        let status = facts.status(is_outdated_gone);
+        let (n_outdated_gone, applied) = self.apply(&set, &plan, facts.is_parallel()).await;
+        let status = facts.status(n_outdated_gone);
         let written = self.write_status(&set, &status).await;
         let cleaned = self.clean_up(&set, &revisions, &pods).await;
         // One that began to go during the pass was not waited for.

@@ -1,7 +1,7 @@
 //! The nodelet: Skiff's kubelet.
 //!
 //! It turns pods that are bound to its node into containers, through [`skiff_cri::Cri`], and tells the
-//! API what became of them. To the field and the reason string it does what kubelet v1.36 does.
+//! API what became of them. To the field and the reason string it does what upstream's kubelet does.
 //!
 //! ```text
 //!                        API server

@@ -23,6 +23,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, PodStatus, Probe};
 use parking_lot::Mutex;
+use skiff_api::kubernetes;
 use skiff_cri::Cri;
 use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -34,6 +35,11 @@ use crate::since::Since;
 use crate::snapshot::{ContainerInfo, PodSnapshot};
 use crate::status::Readiness;
 use check::Outcome;
+
+/// What upstream's kubelet calls itself where it asks a container: `kube-probe/1.37`.
+fn agent(purpose: &str) -> String {
+    format!("kube-{purpose}/{}.{}", kubernetes::MAJOR, kubernetes::MINOR)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {

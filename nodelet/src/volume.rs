@@ -9,6 +9,7 @@
 //! Secrets, tokens and projections lie on a tmpfs each, as upstream has them, and never reach a disk.
 
 pub(crate) mod atomic;
+pub(crate) mod bundle;
 pub(crate) mod host_path;
 pub(crate) mod mounts;
 pub(crate) mod ownership;
@@ -28,6 +29,7 @@ use crate::env::Downward;
 use crate::objects::Objects;
 use crate::pod::PodExt;
 use crate::resources;
+use bundle::Bundles;
 use payload::{Payload, PayloadContext};
 use token::Tokens;
 
@@ -63,11 +65,12 @@ pub(crate) struct Volumes {
     config: Arc<Config>,
     objects: Arc<Objects>,
     tokens: Tokens,
+    bundles: Bundles,
 }
 
 impl Volumes {
     pub(crate) fn new(config: Arc<Config>, objects: Arc<Objects>, client: kube::Client) -> Volumes {
-        Volumes { config, objects, tokens: Tokens::new(client) }
+        Volumes { config, objects, tokens: Tokens::new(client.clone()), bundles: Bundles::new(client) }
     }
 
     /// Makes and refreshes all of a pod's volumes. Those that fail are named with the reason.
@@ -155,7 +158,8 @@ impl Volumes {
         volume: &Volume,
         downward: &Downward<'_>,
     ) -> Result<MountedVolume, VolumeError> {
-        let context = PayloadContext { objects: &self.objects, tokens: &self.tokens, downward };
+        let (tokens, bundles) = (&self.tokens, &self.bundles);
+        let context = PayloadContext { objects: &self.objects, tokens, bundles, downward };
         let (plugin, payload, in_memory) = if let Some(source) = &volume.config_map {
             ("configmap", context.config_map_volume(source).await?, false)
         } else if let Some(source) = &volume.secret {

@@ -235,7 +235,7 @@ impl Scheduler {
         let owners = pod.metadata.owner_references.iter().flatten();
         let owner = owners.into_iter().find(|r| r.controller == Some(true) && r.kind == "ReplicaSet");
         let set = owner.and_then(|owner| self.sets.get(&ObjectKey::new(namespace, &owner.name)));
-        let of_set = set.and_then(|s| s.spec.as_ref().map(|s| s.selector.clone())).unwrap_or_default();
+        let of_set = set.map(|s| s.spec.selector.clone()).unwrap_or_default();
         all.extend(of_set.match_labels.unwrap_or_default());
         let selector = json!({"matchLabels": all, "matchExpressions": of_set.match_expressions});
         LabelSelector::from_json(&selector).ok()

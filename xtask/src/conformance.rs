@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::codegen::pins;
 use crate::command::{cache, cargo, output, program, root, run as execute};
 use crate::{fixtures, setup, test};
 use report::Test;
@@ -187,7 +188,9 @@ fn tell(
         let causes = page::Causes::read(&root().join("tests/conformance/causes.tsv"))?;
         let date = output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
         let commit = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()))?;
-        let run = page::Run { date: date.trim(), commit: commit.trim(), n_nodes };
+        let kubernetes = pins::present()?;
+        let (date, commit) = (date.trim(), commit.trim());
+        let run = page::Run { date, commit, kubernetes: &kubernetes, n_nodes };
         let path = root().join("docs/conformance.md");
         let text = page::page(&run, &tests, &rows, &causes, vacuous.names())?;
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;

@@ -5,6 +5,7 @@ mod cel;
 mod check;
 mod clients;
 mod cluster;
+mod codegen;
 mod command;
 mod conformance;
 mod differ;
@@ -51,8 +52,8 @@ enum Task {
     Conformance(conformance::Options),
     /// Run upstream's command suite of kubectl against the API server and the controllers
     Kubectl(kubectl::Options),
-    /// Derive api/src/schema/builtin.txt anew
-    Codegen,
+    /// Derive anew what comes of upstream's sources: the schema, and what tests compare with
+    Codegen(codegen::Options),
     /// Record anew what upstream's cel-go says to cel/tests/cases.txt
     Cel,
     /// Compare the API server's answers, or what comes of images, with upstream's; may write docs/differences.md
@@ -83,7 +84,7 @@ fn main() -> Result<()> {
         Task::Clients => clients::build().map(|folder| println!("{}", folder.display())),
         Task::Conformance(options) => conformance::run(options),
         Task::Kubectl(options) => kubectl::run(&options),
-        Task::Codegen => test::codegen(),
+        Task::Codegen(options) => codegen::run(&options),
         Task::Cel => cel::record(),
         Task::Differ(options) => differ::run(&options),
         Task::Fuzz { arguments } => test::fuzz(&arguments),

@@ -238,7 +238,7 @@ func admit(w *world, c *admitted) error {
 		}
 		hooks.SetServiceResolver(w)
 		hooks.SetExternalKubeClientSet(client)
-		hooks.SetAuthorizer(authorizer.AuthorizerFunc(mayGet))
+		hooks.SetUnconditionalAuthorizer(authorizer.AuthorizerFunc(mayGet))
 		chain = hooks
 	} else {
 		hooks, err := validating.NewValidatingAdmissionWebhook(nil)
@@ -247,7 +247,7 @@ func admit(w *world, c *admitted) error {
 		}
 		hooks.SetServiceResolver(w)
 		hooks.SetExternalKubeClientSet(client)
-		hooks.SetAuthorizer(authorizer.AuthorizerFunc(mayGet))
+		hooks.SetUnconditionalAuthorizer(authorizer.AuthorizerFunc(mayGet))
 		chain = hooks
 	}
 	chain.SetExternalKubeInformerFactory(factory)

@@ -1,4 +1,4 @@
-//! The built-in kinds of v1.36, a file a family of groups. Within a group the order is that of discovery.
+//! The built-in kinds, a file a family of groups. Within a group the order is that of discovery.
 
 use serde_json::{Value, json};
 
@@ -76,6 +76,7 @@ pub(crate) fn package(group: &str) -> Option<&'static str> {
         "resource.k8s.io" => "io.k8s.api.resource",
         "scheduling.k8s.io" => "io.k8s.api.scheduling",
         "storage.k8s.io" => "io.k8s.api.storage",
+        "storagemigration.k8s.io" => "io.k8s.api.storagemigration",
         _ => return None,
     })
 }

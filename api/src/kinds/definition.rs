@@ -15,7 +15,7 @@
 
 use std::collections::HashSet;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::kinds::builtin::rules::path::{Faults, Path, is_true, list, text};
 use crate::meta::Meta;
@@ -190,17 +190,22 @@ fn store(object: &mut Object) {
     }
 }
 
-/// Formats that nobody checks, and that were not there before.
-pub(super) fn unrecognized_formats(object: &Object, old: Option<&Object>) -> Vec<String> {
-    let mut before = HashSet::new();
+/// What a definition says and nobody heeds: formats that are not known, and sets of what is compared by no one. What was said
+/// before is not told again.
+pub(super) fn warnings(object: &Object, old: Option<&Object>) -> Vec<String> {
+    let (mut found, mut before) = (open_api::Unheeded::default(), open_api::Unheeded::default());
+    Spec::of(object).schemas().for_each(|schema| found.look_at(schema));
     if let Some(old) = old {
-        let mut in_order = Vec::new();
-        Spec::of(old).schemas().for_each(|schema| open_api::odd_formats(schema, &mut before, &mut in_order));
+        Spec::of(old).schemas().for_each(|schema| before.look_at(schema));
     }
-    let (mut found, mut in_order) = (HashSet::new(), Vec::new());
-    Spec::of(object)
-        .schemas()
-        .for_each(|schema: &Value| open_api::odd_formats(schema, &mut found, &mut in_order));
-    in_order.retain(|format| !before.contains(format));
-    in_order
+    let known: HashSet<&String> = before.formats.iter().collect();
+    let formats = found.formats.iter().filter(|format| !known.contains(format));
+    let formats = formats.map(|format| format!("unrecognized format {format:?}"));
+    let sets = found.sets_of.difference(&before.sets_of).map(|of| {
+        let kind = "x-kubernetes-list-type: set";
+        format!(
+            "{kind} for items of type {of:?} is not supported by server-side apply or CEL validation rules"
+        )
+    });
+    formats.chain(sets).collect()
 }

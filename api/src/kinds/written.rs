@@ -26,25 +26,17 @@ const NULL_LISTS: [(&str, &str); 12] = [
     ("io.k8s.api.resource.v1.DeviceClaim", "requests"),
 ];
 
-/// Fields of features that are off in this version.
-const OFF: [(&str, &str); 16] = [
+/// Fields of features that are off, of which upstream's types do not say so. Of the others the schema does.
+const OFF: [(&str, &str); 7] = [
     ("io.k8s.api.core.v1.NodeSpec", "configSource"),
     ("io.k8s.api.core.v1.NodeStatus", "config"),
-    ("io.k8s.api.core.v1.VolumeProjection", "clusterTrustBundle"),
-    ("io.k8s.api.core.v1.VolumeProjection", "podCertificate"),
     // Of an older version of the kind.
     ("io.k8s.api.discovery.v1.Endpoint", "deprecatedTopology"),
-    ("io.k8s.api.storage.v1.CSIDriverSpec", "preventPodSchedulingIfMissing"),
-    ("io.k8s.api.resource.v1.DeviceAttribute", "bools"),
-    ("io.k8s.api.resource.v1.DeviceAttribute", "ints"),
-    ("io.k8s.api.resource.v1.DeviceAttribute", "strings"),
-    ("io.k8s.api.resource.v1.DeviceAttribute", "versions"),
-    ("io.k8s.api.core.v1.PodSpec", "schedulingGroup"),
-    ("io.k8s.api.core.v1.PodStatus", "nodeAllocatableResourceClaimStatuses"),
-    ("io.k8s.api.core.v1.VolumeMountStatus", "volumeStatus"),
     ("io.k8s.api.coordination.v1.LeaseSpec", "strategy"),
     ("io.k8s.api.coordination.v1.LeaseSpec", "preferredHolder"),
-    ("io.k8s.api.resource.v1.Device", "nodeAllocatableResourceMappings"),
+    ("io.k8s.api.core.v1.PodStatus", "nodeAllocatableResourceClaimStatuses"),
+    // Of an image alone, which is off.
+    ("io.k8s.api.core.v1.VolumeMountStatus", "volumeStatus"),
 ];
 
 const CONTAINER: &str = "io.k8s.api.core.v1.Container";
@@ -97,6 +89,10 @@ impl Walk<'_> {
             drop_signal(map);
         }
         for field in &type_.fields {
+            if field.off && self.off == Off::Dropped {
+                map.remove(&*field.name);
+                continue;
+            }
             let is_null_list = (is_list(&field.node.shape) && field.required)
                 || NULL_LISTS.contains(&(&*type_.name, &*field.name));
             self.field(field, is_null_list, map);

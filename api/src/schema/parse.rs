@@ -11,7 +11,7 @@
 //! A shape is a word (`string`, `int32`, `any`, …), `.` and the name of a type, or `[]` (list of) or `{}`
 //! (map of) before a shape. `#` gives the protobuf field number, `#2.19` one in an inlined message; `go=value`
 //! and `go=omitempty` say that a field which is not set is on the wire as its zero value, and whether JSON then
-//! has it too; `wrapped` that its list is a message of its own.
+//! has it too; `wrapped` that its list is a message of its own; `off` that the feature it belongs to is off.
 
 use std::collections::HashMap;
 
@@ -70,6 +70,7 @@ fn field(line: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Field, Strin
         tag: Box::default(),
         presence: Presence::Optional,
         wrapped: false,
+        off: false,
         patch_merge: false,
         patch_replace: false,
         patch_retain_keys: false,
@@ -90,6 +91,7 @@ fn fact(field: &mut Field, word: &str) -> Result<(), String> {
     match word.split_once('=') {
         None if word == "required" => field.required = true,
         None if word == "wrapped" => field.wrapped = true,
+        None if word == "off" => field.off = true,
         Some(("go", "value")) => field.presence = Presence::Value,
         Some(("go", "omitempty")) => field.presence = Presence::OmitEmpty,
         Some(("list", kind)) => {

@@ -252,6 +252,7 @@ fn field(name: &str, node: Node) -> Field {
         tag: Box::default(),
         presence: Presence::Optional,
         wrapped: false,
+        off: false,
         patch_merge: false,
         patch_replace: false,
         patch_retain_keys: false,

@@ -10,7 +10,7 @@ use super::part::{declared, is_metadata, items, said, values};
 use super::place::Place;
 use super::prune::{self, Unknown};
 use super::{metadata, words};
-use crate::meta::{validate_annotations, validate_labels};
+use crate::meta::{validate_annotations, validate_labels, validate_owners};
 use crate::schema::{Node, Schema};
 use crate::{Cause, Object, name};
 
@@ -124,45 +124,9 @@ fn of_metadata(value: &Value, place: &Place<'_>, causes: &mut Vec<Cause>) {
     let at = |field: &str| Place::Field(place, field).field();
     causes.extend(validate_labels(&value["labels"], &at("labels")));
     causes.extend(validate_annotations(&value["annotations"], &at("annotations")));
-    owners(value, &Place::Field(place, "ownerReferences"), causes);
+    causes.extend(validate_owners(&value["ownerReferences"], &at("ownerReferences")));
     finalizers(&value["finalizers"], &Place::Field(place, "finalizers"), causes);
     managers(&value["managedFields"], &Place::Field(place, "managedFields"), causes);
-}
-
-fn owners(metadata: &Value, place: &Place<'_>, causes: &mut Vec<Cause>) {
-    let owners = &metadata["ownerReferences"];
-    let mut first = None;
-    for owner in owners.as_array().into_iter().flatten() {
-        let text = |field: &str| owner[field].as_str().unwrap_or_default();
-        let api_version = text("apiVersion");
-        let version = api_version.rsplit('/').next().unwrap_or_default();
-        let has_version = !version.is_empty() && api_version.matches('/').count() < 2;
-        if !has_version {
-            let at = Place::Field(place, "apiVersion");
-            causes.push(invalid(&at, &owner["apiVersion"], "version must not be empty"));
-        }
-        for field in ["kind", "name", "uid"] {
-            if text(field).is_empty() {
-                causes.push(invalid(&Place::Field(place, field), &owner[field], "must not be empty"));
-            }
-        }
-        if (api_version, text("kind")) == ("v1", "Event") {
-            causes.push(invalid(place, owner, "/v1, Kind=Event is disallowed from being an owner"));
-        }
-        if owner["controller"] == true {
-            let name = format!("{}/{}", text("kind"), text("name"));
-            match &first {
-                None => first = Some(name),
-                Some(first) => causes.push(invalid(
-                    place,
-                    owners,
-                    &format!(
-                        "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
-                    ),
-                )),
-            }
-        }
-    }
 }
 
 fn finalizers(finalizers: &Value, place: &Place<'_>, causes: &mut Vec<Cause>) {
@@ -186,9 +150,11 @@ fn managers(managers: &Value, place: &Place<'_>, causes: &mut Vec<Cause>) {
     for (at, manager) in managers.as_array().into_iter().flatten().enumerate() {
         let place = &Place::Item(place, at);
         let text = |field: &str| manager[field].as_str().unwrap_or_default();
-        if !matches!(text("operation"), "Apply" | "Update") {
-            let value = text("operation").into();
-            causes.push(invalid(&Place::Field(place, "operation"), &value, "must be `Apply` or `Update`"));
+        let at = Place::Field(place, "operation").field();
+        match text("operation") {
+            "" => causes.push(Cause::required(at, "must not be empty")),
+            "Apply" | "Update" => {}
+            other => causes.push(Cause::not_supported(at, &other.into(), &["Apply", "Update"])),
         }
         if !matches!(text("fieldsType"), "" | "FieldsV1") {
             causes.push(invalid(

@@ -25,6 +25,7 @@ const BUILTIN: &[(&str, &str, i64, i64)] = &[
     ("discovery.k8s.io", "v1", 16_200, 15),
     ("resource.k8s.io", "v1", 16_200, 21),
     ("flowcontrol.apiserver.k8s.io", "v1", 16_100, 21),
+    ("storagemigration.k8s.io", "v1", 15_800, 15),
 ];
 
 /// The group of APIServices themselves comes first, whatever these say, and has none of its own.
@@ -58,6 +59,19 @@ mod tests {
     fn every_built_in_group_and_version_has_upstreams_priority() {
         for kind in Kinds::builtin().iter() {
             assert_ne!(local(&kind.group, &kind.version), CUSTOM, "{}", kind.api_version());
+        }
+        let facts = include_str!("../../../tests/reference/facts.txt");
+        let served: Vec<&str> = facts.lines().filter_map(|line| line.strip_prefix("serves ")).collect();
+        assert!(served.len() > 20, "{served:?}");
+        for line in served {
+            let [version, group_priority, version_priority] = line.split(' ').collect::<Vec<_>>()[..] else {
+                assert!(line.starts_with(OWN_GROUP), "{line}");
+                continue;
+            };
+            let (group, version) = version.split_once('/').unwrap_or(("", version));
+            let Priority { group: of_group, version: of_version } = local(group, version);
+            assert_eq!(group_priority, format!("group={of_group}"), "{line}");
+            assert_eq!(version_priority, format!("version={of_version}"), "{line}");
         }
         assert_eq!(local("example.com", "v1"), CUSTOM);
     }

@@ -15,7 +15,7 @@ use parking_lot::RwLock;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use skiff_api::kinds::Storage;
-use skiff_api::{Kind, Kinds, encode};
+use skiff_api::{Kind, Kinds, encode, kubernetes};
 
 use crate::aggregation::Aggregated;
 use crate::aggregation::told::Discovered;
@@ -25,8 +25,6 @@ use crate::respond::{self, Encoding, Response};
 use listed::{Listed, Source};
 pub(crate) use openapi::MergedV2;
 use openapi::OpenApi;
-
-pub(crate) const GIT_VERSION: &str = "v1.36.3+skiff";
 
 const AGGREGATED: &[(&str, &str, &str)] = &[
     ("v2", "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList", "apidiscovery.k8s.io/v2"),
@@ -118,6 +116,7 @@ const GROUPS: &[&str] = &[
     "discovery.k8s.io",
     "resource.k8s.io",
     "flowcontrol.apiserver.k8s.io",
+    "storagemigration.k8s.io",
 ];
 
 const ALL_VERBS: &[&str] =
@@ -425,8 +424,8 @@ pub(crate) fn verbs_of(kind: &Kind) -> &'static [&'static str] {
 /// `/version`.
 pub(crate) fn version() -> Value {
     json!({
-        "major": "1", "minor": "36",
-        "gitVersion": GIT_VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
+        "major": kubernetes::MAJOR, "minor": kubernetes::MINOR,
+        "gitVersion": kubernetes::VERSION, "gitCommit": "", "gitTreeState": "clean", "buildDate": "1970-01-01T00:00:00Z",
         "goVersion": "", "compiler": "rustc", "platform": platform(),
     })
 }

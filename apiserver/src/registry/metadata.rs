@@ -190,7 +190,7 @@ pub(crate) fn validate(kind: &Kind, object: &Object, write: Write) -> Vec<Cause>
     }
     causes.extend(meta::validate_labels(&meta["labels"], "metadata.labels"));
     causes.extend(meta::validate_annotations(&meta["annotations"], "metadata.annotations"));
-    validate_owners(&meta["ownerReferences"], &mut causes);
+    causes.extend(meta::validate_owners(&meta["ownerReferences"], "metadata.ownerReferences"));
     for (at, finalizer) in object.finalizers().iter().enumerate() {
         let field = format!("metadata.finalizers[{at}]");
         if let Some(fault) = name::qualified_name_fault(finalizer) {
@@ -230,45 +230,6 @@ fn prefix_fault(kind: &Kind, prefix: &str, write: Write) -> Option<String> {
         return prefix.contains(['/', '%']).then(|| "may not contain '/' or '%'".into());
     }
     name_fault(kind, prefix.strip_suffix('-').filter(|rest| !rest.is_empty()).unwrap_or(prefix))
-}
-
-/// The version of an `apiVersion`; none where it is no such thing.
-fn version_of(api_version: &str) -> &str {
-    let mut parts = api_version.split('/');
-    match (parts.next(), parts.next(), parts.next()) {
-        (Some(version), None, _) | (Some(_), Some(version), None) => version,
-        _ => "",
-    }
-}
-
-fn validate_owners(owners: &Value, causes: &mut Vec<Cause>) {
-    let mut controller: Option<&str> = None;
-    for owner in owners.as_array().into_iter().flatten() {
-        // Named by the list, without the index, as upstream does.
-        let field = |name: &str| format!("metadata.ownerReferences.{name}");
-        if owner["apiVersion"].as_str().is_none_or(|text| version_of(text).is_empty()) {
-            causes.push(Cause::invalid(
-                field("apiVersion"),
-                &owner["apiVersion"],
-                "version must not be empty",
-            ));
-        }
-        for (name, why) in [("kind", "kind"), ("name", "name"), ("uid", "uid")] {
-            if owner[name].as_str().is_none_or(str::is_empty) {
-                causes.push(Cause::invalid(field(name), &json!(""), &format!("{why} must not be empty")));
-            }
-        }
-        if owner["controller"] == true {
-            let name = owner["name"].as_str().unwrap_or_default();
-            if let Some(first) = controller {
-                let why = format!(
-                    "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
-                );
-                causes.push(Cause::invalid("metadata.ownerReferences", owners, &why));
-            }
-            controller = Some(name);
-        }
-    }
 }
 
 pub(crate) fn validate_update(new: &Object, old: &Object) -> Vec<Cause> {

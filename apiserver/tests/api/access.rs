@@ -270,7 +270,7 @@ async fn openapi_tells_what_types_and_fields_are_for_in_both_versions() {
 async fn openapi_version_and_health_are_served() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();
-    assert_eq!(admin.get("/version").await.ok()["gitVersion"], "v1.36.3+skiff");
+    assert_eq!(admin.get("/version").await.ok()["gitVersion"], skiff_api::kubernetes::VERSION);
     let index = admin.get("/openapi/v3").await.ok();
     let url = index["paths"]["apis/apps/v1"]["serverRelativeURL"].as_str().expect("a URL").to_owned();
     assert!(url.starts_with("/openapi/v3/apis/apps/v1?hash="), "{url}");

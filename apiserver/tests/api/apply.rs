@@ -119,7 +119,7 @@ async fn a_conflict_is_told_with_its_causes_unless_it_is_forced() {
 async fn every_write_tells_who_changed_what() {
     let cluster = Cluster::start().await;
     let client = cluster.namespace("a").await;
-    let agent = ("user-agent", "kubectl/v1.36.3 (linux/amd64) kubernetes/abc");
+    let agent = ("user-agent", "kubectl/v1.37.2 (linux/amd64) kubernetes/abc");
     let created = client
         .send(
             Method::POST,

@@ -466,9 +466,9 @@ async fn who_reads_it_himself_gets_it_indented() {
         answer.bytes
     };
     assert!(as_agent(url, "curl/8.1").await.starts_with(b"{\n  \"kind\": \"Namespace\",\n"));
-    assert!(as_agent(url, "kubectl/v1.36").await.starts_with(b"{\"kind\":\"Namespace\","));
+    assert!(as_agent(url, "kubectl/v1.37").await.starts_with(b"{\"kind\":\"Namespace\","));
     assert!(as_agent(&format!("{url}?pretty=false"), "curl/8.1").await.starts_with(b"{\"kind\""));
-    assert!(as_agent(&format!("{url}?pretty=true"), "kubectl/v1.36").await.starts_with(b"{\n"));
+    assert!(as_agent(&format!("{url}?pretty=true"), "kubectl/v1.37").await.starts_with(b"{\n"));
     let all = as_agent("/api/v1/namespaces", "Mozilla/5.0 (X11)").await;
     assert!(all.starts_with(b"{\n  \"kind\": \"NamespaceList\",\n"), "{}", String::from_utf8_lossy(&all));
 }

@@ -144,7 +144,7 @@ async fn an_autoscaler_is_stored_in_v2_and_served_in_both() {
     assert_eq!(created["spec"]["targetCPUUtilizationPercentage"], 80, "as it will be read again");
     let new = admin.get(&format!("{V2}/old")).await.ok();
     assert_eq!(new["spec"]["metrics"][0]["resource"]["target"]["averageUtilization"], 80);
-    assert!(new["metadata"]["generation"].is_null(), "autoscalers count no generations");
+    assert_eq!(new["metadata"]["generation"], 1);
     let stored = cluster.store.range(range("/registry/horizontalpodautoscalers/a/")).await.expect("a range");
     let stored: Value = serde_json::from_slice(&stored.items[0].value).expect("JSON");
     assert_eq!(stored["apiVersion"], "autoscaling/v2");
@@ -177,11 +177,11 @@ async fn an_autoscaler_is_stored_in_v2_and_served_in_both() {
     let row = rows[0].as_array().expect("cells");
     assert_eq!(row[1..6], [json!("Deployment/web"), json!("<unknown>/5"), json!("1"), json!(9), json!(2)]);
     old["metadata"]["name"] = "bad".into();
-    old["spec"]["minReplicas"] = 0.into();
+    old["spec"]["minReplicas"] = (-1).into();
     old["spec"]["maxReplicas"] = 0.into();
     let message = admin.post(V1, old).await.refused(422, "Invalid");
     assert!(
-        message.contains("spec.minReplicas: Invalid value: 0: must be greater than or equal to 1"),
+        message.contains("spec.minReplicas: Invalid value: -1: must be greater than or equal to 0"),
         "{message}"
     );
     assert!(

@@ -161,9 +161,20 @@ fn sort<'a>(call: &Call, list: Option<&Value<'a>>, keys: Option<&Value<'a>>, arg
     Ok(Value::list(pairs.into_iter().map(|(_, item)| item).collect()))
 }
 
+/// What one call makes at most.
+const MAX_RANGE: i64 = 1_000_000;
+
 fn range<'a>(call: &Call, args: &[Value<'a>], _: &Host<'_>) -> Run<'a> {
     match args {
         [Value::Int(end)] => {
+            if *end < 0 {
+                let message = format!("lists.range: size must be non-negative, got {end}");
+                return Err(Fault::other(message));
+            }
+            if *end > MAX_RANGE {
+                let message = format!("lists.range: size {end} exceeds maximum allowed ({MAX_RANGE})");
+                return Err(Fault::other(message));
+            }
             has_room_for_items(usize::try_from(*end).unwrap_or_default())?;
             Ok(Value::list((0..*end).map(Value::Int).collect()))
         }

@@ -37,7 +37,7 @@ const NO_NETWORK: (&str, &str) = ("node.kubernetes.io/network-unavailable", "NoS
 
 /// The set's template, with what daemons bear.
 pub(super) fn template(set: &DaemonSet) -> PodTemplateSpec {
-    let mut template = set.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
+    let mut template = set.spec.template.clone();
     let spec = template.spec.get_or_insert_default();
     let has_no_network = (spec.host_network == Some(true)).then_some(NO_NETWORK);
     let tolerations = spec.tolerations.get_or_insert_default();
@@ -183,7 +183,7 @@ pub(super) struct Changes {
 
 impl Facts<'_> {
     fn rolling(&self) -> Option<&RollingUpdateDaemonSet> {
-        let strategy = self.set.spec.as_ref()?.update_strategy.as_ref()?;
+        let strategy = self.set.spec.update_strategy.as_ref()?;
         strategy.rolling_update.as_ref().filter(|_| strategy.type_.as_deref() == Some("RollingUpdate"))
     }
 
@@ -212,7 +212,7 @@ impl Facts<'_> {
     }
 
     fn min_ready_s(&self) -> i64 {
-        self.set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0).into()
+        self.set.spec.min_ready_seconds.unwrap_or(0).into()
     }
 
     fn verdict(&self, node: &str) -> Verdict {

@@ -7,13 +7,12 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 
 use super::{DESIRED, HASH, HISTORY, MAX, REVISION, inherited};
 
 /// What the history of a set's revisions may take, as upstream.
 const MAX_HISTORY_BYTES: usize = 2000;
-use crate::objects::{controller_reference, template_hash};
+use crate::objects::{controller_reference, scaled_down, scaled_up, template_hash};
 
 /// One ReplicaSet to change.
 #[derive(Debug, Clone)]
@@ -31,7 +30,7 @@ impl SetChange {
 }
 
 pub(super) fn replicas(set: &ReplicaSet) -> i32 {
-    set.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    set.spec.replicas.unwrap_or(1)
 }
 
 /// The replicas of several sets; more than an `i32` holds counts as what it holds.
@@ -44,25 +43,25 @@ fn available(set: &ReplicaSet) -> i32 {
 }
 
 fn spec(deployment: &Deployment) -> DeploymentSpec {
-    deployment.spec.clone().unwrap_or_default()
+    deployment.spec.clone()
 }
 
 pub(super) fn desired(deployment: &Deployment) -> i32 {
-    deployment.spec.as_ref().and_then(|s| s.replicas).unwrap_or(1)
+    deployment.spec.replicas.unwrap_or(1)
 }
 
 pub(super) fn is_paused(deployment: &Deployment) -> bool {
-    deployment.spec.as_ref().is_some_and(|s| s.paused == Some(true))
+    deployment.spec.paused == Some(true)
 }
 
 pub(super) fn is_recreate(deployment: &Deployment) -> bool {
-    let strategy = deployment.spec.as_ref().and_then(|s| s.strategy.as_ref());
+    let strategy = deployment.spec.strategy.as_ref();
     strategy.is_some_and(|s| s.type_.as_deref() == Some("Recreate"))
 }
 
 /// Whether a set is of the Deployment's template: all but the hash that the set adds to its pods' labels.
 pub(super) fn same_template(deployment: &Deployment, set: &ReplicaSet) -> bool {
-    let mut of_set = set.spec.as_ref().and_then(|s| s.template.clone()).unwrap_or_default();
+    let mut of_set = set.spec.template.clone().unwrap_or_default();
     let mut of_deployment = spec(deployment).template;
     // A person may have copied the label into the Deployment, too.
     for template in [&mut of_set, &mut of_deployment] {
@@ -114,12 +113,12 @@ pub(super) fn make(deployment: &Deployment, old: &[Arc<ReplicaSet>], revision: i
             owner_references: Some(vec![controller_reference(deployment)]),
             ..ObjectMeta::default()
         },
-        spec: Some(ReplicaSetSpec {
+        spec: ReplicaSetSpec {
             replicas: Some(new_replicas(deployment, 0, total)),
             min_ready_seconds: spec.min_ready_seconds,
             selector,
             template: Some(template),
-        }),
+        },
         status: None,
     }
 }
@@ -166,21 +165,8 @@ fn longer_history(history: Option<&String>, before: &str) -> Option<String> {
 /// The Deployment's `minReadySeconds`, if its current set has another.
 pub(super) fn min_ready_change(deployment: &Deployment, new: &ReplicaSet) -> Option<i32> {
     let wanted = spec(deployment).min_ready_seconds.unwrap_or(0);
-    let has = new.spec.as_ref().and_then(|s| s.min_ready_seconds).unwrap_or(0);
+    let has = new.spec.min_ready_seconds.unwrap_or(0);
     (wanted != has).then_some(wanted)
-}
-
-fn resolve(value: Option<&IntOrString>, of: i32, round_up: bool) -> i32 {
-    match value {
-        Some(IntOrString::Int(count)) => *count,
-        Some(IntOrString::String(text)) => {
-            let percent: i32 = text.trim_end_matches('%').parse().unwrap_or(0);
-            let hundredths = i64::from(percent) * i64::from(of);
-            let whole = if round_up { (hundredths + 99) / 100 } else { hundredths / 100 };
-            i32::try_from(whole).unwrap_or(i32::MAX)
-        }
-        None => 0,
-    }
 }
 
 /// How many more, and how many fewer, pods than desired there may be.
@@ -190,8 +176,8 @@ fn surge_and_unavailable(deployment: &Deployment) -> (i32, i32) {
     }
     let rolling = spec(deployment).strategy.and_then(|s| s.rolling_update).unwrap_or_default();
     let desired = desired(deployment);
-    let surge = resolve(rolling.max_surge.as_ref(), desired, true);
-    let unavailable = resolve(rolling.max_unavailable.as_ref(), desired, false);
+    let surge = rolling.max_surge.as_ref().map_or(0, |surge| scaled_up(surge, desired));
+    let unavailable = rolling.max_unavailable.as_ref().map_or(0, |most| scaled_down(most, desired));
     // Both 0, as percentages of few pods may come to, would never get anywhere.
     let unavailable = if surge == 0 && unavailable == 0 { 1 } else { unavailable };
     (surge, unavailable.min(desired))

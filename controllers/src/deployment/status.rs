@@ -88,8 +88,7 @@ pub(super) fn create_failed(
     now: Timestamp,
 ) -> Option<Vec<DeploymentCondition>> {
     let old = deployment.status.as_ref().and_then(|s| s.conditions.clone()).unwrap_or_default();
-    let has_deadline =
-        deployment.spec.as_ref().is_some_and(|s| s.progress_deadline_seconds != Some(i32::MAX));
+    let has_deadline = deployment.spec.progress_deadline_seconds != Some(i32::MAX);
     let mut conditions = Conditions { list: old.clone(), now };
     conditions.set("Progressing", "False", "ReplicaSetCreateError", message.to_owned(), false);
     Some(conditions.list).filter(|new| has_deadline && *new != old)
@@ -102,13 +101,13 @@ struct Conditions {
 
 impl Conditions {
     fn get(&self, type_: &str) -> Option<&DeploymentCondition> {
-        self.list.iter().find(|c| c.type_ == type_)
+        self.list.iter().find(|c| c.type_.as_deref() == Some(type_))
     }
 
     /// `update` says that something happened even if the words stay the same.
     fn set(&mut self, type_: &str, status: &str, reason: &str, message: String, update: bool) {
         let old = self.get(type_).cloned();
-        let same_status = old.as_ref().filter(|c| c.status == status);
+        let same_status = old.as_ref().filter(|c| c.status.as_deref() == Some(status));
         let same = same_status.is_some_and(|c| {
             c.reason.as_deref() == Some(reason) && c.message.as_deref() == Some(message.as_str())
         });
@@ -116,10 +115,10 @@ impl Conditions {
             return;
         }
         let transition = same_status.and_then(|c| c.last_transition_time.clone()).unwrap_or(Time(self.now));
-        self.list.retain(|c| c.type_ != type_);
+        self.list.retain(|c| c.type_.as_deref() != Some(type_));
         self.list.push(DeploymentCondition {
-            type_: type_.into(),
-            status: status.into(),
+            type_: Some(type_.into()),
+            status: Some(status.into()),
             reason: Some(reason.into()),
             message: Some(message),
             last_update_time: Some(Time(self.now)),
@@ -148,8 +147,7 @@ fn progress(
     made: bool,
 ) -> Option<u64> {
     const PROGRESSING: &str = "Progressing";
-    let deadline_s =
-        i64::from(deployment.spec.as_ref().and_then(|s| s.progress_deadline_seconds).unwrap_or(600));
+    let deadline_s = i64::from(deployment.spec.progress_deadline_seconds.unwrap_or(600));
     let subject = match new {
         Some(set) => format!("ReplicaSet {:?}", set.metadata.name.as_deref().unwrap_or_default()),
         None => format!("Deployment {:?}", deployment.metadata.name.as_deref().unwrap_or_default()),
@@ -159,7 +157,7 @@ fn progress(
     };
     // Upstream's way of saying that progress has no deadline.
     if deadline_s == i64::from(i32::MAX) {
-        conditions.list.retain(|c| c.type_ != PROGRESSING);
+        conditions.list.retain(|c| c.type_.as_deref() != Some(PROGRESSING));
         return None;
     }
     if is_paused(deployment) {
@@ -218,20 +216,22 @@ fn progress(
     since.and_then(|at| u64::try_from(at + deadline_s - conditions.now.as_second() + 1).ok())
 }
 
+const FAILURE: &str = "ReplicaFailure";
+
 /// What a ReplicaSet cannot make, its Deployment says too.
 fn replica_failure(conditions: &mut Conditions, sets: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSet>>) {
     let failure = new
         .into_iter()
         .chain(sets)
         .flat_map(|s| s.status.iter().flat_map(|s| s.conditions.iter().flatten()))
-        .find(|c| c.type_ == "ReplicaFailure" && c.status == "True");
+        .find(|c| c.type_.as_deref() == Some(FAILURE) && c.status.as_deref() == Some("True"));
     match failure {
         Some(c) => {
             let (reason, message) =
                 (c.reason.clone().unwrap_or_default(), c.message.clone().unwrap_or_default());
-            conditions.set("ReplicaFailure", "True", &reason, message, false);
+            conditions.set(FAILURE, "True", &reason, message, false);
         }
-        None => conditions.list.retain(|c| c.type_ != "ReplicaFailure"),
+        None => conditions.list.retain(|c| c.type_.as_deref() != Some(FAILURE)),
     }
 }
 
@@ -299,8 +299,8 @@ mod tests {
     fn a_set_that_cannot_be_made_is_said_once() {
         let deployment = deployment(json!({}));
         let failed = create_failed(&deployment, "no", at(1)).unwrap();
-        let shown = (failed[0].status.as_str(), failed[0].reason.as_deref(), failed[0].message.as_deref());
-        assert_eq!(shown, ("False", Some("ReplicaSetCreateError"), Some("no")));
+        let shown = (failed[0].status.as_deref(), failed[0].reason.as_deref(), failed[0].message.as_deref());
+        assert_eq!(shown, (Some("False"), Some("ReplicaSetCreateError"), Some("no")));
         let mut told = deployment;
         told.status.get_or_insert_default().conditions = Some(failed);
         assert_eq!(create_failed(&told, "no", at(2)), None);
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn without_a_deadline_nothing_is_said_about_progress() {
         let mut endless = deployment(json!({}));
-        endless.spec.as_mut().unwrap().progress_deadline_seconds = Some(i32::MAX);
+        endless.spec.progress_deadline_seconds = Some(i32::MAX);
         let set = set(0);
         let next = status(&endless, std::slice::from_ref(&set), Some(&set), true, at(100));
         assert_eq!(reasons(&next), ["MinimumReplicasUnavailable"]);

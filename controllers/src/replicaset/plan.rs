@@ -75,9 +75,10 @@ pub(super) fn status(
     failure: Option<&Failure>,
     now: Timestamp,
 ) -> Counted {
-    let spec = set.spec.clone().unwrap_or_default();
+    let spec = &set.spec;
     let min_ready_s = i64::from(spec.min_ready_seconds.unwrap_or(0));
-    let labels = spec.template.and_then(|t| t.metadata).and_then(|m| m.labels).unwrap_or_default();
+    let template = spec.template.as_ref().and_then(|t| t.metadata.as_ref());
+    let labels = template.and_then(|m| m.labels.clone()).unwrap_or_default();
     let (mut total, mut labelled, mut ready, mut available) = (0, 0, 0, 0);
     let mut next_available_s = None;
     for pod in pods.iter().filter(|p| is_active(p)) {
@@ -110,6 +111,8 @@ pub(super) fn status(
     Counted { status, next_available_s }
 }
 
+const FAILURE: &str = "ReplicaFailure";
+
 fn conditions(
     old: &ReplicaSetStatus,
     failure: Option<&Failure>,
@@ -117,11 +120,11 @@ fn conditions(
 ) -> Option<Vec<ReplicaSetCondition>> {
     let mut conditions = old.conditions.clone().unwrap_or_default();
     match failure {
-        None => conditions.retain(|c| c.type_ != "ReplicaFailure"),
-        Some(_) if conditions.iter().any(|c| c.type_ == "ReplicaFailure") => {}
+        None => conditions.retain(|c| c.type_.as_deref() != Some(FAILURE)),
+        Some(_) if conditions.iter().any(|c| c.type_.as_deref() == Some(FAILURE)) => {}
         Some(failure) => conditions.push(ReplicaSetCondition {
-            type_: "ReplicaFailure".into(),
-            status: "True".into(),
+            type_: Some(FAILURE.into()),
+            status: Some("True".into()),
             reason: Some(failure.reason.into()),
             message: Some(text(&failure.error)),
             last_transition_time: Some(Time(now)),

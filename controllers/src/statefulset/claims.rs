@@ -20,7 +20,7 @@ struct Owners {
 
 /// Whether claims go when the set goes, and when it gets smaller.
 fn policy(set: &StatefulSet) -> (bool, bool) {
-    let policy = set.spec.as_ref().and_then(|spec| spec.persistent_volume_claim_retention_policy.as_ref());
+    let policy = set.spec.persistent_volume_claim_retention_policy.as_ref();
     let is_delete = |when: Option<&String>| when.is_some_and(|when| when == "Delete");
     policy.map_or((false, false), |policy| {
         (is_delete(policy.when_deleted.as_ref()), is_delete(policy.when_scaled.as_ref()))

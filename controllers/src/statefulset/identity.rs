@@ -24,7 +24,7 @@ impl Revision {
     /// A revision that somebody else wrote, and that says nothing of the template, leaves it as it is in the set.
     pub(super) fn new(set: &StatefulSet, revision: &ControllerRevision) -> Revision {
         let name = revision.metadata.name.clone().unwrap_or_default();
-        let of_set = || set.spec.as_ref().map(|spec| spec.template.clone());
+        let of_set = || Some(set.spec.template.clone());
         let template = history::template_of(revision).or_else(of_set).unwrap_or_default();
         Revision { name, template }
     }
@@ -51,13 +51,13 @@ pub(super) fn ordinal(pod: &Pod) -> Option<i64> {
 
 /// The number of the set's first pod.
 pub(super) fn start(set: &StatefulSet) -> i64 {
-    let ordinals = set.spec.as_ref().and_then(|spec| spec.ordinals.as_ref());
+    let ordinals = set.spec.ordinals.as_ref();
     ordinals.and_then(|ordinals| ordinals.start).unwrap_or(0).into()
 }
 
 /// How many pods the set is to have.
 pub(super) fn n_replicas(set: &StatefulSet) -> i64 {
-    set.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1).max(0).into()
+    set.spec.replicas.unwrap_or(1).max(0).into()
 }
 
 /// Whether the set is to have a pod of this number.
@@ -80,7 +80,7 @@ pub(super) fn new_stateful_pod(set: &StatefulSet, revision: &Revision, ordinal: 
     set_identity(set, &mut pod, ordinal);
     let labels = pod.metadata.labels.get_or_insert_default();
     labels.insert(REVISION_HASH.into(), revision.name.clone());
-    let service = set.spec.as_ref().and_then(|spec| spec.service_name.clone());
+    let service = set.spec.service_name.clone();
     let spec = pod.spec.get_or_insert_default();
     // Neither may change once the pod is there.
     spec.hostname = pod.metadata.name.clone();
@@ -105,7 +105,7 @@ pub(super) fn has_identity(set: &StatefulSet, pod: &Pod) -> bool {
 }
 
 fn templates(set: &StatefulSet) -> &[PersistentVolumeClaim] {
-    set.spec.as_ref().and_then(|spec| spec.volume_claim_templates.as_deref()).unwrap_or_default()
+    set.spec.volume_claim_templates.as_deref().unwrap_or_default()
 }
 
 fn claim_name(set: &StatefulSet, template: &PersistentVolumeClaim, ordinal: i64) -> String {
@@ -119,7 +119,7 @@ pub(super) fn claim_names(set: &StatefulSet, ordinal: i64) -> impl Iterator<Item
 
 /// The claims of the set's pod of a number, as they are to be made.
 pub(super) fn new_claims(set: &StatefulSet, ordinal: i64) -> Vec<PersistentVolumeClaim> {
-    let selected = set.spec.as_ref().and_then(|spec| spec.selector.match_labels.clone());
+    let selected = set.spec.selector.match_labels.clone();
     let claim = |template: &PersistentVolumeClaim| {
         let mut claim = PersistentVolumeClaim { status: None, ..template.clone() };
         claim.metadata.name = Some(claim_name(set, template, ordinal));

@@ -21,7 +21,7 @@ use super::identity::{
     ordinal, revision_of, start,
 };
 use crate::history;
-use crate::objects::{available_in_s, has_ended, is_ready};
+use crate::objects::{available_in_s, has_ended, is_ready, scaled_down};
 
 const PARALLEL: &str = "Parallel";
 /// Pods made in one pass.
@@ -60,8 +60,8 @@ pub(super) struct Plan {
     pub(super) disowned: Vec<Arc<Pod>>,
     /// Pods that the set is no longer to have, and of which it is the turn.
     pub(super) surplus: Vec<Arc<Pod>>,
-    /// The pod whose turn it is to go so that one of the new template takes its place.
-    pub(super) outdated: Option<Arc<Pod>>,
+    /// The pods whose turn it is to go so that ones of the new template take their places.
+    pub(super) outdated: Vec<Arc<Pod>>,
     /// Claims on their way out, or about to be, in whose way nothing can be done.
     pub(super) awaited: Vec<String>,
 }
@@ -74,7 +74,7 @@ struct Sorted {
 
 impl Facts<'_> {
     pub(super) fn is_parallel(&self) -> bool {
-        let policy = self.set.spec.as_ref().and_then(|spec| spec.pod_management_policy.as_deref());
+        let policy = self.set.spec.pod_management_policy.as_deref();
         policy == Some(PARALLEL)
     }
 
@@ -94,11 +94,11 @@ impl Facts<'_> {
     }
 
     fn rolling(&self) -> Option<&RollingUpdateStatefulSetStrategy> {
-        self.set.spec.as_ref()?.update_strategy.as_ref()?.rolling_update.as_ref()
+        self.set.spec.update_strategy.as_ref()?.rolling_update.as_ref()
     }
 
     fn strategy(&self) -> &str {
-        let strategy = self.set.spec.as_ref().and_then(|spec| spec.update_strategy.as_ref());
+        let strategy = self.set.spec.update_strategy.as_ref();
         strategy.and_then(|strategy| strategy.type_.as_deref()).unwrap_or_default()
     }
 
@@ -120,7 +120,7 @@ impl Facts<'_> {
     }
 
     fn min_ready_s(&self) -> i64 {
-        self.set.spec.as_ref().and_then(|spec| spec.min_ready_seconds).unwrap_or(0).into()
+        self.set.spec.min_ready_seconds.unwrap_or(0).into()
     }
 
     fn is_available(&self, pod: &Pod) -> bool {
@@ -254,28 +254,38 @@ impl Facts<'_> {
         (is_well || is_first_unwell).then(|| last.clone())
     }
 
-    /// From the last pod on, one at a time: the next one only when the one before is well again.
-    fn outdated(&self, wanted: &BTreeMap<i64, Arc<Pod>>) -> Option<Arc<Pod>> {
+    /// From the last pod on, as many as may be missing at once besides those that are not well. Where nothing waits for anything
+    /// else, those that are not well go first, however many.
+    fn outdated(&self, wanted: &BTreeMap<i64, Arc<Pod>>) -> Vec<Arc<Pod>> {
         if self.strategy() == "OnDelete" {
-            return None;
+            return Vec::new();
         }
-        for place in (self.partition()..n_replicas(self.set)).rev() {
-            let pod = wanted.get(&start(self.set).saturating_add(place))?;
-            if has_ended(pod) {
-                return None;
-            }
-            if revision_of(pod) != self.update.name && !is_going(pod) {
-                return Some(pod.clone());
-            }
-            if !self.is_well(pod) {
-                return None;
-            }
+        let pods: Vec<Option<&Arc<Pod>>> = (0..n_replicas(self.set))
+            .map(|place| wanted.get(&start(self.set).saturating_add(place)))
+            .collect();
+        let is_well = |pod: &Pod| is_running_and_ready(pod) && self.is_well(pod);
+        let n_unwell = pods.iter().filter(|pod| pod.is_none_or(|pod| !is_well(pod))).count();
+        let budget = self.max_unavailable(pods.len()).saturating_sub(n_unwell);
+        let first = usize::try_from(self.partition()).unwrap_or(0);
+        let outdated = pods.iter().skip(first).rev().filter_map(|pod| *pod);
+        let outdated =
+            outdated.filter(|pod| revision_of(pod) != self.update.name && !is_going(pod) && !has_ended(pod));
+        if !self.is_parallel() {
+            return outdated.take(budget).cloned().collect();
         }
-        None
+        let (well, unwell): (Vec<_>, Vec<_>) = outdated.cloned().partition(|pod| is_well(pod));
+        unwell.into_iter().chain(well.into_iter().take(budget)).collect()
     }
 
-    /// `is_outdated_gone`: whether the pod that was [`Plan::outdated`] has been deleted in this pass.
-    pub(super) fn status(&self, is_outdated_gone: bool) -> StatefulSetStatus {
+    /// How many of so many pods may be missing during a rollout: one at least.
+    fn max_unavailable(&self, n_pods: usize) -> usize {
+        let most = self.rolling().and_then(|rolling| rolling.max_unavailable.as_ref());
+        let most = most.map_or(1, |most| scaled_down(most, i32::try_from(n_pods).unwrap_or(i32::MAX)));
+        usize::try_from(most).unwrap_or(0).max(1)
+    }
+
+    /// `n_outdated_gone`: how many of [`Plan::outdated`] have been deleted in this pass.
+    pub(super) fn status(&self, n_outdated_gone: usize) -> StatefulSetStatus {
         let is_leaving = self.set.metadata.deletion_timestamp.is_some();
         let counted = self.pods.iter().filter(|pod| is_leaving || ordinal(pod).is_some());
         let counted: Vec<&Pod> = counted.map(|pod| &**pod).collect();
@@ -290,7 +300,9 @@ impl Facts<'_> {
         let ready = count(&is_running_and_ready);
         let available = count(&|pod| is_running_and_ready(pod) && self.is_available(pod));
         let updated = count(&|pod| is_of(pod, self.update));
-        let mut current = (count(&|pod| is_of(pod, self.current)) - i32::from(is_outdated_gone)).max(0);
+        let mut current = (count(&|pod| is_of(pod, self.current))
+            - i32::try_from(n_outdated_gone).unwrap_or(i32::MAX))
+        .max(0);
         let mut current_revision = &self.current.name;
         let wanted = n_replicas(self.set);
         if self.strategy() == "RollingUpdate" && [updated, ready, replicas].map(i64::from) == [wanted; 3] {
@@ -351,7 +363,7 @@ pub(super) fn surplus_revisions(
     pods: &[Arc<Pod>],
     live: [&str; 2],
 ) -> Vec<Arc<ControllerRevision>> {
-    let keep = set.spec.as_ref().and_then(|spec| spec.revision_history_limit).unwrap_or(10);
+    let keep = set.spec.revision_history_limit.unwrap_or(10);
     let Ok(keep) = usize::try_from(keep) else { return Vec::new() };
     let is_live = |name: &str| live.contains(&name) || pods.iter().any(|pod| revision_of(pod) == name);
     let name = |revision: &ControllerRevision| revision.metadata.name.clone().unwrap_or_default();

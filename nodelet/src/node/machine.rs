@@ -11,9 +11,6 @@ use super::pressure::EvictionHard;
 use crate::error::Error;
 use crate::resources::ResourceList;
 
-/// The version of kubelet whose behaviour this is.
-pub(crate) const KUBELET_VERSION: &str = "v1.36.3+skiff";
-
 pub(crate) struct Machine {
     pub(crate) n_cpus: usize,
     pub(crate) memory_bytes: u64,
@@ -41,8 +38,9 @@ impl Machine {
             container_runtime_version: runtime_version,
             kernel_version: line("/proc/sys/kernel/osrelease"),
             kube_proxy_version: String::new(),
-            kubelet_version: KUBELET_VERSION.to_owned(),
+            kubelet_version: skiff_api::kubernetes::VERSION.to_owned(),
             operating_system: "linux".to_owned(),
+            running_in_user_namespace: None,
             os_image: os_image().unwrap_or_else(|| "Unknown".to_owned()),
             swap: None,
             // Reading the firmware's UUID needs root; without it the machine's own ID serves.

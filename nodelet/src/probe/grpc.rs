@@ -53,7 +53,7 @@ async fn check(io: TokioIo<tokio::net::TcpStream>, address: &str, service: &str)
     let request = Request::post(format!("http://{address}/grpc.health.v1.Health/Check"))
         .header("content-type", "application/grpc")
         .header("te", "trailers")
-        .header("user-agent", "kube-probe/1.36")
+        .header("user-agent", super::agent("probe"))
         .body(Full::new(message(service)))
         .map_err(|e| failed(&e))?;
     let answer = async {

@@ -44,7 +44,7 @@ impl Target {
             headers.push((name, HeaderValue::from_str(&header.value).map_err(|_| invalid(()))?));
         }
         if !headers.iter().any(|(name, _)| name == http::header::USER_AGENT) {
-            let agent = format!("kube-{purpose}/1.36");
+            let agent = super::agent(purpose);
             headers
                 .push((http::header::USER_AGENT, HeaderValue::from_str(&agent).map_err(|e| e.to_string())?));
         }

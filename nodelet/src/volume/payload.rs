@@ -12,6 +12,7 @@ use crate::env::{Downward, not_found};
 use crate::objects::Objects;
 use crate::pod::{PodExt, containers, init_containers, optional};
 use crate::volume::VolumeError;
+use crate::volume::bundle::Bundles;
 use crate::volume::token::Tokens;
 
 const DEFAULT_MODE: i32 = 0o644;
@@ -30,6 +31,7 @@ pub(crate) type Payload = BTreeMap<String, File>;
 pub(crate) struct PayloadContext<'a> {
     pub(crate) objects: &'a Objects,
     pub(crate) tokens: &'a Tokens,
+    pub(crate) bundles: &'a Bundles,
     pub(crate) downward: &'a Downward<'a>,
 }
 
@@ -177,10 +179,21 @@ impl PayloadContext<'_> {
         if let Some(source) = &projection.service_account_token {
             return self.token(source, default_mode).await;
         }
-        Err(VolumeError::Unsupported(match &projection.cluster_trust_bundle {
-            Some(_) => "projected clusterTrustBundle",
-            None => "projected podCertificate",
-        }))
+        if let Some(source) = &projection.cluster_trust_bundle {
+            let data = self.bundles.get(source).await.map_err(content)?;
+            return Ok(Payload::from([(source.path.clone(), self.private(data, default_mode))]));
+        }
+        Err(VolumeError::Unsupported("projected podCertificate"))
+    }
+
+    /// A file for the pod's user and group alone, where they are known.
+    fn private(&self, data: Vec<u8>, default_mode: i32) -> File {
+        let pod = self.downward.pod;
+        let owner = only_user(pod);
+        let has_group =
+            pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).is_some_and(|s| s.fs_group.is_some());
+        let mode = if owner.is_some() || has_group { 0o600 } else { mode(default_mode) };
+        File { data, mode, owner }
     }
 
     async fn token(
@@ -194,11 +207,7 @@ impl PayloadContext<'_> {
             .get(pod, source.audience.as_deref(), source.expiration_seconds)
             .await
             .map_err(content)?;
-        let owner = only_user(pod);
-        let has_group =
-            pod.spec.as_ref().and_then(|s| s.security_context.as_ref()).is_some_and(|s| s.fs_group.is_some());
-        let mode = if owner.is_some() || has_group { 0o600 } else { mode(default_mode) };
-        Ok(Payload::from([(source.path.clone(), File { data: token.into_bytes(), mode, owner })]))
+        Ok(Payload::from([(source.path.clone(), self.private(token.into_bytes(), default_mode))]))
     }
 }
 

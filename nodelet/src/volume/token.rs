@@ -83,6 +83,7 @@ impl Tokens {
                     name: pod.metadata.name.clone(),
                     uid: pod.metadata.uid.clone(),
                 }),
+                ..TokenRequestSpec::default()
             }),
             ..TokenRequest::default()
         };

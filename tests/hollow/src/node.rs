@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 /// The version of kubelet whose behaviour this is.
-const KUBELET_VERSION: &str = "v1.36.3+hollow";
+const KUBELET_VERSION: &str = "v1.37.2+hollow";
 pub(crate) const LEASE_NAMESPACE: &str = "kube-node-lease";
 pub(crate) const LEASE_DURATION_S: i32 = 40;
 /// A label of all nodes of a fleet, whose value is its prefix.

@@ -28,11 +28,9 @@ async fn rolled_out(plane: &ControlPlane, name: &str, replicas: i32) -> Result<(
         let now = deployments.get(name).await?;
         let (generation, status) = (now.metadata.generation, now.status.context("no status")?);
         let all = [status.replicas, status.updated_replicas, status.available_replicas];
-        let is_told = status
-            .conditions
-            .iter()
-            .flatten()
-            .any(|c| c.type_ == "Progressing" && c.reason.as_deref() == Some("NewReplicaSetAvailable"));
+        let is_told = status.conditions.iter().flatten().any(|c| {
+            c.type_.as_deref() == Some("Progressing") && c.reason.as_deref() == Some("NewReplicaSetAvailable")
+        });
         let is_current = status.observed_generation == generation;
         Ok((is_current && is_told && all == [Some(replicas); 3]).then_some(()))
     })
@@ -52,7 +50,7 @@ async fn a_rollout_ends_with_every_pod_of_the_new_template_on_a_node() -> Result
     let pods: Vec<Pod> = plane.pods().await?.into_iter().filter(|p| !is_ending(p)).collect();
     ensure!(pods.len() == 4, "{} pods", pods.len());
     ensure!(pods.iter().all(|p| is_bound(p) && image(p) == Some("image:2")), "{pods:?}");
-    let size = |s: &ReplicaSet| s.spec.as_ref().and_then(|s| s.replicas);
+    let size = |s: &ReplicaSet| s.spec.replicas;
     let mut sizes: Vec<_> = list(&plane.api::<ReplicaSet>()).await?.iter().map(size).collect();
     sizes.sort_unstable();
     ensure!(sizes == [Some(0), Some(4)], "the old set is kept for going back, empty: {sizes:?}");

@@ -15,10 +15,13 @@ use serde_json::{Value, json};
 use super::programs::Programs;
 use crate::command::output;
 use crate::fixtures::{Image, Served, archive, rootfs};
+use crate::peers;
 
 /// What tests run inside the images; their libraries follow from their dependencies.
 const PACKAGES: [&str; 8] =
     ["bash", "bind9-dnsutils", "bind9-host", "curl", "iproute2", "libc-bin", "netcat-openbsd", "util-linux"];
+/// Where upstream lists the images of its tests.
+const MANIFEST: &str = "test/utils/image/manifest.go";
 const SEARCH_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh
 daemon:x:1:1:daemon:/usr/sbin:/bin/false
@@ -36,38 +39,68 @@ pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
     let shell = layer("shell", &|tree| shell(&dir, tree))?;
     let tools = layer("tools", &|tree| tools(&dir, tree))?;
     let agnhost = layer("agnhost", &|tree| agnhost_files(programs, tree))?;
-    let push = |layers: &[&Path], name: &str, tag: &str, config: Value| {
-        let name = if matches!(name, "pause") { name.to_owned() } else { format!("e2e-test-images/{name}") };
-        Image::linux(layers, with_defaults(config)).push(&dir, &served.address, &name, tag)
+    let manifest = programs.kubernetes.join(MANIFEST);
+    let manifest =
+        fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
+    let push = |layers: &[&Path], name: &str, config: Value| {
+        let full = if matches!(name, "etcd" | "pause") {
+            name.to_owned()
+        } else {
+            format!("e2e-test-images/{name}")
+        };
+        for tag in tags(&manifest, name) {
+            // Of different versions upstream has different images, so they must differ here.
+            let mut config = with_defaults(config.clone());
+            config["Labels"] = json!({"tag": tag});
+            Image::linux(layers, config).push(&dir, &served.address, &full, tag)?;
+        }
+        anyhow::Ok(())
     };
 
     let agnhost_layers: [&Path; 4] = [&busybox, &users, &tools, &agnhost];
-    for tag in ["2.63.0", "2.55"] {
-        // Different images upstream, so they must differ here.
-        let config =
-            json!({"Entrypoint": ["/agnhost"], "Cmd": ["pause"], "WorkingDir": "/", "Labels": {"tag": tag}});
-        push(&agnhost_layers, "agnhost", tag, config)?;
-    }
+    let config = json!({"Entrypoint": ["/agnhost"], "Cmd": ["pause"], "WorkingDir": "/"});
+    push(&agnhost_layers, "agnhost", config)?;
     for name in ["kitten", "nautilus"] {
         let page = layer(name, &|tree| animal(programs, name, tree))?;
         let layers = [agnhost_layers.as_slice(), &[&page]].concat();
-        push(&layers, name, "1.8", json!({"Entrypoint": ["/agnhost"], "Cmd": ["test-webserver"]}))?;
+        push(&layers, name, json!({"Entrypoint": ["/agnhost"], "Cmd": ["test-webserver"]}))?;
     }
-    push(&[&busybox, &users, &shell], "busybox", "1.37.0-1", json!({"Cmd": ["sh"]}))?;
-    push(&[&busybox, &users, &tools], "glibc-dns-testing", "2.0.0", json!({"Cmd": ["bash"]}))?;
+    push(&[&busybox, &users, &shell], "busybox", json!({"Cmd": ["sh"]}))?;
+    push(&[&busybox, &users, &tools], "glibc-dns-testing", json!({"Cmd": ["bash"]}))?;
     let nginx = rootfs::nginx(&served.dir)?;
     let config = json!({
         "Entrypoint": ["/usr/sbin/nginx", "-g", "daemon off;"],
         "ExposedPorts": {"80/tcp": {}}, "StopSignal": "SIGQUIT",
     });
-    push(&[&nginx], "nginx", "1.15-4", config)?;
+    push(&[&nginx], "nginx", config)?;
     let program = |name: &'static str, at: &'static str, mode: u32| {
         layer(name, &move |tree| copy(&programs.path(name), tree, at, mode))
     };
     let nonewprivs = program("nonewprivs", "usr/local/bin/nnp", 0o6755)?;
-    push(&[&busybox, &users, &shell, &nonewprivs], "nonewprivs", "1.4", json!({"Cmd": ["nnp"]}))?;
+    push(&[&busybox, &users, &shell, &nonewprivs], "nonewprivs", json!({"Cmd": ["nnp"]}))?;
+    let sample = program("sample-apiserver", "sample-apiserver", 0o755)?;
+    push(&[&users, &sample], "sample-apiserver", json!({"Entrypoint": ["/sample-apiserver"]}))?;
+    let etcd = layer("etcd", &|tree| etcd(tree))?;
+    push(&[&users, &etcd], "etcd", json!({"Cmd": ["/usr/local/bin/etcd"]}))?;
     let pause = program("pause", "pause", 0o755)?;
-    push(&[&pause], "pause", "3.10.2", json!({"Entrypoint": ["/pause"], "User": "65535:65535"}))
+    push(&[&pause], "pause", json!({"Entrypoint": ["/pause"], "User": "65535:65535"}))
+}
+
+/// The versions of an image that upstream's tests ask for.
+fn tags<'m>(manifest: &'m str, image: &str) -> Vec<&'m str> {
+    let name = format!(", \"{image}\", \"");
+    // What cannot be had upstream either must not be had here.
+    let lines =
+        manifest.lines().filter(|line| !line.contains("PrivateRegistry") && !line.contains("Invalid"));
+    let tags = lines.filter_map(|line| line.trim().strip_prefix("configs[")?.split_once(&name));
+    tags.filter_map(|(_, tag)| tag.strip_suffix("\"}")).collect()
+}
+
+/// The one that upstream's programs run with here, whatever the tag says.
+fn etcd(tree: &Path) -> Result<()> {
+    let programs = peers::Programs::open()?;
+    programs.require("etcd")?;
+    copy(&programs.path("etcd"), tree, "usr/local/bin/etcd", 0o755)
 }
 
 fn with_defaults(mut config: Value) -> Value {
@@ -210,4 +243,18 @@ fn copy(from: &Path, tree: &Path, at: &str, mode: u32) -> Result<()> {
     fs::copy(from, &to).with_context(|| format!("copying {}", from.display()))?;
     fs::set_permissions(&to, fs::Permissions::from_mode(mode))
         .with_context(|| format!("setting the mode of {}", to.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::tags;
+
+    #[test]
+    fn an_image_has_the_versions_that_tests_ask_for() {
+        let manifest = "\tconfigs[AgnhostPrev] = Config{list.PromoterE2eRegistry, \"agnhost\", \"2.55\"}\n\
+                        \tconfigs[Agnhost] = Config{list.PromoterE2eRegistry, \"agnhost\", \"2.66.1\"}\n\
+                        \tconfigs[AgnhostPrivate] = Config{list.PrivateRegistry, \"agnhost\", \"2.6\"}\n\
+                        \tconfigs[Agnhosts] = Config{list.PromoterE2eRegistry, \"agnhosts\", \"3\"}\n";
+        assert_eq!(tags(manifest, "agnhost"), ["2.55", "2.66.1"]);
+    }
 }

@@ -35,6 +35,7 @@ impl Causes {
 pub(super) struct Run<'a> {
     pub(super) date: &'a str,
     pub(super) commit: &'a str,
+    pub(super) kubernetes: &'a str,
     pub(super) n_nodes: u8,
 }
 
@@ -51,9 +52,9 @@ pub(super) fn page(
     writeln!(out, "# Conformance\n")?;
     writeln!(
         out,
-        "Written by `cargo xtask conformance` on {}, at commit {}: upstream's whole suite (k8s.io/kubernetes v1.36.3)\n\
+        "Written by `cargo xtask conformance` on {}, at commit {}: upstream's whole suite (k8s.io/kubernetes {})\n\
          against a cluster of {} nodes.\n",
-        run.date, run.commit, run.n_nodes
+        run.date, run.commit, run.kubernetes, run.n_nodes
     )?;
     writeln!(out, "**{passed} passed, {failed} failed, {skipped} skipped.**\n")?;
     let vacuous: Vec<&Test> =

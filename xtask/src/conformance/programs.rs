@@ -25,11 +25,13 @@ enum Kind {
 
 const STAMP: &str = "k8s.io/component-base/version";
 const KUBERNETES: &str = "k8s.io/kubernetes";
-const AGNHOST_VERSION: &str = "2.63.0";
-const GO_PROGRAMS: [(&str, Kind); 4] = [
+/// What agnhost says that it is.
+const AGNHOST_VERSION: &str = "test/images/agnhost/VERSION";
+const GO_PROGRAMS: [(&str, Kind); 5] = [
     ("agnhost", Kind::Program("k8s.io/kubernetes/test/images/agnhost")),
     ("ginkgo", Kind::Program("github.com/onsi/ginkgo/v2/ginkgo")),
     ("kubectl", Kind::Program("k8s.io/kubernetes/cmd/kubectl")),
+    ("sample-apiserver", Kind::Program("k8s.io/sample-apiserver")),
     ("e2e.test", Kind::Test("k8s.io/kubernetes/test/e2e")),
 ];
 /// Tests of CRI servers, of a module of their own: its dependencies are not those of the suite.
@@ -56,8 +58,11 @@ const KUBECTL_PROGRAMS: [(&str, Kind); 2] = [
 /// Builds what is not there yet.
 pub(super) fn build() -> Result<Programs> {
     let (programs, module, version) = place()?;
+    let agnhost = programs.kubernetes.join(AGNHOST_VERSION);
+    let agnhost = fs::read_to_string(&agnhost).with_context(|| format!("reading {}", agnhost.display()))?;
+    let agnhost = format!("-X main.Version={}", agnhost.trim());
     for (name, kind) in &GO_PROGRAMS {
-        once(&programs, name, |to| build_go(&module, &version, kind, to))?;
+        once(&programs, name, |to| build_go(&module, &version, &agnhost, kind, to))?;
     }
     for name in RUST_PROGRAMS {
         once(&programs, name, |to| build_rust(&module, name, to))?;
@@ -69,7 +74,7 @@ pub(super) fn build() -> Result<Programs> {
 pub(super) fn build_kubectl() -> Result<Programs> {
     let (programs, module, version) = place()?;
     for (name, kind) in &KUBECTL_PROGRAMS {
-        once(&programs, name, |to| build_go(&module, &version, kind, to))?;
+        once(&programs, name, |to| build_go(&module, &version, "", kind, to))?;
     }
     Ok(programs)
 }
@@ -108,7 +113,7 @@ pub(super) fn build_critest(programs: &Programs) -> Result<PathBuf> {
     let pins = fs::read_to_string(module.join("go.mod")).context("reading critest's go.mod")?;
     let version = version(&pins, "sigs.k8s.io/cri-tools").context("go.mod requires no cri-tools")?;
     let name = format!("critest-{version}");
-    once(programs, &name, |to| build_go(&module, version, &Kind::Test(CRITEST), to))?;
+    once(programs, &name, |to| build_go(&module, version, "", &Kind::Test(CRITEST), to))?;
     Ok(programs.path(&name))
 }
 
@@ -142,8 +147,8 @@ fn go(module: &Path) -> Command {
     go
 }
 
-fn build_go(module: &Path, version: &str, kind: &Kind, to: &Path) -> Result<()> {
-    let mut flags = format!("-s -w -X main.Version={AGNHOST_VERSION} -X {STAMP}.gitVersion={version}");
+fn build_go(module: &Path, version: &str, flags: &str, kind: &Kind, to: &Path) -> Result<()> {
+    let mut flags = format!("-s -w {flags} -X {STAMP}.gitVersion={version}");
     let mut numbers = version.trim_start_matches('v').split('.');
     for name in ["gitMajor", "gitMinor"] {
         flags += &format!(" -X {STAMP}.{name}={}", numbers.next().unwrap_or_default());

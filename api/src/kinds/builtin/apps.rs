@@ -351,7 +351,7 @@ fn validate_daemon_rollout(rolling: &Value, path: &str) -> Vec<Cause> {
 }
 
 /// A count of pods, or a share of all.
-fn int_or_percent(value: &Value, field: &str) -> Option<Cause> {
+pub(super) fn int_or_percent(value: &Value, field: &str) -> Option<Cause> {
     let Some(text) = value.as_str() else {
         let is_negative = value.as_i64().is_some_and(|n| n < 0);
         return is_negative.then(|| Cause::invalid(field, value, "must be greater than or equal to 0"));
@@ -363,13 +363,13 @@ fn int_or_percent(value: &Value, field: &str) -> Option<Cause> {
     (!is_percent).then(|| Cause::invalid(field, value, why))
 }
 
-fn not_more_than_all(value: &Value, field: &str) -> Option<Cause> {
+pub(super) fn not_more_than_all(value: &Value, field: &str) -> Option<Cause> {
     let percent = value.as_str().and_then(|text| text.strip_suffix('%'));
     let is_more = percent.is_some_and(|n| n.parse().map_or(!n.is_empty(), |n: u64| n > 100));
     is_more.then(|| Cause::invalid(field, value, "must not be greater than 100%"))
 }
 
-fn is_zero(int_or_percent: &Value) -> bool {
+pub(super) fn is_zero(int_or_percent: &Value) -> bool {
     int_or_percent == &json!(0) || int_or_percent == "0%"
 }
 

@@ -19,6 +19,17 @@ pub(super) fn kinds() -> Vec<Kind> {
             .subresources(&["approval", "status"])
             .fields(&["spec.signerName"])
             .columns(signing_request_columns()),
+        kind("certificates.k8s.io", "v1", "ClusterTrustBundle", "clustertrustbundles")
+            .cluster()
+            .fields(&["spec.signerName"])
+            .columns(vec![
+                Column::name(),
+                Column::new("SignerName", "string", |o, _| text_or(o, "/spec/signerName", cell::NONE)),
+            ]),
+        kind("certificates.k8s.io", "v1", "PodCertificateRequest", "podcertificaterequests")
+            .subresources(&["status"])
+            .fields(&["spec.nodeName", "spec.podName", "spec.signerName"])
+            .columns(pod_request_columns()),
         kind("coordination.k8s.io", "v1", "Lease", "leases").columns(vec![
             Column::name(),
             Column::new("Holder", "string", |o, _| text(o, "/spec/holderIdentity")),
@@ -109,6 +120,25 @@ fn signing_request_columns() -> Vec<Column> {
     ]
 }
 
+fn pod_request_columns() -> Vec<Column> {
+    let state = |o: &Object, _| {
+        let mut types = items_at(o, "/status/conditions").iter().map(|c| str_at(c, "/type"));
+        let end = types.rfind(|type_| matches!(*type_, "Issued" | "Denied" | "Failed"));
+        end.unwrap_or("Pending").into()
+    };
+    vec![
+        Column::name(),
+        Column::new("PodName", "string", |o, _| text(o, "/spec/podName")),
+        Column::new("ServiceAccountName", "string", |o, _| text(o, "/spec/serviceAccountName")),
+        Column::new("NodeName", "string", |o, _| text(o, "/spec/nodeName")),
+        Column::new("SignerName", "string", |o, _| text(o, "/spec/signerName")),
+        Column::new("State", "string", state),
+        Column::new("UnverifiedUserAnnotations", "string", |o, _| {
+            cell::labels(o, "/spec/unverifiedUserAnnotations")
+        }),
+    ]
+}
+
 fn condition(request: &Object) -> Value {
     let has = |type_: &str| items_at(request, "/status/conditions").iter().any(|c| c["type"] == type_);
     let mut parts = Vec::new();
@@ -149,6 +179,6 @@ impl Strategy for Bindings {
         if new["roleRef"] == old["roleRef"] {
             return Vec::new();
         }
-        vec![Cause::invalid("roleRef", &new["roleRef"], "cannot change roleRef")]
+        vec![Cause::invalid("roleRef", &new["roleRef"], "field is immutable")]
     }
 }

@@ -102,8 +102,8 @@ fn target(metric: &Value, status: Option<&Value>) -> String {
 fn faults(object: &Object) -> Vec<Cause> {
     let mut causes = Vec::new();
     let (min, max) = (object["spec"]["minReplicas"].as_i64(), int_at(object, "/spec/maxReplicas"));
-    if let Some(min) = min.filter(|min| *min < 1) {
-        let why = "must be greater than or equal to 1";
+    if let Some(min) = min.filter(|min| *min < 0) {
+        let why = "must be greater than or equal to 0";
         causes.push(Cause::invalid("spec.minReplicas", &json!(min), why));
     }
     if max == 0 {
@@ -163,10 +163,6 @@ impl Strategy for Autoscalers {
     fn validate_status_update(&self, new: &Object, _old: &Object) -> Vec<Cause> {
         status_faults(new)
     }
-
-    fn counts_generations(&self) -> bool {
-        false
-    }
 }
 
 /// Whoever says something about scaling says all of it: what is left out is upstream's default.
@@ -208,10 +204,6 @@ impl Strategy for AutoscalersV1 {
 
     fn validate_status_update(&self, new: &Object, _old: &Object) -> Vec<Cause> {
         status_faults(new)
-    }
-
-    fn counts_generations(&self) -> bool {
-        false
     }
 }
 

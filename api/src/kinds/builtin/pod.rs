@@ -217,6 +217,12 @@ impl Strategy for Pods {
         if status["qosClass"].is_null() {
             status["qosClass"] = was["qosClass"].clone();
         }
+        // Who does not know these fields takes nothing from the pod; an empty list does.
+        for field in ["resourceClaimStatuses", "extendedResourceClaimStatus"] {
+            if status[field].is_null() && !was[field].is_null() {
+                status[field] = was[field].clone();
+            }
+        }
         keep_observed_generations(status, was);
     }
 

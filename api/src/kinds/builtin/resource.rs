@@ -3,7 +3,7 @@
 use super::kind;
 use crate::strategy::Strategy;
 use crate::table::Column;
-use crate::table::cell::{NONE, bool, condition, count, int, str_at, text, text_or};
+use crate::table::cell::{NONE, bool, condition, count, int, since_text, str_at, text, text_or};
 use crate::{Cause, Kind, Object};
 
 pub(super) fn kinds() -> Vec<Kind> {
@@ -61,13 +61,28 @@ pub(super) fn kinds() -> Vec<Kind> {
                 Column::age(),
             ]),
         resource("DeviceClass", "deviceclasses").cluster(),
+        resource("DeviceTaintRule", "devicetaintrules")
+            .cluster()
+            .subresources(&["status"])
+            .strategy(&TaintRules)
+            .columns(vec![
+                Column::name(),
+                Column::new("Key", "string", |o, _| text(o, "/spec/taint/key")),
+                Column::new("Value", "string", |o, _| text(o, "/spec/taint/value")),
+                Column::new("Effect", "string", |o, _| text(o, "/spec/taint/effect")),
+                Column::new("TimeAdded", "string", |o, now| match str_at(o, "/spec/taint/timeAdded") {
+                    "" => "".into(),
+                    time => since_text(time, now).into(),
+                }),
+                Column::age(),
+            ]),
         resource("ResourceClaim", "resourceclaims").subresources(&["status"]).strategy(&Claims).columns(
             vec![Column::name(), Column::new("State", "string", |o, _| claim_state(o).into()), Column::age()],
         ),
         resource("ResourceClaimTemplate", "resourceclaimtemplates").strategy(&ClaimTemplates),
         resource("ResourceSlice", "resourceslices")
             .cluster()
-            .fields(&["spec.driver", "spec.nodeName"])
+            .fields(&["spec.driver", "spec.nodeName", "spec.pool.name"])
             .columns(vec![
                 Column::name(),
                 Column::new("Node", "string", |o, _| text_or(o, "/spec/nodeName", NONE)),
@@ -149,6 +164,18 @@ fn default_requests(devices: &mut serde_json::Value) {
             .into_iter()
             .flatten()
             .for_each(default);
+    }
+}
+
+struct TaintRules;
+
+impl Strategy for TaintRules {
+    /// Tolerations of a taint may be for a while, which begins when the taint came.
+    fn prepare_create(&self, object: &mut Object) {
+        let created = object["metadata"]["creationTimestamp"].clone();
+        if let Some(taint) = object.pointer_mut("/spec/taint").filter(|taint| taint["timeAdded"].is_null()) {
+            taint["timeAdded"] = created;
+        }
     }
 }
 

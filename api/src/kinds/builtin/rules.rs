@@ -24,6 +24,7 @@ mod walk;
 
 mod amounts;
 mod autoscaling;
+mod certificates;
 mod claim;
 mod container;
 mod devices;

@@ -4,23 +4,16 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
-use super::{not_negative, pod, rules, same_spec};
+use super::apps::{int_or_percent, is_zero, not_more_than_all};
+use super::{not_negative, pod, rules, same_field};
 use crate::strategy::Strategy;
 use crate::table::cell::{items_at, str_at};
 use crate::{Cause, Object, name};
 
 pub(super) struct StatefulSets;
 
-/// What an update of the spec may change.
-const MUTABLE: [&str; 7] = [
-    "replicas",
-    "ordinals",
-    "template",
-    "updateStrategy",
-    "revisionHistoryLimit",
-    "persistentVolumeClaimRetentionPolicy",
-    "minReadySeconds",
-];
+/// What an update of the spec may not change.
+const FIXED: [&str; 4] = ["selector", "volumeClaimTemplates", "serviceName", "podManagementPolicy"];
 
 impl Strategy for StatefulSets {
     fn default(&self, object: &mut Object) {
@@ -33,8 +26,10 @@ impl Strategy for StatefulSets {
         }
         // Who names the type and nothing else gets nothing else.
         let is_rolling = strategy["type"] == "RollingUpdate" && !strategy["rollingUpdate"].is_null();
-        if is_rolling && strategy["rollingUpdate"]["partition"].is_null() {
-            strategy["rollingUpdate"]["partition"] = 0.into();
+        for (field, value) in [("partition", 0), ("maxUnavailable", 1)] {
+            if is_rolling && strategy["rollingUpdate"][field].is_null() {
+                strategy["rollingUpdate"][field] = value.into();
+            }
         }
         let policy = &mut object["spec"]["persistentVolumeClaimRetentionPolicy"];
         for when in ["whenDeleted", "whenScaled"] {
@@ -49,13 +44,6 @@ impl Strategy for StatefulSets {
 
     fn prepare_create(&self, object: &mut Object) {
         object["status"] = json!({"replicas": 0, "availableReplicas": 0});
-        drop_max_unavailable(object);
-    }
-
-    fn prepare_update(&self, new: &mut Object, old: &Object) {
-        if old.pointer(MAX_UNAVAILABLE).is_none_or(Value::is_null) {
-            drop_max_unavailable(new);
-        }
     }
 
     fn validate(&self, object: &Object) -> Vec<Cause> {
@@ -106,18 +94,12 @@ impl Strategy for StatefulSets {
     }
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
-        let fixed = |object: &Object| {
-            let mut spec = object["spec"].as_object().cloned().unwrap_or_default();
-            spec.retain(|field, _| !MUTABLE.contains(&field.as_str()));
-            spec.into()
-        };
-        if same_spec("io.k8s.api.apps.v1.StatefulSetSpec", &fixed(new), &fixed(old)) {
-            return Vec::new();
-        }
-        let why = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
-                   'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and \
-                   'minReadySeconds' are forbidden";
-        vec![Cause::forbidden("spec", why)]
+        let (is, was) = (&new["spec"], &old["spec"]);
+        let changed = FIXED.iter().filter(|field| {
+            !same_field("io.k8s.api.apps.v1.StatefulSetSpec", field, &is[**field], &was[**field])
+        });
+        let immutable = |field| Cause::invalid(format!("spec.{field}"), &is[field], "field is immutable");
+        changed.map(|field| immutable(*field)).collect()
     }
 }
 
@@ -127,17 +109,6 @@ fn default_claim(claim: &mut Value) {
     claim["kind"] = "PersistentVolumeClaim".into();
     if claim["status"]["phase"].as_str().is_none_or(str::is_empty) {
         claim["status"]["phase"] = "Pending".into();
-    }
-}
-
-/// Of a feature that v1.36 does not turn on.
-const MAX_UNAVAILABLE: &str = "/spec/updateStrategy/rollingUpdate/maxUnavailable";
-
-fn drop_max_unavailable(object: &mut Object) {
-    if let Some(rolling) =
-        object.pointer_mut("/spec/updateStrategy/rollingUpdate").and_then(Value::as_object_mut)
-    {
-        rolling.remove("maxUnavailable");
     }
 }
 
@@ -158,6 +129,14 @@ fn validate_strategy(spec: &Value) -> Vec<Cause> {
         "OnDelete" => {}
         "RollingUpdate" => {
             causes.extend(not_negative(rolling, &format!("{path}.rollingUpdate"), &["partition"]));
+            let (most, path) = (&rolling["maxUnavailable"], format!("{path}.rollingUpdate.maxUnavailable"));
+            if !most.is_null() {
+                causes.extend(int_or_percent(most, &path));
+                if is_zero(most) {
+                    causes.push(Cause::invalid(&path, most, "cannot be 0"));
+                }
+                causes.extend(not_more_than_all(most, &path));
+            }
         }
         _ => causes.push(Cause::invalid(path, strategy, "must be 'RollingUpdate' or 'OnDelete'")),
     }
@@ -259,7 +238,7 @@ mod tests {
     #[test]
     fn a_strategy_that_is_not_named_rolls_and_one_that_is_gets_no_more_than_was_said() {
         let strategy = |given: Value| set(json!({"updateStrategy": given}))["spec"]["updateStrategy"].clone();
-        let rolls = json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0}});
+        let rolls = json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0, "maxUnavailable": 1}});
         assert_eq!(strategy(Value::Null), rolls);
         assert_eq!(strategy(json!({})), rolls);
         assert_eq!(strategy(json!({"type": "RollingUpdate", "rollingUpdate": {}})), rolls);
@@ -268,15 +247,12 @@ mod tests {
     }
 
     #[test]
-    fn what_is_off_in_this_version_is_dropped_unless_it_is_in_use() {
-        let rolling =
-            json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 2}}});
-        let (old, mut new) = (set(rolling.clone()), set(rolling));
-        StatefulSets.prepare_update(&mut new, &old);
-        assert_eq!(new.pointer(MAX_UNAVAILABLE), Some(&json!(2)));
-        StatefulSets.prepare_create(&mut new);
-        assert_eq!(new.pointer(MAX_UNAVAILABLE), None);
-        assert_eq!(new["status"], json!({"replicas": 0, "availableReplicas": 0}));
+    fn a_rollout_takes_some_pods_away_and_not_more_than_all() {
+        let rolling = |most: Value| json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": most}}});
+        let field = "spec.updateStrategy.rollingUpdate.maxUnavailable";
+        check(rolling(json!("50%")), &[]);
+        check(rolling(json!(0)), &[(field, "cannot be 0")]);
+        check(rolling(json!("101%")), &[(field, "must not be greater than 100%")]);
     }
 
     #[test]
@@ -289,7 +265,8 @@ mod tests {
         }
         let selector = json!({"selector": {"matchLabels": {"a": "2"}}});
         for change in [json!({"serviceName": "other"}), json!({"volumeClaimTemplates": []}), selector] {
-            assert_eq!(StatefulSets.validate_update(&set(change), &old)[0].field, "spec");
+            let field = format!("spec.{}", change.as_object().unwrap().keys().next().unwrap());
+            assert_eq!(StatefulSets.validate_update(&set(change), &old)[0].field, field);
         }
     }
 
@@ -306,6 +283,6 @@ mod tests {
         let mut same = set(json!({"serviceName": "", "volumeClaimTemplates": [claim]}));
         assert_eq!(StatefulSets.validate_update(&same, &old), []);
         same["spec"]["volumeClaimTemplates"][0]["spec"]["resources"]["requests"]["storage"] = "1Gi".into();
-        assert_eq!(StatefulSets.validate_update(&same, &old)[0].field, "spec");
+        assert_eq!(StatefulSets.validate_update(&same, &old)[0].field, "spec.volumeClaimTemplates");
     }
 }

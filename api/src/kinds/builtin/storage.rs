@@ -3,9 +3,9 @@
 use serde_json::Value;
 
 use super::kind;
-use crate::Kind;
 use crate::table::Column;
 use crate::table::cell::{NONE, UNSET, bool, count, items_at, joined, str_at, text, text_or};
+use crate::{Kind, Object};
 
 pub(super) fn kinds() -> Vec<Kind> {
     let storage = |name: &str, plural: &str| kind("storage.k8s.io", "v1", name, plural);
@@ -65,5 +65,26 @@ pub(super) fn kinds() -> Vec<Kind> {
             Column::new("DriverName", "string", |o, _| text(o, "/driverName")),
             Column::age(),
         ]),
+        kind("storagemigration.k8s.io", "v1", "StorageVersionMigration", "storageversionmigrations")
+            .cluster()
+            .subresources(&["status"])
+            .columns(vec![
+                Column::new("Name", "string", |o, _| text(o, "/metadata/name")),
+                Column::new("Resource", "string", |o, _| migrated(o).into()),
+                Column::new("Status", "string", |o, _| migration_state(o).into()),
+            ]),
     ]
+}
+
+/// `deployments.apps`
+fn migrated(migration: &Object) -> String {
+    let (name, group) =
+        (str_at(migration, "/spec/resource/resource"), str_at(migration, "/spec/resource/group"));
+    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+}
+
+fn migration_state(migration: &Object) -> &str {
+    let conditions = items_at(migration, "/status/conditions").iter().filter(|c| c["status"] == "True");
+    let types = conditions.map(|c| str_at(c, "/type"));
+    types.filter(|type_| matches!(*type_, "Running" | "Failed" | "Succeeded")).last().unwrap_or("Unknown")
 }

@@ -51,6 +51,7 @@ fn names(is: (&str, &str)) -> Names {
         // Events have always been named more freely; `events.k8s.io` is as strict as the rest.
         ("", "Event") | ("rbac.authorization.k8s.io" | "policy", _) => Names::PathSegment,
         // Both are checked by the rules of their kinds, or by none.
+        ("certificates.k8s.io", "PodCertificateRequest") => Names::Subdomain,
         ("certificates.k8s.io" | "apiregistration.k8s.io", _) => Names::PathSegment,
         ("authentication.k8s.io" | "authorization.k8s.io", _) => Names::Any,
         ("networking.k8s.io", "IPAddress") => Names::IpAddress,
@@ -112,6 +113,9 @@ fn needs_version(is: (&str, &str)) -> bool {
             | ("apiextensions.k8s.io" | "apiregistration.k8s.io" | "admissionregistration.k8s.io", _)
             | ("storage.k8s.io", "VolumeAttachment" | "CSIDriver" | "CSINode")
             | ("node.k8s.io", "RuntimeClass")
+            | ("certificates.k8s.io", "ClusterTrustBundle" | "PodCertificateRequest")
+            | ("storagemigration.k8s.io", "StorageVersionMigration")
+            | ("resource.k8s.io", "DeviceTaintRule")
     )
 }
 
@@ -121,7 +125,9 @@ fn kept_metadata(is: (&str, &str)) -> &'static [&'static str] {
         ("apps", "Deployment") => &["labels"],
         ("flowcontrol.apiserver.k8s.io" | "apiregistration.k8s.io", _)
         | ("storage.k8s.io", "VolumeAttachment")
-        | ("resource.k8s.io", "ResourceClaim")
+        | ("resource.k8s.io", "ResourceClaim" | "DeviceTaintRule")
+        | ("certificates.k8s.io", "PodCertificateRequest")
+        | ("storagemigration.k8s.io", "StorageVersionMigration")
         | ("networking.k8s.io", "ServiceCIDR") => &["labels", "annotations", "finalizers"],
         _ => &[],
     }
@@ -137,9 +143,9 @@ fn generation(kind: &Kind, is: (&str, &str)) -> Generation {
         ) => Generation::Content,
         ("scheduling.k8s.io", "PriorityClass") => Generation::One,
         ("storage.k8s.io", "CSIDriver") => Generation::Changes,
-        ("resource.k8s.io", "DeviceClass" | "ResourceSlice") => Generation::Spec,
+        ("resource.k8s.io", "DeviceClass" | "DeviceTaintRule" | "ResourceSlice") => Generation::Spec,
         ("", "Node") | ("storage.k8s.io" | "resource.k8s.io" | "coordination.k8s.io", _) => Generation::None,
-        ("certificates.k8s.io" | "apiregistration.k8s.io", _) => Generation::None,
+        ("certificates.k8s.io" | "apiregistration.k8s.io" | "storagemigration.k8s.io", _) => Generation::None,
         ("networking.k8s.io", "ServiceCIDR" | "IPAddress") => Generation::None,
         _ if kind.strategy.counts_generations() => Generation::Spec,
         _ => Generation::None,

@@ -2,7 +2,7 @@
 //!
 //! Source: `validation.go` of apiextensions-apiserver's `pkg/apis/apiextensions/validation`.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
@@ -354,16 +354,29 @@ pub(super) fn has_odd_keys(schema: &Value) -> bool {
     !faults.is_empty()
 }
 
-/// The formats in a schema of which upstream does not know what they are.
-pub(super) fn odd_formats(schema: &Value, found: &mut HashSet<String>, in_order: &mut Vec<String>) {
-    super::view::any_schema(schema, &mut |schema| {
-        let format = text(schema, "format");
-        if !format.is_empty() && !is_known_format(text(schema, "type"), format) {
-            found.insert(format.to_owned());
-            in_order.push(format.to_owned());
-        }
-        false
-    });
+/// What schemas say that has no effect.
+#[derive(Default)]
+pub(super) struct Unheeded {
+    /// Formats of which upstream does not know what they are, in order.
+    pub(super) formats: Vec<String>,
+    /// Types of items, `array` or `object`, of which there is a set.
+    pub(super) sets_of: BTreeSet<&'static str>,
+}
+
+impl Unheeded {
+    pub(super) fn look_at(&mut self, schema: &Value) {
+        super::view::any_schema(schema, &mut |schema| {
+            let format = text(schema, "format");
+            if !format.is_empty() && !is_known_format(text(schema, "type"), format) {
+                self.formats.push(format.to_owned());
+            }
+            if text(schema, "x-kubernetes-list-type") == "set" {
+                let of = text(&schema["items"], "type");
+                self.sets_of.extend(["array", "object"].into_iter().find(|type_| *type_ == of));
+            }
+            false
+        });
+    }
 }
 
 fn is_known_format(type_: &str, format: &str) -> bool {

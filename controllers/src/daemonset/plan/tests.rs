@@ -209,7 +209,7 @@ fn judged(pod: Value, labels: Value, taints: Value) -> Verdict {
     let mut set = set(Value::Null);
     let mut pod = pod;
     pod["containers"] = json!([]);
-    set.spec.as_mut().unwrap().template.spec = Some(serde_json::from_value(pod).unwrap());
+    set.spec.template.spec = Some(serde_json::from_value(pod).unwrap());
     let node = json!({"metadata": {"name": "a", "labels": labels}, "spec": {"taints": taints}});
     verdict(template(&set).spec.as_ref().unwrap(), &serde_json::from_value(node).unwrap())
 }
@@ -242,7 +242,7 @@ fn a_toleration_for_a_time_becomes_one_for_ever() {
     let mut set = set(Value::Null);
     let spec = json!({"containers": [], "tolerations": [
         {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 30}]});
-    set.spec.as_mut().unwrap().template.spec = Some(serde_json::from_value(spec).unwrap());
+    set.spec.template.spec = Some(serde_json::from_value(spec).unwrap());
     let tolerations = template(&set).spec.unwrap().tolerations.unwrap();
     assert_eq!(tolerations.len(), BORNE.len());
     assert!(tolerations.iter().all(|t| t.toleration_seconds.is_none()), "{tolerations:?}");
@@ -254,7 +254,7 @@ fn a_pod_says_which_revision_it_is_of_and_which_node_it_is_for() {
     let affinity = json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms":
         [{"matchExpressions": [{"key": "disk", "operator": "Exists"}]}]}}});
     let spec = json!({"containers": [], "affinity": affinity});
-    set.spec.as_mut().unwrap().template.spec = Some(serde_json::from_value(spec).unwrap());
+    set.spec.template.spec = Some(serde_json::from_value(spec).unwrap());
     let made = template_for(&template(&set), &set, "hash", "a");
     let labels = made.metadata.unwrap().labels.unwrap();
     assert_eq!((labels[REVISION_HASH].as_str(), labels[TEMPLATE_GENERATION].as_str()), ("hash", "3"));

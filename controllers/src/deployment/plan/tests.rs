@@ -79,7 +79,7 @@ fn a_change_of_scale_is_shared_in_the_middle_of_a_rollout() {
 #[test]
 fn a_paused_deployment_scales_but_does_not_roll() {
     let mut deployment = deployment(5, rolling(json!(1), json!(0)));
-    deployment.spec.as_mut().unwrap().paused = Some(true);
+    deployment.spec.paused = Some(true);
     check(&scale(&deployment, None, &[set("old", "v1", 3, 3, 3)]), &[("old", 5)]);
 }
 
@@ -123,7 +123,7 @@ fn a_set_that_comes_back_notes_the_revisions_that_it_had() {
 #[test]
 fn history_is_kept_to_its_limit() {
     let mut deployment = deployment(3, rolling(json!(1), json!(0)));
-    deployment.spec.as_mut().unwrap().revision_history_limit = Some(1);
+    deployment.spec.revision_history_limit = Some(1);
     let old = [set("a", "v0", 0, 0, 3), set("bb", "v1", 0, 0, 3)];
     assert_eq!(beyond_history(&deployment, &old).len(), 1);
     let busy = [set("a", "v0", 1, 1, 3), set("bb", "v1", 0, 0, 3)];
@@ -139,7 +139,7 @@ fn the_largest_numbers_there_are_neither_panic_nor_wrap() {
         let new = set("new", "v2", 1, 1, i32::MAX);
         let sane = |c: &SetChange| c.replicas.is_some_and(|n| n >= 0);
         assert!(scale(&deployment, Some(&new), &old).iter().all(sane));
-        assert_eq!(make(&deployment, &[], 1).spec.unwrap().replicas, Some(i32::MAX));
+        assert_eq!(make(&deployment, &[], 1).spec.replicas, Some(i32::MAX));
         let rescaled = [set("old", "v1", i32::MAX, 0, 1), set("older", "v0", 2, 0, 1)];
         assert!(scale(&deployment, Some(&new), &rescaled).iter().all(sane));
     }

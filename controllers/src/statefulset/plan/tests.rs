@@ -187,6 +187,23 @@ fn a_template_is_rolled_out_from_the_last_pod_on_one_at_a_time() {
 }
 
 #[test]
+fn a_rollout_takes_as_many_pods_as_may_be_missing() {
+    let rolling = |most: Value, policy: &str| {
+        let strategy =
+            json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 0, "maxUnavailable": most}});
+        json!({"podManagementPolicy": policy, "updateStrategy": strategy})
+    };
+    let old = [(0, OLD), (1, OLD), (2, OLD)];
+    check(rolling(json!(2), "OrderedReady"), &old, &["replace web-2", "replace web-1"]);
+    // Rounded down, and one at least.
+    check(rolling(json!("67%"), "OrderedReady"), &old, &["replace web-2", "replace web-1"]);
+    check(rolling(json!("10%"), "OrderedReady"), &old, &["replace web-2"]);
+    let one_unwell = [(0, OLD), (1, OLD), (2, UNREADY)];
+    check(rolling(json!(2), "Parallel"), &one_unwell, &["replace web-1"]);
+    check(rolling(json!(1), "Parallel"), &one_unwell, &[]);
+}
+
+#[test]
 fn pods_below_the_partition_keep_and_get_the_old_template() {
     let canary = json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"partition": 2}}});
     check(canary.clone(), &[(0, OLD), (1, OLD), (2, OLD)], &["replace web-2"]);
@@ -332,7 +349,7 @@ fn counts(status: &StatefulSetStatus) -> [i32; 5] {
 #[test]
 fn the_status_counts_pods_and_says_which_template_they_are_of() {
     let world = world(set(json!({})), &[(0, OLD), (1, TOO_YOUNG), (2, UNREADY), (3, GOING)]);
-    let status = world.with(|facts| facts.status(false));
+    let status = world.with(|facts| facts.status(0));
     assert_eq!(counts(&status), [4, 3, 2, 1, 2]);
     assert_eq!(
         (status.current_revision.as_deref(), status.update_revision.as_deref()),
@@ -340,28 +357,28 @@ fn the_status_counts_pods_and_says_which_template_they_are_of() {
     );
     assert_eq!((status.observed_generation, status.collision_count), (Some(7), Some(0)));
     assert_eq!(world.with(|facts| facts.look_again_in_s(&status)), Some(6));
-    assert_eq!(counts(&world.with(|facts| facts.status(true)))[3], 0);
+    assert_eq!(counts(&world.with(|facts| facts.status(1)))[3], 0);
 }
 
 #[test]
 fn a_rollout_is_complete_when_all_pods_are_ready_and_of_the_new_template() {
     let complete = world(set(json!({})), &[(0, NEW), (1, NEW), (2, NEW)]);
-    let status = complete.with(|facts| facts.status(false));
+    let status = complete.with(|facts| facts.status(0));
     assert_eq!(counts(&status), [3, 3, 3, 3, 3]);
     assert_eq!(status.current_revision.as_deref(), Some("new"));
     for pods in [[(0, NEW), (1, NEW), (2, OLD)], [(0, NEW), (1, NEW), (2, UNREADY)]] {
-        let status = world(set(json!({})), &pods).with(|facts| facts.status(false));
+        let status = world(set(json!({})), &pods).with(|facts| facts.status(0));
         assert_eq!(status.current_revision.as_deref(), Some("old"));
     }
     let on_delete = set(json!({"updateStrategy": {"type": "OnDelete"}}));
-    let status = world(on_delete, &[(0, NEW), (1, NEW), (2, NEW)]).with(|facts| facts.status(false));
+    let status = world(on_delete, &[(0, NEW), (1, NEW), (2, NEW)]).with(|facts| facts.status(0));
     assert_eq!(status.current_revision.as_deref(), Some("old"));
 }
 
 #[test]
 fn a_status_is_written_when_it_says_something_new() {
     let world = world(set(json!({})), &[(0, OLD)]);
-    let status = world.with(|facts| facts.status(false));
+    let status = world.with(|facts| facts.status(0));
     assert!(is_news(&status, None));
     let with = |change: &dyn Fn(&mut StatefulSetStatus)| {
         let mut old = status.clone();

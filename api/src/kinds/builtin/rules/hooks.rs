@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::path::Path;
 use super::walk::{Below, Walk};
 use super::{
-    autoscaling, claim, container, devices, flow, labels, network, other, pod, registration, scheduling,
-    service, slices, storage, volume, workload,
+    autoscaling, certificates, claim, container, devices, flow, labels, network, other, pod, registration,
+    scheduling, service, slices, storage, volume, workload,
 };
 
 pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
@@ -109,7 +109,11 @@ pub(super) fn run<'v>(type_: &str, walk: &mut Walk<'v>, value: &'v Value, path: 
         "resource.v1.ResourceClaimSpec" => devices::claim(walk, value, path),
         "resource.v1.ResourceClaimTemplateSpec" => devices::template(walk, value, path),
         "resource.v1.DeviceClassSpec" => devices::class(walk, value, path),
+        "resource.v1.DeviceTaintRuleSpec" => slices::taint_rule(walk, value, path),
         "resource.v1.ResourceSliceSpec" => slices::slice(walk, value, path),
+        "certificates.v1.ClusterTrustBundle" => certificates::bundle(walk, value),
+        "certificates.v1.PodCertificateRequest" => certificates::pod_request(walk, value),
+        "storagemigration.v1.StorageVersionMigrationSpec" => storage::migration(walk, value, path),
         "flowcontrol.v1.FlowSchema" => flow::schema(walk, value),
         "flowcontrol.v1.PriorityLevelConfiguration" => flow::level(walk, value),
         _ if type_.ends_with("apiregistration.v1.APIService") => registration::api_service(walk, value),

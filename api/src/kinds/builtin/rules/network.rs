@@ -32,7 +32,7 @@ pub(super) fn policy_port<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path
     match port.as_i64() {
         Some(first) => {
             if last < first {
-                walk.faults.invalid(&end_at, port, "must be greater than or equal to `port`");
+                walk.faults.invalid(&end_at, end, "must be greater than or equal to `port`");
             }
             if !table::is_port(last) {
                 walk.faults.invalid(&end_at, end, table::PORT_RANGE);

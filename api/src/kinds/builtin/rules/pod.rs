@@ -381,7 +381,7 @@ pub(super) fn security<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_
     let Some(spec) = walk.pod.as_ref().map(|pod| pod.spec) else { return Below::All };
     if is_true(spec, "shareProcessNamespace") && is_true(spec, "hostPID") {
         let why = "ShareProcessNamespace and HostPID cannot both be enabled";
-        walk.faults.invalid(&path.child("shareProcessNamespace"), &json!(true), why);
+        walk.faults.invalid(&path.parent().child("shareProcessNamespace"), &json!(true), why);
     }
     let (spec, mut causes) = (
         json!({

@@ -314,23 +314,48 @@ fn is_semantic_version(text: &str) -> bool {
         && build.is_none_or(|build| build.split('.').all(is_plain))
 }
 
+/// Which devices are tainted, and with what.
+pub(super) fn taint_rule<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    let faults = &mut walk.faults;
+    let (selector, field) = (&value["deviceSelector"], path.child("deviceSelector"));
+    let name = |field: &str| selector.get(field).and_then(Value::as_str);
+    if let Some(name) = name("driver") {
+        driver(faults, name, &field.child("driver"));
+    }
+    if let Some(name) = name("pool") {
+        pool_name(faults, name, &field.child("pool"));
+    }
+    if let Some(name) = name("device") {
+        label(faults, name, &field.child("device"));
+    }
+    // An effect that has been there stays, whatever it is.
+    let old = walk.old.map(|old| text(&old["spec"]["taint"], "effect"));
+    let is_new = old != Some(text(&value["taint"], "effect"));
+    taint(faults, &value["taint"], is_new, &path.child("taint"));
+    Below::Nothing
+}
+
 fn taints(faults: &mut Faults, taints: &[Value], path: &Path<'_>) {
     if taints.len() > MAX_TAINTS {
         return faults.too_many(path, taints.len(), MAX_TAINTS);
     }
-    for (at, taint) in taints.iter().enumerate() {
-        let path = path.index(at);
-        if let Some(fault) = Format::Qualified.fault(text(taint, "key")) {
-            faults.invalid(&path.child("key"), &text(taint, "key").into(), &fault);
-        }
-        if let Some(fault) = Format::LabelValue.fault(text(taint, "value")) {
-            faults.invalid(&path.child("value"), &taint["value"], &fault);
-        }
-        match text(taint, "effect") {
-            "" => faults.required(&path.child("effect"), ""),
-            effect if EFFECTS.contains(&effect) => {}
-            effect => faults.not_supported(&path.child("effect"), &effect.into(), &EFFECTS),
-        }
+    for (at, item) in taints.iter().enumerate() {
+        taint(faults, item, true, &path.index(at));
+    }
+}
+
+fn taint(faults: &mut Faults, taint: &Value, is_effect_new: bool, path: &Path<'_>) {
+    if let Some(fault) = Format::Qualified.fault(text(taint, "key")) {
+        faults.invalid(&path.child("key"), &text(taint, "key").into(), &fault);
+    }
+    if let Some(fault) = Format::LabelValue.fault(text(taint, "value")) {
+        faults.invalid(&path.child("value"), &taint["value"], &fault);
+    }
+    match text(taint, "effect") {
+        _ if !is_effect_new => {}
+        "" => faults.required(&path.child("effect"), ""),
+        effect if EFFECTS.contains(&effect) => {}
+        effect => faults.not_supported(&path.child("effect"), &effect.into(), &EFFECTS),
     }
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::format::{Format, parse_ip};
 use super::path::{Faults, NOT_NEGATIVE, Path, entries, has, list, number, text};
 use super::table::quantity;
-use super::{amounts, devices, slices};
+use super::{amounts, certificates, devices, slices, storage};
 use crate::{Kind, Object};
 
 /// Counts that are never negative, by kind.
@@ -131,6 +131,16 @@ pub(super) fn check(kind: &Kind, new: &Object, old: &Object, faults: &mut Faults
             }
         }
         ("policy", "PodDisruptionBudget") => conditions(faults, status, &path.child("conditions")),
+        ("certificates.k8s.io", "PodCertificateRequest") => certificates::answered(faults, new, old, &path),
+        ("storagemigration.k8s.io", _) => storage::migrated(faults, status, was, &path),
+        ("resource.k8s.io", "DeviceTaintRule") => {
+            const MAX_CONDITIONS: usize = 8;
+            let (field, n) = (path.child("conditions"), list(status, "conditions").len());
+            conditions(faults, status, &field);
+            if n > MAX_CONDITIONS {
+                faults.too_many(&field, n, MAX_CONDITIONS);
+            }
+        }
         ("batch", "Job") => job(faults, status, &new["spec"], &path),
         ("resource.k8s.io", "ResourceClaim") => device_claim(faults, new, was, &path),
         _ => {}
@@ -160,7 +170,7 @@ fn counts(faults: &mut Faults, kind: &str, status: &Value, was: &Value, path: &P
 }
 
 /// Conditions of the form that all newer kinds have.
-fn conditions(faults: &mut Faults, holder: &Value, path: &Path<'_>) {
+pub(super) fn conditions(faults: &mut Faults, holder: &Value, path: &Path<'_>) {
     const STATUSES: [&str; 3] = ["True", "False", "Unknown"];
     let mut seen = HashSet::new();
     for (at, condition) in list(holder, "conditions").iter().enumerate() {

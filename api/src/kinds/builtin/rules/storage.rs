@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::format::Format;
 use super::path::{Faults, Path, entries, has, list, text};
 use super::walk::{Below, Walk};
+use crate::name;
 
 /// The parameters that a driver is given.
 fn parameters(faults: &mut Faults, value: &Value, path: &Path<'_>) {
@@ -141,4 +142,50 @@ pub(super) fn attachment<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<
         walk.faults.invalid(&path.child("persistentVolumeName"), &name.into(), &fault);
     }
     Below::But(vec!["inlineVolumeSpec"])
+}
+
+/// Which resource is to be stored in the present version of its kind.
+pub(super) fn migration<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
+    let (resource, field) = (&value["resource"], path.child("resource"));
+    let (name, group) = (text(resource, "resource"), text(resource, "group"));
+    if name.is_empty() {
+        walk.faults.required(&field.child("resource"), "resource is required to be set");
+    } else if let Some(fault) = name::dns1035_label_fault(name) {
+        walk.faults.invalid(&field.child("resource"), &name.into(), &fault);
+    }
+    if let Some(fault) = Format::Subdomain.fault(group).filter(|_| !group.is_empty()) {
+        walk.faults.invalid(&field.child("group"), &group.into(), &fault);
+    }
+    Below::Nothing
+}
+
+/// How a migration goes: what has ended has ended, in one way.
+pub(super) fn migrated(faults: &mut Faults, status: &Value, was: &Value, path: &Path<'_>) {
+    let field = path.child("resourceVersion");
+    let (version, before) = (text(status, "resourceVersion"), text(was, "resourceVersion"));
+    let is_number = version.bytes().all(|b| b.is_ascii_digit()) && !version.starts_with('0');
+    if !version.is_empty() && !is_number {
+        let why = format!("resource version is not well formed: {version}");
+        faults.invalid(&field, &version.into(), &why);
+    }
+    let conditions = path.child("conditions");
+    super::status::conditions(faults, status, &conditions);
+    if !before.is_empty() && before != version {
+        faults.invalid(&field, &version.into(), "field is immutable");
+    }
+    let is = |status: &Value, type_: &str| {
+        let all = list(status, "conditions").iter();
+        all.into_iter().find(|c| text(c, "type") == type_).is_some_and(|c| text(c, "status") == "True")
+    };
+    let shown = &status["conditions"];
+    if is(status, "Succeeded") && is(status, "Failed") {
+        let why = "Both success and failed conditions cannot be true at the same time";
+        faults.invalid(&conditions, shown, why);
+    }
+    for (type_, word) in [("Succeeded", "Success"), ("Failed", "Failed")] {
+        if is(was, type_) && !is(status, type_) {
+            let why = format!("{word} condition cannot be set to false once it is true");
+            faults.invalid(&conditions, shown, &why);
+        }
+    }
 }

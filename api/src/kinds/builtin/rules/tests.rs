@@ -207,3 +207,43 @@ fn an_affinity_that_is_not_asked_for_has_no_settings_and_one_that_is_has_all() {
     let none = json!({"clientIP": {"timeoutSeconds": 0}});
     check("Service", service("ClientIP", none), &[(seconds, "Invalid")]);
 }
+
+#[test]
+fn a_rule_of_taints_says_which_devices_and_what() {
+    let rule = |spec: Value| json!({"metadata": {"name": "r"}, "spec": spec});
+    let taint = |effect: &str| json!({"key": "example.com/k", "value": "v", "effect": effect});
+    let kind = "resource.k8s.io/DeviceTaintRule";
+    check(kind, rule(json!({"taint": taint("None")})), &[]);
+    let selector = json!({"driver": "a_b", "pool": "a//b", "device": "D"});
+    let fields = ["driver", "pool", "device"].map(|name| format!("spec.deviceSelector.{name}"));
+    let wanted: Vec<(&str, &str)> = fields.iter().map(|field| (field.as_str(), "Invalid")).collect();
+    check(kind, rule(json!({"deviceSelector": selector, "taint": taint("NoSchedule")})), &wanted);
+    let odd = rule(json!({"taint": taint("Odd")}));
+    check(kind, odd.clone(), &[("spec.taint.effect", "NotSupported")]);
+    assert!(refused(kind, &odd, Some(&odd)).is_empty(), "what is there may stay");
+}
+
+#[test]
+fn a_migration_names_a_resource_and_ends_once() {
+    let kind = "storagemigration.k8s.io/StorageVersionMigration";
+    let of = |resource: Value| json!({"metadata": {"name": "m"}, "spec": {"resource": resource}});
+    check(kind, of(json!({"group": "apps", "resource": "deployments"})), &[]);
+    check(kind, of(json!({})), &[("spec.resource.resource", "Required")]);
+    let wrong = [("spec.resource.resource", "Invalid"), ("spec.resource.group", "Invalid")];
+    check(kind, of(json!({"group": "A", "resource": "B"})), &wrong);
+    let kinds = Kinds::builtin();
+    let migrations = kinds.by_kind("storagemigration.k8s.io", "v1", "StorageVersionMigration").unwrap();
+    let with = |version: &str, types: &[&str]| {
+        let condition = |type_: &&str| json!({"type": type_, "status": "True", "reason": "R", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let conditions: Vec<Value> = types.iter().map(condition).collect();
+        json!({"status": {"resourceVersion": version, "conditions": conditions}})
+    };
+    let fields = |new: Value, old: Value| {
+        migrations.validate_status(&new, &old).into_iter().map(|cause| cause.field).collect::<Vec<_>>()
+    };
+    assert!(fields(with("5", &["Running"]), with("", &[])).is_empty());
+    assert_eq!(fields(with("6", &[]), with("5", &[])), ["status.resourceVersion"]);
+    assert_eq!(fields(with("x", &[]), with("", &[])), ["status.resourceVersion"]);
+    assert_eq!(fields(with("5", &["Succeeded", "Failed"]), with("5", &[])), ["status.conditions"]);
+    assert_eq!(fields(with("5", &[]), with("5", &["Failed"])), ["status.conditions"]);
+}

@@ -7,7 +7,7 @@ use super::{claim, pod};
 use crate::{Kind, Object};
 
 /// Kind, field, and the path that the fault is reported at where upstream calls it otherwise.
-const IMMUTABLE: [(&str, &str, &str); 15] = [
+const IMMUTABLE: [(&str, &str, &str); 17] = [
     ("apps/ControllerRevision", "data", ""),
     ("storage.k8s.io/StorageClass", "parameters", ""),
     ("storage.k8s.io/StorageClass", "provisioner", ""),
@@ -21,6 +21,8 @@ const IMMUTABLE: [(&str, &str, &str); 15] = [
     ("node.k8s.io/RuntimeClass", "handler", ""),
     ("discovery.k8s.io/EndpointSlice", "addressType", ""),
     ("networking.k8s.io/IngressClass", "spec.controller", ""),
+    ("certificates.k8s.io/PodCertificateRequest", "spec", ""),
+    ("storagemigration.k8s.io/StorageVersionMigration", "spec", ""),
     ("resource.k8s.io/ResourceClaim", "spec", ""),
     ("resource.k8s.io/ResourceClaimTemplate", "spec", ""),
 ];

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use serde_json::{Value, json};
 
+use super::certificates;
 use super::container::{field_ref, resource_ref};
 use super::format::Format;
 use super::path::{Faults, Path, entries, has, is_true, list, number, text};
@@ -131,8 +132,8 @@ fn local_path(faults: &mut Faults, target: &str, path: &Path<'_>) {
 }
 
 pub(super) fn projected<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
-    // Others are features that are off: nothing of them is left when this is checked.
-    const KINDS: [&str; 4] = ["secret", "configMap", "downwardAPI", "serviceAccountToken"];
+    const KINDS: [&str; 6] =
+        ["secret", "configMap", "downwardAPI", "serviceAccountToken", "clusterTrustBundle", "podCertificate"];
     let (sources, mut paths) = (path.child("sources"), HashSet::new());
     for (at, source) in list(value, "sources").iter().enumerate() {
         let at = sources.index(at);
@@ -156,6 +157,37 @@ pub(super) fn projected<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'
         }
         if has(source, "serviceAccountToken") {
             token(&mut walk.faults, &source["serviceAccountToken"], path, &at.child("serviceAccountToken"));
+        }
+        let mut claim = |faults: &mut Faults, target: &'v str| {
+            if !paths.insert(target) {
+                faults.invalid(path, &target.into(), "conflicting duplicate paths");
+            }
+        };
+        if let Some(bundle) = source.get("clusterTrustBundle").filter(|bundle| !bundle.is_null()) {
+            let (at, target) = (at.child("clusterTrustBundle"), text(bundle, "path"));
+            certificates::projected_bundle(walk, bundle, &at);
+            match target {
+                "" => walk.faults.required(&at.child("path"), ""),
+                target => local_path(&mut walk.faults, target, &at.child("path")),
+            }
+            claim(&mut walk.faults, target);
+        }
+        if let Some(own) = source.get("podCertificate").filter(|own| !own.is_null()) {
+            let (at, faults) = (at.child("podCertificate"), &mut walk.faults);
+            certificates::projected_own(faults, own, &at);
+            let mut n_targets = 0;
+            for field in ["credentialBundlePath", "keyPath", "certificateChainPath"] {
+                let target = text(own, field);
+                if !target.is_empty() {
+                    n_targets += 1;
+                    local_path(faults, target, &at.child(field));
+                    claim(faults, target);
+                }
+            }
+            if n_targets == 0 {
+                let why = "specify at least one of credentialBundlePath, keyPath, and certificateChainPath";
+                faults.required(&at, why);
+            }
         }
         if KINDS.iter().filter(|kind| has(source, kind)).count() > 1 {
             walk.faults.forbidden(&at, "may not specify more than 1 volume type per source");

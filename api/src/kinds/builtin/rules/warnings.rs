@@ -27,9 +27,9 @@ pub(crate) fn of(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Stri
         }
         ("", "PersistentVolume") => volume(&mut found, spec),
         ("apiextensions.k8s.io", "CustomResourceDefinition") => {
-            for format in crate::kinds::definition::unrecognized_formats(object, old) {
-                found.push(format!("unrecognized format {format:?}"));
-            }
+            crate::kinds::definition::warnings(object, old)
+                .into_iter()
+                .for_each(|warning| found.push(warning));
         }
         ("", "PersistentVolumeClaim") => claim(&mut found, spec, &Path::ROOT.child("spec")),
         ("resource.k8s.io", "ResourceSlice") => {

@@ -26,6 +26,7 @@ import (
 	resourcev1 "k8s.io/api/resource/v1"
 	schedulingv1 "k8s.io/api/scheduling/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	storagemigrationv1 "k8s.io/api/storagemigration/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -40,7 +41,7 @@ var builders = []func(*runtime.Scheme) error{
 	certificatesv1.AddToScheme, coordinationv1.AddToScheme, corev1.AddToScheme, discoveryv1.AddToScheme,
 	eventsv1.AddToScheme, flowcontrolv1.AddToScheme, networkingv1.AddToScheme, nodev1.AddToScheme,
 	policyv1.AddToScheme, rbacv1.AddToScheme, resourcev1.AddToScheme, schedulingv1.AddToScheme,
-	storagev1.AddToScheme, apiextensionsv1.AddToScheme, apiregistrationv1.AddToScheme,
+	storagev1.AddToScheme, storagemigrationv1.AddToScheme, apiextensionsv1.AddToScheme, apiregistrationv1.AddToScheme,
 }
 
 // metaTypes are answered and read beside the kinds themselves, all as "v1" or "meta.k8s.io/v1".
@@ -61,7 +62,7 @@ type kind struct {
 
 // notServed are in the packages, and never sent to or by an API server as protobuf.
 var notServed = map[string]bool{
-	"ConversionReview": true, "PodStatusResult": true, "RangeAllocation": true, "SerializedReference": true,
+	"ConversionReview": true, "RangeAllocation": true, "SerializedReference": true,
 }
 
 // allKinds are sorted; lists follow from their items and are left out.

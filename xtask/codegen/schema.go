@@ -1,10 +1,12 @@
 package main
 
 import (
-	"bufio"
+	"encoding/json"
 	"fmt"
-	"io"
+	"go/ast"
+	"os"
 	"reflect"
+	"slices"
 	"sort"
 	"strings"
 
@@ -33,16 +35,33 @@ var leaves = map[reflect.Type]string{
 type marshaler interface{ Marshal() ([]byte, error) }
 
 type walk struct {
-	out  map[string][]string
-	seen map[reflect.Type]bool
+	out     map[string][]string
+	seen    map[reflect.Type]bool
+	sources sources
+	// The fields that a type has to have, by its name.
+	required map[string][]string
 }
 
-func writeFacts(to io.Writer) error {
+// writeSchema writes what every type looks like. `api/src/schema/parse.rs` says what a line means.
+func writeSchema(openapi, reference, out string) error {
 	_, kinds, err := allKinds()
 	if err != nil {
 		return err
 	}
-	w := walk{out: map[string][]string{}, seen: map[reflect.Type]bool{}}
+	required, err := readRequired(openapi)
+	if err != nil {
+		return err
+	}
+	off, err := readOff(reference)
+	if err != nil {
+		return err
+	}
+	w := walk{
+		out:      map[string][]string{},
+		seen:     map[reflect.Type]bool{},
+		sources:  sources{packages: map[string]map[string]*ast.StructType{}, off: off},
+		required: required,
+	}
 	for _, kind := range kinds {
 		if err := w.message(kind.goType); err != nil {
 			return err
@@ -53,14 +72,53 @@ func writeFacts(to io.Writer) error {
 		names = append(names, name)
 	}
 	sort.Strings(names)
-	out := bufio.NewWriter(to)
+	var text strings.Builder
+	text.WriteString("# Written by `cargo xtask codegen`; do not edit. `parse.rs` beside this file says what a line means.\n")
 	for _, name := range names {
-		fmt.Fprintln(out, name)
+		fmt.Fprintln(&text, name)
 		for _, line := range w.out[name] {
-			fmt.Fprintln(out, line)
+			fmt.Fprintln(&text, line)
 		}
 	}
-	return out.Flush()
+	fmt.Fprintf(os.Stderr, "%d types\n", len(names))
+	return os.WriteFile(out, []byte(text.String()), 0o644)
+}
+
+// readRequired reads which fields of which type an object has to have from the OpenAPI document that upstream's module ships.
+func readRequired(path string) (map[string][]string, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var document struct {
+		Definitions map[string]struct {
+			Required []string `json:"required"`
+		} `json:"definitions"`
+	}
+	if err := json.Unmarshal(text, &document); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	required := map[string][]string{}
+	for name, definition := range document.Definitions {
+		required[name] = definition.Required
+	}
+	return required, nil
+}
+
+// readOff reads which features are off by default from the facts of the reference.
+func readOff(path string) (map[string]bool, error) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	off := map[string]bool{}
+	for line := range strings.Lines(string(text)) {
+		words := strings.Fields(line)
+		if len(words) > 3 && words[0] == "gate" && words[3] == "off" {
+			off[words[1]] = true
+		}
+	}
+	return off, nil
 }
 
 // typeName is the type's name in OpenAPI.
@@ -75,20 +133,21 @@ func (w *walk) message(t reflect.Type) error {
 	}
 	w.seen[t] = true
 	var lines []string
-	if err := w.fields(t, "", &lines); err != nil {
+	name := typeName(t)
+	if err := w.fields(t, "", w.required[name], &lines); err != nil {
 		return fmt.Errorf("%s: %w", t, err)
 	}
-	w.out[typeName(t)] = lines
+	w.out[name] = lines
 	return nil
 }
 
 // fields adds the fields of a message, and of those that it inlines, whose numbers come after `prefix`.
-func (w *walk) fields(t reflect.Type, prefix string, lines *[]string) error {
+func (w *walk) fields(t reflect.Type, prefix string, required []string, lines *[]string) error {
 	for i := range t.NumField() {
 		field := t.Field(i)
-		json := strings.Split(field.Tag.Get("json"), ",")
+		name := strings.Split(field.Tag.Get("json"), ",")
 		has := func(option string) bool {
-			for _, o := range json[1:] {
+			for _, o := range name[1:] {
 				if o == option {
 					return true
 				}
@@ -96,15 +155,20 @@ func (w *walk) fields(t reflect.Type, prefix string, lines *[]string) error {
 			return false
 		}
 		words := strings.Split(field.Tag.Get("protobuf"), ",")
+		if field.Type == reflect.TypeFor[metav1.TypeMeta]() {
+			// Without numbers: it travels in the envelope.
+			*lines = append(*lines, " kind string", " apiVersion string")
+			continue
+		}
 		if len(words) < 2 {
-			continue // TypeMeta, which travels in the envelope.
+			continue
 		}
 		number := prefix + words[1]
-		if has("inline") || (field.Anonymous && json[0] == "") {
+		if has("inline") || (field.Anonymous && name[0] == "") {
 			if field.Type.Kind() != reflect.Struct {
 				return fmt.Errorf("%s is inlined and no struct", field.Name)
 			}
-			if err := w.fields(field.Type, number+".", lines); err != nil {
+			if err := w.fields(field.Type, number+".", required, lines); err != nil {
 				return err
 			}
 			continue
@@ -113,15 +177,20 @@ func (w *walk) fields(t reflect.Type, prefix string, lines *[]string) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", field.Name, err)
 		}
-		line := fmt.Sprintf(" %s %s #%s", json[0], shape, number)
+		line := fmt.Sprintf(" %s %s #%s", name[0], shape, number)
+		if slices.Contains(required, name[0]) {
+			line += " required"
+		}
 		line += presence(field.Type, has("omitempty"))
 		if wrapped {
 			line += " wrapped"
 		}
-		for _, tag := range [][2]string{{"listType", "list"}, {"listMapKey", "keys"}, {"patchStrategy", "patch"}, {"patchMergeKey", "merge-key"}} {
-			if value := field.Tag.Get(tag[0]); value != "" {
-				line += " " + tag[1] + "=" + value
-			}
+		markers, err := w.sources.markers(t, field.Name)
+		if err != nil {
+			return err
+		}
+		for _, marker := range markers {
+			line += " " + marker
 		}
 		*lines = append(*lines, line)
 	}

@@ -1,0 +1,297 @@
+//! What is read of certificates and of requests for them: enough to say whether they are any, and for which key.
+//!
+//! Nothing is verified here: a signature is looked at by who has the means.
+//!
+//! # Guarantees
+//! Reading is linear in the length of the text, whatever stands in it.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+
+/// One block of a text in PEM.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Block {
+    /// `CERTIFICATE`
+    pub label: String,
+    pub has_headers: bool,
+    pub der: Vec<u8>,
+}
+
+/// The blocks of a text in PEM, in order. What is no block is passed over, as upstream does.
+pub fn pem(text: &str) -> Vec<Block> {
+    let mut lines = text.lines().map(str::trim_end);
+    let mut blocks = Vec::new();
+    while let Some(line) = lines.next() {
+        let label = line.strip_prefix("-----BEGIN ").and_then(|rest| rest.strip_suffix("-----"));
+        let Some(label) = label else { continue };
+        let end = format!("-----END {label}-----");
+        let mut inside = lines.clone();
+        let (mut body, mut has_headers, mut is_whole) = (String::new(), false, false);
+        for line in inside.by_ref() {
+            if line == end {
+                is_whole = true;
+                break;
+            }
+            // Another block begins: this one never ended.
+            if line.starts_with("-----BEGIN ") {
+                break;
+            }
+            if body.is_empty() && line.contains(':') {
+                has_headers = true;
+            } else {
+                body.push_str(line.trim());
+            }
+        }
+        if is_whole && let Ok(der) = STANDARD.decode(body) {
+            blocks.push(Block { label: label.to_owned(), has_headers, der });
+            lines = inside;
+        }
+    }
+    blocks
+}
+
+/// The same the other way: lines of 64 characters, as everybody writes them.
+pub fn to_pem(label: &str, der: &[u8]) -> String {
+    let body = STANDARD.encode(der);
+    let lines = body.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line) + "\n");
+    format!("-----BEGIN {label}-----\n{}-----END {label}-----\n", lines.collect::<String>())
+}
+
+/// What a key is, as far as its size and its curve are told apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    Ed25519,
+    P224,
+    P256,
+    P384,
+    P521,
+    Rsa { bits: usize },
+    Other,
+}
+
+/// A public key: what it is, and all of its bytes, which are the same for the same key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PublicKey {
+    pub kind: Key,
+    pub der: Vec<u8>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    pub key: PublicKey,
+    pub is_authority: bool,
+    /// Seconds since 1970.
+    pub not_before_s: i64,
+    pub not_after_s: i64,
+}
+
+const BOOLEAN: u8 = 0x01;
+const INTEGER: u8 = 0x02;
+const BITS: u8 = 0x03;
+const BYTES: u8 = 0x04;
+const OBJECT: u8 = 0x06;
+const UTC_TIME: u8 = 0x17;
+const TIME: u8 = 0x18;
+const SEQUENCE: u8 = 0x30;
+const VERSION: u8 = 0xa0;
+const EXTENSIONS: u8 = 0xa3;
+
+const ED25519: &[u8] = &[0x2b, 0x65, 0x70];
+const RSA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x01, 0x01];
+const ELLIPTIC: &[u8] = &[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01];
+const CURVES: [(&[u8], Key); 4] = [
+    (&[0x2b, 0x81, 0x04, 0x00, 0x21], Key::P224),
+    (&[0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07], Key::P256),
+    (&[0x2b, 0x81, 0x04, 0x00, 0x22], Key::P384),
+    (&[0x2b, 0x81, 0x04, 0x00, 0x23], Key::P521),
+];
+const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+
+/// Values of DER, one after the other.
+#[derive(Clone, Copy)]
+struct Reader<'d>(&'d [u8]);
+
+/// A value: what it is, what is in it, and it all.
+struct Value<'d> {
+    tag: u8,
+    content: &'d [u8],
+    whole: &'d [u8],
+}
+
+impl<'d> Reader<'d> {
+    fn next(&mut self) -> Option<Value<'d>> {
+        let (&tag, rest) = self.0.split_first()?;
+        let (&first, rest) = rest.split_first()?;
+        let (length, rest) = match first {
+            0..=0x7f => (usize::from(first), rest),
+            0x81..=0x84 => {
+                let (bytes, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
+                (bytes.iter().fold(0_usize, |sum, byte| (sum << 8) | usize::from(*byte)), rest)
+            }
+            _ => return None,
+        };
+        let (content, after) = rest.split_at_checked(length)?;
+        let whole = &self.0[..self.0.len() - after.len()];
+        self.0 = after;
+        Some(Value { tag, content, whole })
+    }
+
+    fn expect(&mut self, tag: u8) -> Option<Value<'d>> {
+        self.next().filter(|value| value.tag == tag)
+    }
+
+    /// The next value if it is of this tag.
+    fn optional(&mut self, tag: u8) -> Option<Value<'d>> {
+        let mut ahead = *self;
+        let value = ahead.next().filter(|value| value.tag == tag)?;
+        *self = ahead;
+        Some(value)
+    }
+}
+
+/// What is within the one value that a text consists of.
+fn only(der: &[u8], tag: u8) -> Option<Reader<'_>> {
+    let mut reader = Reader(der);
+    let value = reader.expect(tag)?;
+    reader.0.is_empty().then_some(Reader(value.content))
+}
+
+/// Reads a certificate (RFC 5280).
+pub fn certificate(der: &[u8]) -> Option<Certificate> {
+    let mut outer = only(der, SEQUENCE)?;
+    let mut signed = Reader(outer.expect(SEQUENCE)?.content);
+    outer.expect(SEQUENCE)?;
+    outer.expect(BITS)?;
+    signed.optional(VERSION);
+    signed.expect(INTEGER)?;
+    for _ in ["algorithm", "issuer"] {
+        signed.expect(SEQUENCE)?;
+    }
+    let mut validity = Reader(signed.expect(SEQUENCE)?.content);
+    let (not_before_s, not_after_s) = (time(&validity.next()?)?, time(&validity.next()?)?);
+    signed.expect(SEQUENCE)?;
+    let key = public_key(&signed.expect(SEQUENCE)?)?;
+    let mut is_authority = false;
+    while let Some(value) = signed.next() {
+        if value.tag == EXTENSIONS {
+            is_authority = authority(only(value.content, SEQUENCE)?)?;
+        }
+    }
+    Some(Certificate { key, is_authority, not_before_s, not_after_s })
+}
+
+/// Whether extensions say that the certificate is an authority's.
+fn authority(mut extensions: Reader<'_>) -> Option<bool> {
+    let mut found = false;
+    while !extensions.0.is_empty() {
+        let mut extension = Reader(extensions.expect(SEQUENCE)?.content);
+        let name = extension.expect(OBJECT)?;
+        extension.optional(BOOLEAN);
+        let value = extension.expect(BYTES)?;
+        if name.content == BASIC_CONSTRAINTS {
+            let mut constraints = only(value.content, SEQUENCE)?;
+            found = constraints.optional(BOOLEAN).is_some_and(|is| is.content == [0xff]);
+        }
+    }
+    Some(found)
+}
+
+/// Reads whose key a request for a certificate (RFC 2986) is about.
+pub fn request(der: &[u8]) -> Option<PublicKey> {
+    let mut outer = only(der, SEQUENCE)?;
+    let mut asked = Reader(outer.expect(SEQUENCE)?.content);
+    outer.expect(SEQUENCE)?;
+    outer.expect(BITS)?;
+    asked.expect(INTEGER)?;
+    asked.expect(SEQUENCE)?;
+    public_key(&asked.expect(SEQUENCE)?)
+}
+
+fn public_key(value: &Value<'_>) -> Option<PublicKey> {
+    let mut parts = Reader(value.content);
+    let mut algorithm = Reader(parts.expect(SEQUENCE)?.content);
+    let name = algorithm.expect(OBJECT)?.content;
+    // The first byte says how many bits at the end are not used.
+    let bits = parts.expect(BITS)?.content.split_first()?.1;
+    let kind = match name {
+        ED25519 => Key::Ed25519,
+        ELLIPTIC => {
+            let curve = algorithm.expect(OBJECT)?.content;
+            CURVES.iter().find(|(known, _)| *known == curve).map_or(Key::Other, |(_, key)| *key)
+        }
+        RSA => {
+            let modulus = only(bits, SEQUENCE)?.expect(INTEGER)?.content;
+            let n_zeros = modulus.iter().take_while(|byte| **byte == 0).count();
+            Key::Rsa { bits: (modulus.len() - n_zeros) * 8 }
+        }
+        _ => Key::Other,
+    };
+    Some(PublicKey { kind, der: value.whole.to_vec() })
+}
+
+/// `261130142200Z`, or with all digits of the year.
+fn time(value: &Value<'_>) -> Option<i64> {
+    let text = std::str::from_utf8(value.content).ok()?.strip_suffix('Z')?;
+    let full = match value.tag {
+        // RFC 5280: two digits mean the years 1950 to 2049.
+        UTC_TIME => format!("{}{text}", if text.as_bytes().first()? >= &b'5' { "19" } else { "20" }),
+        TIME => text.to_owned(),
+        _ => return None,
+    };
+    let at = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", &full).ok()?;
+    Some(at.to_zoned(jiff::tz::TimeZone::UTC).ok()?.timestamp().as_second())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Made by `openssl req -x509 -newkey ec -days 3650`, and by `openssl x509 -req` of a request of `openssl req -newkey rsa:3072`.
+    const AUTHORITY: &str = include_str!("x509/authority.pem");
+    const LEAF: &str = include_str!("x509/leaf.pem");
+    const REQUEST: &str = include_str!("x509/request.pem");
+
+    #[test]
+    fn a_certificate_says_for_how_long_and_whose_key() {
+        let authority = certificate(&pem(AUTHORITY)[0].der).expect("a certificate");
+        assert!(authority.is_authority);
+        assert_eq!(authority.key.kind, Key::P256);
+        assert_eq!(authority.not_after_s - authority.not_before_s, 3650 * 86_400);
+        let leaf = certificate(&pem(LEAF)[0].der).expect("a certificate");
+        assert!(!leaf.is_authority);
+        assert_eq!(leaf.key.kind, Key::Rsa { bits: 3072 });
+    }
+
+    #[test]
+    fn a_request_is_about_the_key_of_its_certificate() {
+        let asked = request(&pem(REQUEST)[0].der).expect("a request");
+        assert_eq!(asked, certificate(&pem(LEAF)[0].der).expect("a certificate").key);
+        assert_eq!(certificate(&pem(REQUEST)[0].der), None);
+        assert_eq!(request(&pem(LEAF)[0].der), None);
+    }
+
+    #[test]
+    fn what_is_no_block_is_passed_over() {
+        let text =
+            format!("note\n-----BEGIN X-----\nno base64!\n-----END X-----\n{LEAF}rest\n-----BEGIN Y-----\n");
+        assert_eq!(pem(&text), pem(LEAF));
+        assert_eq!(to_pem("CERTIFICATE", &pem(LEAF)[0].der), LEAF);
+        let headed = "-----BEGIN A-----\nk: v\n\nAAAA\n-----END A-----\n";
+        assert_eq!(pem(headed), [Block { label: "A".into(), has_headers: true, der: vec![0, 0, 0] }]);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_read_makes_no_panic(any: Vec<u8>, at: usize, byte: u8) {
+            _ = (certificate(&any), request(&any));
+            let mut bytes = pem(LEAF).remove(0).der;
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            _ = (certificate(&bytes), request(&bytes));
+            bytes.truncate(at);
+            _ = (certificate(&bytes), request(&bytes));
+        }
+    }
+}
