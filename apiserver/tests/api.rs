@@ -72,6 +72,9 @@ mod joining;
 #[path = "api/certificates.rs"]
 mod certificates;
 
+#[path = "api/pod_certificates.rs"]
+mod pod_certificates;
+
 #[path = "api/websocket.rs"]
 mod websocket;
 

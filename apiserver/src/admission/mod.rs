@@ -10,6 +10,7 @@ mod params;
 mod params_access;
 pub(crate) mod plugins;
 pub(crate) mod pod;
+mod pod_certificate;
 mod pod_security;
 pub(crate) mod quota;
 mod service_account;
@@ -86,7 +87,7 @@ impl Admission {
     /// Completes a new object, or refuses it.
     pub(crate) async fn admit_create(&self, call: &Call, object: &mut Object) -> Result<(), Status> {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
-            node::restrict_create(&self.lister, call, object)?;
+            node::restrict_create(&self.lister, &self.authorizer, call, object)?;
             limit_ranger::default_limits(&self.lister, object)?;
             if self.admits_by(AdmissionPlugin::ServiceAccount) {
                 service_account::admit(&self.lister, object).await?;
@@ -101,7 +102,7 @@ impl Admission {
         signing::admit_request(call, object)?;
         self.check_grant(call, object, None)?;
         default_class::complete(&self.lister, &call.kind, object)?;
-        node::restrict_create(&self.lister, call, object)?;
+        node::restrict_create(&self.lister, &self.authorizer, call, object)?;
         if call.info.subresource.is_empty() && is_core(&call.kind, "Node") {
             taint_new_node(object);
         }
@@ -196,7 +197,7 @@ impl Admission {
     }
 
     pub(crate) fn restrict_node_eviction(&self, call: &Call) -> Result<(), Status> {
-        node::restrict_create(&self.lister, call, &Object::Null)
+        node::restrict_create(&self.lister, &self.authorizer, call, &Object::Null)
     }
 
     pub(crate) fn admit_delete(&self, call: &Call, object: &Object) -> Result<(), Status> {

@@ -10,10 +10,12 @@ use serde_json::Value;
 use skiff_api::meta::Meta;
 use skiff_api::{Object, Status};
 
+use super::pod_certificate;
+use crate::auth::authorize::Authorization;
 use crate::call::{Call, is_core};
 use crate::lister::Lister;
 
-const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
+pub(super) const MIRROR_ANNOTATION: &str = "kubernetes.io/config.mirror";
 /// How long a node lives on one renewal of its lease, where that does not say.
 const LEASE_S: i64 = 40;
 const RESTRICTED_LABEL_DOMAIN: &str = "node-restriction.kubernetes.io";
@@ -38,9 +40,17 @@ fn forbid(call: &Call, why: &str) -> Status {
     Status::forbidden(&call.kind.group, &call.kind.plural, &call.info.name, why)
 }
 
-pub(super) fn restrict_create(lister: &Lister, call: &Call, object: &Object) -> Result<(), Status> {
+pub(super) fn restrict_create(
+    lister: &Lister,
+    authorizer: &Authorization,
+    call: &Call,
+    object: &Object,
+) -> Result<(), Status> {
     let Some(node) = call.user.node_name() else { return Ok(()) };
     let kind = &call.kind;
+    if pod_certificate::is_request(kind) {
+        return pod_certificate::restrict(lister, authorizer, call, node, object);
+    }
     if is_core(kind, "Pod") {
         return match call.info.subresource.as_str() {
             "" => restrict_mirror(lister, call, node, object),
@@ -91,6 +101,9 @@ pub(super) fn restrict_update(
     if is_core(&call.kind, "PersistentVolumeClaim") {
         return restrict_claim_update(call, node, new, old);
     }
+    if pod_certificate::is_request(&call.kind) {
+        return Err(forbid(call, "unexpected operation UPDATE"));
+    }
     Ok(())
 }
 
@@ -103,6 +116,9 @@ pub(super) fn restrict_delete(call: &Call, object: &Object) -> Result<(), Status
     if call.kind.kind == "ResourceSlice" && object["spec"]["nodeName"] != node {
         let why = "can only delete ResourceSlice with the same NodeName as the requesting node";
         return Err(forbid(call, why));
+    }
+    if pod_certificate::is_request(&call.kind) {
+        return Err(forbid(call, "unexpected operation DELETE"));
     }
     Ok(())
 }

@@ -54,6 +54,7 @@ impl NodeAuthorizer {
             ("coordination.k8s.io", "leases") => lease(node, asked),
             ("storage.k8s.io", "csinodes") => csi_node(node, asked),
             ("resource.k8s.io", "resourceslices") => self.resource_slice(node, asked),
+            ("certificates.k8s.io", "podcertificaterequests") => self.pod_certificate(node, asked),
             ("", "nodes") => own_node(node, asked),
             ("", "pods") => self.pod(node, asked),
             _ if self.rules.iter().any(|rule| rule.allows(asked)) => Decision::allow("node"),
@@ -117,6 +118,24 @@ impl NodeAuthorizer {
         }
     }
 
+    /// What a node asks for in the name of its pods.
+    fn pod_certificate(&self, node: &str, asked: &Attributes<'_>) -> Decision {
+        if !asked.subresource.is_empty() {
+            let why = "nodes may not access the status subresource of PodCertificateRequests";
+            return Decision::none(why);
+        }
+        match asked.verb {
+            // Admission sees whose pod it is for.
+            "create" => Decision::allow("node"),
+            "get" => self.related(node, asked),
+            "list" | "watch" if selects(asked, "spec.nodeName", node) => Decision::allow("node"),
+            "list" | "watch" => {
+                Decision::none("can only list/watch podcertificaterequests with nodeName field selector")
+            }
+            verb => Decision::none(format!("nodes may not {verb} podcertificaterequests")),
+        }
+    }
+
     fn pod(&self, node: &str, asked: &Attributes<'_>) -> Decision {
         match (asked.subresource, asked.verb) {
             ("", "get") => self.get_related(node, asked),
@@ -162,6 +181,11 @@ impl NodeAuthorizer {
             }
             "resourceslices" => {
                 self.entry("resource.k8s.io", "resourceslices", name)?.parse()["spec"]["nodeName"] == node
+            }
+            "podcertificaterequests" => {
+                let key = format!("{namespace}/{name}");
+                let request = self.entry("certificates.k8s.io", "podcertificaterequests", &key)?;
+                request.field("spec.nodeName") == node
             }
             resource => self.nodes.refers(node, Referred::of(resource)?, namespace, name),
         })

@@ -1,0 +1,210 @@
+//! What nodes ask for in the name of pods: whose pods they are, who answers, and who vouches for a signer's authorities.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::{Value, json};
+
+use crate::fixture::{Client, Cluster, pod};
+
+const GROUP: &str = "/apis/certificates.k8s.io/v1";
+const REQUESTS: &str = "/apis/certificates.k8s.io/v1/namespaces/a/podcertificaterequests";
+const SIGNER: &str = "example.com/s";
+
+/// A cluster with a pod on each of two nodes, which wants a certificate, and one on the first that does not.
+struct Asking {
+    cluster: Cluster,
+    admin: Client,
+    one: Client,
+    key: rcgen::KeyPair,
+}
+
+impl Asking {
+    async fn start() -> Asking {
+        let cluster = Cluster::start().await;
+        let admin = cluster.namespace("a").await;
+        for node in ["one", "two"] {
+            admin.post("/api/v1/nodes", json!({"metadata": {"name": node}})).await.created();
+            let mut wants = pod(&format!("of-{node}"));
+            wants["spec"]["nodeName"] = node.into();
+            wants["spec"]["volumes"] = json!([{"name": "v", "projected": {"sources": [{"podCertificate": {
+                "signerName": SIGNER, "keyType": "ECDSAP256", "credentialBundlePath": "all.pem",
+            }}]}}]);
+            admin.post("/api/v1/namespaces/a/pods", wants).await.created();
+        }
+        let mut plain = pod("plain");
+        plain["spec"]["nodeName"] = "one".into();
+        admin.post("/api/v1/namespaces/a/pods", plain).await.created();
+        let one = cluster.client("system:node:one", &["system:nodes"]);
+        Asking { cluster, admin, one, key: rcgen::KeyPair::generate().expect("a key") }
+    }
+
+    async fn uid(&self, url: &str) -> Value {
+        self.admin.get(url).await.ok()["metadata"]["uid"].clone()
+    }
+
+    /// What a node asks for in the name of a pod that runs there.
+    async fn request(&self, name: &str, pod: &str, node: &str) -> Value {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let stub = params.serialize_request(&self.key).expect("a request");
+        json!({"metadata": {"name": name}, "spec": {
+            "signerName": SIGNER, "podName": pod, "nodeName": node, "serviceAccountName": "default",
+            "podUID": self.uid(&format!("/api/v1/namespaces/a/pods/{pod}")).await,
+            "nodeUID": self.uid(&format!("/api/v1/nodes/{node}")).await,
+            "serviceAccountUID": self.uid("/api/v1/namespaces/a/serviceaccounts/default").await,
+            "maxExpirationSeconds": 86400, "stubPKCS10Request": STANDARD.encode(stub.der()),
+        }})
+    }
+
+    /// What the node `one` is told whose request for its pod differs.
+    async fn refused(&self, pod: &str, change: impl FnOnce(&mut Value), code: u16, reason: &str) -> String {
+        let mut request = self.request("r", pod, "one").await;
+        change(&mut request["spec"]);
+        self.one.post(REQUESTS, request).await.refused(code, reason)
+    }
+}
+
+fn condition(type_: &str) -> Value {
+    json!({"type": type_, "status": "True", "reason": "Test", "lastTransitionTime": "2026-01-01T00:00:00Z"})
+}
+
+/// Lets a user do something.
+async fn allow(admin: &Client, user: &str, name: &str, rules: Value) {
+    const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";
+    let role = json!({"metadata": {"name": name}, "rules": rules});
+    admin.post(&format!("{RBAC}/clusterroles"), role).await.created();
+    let binding = json!({
+        "metadata": {"name": name}, "subjects": [{"kind": "User", "name": user}],
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": name},
+    });
+    admin.post(&format!("{RBAC}/clusterrolebindings"), binding).await.created();
+    admin.get(&format!("{RBAC}/clusterrolebindings")).await.ok();
+}
+
+#[tokio::test]
+async fn a_node_asks_for_its_own_pods_and_reads_what_it_asked() {
+    let asking = Asking::start().await;
+    let one = &asking.one;
+    one.post(REQUESTS, asking.request("mine", "of-one", "one").await).await.created();
+    let other = asking.request("other", "of-two", "two").await;
+    asking.cluster.client("system:node:two", &["system:nodes"]).post(REQUESTS, other).await.created();
+    one.get(&format!("{REQUESTS}/mine")).await.ok();
+    let message = one.get(&format!("{REQUESTS}/other")).await.refused(403, "Forbidden");
+    assert!(message.ends_with(": no relationship found between node 'one' and this object"), "{message}");
+    let selected = "fieldSelector=spec.nodeName%3Done";
+    let list = one.get(&format!("{GROUP}/podcertificaterequests?{selected}")).await.ok();
+    let names: Vec<&Value> =
+        list["items"].as_array().expect("items").iter().map(|i| &i["metadata"]["name"]).collect();
+    assert_eq!(names, ["mine"]);
+    let mut events = one.watch(&format!("{REQUESTS}?watch=true&{selected}")).await;
+    assert_eq!(events.named().await, ("ADDED".into(), "mine".into()));
+    for url in [
+        format!("{GROUP}/podcertificaterequests"),
+        format!("{REQUESTS}?fieldSelector=spec.nodeName%3Dtwo"),
+        format!("{REQUESTS}?watch=true"),
+    ] {
+        let message = one.get(&url).await.refused(403, "Forbidden");
+        let why = ": can only list/watch podcertificaterequests with nodeName field selector";
+        assert!(message.ends_with(why), "{url}: {message}");
+    }
+    let message = one.delete(&format!("{REQUESTS}/mine")).await.refused(403, "Forbidden");
+    assert!(message.ends_with(": nodes may not delete podcertificaterequests"), "{message}");
+    let denied = json!({"status": {"conditions": [condition("Denied")]}});
+    let message =
+        one.patch(&format!("{REQUESTS}/mine/status"), "merge", denied).await.refused(403, "Forbidden");
+    let why = ": nodes may not access the status subresource of PodCertificateRequests";
+    assert!(message.ends_with(why), "{message}");
+}
+
+#[tokio::test]
+async fn what_a_node_asks_for_is_of_a_pod_that_runs_there() {
+    let asking = Asking::start().await;
+    let of = |field: &'static str, value: &'static str| move |spec: &mut Value| spec[field] = value.into();
+    let message = asking.refused("of-one", of("nodeName", "two"), 403, "Forbidden").await;
+    assert_eq!(
+        message,
+        "podcertificaterequests.certificates.k8s.io \"r\" is forbidden: PodCertificateRequest.Spec.NodeName=\"two\", which is not the requesting node \"one\""
+    );
+    let message = asking.refused("of-two", |_| {}, 403, "Forbidden").await;
+    let why = ": pod \"a/of-two\" is not running on node \"one\" named in the PodCertificateRequest";
+    assert!(message.ends_with(why), "{message}");
+    // What may only mean that this server is behind is no refusal.
+    let message = asking.refused("of-one", of("nodeUID", "x"), 500, "").await;
+    let why = "PodCertificateRequest for pod \"a/of-one\" names node UID \"x\", inconsistent with the running node (\"";
+    assert!(message.starts_with(why), "{message}");
+    let message = asking.refused("of-one", of("podUID", "x"), 500, "").await;
+    let why = "PodCertificateRequest for pod \"a/of-one\" contains pod UID (\"x\") which differs from running pod \"";
+    assert!(message.starts_with(why), "{message}");
+    let message = asking.refused("of-one", of("podName", "none"), 500, "").await;
+    assert_eq!(
+        message,
+        "while retrieving pod \"a/none\" named in the PodCertificateRequest: pod \"none\" not found"
+    );
+}
+
+#[tokio::test]
+async fn what_a_node_asks_for_is_in_the_name_of_the_account_that_its_pod_runs_as() {
+    let asking = Asking::start().await;
+    let of = |field: &'static str, value: &'static str| move |spec: &mut Value| spec[field] = value.into();
+    let message = asking.refused("of-one", of("serviceAccountName", "other"), 403, "Forbidden").await;
+    let why = ": PodCertificateRequest for pod \"a/of-one\" contains serviceAccountName (\"other\") that differs from running pod (\"default\")";
+    assert!(message.ends_with(why), "{message}");
+    let message = asking.refused("of-one", of("serviceAccountUID", "x"), 500, "").await;
+    let why = "PodCertificateRequest for pod \"a/of-one\" names service account UID \"x\", which differs from the running service account (\"";
+    assert!(message.starts_with(why), "{message}");
+    asking.admin.delete("/api/v1/namespaces/a/serviceaccounts/default").await.ok();
+    let request = {
+        let mut request = json!({"metadata": {"name": "r"}, "spec": {
+            "signerName": SIGNER, "podName": "of-one", "nodeName": "one", "serviceAccountName": "default",
+            "serviceAccountUID": "x", "maxExpirationSeconds": 86400, "stubPKCS10Request": "AAAA",
+        }});
+        request["spec"]["podUID"] = asking.uid("/api/v1/namespaces/a/pods/of-one").await;
+        request["spec"]["nodeUID"] = asking.uid("/api/v1/nodes/one").await;
+        request
+    };
+    let message = asking.one.post(REQUESTS, request).await.refused(500, "");
+    assert_eq!(
+        message,
+        "while retrieving service account \"a/default\" named in the PodCertificateRequest: serviceaccount \"default\" not found"
+    );
+}
+
+#[tokio::test]
+async fn what_a_node_asks_for_is_what_its_pod_wants_or_a_role_allows() {
+    let asking = Asking::start().await;
+    let message = asking.refused("plain", |_| {}, 403, "Forbidden").await;
+    let why =
+        ": pod \"a/plain\" does not mount a podCertificate projected volume for signer \"example.com/s\"";
+    assert!(message.ends_with(why), "{message}");
+    let other = |spec: &mut Value| spec["signerName"] = "example.com/t".into();
+    let message = asking.refused("of-one", other, 403, "Forbidden").await;
+    assert!(message.ends_with("projected volume for signer \"example.com/t\""), "{message}");
+    let rule = json!([{
+        "verbs": ["request-serviceaccounts-podcertificate-signer"], "apiGroups": ["certificates.k8s.io"],
+        "resources": ["example.com:s"], "resourceNames": ["default"],
+    }]);
+    allow(&asking.admin, "system:node:one", "asks", rule).await;
+    asking.one.post(REQUESTS, asking.request("r", "plain", "one").await).await.created();
+    // A mirror pod, which the node could have made itself, gets none whatever it wants.
+    let mark = json!({"metadata": {"annotations": {"kubernetes.io/config.mirror": "x"}}});
+    let mut mirror = pod("mirror");
+    mirror["metadata"]["annotations"] = mark["metadata"]["annotations"].clone();
+    mirror["spec"]["nodeName"] = "one".into();
+    asking.admin.post("/api/v1/namespaces/a/pods", mirror).await.created();
+    let message = asking.refused("mirror", |_| {}, 403, "Forbidden").await;
+    assert!(message.ends_with(": pod \"a/mirror\" is a mirror pod"), "{message}");
+}
+
+#[tokio::test]
+async fn a_node_that_may_write_all_of_them_still_only_asks() {
+    let asking = Asking::start().await;
+    let all = json!([{"verbs": ["*"], "apiGroups": ["certificates.k8s.io"], "resources": ["*"]}]);
+    allow(&asking.admin, "system:node:one", "all", all).await;
+    asking.one.post(REQUESTS, asking.request("r", "of-one", "one").await).await.created();
+    let url = format!("{REQUESTS}/r");
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    let message = asking.one.patch(&url, "merge", label).await.refused(403, "Forbidden");
+    assert!(message.ends_with(": unexpected operation UPDATE"), "{message}");
+    let message = asking.one.delete(&url).await.refused(403, "Forbidden");
+    assert!(message.ends_with(": unexpected operation DELETE"), "{message}");
+}
