@@ -32,7 +32,7 @@ mod fault;
 mod fill;
 mod format;
 mod lists;
-mod mail;
+pub(crate) mod mail;
 mod metadata;
 mod number;
 mod old;

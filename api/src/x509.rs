@@ -83,6 +83,23 @@ pub struct Certificate {
     /// Seconds since 1970.
     pub not_before_s: i64,
     pub not_after_s: i64,
+    /// Whom it is for, by name and by address of mail.
+    pub dns_names: Vec<String>,
+    pub emails: Vec<String>,
+}
+
+/// A request for a certificate, and what it takes to see that who made it has the key.
+#[derive(Debug)]
+pub struct SignedRequest<'d> {
+    pub key: PublicKey,
+    /// What the key is for, as it stands in an `AlgorithmIdentifier` (RFC 5280), without its length.
+    pub key_algorithm: &'d [u8],
+    pub key_bits: &'d [u8],
+    /// What the signature is of.
+    pub signed: &'d [u8],
+    /// How it was made, as `key_algorithm`.
+    pub algorithm: &'d [u8],
+    pub signature: &'d [u8],
 }
 
 const BOOLEAN: u8 = 0x01;
@@ -106,6 +123,9 @@ const CURVES: [(&[u8], Key); 4] = [
     (&[0x2b, 0x81, 0x04, 0x00, 0x23], Key::P521),
 ];
 const BASIC_CONSTRAINTS: &[u8] = &[0x55, 0x1d, 0x13];
+const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
+const EMAIL: u8 = 0x81;
+const DNS_NAME: u8 = 0x82;
 
 /// Values of DER, one after the other.
 #[derive(Clone, Copy)]
@@ -171,18 +191,24 @@ pub fn certificate(der: &[u8]) -> Option<Certificate> {
     let (not_before_s, not_after_s) = (time(&validity.next()?)?, time(&validity.next()?)?);
     signed.expect(SEQUENCE)?;
     let key = public_key(&signed.expect(SEQUENCE)?)?;
-    let mut is_authority = false;
+    let mut found = Certificate {
+        key,
+        is_authority: false,
+        not_before_s,
+        not_after_s,
+        dns_names: vec![],
+        emails: vec![],
+    };
     while let Some(value) = signed.next() {
         if value.tag == EXTENSIONS {
-            is_authority = authority(only(value.content, SEQUENCE)?)?;
+            read_extensions(only(value.content, SEQUENCE)?, &mut found)?;
         }
     }
-    Some(Certificate { key, is_authority, not_before_s, not_after_s })
+    Some(found)
 }
 
-/// Whether extensions say that the certificate is an authority's.
-fn authority(mut extensions: Reader<'_>) -> Option<bool> {
-    let mut found = false;
+/// Whether extensions say that the certificate is an authority's, and whom it is for.
+fn read_extensions(mut extensions: Reader<'_>, certificate: &mut Certificate) -> Option<()> {
     while !extensions.0.is_empty() {
         let mut extension = Reader(extensions.expect(SEQUENCE)?.content);
         let name = extension.expect(OBJECT)?;
@@ -190,29 +216,57 @@ fn authority(mut extensions: Reader<'_>) -> Option<bool> {
         let value = extension.expect(BYTES)?;
         if name.content == BASIC_CONSTRAINTS {
             let mut constraints = only(value.content, SEQUENCE)?;
-            found = constraints.optional(BOOLEAN).is_some_and(|is| is.content == [0xff]);
+            certificate.is_authority = constraints.optional(BOOLEAN).is_some_and(|is| is.content == [0xff]);
+        }
+        if name.content == ALTERNATIVE_NAMES {
+            let mut names = only(value.content, SEQUENCE)?;
+            while !names.0.is_empty() {
+                let name = names.next()?;
+                let of_kind = match name.tag {
+                    EMAIL => &mut certificate.emails,
+                    DNS_NAME => &mut certificate.dns_names,
+                    _ => continue,
+                };
+                let text = std::str::from_utf8(name.content).ok().filter(|text| text.is_ascii())?;
+                of_kind.push(text.to_owned());
+            }
         }
     }
-    Some(found)
+    Some(())
 }
 
 /// Reads whose key a request for a certificate (RFC 2986) is about.
 pub fn request(der: &[u8]) -> Option<PublicKey> {
+    Some(signed_request(der)?.key)
+}
+
+/// The same, with its signature.
+pub fn signed_request(der: &[u8]) -> Option<SignedRequest<'_>> {
     let mut outer = only(der, SEQUENCE)?;
-    let mut asked = Reader(outer.expect(SEQUENCE)?.content);
-    outer.expect(SEQUENCE)?;
-    outer.expect(BITS)?;
+    let signed = outer.expect(SEQUENCE)?;
+    let algorithm = outer.expect(SEQUENCE)?.content;
+    let signature = whole_bytes(&outer.expect(BITS)?)?;
+    let mut asked = Reader(signed.content);
     asked.expect(INTEGER)?;
     asked.expect(SEQUENCE)?;
-    public_key(&asked.expect(SEQUENCE)?)
+    let info = asked.expect(SEQUENCE)?;
+    let mut parts = Reader(info.content);
+    let key_algorithm = parts.expect(SEQUENCE)?.content;
+    let key_bits = whole_bytes(&parts.expect(BITS)?)?;
+    let key = public_key(&info)?;
+    Some(SignedRequest { key, key_algorithm, key_bits, signed: signed.whole, algorithm, signature })
+}
+
+/// Bits that are bytes: the first says how many at the end are not used.
+fn whole_bytes<'d>(bits: &Value<'d>) -> Option<&'d [u8]> {
+    bits.content.split_first().filter(|(n_unused, _)| **n_unused == 0).map(|(_, bytes)| bytes)
 }
 
 fn public_key(value: &Value<'_>) -> Option<PublicKey> {
     let mut parts = Reader(value.content);
     let mut algorithm = Reader(parts.expect(SEQUENCE)?.content);
     let name = algorithm.expect(OBJECT)?.content;
-    // The first byte says how many bits at the end are not used.
-    let bits = parts.expect(BITS)?.content.split_first()?.1;
+    let bits = whole_bytes(&parts.expect(BITS)?)?;
     let kind = match name {
         ED25519 => Key::Ed25519,
         ELLIPTIC => {
@@ -262,6 +316,17 @@ mod tests {
         let leaf = certificate(&pem(LEAF)[0].der).expect("a certificate");
         assert!(!leaf.is_authority);
         assert_eq!(leaf.key.kind, Key::Rsa { bits: 3072 });
+        assert!(leaf.dns_names.is_empty() && leaf.emails.is_empty(), "{leaf:?}");
+    }
+
+    #[test]
+    fn whom_a_certificate_is_for_is_read_of_its_extensions() {
+        let mut certificate = certificate(&pem(LEAF)[0].der).expect("a certificate");
+        // An extension with the names `a.b` and `c@d`, and an address that is passed over.
+        let names =
+            b"\x30\x1b\x30\x19\x06\x03\x55\x1d\x11\x04\x12\x30\x10\x82\x03a.b\x81\x03c@d\x87\x04\x7f\0\0\x01";
+        read_extensions(only(names, SEQUENCE).expect("a sequence"), &mut certificate).expect("names");
+        assert_eq!((certificate.dns_names, certificate.emails), (vec!["a.b".into()], vec!["c@d".into()]));
     }
 
     #[test]
@@ -270,6 +335,15 @@ mod tests {
         assert_eq!(asked, certificate(&pem(LEAF)[0].der).expect("a certificate").key);
         assert_eq!(certificate(&pem(REQUEST)[0].der), None);
         assert_eq!(request(&pem(LEAF)[0].der), None);
+        let der = &pem(REQUEST)[0].der;
+        let signed = signed_request(der).expect("a request");
+        assert_eq!(signed.signature.len(), 3072 / 8);
+        assert_eq!(
+            signed.algorithm,
+            [&[0x06, 0x09][..], &RSA[..8], &[0x0b, 0x05, 0x00]].concat(),
+            "with SHA-256"
+        );
+        assert!(der.ends_with(signed.signature) && signed.signed.len() < der.len());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Source: RFC 5322 as Go's `net/mail` reads it, which is laxer about dots in names and takes a group of one.
 
 /// Whether the text is one address, with or without a name.
-pub(super) fn is_address(text: &str) -> bool {
+pub(crate) fn is_address(text: &str) -> bool {
     let mut reader = Reader { rest: text };
     let Some(n_addresses) = reader.address(Groups::Allowed) else { return false };
     n_addresses == 1 && reader.skip_comments().is_some() && reader.rest.is_empty()

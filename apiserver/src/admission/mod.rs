@@ -179,6 +179,11 @@ impl Admission {
         node::restrict_update(&self.lister, call, new, old)
     }
 
+    /// Why an update of `status` is not for this user to make, if it is not.
+    pub(crate) fn unsigned(&self, call: &Call, new: &Object, old: &Object) -> Option<Cause> {
+        signing::unsigned(&self.authorizer, call, new, old)
+    }
+
     /// What an object that was written most likely does not mean, and what its namespace has against it.
     pub(crate) fn warn(&self, call: &mut Call, new: &Object, old: Option<&Object>) {
         let warnings = call.kind.warnings(new, old);

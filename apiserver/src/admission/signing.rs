@@ -1,9 +1,15 @@
 //! Who may ask for which certificate, approve it, and sign it.
 //!
-//! Source: upstream's plug-ins `CertificateApproval`, `CertificateSigning` and `CertificateSubjectRestriction`.
+//! Source: upstream's plug-ins `CertificateApproval`, `CertificateSigning` and `CertificateSubjectRestriction`, and its
+//! strategy of what pods ask for.
 
-use skiff_api::{Object, Status};
+use std::collections::BTreeMap;
 
+use serde_json::Value;
+use skiff_api::{Cause, Object, Status};
+
+use super::pod_certificate;
+use crate::auth::UserInfo;
 use crate::auth::attributes::Attributes;
 use crate::auth::authorize::Authorization;
 use crate::call::Call;
@@ -60,10 +66,46 @@ pub(super) fn admit_update(
         _ => return Ok(()),
     };
     let signer = old["spec"]["signerName"].as_str().unwrap_or_default();
-    let domain = signer.split_once('/').map_or(String::new(), |(domain, _)| format!("{domain}/*"));
-    let may = [signer, &domain].into_iter().any(|name| {
+    if may(authorizer, &call.user, verb, signer) {
+        return Ok(());
+    }
+    Err(forbid(call, old, &format!("user not permitted to {verb} requests with signerName {signer:?}")))
+}
+
+/// Why a signer's answer to a pod's request is not for this user to write, if it is not.
+pub(super) fn unsigned(authorizer: &Authorization, call: &Call, new: &Object, old: &Object) -> Option<Cause> {
+    if !pod_certificate::is_request(&call.kind) || call.info.subresource != "status" {
+        return None;
+    }
+    if said(&new["status"]) == said(&old["status"]) {
+        return None;
+    }
+    let signer = old["spec"]["signerName"].as_str().unwrap_or_default();
+    if may(authorizer, &call.user, "sign", signer) {
+        return None;
+    }
+    let why = format!("User {:?} is not permitted to \"sign\" for signer {signer:?}", call.user.name);
+    Some(Cause::forbidden("spec.signerName", &why))
+}
+
+/// The fields of a status that say something.
+fn said(status: &Value) -> BTreeMap<&str, &Value> {
+    let is_empty = |value: &Value| match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        _ => false,
+    };
+    let fields = status.as_object().into_iter().flatten().filter(|(_, value)| !is_empty(value));
+    fields.map(|(field, value)| (field.as_str(), value)).collect()
+}
+
+/// Whether a user may do something for a signer, or for all of its domain.
+fn may(authorizer: &Authorization, user: &UserInfo, verb: &str, signer: &str) -> bool {
+    let domain = signer.split('/').next().unwrap_or_default();
+    [signer, &format!("{domain}/*")].into_iter().any(|name| {
         let asked = Attributes {
-            user: &call.user,
+            user,
             verb,
             is_resource: true,
             group: GROUP,
@@ -75,11 +117,7 @@ pub(super) fn admit_update(
             fields: &[],
         };
         authorizer.authorize(&asked).is_allowed()
-    });
-    if may {
-        return Ok(());
-    }
-    Err(forbid(call, old, &format!("user not permitted to {verb} requests with signerName {signer:?}")))
+    })
 }
 
 fn forbid(call: &Call, request: &Object, why: &str) -> Status {

@@ -130,6 +130,10 @@ impl Registry {
                 let unreadable = self.admission.unreadable_params(call, &new, Some(&current.object))?;
                 refuse(kind, new.name(), unreadable.into_iter().collect())?;
             }
+            if part == Part::Status {
+                let unsigned = self.admission.unsigned(call, &new, &current.object);
+                refuse(kind, new.name(), unsigned.into_iter().collect())?;
+            }
             validate_update(kind, &new, &current.object)?;
             self.admission.dynamic.validate(&admitted, Some(&new), Some(&current.object), warnings).await?;
             if part == Part::Main {

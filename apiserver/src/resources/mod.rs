@@ -4,6 +4,7 @@
 pub(crate) mod certificates;
 mod hooks;
 mod namespaces;
+mod pod_certificates;
 mod services;
 mod volumes;
 
@@ -21,6 +22,7 @@ pub(crate) fn hooks_of(kind: &Kind) -> &'static dyn Hooks {
         ("", "services") => &services::Services,
         ("", "persistentvolumes") => &volumes::Volumes,
         (certificates::GROUP, "certificatesigningrequests") => &certificates::Requests,
+        (certificates::GROUP, "podcertificaterequests") => &pod_certificates::Requests,
         _ => &Plain,
     }
 }

@@ -1,5 +1,7 @@
 //! What nodes ask for in the name of pods: whose pods they are, who answers, and who vouches for a signer's authorities.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
@@ -207,4 +209,97 @@ async fn a_node_that_may_write_all_of_them_still_only_asks() {
     assert!(message.ends_with(": unexpected operation UPDATE"), "{message}");
     let message = asking.one.delete(&url).await.refused(403, "Forbidden");
     assert!(message.ends_with(": unexpected operation DELETE"), "{message}");
+}
+
+impl Asking {
+    /// What a signer answers with: a certificate of the key that began to hold some seconds ago, for so many hours.
+    fn issued(&self, ago_s: i64, hours: i64) -> Value {
+        let mut params = rcgen::CertificateParams::new(vec!["p.example.com".to_owned()]).expect("parameters");
+        let begins_s = jiff::Timestamp::now().as_second() - ago_s;
+        let ends_s = begins_s + hours * 3600;
+        let date = |s: i64| rcgen::date_time_ymd(1970, 1, 1) + Duration::from_secs(s.unsigned_abs());
+        (params.not_before, params.not_after) = (date(begins_s), date(ends_s));
+        let certificate = params.self_signed(&self.key).expect("a certificate");
+        let text = |s: i64| jiff::Timestamp::from_second(s).expect("a time").to_string();
+        json!({"status": {
+            "conditions": [condition("Issued")], "certificateChain": certificate.pem(),
+            "notBefore": text(begins_s), "notAfter": text(ends_s), "beginRefreshAt": text(begins_s + 1800),
+        }})
+    }
+}
+
+fn signers(verb: &str, name: &str) -> Value {
+    json!({"verbs": [verb], "apiGroups": ["certificates.k8s.io"], "resources": ["signers"], "resourceNames": [name]})
+}
+
+#[tokio::test]
+async fn a_request_that_its_key_has_not_signed_is_refused() {
+    let asking = Asking::start().await;
+    let mut request = asking.request("r", "of-one", "one").await;
+    let mut der =
+        STANDARD.decode(request["spec"]["stubPKCS10Request"].as_str().expect("text")).expect("base64");
+    *der.last_mut().expect("bytes") ^= 1;
+    request["spec"]["stubPKCS10Request"] = STANDARD.encode(der).into();
+    let answer = asking.admin.post(REQUESTS, request).await;
+    assert_eq!(
+        answer.refused(422, "Invalid"),
+        "PodCertificateRequest.certificates.k8s.io \"r\" is invalid: spec.stubPKCS10Request: Invalid value: invalid signature"
+    );
+    let cause = &answer.json()["details"]["causes"][0];
+    assert_eq!(
+        (&cause["reason"], &cause["field"]),
+        (&json!("FieldValueInvalid"), &json!("spec.stubPKCS10Request"))
+    );
+}
+
+#[tokio::test]
+async fn whoever_answers_a_request_must_be_allowed_to_sign() {
+    let asking = Asking::start().await;
+    for name in ["r", "s"] {
+        asking.one.post(REQUESTS, asking.request(name, "of-one", "one").await).await.created();
+    }
+    let writes = json!({
+        "verbs": ["get", "patch"], "apiGroups": ["certificates.k8s.io"],
+        "resources": ["podcertificaterequests", "podcertificaterequests/status"],
+    });
+    for (user, signer) in [("joe", "example.com/t"), ("jane", SIGNER), ("of-domain", "example.com/*")] {
+        allow(&asking.admin, user, user, json!([writes, signers("sign", signer)])).await;
+    }
+    let answer = async |user: &str, name: &str, status: Value| {
+        let user = asking.cluster.client(user, &[]);
+        user.patch(&format!("{REQUESTS}/{name}/status"), "merge", status).await
+    };
+    let issued = asking.issued(0, 2);
+    let refused = answer("joe", "r", issued.clone()).await;
+    assert_eq!(
+        refused.refused(422, "Invalid"),
+        "PodCertificateRequest.certificates.k8s.io \"r\" is invalid: spec.signerName: Forbidden: User \"joe\" is not permitted to \"sign\" for signer \"example.com/s\""
+    );
+    let cause = &refused.json()["details"]["causes"][0];
+    let wanted = (&json!("FieldValueForbidden"), &json!("spec.signerName"));
+    assert_eq!((&cause["reason"], &cause["field"]), wanted);
+    // What changes nothing needs no right, and what is wrong is told first.
+    answer("joe", "r", json!({"status": {"conditions": []}})).await.ok();
+    let message = answer("joe", "r", json!({"status": {"certificateChain": "x"}})).await;
+    let message = message.refused(422, "Invalid");
+    assert!(message.contains("status is immutable unless transitioning"), "{message}");
+    answer("jane", "r", issued).await.ok();
+    answer("of-domain", "s", json!({"status": {"conditions": [condition("Denied")]}})).await.ok();
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_issued_begins_to_hold_now() {
+    let asking = Asking::start().await;
+    asking.one.post(REQUESTS, asking.request("r", "of-one", "one").await).await.created();
+    let url = format!("{REQUESTS}/r/status");
+    let early = asking.issued(360, 2);
+    let message = asking.admin.patch(&url, "merge", early).await.refused(422, "Invalid");
+    let why = ": must be set to within 5 minutes of kube-apiserver's current time";
+    assert!(message.contains("status.notBefore: Invalid value: \"") && message.ends_with(why), "{message}");
+    let short = asking.issued(0, 0);
+    let message = asking.admin.patch(&url, "merge", short).await.refused(422, "Invalid");
+    let why = "status.certificateChain: Invalid value: 0: leaf certificate lifetime must be >= 1 hour";
+    assert!(message.ends_with(why), "{message}");
+    let recent = asking.issued(240, 2);
+    asking.admin.patch(&url, "merge", recent).await.ok();
 }

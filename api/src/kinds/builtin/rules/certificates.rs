@@ -1,10 +1,9 @@
 //! Bundles of authorities, and the certificates that pods ask for.
 //!
-//! Not here, as it takes keys, a clock or who asks: whether a request is signed with its key, whether a certificate begins to
-//! hold now, and whether somebody may sign.
+//! Not here but in the API server, as it takes keys, a clock or who asks: whether a request is signed with its key, whether a
+//! certificate begins to hold now, and whether somebody may sign.
 
 use std::collections::HashMap;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -12,6 +11,7 @@ use super::format::Format;
 use super::path::{Faults, Path, entries, has, list, number, text};
 use super::walk::{Below, Walk};
 use crate::name;
+use crate::structural::mail;
 use crate::table::cell::seconds;
 use crate::x509::{self, Key, PublicKey};
 
@@ -267,13 +267,13 @@ fn stub(faults: &mut Faults, asked: &Value, spec: &Path<'_>) {
     let field = spec.child("stubPKCS10Request");
     let Some(der) = bytes(asked, "stubPKCS10Request").filter(|der| !der.is_empty()) else {
         let why = "exactly one of (stubPKCS10Request) or (pkixPublicKey, proofOfPossession) must be set";
-        return faults.invalid(spec, &Value::Null, why);
+        return faults.invalid_unshown(spec, why);
     };
     if der.len() > MAX_REQUEST_BYTES {
         return faults.too_long(&field, MAX_REQUEST_BYTES);
     }
     let Some(key) = x509::request(&der) else {
-        return faults.invalid(&field, &Value::Null, "must be a valid PKCS#10 CSR");
+        return faults.invalid_unshown(&field, "must be a valid PKCS#10 CSR");
     };
     match key.kind {
         Key::Ed25519 | Key::P256 | Key::P384 | Key::P521 | Key::Rsa { bits: 3072 | 4096 } => {}
@@ -287,7 +287,7 @@ fn stub(faults: &mut Faults, asked: &Value, spec: &Path<'_>) {
         }
         Key::Other => {
             let why = "unknown public key type; supported types are Ed25519, ECDSA, and RSA";
-            faults.invalid(&field, &Value::Null, why);
+            faults.invalid_unshown(&field, why);
         }
     }
 }
@@ -331,19 +331,19 @@ pub(super) fn answered(faults: &mut Faults, new: &Value, old: &Value, path: &Pat
     if is(was, &ENDS) {
         let why = "immutable after PodCertificateRequest is issued, denied, or failed";
         if !is_same {
-            faults.invalid(path, &Value::Null, why);
+            faults.invalid_unshown(path, why);
         }
     } else if is(status, &["Denied", "Failed"]) {
         if bare(status).keys().any(|key| *key != "conditions") {
             let why =
                 "non-condition status fields must be empty when denying or failing the PodCertificateRequest";
-            faults.invalid(path, &Value::Null, why);
+            faults.invalid_unshown(path, why);
         }
     } else if is(status, &["Issued"]) {
         issued(faults, status, &old["spec"], path);
     } else if !is_same {
         let why = "status is immutable unless transitioning to \"Issued\", \"Denied\", or \"Failed\"";
-        faults.invalid(path, &Value::Null, why);
+        faults.invalid_unshown(path, why);
     }
 }
 
@@ -371,6 +371,7 @@ fn issued(faults: &mut Faults, status: &Value, asked: &Value, path: &Path<'_>) {
     let Some(leaf) = x509::certificate(&first.der) else {
         return faults.invalid(&field, &chain.into(), "leaf certificate does not parse as valid X.509");
     };
+    names(faults, &leaf, &field);
     let key: Option<PublicKey> = bytes(asked, "stubPKCS10Request").and_then(|der| x509::request(&der));
     if key.as_ref() != Some(&leaf.key) {
         let why = "leaf certificate was not issued to the requested public key";
@@ -381,12 +382,35 @@ fn issued(faults: &mut Faults, status: &Value, asked: &Value, path: &Path<'_>) {
     }
     for block in others {
         if block.label != CERTIFICATE {
-            return faults.invalid(&field, &chain.into(), ALL);
+            // Upstream's spelling.
+            let why = "issued certificate chain must consist entirely of CERTFICATE PEM blocks";
+            return faults.invalid(&field, &chain.into(), why);
         }
         if x509::certificate(&block.der).is_none() {
             let why = "intermediate certificate does not parse as valid X.509";
             return faults.invalid(&field, &chain.into(), why);
         }
+    }
+}
+
+/// Whom a certificate is for must be readable by all.
+fn names(faults: &mut Faults, leaf: &x509::Certificate, path: &Path<'_>) {
+    for name in &leaf.dns_names {
+        if name.is_empty() {
+            faults.invalid(path, &"".into(), "leaf certificate should not contain empty DNSName");
+        }
+        if name.contains("..") {
+            let why = "leaf certificate's DNSName should not contain '..'";
+            faults.invalid(path, &name.as_str().into(), why);
+        }
+        if name.starts_with('.') || name.ends_with('.') {
+            let why = "leaf certificate's DNSName should not start or end with '.'";
+            faults.invalid(path, &name.as_str().into(), why);
+        }
+    }
+    for email in leaf.emails.iter().filter(|email| !mail::is_address(email)) {
+        let why = "leaf certificate should not contain invalid EmailAddress";
+        faults.invalid(path, &email.as_str().into(), why);
     }
 }
 
@@ -412,10 +436,14 @@ fn times(
         }
         return false;
     };
+    if !faults.is_empty() {
+        return false; // Whom it is for is wrong.
+    }
     let lifetime_s = leaf.not_after_s - leaf.not_before_s;
     let most_s = number(asked, "maxExpirationSeconds");
     let longest = format!("leaf certificate lifetime must be <= spec.maxExpirationSeconds ({most_s})");
-    let lifetime = || format!("{:?}", Duration::from_secs(lifetime_s.unsigned_abs())).into();
+    // Upstream shows nanoseconds.
+    let lifetime = || lifetime_s.saturating_mul(1_000_000_000).into();
     let wrong: Option<(&str, Value, &str)> = if begins != leaf.not_before_s {
         let why = "must be set to the NotBefore time encoded in the leaf certificate";
         Some(("notBefore", status["notBefore"].clone(), why))
@@ -526,6 +554,27 @@ mod tests {
         check(&found(wrong), &[("spec.stubPKCS10Request", "must be a valid PKCS#10 CSR")]);
         let bare = json!({"unverifiedUserAnnotations": {"a": "b"}});
         check(&found(bare), &[("spec.unverifiedUserAnnotations", "must be a domain-prefixed key")]);
+    }
+
+    #[test]
+    fn whom_a_certificate_is_for_is_written_as_all_read_it() {
+        let found = |dns_names: &[&str], emails: &[&str]| -> Vec<String> {
+            let mut leaf = x509::certificate(&x509::pem(LEAF)[0].der).unwrap();
+            leaf.dns_names = dns_names.iter().map(|name| (*name).to_owned()).collect();
+            leaf.emails = emails.iter().map(|email| (*email).to_owned()).collect();
+            let mut faults = Faults::default();
+            names(&mut faults, &leaf, &Path::ROOT.child("c"));
+            faults.causes.iter().map(|cause| cause.message.clone()).collect()
+        };
+        assert_eq!(found(&["a.b", "*.a.b"], &["a@b"]), [""; 0]);
+        let why = "leaf certificate should not contain empty DNSName";
+        assert_eq!(found(&[""], &[]), [format!("Invalid value: \"\": {why}")]);
+        let why = "leaf certificate's DNSName should not contain '..'";
+        assert_eq!(found(&["a..b"], &[]), [format!("Invalid value: \"a..b\": {why}")]);
+        let why = "leaf certificate's DNSName should not start or end with '.'";
+        assert_eq!(found(&["a.b."], &[]), [format!("Invalid value: \"a.b.\": {why}")]);
+        let why = "leaf certificate should not contain invalid EmailAddress";
+        assert_eq!(found(&[], &["a"]), [format!("Invalid value: \"a\": {why}")]);
     }
 
     #[test]

@@ -102,6 +102,13 @@ impl Faults {
         }
     }
 
+    /// Of what is not shown.
+    pub(in crate::kinds) fn invalid_unshown(&mut self, path: &Path<'_>, detail: &str) {
+        if !self.is_full() {
+            self.push(Cause::invalid_together(path.to_string(), detail));
+        }
+    }
+
     pub(in crate::kinds) fn forbidden(&mut self, path: &Path<'_>, detail: &str) {
         if !self.is_full() {
             self.push(Cause::forbidden(path.to_string(), detail));
