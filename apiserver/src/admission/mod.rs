@@ -119,6 +119,7 @@ impl Admission {
         if is_core(&call.kind, "Service") {
             deny_external_ips(object, old)?;
         }
+        signing::attest(&self.authorizer, call, object, old)?;
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
             pod::check_overhead(&self.lister, object).await?;
         }
@@ -184,6 +185,14 @@ impl Admission {
         signing::unsigned(&self.authorizer, call, new, old)
     }
 
+    /// What refuses an update that the rules of its kind have nothing against.
+    pub(crate) fn validate_update(&self, call: &Call, new: &Object, old: &Object) -> Result<(), Status> {
+        if is_core(&call.kind, "Service") {
+            deny_external_ips(new, Some(old))?;
+        }
+        signing::attest(&self.authorizer, call, new, Some(old))
+    }
+
     /// What an object that was written most likely does not mean, and what its namespace has against it.
     pub(crate) fn warn(&self, call: &mut Call, new: &Object, old: Option<&Object>) {
         let warnings = call.kind.warnings(new, old);
@@ -208,11 +217,6 @@ impl Admission {
     pub(crate) fn admit_delete(&self, call: &Call, object: &Object) -> Result<(), Status> {
         node::restrict_delete(call, object)
     }
-}
-
-/// What refuses an update that the rules of its kind have nothing against.
-pub(crate) fn validate_update(kind: &Kind, new: &Object, old: &Object) -> Result<(), Status> {
-    if is_core(kind, "Service") { deny_external_ips(new, Some(old)) } else { Ok(()) }
 }
 
 /// `TaintNodesByCondition`: a new node gets no pods before it says that it is ready, when the controller of nodes takes the

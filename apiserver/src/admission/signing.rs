@@ -1,17 +1,18 @@
-//! Who may ask for which certificate, approve it, and sign it.
+//! Who may ask for which certificate, approve it, and sign it; and who vouches for a signer's authorities.
 //!
-//! Source: upstream's plug-ins `CertificateApproval`, `CertificateSigning` and `CertificateSubjectRestriction`, and its
-//! strategy of what pods ask for.
+//! Source: upstream's plug-ins `CertificateApproval`, `CertificateSigning`, `CertificateSubjectRestriction` and
+//! `ClusterTrustBundleAttest`, and its strategy of what pods ask for.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use skiff_api::{Cause, Object, Status};
+use skiff_api::{Cause, Kind, Object, Status};
 
 use super::pod_certificate;
 use crate::auth::UserInfo;
 use crate::auth::attributes::Attributes;
 use crate::auth::authorize::Authorization;
+use crate::auth::rbac::only_for_collection;
 use crate::call::Call;
 use crate::resources::certificates::{GROUP, conditions, is_signing_request, parse};
 
@@ -98,6 +99,28 @@ fn said(status: &Value) -> BTreeMap<&str, &Value> {
     };
     let fields = status.as_object().into_iter().flatten().filter(|(_, value)| !is_empty(value));
     fields.map(|(field, value)| (field.as_str(), value)).collect()
+}
+
+/// Whoever writes the authorities of a signer vouches for them. What collects garbage changes none.
+pub(super) fn attest(
+    authorizer: &Authorization,
+    call: &Call,
+    new: &Object,
+    old: Option<&Object>,
+) -> Result<(), Status> {
+    let signer = new["spec"]["signerName"].as_str().unwrap_or_default();
+    if !is_bundle(&call.kind)
+        || signer.is_empty()
+        || old.is_some_and(|old| only_for_collection(new, old))
+        || may(authorizer, &call.user, "attest", signer)
+    {
+        return Ok(());
+    }
+    Err(forbid(call, new, &format!("user not permitted to attest for signerName {signer:?}")))
+}
+
+fn is_bundle(kind: &Kind) -> bool {
+    kind.group == GROUP && kind.kind == "ClusterTrustBundle"
 }
 
 /// Whether a user may do something for a signer, or for all of its domain.

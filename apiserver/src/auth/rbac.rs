@@ -21,7 +21,7 @@ mod index;
 mod policy;
 mod rule;
 
-pub(crate) use escalation::{Grant, grants};
+pub(crate) use escalation::{Grant, grants, only_for_collection};
 pub(crate) use index::{RoleIndex, observers};
 pub use policy::PolicyError;
 pub(crate) use policy::{Expected, Policy, completed};

@@ -12,7 +12,6 @@ use super::metadata;
 use super::options::WriteOptions;
 use crate::admission::dynamic::{Admitted, Rounds, write_options};
 use crate::admission::quota::Charge;
-use crate::admission::validate_update;
 use crate::call::{Call, Part, key_of};
 use crate::objects::{Current, MAX_ATTEMPTS, Next, Outcome, Swapped};
 use crate::resources::hooks_of;
@@ -134,7 +133,7 @@ impl Registry {
                 let unsigned = self.admission.unsigned(call, &new, &current.object);
                 refuse(kind, new.name(), unsigned.into_iter().collect())?;
             }
-            validate_update(kind, &new, &current.object)?;
+            self.admission.validate_update(call, &new, &current.object)?;
             self.admission.dynamic.validate(&admitted, Some(&new), Some(&current.object), warnings).await?;
             if part == Part::Main {
                 let write = allocator::Write::of(dry_run);

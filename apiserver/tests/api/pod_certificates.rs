@@ -303,3 +303,40 @@ async fn a_certificate_that_is_issued_begins_to_hold_now() {
     let recent = asking.issued(240, 2);
     asking.admin.patch(&url, "merge", recent).await.ok();
 }
+
+const BUNDLES: &str = "/apis/certificates.k8s.io/v1/clustertrustbundles";
+
+#[tokio::test]
+async fn whoever_writes_the_authorities_of_a_signer_must_be_allowed_to_attest() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let writes = json!({
+        "verbs": ["create", "patch"], "apiGroups": ["certificates.k8s.io"], "resources": ["clustertrustbundles"],
+    });
+    for (user, signer) in [("joe", "example.com/t"), ("jane", SIGNER), ("of-domain", "example.com/*")] {
+        allow(&admin, user, user, json!([writes, signers("attest", signer)])).await;
+    }
+    let bundle = |name: &str, signer: Option<&str>| {
+        let mut bundle = json!({"metadata": {"name": name}, "spec": {"trustBundle": cluster.pki.ca_pem()}});
+        if let Some(signer) = signer {
+            bundle["spec"]["signerName"] = signer.into();
+        }
+        bundle
+    };
+    let joe = cluster.client("joe", &[]);
+    let message = joe.post(BUNDLES, bundle("example.com:s:x", Some(SIGNER))).await.refused(403, "Forbidden");
+    let why = "clustertrustbundles.certificates.k8s.io \"example.com:s:x\" is forbidden: user not permitted to attest for signerName \"example.com/s\"";
+    assert_eq!(message, why);
+    joe.post(BUNDLES, bundle("of-nobody", None)).await.created();
+    cluster.client("jane", &[]).post(BUNDLES, bundle("example.com:s:x", Some(SIGNER))).await.created();
+    let of_domain = cluster.client("of-domain", &[]);
+    of_domain.post(BUNDLES, bundle("example.com:s:y", Some(SIGNER))).await.created();
+
+    let url = format!("{BUNDLES}/example.com:s:x");
+    let label = json!({"metadata": {"labels": {"a": "b"}}});
+    assert_eq!(joe.patch(&url, "merge", label.clone()).await.refused(403, "Forbidden"), why);
+    of_domain.patch(&url, "merge", label).await.ok();
+    let collects = json!({"metadata": {"finalizers": ["example.com/f"]}});
+    joe.patch(&url, "merge", collects).await.ok();
+    joe.patch(&url, "merge", json!({"metadata": {"finalizers": null}})).await.ok();
+}

@@ -138,7 +138,7 @@ impl Grant<'_> {
 }
 
 /// Whether an update is only what the garbage collector does: owners and finalizers.
-fn only_for_collection(new: &Object, old: &Object) -> bool {
+pub(crate) fn only_for_collection(new: &Object, old: &Object) -> bool {
     let rest = |object: &Object| {
         let mut rest = object.clone();
         if let Some(metadata) = rest["metadata"].as_object_mut() {
