@@ -6,6 +6,7 @@ mod hooks;
 mod namespaces;
 mod pod_certificates;
 mod services;
+mod taint_rules;
 mod volumes;
 
 use skiff_api::Kind;
@@ -23,6 +24,7 @@ pub(crate) fn hooks_of(kind: &Kind) -> &'static dyn Hooks {
         ("", "persistentvolumes") => &volumes::Volumes,
         (certificates::GROUP, "certificatesigningrequests") => &certificates::Requests,
         (certificates::GROUP, "podcertificaterequests") => &pod_certificates::Requests,
+        ("resource.k8s.io", "devicetaintrules") => &taint_rules::TaintRules,
         _ => &Plain,
     }
 }

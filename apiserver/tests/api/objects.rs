@@ -456,6 +456,24 @@ async fn what_names_no_class_is_given_the_newest_default() {
 }
 
 #[tokio::test]
+async fn a_taint_of_devices_that_has_another_effect_is_there_since_now() {
+    const URL: &str = "/apis/resource.k8s.io/v1/devicetaintrules";
+    const BEFORE: &str = "2026-01-01T00:00:00Z";
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let taint = json!({"key": "example.com/k", "effect": "NoSchedule", "timeAdded": BEFORE});
+    admin.post(URL, json!({"metadata": {"name": "t"}, "spec": {"taint": taint}})).await.created();
+    let change = async |taint: Value| -> Value {
+        let patch = json!({"spec": {"taint": taint}});
+        admin.patch(&format!("{URL}/t"), "merge", patch).await.ok()["spec"]["taint"]["timeAdded"].clone()
+    };
+    assert_eq!(change(json!({"value": "v"})).await, BEFORE);
+    let added = change(json!({"effect": "NoExecute"})).await;
+    assert!(added.as_str().is_some_and(|at| at > BEFORE), "{added}");
+    assert_eq!(change(json!({"effect": "NoSchedule", "timeAdded": BEFORE})).await, BEFORE);
+}
+
+#[tokio::test]
 async fn who_reads_it_himself_gets_it_indented() {
     let cluster = Cluster::start().await;
     let admin = cluster.namespace("a").await;
