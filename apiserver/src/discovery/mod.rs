@@ -274,11 +274,12 @@ impl Discovery {
 
 /// A hash of the version that a kind is stored in, by which clients notice that it has changed: the first eight bytes of SHA-256.
 fn storage_version_hash(stored: &Kind) -> String {
-    // These upstream still encodes in the version before, which clients take for what it is.
-    let version = match stored.kind.as_str() {
-        "CustomResourceDefinition" | "MutatingAdmissionPolicy" | "MutatingAdmissionPolicyBinding" => {
-            "v1beta1"
-        }
+    // These upstream still encodes in a version before, which clients take for what it is.
+    let version = match (stored.group.as_str(), stored.kind.as_str()) {
+        ("apiextensions.k8s.io", "CustomResourceDefinition")
+        | ("certificates.k8s.io", "ClusterTrustBundle" | "PodCertificateRequest")
+        | ("storagemigration.k8s.io", "StorageVersionMigration") => "v1beta1",
+        ("resource.k8s.io", "DeviceTaintRule") => "v1beta2",
         _ => &stored.version,
     };
     let name = format!("{}/{version}/{}", stored.group, stored.kind);
