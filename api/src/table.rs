@@ -1,6 +1,7 @@
 //! Tables, as `kubectl get` asks for them.
 
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -108,6 +109,31 @@ pub fn row(kind: &Kind, printed: &Object, sent: &Object, include: IncludeObject,
         IncludeObject::Object => row["object"] = sent.clone(),
     }
     row
+}
+
+/// The name of the one of a list's objects that counts as the default of its kind, where there is such: the newest of those that are
+/// marked, and of several the first by name.
+pub fn default_of(kind: &Kind, objects: impl Iterator<Item = Object>) -> Option<String> {
+    let marks = kind.traits.default_marks;
+    if marks.is_empty() {
+        return None;
+    }
+    let is_marked =
+        |object: &Object| marks.iter().any(|mark| object["metadata"]["annotations"][*mark] == "true");
+    let text = |object: &Object, field: &str| cell::str_at(object, field).to_owned();
+    let marked = objects.filter(is_marked);
+    let named =
+        marked.map(|o| (Reverse(text(&o, "/metadata/creationTimestamp")), text(&o, "/metadata/name")));
+    named.min().map(|(_, name)| name)
+}
+
+/// Says of a row that its object is the one.
+pub fn mark_default(row: &mut Value) {
+    if let Some(name) = row.pointer_mut("/cells/0")
+        && let Some(text) = name.as_str()
+    {
+        *name = format!("{text} (default)").into();
+    }
 }
 
 #[cfg(test)]

@@ -37,6 +37,8 @@ pub struct Traits {
     pub compares_off: bool,
     /// Faults of its own rules hide those of the metadata of a new object.
     pub hides_metadata: bool,
+    /// Annotations with which an object is a default; in a table of a list the one that counts is told by a word.
+    pub default_marks: &'static [&'static str],
 }
 
 impl Traits {
@@ -59,6 +61,7 @@ impl Traits {
         is_stored_version: false,
         compares_off: false,
         hides_metadata: false,
+        default_marks: &[],
     };
 }
 

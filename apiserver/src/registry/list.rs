@@ -14,7 +14,7 @@ use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use skiff_api::encode::Ordered;
-use skiff_api::{Kind, Status, protobuf};
+use skiff_api::{Kind, Status, protobuf, table};
 use std::io::Write;
 
 use super::options::{ListOptions, VersionMatch, revision};
@@ -222,8 +222,12 @@ impl Lists {
             let size_bytes = list.size_bytes();
             return Ok(streamed(&call, size_bytes, list.chunks(CHUNK_BYTES)));
         }
-        let items =
-            Items { in_version, printed: call.printed.clone(), encoding: call.encoding, as_stored, kind };
+        let default = match call.encoding.shape {
+            Shape::Table => table::default_of(&kind, page.entries.iter().map(|entry| entry.parse())),
+            _ => None,
+        };
+        let (printed, encoding) = (call.printed.clone(), call.encoding);
+        let items = Items { in_version, printed, encoding, as_stored, kind, default };
         if call.encoding.syntax == Syntax::Json {
             return Ok(streamed_json(&call, items, metadata, page.entries));
         }
@@ -293,6 +297,8 @@ struct Items {
     encoding: Encoding,
     /// Whether the cache holds the version that is asked for.
     as_stored: bool,
+    /// The name of the object that is told by a word in a table.
+    default: Option<String>,
 }
 
 impl Items {
@@ -328,7 +334,13 @@ impl Items {
         match self.encoding.shape {
             Shape::Object => object,
             Shape::Metadata => respond::metadata_only(&object, self.encoding.meta_version),
-            Shape::Table => self.rows().row(&object),
+            Shape::Table => {
+                let mut row = self.rows().row(&object);
+                if self.default.as_deref() == Some(entry.name()) {
+                    table::mark_default(&mut row);
+                }
+                row
+            }
         }
     }
 

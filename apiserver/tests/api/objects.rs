@@ -474,6 +474,31 @@ async fn a_taint_of_devices_that_has_another_effect_is_there_since_now() {
 }
 
 #[tokio::test]
+async fn of_several_default_classes_a_list_marks_the_one_that_counts() {
+    const URL: &str = "/apis/storage.k8s.io/v1/storageclasses";
+    const TABLE: &str = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let names = async |url: &str| -> Vec<Value> {
+        let table = admin.get_as(url, TABLE).await.ok();
+        table["rows"].as_array().expect("rows").iter().map(|row| row["cells"][0].clone()).collect()
+    };
+    let mark = |mark: &str| json!({format!("{mark}.kubernetes.io/is-default-class"): "true"});
+    for (name, annotations) in
+        [("b", mark("storageclass")), ("a", mark("storageclass.beta")), ("0", json!({}))]
+    {
+        let class =
+            json!({"metadata": {"name": name, "annotations": annotations}, "provisioner": "example.com/p"});
+        admin.post(URL, class).await.created();
+    }
+    // Both are of the same second, or "a" is newer.
+    assert_eq!(names(URL).await, ["0", "a (default)", "b"]);
+    let selected = format!("{URL}?fieldSelector=metadata.name%3Db");
+    assert_eq!(names(&selected).await, ["b (default)"], "of those that are listed");
+    assert_eq!(names(&format!("{URL}/a")).await, ["a"], "one that is asked for by name is not told");
+}
+
+#[tokio::test]
 async fn who_reads_it_himself_gets_it_indented() {
     let cluster = Cluster::start().await;
     let admin = cluster.namespace("a").await;

@@ -34,15 +34,7 @@ pub(super) fn kinds() -> Vec<Kind> {
         storage("CSIStorageCapacity", "csistoragecapacities")
             .columns(vec![Column::name(), Column::created_at()]),
         storage("StorageClass", "storageclasses").cluster().short(&["sc"]).columns(vec![
-            Column {
-                format: "name".into(),
-                ..Column::new("Name", "string", |o, _| {
-                    let is_default =
-                        o["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true";
-                    let name = str_at(o, "/metadata/name");
-                    if is_default { format!("{name} (default)").into() } else { name.into() }
-                })
-            },
+            Column::name(),
             Column::new("Provisioner", "string", |o, _| text(o, "/provisioner")),
             Column::new("ReclaimPolicy", "string", |o, _| text_or(o, "/reclaimPolicy", "Delete")),
             Column::new("VolumeBindingMode", "string", |o, _| text_or(o, "/volumeBindingMode", "Immediate")),

@@ -42,6 +42,13 @@ pub(super) fn of(kind: &Kind) -> Traits {
         ),
         compares_off: matches!(is.1, "ResourceSlice" | "EndpointSlice"),
         hides_metadata: is == ("policy", "PodDisruptionBudget"),
+        default_marks: match is {
+            ("storage.k8s.io", "StorageClass") => &[
+                "storageclass.kubernetes.io/is-default-class",
+                "storageclass.beta.kubernetes.io/is-default-class",
+            ],
+            _ => &[],
+        },
     }
 }
 
