@@ -72,6 +72,15 @@ impl Quantity {
         Quantity { nanos: div_up(self.nanos, MILLI) * MILLI, suffixes: self.suffixes }
     }
 
+    /// The number without a suffix: `1.5`.
+    pub fn to_decimal(self) -> String {
+        let (sign, nanos) = (if self.nanos < 0 { "-" } else { "" }, self.nanos.unsigned_abs());
+        let rest = format!("{:09}", nanos % NANO.unsigned_abs());
+        let (units, rest) = (nanos / NANO.unsigned_abs(), rest.trim_end_matches('0'));
+        let point = if rest.is_empty() { "" } else { "." };
+        format!("{sign}{units}{point}{rest}")
+    }
+
     pub fn is_whole(self) -> bool {
         self.nanos % NANO == 0
     }

@@ -145,7 +145,7 @@ fn exact(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     } else if let Some(fault) = Format::Subdomain.fault(class) {
         faults.invalid(&field, &class.into(), &fault);
     }
-    selectors(faults, value, path);
+    selectors(faults, value, Expressions::New, path);
     let (mode, count) = (text(value, "allocationMode"), number(value, "count"));
     let field = path.child("count");
     match mode {
@@ -193,11 +193,21 @@ fn toleration(faults: &mut Faults, value: &Value, path: &Path<'_>) {
     }
 }
 
-fn selectors(faults: &mut Faults, holder: &Value, path: &Path<'_>) {
+/// Whether expressions are as they were when they were written: then nothing is wrong with them.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Expressions {
+    New,
+    Stored,
+}
+
+fn selectors(faults: &mut Faults, holder: &Value, expressions: Expressions, path: &Path<'_>) {
     bounded(faults, holder, "selectors", path, |faults, selector, path| {
         let path = path.child("cel");
         if !has(selector, "cel") {
             return faults.required(&path, "");
+        }
+        if expressions == Expressions::Stored {
+            return;
         }
         let (expression, path) = (text(&selector["cel"], "expression"), path.child("expression"));
         if expression.len() > MAX_EXPRESSION_BYTES {
@@ -269,7 +279,9 @@ pub(super) fn template<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_
 }
 
 pub(super) fn class<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) -> Below {
-    selectors(&mut walk.faults, value, path);
+    let is_stored = walk.old.is_some_and(|old| old["spec"]["selectors"] == value["selectors"]);
+    let expressions = if is_stored { Expressions::Stored } else { Expressions::New };
+    selectors(&mut walk.faults, value, expressions, path);
     bounded(&mut walk.faults, value, "config", path, configuration);
     if let Some(name) = value["extendedResourceName"].as_str()
         && !amounts::is_extended(name)
@@ -278,4 +290,23 @@ pub(super) fn class<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) 
         walk.faults.invalid(&field, &name.into(), "must be a valid extended resource name");
     }
     Below::Nothing
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::{Kinds, Object};
+
+    #[test]
+    fn expressions_of_a_class_that_stay_as_they_were_are_not_read_again() {
+        let kinds = Kinds::builtin();
+        let kind = kinds.by_kind("resource.k8s.io", "v1", "DeviceClass").expect("a kind");
+        let class = |expression: &str| -> Object {
+            json!({"metadata": {"name": "c"}, "spec": {"selectors": [{"cel": {"expression": expression}}]}})
+        };
+        assert_eq!(kind.validate(&class("no cel at all"), None).len(), 1);
+        assert_eq!(kind.validate(&class("no cel at all"), Some(&class("no cel at all"))), []);
+        assert_eq!(kind.validate(&class("no cel at all"), Some(&class("true"))).len(), 1);
+    }
 }

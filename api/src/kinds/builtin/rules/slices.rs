@@ -1,6 +1,6 @@
 //! What offers devices: slices of a pool, their devices, and what these have and share.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde_json::Value;
 
@@ -9,7 +9,7 @@ use super::format::Format;
 use super::path::{Faults, NOT_NEGATIVE, Path, entries, has, is_true, list, number, text};
 use super::table::quantity;
 use super::walk::{Below, Walk};
-use crate::quantity::Quantity;
+use crate::quantity::{Quantity, Suffixes};
 
 const MAX_DEVICES: usize = 128;
 /// The same where a device has taints or uses counters.
@@ -49,13 +49,13 @@ pub(super) fn slice<'v>(walk: &mut Walk<'v>, value: &'v Value, path: &Path<'_>) 
         faults.too_many(&field, devices.len(), most);
     } else {
         let places = Places { per_device: is_true(value, "perDeviceNodeSelection") };
-        let taints_before: std::collections::HashMap<&str, &Value> = old
+        let devices_before: HashMap<&str, &Value> = old
             .into_iter()
             .flat_map(|old| list(old, "devices"))
             .map(|old| (text(old, "name"), old))
             .collect();
         for (at, item) in devices.iter().enumerate() {
-            let before = taints_before.get(text(item, "name")).map(|old| &old["taints"]);
+            let before = devices_before.get(text(item, "name")).copied();
             device(walk, item, before, places, &field.index(at));
         }
         unique(&mut walk.faults, devices, "name", &field);
@@ -174,7 +174,7 @@ struct Places {
 fn device<'v>(
     walk: &mut Walk<'v>,
     value: &'v Value,
-    taints_before: Option<&Value>,
+    before: Option<&Value>,
     places: Places,
     path: &Path<'_>,
 ) {
@@ -190,8 +190,10 @@ fn device<'v>(
         qualified(faults, key, &field);
         attribute(faults, value, &field.key(&shortened(key, MAX_KEY_BYTES)));
     }
+    // What stays as it was is not looked at again.
+    let is_new = |field: &str| before.is_none_or(|before| before[field] != value[field]);
     let field = path.child("capacity");
-    for (key, capacity) in entries(value, "capacity") {
+    for (key, capacity) in entries(value, "capacity").filter(|_| is_new("capacity")) {
         qualified(faults, key, &field);
         let key = shortened(key, MAX_KEY_BYTES);
         let (policy, path) = (&capacity["requestPolicy"], field.key(&key));
@@ -202,7 +204,7 @@ fn device<'v>(
             false => faults.forbidden(&path, "allowMultipleAllocations must be true"),
         }
     }
-    if taints_before.is_none_or(|before| *before != value["taints"]) {
+    if is_new("taints") {
         taints(faults, list(value, "taints"), &path.child("taints"));
     }
     consumptions(faults, list(value, "consumesCounters"), &path.child("consumesCounters"));
@@ -442,7 +444,8 @@ fn request_policy(faults: &mut Faults, capacity: &Value, policy: &Value, path: &
     let default = quantity(&policy["default"]);
     match (options.is_empty(), default) {
         (true, _) if range.is_null() => {}
-        (_, None) => faults.required(&path.child("default"), "required when valid values are defined"),
+        (true, None) => faults.required(&path.child("default"), "required when validRange is defined"),
+        (false, None) => faults.required(&path.child("default"), "required when validValues is defined"),
         (false, Some(default)) => valid_values(faults, default, most, options, &path.child("validValues")),
         (true, Some(default)) => valid_range(faults, default, most, range, &path.child("validRange")),
     }
@@ -462,10 +465,12 @@ fn valid_values(faults: &mut Faults, default: Quantity, most: Quantity, options:
         for (at, amount) in amounts.iter().enumerate() {
             let Some(amount) = amount else { continue };
             if *amount > most {
-                faults.invalid(&path.index(at), &options[at], "option is larger than capacity value");
+                let why = format!("option is larger than capacity value: {most}");
+                faults.invalid(&path.index(at), &options[at], &why);
             }
-            if !seen.insert(amount.units()) {
-                faults.duplicate(&path.index(at), &amount.units().to_string().into());
+            let decimal = amount.to_decimal();
+            if !seen.insert(decimal.clone()) {
+                faults.duplicate(&path.index(at), &decimal.into());
             }
         }
     }
@@ -484,31 +489,82 @@ fn valid_range(faults: &mut Faults, default: Quantity, most: Quantity, range: &V
     let Some(least) = quantity(&range["min"]) else {
         return faults.required(&path.child("min"), "required when validRange is defined");
     };
-    let mut refuse = |is_wrong: bool, field: &str, why: &str| {
+    let (upper, step) = (quantity(&range["max"]), quantity(&range["step"]));
+    let mut refuse = |is_wrong: bool, field: &str, value: Quantity, why: String| {
         if is_wrong {
-            faults.invalid(&path.child(field), &range[field], why);
+            faults.invalid(&path.child(field), &value.to_string().into(), &why);
         }
     };
-    refuse(least > most, "min", "min is larger than capacity value");
-    refuse(default < least, "min", "default is less than min");
-    let upper = quantity(&range["max"]);
+    refuse(least > most, "min", least, format!("min is larger than capacity value: {most}"));
+    refuse(default < least, "default", default, format!("default is less than min: {least}"));
     if let Some(upper) = upper {
-        refuse(least > upper, "max", "min is larger than max");
-        refuse(upper > most, "max", "max is larger than capacity value");
-        refuse(default > upper, "max", "default is more than max");
+        refuse(least > upper, "max", least, format!("min is larger than max: {upper}"));
+        refuse(upper > most, "max", upper, format!("max is larger than capacity value: {most}"));
+        refuse(default > upper, "default", default, format!("default is more than max: {upper}"));
     }
-    if let Some(step) = quantity(&range["step"]) {
-        refuse(least + step > most, "step", "one step is larger than capacity value");
-        for value in [Some(default), upper].into_iter().flatten() {
-            // Upstream divides by a step of nothing, and ends there.
-            let rest = value.units().wrapping_sub(least.units()).checked_rem(step.units());
-            refuse(rest != Some(0), "step", "value is not a multiple of a given step");
+    let all = [("default", Some(default)), ("min", Some(least)), ("max", upper), ("step", step)];
+    let all = all.into_iter().filter_map(|(field, value)| Some((field, value?)));
+    // Where anything is less than a whole, all is counted in thousandths.
+    let is_fine = all.clone().any(|(_, value)| !value.is_whole());
+    if is_fine && !countable(faults, all.clone(), thousandths_fault, path) {
+        return;
+    }
+    let Some(step) = step else { return };
+    if step.is_negative() || step.is_zero() {
+        let field = path.child("step");
+        return faults.invalid(&field, &step.to_string().into(), "must be greater than zero");
+    }
+    let field = path.child("step");
+    if least + step > most {
+        let why = format!("one step {} is larger than capacity value: {most}", least + step);
+        faults.invalid(&field, &step.to_string().into(), &why);
+    }
+    if !is_fine && !countable(faults, all, units_fault, path) {
+        return;
+    }
+    let count = |value: Quantity| if is_fine { value.millis() } else { value.units() };
+    for value in [Some(default), upper].into_iter().flatten() {
+        if count(value).wrapping_sub(count(least)).checked_rem(count(step)) != Some(0) {
+            let why = format!("value is not a multiple of a given step ({step}) from ({least})");
+            faults.invalid(&field, &value.to_string().into(), &why);
         }
     }
 }
 
+/// Whether all amounts can be counted with; what has a fault cannot.
+fn countable<'a>(
+    faults: &mut Faults,
+    all: impl Iterator<Item = (&'a str, Quantity)>,
+    fault: fn(Quantity) -> Option<&'static str>,
+    path: &Path<'_>,
+) -> bool {
+    let mut is_countable = true;
+    for (field, value) in all {
+        if let Some(why) = fault(value) {
+            is_countable = false;
+            faults.invalid(&path.child(field), &value.to_string().into(), why);
+        }
+    }
+    is_countable
+}
+
+fn thousandths_fault(value: Quantity) -> Option<&'static str> {
+    (!same(Quantity::from_millis(value.millis()), value))
+        .then_some("value cannot be represented as a milli value")
+}
+
+fn units_fault(value: Quantity) -> Option<&'static str> {
+    if value.is_negative() {
+        return Some(NOT_NEGATIVE);
+    }
+    let most = Quantity::from_units(i64::MAX, Suffixes::Decimal);
+    (value > most).then_some("must not be larger than 9223372036854775807")
+}
+
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -540,6 +596,66 @@ mod tests {
         ] {
             assert!(!is_semantic_version(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_range_of_requests_is_counted_in_wholes_or_in_thousandths() {
+        let found = |default: &str, most: &str, range: Value| -> Vec<String> {
+            let (mut faults, amount) = (Faults::default(), |text: &str| text.parse().expect("a quantity"));
+            valid_range(&mut faults, amount(default), amount(most), &range, &Path::ROOT);
+            faults.causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        };
+        let none: [&str; 0] = [];
+        let fine = json!({"min": "250m", "max": "1", "step": "250m"});
+        assert_eq!(found("500m", "2", fine.clone()), none);
+        let why = "Invalid value: \"600m\": value is not a multiple of a given step (250m) from (250m)";
+        assert_eq!(found("600m", "2", fine), [format!("step: {why}")]);
+        // A default of a fraction is no multiple of a whole.
+        let why = "Invalid value: \"1500m\": value is not a multiple of a given step (1) from (1)";
+        assert_eq!(found("1500m", "4", json!({"min": "1", "step": "1"})), [format!("step: {why}")]);
+        let why = "Invalid value: \"100u\": value cannot be represented as a milli value";
+        assert_eq!(found("1", "4", json!({"min": "100u", "step": "1"})), [format!("min: {why}")]);
+        let why = "Invalid value: \"0\": must be greater than zero";
+        assert_eq!(found("1", "4", json!({"min": "1", "step": "0"})), [format!("step: {why}")]);
+        let why = "Invalid value: \"1\": default is less than min: 2";
+        assert_eq!(found("1", "4", json!({"min": "2"})), [format!("default: {why}")]);
+        let huge = "18446744073709551616";
+        let faults = found("1", huge, json!({"min": "1", "max": huge, "step": "1"}));
+        assert_eq!(faults.len(), 1, "{faults:?}");
+        assert!(faults[0].ends_with("must not be larger than 9223372036854775807"), "{faults:?}");
+    }
+
+    #[test]
+    fn values_that_are_offered_differ_in_fractions() {
+        let found = |options: Value| -> Vec<String> {
+            let (mut faults, amount) = (Faults::default(), |text: &str| text.parse().expect("a quantity"));
+            let options = options.as_array().expect("a list").clone();
+            valid_values(&mut faults, amount("500m"), amount("2"), &options, &Path::ROOT.child("v"));
+            faults.causes.iter().map(|cause| format!("{}: {}", cause.field, cause.message)).collect()
+        };
+        assert_eq!(found(json!(["500m", "1"])), [""; 0]);
+        assert_eq!(found(json!(["500m", "500m"])), ["v[1]: Duplicate value: \"0.5\""]);
+        let why = "v[1]: Invalid value: \"3\": option is larger than capacity value: 2";
+        assert_eq!(found(json!(["500m", "3"])), [why]);
+    }
+
+    #[test]
+    fn capacity_that_stays_as_it_was_is_not_looked_at_again() {
+        let kinds = crate::Kinds::builtin();
+        let kind = kinds.by_kind("resource.k8s.io", "v1", "ResourceSlice").expect("a kind");
+        let slice = |step: &str| {
+            json!({"metadata": {"name": "s"}, "spec": {
+                "driver": "d.example.com", "nodeName": "n",
+                "pool": {"name": "p", "generation": 1, "resourceSliceCount": 1},
+                "devices": [{"name": "d", "allowMultipleAllocations": true, "capacity": {"c": {
+                    "value": "4", "requestPolicy": {"default": "1", "validRange": {"min": "1", "step": step}},
+                }}}],
+            }})
+        };
+        assert_eq!(kind.validate(&slice("0"), None).len(), 1);
+        assert_eq!(kind.validate(&slice("0"), Some(&slice("0"))), []);
+        assert_eq!(kind.validate(&slice("0"), Some(&slice("1"))).len(), 1);
+        assert_eq!(kind.validate(&slice("1"), Some(&slice("0"))), []);
     }
 
     #[test]
