@@ -51,7 +51,8 @@ impl Cause {
     }
 
     pub fn forbidden(field: impl Into<String>, detail: &str) -> Self {
-        Cause::new("FieldValueForbidden", field, format!("Forbidden: {detail}"))
+        let message = if detail.is_empty() { "Forbidden".into() } else { format!("Forbidden: {detail}") };
+        Cause::new("FieldValueForbidden", field, message)
     }
 
     pub fn not_supported(field: impl Into<String>, value: &Value, supported: &[&str]) -> Self {

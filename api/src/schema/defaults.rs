@@ -70,6 +70,7 @@ const DEFAULTS: &[(&str, &str, &str)] = &[
     ("storage.v1.CSIDriverSpec", "storageCapacity", "false"),
     ("storage.v1.CSIDriverSpec", "fsGroupPolicy", r#""ReadWriteOnceWithFSType""#),
     ("storage.v1.CSIDriverSpec", "volumeLifecycleModes", r#"["Persistent"]"#),
+    ("storage.v1.CSIDriverSpec", "preventPodSchedulingIfMissing", "false"),
     ("storage.v1.CSIDriverSpec", "requiresRepublish", "false"),
     ("storage.v1.CSIDriverSpec", "seLinuxMount", "false"),
     ("networking.v1.NetworkPolicyPort", "protocol", r#""TCP""#),

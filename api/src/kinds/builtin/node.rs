@@ -87,14 +87,15 @@ impl Strategy for Nodes {
 
     fn validate_update(&self, new: &Object, old: &Object) -> Vec<Cause> {
         let mut causes = Vec::new();
-        for field in ["providerID", "podCIDRs"] {
-            if !old["spec"][field].is_null() && new["spec"][field] != old["spec"][field] {
-                let why = format!(
-                    "node updates may not change {} except from \"\" to valid",
-                    field.trim_end_matches('s')
-                );
-                causes.push(Cause::forbidden(format!("spec.{field}"), &why));
-            }
+        let [is, was] = [new, old].map(|node| &node["spec"]);
+        if !was["podCIDRs"].is_null() && is["podCIDRs"] != was["podCIDRs"] {
+            let why = "node updates may not change podCIDR except from \"\" to valid";
+            causes.push(Cause::forbidden("spec.podCIDRs", why));
+        }
+        if !str_at(was, "/providerID").is_empty() && is["providerID"] != was["providerID"] {
+            let done = if str_at(is, "/providerID").is_empty() { "cleared" } else { "modified" };
+            let why = format!("field cannot be {done} once set");
+            causes.push(Cause::invalid("spec.providerID", &Value::Null, &why));
         }
         causes
     }

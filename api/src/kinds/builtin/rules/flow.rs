@@ -201,8 +201,15 @@ pub(super) fn level<'v>(walk: &mut Walk<'v>, value: &'v Value) -> Below {
                 response(faults, &spec["limited"]["limitResponse"], &field.child("limitResponse"));
             }
         }
-        "" => faults.required(&field, ""),
-        _ => faults.not_supported(&field, &type_.into(), &["Exempt", "Limited"]),
+        other => {
+            if has(spec, "limited") {
+                faults.forbidden(&path.child("limited"), "");
+            }
+            match other {
+                "" => faults.required(&field, ""),
+                _ => faults.not_supported(&field, &other.into(), &["Exempt", "Limited"]),
+            }
+        }
     }
     Below::All
 }
@@ -238,8 +245,15 @@ fn response(faults: &mut Faults, value: &Value, path: &Path<'_>) {
             faults.required(&field, "must not be empty if limited.limitResponse.type is Limited");
         }
         "Queue" => queues(faults, &value["queuing"], &field),
-        "" => faults.required(&path.child("type"), ""),
-        _ => faults.not_supported(&path.child("type"), &type_.into(), &["Queue", "Reject"]),
+        other => {
+            if has(value, "queuing") {
+                faults.forbidden(&field, "");
+            }
+            match other {
+                "" => faults.required(&path.child("type"), ""),
+                _ => faults.not_supported(&path.child("type"), &other.into(), &["Queue", "Reject"]),
+            }
+        }
     }
 }
 
