@@ -1,4 +1,4 @@
-//! `cargo xtask conformance`: upstream's own tests against a throw-away cluster.
+//! `cargo xtask conformance`: upstream's own tests against a throw-away cluster; with `--beyond`, those that are not conformance.
 //!
 //! ```text
 //!  programs   tests/conformance/go.mod → e2e.test, ginkgo, kubectl, agnhost   once a version, below the cache
@@ -11,9 +11,10 @@ mod images;
 mod page;
 mod programs;
 mod report;
+mod set;
 mod suite;
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -23,11 +24,15 @@ use anyhow::{Context as _, Result, bail};
 use crate::codegen::pins;
 use crate::command::{cache, cargo, output, program, root, run as execute};
 use crate::{fixtures, setup, test};
-use report::Test;
+use report::Report;
+use set::Set;
 use suite::{Selection, Suite};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
+    /// Upstream's default tests that are not conformance, with lists and a page of their own
+    #[arg(long)]
+    beyond: bool,
     /// Only tests of this SIG, such as `node` or `api-machinery`
     #[arg(long)]
     sig: Option<String>,
@@ -43,9 +48,9 @@ pub(crate) struct Options {
     /// How many tests run at once [default: four for each core]
     #[arg(long)]
     procs: Option<usize>,
-    /// What the cluster is called
-    #[arg(long, default_value = "conformance")]
-    name: String,
+    /// What the cluster is called [default: conformance, or beyond]
+    #[arg(long)]
+    name: Option<String>,
     /// Build programs and images, critest too, and run nothing
     #[arg(long)]
     build_only: bool,
@@ -75,15 +80,22 @@ pub(crate) fn swagger() -> Result<PathBuf> {
 }
 
 pub(crate) fn run(options: Options) -> Result<()> {
+    let set = if options.beyond { &set::BEYOND } else { &set::CONFORMANCE };
     let selection = match &options.file {
         Some(path) => Selection::of_file(path)?,
         None => Selection::Matching { sig: options.sig, focus: options.focus },
     };
+    let name = options.name.as_deref().unwrap_or(set.name);
     setup::run()?;
     setup::room()?;
+    // Before anything that takes long.
+    let _alone =
+        alone(name, "its cluster and results are in use; wait for it, or give this run another --name")?;
+    let preparing = alone("preparing", "it builds what this one needs too; try again when its suite runs")?;
     let programs = programs::build()?;
     let served = fixtures::serve()?;
     images::publish(&programs, &served)?;
+    drop(preparing);
     if options.build_only {
         // For the day when there is a CRI server to ask.
         println!("critest: {}", programs::build_critest(&programs)?.display());
@@ -97,10 +109,9 @@ pub(crate) fn run(options: Options) -> Result<()> {
             program("release")?
         }
     };
-    let results = fresh_results()?;
+    let results = fresh_results(&set.results(name))?;
     let timeout = Duration::from_secs(options.timeout_minutes * 60);
     // What an interrupted run left would not be a fresh cluster.
-    let name = options.name.as_str();
     if Path::new(RUN).join(name).exists() {
         down(&skiff, name)?;
     }
@@ -110,21 +121,28 @@ pub(crate) fn run(options: Options) -> Result<()> {
             netns: Path::new(RUN).join(name).join("net"),
             kubeconfig: data_dir(name).join("kubeconfig.inside"),
             results: &results,
+            labels: set.labels,
             procs: options.procs.unwrap_or_else(suite::procs),
             timeout,
         };
         eprintln!("the suite runs; its log: {}", results.join(suite::LOG).display());
-        suite.run(&selection, &listed("endless.txt")?)
+        suite.run(&selection, &set.list("endless.txt")?)
     });
     // Before the cluster's directory goes.
     let logs = keep_logs(name, &results, options.nodes);
     down(&skiff, name)?;
-    let tests = report::read(&results, &ran?)?;
-    tell(&results, tests, &selection, &logs?, options.nodes)
+    let report = report::read(&results, &ran?)?;
+    tell(set, &results, &report, &selection, &logs?, options.nodes)
 }
 
-fn listed(file: &str) -> Result<Selection> {
-    Selection::of_list(&root().join("tests/conformance").join(file))
+/// Runs at once have clusters, results and turns at the registry's images of their own.
+fn alone(lock: &str, why: &str) -> Result<File> {
+    let folder = cache()?.join("conformance");
+    fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
+    let path = folder.join(format!("{lock}.lock"));
+    let file = File::create(&path).with_context(|| format!("creating {}", path.display()))?;
+    file.try_lock().with_context(|| format!("another run holds {}: {why}", path.display()))?;
+    Ok(file)
 }
 
 fn data_dir(name: &str) -> PathBuf {
@@ -143,9 +161,9 @@ fn down(skiff: &Path, name: &str) -> Result<()> {
 }
 
 /// The last run's results are kept until the next but one.
-fn fresh_results() -> Result<PathBuf> {
-    let results = cache()?.join("conformance/results");
-    let previous = results.with_file_name("results.previous");
+fn fresh_results(folder: &str) -> Result<PathBuf> {
+    let results = cache()?.join("conformance").join(folder);
+    let previous = results.with_extension("previous");
     if results.exists() {
         if previous.exists() {
             fs::remove_dir_all(&previous).with_context(|| format!("removing {}", previous.display()))?;
@@ -175,28 +193,29 @@ fn keep_logs(name: &str, results: &Path, n_nodes: u8) -> Result<Vec<(String, Str
 
 /// The closing line is the last of what is printed.
 fn tell(
+    set: &Set,
     results: &Path,
-    tests: Vec<Test>,
+    report: &Report,
     selection: &Selection,
     logs: &[(String, String)],
     n_nodes: u8,
 ) -> Result<()> {
-    report::write(results, &tests, logs)?;
-    let rows = report::by_sig(&tests);
-    let vacuous = listed("vacuous.txt")?;
+    let Report { tests, n_not_begun } = report;
+    report::write(results, tests, logs)?;
+    let rows = report::by_sig(tests);
+    let vacuous = set.list("vacuous.txt")?;
     if selection.is_whole() {
-        let causes = page::Causes::read(&root().join("tests/conformance/causes.tsv"))?;
         let date = output(Command::new("date").args(["-u", "+%Y-%m-%d"]))?;
         let commit = output(Command::new("git").args(["rev-parse", "--short", "HEAD"]).current_dir(root()))?;
         let kubernetes = pins::present()?;
         let (date, commit) = (date.trim(), commit.trim());
-        let run = page::Run { date, commit, kubernetes: &kubernetes, n_nodes };
-        let path = root().join("docs/conformance.md");
-        let text = page::page(&run, &tests, &rows, &causes, vacuous.names())?;
+        let run = page::Run { set, date, commit, kubernetes: &kubernetes, n_nodes };
+        let text = page::page(&run, report, &rows, &set.causes()?, vacuous.names())?;
+        let path = set.page();
         fs::write(&path, text).with_context(|| format!("writing {}", path.display()))?;
     }
     let missing = match selection {
-        Selection::Listed(names) => report::missing(names, &tests),
+        Selection::Listed(names) => report::missing(names, tests),
         Selection::Matching { .. } => Vec::new(),
     };
     let (all, table) = report::table(&rows)?;
@@ -206,8 +225,8 @@ fn tell(
         println!("did not run: {name}");
     }
     // The ratchet: what has passed before is expected to.
-    let passing = listed("passing.txt")?;
-    let (regressions, gains) = report::beside(&tests, passing.names());
+    let passing = set.list("passing.txt")?;
+    let (regressions, gains) = report::beside(tests, passing.names());
     for name in &regressions {
         println!("passed before and fails now: {name}");
     }
@@ -220,6 +239,9 @@ fn tell(
     }
     if !missing.is_empty() {
         bail!("{} listed tests did not run", missing.len());
+    }
+    if *n_not_begun > 0 {
+        bail!("{n_not_begun} tests had not begun when the suite's time was over");
     }
     Ok(())
 }

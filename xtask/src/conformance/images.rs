@@ -20,6 +20,8 @@ use crate::peers;
 /// What tests run inside the images; their libraries follow from their dependencies.
 const PACKAGES: [&str; 8] =
     ["bash", "bind9-dnsutils", "bind9-host", "curl", "iproute2", "libc-bin", "netcat-openbsd", "util-linux"];
+/// What lists connections, and the libraries that `PACKAGES` do not bring.
+const CONNTRACK: [&str; 3] = ["conntrack", "libnetfilter-conntrack3", "libnfnetlink0"];
 /// Where upstream lists the images of its tests.
 const MANIFEST: &str = "test/utils/image/manifest.go";
 const SEARCH_PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -43,10 +45,10 @@ pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
     let manifest =
         fs::read_to_string(&manifest).with_context(|| format!("reading {}", manifest.display()))?;
     let push = |layers: &[&Path], name: &str, config: Value| {
-        let full = if matches!(name, "etcd" | "pause") {
-            name.to_owned()
-        } else {
-            format!("e2e-test-images/{name}")
+        let full = match name {
+            "etcd" | "pause" => name.to_owned(),
+            "distroless-iptables" => format!("build-image/{name}"),
+            _ => format!("e2e-test-images/{name}"),
         };
         for tag in tags(&manifest, name) {
             // Of different versions upstream has different images, so they must differ here.
@@ -66,7 +68,10 @@ pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
         push(&layers, name, json!({"Entrypoint": ["/agnhost"], "Cmd": ["test-webserver"]}))?;
     }
     push(&[&busybox, &users, &shell], "busybox", json!({"Cmd": ["sh"]}))?;
+    push(&[&busybox, &users, &shell], "nonroot", json!({"Cmd": ["sh"], "User": "1234"}))?;
     push(&[&busybox, &users, &tools], "glibc-dns-testing", json!({"Cmd": ["bash"]}))?;
+    let conntrack = layer("conntrack", &|tree| conntrack(&dir, tree))?;
+    push(&[&busybox, &users, &tools, &conntrack], "distroless-iptables", json!({"Cmd": ["sh"]}))?;
     let nginx = rootfs::nginx(&served.dir)?;
     let config = json!({
         "Entrypoint": ["/usr/sbin/nginx", "-g", "daemon off;"],
@@ -78,6 +83,9 @@ pub(super) fn publish(programs: &Programs, served: &Served) -> Result<()> {
     };
     let nonewprivs = program("nonewprivs", "usr/local/bin/nnp", 0o6755)?;
     push(&[&busybox, &users, &shell, &nonewprivs], "nonewprivs", json!({"Cmd": ["nnp"]}))?;
+    let segments = program("regression-issue-74839", "regression-issue-74839", 0o755)?;
+    let config = json!({"Entrypoint": ["/regression-issue-74839"]});
+    push(&[&busybox, &users, &segments], "regression-issue-74839", config)?;
     let sample = program("sample-apiserver", "sample-apiserver", 0o755)?;
     push(&[&users, &sample], "sample-apiserver", json!({"Entrypoint": ["/sample-apiserver"]}))?;
     let etcd = layer("etcd", &|tree| etcd(tree))?;
@@ -151,22 +159,34 @@ fn unpack(dir: &Path, package: &str, tree: &Path) -> Result<()> {
     rootfs::extract(&deb.map_or_else(|| rootfs::download(&debs, package), Ok)?, tree)
 }
 
-/// The packages' programs and libraries, without what is only read by people.
+/// Programs and libraries, without what is only read by people.
 fn tools(dir: &Path, tree: &Path) -> Result<()> {
     for package in with_libraries()? {
         unpack(dir, &package, tree)?;
     }
-    for folder in ["etc", "var", "usr/share", "usr/include", "lib/systemd", "usr/lib/systemd"] {
-        let path = tree.join(folder);
-        if path.exists() {
-            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
-        }
-    }
+    remove_texts(tree)?;
     link_program(tree, "bash", "bin/sh")?;
     link_program(tree, "nc.openbsd", "usr/bin/nc")?;
     // A Debian whose libraries are all below /usr has this link in base-files.
     if !tree.join("lib64").exists() && tree.join("usr/lib64").exists() {
         symlink("usr/lib64", tree.join("lib64"))?;
+    }
+    Ok(())
+}
+
+fn conntrack(dir: &Path, tree: &Path) -> Result<()> {
+    for package in CONNTRACK {
+        unpack(dir, package, tree)?;
+    }
+    remove_texts(tree)
+}
+
+fn remove_texts(tree: &Path) -> Result<()> {
+    for folder in ["etc", "var", "usr/share", "usr/include", "lib/systemd", "usr/lib/systemd"] {
+        let path = tree.join(folder);
+        if path.exists() {
+            fs::remove_dir_all(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
     }
     Ok(())
 }

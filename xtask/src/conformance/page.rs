@@ -1,4 +1,4 @@
-//! `docs/conformance.md`: what the last whole run came to, with its failures by cause.
+//! `docs/conformance.md` and `docs/conformance-beyond.md`: what the last whole run came to, with its failures by cause.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,7 +7,8 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 
-use super::report::{Count, Outcome, Test};
+use super::report::{Count, Outcome, Report, Test};
+use super::set::Set;
 
 /// Why tests fail, as people have found out: `part of the names<TAB>cause`, the first that fits.
 pub(super) struct Causes(Vec<(String, String)>);
@@ -33,6 +34,7 @@ impl Causes {
 
 /// What a run was of.
 pub(super) struct Run<'a> {
+    pub(super) set: &'a Set,
     pub(super) date: &'a str,
     pub(super) commit: &'a str,
     pub(super) kubernetes: &'a str,
@@ -41,61 +43,119 @@ pub(super) struct Run<'a> {
 
 pub(super) fn page(
     run: &Run<'_>,
-    tests: &[Test],
+    report: &Report,
     rows: &BTreeMap<String, Count>,
     causes: &Causes,
     vacuous: &[String],
 ) -> Result<String> {
+    let tests = &report.tests;
     let mut out = String::new();
-    let count = |outcome| tests.iter().filter(|t| t.outcome == outcome).count();
-    let (passed, failed, skipped) = (count(Outcome::Passed), count(Outcome::Failed), count(Outcome::Skipped));
-    writeln!(out, "# Conformance\n")?;
+    let Run { set, date, commit, kubernetes, n_nodes } = run;
+    writeln!(out, "# {}\n", set.title)?;
     writeln!(
         out,
-        "Written by `cargo xtask conformance` on {}, at commit {}: upstream's whole suite (k8s.io/kubernetes {})\n\
-         against a cluster of {} nodes.\n",
-        run.date, run.commit, run.kubernetes, run.n_nodes
+        "Written by `{}` on {date}, at commit {commit}: {} (k8s.io/kubernetes {kubernetes})\n\
+         against a cluster of {n_nodes} nodes. {}\n",
+        set.command, set.what, set.note
     )?;
-    writeln!(out, "**{passed} passed, {failed} failed, {skipped} skipped.**\n")?;
-    let vacuous: Vec<&Test> =
-        tests.iter().filter(|t| t.outcome == Outcome::Passed && vacuous.contains(&t.name)).collect();
+    let of = |outcome| tests.iter().filter(move |t| t.outcome == outcome);
+    let (passed, failed) = (of(Outcome::Passed).count(), of(Outcome::Failed).count());
+    writeln!(out, "**{passed} passed, {failed} failed, {} skipped.**\n", of(Outcome::Skipped).count())?;
+    if report.n_not_begun > 0 {
+        writeln!(out, "{} more had not begun when the run's time was over.\n", report.n_not_begun)?;
+    }
+    let vacuous: Vec<&Test> = of(Outcome::Passed).filter(|t| vacuous.contains(&t.name)).collect();
     if !vacuous.is_empty() {
         writeln!(
             out,
             "Of those that passed, {} say nothing: they return if what they are about is not served.\n",
             vacuous.len()
         )?;
-        for test in vacuous {
-            writeln!(out, "- {}", test.name.trim_end_matches(" [Conformance]"))?;
-        }
+        list(&mut out, &vacuous)?;
         writeln!(out)?;
     }
     writeln!(out, "| SIG | passed | failed | skipped |\n|---|--:|--:|--:|")?;
     for (sig, row) in rows {
         writeln!(out, "| {sig} | {} | {} | {} |", row.passed, row.failed, row.skipped)?;
     }
-    let mut by_cause: BTreeMap<&str, Vec<&Test>> = BTreeMap::new();
-    for test in tests.iter().filter(|t| t.outcome == Outcome::Failed) {
-        by_cause.entry(causes.of(&test.name)).or_default().push(test);
-    }
-    let mut by_cause: Vec<(&str, Vec<&Test>)> = by_cause.into_iter().collect();
-    by_cause.sort_by_key(|(_, tests)| std::cmp::Reverse(tests.len()));
-    writeln!(out, "\n## What the others wait for\n\n| cause | tests |\n|---|--:|")?;
-    for (cause, tests) in &by_cause {
-        writeln!(out, "| {cause} | {} |", tests.len())?;
-    }
-    for (cause, tests) in &by_cause {
-        writeln!(out, "\n### {cause}\n")?;
-        for test in tests {
-            writeln!(out, "- {}", test.name.trim_end_matches(" [Conformance]"))?;
-        }
+    let by_cause = groups(of(Outcome::Failed), |test| causes.of(&test.name).to_owned());
+    section(&mut out, "What the others wait for", "cause", &by_cause)?;
+    let by_reason = groups(of(Outcome::Skipped), |test| first_line(&test.message));
+    if !by_reason.is_empty() {
+        section(&mut out, "What upstream's tests skip by themselves", "reason", &by_reason)?;
     }
     Ok(out)
 }
 
+/// Tests by what they have in common, most first.
+fn groups<'t>(
+    tests: impl Iterator<Item = &'t Test>,
+    key: impl Fn(&Test) -> String,
+) -> Vec<(String, Vec<&'t Test>)> {
+    let mut groups: BTreeMap<String, Vec<&Test>> = BTreeMap::new();
+    for test in tests {
+        groups.entry(key(test)).or_default().push(test);
+    }
+    let mut groups: Vec<_> = groups.into_iter().collect();
+    groups.sort_by_key(|(_, tests)| std::cmp::Reverse(tests.len()));
+    groups
+}
+
+/// A table of how many, and then which.
+fn section(out: &mut String, title: &str, of: &str, groups: &[(String, Vec<&Test>)]) -> Result<()> {
+    writeln!(out, "\n## {title}\n\n| {of} | tests |\n|---|--:|")?;
+    for (name, tests) in groups {
+        writeln!(out, "| {} | {} |", name.replace('|', "\\|"), tests.len())?;
+    }
+    for (name, tests) in groups {
+        writeln!(out, "\n### {name}\n")?;
+        list(out, tests)?;
+    }
+    Ok(())
+}
+
+fn list(out: &mut String, tests: &[&Test]) -> Result<()> {
+    for test in tests {
+        writeln!(out, "- {}", test.name.trim_end_matches(" [Conformance]"))?;
+    }
+    Ok(())
+}
+
+fn first_line(message: &str) -> String {
+    message.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Causes;
+    use super::{Causes, Run, page};
+    use crate::conformance::report::{self, Report};
+    use crate::conformance::set::BEYOND;
+
+    #[test]
+    fn a_page_says_what_failed_why_what_was_skipped_and_what_had_not_begun() {
+        let text = r#"[{"PreRunStats": {"SpecsThatWillRun": 5}, "SpecReports": [
+            {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-apps] Job"], "LeafNodeText": "runs", "State": "passed"},
+            {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-cli] exec"], "LeafNodeText": "a", "State": "failed"},
+            {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-cli] attach"], "LeafNodeText": "b", "State": "timedout"},
+            {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-node] dump"], "LeafNodeText": "c", "State": "skipped",
+             "Failure": {"Message": "\nOnly supported for providers [gce] (not skeleton)\nmore"}}
+        ]}]"#;
+        let report: Report = report::parse(text.as_bytes()).unwrap();
+        let rows = report::by_sig(&report.tests);
+        let causes = Causes(vec![("attach".into(), "attaching".into())]);
+        let run = Run { set: &BEYOND, date: "D", commit: "C", kubernetes: "v1", n_nodes: 2 };
+        let page = page(&run, &report, &rows, &causes, &[]).unwrap();
+        for part in [
+            "**1 passed, 2 failed, 1 skipped.**",
+            "\n1 more had not begun",
+            "| cli | 0 | 2 | 0 |",
+            "### attaching\n\n- [sig-cli] attach b\n",
+            "### not looked into yet\n\n- [sig-cli] exec a\n",
+            "### Only supported for providers [gce] (not skeleton)\n\n- [sig-node] dump c\n",
+        ] {
+            assert!(page.contains(part), "{part:?} is not in\n{page}");
+        }
+    }
 
     #[test]
     fn the_first_cause_that_fits_a_name_is_its_cause() {

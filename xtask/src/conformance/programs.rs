@@ -27,10 +27,11 @@ const STAMP: &str = "k8s.io/component-base/version";
 const KUBERNETES: &str = "k8s.io/kubernetes";
 /// What agnhost says that it is.
 const AGNHOST_VERSION: &str = "test/images/agnhost/VERSION";
-const GO_PROGRAMS: [(&str, Kind); 5] = [
+const GO_PROGRAMS: [(&str, Kind); 6] = [
     ("agnhost", Kind::Program("k8s.io/kubernetes/test/images/agnhost")),
     ("ginkgo", Kind::Program("github.com/onsi/ginkgo/v2/ginkgo")),
     ("kubectl", Kind::Program("k8s.io/kubernetes/cmd/kubectl")),
+    ("regression-issue-74839", Kind::Program("k8s.io/kubernetes/test/images/regression-issue-74839")),
     ("sample-apiserver", Kind::Program("k8s.io/sample-apiserver")),
     ("e2e.test", Kind::Test("k8s.io/kubernetes/test/e2e")),
 ];

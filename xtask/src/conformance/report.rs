@@ -17,12 +17,21 @@ pub(super) enum Outcome {
     Skipped,
 }
 
+/// What a run came to.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub(super) tests: Vec<Test>,
+    /// Selected, and left out because the time was over: ginkgo does not name them.
+    pub(super) n_not_begun: usize,
+}
+
 #[derive(Debug)]
 pub(super) struct Test {
     pub(super) name: String,
     pub(super) outcome: Outcome,
     seconds: f64,
-    message: String,
+    /// Why it failed or was skipped.
+    pub(super) message: String,
     place: String,
     output: String,
     start: String,
@@ -41,6 +50,14 @@ pub(super) struct Count {
 #[serde(rename_all = "PascalCase")]
 struct Suite {
     spec_reports: Option<Vec<Spec>>,
+    #[serde(default)]
+    pre_run_stats: Stats,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "PascalCase", default)]
+struct Stats {
+    specs_that_will_run: usize,
 }
 
 #[derive(Deserialize)]
@@ -100,19 +117,21 @@ const SECOND_CHARS: usize = 19;
 const MAX_SLUG_CHARS: usize = 80;
 
 /// Reads the reports of a run; fails if the suite did not get as far as its tests.
-pub(super) fn read(results: &Path, reports: &[PathBuf]) -> Result<Vec<Test>> {
-    let mut tests = Vec::new();
+pub(super) fn read(results: &Path, reports: &[PathBuf]) -> Result<Report> {
+    let (mut tests, mut n_not_begun) = (Vec::new(), 0);
     for report in reports {
         let Ok(bytes) = fs::read(report) else {
             bail!("the suite wrote no report; the end of its log:\n{}", log_tail(results));
         };
-        tests.extend(parse(&bytes)?);
+        let part = parse(&bytes)?;
+        tests.extend(part.tests);
+        n_not_begun += part.n_not_begun;
     }
     sort(&mut tests);
     if tests.is_empty() {
         bail!("no test ran; the end of the suite's log:\n{}", log_tail(results));
     }
-    Ok(tests)
+    Ok(Report { tests, n_not_begun })
 }
 
 fn log_tail(results: &Path) -> String {
@@ -122,8 +141,9 @@ fn log_tail(results: &Path) -> String {
     lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
 
-fn parse(bytes: &[u8]) -> Result<Vec<Test>> {
+pub(super) fn parse(bytes: &[u8]) -> Result<Report> {
     let suites: Vec<Suite> = serde_json::from_slice(bytes).context("reading ginkgo's report")?;
+    let n_selected: usize = suites.iter().map(|suite| suite.pre_run_stats.specs_that_will_run).sum();
     let mut tests = Vec::new();
     for spec in suites.into_iter().flat_map(|suite| suite.spec_reports.unwrap_or_default()) {
         if spec.leaf_node_type != "It" {
@@ -139,7 +159,8 @@ fn parse(bytes: &[u8]) -> Result<Vec<Test>> {
         tests.push(spec.into());
     }
     sort(&mut tests);
-    Ok(tests)
+    let n_not_begun = n_selected.saturating_sub(tests.len());
+    Ok(Report { tests, n_not_begun })
 }
 
 fn sort(tests: &mut [Test]) {
@@ -283,9 +304,9 @@ fn is_time(text: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Outcome, beside, by_sig, missing, parse, slug, table, window};
+    use super::{Outcome, Report, beside, by_sig, missing, parse, slug, table, window};
 
-    const REPORT: &str = r#"[{"SpecReports": [
+    const REPORT: &str = r#"[{"PreRunStats": {"TotalSpecs": 9, "SpecsThatWillRun": 5}, "SpecReports": [
         {"LeafNodeType": "SynchronizedBeforeSuite", "State": "passed"},
         {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-node] Pods"], "LeafNodeText": "run", "State": "passed",
          "RunTime": 1500000000},
@@ -299,7 +320,8 @@ mod tests {
 
     #[test]
     fn what_was_not_selected_is_not_counted_and_what_timed_out_failed() {
-        let tests = parse(REPORT.as_bytes()).unwrap();
+        let Report { tests, n_not_begun } = parse(REPORT.as_bytes()).unwrap();
+        assert_eq!(n_not_begun, 2);
         let names: Vec<(&str, Outcome)> = tests.iter().map(|t| (t.name.as_str(), t.outcome)).collect();
         let expected = [
             ("[sig-apps] Jobs hang", Outcome::Failed),

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 
 use super::programs::Programs;
 
-/// Which of upstream's conformance tests.
+/// Which tests of a set.
 pub(super) enum Selection {
     /// Of a SIG, or whose name matches, or both, or all.
     Matching { sig: Option<String>, focus: Option<String> },
@@ -22,6 +22,8 @@ pub(super) struct Suite<'a> {
     pub(super) netns: PathBuf,
     pub(super) kubeconfig: PathBuf,
     pub(super) results: &'a Path,
+    /// ginkgo's filter, which holds whatever is selected.
+    pub(super) labels: &'a str,
     /// How many tests run at once, but for those that are [Serial].
     pub(super) procs: usize,
     pub(super) timeout: Duration,
@@ -177,7 +179,8 @@ impl Suite<'_> {
         command
             .arg(format!("--net={}", self.netns.display()))
             .arg(self.programs.path("ginkgo"))
-            .args(["run", "--label-filter=Conformance", "--silence-skips", "--no-color"])
+            .args(["run", "--silence-skips", "--no-color"])
+            .arg(format!("--label-filter={}", self.labels))
             .arg(format!("--procs={}", part.procs))
             .arg(format!("--timeout={}s", part.timeout.as_secs()))
             .arg(format!("--json-report={}{REPORT}", part.prefix))
