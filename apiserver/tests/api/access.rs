@@ -285,6 +285,44 @@ async fn openapi_version_and_health_are_served() {
     assert!(String::from_utf8_lossy(&metrics.bytes).contains("apiserver_request_total"));
 }
 
+/// Those that upstream's suite looks for.
+#[tokio::test]
+async fn what_a_start_has_done_is_told_under_upstreams_names() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.admin();
+    let names = [
+        "start-apiserver-admission-initializer",
+        "generic-apiserver-start-informers",
+        "start-apiextensions-informers",
+        "start-apiextensions-controllers",
+        "crd-informer-synced",
+        "bootstrap-controller",
+        "start-system-namespaces-controller",
+        "start-service-ip-repair-controllers",
+        "scheduling/bootstrap-system-priority-classes",
+        "start-cluster-authentication-info-controller",
+        "start-kube-aggregator-informers",
+        "apiservice-registration-controller",
+        "apiservice-status-local-available-controller",
+        "apiservice-status-remote-available-controller",
+        "kube-apiserver-autoregistration",
+        "apiservice-openapi-controller",
+        "storage-readiness",
+    ];
+    for endpoint in ["healthz", "livez", "readyz"] {
+        let told = admin.get(&format!("/{endpoint}?verbose=1")).await;
+        let told = String::from_utf8_lossy(&told.bytes).into_owned();
+        let lines: Vec<&str> = told.lines().collect();
+        for name in names {
+            assert!(lines.contains(&format!("[+]poststarthook/{name} ok").as_str()), "{name} in {told}");
+        }
+        assert!(lines.contains(&"[+]autoregister-completion ok"), "{told}");
+        assert_eq!(lines.contains(&"[+]informer-sync ok"), endpoint == "readyz", "{told}");
+    }
+    assert_eq!(admin.get("/livez/poststarthook/bootstrap-controller").await.bytes.as_ref(), b"ok");
+    assert_eq!(admin.get("/livez/poststarthook/no-such").await.code, 404);
+}
+
 #[tokio::test]
 async fn the_clusters_first_objects_are_there_and_stay_over_a_restart() {
     let cluster = Cluster::start().await;
