@@ -111,12 +111,16 @@ fn paths_of(kind: &Kind) -> Vec<(String, Value)> {
     };
     let gvk = json!({"group": kind.group, "version": kind.version, "kind": kind.kind});
     let operation = |action: &str, parameters: &[&str]| {
-        json!({
+        let mut operation = json!({
             "x-kubernetes-action": action,
             "x-kubernetes-group-version-kind": gvk,
-            "parameters": parameters.iter().map(|name| parameters::v3(name)).collect::<Vec<_>>(),
             "responses": {"200": {"description": "OK"}},
-        })
+        });
+        // Clients that write what they have read leave an empty list out, so that theirs would differ.
+        if !parameters.is_empty() {
+            operation["parameters"] = parameters.iter().map(|name| parameters::v3(name)).collect();
+        }
+        operation
     };
     let write = ["dryRun", "fieldManager", "fieldValidation"];
     let mut patch = operation("patch", &["dryRun", "fieldManager", "fieldValidation", "force"]);
