@@ -18,8 +18,19 @@ use crate::fixtures::{Image, Served, archive, rootfs};
 use crate::peers;
 
 /// What tests run inside the images; their libraries follow from their dependencies.
-const PACKAGES: [&str; 8] =
-    ["bash", "bind9-dnsutils", "bind9-host", "curl", "iproute2", "libc-bin", "netcat-openbsd", "util-linux"];
+const PACKAGES: [&str; 9] = [
+    "bash",
+    "bind9-dnsutils",
+    "bind9-host",
+    "curl",
+    "iproute2",
+    "libc-bin",
+    "netcat-openbsd",
+    "util-linux",
+    "wget",
+];
+/// Debian's busybox has none.
+const PRINTENV: &str = "#!/bin/sh\nfor name; do eval \"printf '%s\\n' \\\"\\${$name?}\\\"\"; done\n";
 /// What lists connections, and the libraries that `PACKAGES` do not bring.
 const CONNTRACK: [&str; 3] = ["conntrack", "libnetfilter-conntrack3", "libnfnetlink0"];
 /// Where upstream lists the images of its tests.
@@ -167,6 +178,9 @@ fn tools(dir: &Path, tree: &Path) -> Result<()> {
     remove_texts(tree)?;
     link_program(tree, "bash", "bin/sh")?;
     link_program(tree, "nc.openbsd", "usr/bin/nc")?;
+    // A static busybox dies in its wget here. This one is to try once, as that does.
+    write(tree, "etc/wgetrc", "tries = 1\n")?;
+    write_program(tree, "usr/bin/printenv", PRINTENV)?;
     // A Debian whose libraries are all below /usr has this link in base-files.
     if !tree.join("lib64").exists() && tree.join("usr/lib64").exists() {
         symlink("usr/lib64", tree.join("lib64"))?;
@@ -253,6 +267,13 @@ fn write(tree: &Path, at: &str, text: &str) -> Result<()> {
         fs::create_dir_all(parent).with_context(|| format!("creating {}", parent.display()))?;
     }
     fs::write(&path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+fn write_program(tree: &Path, at: &str, text: &str) -> Result<()> {
+    write(tree, at, text)?;
+    let path = tree.join(at);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("setting the mode of {}", path.display()))
 }
 
 fn copy(from: &Path, tree: &Path, at: &str, mode: u32) -> Result<()> {
