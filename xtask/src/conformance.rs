@@ -60,6 +60,9 @@ pub(crate) struct Options {
     /// Test this program instead of a build of the work tree
     #[arg(long, conflicts_with = "debug")]
     skiff: Option<PathBuf>,
+    /// Run nothing, and tell anew what the last run came to: its page, with the causes that are listed now
+    #[arg(long, conflicts_with_all = ["build_only", "debug", "skiff"])]
+    again: bool,
     /// End the suite after this many minutes
     #[arg(long, default_value_t = 360)]
     timeout_minutes: u64,
@@ -86,6 +89,12 @@ pub(crate) fn run(options: Options) -> Result<()> {
         None => Selection::Matching { sig: options.sig, focus: options.focus },
     };
     let name = options.name.as_deref().unwrap_or(set.name);
+    if options.again {
+        let results = results(&set.results(name))?;
+        let reports: Vec<PathBuf> =
+            suite::reports(&results).into_iter().filter(|path| path.exists()).collect();
+        return tell(set, &results, &report::read(&results, &reports)?, &selection, None, options.nodes);
+    }
     setup::run()?;
     setup::room()?;
     // Before anything that takes long.
@@ -132,7 +141,7 @@ pub(crate) fn run(options: Options) -> Result<()> {
     let logs = keep_logs(name, &results, options.nodes);
     down(&skiff, name)?;
     let report = report::read(&results, &ran?)?;
-    tell(set, &results, &report, &selection, &logs?, options.nodes)
+    tell(set, &results, &report, &selection, Some(&logs?), options.nodes)
 }
 
 /// Runs at once have clusters, results and turns at the registry's images of their own.
@@ -160,9 +169,13 @@ fn down(skiff: &Path, name: &str) -> Result<()> {
     execute(Command::new(skiff).args(["down", "--name", name]))
 }
 
+fn results(folder: &str) -> Result<PathBuf> {
+    Ok(cache()?.join("conformance").join(folder))
+}
+
 /// The last run's results are kept until the next but one.
 fn fresh_results(folder: &str) -> Result<PathBuf> {
-    let results = cache()?.join("conformance").join(folder);
+    let results = results(folder)?;
     let previous = results.with_extension("previous");
     if results.exists() {
         if previous.exists() {
@@ -197,11 +210,14 @@ fn tell(
     results: &Path,
     report: &Report,
     selection: &Selection,
-    logs: &[(String, String)],
+    logs: Option<&[(String, String)]>,
     n_nodes: u8,
 ) -> Result<()> {
     let Report { tests, n_not_begun } = report;
-    report::write(results, tests, logs)?;
+    // Of a run that is told of anew they are there.
+    if let Some(logs) = logs {
+        report::write(results, tests, logs)?;
+    }
     let rows = report::by_sig(tests);
     let vacuous = set.list("vacuous.txt")?;
     if selection.is_whole() {

@@ -30,6 +30,8 @@ pub(super) struct Suite<'a> {
 }
 
 const REPORT: &str = "report.json";
+/// Before the names of the reports of those that wait for ever.
+const ENDLESS: &str = "endless-";
 const JUNIT: &str = "junit.xml";
 pub(super) const LOG: &str = "e2e.log";
 /// Of those that wait for ever.
@@ -93,6 +95,11 @@ impl Selection {
     }
 }
 
+/// Where a run may have left reports.
+pub(super) fn reports(results: &Path) -> [PathBuf; 2] {
+    ["", ENDLESS].map(|prefix| results.join(format!("{prefix}{REPORT}")))
+}
+
 /// A text as an expression of Go that matches just it.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
@@ -130,7 +137,7 @@ impl Suite<'_> {
         };
         let parts = if selection.is_whole() && !endless.names().is_empty() {
             let last = Part {
-                prefix: "endless-",
+                prefix: ENDLESS,
                 focus: endless.expression(),
                 skip: None,
                 procs: endless.names().len().max(1),
