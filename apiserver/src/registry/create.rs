@@ -38,9 +38,7 @@ impl Registry {
     ) -> Result<Object, Status> {
         let kind = call.kind.clone();
         metadata::match_namespace(call, &mut object)?;
-        if !object.resource_version().is_empty() && object.resource_version() != "0" {
-            return Err(Status::new(500, "", "resourceVersion should not be set on objects to be created"));
-        }
+        let has_version = !matches!(object.resource_version(), "" | "0");
         object.meta_mut().remove("resourceVersion");
         if call.table.is_terminating(&kind) {
             let why = "create not allowed while custom resource definition is terminating";
@@ -65,6 +63,14 @@ impl Registry {
             self.admission.validate_create(call, &object, None).await?;
             self.admission.check_limits(&kind, &object)?;
             self.validate_new(call, &object, dry_run).await?;
+            // Upstream's store says so, after all of admission.
+            if has_version {
+                return Err(Status::new(
+                    500,
+                    "",
+                    "resourceVersion should not be set on objects to be created",
+                ));
+            }
             let name = object.name().to_owned();
             let charge = self.admission.quotas.charge(&kind, &object, dry_run).await?;
             match self.write_new(&kind, object, dry_run).await {

@@ -71,6 +71,20 @@ async fn names_and_namespaces_are_checked() {
 }
 
 #[tokio::test]
+async fn admission_is_asked_of_a_new_object_before_its_resource_version_is_refused() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let mut versioned = config_map("x", "1");
+    versioned["metadata"]["resourceVersion"] = "5".into();
+    let absent = admin.post("/api/v1/namespaces/absent/configmaps", versioned.clone()).await;
+    absent.refused(404, "NotFound");
+    let refused = admin.post(MAPS, versioned).await;
+    assert_eq!(refused.code, 500);
+    let text = String::from_utf8_lossy(&refused.bytes);
+    assert!(text.contains("resourceVersion should not be set on objects to be created"), "{text}");
+}
+
+#[tokio::test]
 async fn a_dry_run_changes_nothing() {
     let cluster = Cluster::start().await;
     let admin = cluster.namespace("a").await;
