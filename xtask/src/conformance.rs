@@ -213,7 +213,7 @@ fn tell(
     logs: Option<&[(String, String)]>,
     n_nodes: u8,
 ) -> Result<()> {
-    let Report { tests, n_not_begun } = report;
+    let Report { tests, n_not_ended } = report;
     // Of a run that is told of anew they are there.
     if let Some(logs) = logs {
         report::write(results, tests, logs)?;
@@ -256,8 +256,8 @@ fn tell(
     if !missing.is_empty() {
         bail!("{} listed tests did not run", missing.len());
     }
-    if *n_not_begun > 0 {
-        bail!("{n_not_begun} tests had not begun when the suite's time was over");
+    if *n_not_ended > 0 {
+        bail!("{n_not_ended} tests had not ended when the suite's time was over");
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use super::set::Set;
 /// Why tests fail, as people have found out: `part of the names<TAB>cause`, the first that fits.
 pub(super) struct Causes(Vec<(String, String)>);
 
+const MAX_REASON_CHARS: usize = 100;
 const UNKNOWN: &str = "not looked into yet";
 
 impl Causes {
@@ -61,8 +62,12 @@ pub(super) fn page(
     let of = |outcome| tests.iter().filter(move |t| t.outcome == outcome);
     let (passed, failed) = (of(Outcome::Passed).count(), of(Outcome::Failed).count());
     writeln!(out, "**{passed} passed, {failed} failed, {} skipped.**\n", of(Outcome::Skipped).count())?;
-    if report.n_not_begun > 0 {
-        writeln!(out, "{} more had not begun when the run's time was over.\n", report.n_not_begun)?;
+    if report.n_not_ended > 0 {
+        writeln!(
+            out,
+            "{} more had not ended when the run's time was over, and are not counted.\n",
+            report.n_not_ended
+        )?;
     }
     let vacuous: Vec<&Test> = of(Outcome::Passed).filter(|t| vacuous.contains(&t.name)).collect();
     if !vacuous.is_empty() {
@@ -121,8 +126,10 @@ fn list(out: &mut String, tests: &[&Test]) -> Result<()> {
     Ok(())
 }
 
+/// Some go on with all that they have looked at.
 fn first_line(message: &str) -> String {
-    message.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim().to_owned()
+    let line = message.lines().find(|line| !line.trim().is_empty()).unwrap_or_default().trim();
+    line.chars().take(MAX_REASON_CHARS).collect()
 }
 
 #[cfg(test)]
@@ -132,7 +139,7 @@ mod tests {
     use crate::conformance::set::BEYOND;
 
     #[test]
-    fn a_page_says_what_failed_why_what_was_skipped_and_what_had_not_begun() {
+    fn a_page_says_what_failed_why_what_was_skipped_and_what_had_not_ended() {
         let text = r#"[{"PreRunStats": {"SpecsThatWillRun": 5}, "SpecReports": [
             {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-apps] Job"], "LeafNodeText": "runs", "State": "passed"},
             {"LeafNodeType": "It", "ContainerHierarchyTexts": ["[sig-cli] exec"], "LeafNodeText": "a", "State": "failed"},
@@ -147,7 +154,7 @@ mod tests {
         let page = page(&run, &report, &rows, &causes, &[]).unwrap();
         for part in [
             "**1 passed, 2 failed, 1 skipped.**",
-            "\n1 more had not begun",
+            "\n1 more had not ended",
             "| cli | 0 | 2 | 0 |",
             "### attaching\n\n- [sig-cli] attach b\n",
             "### not looked into yet\n\n- [sig-cli] exec a\n",

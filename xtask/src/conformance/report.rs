@@ -22,7 +22,7 @@ pub(super) enum Outcome {
 pub(super) struct Report {
     pub(super) tests: Vec<Test>,
     /// Selected, and left out because the time was over: ginkgo does not name them.
-    pub(super) n_not_begun: usize,
+    pub(super) n_not_ended: usize,
 }
 
 #[derive(Debug)]
@@ -118,20 +118,20 @@ const MAX_SLUG_CHARS: usize = 80;
 
 /// Reads the reports of a run; fails if the suite did not get as far as its tests.
 pub(super) fn read(results: &Path, reports: &[PathBuf]) -> Result<Report> {
-    let (mut tests, mut n_not_begun) = (Vec::new(), 0);
+    let (mut tests, mut n_not_ended) = (Vec::new(), 0);
     for report in reports {
         let Ok(bytes) = fs::read(report) else {
             bail!("the suite wrote no report; the end of its log:\n{}", log_tail(results));
         };
         let part = parse(&bytes)?;
         tests.extend(part.tests);
-        n_not_begun += part.n_not_begun;
+        n_not_ended += part.n_not_ended;
     }
     sort(&mut tests);
     if tests.is_empty() {
         bail!("no test ran; the end of the suite's log:\n{}", log_tail(results));
     }
-    Ok(Report { tests, n_not_begun })
+    Ok(Report { tests, n_not_ended })
 }
 
 fn log_tail(results: &Path) -> String {
@@ -159,8 +159,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Report> {
         tests.push(spec.into());
     }
     sort(&mut tests);
-    let n_not_begun = n_selected.saturating_sub(tests.len());
-    Ok(Report { tests, n_not_begun })
+    let n_not_ended = n_selected.saturating_sub(tests.len());
+    Ok(Report { tests, n_not_ended })
 }
 
 fn sort(tests: &mut [Test]) {
@@ -320,8 +320,8 @@ mod tests {
 
     #[test]
     fn what_was_not_selected_is_not_counted_and_what_timed_out_failed() {
-        let Report { tests, n_not_begun } = parse(REPORT.as_bytes()).unwrap();
-        assert_eq!(n_not_begun, 2);
+        let Report { tests, n_not_ended } = parse(REPORT.as_bytes()).unwrap();
+        assert_eq!(n_not_ended, 2);
         let names: Vec<(&str, Outcome)> = tests.iter().map(|t| (t.name.as_str(), t.outcome)).collect();
         let expected = [
             ("[sig-apps] Jobs hang", Outcome::Failed),
