@@ -113,7 +113,7 @@ impl Bundles {
                 let Some(selector) = &source.label_selector else { return Ok(Texts::new()) };
                 let selector = serde_json::to_value(selector).unwrap_or(Value::Null);
                 let selector = LabelSelector::from_json(&selector)
-                    .map_err(|status| BundleError::Selector(status.message.clone()))?;
+                    .map_err(|status| BundleError::Selector(status.message))?;
                 let of_signer = ListParams::default().fields(&format!("spec.signerName={signer}"));
                 let list = api.list(&of_signer).await.map_err(failed)?;
                 let picked = list.items.into_iter().filter(|bundle| {

@@ -46,7 +46,7 @@ fn renamed<'n>(before: &'n BTreeSet<String>, after: &'n BTreeSet<String>) -> BTr
     names
 }
 
-fn by<'n>(key: fn(&str) -> Vec<&str>, names: Vec<&'n String>) -> BTreeMap<Vec<&'n str>, Vec<&'n str>> {
+fn by(key: fn(&str) -> Vec<&str>, names: Vec<&String>) -> BTreeMap<Vec<&str>, Vec<&str>> {
     let mut found: BTreeMap<Vec<&str>, Vec<&str>> = BTreeMap::new();
     for name in names {
         found.entry(key(name)).or_default().push(name);

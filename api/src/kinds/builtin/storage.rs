@@ -78,5 +78,6 @@ fn migrated(migration: &Object) -> String {
 fn migration_state(migration: &Object) -> &str {
     let conditions = items_at(migration, "/status/conditions").iter().filter(|c| c["status"] == "True");
     let types = conditions.map(|c| str_at(c, "/type"));
-    types.filter(|type_| matches!(*type_, "Running" | "Failed" | "Succeeded")).last().unwrap_or("Unknown")
+    let told = |type_: &&str| matches!(*type_, "Running" | "Failed" | "Succeeded");
+    types.rev().find(told).unwrap_or("Unknown")
 }

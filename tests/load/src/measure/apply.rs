@@ -14,8 +14,10 @@ use crate::meter::{Groups, Meter};
 use crate::objects::namespace;
 
 const APPLY: &str = "application/apply-patch+yaml";
+/// What a manager applies in a turn.
+type Fields = fn(usize) -> Value;
 /// Who applies, and what is theirs.
-const MANAGERS: [(&str, fn(usize) -> Value); 4] =
+const MANAGERS: [(&str, Fields); 4] =
     [("deployer", deployed), ("platform", labelled), ("scaler", scaled), ("tuner", tuned)];
 
 #[derive(clap::Args, Clone, Debug)]
@@ -33,8 +35,8 @@ pub struct Options {
 pub async fn run(server: &Server, groups: &Groups, options: &Options) -> Result<Figures> {
     let connections = server.connections(options.clients).await?;
     namespace(&connections[0], &options.namespace).await?;
-    for number in 0..connections.len() {
-        round(&connections[number], options, number, 0).await?;
+    for (number, connection) in connections.iter().enumerate() {
+        round(connection, options, number, 0).await?;
     }
     let meter = Meter::start(groups)?;
     let next = Arc::new(AtomicUsize::new(MANAGERS.len()));
