@@ -39,7 +39,7 @@ fn webhooks_of_a_pod_mutate_validate_and_convert_and_are_missed_when_it_is_gone(
 
     let refused = cluster.apply_text_fails(&deed("v1", "alone", "[ann]"))?;
     let message = "admission webhook \"validate.notary.example.com\" denied the request: a deed wants two parties, not 1";
-    has(&refused, &["Error from server (Forbidden)", message])?;
+    has(&refused, &["Error from server: error when creating", message])?;
     let warned = cluster
         .kubectl_command(&[
             "patch",
@@ -67,7 +67,7 @@ fn webhooks_of_a_pod_mutate_validate_and_convert_and_are_missed_when_it_is_gone(
     cluster.kubectl(&["create", "configmap", "other"])?;
     has(&cluster.kubectl(&["get", "deeds.v1.notary.example.com"])?, &["sale", "lease"])?;
     let refused = cluster.kubectl_fails(&["get", "deeds.v1alpha1.notary.example.com"])?;
-    has(&refused, &["conversion webhook for notary.example.com/v1, Kind=Deed failed"])?;
+    has(&refused, &["conversion webhook for notary.example.com/v1, Kind=DeedList failed"])?;
 
     cluster.kubectl(&["-n", "notary", "scale", "deployment/notary", "--replicas=1"])?;
     cluster.kubectl(&["-n", "notary", "rollout", "status", "deployment/notary", "--timeout=60s"])?;
