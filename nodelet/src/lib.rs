@@ -29,7 +29,7 @@
 //!   their own limits of storage are evicted ([`storage`]).
 //! - An exec whose client leaves goes on until its process ends; one with a terminal is hung up.
 //! - Volumes other than emptyDir, hostPath, configMap, secret, downwardAPI and projected are refused
-//!   with a `FailedMount` event; so are trust bundles and pod certificates in projections.
+//!   with a `FailedMount` event.
 //! - Attach, port-forward and the SPDY protocol are refused; ephemeral and static pods are not made.
 
 mod config;

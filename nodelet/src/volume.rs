@@ -10,6 +10,7 @@
 
 pub(crate) mod atomic;
 pub(crate) mod bundle;
+pub(crate) mod certificate;
 pub(crate) mod host_path;
 pub(crate) mod mounts;
 pub(crate) mod ownership;
@@ -30,6 +31,7 @@ use crate::objects::Objects;
 use crate::pod::PodExt;
 use crate::resources;
 use bundle::Bundles;
+use certificate::Certificates;
 use payload::{Payload, PayloadContext};
 use token::Tokens;
 
@@ -66,11 +68,18 @@ pub(crate) struct Volumes {
     objects: Arc<Objects>,
     tokens: Tokens,
     bundles: Bundles,
+    certificates: Certificates,
 }
 
 impl Volumes {
     pub(crate) fn new(config: Arc<Config>, objects: Arc<Objects>, client: kube::Client) -> Volumes {
-        Volumes { config, objects, tokens: Tokens::new(client.clone()), bundles: Bundles::new(client) }
+        Volumes {
+            tokens: Tokens::new(client.clone()),
+            bundles: Bundles::new(client.clone()),
+            certificates: Certificates::new(client, &config.node_name),
+            config,
+            objects,
+        }
     }
 
     /// Makes and refreshes all of a pod's volumes. Those that fail are named with the reason.
@@ -158,8 +167,13 @@ impl Volumes {
         volume: &Volume,
         downward: &Downward<'_>,
     ) -> Result<MountedVolume, VolumeError> {
-        let (tokens, bundles) = (&self.tokens, &self.bundles);
-        let context = PayloadContext { objects: &self.objects, tokens, bundles, downward };
+        let context = PayloadContext {
+            objects: &self.objects,
+            tokens: &self.tokens,
+            bundles: &self.bundles,
+            certificates: &self.certificates,
+            downward,
+        };
         let (plugin, payload, in_memory) = if let Some(source) = &volume.config_map {
             ("configmap", context.config_map_volume(source).await?, false)
         } else if let Some(source) = &volume.secret {
@@ -167,7 +181,7 @@ impl Volumes {
         } else if let Some(source) = &volume.downward_api {
             ("downward-api", context.downward_volume(source)?, true)
         } else if let Some(source) = &volume.projected {
-            ("projected", context.projected_volume(source).await?, true)
+            ("projected", context.projected_volume(&volume.name, source).await?, true)
         } else {
             return Err(VolumeError::Unsupported(type_name(volume)));
         };
@@ -198,6 +212,7 @@ impl Volumes {
     /// Unmounts and removes the volumes of a pod that has ended; what its containers left stays.
     pub(crate) async fn remove_volumes(&self, uid: &str) -> Result<(), VolumeError> {
         self.tokens.forget(uid);
+        self.certificates.forget(uid);
         let dir = self.config.pod_dir(uid);
         blocking(move || {
             mounts::remove_tree(&dir.join("volume-subpaths"))?;
@@ -209,6 +224,7 @@ impl Volumes {
     /// Unmounts and removes everything of a pod that has no containers any more.
     pub(crate) async fn tear_down(&self, uid: &str) -> Result<(), VolumeError> {
         self.tokens.forget(uid);
+        self.certificates.forget(uid);
         let dir = self.config.pod_dir(uid);
         blocking(move || mounts::remove_tree(&dir)).await
     }

@@ -77,6 +77,11 @@ impl FakeApi {
         self.0.lock().objects.get(path).cloned()
     }
 
+    /// Of the objects below a path.
+    pub(crate) fn paths(&self, below: &str) -> Vec<String> {
+        self.0.lock().objects.keys().filter(|path| path.starts_with(below)).cloned().collect()
+    }
+
     pub(crate) fn requests(&self) -> Vec<String> {
         self.0.lock().requests.clone()
     }
@@ -223,6 +228,9 @@ impl FakeApi {
             let in_an_hour = jiff::Timestamp::now() + std::time::Duration::from_secs(3600);
             body["status"] = json!({ "token": "the-token", "expirationTimestamp": in_an_hour.to_string() });
             return success(&body);
+        }
+        if let Some(prefix) = body["metadata"]["generateName"].as_str() {
+            body["metadata"]["name"] = json!(format!("{prefix}{}", self.0.lock().version));
         }
         let name = body["metadata"]["name"].as_str().unwrap_or_default().to_owned();
         let at = format!("{path}/{name}");

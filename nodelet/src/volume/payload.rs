@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{
     ConfigMap, ConfigMapVolumeSource, Container, DownwardAPIVolumeFile, DownwardAPIVolumeSource, KeyToPath,
-    ProjectedVolumeSource, Secret, SecretVolumeSource, ServiceAccountTokenProjection, VolumeProjection,
+    PodCertificateProjection, ProjectedVolumeSource, Secret, SecretVolumeSource,
+    ServiceAccountTokenProjection, VolumeProjection,
 };
 
 use crate::env::{Downward, not_found};
@@ -13,6 +14,7 @@ use crate::objects::Objects;
 use crate::pod::{PodExt, containers, init_containers, optional};
 use crate::volume::VolumeError;
 use crate::volume::bundle::Bundles;
+use crate::volume::certificate::{Certificates, Credentials};
 use crate::volume::token::Tokens;
 
 const DEFAULT_MODE: i32 = 0o644;
@@ -32,6 +34,7 @@ pub(crate) struct PayloadContext<'a> {
     pub(crate) objects: &'a Objects,
     pub(crate) tokens: &'a Tokens,
     pub(crate) bundles: &'a Bundles,
+    pub(crate) certificates: &'a Certificates,
     pub(crate) downward: &'a Downward<'a>,
 }
 
@@ -129,12 +132,17 @@ impl PayloadContext<'_> {
 
     pub(crate) async fn projected_volume(
         &self,
+        volume: &str,
         source: &ProjectedVolumeSource,
     ) -> Result<Payload, VolumeError> {
         let default_mode = source.default_mode.unwrap_or(DEFAULT_MODE);
         let (mut payload, mut errors) = (Payload::new(), Vec::new());
-        for projection in source.sources.iter().flatten() {
-            match self.projection(projection, default_mode).await {
+        for (index, projection) in source.sources.iter().flatten().enumerate() {
+            let files = match &projection.pod_certificate {
+                Some(source) => self.certificate(volume, index, source, default_mode).await,
+                None => self.projection(projection, default_mode).await,
+            };
+            match files {
                 Ok(files) => payload.extend(files),
                 Err(error) => errors.push(error.to_string()),
             }
@@ -183,7 +191,30 @@ impl PayloadContext<'_> {
             let data = self.bundles.get(source).await.map_err(content)?;
             return Ok(Payload::from([(source.path.clone(), self.private(data, default_mode))]));
         }
-        Err(VolumeError::Unsupported("projected podCertificate"))
+        Err(VolumeError::Unsupported("projected"))
+    }
+
+    async fn certificate(
+        &self,
+        volume: &str,
+        index: usize,
+        source: &PodCertificateProjection,
+        default_mode: i32,
+    ) -> Result<Payload, VolumeError> {
+        let pod = self.downward.pod;
+        let Credentials { key, chain } =
+            self.certificates.get(pod, volume, index, source).await.map_err(content)?;
+        let bundle = format!("{key}{chain}");
+        let files = [
+            (&source.credential_bundle_path, bundle),
+            (&source.key_path, key),
+            (&source.certificate_chain_path, chain),
+        ];
+        let files = files.into_iter().filter_map(|(path, text)| {
+            let path = path.clone().filter(|path| !path.is_empty())?;
+            Some((path, self.private(text.into_bytes(), default_mode)))
+        });
+        Ok(files.collect())
     }
 
     /// A file for the pod's user and group alone, where they are known.
