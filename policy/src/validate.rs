@@ -23,6 +23,9 @@ const MAX_ANNOTATION_BYTES: usize = 10 * 1024;
 /// A longer message is not told.
 const MAX_MESSAGE_BYTES: usize = 5 * 1024;
 
+/// So many failures are told in the annotation of them.
+const MAX_FAILURES: usize = 50;
+
 /// What a policy has against a request, from one of its validations.
 struct Decision {
     index: usize,
@@ -60,6 +63,8 @@ struct Judge<'j> {
     request_check: Value<'static>,
     versions: Vec<Versioned>,
     denial: Option<Denial>,
+    /// What the audit annotation tells, each as JSON.
+    failures: Vec<String>,
 }
 
 /// The values of the audit annotations of one policy, by key.
@@ -87,9 +92,14 @@ impl Policies {
             request_check: request_check(attributes),
             versions: Vec::new(),
             denial: None,
+            failures: Vec::new(),
         };
         for policy in &self.policies {
             judge.policy(policy, record).await?;
+        }
+        if !judge.failures.is_empty() {
+            let all = format!("[{}]", judge.failures.join(","));
+            record.annotate(FAILURE_KEY.to_owned(), AuditLevel::Metadata, all);
         }
         match judge.denial {
             None => Ok(()),
@@ -249,8 +259,9 @@ impl<'j> Judge<'j> {
                 match action {
                     Action::Deny => self.deny(policy, Some(binding), &message, reason),
                     Action::Audit => {
-                        let value = failure(policy, binding, index, &message);
-                        record.annotate(FAILURE_KEY.to_owned(), AuditLevel::Metadata, value);
+                        if self.failures.len() < MAX_FAILURES {
+                            self.failures.push(failure(policy, binding, index, &message));
+                        }
                     }
                     Action::Warn => record.warn([format!(
                         "Validation failed for ValidatingAdmissionPolicy '{}' with binding '{}': {message}",
@@ -352,7 +363,7 @@ fn failure(policy: &Policy, binding: &Binding, index: usize, message: &str) -> S
         out
     };
     format!(
-        "[{{\"message\":{},\"policy\":{},\"binding\":{},\"expressionIndex\":{index},\"validationActions\":{}}}]",
+        "{{\"message\":{},\"policy\":{},\"binding\":{},\"expressionIndex\":{index},\"validationActions\":{}}}",
         quoted(message),
         quoted(&policy.name),
         quoted(&binding.name),

@@ -206,7 +206,8 @@ impl Node {
     /// The log's lines without their times.
     fn logged(&self, id: &str) -> Vec<String> {
         let text = std::fs::read_to_string(self.log(id)).unwrap();
-        text.lines().map(|line| line.split_once(' ').unwrap().1.to_owned()).collect()
+        // The last line may be one that is being written.
+        text.lines().filter_map(|line| Some(line.split_once(' ')?.1.to_owned())).collect()
     }
 
     /// Waits until the log holds `text`.
