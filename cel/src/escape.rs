@@ -59,10 +59,6 @@ pub fn escape(property: &str) -> Option<String> {
 
 /// The property that expressions call by this name; `None` if it is none that [`escape`] makes.
 pub fn unescape(name: &str) -> Option<String> {
-    // What can only stand in backticks is the name of nothing that is declared.
-    if !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
-        return None;
-    }
     let mut property = String::with_capacity(name.len());
     let mut rest = name;
     while let Some(start) = rest.find("__") {

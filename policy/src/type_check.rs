@@ -172,7 +172,9 @@ impl Types for Schemas {
         let Some((schema, id)) = self.known.lock().get(object).cloned() else {
             return Objects.field(object, field);
         };
-        let property = unescape(field)?;
+        // Fields are declared by their escaped names: what can only stand in backticks is none of them.
+        let is_name = field.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let property = if is_name { unescape(field)? } else { return None };
         let node = &schema.get(id).field(&property)?.node;
         self.type_of(&schema, node, format!("{object}.{field}"))
     }
