@@ -342,9 +342,10 @@ fn two_servers_over_one_etcd_are_one_cluster_and_the_one_left_takes_over() -> Re
 
     // The leader dies. Its Leases tell when it was last there, and when the other took over: not before they had run out.
     stage.kill("a");
-    for lease in LEASES {
-        let last = stage.lease("b", lease)?;
-        // It may have been taken over meanwhile only if the kill took that long.
+    // Both are looked at before either can be taken over.
+    let lasts = LEASES.map(|lease| stage.lease("b", lease));
+    for (lease, last) in LEASES.into_iter().zip(lasts) {
+        let last = last?;
         ensure!(last.holder == "a", "{lease}: {last:?}");
         let next = until(&format!("b to hold {lease}"), || {
             let held = stage.lease("b", lease)?;
