@@ -4,7 +4,9 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration};
+use k8s_openapi::api::core::v1::{
+    Affinity, NodeSelectorRequirement, NodeSelectorTerm, PodSpec, Taint, Toleration,
+};
 
 /// What a node's selectors look at.
 #[derive(Clone, Copy, Debug)]
@@ -19,10 +21,29 @@ impl NodeFacts<'_> {
     }
 }
 
+/// What a pod says of the nodes that it may be on.
+#[derive(Clone, Copy, Debug)]
+pub struct Placement<'p> {
+    pub node_selector: Option<&'p BTreeMap<String, String>>,
+    pub affinity: Option<&'p Affinity>,
+    pub tolerations: &'p [Toleration],
+}
+
+impl<'p> From<&'p PodSpec> for Placement<'p> {
+    fn from(pod: &'p PodSpec) -> Placement<'p> {
+        Placement {
+            node_selector: pod.node_selector.as_ref(),
+            affinity: pod.affinity.as_ref(),
+            tolerations: pod.tolerations.as_deref().unwrap_or_default(),
+        }
+    }
+}
+
 /// Whether a pod's node selector and required node affinity allow the node.
-pub fn selects_node(pod: &PodSpec, node: &NodeFacts<'_>) -> bool {
-    let mut selector = pod.node_selector.iter().flatten();
-    let affinity = pod.affinity.as_ref().and_then(|a| a.node_affinity.as_ref());
+pub fn selects_node<'p>(pod: impl Into<Placement<'p>>, node: &NodeFacts<'_>) -> bool {
+    let pod = pod.into();
+    let mut selector = pod.node_selector.into_iter().flatten();
+    let affinity = pod.affinity.and_then(|a| a.node_affinity.as_ref());
     let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     selector.all(|(key, value)| node.label(key) == Some(value))
         && required.is_none_or(|required| required.node_selector_terms.iter().any(|t| term_holds(t, node)))
@@ -75,8 +96,8 @@ pub fn tolerates(toleration: &Toleration, taint: &Taint) -> bool {
 }
 
 /// Whether a pod bears all taints of these effects.
-pub fn tolerates_all(pod: &PodSpec, taints: &[Taint], effects: &[&str]) -> bool {
-    let tolerations = pod.tolerations.as_deref().unwrap_or_default();
+pub fn tolerates_all<'p>(pod: impl Into<Placement<'p>>, taints: &[Taint], effects: &[&str]) -> bool {
+    let tolerations = pod.into().tolerations;
     let mut hard = taints.iter().filter(|taint| effects.contains(&taint.effect.as_str()));
     hard.all(|taint| tolerations.iter().any(|toleration| tolerates(toleration, taint)))
 }

@@ -75,8 +75,8 @@ async fn is_there_to_stay<K: Namespaced>(client: &Client, owner: &K) -> Result<b
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::apps::v1::ReplicaSet;
-    use k8s_openapi::api::core::v1::Pod;
     use serde_json::Value;
+    use skiff_client::view::Pod;
 
     use super::*;
     use crate::testing::ScriptedApi;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
+use skiff_client::view::Pod;
 use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;

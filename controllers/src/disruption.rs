@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet, StatefulSet};
-use k8s_openapi::api::core::v1::{Pod, ReplicationController};
+use k8s_openapi::api::core::v1::ReplicationController;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ApiResource, DynamicObject, PostParams};
 use kube::{Api, Client};
+use skiff_client::view::Pod;
 use skiff_client::{Discovery, EventRecorder, EventType, Informer, ObjectKey, Read, WorkQueue, key_of};
 
 use crate::Context;

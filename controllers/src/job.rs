@@ -12,12 +12,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobStatus};
-use k8s_openapi::api::core::v1::{EnvVar, EnvVarSource, ObjectFieldSelector, Pod, PodSpec};
+use k8s_openapi::api::core::v1::{self as core, EnvVar, EnvVarSource, ObjectFieldSelector, PodSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions, PropagationPolicy};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
+use skiff_client::view::Pod;
 use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, Read, WorkQueue, key_of};
 
 use crate::Context;
@@ -171,7 +172,7 @@ impl Jobs {
 
     /// In batches that double; answers how many could not be made, and why.
     async fn make(&self, job: &Job, namespace: &str, wanted: &[NewPod]) -> (usize, Option<kube::Error>) {
-        let api = self.pods_of(namespace);
+        let api: Api<core::Pod> = Api::namespaced(self.client.clone(), namespace);
         let params = PostParams::default();
         let mut rest = wanted;
         for batch in batches(wanted.len()) {
@@ -310,7 +311,7 @@ fn query(selector: &LabelSelector) -> String {
 }
 
 /// A pod of the job's template, of an index if it has any.
-fn new_pod(job: &Job, new: &NewPod) -> Pod {
+fn new_pod(job: &Job, new: &NewPod) -> core::Pod {
     let template = job.spec.as_ref().map(|spec| spec.template.clone()).unwrap_or_default();
     let meta = template.metadata.unwrap_or_default();
     let name = job.metadata.name.as_deref().unwrap_or_default();
@@ -318,7 +319,7 @@ fn new_pod(job: &Job, new: &NewPod) -> Pod {
     if !finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
         finalizers.push(FINALIZER.to_owned());
     }
-    let mut pod = Pod {
+    let mut pod = core::Pod {
         metadata: ObjectMeta {
             generate_name: Some(format!("{name}-")),
             namespace: job.metadata.namespace.clone(),

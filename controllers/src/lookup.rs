@@ -11,11 +11,11 @@ use std::fmt::Debug;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::{Arc, LazyLock};
 
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::serde::de::DeserializeOwned;
 use kube::Resource;
+use skiff_client::view::Pod;
 use skiff_client::{Index, Informer, Informers, ObjectKey};
 
 use crate::objects::{controller_of, has_ended};

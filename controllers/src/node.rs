@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Node, ObjectReference, Pod, Taint};
+use k8s_openapi::api::core::v1::{Node, ObjectReference, Taint};
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::json;
+use skiff_client::view::Pod;
 use skiff_client::{Change, EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of, reference};
 
 use crate::Context;

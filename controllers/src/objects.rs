@@ -1,7 +1,6 @@
 //! What several controllers ask of objects.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use k8s_openapi::serde::Serialize;
@@ -9,6 +8,7 @@ use kube::Resource;
 use serde_json::{Value, json};
 use skiff_api::protobuf;
 use skiff_client::ObjectKey;
+use skiff_client::view::{Pod, PodCondition};
 
 /// A reference that makes `owner` the one controller of what carries it.
 pub(crate) fn controller_reference<K: Resource<DynamicType = ()>>(owner: &K) -> OwnerReference {

@@ -5,10 +5,11 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{self as core, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, Client, Resource};
+use skiff_client::view::Pod;
 use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;
@@ -161,10 +162,10 @@ impl<K: PodOwner> OwnedPods<K> {
     }
 
     /// Makes one pod, and leaves it to the caller to tell of it.
-    pub(crate) async fn make_one(&self, owner: &K, pod: &Pod) -> Result<(), kube::Error> {
+    pub(crate) async fn make_one(&self, owner: &K, pod: &core::Pod) -> Result<(), kube::Error> {
         let key = key_of(owner);
         self.pending.expect_pods(&key, 1);
-        let made = self.api(&key).create(&PostParams::default(), pod).await;
+        let made = self.new_in(&key).create(&PostParams::default(), pod).await;
         if made.is_err() {
             self.pending.pod_failed(&key);
         }
@@ -175,22 +176,26 @@ impl<K: PodOwner> OwnedPods<K> {
         Api::namespaced(self.client.clone(), &owner.namespace)
     }
 
+    fn new_in(&self, owner: &ObjectKey) -> Api<core::Pod> {
+        Api::namespaced(self.client.clone(), &owner.namespace)
+    }
+
     /// Makes so many pods, the n-th as `pod` says, in batches that double, so that an owner whose pods are refused does
     /// not flood the API. Answers the failure that ended it.
     pub(crate) async fn make(
         &self,
         owner: &K,
         count: usize,
-        pod: impl Fn(usize) -> Pod,
+        pod: impl Fn(usize) -> core::Pod,
     ) -> Option<kube::Error> {
         let key = key_of(owner);
-        let api = self.api(&key);
+        let api = self.new_in(&key);
         let params = PostParams::default();
         let mut from = 0;
         for batch in batches(count) {
             // Before they are asked for: the watch may be faster than the answer.
             self.pending.expect_pods(&key, batch);
-            let pods: Vec<Pod> = (from..from + batch).map(&pod).collect();
+            let pods: Vec<core::Pod> = (from..from + batch).map(&pod).collect();
             from += batch;
             let made = self.making.all(pods.iter().map(|pod| api.create(&params, pod)).collect()).await;
             let mut failed = None;
@@ -219,9 +224,9 @@ impl<K: PodOwner> OwnedPods<K> {
 }
 
 /// A pod of an owner's template.
-pub(crate) fn new_pod<K: Resource<DynamicType = ()>>(owner: &K, template: PodTemplateSpec) -> Pod {
+pub(crate) fn new_pod<K: Resource<DynamicType = ()>>(owner: &K, template: PodTemplateSpec) -> core::Pod {
     let meta = template.metadata.unwrap_or_default();
-    Pod {
+    core::Pod {
         metadata: ObjectMeta {
             generate_name: Some(format!("{}-", owner.meta().name.as_deref().unwrap_or_default())),
             namespace: owner.meta().namespace.clone(),

@@ -15,13 +15,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, ResourceQuota, Service};
+use k8s_openapi::api::core::v1::{ResourceQuota, Service};
 use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt as _};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::quota::{self, Evaluator};
 use skiff_api::resources::Resources;
+use skiff_client::view::Pod;
 use skiff_client::{Change, Discovery, Informer, ObjectKey, ServedResource, WorkQueue, key_of};
 use tokio::time::Instant;
 

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use skiff_client::view::Pod;
 use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
 use tokio::time::Instant;
 use tracing::info;

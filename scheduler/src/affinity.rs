@@ -4,9 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Pod, PodAffinityTerm};
+use k8s_openapi::api::core::v1::PodAffinityTerm;
 use serde_json::{Value, json};
 use skiff_api::LabelSelector;
+use skiff_client::view::Pod;
 
 use crate::alike::{Class, Traits};
 use crate::cluster::{Cluster, NodeInfo, PodInfo, Tenant};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::Pod;
+use skiff_client::view::Pod;
 
 use crate::affinity::{Labels, Terms};
 use crate::topology::NodeId;

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use skiff_client::ObjectKey;
+use skiff_client::view::Pod;
 
 use crate::affinity::{Labels, Terms};
 use crate::alike::{ClassId, Classes, Traits};
@@ -429,7 +430,8 @@ impl NodeInfo {
 
     fn set_node(&mut self, node: Arc<Node>) {
         let allocatable = node.status.as_ref().and_then(|s| s.allocatable.as_ref());
-        self.allocatable = allocatable.map(Resources::of).unwrap_or_default();
+        let allocatable = allocatable.into_iter().flatten().map(|(name, quantity)| (name.as_str(), quantity));
+        self.allocatable = Resources::of(allocatable);
         let spec = node.spec.as_ref();
         let has = |effects: &[&str]| {
             let mut taints = spec.iter().flat_map(|s| s.taints.iter().flatten());

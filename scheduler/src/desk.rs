@@ -3,10 +3,11 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use skiff_api::LabelSelector;
 use skiff_client::ObjectKey;
+use skiff_client::view::Pod;
 use tokio::time::Instant;
 
 use crate::cluster::{Cluster, NodeChange, PodInfo, Tenant, has_ended, node_of, nominated_node};

@@ -54,7 +54,7 @@ impl Nominations {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::core::v1::Pod;
+    use skiff_client::view::Pod;
 
     use super::*;
     use crate::cluster::PodInfo;

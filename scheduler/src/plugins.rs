@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Pod, Taint, Toleration};
+use k8s_openapi::api::core::v1::{NodeSelectorRequirement, NodeSelectorTerm, Taint, Toleration};
 use skiff_api::placement::{NodeFacts, requirement_holds, selects_node, tolerates, tolerates_all};
+use skiff_client::view::Pod;
 
 use crate::cluster::{Cluster, HostPort, Load, NodeInfo, PodInfo, host_ports, node_of};
 use crate::framework::{Reason, Refusal, Scale, Score};

@@ -16,8 +16,8 @@ use std::collections::{BTreeSet, BinaryHeap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use skiff_client::ObjectKey;
+use skiff_client::view::Pod;
 use tokio::time::Instant;
 
 use crate::cluster::{NodeInfo, PodInfo, priority};

@@ -1,9 +1,7 @@
 //! What a pod asks for, and what a node has.
 
-use std::collections::BTreeMap;
-
-use k8s_openapi::api::core::v1::{Container, Pod};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use skiff_client::view::{Container, Pod};
 
 /// Amounts of resources: CPU in thousandths, everything else in whole units.
 ///
@@ -25,9 +23,9 @@ const DEFAULT_MILLI_CPU: i64 = 100;
 const DEFAULT_MEMORY_BYTES: i64 = 200 * 1024 * 1024;
 
 impl Resources {
-    pub(crate) fn of(quantities: &BTreeMap<String, Quantity>) -> Resources {
+    pub(crate) fn of<'q>(quantities: impl IntoIterator<Item = (&'q str, &'q Quantity)>) -> Resources {
         let mut all = Resources::default();
-        quantities.iter().for_each(|(name, quantity)| *all.entry(name) = amount(name, quantity));
+        quantities.into_iter().for_each(|(name, quantity)| *all.entry(name) = amount(name, quantity));
         all
     }
 
@@ -113,7 +111,7 @@ fn amount(name: &str, quantity: &Quantity) -> i64 {
 
 fn requests(container: &Container) -> Resources {
     let requests = container.resources.as_ref().and_then(|r| r.requests.as_ref());
-    requests.map(Resources::of).unwrap_or_default()
+    requests.map(|amounts| Resources::of(amounts.iter())).unwrap_or_default()
 }
 
 pub(crate) fn is_sidecar(container: &Container) -> bool {
@@ -135,7 +133,7 @@ pub(crate) fn pod_requests_for_scoring(pod: &Pod) -> Resources {
         let said = container.resources.as_ref().and_then(|r| r.requests.as_ref());
         for (place, default) in [(CPU, DEFAULT_MILLI_CPU), (MEMORY, DEFAULT_MEMORY_BYTES)] {
             // Asking for nothing in so many words is not the same as not asking.
-            if said.is_none_or(|said| !said.contains_key(COMMON[place])) {
+            if said.is_none_or(|said| !said.has(COMMON[place])) {
                 all.common[place] = default;
             }
         }
@@ -165,7 +163,7 @@ fn total(pod: &Pod, requests: impl Fn(&Container) -> Resources) -> Resources {
         own.iter().for_each(|(name, quantity)| *running.entry(name) = amount(name, quantity));
     }
     if let Some(overhead) = &spec.overhead {
-        running.add(&Resources::of(overhead));
+        running.add(&Resources::of(overhead.iter()));
     }
     running
 }

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use indexmap::IndexSet;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use kube::Client;
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::LabelSelector;
+use skiff_client::view::Pod;
 use skiff_client::{Change, EventType, Informer, Informers, ObjectKey, SeriesRecorder, key_of};
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::Instant;

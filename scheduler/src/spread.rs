@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Pod, TopologySpreadConstraint};
+use k8s_openapi::api::core::v1::TopologySpreadConstraint;
 use skiff_api::LabelSelector;
+use skiff_client::view::Pod;
 
 use crate::affinity::{key_requirements, matches, selector};
 use crate::alike::{Class, Traits};

@@ -5,10 +5,10 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use serde_json::json;
+use skiff_client::view::Pod;
 use skiff_client::{Informer, ObjectKey, WorkQueue, key_of};
 
 use crate::Context;

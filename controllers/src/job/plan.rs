@@ -14,9 +14,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec, JobStatus, UncountedTerminatedPods};
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use skiff_client::EventType;
+use skiff_client::view::Pod;
 
 use super::indexes::Indexes;
 use super::policy::{self, Verdict};

@@ -1,7 +1,7 @@
 //! What a job's policies say: about pods that have failed, and about which completions are enough.
 
 use k8s_openapi::api::batch::v1::{Job, PodFailurePolicyOnExitCodesRequirement, SuccessPolicy};
-use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
+use skiff_client::view::{ContainerStatus, Pod};
 
 use super::indexes::Indexes;
 

@@ -9,8 +9,8 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::Pod;
 use parking_lot::Mutex;
+use skiff_client::view::Pod;
 use skiff_client::{Change, ObjectKey};
 use tokio::time::Instant;
 

@@ -4,9 +4,10 @@
 //! and one that is to go because the set got smaller is owned by the pod that goes.
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use kube::Resource;
+use skiff_client::view::Pod;
 
 use super::identity::{is_wanted, name, ordinal};
 use crate::objects::{controller_reference, uid};

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{ControllerRevision, StatefulSet};
 use k8s_openapi::api::core::v1::{
-    PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, Pod, PodTemplateSpec, Volume,
+    self as core, PersistentVolumeClaim, PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use skiff_client::view::Pod;
 
 use crate::history::{self, REVISION_HASH};
 use crate::owned_pods::new_pod;
@@ -75,9 +76,9 @@ pub(super) fn revision_of(pod: &Pod) -> &str {
 }
 
 /// The set's pod of a number, as it is to be made.
-pub(super) fn new_stateful_pod(set: &StatefulSet, revision: &Revision, ordinal: i64) -> Pod {
+pub(super) fn new_stateful_pod(set: &StatefulSet, revision: &Revision, ordinal: i64) -> core::Pod {
     let mut pod = new_pod(set, revision.template.clone());
-    set_identity(set, &mut pod, ordinal);
+    set_identity(set, &mut pod.metadata, ordinal);
     let labels = pod.metadata.labels.get_or_insert_default();
     labels.insert(REVISION_HASH.into(), revision.name.clone());
     let service = set.spec.service_name.clone();
@@ -85,15 +86,15 @@ pub(super) fn new_stateful_pod(set: &StatefulSet, revision: &Revision, ordinal: 
     // Neither may change once the pod is there.
     spec.hostname = pod.metadata.name.clone();
     spec.subdomain = service.filter(|name| !name.is_empty());
-    set_storage(set, &mut pod, ordinal);
+    set_storage(set, spec, ordinal);
     pod
 }
 
-pub(super) fn set_identity(set: &StatefulSet, pod: &mut Pod, ordinal: i64) {
+pub(super) fn set_identity(set: &StatefulSet, meta: &mut ObjectMeta, ordinal: i64) {
     let name = pod_name(set, ordinal);
-    pod.metadata.name = Some(name.clone());
-    pod.metadata.namespace = set.metadata.namespace.clone();
-    let labels = pod.metadata.labels.get_or_insert_default();
+    meta.name = Some(name.clone());
+    meta.namespace = set.metadata.namespace.clone();
+    let labels = meta.labels.get_or_insert_default();
     labels.insert(POD_NAME.into(), name);
     labels.insert(POD_INDEX.into(), ordinal.to_string());
 }
@@ -133,7 +134,7 @@ pub(super) fn new_claims(set: &StatefulSet, ordinal: i64) -> Vec<PersistentVolum
 }
 
 /// The pod's volumes with those of its claims, which take the place of others of the same name.
-pub(super) fn set_storage(set: &StatefulSet, pod: &mut Pod, ordinal: i64) {
+pub(super) fn set_storage(set: &StatefulSet, pod: &mut core::PodSpec, ordinal: i64) {
     let templates = templates(set);
     if templates.is_empty() {
         return;
@@ -147,7 +148,7 @@ pub(super) fn set_storage(set: &StatefulSet, pod: &mut Pod, ordinal: i64) {
         ..Volume::default()
     };
     let is_claimed = |volume: &Volume| templates.iter().any(|t| name(&t.metadata) == volume.name);
-    let volumes = pod.spec.get_or_insert_default().volumes.get_or_insert_default();
+    let volumes = pod.volumes.get_or_insert_default();
     volumes.retain(|volume| !is_claimed(volume));
     volumes.splice(0..0, templates.iter().map(volume));
 }

@@ -12,8 +12,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{
     ControllerRevision, RollingUpdateStatefulSetStrategy, StatefulSet, StatefulSetStatus,
 };
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{self as core, PersistentVolumeClaim};
 use serde_json::Value;
+use skiff_client::view::Pod;
 
 use super::claims;
 use super::identity::{
@@ -43,7 +44,7 @@ pub(super) struct Facts<'f> {
 #[derive(Clone, Debug)]
 pub(super) enum Step {
     /// With its claims.
-    Make(Box<Pod>),
+    Make(Box<core::Pod>),
     Delete(Arc<Pod>),
     /// A pod waits for claims that it lacks, or that are not owned as they should be.
     Claims(Arc<Pod>),
@@ -200,7 +201,8 @@ impl Facts<'_> {
     /// What a pod that is missing needs: nothing, as long as a claim is in its way.
     fn make(&self, ordinal: i64, awaited: &mut Vec<String>) -> Option<Vec<Step>> {
         let pod = new_stateful_pod(self.set, self.revision_for(ordinal), ordinal);
-        let is_in_the_way = |claim: &PersistentVolumeClaim| claims::is_of_earlier(claim, self.set, &pod);
+        let known = Pod::of(pod.metadata.clone());
+        let is_in_the_way = |claim: &PersistentVolumeClaim| claims::is_of_earlier(claim, self.set, &known);
         let is_stale = self.await_claims(ordinal, awaited, is_in_the_way);
         self.await_claims(ordinal, awaited, |claim| claim.metadata.deletion_timestamp.is_some());
         (!is_stale).then(|| vec![Step::Make(Box::new(pod))])
@@ -260,14 +262,14 @@ impl Facts<'_> {
         if self.strategy() == "OnDelete" {
             return Vec::new();
         }
-        let pods: Vec<Option<&Arc<Pod>>> = (0..n_replicas(self.set))
-            .map(|place| wanted.get(&start(self.set).saturating_add(place)))
-            .collect();
         let is_well = |pod: &Pod| is_running_and_ready(pod) && self.is_well(pod);
-        let n_unwell = pods.iter().filter(|pod| pod.is_none_or(|pod| !is_well(pod))).count();
-        let budget = self.max_unavailable(pods.len()).saturating_sub(n_unwell);
-        let first = usize::try_from(self.partition()).unwrap_or(0);
-        let outdated = pods.iter().skip(first).rev().filter_map(|pod| *pod);
+        // A set may want two thousand million pods: those that are not there are counted, and not gone through.
+        let n_pods = usize::try_from(n_replicas(self.set)).unwrap_or(usize::MAX);
+        let n_well = wanted.values().filter(|pod| is_well(pod)).count();
+        let n_unwell = n_pods.saturating_sub(n_well);
+        let budget = self.max_unavailable(n_pods).saturating_sub(n_unwell);
+        let first = start(self.set).saturating_add(self.partition().max(0));
+        let outdated = wanted.range(first..).rev().map(|(_, pod)| pod);
         let outdated =
             outdated.filter(|pod| revision_of(pod) != self.update.name && !is_going(pod) && !has_ended(pod));
         if !self.is_parallel() {

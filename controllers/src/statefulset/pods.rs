@@ -5,10 +5,11 @@
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::StatefulSet;
-use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
+use k8s_openapi::api::core::v1::{self as core, PersistentVolumeClaim};
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::json;
+use skiff_client::view::Pod;
 use skiff_client::{EventRecorder, EventType, Informer, ObjectKey, WorkQueue};
 use thiserror::Error;
 
@@ -167,12 +168,13 @@ impl StatefulPods {
         self.events().event(set, type_, &format!("{outcome}{}", verb.text()), &message);
     }
 
-    async fn make(&self, set: &StatefulSet, pod: &Pod) -> Result<(), StepError> {
+    async fn make(&self, set: &StatefulSet, new: &core::Pod) -> Result<(), StepError> {
+        let pod = &Pod::of(new.metadata.clone());
         let claims = match self.make_claims(set, pod).await {
             Ok(claims) => claims,
             Err(error) => return self.told(set, pod, Verb::Create, Err(error)),
         };
-        let made = match self.pods.make_one(set, pod).await {
+        let made = match self.pods.make_one(set, new).await {
             // The informer is behind, or somebody else has the name.
             Err(error) if is_taken(&error) => return Err(StepError::Api(error)),
             made => made.map_err(StepError::Api),
@@ -201,27 +203,40 @@ impl StatefulPods {
 
     /// Writes the pod, so that a watcher sees it, even if only its claims had to change.
     async fn repair(&self, set: &StatefulSet, pod: &Pod) -> Result<(), StepError> {
+        let repaired = self.try_repair(set, pod).await;
+        self.told(set, pod, Verb::Update, repaired)
+    }
+
+    async fn try_repair(&self, set: &StatefulSet, pod: &Pod) -> Result<(), StepError> {
+        let has_storage = has_storage(set, pod);
+        if !has_storage {
+            self.make_claims(set, pod).await?;
+        }
+        self.settle_claims(set, pod).await?;
+        let api: Api<core::Pod> = self.api(set);
         let ordinal = ordinal(pod).unwrap_or(0);
-        let mut repaired = pod.clone();
-        if !has_identity(set, pod) {
-            set_identity(set, &mut repaired, ordinal);
-        }
-        if !has_storage(set, pod) {
-            set_storage(set, &mut repaired, ordinal);
-            if let Err(error) = self.make_claims(set, pod).await {
-                return self.told(set, pod, Verb::Update, Err(error));
+        let mut meta = pod.metadata.clone();
+        let mut spec = json!({});
+        if !has_storage {
+            // The list of volumes is replaced as a whole, and the copy has the claims' alone.
+            let whole = api.get(name(&meta)).await.map_err(StepError::Api)?;
+            if whole.metadata.uid != meta.uid {
+                // The informer is behind; what it hears next is looked at then.
+                return Ok(());
             }
+            meta = whole.metadata;
+            let mut whole = whole.spec.unwrap_or_default();
+            set_storage(set, &mut whole, ordinal);
+            spec = json!({"volumes": whole.volumes});
         }
-        if let Err(error) = self.settle_claims(set, pod).await {
-            return self.told(set, pod, Verb::Update, Err(error));
+        if !has_identity(set, pod) {
+            set_identity(set, &mut meta, ordinal);
         }
-        let (meta, volumes) = (&repaired.metadata, repaired.spec.and_then(|spec| spec.volumes));
         let patch = json!({
             "metadata": {"uid": meta.uid, "resourceVersion": meta.resource_version, "labels": meta.labels},
-            "spec": volumes.map_or_else(|| json!({}), |volumes| json!({"volumes": volumes}))});
-        let api: Api<Pod> = self.api(set);
-        let patched = api.patch(name(meta), &PatchParams::default(), &Patch::Merge(patch)).await;
-        self.told(set, pod, Verb::Update, patched.map(drop).map_err(StepError::Api))
+            "spec": spec});
+        let patched = api.patch(name(&meta), &PatchParams::default(), &Patch::Merge(patch)).await;
+        patched.map(drop).map_err(StepError::Api)
     }
 
     /// Makes the pod's claims that are missing; answers all of them.

@@ -5,7 +5,8 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core::v1::Node;
+use skiff_client::view::Pod;
 
 use crate::objects::has_ended;
 

@@ -1,8 +1,9 @@
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use serde_json::{Value, json};
 use skiff_client::ObjectKey;
+use skiff_client::view::Pod;
 
 use super::*;
 

@@ -1,7 +1,7 @@
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use serde_json::{Value, json};
 use skiff_client::ObjectKey;
+use skiff_client::view::Pod;
 
 use super::*;
 use crate::cluster::{Cluster, Load, PodInfo};

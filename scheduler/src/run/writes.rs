@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use k8s_openapi::api::core::v1::{Binding, ObjectReference, Pod, PodCondition};
+use k8s_openapi::api::core::v1::{Binding, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::{Value, json};
+use skiff_client::view::{Pod, PodCondition};
 use skiff_client::{EventType, ObjectKey, key_of, reference};
 use tokio::sync::OwnedSemaphorePermit;
 use tracing::{debug, warn};

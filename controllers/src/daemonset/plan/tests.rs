@@ -4,6 +4,11 @@ use super::*;
 
 const NOW: i64 = 1000;
 
+/// What an informer holds of a new pod.
+fn viewed(spec: Option<PodSpec>) -> Option<skiff_client::view::PodSpec> {
+    serde_json::from_value(serde_json::to_value(spec).unwrap()).unwrap()
+}
+
 fn at(second: i64) -> String {
     Timestamp::from_second(second).unwrap().to_string()
 }
@@ -122,7 +127,7 @@ async fn a_pod_that_failed_is_deleted_and_the_next_only_after_a_while() {
 async fn a_pod_that_waits_for_a_node_that_is_gone_is_deleted() {
     let set = set(Value::Null);
     let mut waiting = (*pod("w", "", NEW)).clone();
-    waiting.spec = template_for(&template(&set), &set, "new", "gone").spec;
+    waiting.spec = viewed(template_for(&template(&set), &set, "new", "gone").spec);
     let bound = pod("b", "gone", NEW);
     let pods = by_node(&[Arc::new(waiting), bound]);
     let cluster = Cluster { nodes: BTreeMap::new(), pods };
@@ -258,6 +263,6 @@ fn a_pod_says_which_revision_it_is_of_and_which_node_it_is_for() {
     let made = template_for(&template(&set), &set, "hash", "a");
     let labels = made.metadata.unwrap().labels.unwrap();
     assert_eq!((labels[REVISION_HASH].as_str(), labels[TEMPLATE_GENERATION].as_str()), ("hash", "3"));
-    let waiting = Pod { spec: made.spec, ..Pod::default() };
+    let waiting = Pod { spec: viewed(made.spec), ..Pod::default() };
     assert_eq!(target(&waiting), Some("a"));
 }

@@ -197,11 +197,11 @@ fn the_back_off_of_an_index_ends_though_its_node_is_a_day_ahead() {
     let spec = json!({"completions": 1, "parallelism": 1, "completionMode": "Indexed", "backoffLimitPerIndex": 5,
         "backoffLimit": i32::MAX});
     let job_ = job(spec, Value::Null);
-    let mut failed = serde_json::to_value(of_index("a", "Failed", 0)).unwrap();
-    failed["metadata"]["creationTimestamp"] = at(START_S).to_string().into();
-    failed["status"]["containerStatuses"] = json!([{"name": "c", "image": "", "imageID": "", "ready": false, "restartCount": 0,
-        "state": {"terminated": {"exitCode": 1, "finishedAt": at(START_S + 86_400).to_string()}}}]);
-    let pods: [Pod; 1] = [serde_json::from_value(failed).unwrap()];
+    let mut failed = of_index("a", "Failed", 0);
+    failed.metadata.creation_timestamp = Some(Time(at(START_S)));
+    let ahead = json!([{"name": "c", "state": {"terminated": {"exitCode": 1, "finishedAt": at(START_S + 86_400).to_string()}}}]);
+    failed.status.as_mut().unwrap().container_statuses = Some(serde_json::from_value(ahead).unwrap());
+    let pods = [failed];
     let early = plan(&job_, &pods, Backoff::default(), at(START_S + 4));
     assert_eq!((early.make.len(), early.again_s), (0, Some(6)));
     assert_eq!(plan(&job_, &pods, Backoff::default(), at(START_S + 10)).make.len(), 1);

@@ -104,8 +104,9 @@ impl World {
     fn plan(&self) -> Vec<String> {
         let plan = self.with(|facts| facts.plan());
         let name = |pod: &Pod| pod.metadata.name.clone().unwrap();
+        let new = |pod: &core::Pod| Pod::of(pod.metadata.clone());
         let word = |step: &Step| match step {
-            Step::Make(pod) => format!("make {} of {}", name(pod), revision_of(pod)),
+            Step::Make(pod) => format!("make {} of {}", name(&new(pod)), revision_of(&new(pod))),
             Step::Delete(pod) => format!("delete {}", name(pod)),
             Step::Claims(pod) => format!("claims of {}", name(pod)),
             Step::Repair(pod) => format!("repair {}", name(pod)),

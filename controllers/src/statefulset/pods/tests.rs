@@ -18,8 +18,14 @@ fn set() -> StatefulSet {
     .unwrap()
 }
 
-fn pod(name: &str) -> Pod {
+fn pod<P: k8s_openapi::serde::de::DeserializeOwned>(name: &str) -> P {
     serde_json::from_value(json!({"metadata": {"name": name, "namespace": "n", "uid": "pod"}})).unwrap()
+}
+
+/// The pod as the API has it, with more than informers hold of it.
+fn whole(uid: &str) -> Value {
+    json!({"metadata": {"name": "web-0", "namespace": "n", "uid": uid, "resourceVersion": "7"},
+        "spec": {"containers": [], "volumes": [{"name": "data", "emptyDir": {}}, {"name": "own", "configMap": {"name": "c"}}]}})
 }
 
 /// What a pass did to pods and claims, in order, and what it told of it.
@@ -39,6 +45,7 @@ impl Done {
 /// Takes a step with an API that makes and changes whatever is asked, but for paths that end in `refused`.
 async fn take(step: &Step, refused: &'static str, n_told: usize) -> Done {
     let api = ScriptedApi::new(move |asked: &Asked| match &asked.method {
+        &Method::GET if asked.path.ends_with("/pods/web-0") => Some(whole("pod")),
         &Method::GET => None,
         _ if asked.path.ends_with(refused) => None,
         _ => Some(match asked.body["metadata"].is_object() {
@@ -115,6 +122,13 @@ async fn a_pod_gets_its_identity_back() {
     let done = take(&Step::Repair(Arc::new(pod("web-0"))), "nothing", 2).await;
     assert!(done.result.is_ok(), "{:?}", done.result);
     assert_eq!(done.words(), ["POST persistentvolumeclaims", "PATCH web-0"]);
+    assert_eq!(
+        done.written[1].body["spec"]["volumes"],
+        json!([{"name": "data", "persistentVolumeClaim": {"claimName": "data-web-0"}},
+            {"name": "own", "configMap": {"name": "c"}}]),
+        "the pod's own volumes stay as they are"
+    );
+    assert_eq!(done.written[1].body["metadata"]["resourceVersion"], "7");
     let labels = &done.written[1].body["metadata"]["labels"];
     assert_eq!(
         labels,
