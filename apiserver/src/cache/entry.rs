@@ -1,20 +1,28 @@
 //! One object as the cache holds it.
 
+use std::fmt;
+use std::io::Write as _;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Map;
+use serde_json::value::RawValue;
 use skiff_api::encode::Ordered;
 use skiff_api::meta::Meta;
 use skiff_api::{FieldSelector, Kind, LabelSelector, Object, protobuf};
 
+use super::packed::{Bases, Document};
 use crate::store::Revision;
 
 /// An encoded object with what selectors need of it already extracted.
 pub(crate) struct Entry {
     /// `<namespace>/<name>`, or `<name>` of a cluster-scoped kind.
     pub(crate) key: Arc<str>,
-    /// The document in its storage version, with `metadata.resourceVersion`.
-    pub(crate) json: Bytes,
+    /// In its storage version, with `metadata.resourceVersion`.
+    document: Document,
     /// The same as a protobuf message, made when the first client asks for it.
     protobuf: OnceLock<Bytes>,
     /// Sorted by key.
@@ -29,8 +37,96 @@ pub(crate) struct Entry {
     pub(crate) is_foreign: bool,
 }
 
+/// Of a document, what need not be read to be sent.
+#[derive(Deserialize)]
+struct Head<'d> {
+    #[serde(borrow)]
+    metadata: &'d RawValue,
+}
+
+/// A document without `metadata.managedFields`, which are often half of it and nobody's business here.
+struct Lean(Object);
+
+impl<'de> Deserialize<'de> for Lean {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Lean, D::Error> {
+        from.deserialize_any(Root).map(Lean)
+    }
+}
+
+struct Root;
+
+impl<'de> Visitor<'de> for Root {
+    type Value = Object;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Object, A::Error> {
+        let mut root = Map::new();
+        while let Some(name) = from.next_key::<String>()? {
+            let value =
+                if name == "metadata" { from.next_value::<Metadata>()?.0 } else { from.next_value()? };
+            root.insert(name, value);
+        }
+        Ok(Object::Object(root))
+    }
+}
+
+struct Metadata(Object);
+
+impl<'de> Deserialize<'de> for Metadata {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Metadata, D::Error> {
+        from.deserialize_any(Within)
+    }
+}
+
+struct Within;
+
+impl<'de> Visitor<'de> for Within {
+    type Value = Metadata;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("metadata")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut from: A) -> Result<Metadata, A::Error> {
+        let mut fields = Map::new();
+        while let Some(name) = from.next_key::<String>()? {
+            if name == "managedFields" {
+                from.next_value::<IgnoredAny>()?;
+            } else {
+                fields.insert(name, from.next_value()?);
+            }
+        }
+        Ok(Metadata(Object::Object(fields)))
+    }
+}
+
+/// A stored document with its revision in its place, behind the UID; `None` if it is not written as this server writes.
+fn with_revision(kind: &Kind, object: &Object, document: &[u8], revision: Revision) -> Option<Vec<u8>> {
+    if !object.meta()["resourceVersion"].is_null() {
+        return None;
+    }
+    let head = format!(r#"{{"kind":"{}","apiVersion":"{}","metadata":{{"#, kind.kind, kind.api_version());
+    let uid = format!(r#""uid":"{}""#, object.uid());
+    let fields = document.strip_prefix(head.as_bytes())?;
+    let at = memchr::memmem::find(fields, uid.as_bytes())?;
+    // Before it are names alone: no map whose keys somebody chose.
+    if fields[..at].contains(&b'{') {
+        return None;
+    }
+    let end = head.len() + at + uid.len();
+    let mut out = Vec::with_capacity(document.len() + 48);
+    out.extend_from_slice(&document[..end]);
+    // Writing to memory cannot fail.
+    _ = write!(out, r#","resourceVersion":"{revision}""#);
+    out.extend_from_slice(&document[end..]);
+    Some(out)
+}
+
 impl Entry {
-    /// Reads a stored value.
+    /// Reads a stored value. The object that comes with it may be without `managedFields`.
     ///
     /// # Errors
     /// Why it is no object of this name.
@@ -40,13 +136,23 @@ impl Entry {
         value: &[u8],
         mod_revision: Revision,
     ) -> Result<(Entry, Object), String> {
-        let object: Object = serde_json::from_slice(value)
-            .map_err(|error| format!("it is no JSON that can be read: {error}"))?;
         let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
-        if !object["metadata"].is_object() || object.name() != name {
-            return Err("it is no object of this name".to_owned());
+        let check = |object: &Object| match object["metadata"].is_object() && object.name() == name {
+            true => Ok(()),
+            false => Err("it is no object of this name".to_owned()),
+        };
+        let unread = |error: serde_json::Error| format!("it is no JSON that can be read: {error}");
+        // Documents of custom kinds are brought into the shape of today.
+        if kind.custom().is_none() {
+            let Lean(mut object) = serde_json::from_slice(value).map_err(unread)?;
+            check(&object)?;
+            if let Some(document) = with_revision(kind, &object, value, mod_revision) {
+                object.set_meta("resourceVersion", mod_revision.to_string());
+                return Ok((Entry::of(kind, key.into(), &object, document, mod_revision), object));
+            }
         }
-        let mut object = object;
+        let mut object: Object = serde_json::from_slice(value).map_err(unread)?;
+        check(&object)?;
         kind.refresh(&mut object);
         Ok(Entry::encode(kind, key.into(), object, mod_revision))
     }
@@ -59,30 +165,35 @@ impl Entry {
         mod_revision: Revision,
     ) -> (Entry, Object) {
         object.set_meta("resourceVersion", mod_revision.to_string());
+        // Writing a `Value` to memory cannot fail.
+        let document = serde_json::to_vec(&Ordered(&object)).unwrap_or_default();
+        (Entry::of(kind, key, &object, document, mod_revision), object)
+    }
+
+    fn of(kind: &Kind, key: Arc<str>, object: &Object, document: Vec<u8>, mod_revision: Revision) -> Entry {
         let labels = object.meta()["labels"].as_object().map(|labels| {
             labels.iter().map(|(k, v)| (k.as_str().into(), v.as_str().unwrap_or_default().into())).collect()
         });
         let fields = kind
             .noted_fields()
             .iter()
-            .map(|field| (field.clone(), kind.strategy.field(&object, field).into_boxed_str()))
+            .map(|field| (field.clone(), kind.strategy.field(object, field).into_boxed_str()))
             .filter(|(_, value)| !value.is_empty())
             .collect();
         let is_foreign = kind.custom().is_some() && object["apiVersion"] != kind.api_version();
         let deletion: Option<jiff::Timestamp> = object.meta_str("deletionTimestamp").parse().ok();
-        let entry = Entry {
+        Entry {
             key,
             uid: object.uid().into(),
             deletion_s: deletion.map(jiff::Timestamp::as_second),
-            // Writing a `Value` to memory cannot fail. A vector that grew has up to as much room to spare as it holds.
-            json: serde_json::to_vec(&Ordered(&object)).unwrap_or_default().into_boxed_slice().into(),
+            // A vector that grew has up to as much room to spare as it holds.
+            document: Document::Plain(document.into_boxed_slice().into()),
             protobuf: OnceLock::new(),
             labels: labels.unwrap_or_default(),
             fields,
             mod_revision,
             is_foreign,
-        };
-        (entry, object)
+        }
     }
 
     /// The same object as of another revision: how a deleted object is sent.
@@ -92,7 +203,46 @@ impl Entry {
 
     pub(crate) fn parse(&self) -> Object {
         // Entries are made of valid JSON only.
-        serde_json::from_slice(&self.json).unwrap_or_default()
+        serde_json::from_slice(&self.json()).unwrap_or_default()
+    }
+
+    /// The document as it is sent.
+    pub(crate) fn json(&self) -> Bytes {
+        self.document.bytes()
+    }
+
+    /// The object's metadata alone, in a version of `meta.k8s.io`; `None` of custom kinds, whose documents have it in another order.
+    pub(crate) fn metadata_json(&self, kind: &Kind, meta_version: &str) -> Option<Bytes> {
+        if kind.custom().is_some() {
+            return None;
+        }
+        let document = self.json();
+        let head: Head<'_> = serde_json::from_slice(&document).ok()?;
+        let metadata = head.metadata.get();
+        Some(
+            format!(
+                r#"{{"kind":"PartialObjectMetadata","apiVersion":"{meta_version}","metadata":{metadata}}}"#
+            )
+            .into(),
+        )
+    }
+
+    /// How long the document is.
+    pub(crate) fn size(&self) -> usize {
+        self.document.len()
+    }
+
+    /// About how much memory it takes.
+    pub(super) fn weight(&self) -> usize {
+        size_of::<Entry>() + self.document.weight() + self.protobuf.get().map_or(0, Bytes::len)
+    }
+
+    /// The same in less memory, for who keeps it.
+    pub(super) fn packed(mut self, bases: &Mutex<Bases>) -> Entry {
+        if let Document::Plain(bytes) = &self.document {
+            self.document = bases.lock().pack(&self.key, bytes.clone());
+        }
+        self
     }
 
     /// The message of the object, without its envelope. `kind` is the kind that is stored.
@@ -124,5 +274,70 @@ impl Entry {
     pub(crate) fn matches(&self, labels: &LabelSelector, fields: &FieldSelector) -> bool {
         (labels.is_empty() || labels.matches(|key| self.label(key)))
             && (fields.is_empty() || fields.matches(|field| self.field(field).to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use skiff_api::Kinds;
+
+    use super::*;
+
+    /// What is stored, and what it is sent as.
+    fn check(stored: &str) {
+        let kinds = Kinds::builtin();
+        let kind = kinds.by_resource("", "v1", "configmaps").unwrap();
+        let (entry, mut object) = Entry::decode(kind, "d/a", stored.as_bytes(), 7).unwrap();
+        let whole: Object = serde_json::from_str(stored).unwrap();
+        let (expected, mut of_expected) = Entry::encode(kind, "d/a".into(), whole, 7);
+        assert_eq!(String::from_utf8_lossy(&entry.json()), String::from_utf8_lossy(&expected.json()));
+        object.meta_mut().remove("managedFields");
+        of_expected.meta_mut().remove("managedFields");
+        assert_eq!(object, of_expected);
+        assert_eq!(
+            (&*entry.uid, entry.label("l"), entry.mod_revision),
+            (&*expected.uid, expected.label("l"), 7)
+        );
+        let metadata =
+            serde_json::from_slice::<Object>(&entry.metadata_json(kind, "meta.k8s.io/v1").unwrap()).unwrap();
+        assert_eq!(metadata["metadata"], entry.parse()["metadata"]);
+    }
+
+    #[test]
+    fn a_document_gets_its_revision_where_upstream_writes_it() {
+        let object = json!({"kind": "ConfigMap", "apiVersion": "v1", "data": {"uid": "u"}, "metadata": {
+            "name": "a", "namespace": "d", "uid": "u", "labels": {"l": "1", "uid": "u"}, "creationTimestamp": null,
+            "managedFields": [{"manager": "m", "fieldsV1": {"f:data": {}}}]}});
+        check(&serde_json::to_string(&Ordered(&object)).unwrap());
+    }
+
+    #[test]
+    fn a_document_that_another_wrote_gets_it_there_too() {
+        for metadata in [
+            r#""annotations":{"uid":"u"},"name":"a","namespace":"d","uid":"u""#,
+            r#""name":"a","namespace":"d","resourceVersion":"3","uid":"u""#,
+            r#""name":"a","namespace":"d","managedFields":[{"manager":"m"}]"#,
+            r#""uid" : "u", "name":"a","namespace":"d""#,
+        ] {
+            check(&format!(r#"{{"kind":"ConfigMap","apiVersion":"v1","metadata":{{{metadata}}}}}"#));
+            check(&format!(r#"{{"metadata":{{{metadata}}},"apiVersion":"v1","kind":"ConfigMap"}}"#));
+        }
+    }
+
+    #[test]
+    fn what_is_no_object_of_its_name_is_refused() {
+        let kinds = Kinds::builtin();
+        let kind = kinds.by_resource("", "v1", "configmaps").unwrap();
+        for stored in [
+            "",
+            "[]",
+            "{}",
+            r#"{"metadata":1}"#,
+            r#"{"metadata":{"name":"b"}}"#,
+            r#"{"metadata":{"name":"a"}"#,
+        ] {
+            assert!(Entry::decode(kind, "d/a", stored.as_bytes(), 7).is_err(), "{stored}");
+        }
     }
 }

@@ -28,6 +28,7 @@ use self::unreadable::Damaged;
 use crate::store::{Batch, Range, Revision, Store, StoreError};
 
 mod entry;
+mod packed;
 mod resource;
 mod unreadable;
 mod watcher;

@@ -13,6 +13,7 @@ use skiff_api::{Kind, Object, Status};
 use tokio::sync::mpsc::{self, error::TrySendError};
 
 use super::Entry;
+use super::packed::Bases;
 use super::unreadable::{self, Damage, Damaged, Unreadable};
 use super::watcher::{Change, ChangeKind, Filter, Happened, Watcher};
 use crate::store::{Integrity, Revision};
@@ -36,6 +37,7 @@ pub(crate) struct ResourceCache {
     kind: Arc<Kind>,
     observer: Option<Arc<dyn Observer>>,
     state: Mutex<State>,
+    bases: Mutex<Bases>,
     /// Watchers that were too slow.
     dropped: AtomicU64,
 }
@@ -86,7 +88,13 @@ impl ResourceCache {
             damaged: Damaged::new(),
             since: None,
         };
-        ResourceCache { kind, observer: None, state: Mutex::new(state), dropped: AtomicU64::new(0) }
+        ResourceCache {
+            kind,
+            observer: None,
+            state: Mutex::new(state),
+            bases: Mutex::default(),
+            dropped: AtomicU64::new(0),
+        }
     }
 
     /// A cache whose objects are still to come, by [`ResourceCache::reset`]; changes may be told before.
@@ -142,7 +150,7 @@ impl ResourceCache {
     /// How many objects there are, and about how large one is: the first stands for all.
     pub(crate) fn size(&self) -> (usize, usize) {
         let state = self.state.lock();
-        let first = state.objects.values().next().map_or(0, |entry| entry.json.len());
+        let first = state.objects.values().next().map_or(0, |entry| entry.size());
         (state.objects.len(), first)
     }
 
@@ -212,7 +220,10 @@ impl ResourceCache {
         mod_revision: Revision,
     ) -> Result<(Entry, Object), Damage> {
         let entry = match integrity {
-            Integrity::Sound => Entry::decode(&self.kind, key, value, mod_revision),
+            Integrity::Sound => {
+                let decoded = Entry::decode(&self.kind, key, value, mod_revision);
+                decoded.map(|(entry, object)| (entry.packed(&self.bases), object))
+            }
             Integrity::Damaged => Err("it is not what was written".to_owned()),
         };
         entry.map_err(|why| {

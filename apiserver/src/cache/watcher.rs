@@ -49,7 +49,7 @@ impl Change {
 
     /// The event as it is sent in plain JSON, encoded once for all watchers that see the same change.
     pub(crate) fn frame(&self) -> Bytes {
-        self.frames.json.get_or_init(|| frame(self.kind.as_str(), &self.entry.json)).clone()
+        self.frames.json.get_or_init(|| frame(self.kind.as_str(), &self.entry.json())).clone()
     }
 
     /// The same in protobuf. `kind` is the kind that is stored.
@@ -138,8 +138,10 @@ pub(crate) struct Happened {
 impl Happened {
     /// About what it holds on to.
     pub(super) fn bytes(&self) -> usize {
-        let previous = self.previous.as_ref().map_or(0, |previous| previous.json.len());
-        self.change.entry.json.len() + previous + size_of::<Happened>() + 2 * size_of::<Entry>()
+        let previous = self.previous.as_ref().map_or(0, |previous| previous.weight());
+        // The event, encoded once for all who watch, is as long as the document, which itself is the cache's for as long as it is
+        // the newest, and after that the former state of the next event.
+        self.change.entry.size() + previous + size_of::<Happened>() + size_of::<Entry>()
     }
 }
 
