@@ -11,15 +11,13 @@
 //!
 //! Source: `fieldpath/set.go` and `serialize.go` of structured-merge-diff.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-
 use serde_json::{Map, Value};
 
 use super::element::{Element, ReadError};
 
+/// Ordered by element, each there once: a set is read and made much more often than it is changed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Set(BTreeMap<Element, Node>);
+pub struct Set(Vec<(Element, Node)>);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Node {
@@ -28,9 +26,9 @@ pub(super) struct Node {
 }
 
 impl Node {
-    const MEMBER: Node = Node { is_member: true, below: Set(BTreeMap::new()) };
+    pub(super) const MEMBER: Node = Node { is_member: true, below: Set(Vec::new()) };
 
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         !self.is_member && self.below.is_empty()
     }
 }
@@ -42,42 +40,33 @@ impl Set {
 
     /// The set of these fields of objects: `["metadata", "name"]`.
     pub fn of_fields(paths: &[&[&str]]) -> Set {
-        let mut set = Set::default();
-        for path in paths {
-            set.insert(&path.iter().map(|name| Element::field(name)).collect::<Vec<_>>());
-        }
-        set
+        paths.iter().fold(Set::default(), |set, path| {
+            let member = path.iter().rev().fold(Node::MEMBER, |below, name| Node {
+                is_member: false,
+                below: Set(vec![(Element::field(name), below)]),
+            });
+            set.union(member.below)
+        })
     }
 
-    /// Adds one part. The whole is nobody's: an empty path adds nothing.
-    pub(super) fn insert(&mut self, path: &[Element]) {
-        let Some((first, rest)) = path.split_first() else { return };
-        if !self.0.contains_key(first) {
-            self.0.insert(first.clone(), Node::default());
-        }
-        let Some(mut at) = self.0.get_mut(first) else { return };
-        for element in rest {
-            let below = &mut at.below.0;
-            if !below.contains_key(element) {
-                below.insert(element.clone(), Node::default());
-            }
-            let Some(next) = below.get_mut(element) else { return };
-            at = next;
-        }
-        at.is_member = true;
-    }
-
-    pub(super) fn insert_node(&mut self, element: Element, node: Node) {
+    /// Adds what is known of one element, which comes after all that are there.
+    pub(super) fn push(&mut self, element: Element, node: Node) {
+        debug_assert!(self.0.last().is_none_or(|(last, _)| *last < element), "elements come in their order");
         if !node.is_empty() {
-            self.0.insert(element, node);
+            self.0.push((element, node));
         }
+    }
+
+    fn find(&self, element: &Element) -> Option<&Node> {
+        let at = self.0.binary_search_by(|(own, _)| own.cmp(element)).ok()?;
+        self.0.get(at).map(|(_, node)| node)
     }
 
     pub fn has(&self, path: &[Element]) -> bool {
         let Some((last, above)) = path.split_last() else { return false };
         let mut at = self;
         for element in above {
-            match at.0.get(element) {
+            match at.find(element) {
                 Some(node) => at = &node.below,
                 None => return false,
             }
@@ -86,16 +75,16 @@ impl Set {
     }
 
     pub(super) fn has_member(&self, element: &Element) -> bool {
-        self.0.get(element).is_some_and(|node| node.is_member)
+        self.find(element).is_some_and(|node| node.is_member)
     }
 
     /// What lies below one element, if anything does.
     pub(super) fn below(&self, element: &Element) -> Option<&Set> {
-        self.0.get(element).map(|node| &node.below).filter(|below| !below.is_empty())
+        self.find(element).map(|node| &node.below).filter(|below| !below.is_empty())
     }
 
     pub(super) fn nodes(&self) -> impl Iterator<Item = (&Element, &Node)> {
-        self.0.iter()
+        self.0.iter().map(|(element, node)| (element, node))
     }
 
     pub fn union(mut self, other: Set) -> Set {
@@ -108,32 +97,43 @@ impl Set {
             *self = other;
             return;
         }
-        for (element, node) in other.0 {
-            match self.0.entry(element) {
-                Entry::Vacant(place) => _ = place.insert(node),
-                Entry::Occupied(place) => {
-                    let own = place.into_mut();
-                    own.is_member |= node.is_member;
-                    own.below.add(node.below);
-                }
-            }
+        if other.is_empty() {
+            return;
         }
+        let mut all = Vec::with_capacity(self.0.len() + other.0.len());
+        let mut others = other.0.into_iter().peekable();
+        for (element, mut node) in std::mem::take(&mut self.0) {
+            while let Some(before) = others.next_if(|(other, _)| *other < element) {
+                all.push(before);
+            }
+            if let Some((_, same)) = others.next_if(|(other, _)| *other == element) {
+                node.add(same);
+            }
+            all.push((element, node));
+        }
+        all.extend(others);
+        self.0 = all;
     }
 
     pub fn intersection(&self, other: &Set) -> Set {
         let mut both = Set::default();
+        let mut others = other.0.iter().peekable();
         for (element, node) in &self.0 {
-            if let Some(of_other) = other.0.get(element) {
-                both.insert_node(
-                    element.clone(),
-                    Node {
-                        is_member: node.is_member && of_other.is_member,
-                        below: node.below.intersection(&of_other.below),
-                    },
-                );
+            while others.next_if(|(other, _)| other < element).is_some() {}
+            if let Some((_, of_other)) = others.next_if(|(other, _)| other == element) {
+                let is_member = node.is_member && of_other.is_member;
+                let below = node.below.intersection(&of_other.below);
+                both.push_with(element, Node { is_member, below });
             }
         }
         both
+    }
+
+    /// The same for an element that is somebody else's.
+    pub(super) fn push_with(&mut self, element: &Element, node: Node) {
+        if !node.is_empty() {
+            self.push(element.clone(), node);
+        }
     }
 
     /// The members of this set that are not members of the other; what lies below those of the other stays.
@@ -150,8 +150,10 @@ impl Set {
         if other.is_empty() {
             return self;
         }
-        self.0.retain(|element, node| {
-            let Some(of_other) = other.0.get(element) else { return true };
+        let mut others = other.0.iter().peekable();
+        self.0.retain_mut(|(element, node)| {
+            while others.next_if(|(other, _)| *other < *element).is_some() {}
+            let Some((_, of_other)) = others.next_if(|(other, _)| *other == *element) else { return true };
             if of_other.is_member {
                 if below == Below::Goes {
                     return false;
@@ -195,6 +197,13 @@ impl Set {
     }
 }
 
+impl Node {
+    pub(super) fn add(&mut self, other: Node) {
+        self.is_member |= other.is_member;
+        self.below.add(other.below);
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Below {
     Stays,
@@ -204,16 +213,24 @@ enum Below {
 impl Node {
     fn from_json(fields: &Value) -> Result<Node, ReadError> {
         let (mut node, no_fields) = (Node::default(), Map::new());
-        for (text, below) in fields.as_object().unwrap_or(&no_fields) {
+        let below = &mut node.below.0;
+        for (text, fields) in fields.as_object().unwrap_or(&no_fields) {
             if text == "." {
                 node.is_member = true;
             } else if let Some(element) = Element::read(text)? {
-                let below = Node::from_json(below)?;
-                // Texts that differ may be the same step.
-                node.below.add(Set(BTreeMap::from([(element, below)])));
+                below.push((element, Node::from_json(fields)?));
             }
         }
-        if node.below.is_empty() {
+        // The texts are in order, which is that of the elements but for numbers; texts that differ may be the same step.
+        below.sort_by(|(a, _), (b, _)| a.cmp(b));
+        below.dedup_by(|(later, of_later), (element, node)| {
+            let is_same = later.cmp(&element).is_eq();
+            if is_same {
+                node.add(std::mem::take(of_later));
+            }
+            is_same
+        });
+        if below.is_empty() {
             node.is_member = true;
         }
         Ok(node)
@@ -284,9 +301,12 @@ mod tests {
         prop::collection::vec(path, 0..8).prop_map(|paths| {
             let mut set = Set::default();
             for path in paths {
-                let path: Vec<Element> =
-                    path.iter().map(|text| Element::read(text).unwrap().unwrap()).collect();
-                set.insert(&path);
+                let steps = path.iter().rev().map(|text| Element::read(text).unwrap().unwrap());
+                let member = steps.fold(Node::MEMBER, |below, step| Node {
+                    is_member: false,
+                    below: Set(vec![(step, below)]),
+                });
+                set.add(member.below);
             }
             set
         })

@@ -119,15 +119,17 @@ impl Updater<'_> {
     ) -> (Comparison, Conflicts) {
         let compared = Comparison::of(self.type_(), live, new).without(self.reset);
         let mut in_versions: BTreeMap<String, Option<Changed>> = BTreeMap::new();
-        in_versions.insert(self.api_version.to_owned(), Some(Changed::of(&compared)));
         let mut conflicts = Conflicts::default();
         managers.0.retain(|manager, owned| {
             if except == Some(manager) {
                 return true;
             }
-            let changed = in_versions
-                .entry(owned.api_version.clone())
-                .or_insert_with(|| self.changed_in(live, new, &owned.api_version));
+            let changed = in_versions.entry(owned.api_version.clone()).or_insert_with(|| {
+                if owned.api_version == self.api_version {
+                    return Some(Changed::of(&compared));
+                }
+                self.changed_in(live, new, &owned.api_version)
+            });
             let Some(changed) = changed else { return false };
             let conflict = owned.set.intersection(&changed.set);
             if !conflict.is_empty() {

@@ -5,7 +5,7 @@
 //!
 //! Source: `typed/tofieldset.go`, `compare.go`, `remove.go` and `reconcile_schema.go` of structured-merge-diff.
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
 
 use serde_json::{Map, Value};
 
@@ -15,63 +15,49 @@ use super::set::{Node, Set};
 
 /// The parts that a value says something of.
 pub(super) fn fields(type_: Type<'_>, value: &Value) -> Set {
-    let mut walk = Fields { set: Set::default(), path: Vec::new() };
-    walk.value(type_, value);
-    walk.set
+    fields_of(type_, value).below
 }
 
-struct Fields {
-    set: Set,
-    path: Vec<Element>,
-}
-
-impl Fields {
-    fn value(&mut self, type_: Type<'_>, value: &Value) {
-        match (type_.form(value), value) {
-            (Form::Scalar | Form::Atomic, _) => self.set.insert(&self.path),
-            (Form::List, Value::Array(items)) => self.items(type_, items),
-            (Form::Map, Value::Object(map)) => {
-                for (name, value) in map {
-                    self.entry(type_, name, value);
+/// What a value says something of: itself, parts of it, or both.
+fn fields_of(type_: Type<'_>, value: &Value) -> Node {
+    let mut node = Node::default();
+    match (type_.form(value), value) {
+        (Form::Scalar | Form::Atomic, _) => node.is_member = true,
+        (Form::List, Value::Array(items)) => {
+            let Some(item_type) = type_.item() else { return node };
+            let items = in_order(type_, items);
+            for same in items.chunk_by(|(a, _), (b, _)| a == b) {
+                let of_item = match same {
+                    [(element, item)] => Some((element, fields_of(item_type, item).below)),
+                    // Items that are there more than once are one whole.
+                    several => several.first().map(|(element, _)| (element, Set::default())),
+                };
+                if let Some((element, below)) = of_item {
+                    node.below.push(element.clone(), Node { is_member: true, below });
                 }
             }
-            _ => {}
         }
-    }
-
-    fn entry(&mut self, type_: Type<'_>, name: &str, value: &Value) {
-        self.path.push(Element::field(name));
-        if let Some(entry) = type_.entry(name) {
-            self.value(entry, value);
-        }
-        let is_empty = value.is_null() || value.as_object().is_some_and(Map::is_empty);
-        if is_empty || type_.declared(name).is_none() {
-            self.set.insert(&self.path);
-        }
-        self.path.pop();
-    }
-
-    /// Items that are there more than once are one whole.
-    fn items(&mut self, type_: Type<'_>, items: &[Value]) {
-        let Some(item_type) = type_.item() else { return };
-        for (element, items) in grouped(type_, items) {
-            self.path.push(element);
-            if let [item] = items[..] {
-                self.value(item_type, item);
+        (Form::Map, Value::Object(map)) => {
+            for (name, value) in map {
+                let mut of_entry =
+                    type_.entry(name).map_or_else(Node::default, |entry| fields_of(entry, value));
+                let is_empty = value.is_null() || value.as_object().is_some_and(Map::is_empty);
+                of_entry.is_member |= is_empty || type_.declared(name).is_none();
+                if !of_entry.is_empty() {
+                    node.below.push(Element::field(name), of_entry);
+                }
             }
-            self.set.insert(&self.path);
-            self.path.pop();
         }
+        _ => {}
     }
+    node
 }
 
 /// The items of a list by what tells them apart.
-fn grouped<'v>(type_: Type<'_>, items: &'v [Value]) -> BTreeMap<Element, Vec<&'v Value>> {
-    let mut groups: BTreeMap<Element, Vec<&Value>> = BTreeMap::new();
-    for (element, item) in indexed(&type_, items) {
-        groups.entry(element).or_default().push(item);
-    }
-    groups
+fn in_order<'v>(type_: Type<'_>, items: &'v [Value]) -> Vec<(Element, &'v Value)> {
+    let mut items = indexed(&type_, items);
+    items.sort_by(|(a, _), (b, _)| a.cmp(b));
+    items
 }
 
 /// What one value has that another has not, or has differently. No part is in two of the sets.
@@ -85,9 +71,8 @@ pub(super) struct Comparison {
 impl Comparison {
     /// From `old` to `new`, both of one type.
     pub(super) fn of(type_: Type<'_>, old: &Value, new: &Value) -> Comparison {
-        let mut walk = Compare { found: Comparison::default(), path: Vec::new() };
-        walk.values(type_, Some(old), Some(new));
-        walk.found
+        let found = Found::of(type_, Some(old), Some(new));
+        Comparison { removed: found.removed.below, modified: found.modified.below, added: found.added.below }
     }
 
     /// Without these parts and what lies below them.
@@ -100,9 +85,12 @@ impl Comparison {
     }
 }
 
-struct Compare {
-    found: Comparison,
-    path: Vec<Element>,
+/// The same of one place: itself, and what lies below it.
+#[derive(Default)]
+struct Found {
+    removed: Node,
+    modified: Node,
+    added: Node,
 }
 
 /// Whether a pair of values was compared as one whole.
@@ -112,26 +100,28 @@ enum Compared {
     ByParts,
 }
 
-impl Compare {
-    fn values(&mut self, type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) {
+impl Found {
+    fn of(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) -> Found {
+        let mut found = Found::default();
         let compared = match (old, new) {
-            (None, None) => return,
-            (Some(value), None) | (None, Some(value)) => self.as_form(type_, type_.form(value), old, new),
+            (None, None) => return found,
+            (Some(value), None) | (None, Some(value)) => found.as_form(type_, type_.form(value), old, new),
             (Some(before), Some(after)) => {
                 let (form, new_form) = (type_.form(before), type_.form(after));
                 if form != new_form {
-                    self.as_form(type_, form, old, new);
+                    found.as_form(type_, form, old, new);
                 }
-                self.as_form(type_, new_form, old, new)
+                found.as_form(type_, new_form, old, new)
             }
         };
         if compared == Compared::ByParts {
             match (old, new) {
-                (None, _) => self.found.added.insert(&self.path),
-                (_, None) => self.found.removed.insert(&self.path),
+                (None, _) => found.added.is_member = true,
+                (_, None) => found.removed.is_member = true,
                 _ => {}
             }
         }
+        found
     }
 
     fn as_form(&mut self, type_: Type<'_>, form: Form, old: Option<&Value>, new: Option<&Value>) -> Compared {
@@ -158,10 +148,9 @@ impl Compare {
 
     fn as_one(&mut self, old: Option<&Value>, new: Option<&Value>) -> Compared {
         match (old, new) {
-            (None, _) => self.found.added.insert(&self.path),
-            (_, None) => self.found.removed.insert(&self.path),
-            (Some(old), Some(new)) if !same_value(old, new) => self.found.modified.insert(&self.path),
-            _ => {}
+            (None, _) => self.added.is_member = true,
+            (_, None) => self.removed.is_member = true,
+            (Some(old), Some(new)) => self.modified.is_member |= !same_value(old, new),
         }
         Compared::AsOne
     }
@@ -172,64 +161,103 @@ impl Compare {
         before: Option<&Map<String, Value>>,
         after: Option<&Map<String, Value>>,
     ) {
-        for (name, old) in before.into_iter().flatten() {
-            let new = after.and_then(|after| after.get(name));
-            self.entry(type_, name, Some(old), new);
-        }
-        for (name, new) in after.into_iter().flatten() {
-            if before.is_none_or(|before| !before.contains_key(name)) {
-                self.entry(type_, name, None, Some(new));
+        let (before, after) = (before.into_iter().flatten(), after.into_iter().flatten());
+        let mut below = Found::default();
+        for (old, new) in beside(before, after, |(a, _), (b, _)| a.cmp(b)) {
+            let Some((name, _)) = old.or(new) else { continue };
+            let (old, new) = (old.map(|(_, value)| value), new.map(|(_, value)| value));
+            let is_scalar = |value: &Value| !value.is_array() && !value.is_object();
+            if old == new && old.is_some_and(is_scalar) {
+                // Most of an object stays as it is.
+                continue;
+            }
+            if let Some(entry) = type_.entry(name) {
+                below.put(|| Element::field(name), Found::of(entry, old, new));
             }
         }
-    }
-
-    fn entry(&mut self, type_: Type<'_>, name: &str, old: Option<&Value>, new: Option<&Value>) {
-        let is_scalar = |value: &Value| !value.is_array() && !value.is_object();
-        if old == new && old.is_some_and(is_scalar) {
-            // Most of an object stays as it is: that costs no path.
-            return;
-        }
-        if let Some(entry) = type_.entry(name) {
-            self.path.push(Element::field(name));
-            self.values(entry, old, new);
-            self.path.pop();
-        }
+        self.add(below);
     }
 
     fn items(&mut self, type_: Type<'_>, before: &[Value], after: &[Value]) {
         let Some(item_type) = type_.item() else { return };
-        let (before, mut after) = (grouped(type_, before), grouped(type_, after));
-        for (element, old) in before {
-            let new = after.remove(&element).unwrap_or_default();
-            self.same_items(item_type, element, &old, &new);
+        let (before, after) = (in_order(type_, before), in_order(type_, after));
+        let mut below = Found::default();
+        let (before, after) =
+            (before.chunk_by(|(a, _), (b, _)| a == b), after.chunk_by(|(a, _), (b, _)| a == b));
+        for (old, new) in beside(before, after, |a, b| element_of(a).cmp(&element_of(b))) {
+            let (old, new) = (old.unwrap_or_default(), new.unwrap_or_default());
+            if let Some(element) = element_of(old).or(element_of(new)) {
+                below.put(|| element.clone(), Found::of_items(item_type, old, new));
+            }
         }
-        for (element, new) in after {
-            self.same_items(item_type, element, &[], &new);
+        self.add(below);
+    }
+
+    /// Of the items of one key: mostly one on each side. Those that are there more than once are one whole.
+    fn of_items(item_type: Type<'_>, old: &[(Element, &Value)], new: &[(Element, &Value)]) -> Found {
+        match (old, new) {
+            ([] | [_], [] | [_]) => Found::of(item_type, value_of(old), value_of(new)),
+            ([_, _, ..], [_, _, ..]) => {
+                let is_same =
+                    old.len() == new.len() && old.iter().zip(new).all(|((_, a), (_, b))| same_value(a, b));
+                Found { modified: Node { is_member: !is_same, ..Node::default() }, ..Found::default() }
+            }
+            (_, [] | [_]) => {
+                let mut found = Found::of(item_type, None, value_of(new));
+                found.removed.is_member = true;
+                found
+            }
+            ([] | [_], _) => {
+                let mut found = Found::of(item_type, value_of(old), None);
+                found.added.is_member = true;
+                found
+            }
         }
     }
 
-    /// The items of one key: mostly one on each side. Those that are there more than once are one whole.
-    fn same_items(&mut self, item_type: Type<'_>, element: Element, old: &[&Value], new: &[&Value]) {
-        self.path.push(element);
-        match (old, new) {
-            ([] | [_], [] | [_]) => self.values(item_type, old.first().copied(), new.first().copied()),
-            ([_, _, ..], [_, _, ..]) => {
-                let is_same = old.len() == new.len() && old.iter().zip(new).all(|(a, b)| same_value(a, b));
-                if !is_same {
-                    self.found.modified.insert(&self.path);
-                }
-            }
-            (_, [] | [_]) => {
-                self.values(item_type, None, new.first().copied());
-                self.found.removed.insert(&self.path);
-            }
-            ([] | [_], _) => {
-                self.values(item_type, old.first().copied(), None);
-                self.found.added.insert(&self.path);
+    /// Takes in what was found at one element, which comes after those that were put before.
+    fn put(&mut self, element: impl Fn() -> Element, found: Found) {
+        let own = [&mut self.removed, &mut self.modified, &mut self.added];
+        for (own, found) in own.into_iter().zip([found.removed, found.modified, found.added]) {
+            if !found.is_empty() {
+                own.below.push(element(), found);
             }
         }
-        self.path.pop();
     }
+
+    fn add(&mut self, other: Found) {
+        self.removed.add(other.removed);
+        self.modified.add(other.modified);
+        self.added.add(other.added);
+    }
+}
+
+fn element_of<'i>(items: &'i [(Element, &Value)]) -> Option<&'i Element> {
+    items.first().map(|(element, _)| element)
+}
+
+fn value_of<'v>(items: &[(Element, &'v Value)]) -> Option<&'v Value> {
+    items.first().map(|(_, item)| *item)
+}
+
+/// Two sequences in one order, with what is the same in both side by side.
+fn beside<T: Copy>(
+    a: impl Iterator<Item = T>,
+    b: impl Iterator<Item = T>,
+    order: impl Fn(&T, &T) -> Ordering,
+) -> impl Iterator<Item = (Option<T>, Option<T>)> {
+    let (mut a, mut b) = (a.peekable(), b.peekable());
+    std::iter::from_fn(move || {
+        let next = match (a.peek(), b.peek()) {
+            (Some(of_a), Some(of_b)) => order(of_a, of_b),
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (None, None) => return None,
+        };
+        let of_a = if next.is_le() { a.next() } else { None };
+        let of_b = if next.is_ge() { b.next() } else { None };
+        Some((of_a, of_b))
+    })
 }
 
 fn entries_of(value: &Value) -> Option<&Map<String, Value>> {
@@ -294,7 +322,7 @@ pub(super) fn with_named_fields(type_: Option<Type<'_>>, set: &Set) -> Set {
         };
         let below = with_named_fields(below_type, &node.below);
         let is_member = node.is_member || (is_named && !below.is_empty());
-        named.insert_node(element.clone(), Node { is_member, below });
+        named.push_with(element, Node { is_member, below });
     }
     named
 }
@@ -323,7 +351,7 @@ pub(super) fn reconciled(type_: Type<'_>, set: &Set) -> Set {
             }
             _ => node.clone(),
         };
-        fitting.insert_node(element.clone(), node);
+        fitting.push_with(element, node);
     }
     fitting
 }

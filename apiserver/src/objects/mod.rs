@@ -3,6 +3,7 @@
 mod heartbeat;
 mod modify;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,11 +64,17 @@ impl Objects {
 
     /// The bytes to store for an object of `kind`: in the storage version, without `resourceVersion`.
     pub(crate) async fn encode_stored(&self, kind: &Kind, object: &Object) -> Result<Vec<u8>, Status> {
-        let mut object = self.in_stored_version(kind, object.clone()).await?;
-        object.meta_mut().remove("resourceVersion");
+        let is_as_stored = is_same_version(kind, self.lister.caches.of(kind)?.kind());
+        let object = if is_as_stored && object.meta()["resourceVersion"].is_null() {
+            Cow::Borrowed(object)
+        } else {
+            let mut object = self.in_stored_version(kind, object.clone()).await?;
+            object.meta_mut().remove("resourceVersion");
+            Cow::Owned(object)
+        };
         // What nests deeper could never be read again.
         depth::check(&object)?;
-        serde_json::to_vec(&Ordered(&object)).map_err(Status::internal)
+        serde_json::to_vec(&Ordered(&*object)).map_err(Status::internal)
     }
 
     /// The object as of kind `to`; both kinds are versions of one resource.

@@ -84,7 +84,7 @@ impl Objects {
         dry_run: bool,
     ) -> Result<Swapped, Status> {
         let done = |object, deleted| Ok(Swapped::Done(Outcome { object, deleted }));
-        let (object, deleted) = match next {
+        let (mut object, deleted) = match next {
             Next::Put(object) => (self.as_stored(kind, object).await?, false),
             Next::Delete(object) => (object, true),
         };
@@ -97,8 +97,9 @@ impl Objects {
         let (op, durability) = if deleted {
             (Op::Delete, Durability::Now)
         } else {
-            let value = self.encode_stored(kind, &object).await?.into();
             let durability = heartbeat::durability(kind, &object, &current.object);
+            object.meta_mut().remove("resourceVersion");
+            let value = self.encode_stored(kind, &object).await?.into();
             (Op::Put { value, ttl: self.ttl_of(kind) }, durability)
         };
         let expect = Expect::ModRevision(current.revision);

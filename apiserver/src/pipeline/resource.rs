@@ -63,7 +63,7 @@ impl Pipeline {
             let key = key_of(kind, &info.namespace, &info.name);
             cache.get(&key).ok().flatten()
         });
-        entry.map_or(0, |entry| entry.json.len())
+        entry.map_or(0, |entry| entry.size())
     }
 
     pub(super) async fn resource(

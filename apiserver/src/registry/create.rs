@@ -33,22 +33,24 @@ impl Registry {
     pub(crate) async fn create_object(
         &self,
         call: &mut Call,
-        mut object: Object,
+        mut given: Object,
         dry_run: bool,
     ) -> Result<Object, Status> {
         let kind = call.kind.clone();
-        metadata::match_namespace(call, &mut object)?;
-        let has_version = !matches!(object.resource_version(), "" | "0");
-        object.meta_mut().remove("resourceVersion");
+        metadata::match_namespace(call, &mut given)?;
+        let has_version = !matches!(given.resource_version(), "" | "0");
+        given.meta_mut().remove("resourceVersion");
         if call.table.is_terminating(&kind) {
             let why = "create not allowed while custom resource definition is terminating";
-            return Err(Status::forbidden(&kind.group, &kind.plural, object.name(), why));
+            return Err(Status::forbidden(&kind.group, &kind.plural, given.name(), why));
         }
-        self.admission.check_namespace(call, &object).await?;
+        self.admission.check_namespace(call, &given).await?;
         let mut attempt = 0;
         loop {
             attempt += 1;
-            let mut object = object.clone();
+            // Only a name that is generated may be taken and the object still be made.
+            let is_last = attempt == GENERATE_ATTEMPTS || !given.name().is_empty();
+            let mut object = if is_last { std::mem::take(&mut given) } else { given.clone() };
             let generated = metadata::generate_name(&kind, &mut object);
             object = self.mutate_new(call, object, generated, dry_run).await?;
             prepare(&kind, &mut object);

@@ -346,7 +346,13 @@ impl Items {
 
     fn json(&self, entry: &Entry) -> Bytes {
         if self.as_stored && self.encoding.shape == Shape::Object {
-            return entry.json.clone();
+            return entry.json();
+        }
+        if self.as_stored
+            && self.encoding.shape == Shape::Metadata
+            && let Some(metadata) = entry.metadata_json(&self.kind, self.encoding.meta_version)
+        {
+            return metadata;
         }
         // Writing a `Value` to memory cannot fail.
         serde_json::to_vec(&Ordered(&self.shaped(entry))).unwrap_or_default().into()
@@ -385,7 +391,7 @@ fn select(source: Source, options: &ListOptions) -> Page {
 
 /// A list in JSON, written item by item.
 fn streamed_json(call: &Call, items: Items, metadata: Value, entries: Vec<Arc<Entry>>) -> Response {
-    let size_bytes: usize = entries.iter().map(|entry| entry.json.len() + 1).sum();
+    let size_bytes: usize = entries.iter().map(|entry| entry.size() + 1).sum();
     let mut head = serde_json::to_vec(&Ordered(&items.list(metadata))).unwrap_or_default();
     head.pop();
     head.extend_from_slice(format!(",\"{}\":[", items.field()).as_bytes());

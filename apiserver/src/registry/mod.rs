@@ -70,7 +70,7 @@ impl Registry {
         if is_same_version(self.objects.lister.caches.of(&call.kind)?.kind(), &call.kind) && !entry.is_foreign
         {
             if call.encoding.is_plain() {
-                return Ok(answer::encoded(call, 200, entry.json.clone()));
+                return Ok(answer::encoded(call, 200, entry.json()));
             }
             if call.encoding.is_protobuf() {
                 let message = entry.protobuf(&call.kind);

@@ -334,6 +334,13 @@ impl EventEncoder {
                 _ => change.frame(),
             };
         }
+        if self.encoding.shape == Shape::Metadata
+            && self.as_stored
+            && self.syntax != Syntax::Protobuf
+            && let Some(metadata) = change.entry.metadata_json(&self.stored, self.encoding.meta_version)
+        {
+            return crate::cache::frame(change.kind.as_str(), &metadata);
+        }
         let object = self.shaped(&change.entry);
         event(change.kind.as_str(), &object, self.syntax)
     }
