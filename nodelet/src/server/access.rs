@@ -35,7 +35,8 @@ const DENIED_FOR: Duration = Duration::from_secs(30);
 /// Of each kind of answer.
 const MAX_KEPT: usize = 1024;
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
-/// Tokens that nobody knows cost the API a review each: so many at a time, and the others wait.
+/// Of each kind at a time; others wait. Tokens that nobody knows cost the API a review each, and are not to hold up who is
+/// known already, by a certificate or a token that was reviewed.
 const MAX_REVIEWS: usize = 8;
 const MAX_TOKEN_BYTES: usize = 16 << 10;
 
@@ -54,7 +55,8 @@ pub(super) struct Access {
     node: String,
     users: Mutex<Kept<UserInfo>>,
     decisions: Mutex<Kept<bool>>,
-    reviews: Semaphore,
+    identities: Semaphore,
+    rights: Semaphore,
 }
 
 impl Access {
@@ -64,7 +66,8 @@ impl Access {
             node: node.to_owned(),
             users: Mutex::default(),
             decisions: Mutex::default(),
-            reviews: Semaphore::new(MAX_REVIEWS),
+            identities: Semaphore::new(MAX_REVIEWS),
+            rights: Semaphore::new(MAX_REVIEWS),
         }
     }
 
@@ -76,7 +79,7 @@ impl Access {
         }
         let spec = TokenReviewSpec { token: token.to_owned(), ..TokenReviewSpec::default() };
         let review = TokenReview { spec, ..TokenReview::default() };
-        let status = self.ask(&review).await?.status.unwrap_or_default();
+        let status = self.ask(&self.identities, &review).await?.status.unwrap_or_default();
         let user = status.user.filter(|_| status.authenticated == Some(true));
         if let Some(user) = &user {
             self.users.lock().keep(key, user.clone(), KNOWN_FOR);
@@ -105,13 +108,13 @@ impl Access {
             return Ok(decision);
         }
         let review = SubjectAccessReview { spec, ..SubjectAccessReview::default() };
-        let allowed = self.ask(&review).await?.status.is_some_and(|status| status.allowed);
+        let allowed = self.ask(&self.rights, &review).await?.status.is_some_and(|status| status.allowed);
         self.decisions.lock().keep(key, allowed, if allowed { ALLOWED_FOR } else { DENIED_FOR });
         Ok(allowed)
     }
 
     /// Has the API fill in a review.
-    async fn ask<K>(&self, review: &K) -> Result<K, Unanswered>
+    async fn ask<K>(&self, turns: &Semaphore, review: &K) -> Result<K, Unanswered>
     where
         K: kube::Resource<DynamicType = (), Scope = k8s_openapi::ClusterResourceScope>
             + Clone
@@ -122,7 +125,7 @@ impl Access {
         let reviews: Api<K> = Api::all(self.client.clone());
         let options = PostParams::default();
         let asked = async {
-            let _turn = self.reviews.acquire().await.map_err(|error| error.to_string())?;
+            let _turn = turns.acquire().await.map_err(|error| error.to_string())?;
             reviews.create(&options, review).await.map_err(|error| error.to_string())
         };
         match tokio::time::timeout(REVIEW_TIMEOUT, asked).await {
@@ -278,5 +281,39 @@ mod tests {
         assert_eq!(kept.get(&digest(&MAX_KEPT.to_be_bytes())), Some(MAX_KEPT));
         kept.keep(digest(b"over"), 1, Duration::ZERO);
         assert_eq!(kept.get(&digest(b"over")), None);
+    }
+
+    /// An API that never answers for a token, and allows everything.
+    fn api() -> Client {
+        let service = tower::service_fn(|request: http::Request<kube::client::Body>| async move {
+            if request.uri().path().ends_with("/tokenreviews") {
+                std::future::pending::<()>().await;
+            }
+            let body = serde_json::json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": {},
+                "status": {"allowed": true}});
+            Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::from(
+                body.to_string().into_bytes(),
+            )))
+        });
+        Client::new(service, "default")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_that_nobody_knows_do_not_hold_up_who_is_known() {
+        let access = Arc::new(Access::new(api(), "n"));
+        let floods: Vec<_> = (0..4 * MAX_REVIEWS)
+            .map(|number| {
+                let access = access.clone();
+                tokio::spawn(async move { access.user_of(&format!("made-up-{number}")).await.is_ok() })
+            })
+            .collect();
+        while access.identities.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let user = UserInfo { username: Some("known".to_owned()), ..UserInfo::default() };
+        assert!(access.may(&user, "get", "metrics").await.unwrap());
+        for flood in floods {
+            assert!(!flood.await.unwrap(), "nobody answers for a made-up token");
+        }
     }
 }
