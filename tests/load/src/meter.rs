@@ -16,6 +16,8 @@ use crate::figures::Figures;
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 const LOOK_COST_LIMIT: u32 = 50;
 const STOP_CHECK: Duration = Duration::from_millis(10);
+const SETTLE_CHECK: Duration = Duration::from_secs(1);
+const SETTLES_IN: Duration = Duration::from_secs(20);
 const KIB_PER_MIB: f64 = 1024.0;
 
 /// The groups of everything that one side runs.
@@ -55,6 +57,18 @@ impl Groups {
             *by_program.entry(name.trim().to_owned()).or_default() += pss_kib(pid).unwrap_or_default();
         }
         by_program
+    }
+
+    /// The memory of all processes once they have next to nothing to do, or when they had that for too long.
+    pub async fn settled_pss_kib(&self) -> Result<u64> {
+        let end = Instant::now() + SETTLES_IN;
+        loop {
+            let before = self.cpu()?;
+            tokio::time::sleep(SETTLE_CHECK).await;
+            if self.cpu()?.saturating_sub(before) < SETTLE_CHECK / 10 || Instant::now() > end {
+                return Ok(self.pss_kib().values().sum());
+            }
+        }
     }
 }
 

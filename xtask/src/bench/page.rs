@@ -168,6 +168,7 @@ fn label(figure: &str) -> String {
     }
     match figure {
         "cpu_s" => return "CPU, s".into(),
+        "kib_per_object" => return "PSS for each object, KiB".into(),
         "peak_pss_mib" => return "peak PSS, MiB".into(),
         "pss_mib" => return "PSS, MiB".into(),
         "mib_each" => return "PSS of each, MiB".into(),

@@ -78,6 +78,7 @@ async fn round(
         let mut applied = fields(turn);
         applied["apiVersion"] = "apps/v1".into();
         applied["kind"] = "Deployment".into();
+        applied["metadata"]["name"] = format!("shared-{number}").into();
         let path = format!("{}?fieldManager={manager}", path(options, number));
         let start = Instant::now();
         connection.fire(Method::PATCH, &path, APPLY, applied.to_string().into()).await?;

@@ -38,11 +38,15 @@ pub async fn run(server: &Server, groups: &Groups, options: &Options) -> Result<
         Size::Usual => objects::stored_pod(),
         Size::Large => objects::large_pod(),
     };
+    let before = groups.settled_pss_kib().await?;
     let meter = Meter::start(groups)?;
     let mut times = create_all(&connections, &path, pod, "pod-", options.count).await?;
     let mut figures = Figures::default();
     let taken = meter.stop(&mut figures)?;
     figures.set("creates_per_s", times.len() as f64 / taken.as_secs_f64());
     figures.percentiles("create", &mut times);
+    // What is left once all who watch have taken it in; what the allocator keeps for later counts too.
+    let grown = groups.settled_pss_kib().await?.saturating_sub(before);
+    figures.set("kib_per_object", grown as f64 / options.count.max(1) as f64);
     Ok(figures)
 }

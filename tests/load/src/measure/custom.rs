@@ -126,7 +126,8 @@ async fn define(connection: &Connection) -> Result<()> {
     let end = Instant::now() + PATIENCE;
     loop {
         match connection.get(&format!("/apis/{GROUP}/v1/{PLURAL}")).await {
-            Err(error) if is_status(&error, 404) && Instant::now() < end => {}
+            // Upstream answers 429 as long as it begins to serve the kind.
+            Err(error) if (is_status(&error, 404) || is_status(&error, 429)) && Instant::now() < end => {}
             other => return other.map(drop),
         }
         tokio::time::sleep(LOOK_AGAIN).await;
