@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use skiff_api::{Kind, Status};
 
 use crate::auth::{MASTERS, UserInfo};
+use crate::cache::Managers;
 use crate::lister::Lister;
 use crate::live::Table;
 use crate::negotiate::Encoding;
@@ -38,6 +39,11 @@ pub(crate) struct Call {
 }
 
 impl Call {
+    /// Whether who calls has a use for who manages what.
+    pub(crate) fn managers(&self) -> Managers {
+        self.extensions.get::<Managers>().copied().unwrap_or_default()
+    }
+
     /// A call of the server itself.
     pub(crate) fn of_server(
         lister: &Lister,

@@ -334,7 +334,7 @@ fn write_kubeconfig(args: &ServerArgs, pki: &Pki) -> Result<Validity> {
 }
 
 fn client(api: &ApiServer, user: &str, groups: &[&str]) -> Client {
-    Client::new(api.service_for(UserInfo::new(user, groups)), "default")
+    Client::new(api.service_for(UserInfo::new(user, groups)).without_managers(), "default")
 }
 
 /// The server itself, where no component may.

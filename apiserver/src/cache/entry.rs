@@ -44,6 +44,41 @@ struct Head<'d> {
     metadata: &'d RawValue,
 }
 
+/// Whether somebody is told who manages which fields.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Managers {
+    #[default]
+    Told,
+    LeftOut,
+}
+
+#[derive(Deserialize)]
+struct Managed<'d> {
+    #[serde(borrow)]
+    metadata: ManagedFields<'d>,
+}
+
+#[derive(Deserialize)]
+struct ManagedFields<'d> {
+    #[serde(borrow, rename = "managedFields")]
+    fields: Option<&'d RawValue>,
+}
+
+/// A document as this server writes them, with `managedFields` behind the rest of the metadata; others stay as they are.
+fn without_managers(document: Bytes) -> Bytes {
+    const NAME: &[u8] = b",\"managedFields\":";
+    let Ok(Managed { metadata: ManagedFields { fields: Some(fields) } }) = serde_json::from_slice(&document)
+    else {
+        return document;
+    };
+    let begin = (fields.get().as_ptr() as usize).saturating_sub(document.as_ptr() as usize);
+    let (before, rest) = document.split_at(begin.min(document.len()));
+    let (Some(before), Some(after)) = (before.strip_suffix(NAME), rest.get(fields.get().len()..)) else {
+        return document;
+    };
+    [before, after].concat().into()
+}
+
 /// A document without `metadata.managedFields`, which are often half of it and nobody's business here.
 struct Lean(Object);
 
@@ -211,12 +246,21 @@ impl Entry {
         self.document.bytes()
     }
 
+    /// The document as it is sent to who has a use for managers, or has not.
+    pub(crate) fn sent(&self, managers: Managers) -> Bytes {
+        let document = self.json();
+        match managers {
+            Managers::Told => document,
+            Managers::LeftOut => without_managers(document),
+        }
+    }
+
     /// The object's metadata alone, in a version of `meta.k8s.io`; `None` of custom kinds, whose documents have it in another order.
-    pub(crate) fn metadata_json(&self, kind: &Kind, meta_version: &str) -> Option<Bytes> {
+    pub(crate) fn metadata_json(&self, kind: &Kind, meta_version: &str, managers: Managers) -> Option<Bytes> {
         if kind.custom().is_some() {
             return None;
         }
-        let document = self.json();
+        let document = self.sent(managers);
         let head: Head<'_> = serde_json::from_slice(&document).ok()?;
         let metadata = head.metadata.get();
         Some(
@@ -299,9 +343,14 @@ mod tests {
             (&*entry.uid, entry.label("l"), entry.mod_revision),
             (&*expected.uid, expected.label("l"), 7)
         );
-        let metadata =
-            serde_json::from_slice::<Object>(&entry.metadata_json(kind, "meta.k8s.io/v1").unwrap()).unwrap();
-        assert_eq!(metadata["metadata"], entry.parse()["metadata"]);
+        let metadata = serde_json::from_slice::<Object>(
+            &entry.metadata_json(kind, "meta.k8s.io/v1", Managers::Told).unwrap(),
+        )
+        .unwrap();
+        let mut whole = entry.parse();
+        assert_eq!(metadata["metadata"], whole["metadata"]);
+        whole.meta_mut().remove("managedFields");
+        assert_eq!(serde_json::from_slice::<Object>(&entry.sent(Managers::LeftOut)).unwrap(), whole);
     }
 
     #[test]

@@ -33,7 +33,7 @@ mod resource;
 mod unreadable;
 mod watcher;
 
-pub(crate) use entry::Entry;
+pub(crate) use entry::{Entry, Managers};
 pub(crate) use resource::{Observer, ResourceCache, Snapshot};
 pub(crate) use watcher::{Change, ChangeKind, Filter, Watcher, frame};
 

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use skiff_api::{FieldSelector, Kind, LabelSelector, protobuf};
 use tokio::sync::mpsc;
 
-use super::Entry;
+use super::{Entry, Managers};
 use crate::store::Revision;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,8 @@ pub(crate) struct Change {
 #[derive(Default)]
 struct Frames {
     json: OnceLock<Bytes>,
+    /// Without managers.
+    lean: OnceLock<Bytes>,
     protobuf: OnceLock<Bytes>,
 }
 
@@ -48,8 +50,12 @@ impl Change {
     }
 
     /// The event as it is sent in plain JSON, encoded once for all watchers that see the same change.
-    pub(crate) fn frame(&self) -> Bytes {
-        self.frames.json.get_or_init(|| frame(self.kind.as_str(), &self.entry.json())).clone()
+    pub(crate) fn frame(&self, managers: Managers) -> Bytes {
+        let of_managers = match managers {
+            Managers::Told => &self.frames.json,
+            Managers::LeftOut => &self.frames.lean,
+        };
+        of_managers.get_or_init(|| frame(self.kind.as_str(), &self.entry.sent(managers))).clone()
     }
 
     /// The same in protobuf. `kind` is the kind that is stored.

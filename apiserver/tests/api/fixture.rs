@@ -252,6 +252,11 @@ impl Answer {
 }
 
 impl Client {
+    /// As informers in the process ask.
+    pub(crate) fn without_managers(self) -> Client {
+        Client { service: self.service.without_managers() }
+    }
+
     pub(crate) async fn raw(&self, request: Request<Body>) -> http::Response<Body> {
         let Ok(response) = self.service.clone().call(request).await;
         response

@@ -213,3 +213,31 @@ async fn no_bookmark_hides_what_a_watch_that_was_too_slow_did_not_get() {
     }
     assert!((1024..1100).contains(&seen), "{seen} events, and the end");
 }
+
+#[tokio::test]
+async fn informers_in_the_process_are_told_everything_but_managers() {
+    const METADATA: &str = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1";
+    let cluster = Cluster::start().await;
+    let (admin, lean) = (cluster.namespace("shop").await, cluster.admin().without_managers());
+    let map = json!({"metadata": {"name": "m", "labels": {"a": "b"}}, "data": {"managedFields": "mine"}});
+    let url = "/api/v1/namespaces/shop/configmaps";
+    let mut whole = admin.post(url, map).await.created();
+    let fields = whole["metadata"].as_object_mut().unwrap().remove("managedFields");
+    assert!(fields.is_some_and(|fields| fields[0]["fieldsV1"]["f:data"].is_object()));
+    for (name, value) in lean.get(&format!("{url}/m")).await.ok()["metadata"].as_object().unwrap() {
+        assert!(
+            name == "managedFields" || *value == whole["metadata"][name],
+            "what is read is written back: it is whole"
+        );
+    }
+    let listed = lean.get(url).await.ok();
+    let item = &listed["items"][0];
+    assert_eq!((&item["metadata"], &item["data"]), (&whole["metadata"], &whole["data"]));
+    assert_eq!(lean.watch(&format!("{url}?watch=true")).await.next().await.unwrap().1, whole);
+    let of_metadata = lean.get_as(url, METADATA).await.ok();
+    assert_eq!(of_metadata["items"][0]["metadata"], whole["metadata"]);
+    let (_, event) = lean.watch_as(&format!("{url}?watch=true"), METADATA).await.next().await.unwrap();
+    assert_eq!((&event["kind"], &event["metadata"]), (&json!("PartialObjectMetadata"), &whole["metadata"]));
+    let others = admin.get_as(url, METADATA).await.ok();
+    assert!(others["items"][0]["metadata"]["managedFields"].is_array());
+}
