@@ -102,6 +102,24 @@ impl LabelSelector {
         self.requirements.is_empty() && !self.nothing
     }
 
+    /// Key, operator and values of each requirement in the object form, by key. What compares numbers has no such form, and is
+    /// left out.
+    pub fn requirements(&self) -> Vec<(&str, &'static str, &[String])> {
+        let written = self.requirements.iter().filter_map(|requirement| {
+            let (operator, values): (_, &[String]) = match &requirement.operator {
+                Operator::Exists => ("Exists", &[]),
+                Operator::DoesNotExist => ("DoesNotExist", &[]),
+                Operator::In(Values(values)) => ("In", values),
+                Operator::NotIn(Values(values)) => ("NotIn", values),
+                Operator::GreaterThan(_) | Operator::LessThan(_) => return None,
+            };
+            Some((requirement.key.as_str(), operator, values))
+        });
+        let mut written: Vec<_> = written.collect();
+        written.sort_by_key(|(key, ..)| *key);
+        written
+    }
+
     /// `get` looks a label up.
     pub fn matches<'a>(&self, get: impl Fn(&str) -> Option<&'a str>) -> bool {
         !self.nothing && self.requirements.iter().all(|r| r.operator.holds(get(&r.key)))

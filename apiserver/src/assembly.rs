@@ -22,9 +22,11 @@ use crate::aggregation::forward::Forwarder;
 use crate::aggregation::reach::{Endpoints, Outward};
 use crate::auth::authenticate::Authenticator;
 use crate::auth::authorize::Authorization;
+use crate::auth::configuration::Builder;
 use crate::auth::node::NodeAuthorizer;
 use crate::auth::node_index::NodeIndex;
 use crate::auth::rbac::{self, Policy, Rbac, RoleIndex};
+use crate::auth::reload::Reload;
 use crate::auth::shared_keys;
 use crate::auth::token::TokenKeys;
 use crate::bootstrap::Bootstrap;
@@ -68,6 +70,8 @@ pub(crate) struct Parts {
     pub(crate) aggregator: Arc<Aggregator>,
     pub(crate) type_checks: Arc<TypeChecks>,
     pub(crate) tokens: Arc<TokenKeys>,
+    /// Keeps the chain of authorizers up to date.
+    pub(crate) reload: Reload,
     /// Where several servers share the store: since when this one has followed their token keys.
     pub(crate) keys_as_of: Option<Revision>,
     /// What is shown to kubelets.
@@ -120,7 +124,6 @@ pub(crate) async fn assemble(
     let policy = Policy::builtin()?;
     let rules = policy.rules_of("system:node").into();
     let node = NodeAuthorizer { caches: caches.clone(), kinds: kinds.clone(), nodes, rules };
-    let authorizer = Arc::new(Authorization::new(node, Rbac::new(roles)));
     let authenticator = Arc::new(Authenticator {
         tokens: tokens.clone(),
         caches,
@@ -134,8 +137,12 @@ pub(crate) async fn assemble(
         pods: PodProxy::new(tls::pod_client()?, allow_loopback),
     });
     let webhooks = Arc::new(Client::new(destinations.clone(), tls::provider()));
+    let builder = Builder { client: webhooks.clone(), metrics: metrics.authorization.clone() };
+    let (chain, reload) = Reload::start(&config.authorization, address.read().to_string(), builder)?;
+    let authorizer = Arc::new(Authorization::new(node, Rbac::new(roles), chain));
     let admission = Admission {
         lister: lister.clone(),
+        metrics: metrics.clone(),
         authorizer: authorizer.clone(),
         disabled: config.disabled_admission,
         dynamic: Dynamic::new(objects.clone(), authorizer.clone(), webhooks.clone(), metrics.clone()),
@@ -170,7 +177,7 @@ pub(crate) async fn assemble(
         reviews: Reviews { registry: registry.clone(), authenticator: authenticator.clone() },
         authenticator,
         forwarder: Forwarder { endpoints, limits: limits.clone(), shutdown: shutdown.clone() },
-        health: Health { lister, store: config.store, shutdown: shutdown.clone() },
+        health: Health { lister, store: config.store, metrics: metrics.clone(), shutdown: shutdown.clone() },
         openid: OpenId::new(tokens.clone(), address.clone())?,
         heavy: heavy.clone(),
         metrics,
@@ -187,6 +194,7 @@ pub(crate) async fn assemble(
         bootstrap: Bootstrap { registry, flow, servers },
         policy,
         tokens,
+        reload,
         keys_as_of,
         kubelet_client,
         front_proxy: shown,

@@ -9,6 +9,7 @@ use skiff_api::{Kinds, Status};
 use thiserror::Error;
 
 use crate::admission::plugins::AdmissionPlugin;
+use crate::auth::configuration::{AuthorizationError, AuthorizationOptions};
 use crate::auth::rbac::PolicyError;
 use crate::auth::token::TokenKeyError;
 use crate::proxy::kubelet::KubeletConfig;
@@ -39,6 +40,8 @@ pub struct Config {
     pub node_certificate_grace: Duration,
     /// Plug-ins of admission that are turned off.
     pub disabled_admission: Vec<AdmissionPlugin>,
+    /// Who is asked whether a request is allowed.
+    pub authorization: AuthorizationOptions,
     pub service_account: ServiceAccountConfig,
     pub kubelet: KubeletConfig,
     /// What each thread calls first that may keep the administrators and the cluster's own components waiting: those that
@@ -63,6 +66,8 @@ pub enum Error {
     Tls(#[from] TlsError),
     #[error("cannot use the service-account keys")]
     TokenKeys(#[from] TokenKeyError),
+    #[error("cannot use the configuration of authorization")]
+    Authorization(#[from] AuthorizationError),
     #[error("cannot create the cluster's first objects")]
     Bootstrap(#[source] Status),
     #[error("the server was configured without TLS and cannot listen")]

@@ -8,6 +8,7 @@ use skiff_api::Status;
 use tokio_util::sync::CancellationToken;
 
 use crate::lister::Lister;
+use crate::metrics::Metrics;
 use crate::request::Query;
 use crate::respond::{self, Response};
 use crate::store::Store;
@@ -51,6 +52,7 @@ const CHECKS: &[&str] = &[
 pub(crate) struct Health {
     pub(crate) lister: Lister,
     pub(crate) store: Arc<dyn Store>,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -59,7 +61,8 @@ impl Health {
     pub(crate) async fn answer(&self, path: &str, query: &Query) -> Option<Response> {
         let path = path.trim_end_matches('/');
         let mut parts = path.trim_start_matches('/').splitn(2, '/');
-        let endpoint = parts.next().filter(|e| matches!(*e, "healthz" | "livez" | "readyz"))?;
+        let endpoint = parts.next()?;
+        let endpoint = ["healthz", "livez", "readyz"].into_iter().find(|known| *known == endpoint)?;
         let only_ready = |check: &str| matches!(check, "shutdown" | "informer-sync");
         let offered = CHECKS.iter().filter(|check| endpoint == "readyz" || !only_ready(check));
         if let Some(one) = parts.next() {
@@ -76,7 +79,9 @@ impl Health {
                 report.push_str(&format!("[+]{check} excluded: ok\n"));
                 continue;
             }
-            match self.check(check).await {
+            let outcome = self.check(check).await;
+            self.metrics.health.checked(check, endpoint, outcome.is_ok());
+            match outcome {
                 Ok(()) => report.push_str(&format!("[+]{check} ok\n")),
                 Err(why) => {
                     tracing::warn!(check, why, "health check failed");

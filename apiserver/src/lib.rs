@@ -66,6 +66,9 @@ mod websocket;
 
 pub use admission::plugins::{AdmissionPlugin, UnknownPlugin};
 pub use auth::UserInfo;
+pub use auth::configuration::{
+    AuthorizationError, AuthorizationFlags, AuthorizationModes, AuthorizationOptions,
+};
 pub use auth::rbac::PolicyError;
 pub use auth::token::TokenKeyError;
 pub use config::{Config, EVENT_TTL, Error, ServiceAccountConfig};

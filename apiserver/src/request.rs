@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use skiff_api::FieldSelector;
+use skiff_api::{FieldSelector, LabelSelector};
 
 /// The query's parameters, decoded, in order.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -146,6 +146,28 @@ pub(crate) fn encode(text: &str) -> String {
     out
 }
 
+/// One requirement of a label selector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct LabelTerm {
+    pub(crate) key: String,
+    /// `In`, `NotIn`, `Exists`, `DoesNotExist`.
+    pub(crate) operator: &'static str,
+    pub(crate) values: Vec<String>,
+}
+
+impl LabelTerm {
+    /// The requirements of a selector.
+    pub(crate) fn of(selector: &LabelSelector) -> Vec<LabelTerm> {
+        let written = selector.requirements().into_iter();
+        let term = |(key, operator, values): (&str, _, &[String])| LabelTerm {
+            key: key.to_owned(),
+            operator,
+            values: values.to_vec(),
+        };
+        written.map(term).collect()
+    }
+}
+
 /// Where a request's name stands. What is authorized by a name must be what is served.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum NamedBy {
@@ -173,6 +195,8 @@ pub(crate) struct RequestInfo {
     /// The terms of a collection's field selector: field, whether it must be equal, value. Authorization may
     /// depend on them.
     pub(crate) fields: Vec<(String, bool, String)>,
+    /// The requirements of a collection's label selector, for the same reason.
+    pub(crate) labels: Vec<LabelTerm>,
     /// What follows the subresource, such as the path of a proxy request.
     pub(crate) rest: Vec<String>,
 }
@@ -253,6 +277,9 @@ impl RequestInfo {
             let selector = FieldSelector::parse(query.get("fieldSelector").unwrap_or_default());
             // One that cannot be read is refused where it is applied.
             self.fields = selector.map(|s| s.terms).unwrap_or_default();
+            if let Some(Ok(selector)) = query.non_empty("labelSelector").map(LabelSelector::parse) {
+                self.labels = LabelTerm::of(&selector);
+            }
             // Not so of a deletion, as upstream: who may delete one object may not delete collections.
             if self.name.is_empty() && self.verb != "deletecollection" {
                 let named = self.fields.iter().find(|(f, equal, _)| f == "metadata.name" && *equal);

@@ -1,13 +1,15 @@
 //! Kinds that are answered rather than stored: reviews of tokens and of access.
 
+mod access;
+
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use skiff_api::{Cause, FieldSelector, Object, Status};
+use skiff_api::{Object, Status};
 use skiff_webhook::admission::Operation;
 
 use crate::auth::UserInfo;
-use crate::auth::attributes::{Attributes, Opinion};
+use crate::auth::attributes::Opinion;
 use crate::auth::authenticate::Authenticator;
 use crate::call::Call;
 use crate::clock::now;
@@ -16,6 +18,7 @@ use crate::registry::create::read_object;
 use crate::registry::options::WriteOptions;
 use crate::respond::Response;
 use crate::subresource::binding::bind;
+use access::{Question, user_of};
 
 /// What reviews are answered by.
 pub(crate) struct Reviews {
@@ -42,13 +45,13 @@ impl Reviews {
             }
             "SelfSubjectReview" => json!({"userInfo": call.user.to_json()}),
             "SubjectAccessReview" => {
-                self.review_access(call, &user_of(&object["spec"]), &object["spec"], None)?
+                self.review_access(call, &user_of(&object["spec"]), &object["spec"], None).await?
             }
             "LocalSubjectAccessReview" => {
                 let namespace = Some(call.info.namespace.as_str());
-                self.review_access(call, &user_of(&object["spec"]), &object["spec"], namespace)?
+                self.review_access(call, &user_of(&object["spec"]), &object["spec"], namespace).await?
             }
-            "SelfSubjectAccessReview" => self.review_access(call, &call.user, &object["spec"], None)?,
+            "SelfSubjectAccessReview" => self.review_access(call, &call.user, &object["spec"], None).await?,
             "SelfSubjectRulesReview" => {
                 let namespace = object["spec"]["namespace"].as_str().unwrap_or_default();
                 if namespace.is_empty() {
@@ -90,43 +93,22 @@ impl Reviews {
         })
     }
 
-    fn review_access(
+    /// `namespace` is that which the review is in, where it is in one.
+    async fn review_access(
         &self,
         call: &Call,
         user: &UserInfo,
         spec: &Value,
         namespace: Option<&str>,
     ) -> Result<Value, Status> {
-        let (resource, path) = (&spec["resourceAttributes"], &spec["nonResourceAttributes"]);
-        if resource.is_null() == path.is_null() {
-            let why = "exactly one of nonResourceAttributes or resourceAttributes must be specified";
-            let cause = Cause::invalid("spec.resourceAttributes", resource, why);
-            return Err(Status::invalid("authorization.k8s.io", &call.kind.kind, "", vec![cause]));
-        }
+        let question = Question::read(&call.kind.kind, spec, user)?;
         if let Some(namespace) = namespace
-            && resource["namespace"] != namespace
+            && question.namespace() != namespace
         {
             let why = "spec.resourceAttributes.namespace must match namespace";
             return Err(Status::bad_request(format!("{why}: {namespace}")));
         }
-        fn text<'v>(value: &'v Value, field: &str) -> &'v str {
-            value[field].as_str().unwrap_or_default()
-        }
-        let of = if resource.is_null() { path } else { resource };
-        let fields = terms_of(&resource["fieldSelector"]);
-        let attributes = Attributes {
-            user,
-            verb: text(of, "verb"),
-            is_resource: path.is_null(),
-            group: text(of, "group"),
-            resource: text(of, "resource"),
-            subresource: text(of, "subresource"),
-            namespace: text(of, "namespace"),
-            name: text(of, "name"),
-            path: text(of, "path"),
-            fields: &fields,
-        };
-        let decision = self.registry.authorizer.authorize(&attributes);
+        let decision = self.registry.authorizer.authorize(&question.attributes()).await;
         let mut status = json!({"allowed": decision.is_allowed()});
         if decision.opinion == Opinion::Deny {
             status["denied"] = true.into();
@@ -134,36 +116,10 @@ impl Reviews {
         if !decision.reason.is_empty() {
             status["reason"] = decision.reason.into();
         }
+        let errors: Vec<String> = decision.error.into_iter().chain(question.faults).collect();
+        if !errors.is_empty() {
+            status["evaluationError"] = errors.join("; ").into();
+        }
         Ok(status)
-    }
-}
-
-/// The terms of a review's field selector: what it requires of one value. Others only widen what is asked for.
-fn terms_of(selector: &Value) -> Vec<(String, bool, String)> {
-    if let Some(raw) = selector["rawSelector"].as_str().filter(|raw| !raw.is_empty()) {
-        return FieldSelector::parse(raw).map(|s| s.terms).unwrap_or_default();
-    }
-    let requirements = selector["requirements"].as_array().into_iter().flatten();
-    let equals = requirements.filter_map(|r| match r["values"].as_array().map(Vec::as_slice) {
-        Some([one]) if r["operator"] == "In" => Some((r["key"].as_str()?, one.as_str()?)),
-        _ => None,
-    });
-    equals.map(|(key, value)| (key.to_owned(), true, value.to_owned())).collect()
-}
-
-fn user_of(spec: &Value) -> UserInfo {
-    let strings = |value: &Value| -> Vec<String> {
-        value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
-    };
-    UserInfo {
-        name: spec["user"].as_str().unwrap_or_default().to_owned(),
-        uid: spec["uid"].as_str().unwrap_or_default().to_owned(),
-        groups: strings(&spec["groups"]),
-        extra: spec["extra"]
-            .as_object()
-            .into_iter()
-            .flatten()
-            .map(|(k, v)| (k.clone(), strings(v)))
-            .collect(),
     }
 }

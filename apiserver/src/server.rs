@@ -94,6 +94,8 @@ impl ApiServer {
         if let Err(status) = parts.aggregator.keep(&closed).await {
             tracing::error!(%status, "not all APIServices are there yet");
         }
+        let authorization = parts.pipeline.registry.authorizer.clone();
+        tokio::spawn(parts.reload.follow(authorization, closed.clone()));
         tokio::spawn(follow(parts.definitions, closed.clone()));
         tokio::spawn(follow(parts.aggregator, closed.clone()));
         tokio::spawn(follow(parts.type_checks, closed.clone()));

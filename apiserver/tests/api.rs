@@ -33,6 +33,9 @@ mod access;
 #[path = "api/rbac.rs"]
 mod rbac;
 
+#[path = "api/authorizers.rs"]
+mod authorizers;
+
 #[path = "api/pod_security.rs"]
 mod pod_security;
 

@@ -10,8 +10,8 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value as Json, json};
 use skiff_api::Object;
-use skiff_cel::{Authorizer, Check, Fault, PER_CALL_LIMIT, Run, Type, Value};
-use skiff_webhook::admission::Attributes;
+use skiff_cel::{Check, Fault, PER_CALL_LIMIT, Run, Type, Value};
+use skiff_webhook::admission::{Attributes, Permissions};
 
 use crate::compile::Variables;
 use crate::expression::{Expression, VARIABLES};
@@ -47,7 +47,7 @@ pub(crate) struct Inputs<'v> {
 /// Who answers what expressions ask of the requester's rights, and about what.
 #[derive(Clone, Copy)]
 pub(crate) struct Rights<'r> {
-    pub(crate) authorizer: &'r (dyn Authorizer + Send + Sync),
+    pub(crate) authorizer: &'r dyn Permissions,
     /// The question about the resource of the request itself.
     pub(crate) request: &'r Value<'static>,
 }

@@ -186,7 +186,7 @@ impl Mutator<'_> {
                 self.misconfigured(turn.policy, None, &why);
                 continue;
             }
-            self.turn(turn, &mut current, reinvocation)?;
+            self.turn(turn, &mut current, reinvocation).await?;
         }
         if !current.is_touched {
             return Ok(None);
@@ -215,7 +215,7 @@ impl Mutator<'_> {
         Ok(())
     }
 
-    fn turn(
+    async fn turn(
         &mut self,
         turn: &Turn<'_>,
         current: &mut Current,
@@ -223,7 +223,7 @@ impl Mutator<'_> {
     ) -> Result<(), Status> {
         let Turn { policy, binding, param, .. } = turn;
         let mut request = request(&self.attributes, &current.kind);
-        match self.conditions_hold(policy, current, param, &request) {
+        match self.conditions_hold(policy, current, param, &request).await {
             Ok(true) => {}
             Ok(false) => return Ok(()),
             Err(why) => {
@@ -239,7 +239,7 @@ impl Mutator<'_> {
         let mut has_changed = false;
         for mutation in &policy.mutations {
             let Some(object) = &current.object else { break };
-            match self.mutated(policy, mutation, current, object, param, &request) {
+            match self.mutated(policy, mutation, current, object, param, &request).await {
                 Ok(mutated) => {
                     has_changed |= mutated != *object;
                     (current.object, current.is_touched) = (Some(mutated), true);
@@ -262,7 +262,7 @@ impl Mutator<'_> {
         self.attributes.authorizer.map(|authorizer| Rights { authorizer, request: &self.request_check })
     }
 
-    fn conditions_hold(
+    async fn conditions_hold(
         &self,
         policy: &Policy,
         current: &Current,
@@ -277,11 +277,33 @@ impl Mutator<'_> {
             params: param,
             namespace: &null,
         };
-        conditions_hold(policy, inputs, self.rights())
+        loop {
+            let held = conditions_hold(policy, inputs, self.rights());
+            if !self.attributes.is_to_be_asked_again().await {
+                return held;
+            }
+        }
     }
 
     /// What one mutation makes of the object.
-    fn mutated(
+    async fn mutated(
+        &self,
+        policy: &Policy,
+        mutation: &Mutation,
+        current: &Current,
+        object: &Object,
+        param: &Json,
+        request: &Json,
+    ) -> Result<Object, Failure> {
+        loop {
+            let mutated = self.mutated_once(policy, mutation, current, object, param, request);
+            if !self.attributes.is_to_be_asked_again().await {
+                return mutated;
+            }
+        }
+    }
+
+    fn mutated_once(
         &self,
         policy: &Policy,
         mutation: &Mutation,

@@ -153,7 +153,12 @@ impl<'j> Judge<'j> {
             }
             bound::check_namespace(attributes)?;
             for param in &params {
-                let judgement = self.judgement(policy, &invocation, param);
+                let judgement = loop {
+                    let judgement = self.judgement(policy, &invocation, param);
+                    if !attributes.is_to_be_asked_again().await {
+                        break judgement;
+                    }
+                };
                 self.enforce(policy, binding, judgement, &mut collected, record);
             }
         }

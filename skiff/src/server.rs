@@ -47,9 +47,11 @@ use crate::turns;
 use crate::upkeep::Certificates;
 use crate::{address, memory, open_files};
 
+mod authorization;
 mod control_plane;
 mod datastore;
 
+use authorization::AuthorizationArgs;
 use control_plane::Component;
 use datastore::DatastoreArgs;
 
@@ -101,6 +103,8 @@ pub(crate) struct ServerArgs {
     /// Do without these plug-ins of admission: `ServiceAccount`, `DefaultTolerationSeconds`
     #[arg(long, value_name = "PLUG-INS", value_delimiter = ',')]
     pub(crate) disable_admission_plugins: Vec<AdmissionPlugin>,
+    #[command(flatten)]
+    pub(crate) authorization: AuthorizationArgs,
     /// Where to write the administrator's kubeconfig
     #[arg(long, default_value = "/etc/skiff/skiff.yaml")]
     pub(crate) write_kubeconfig: PathBuf,
@@ -229,6 +233,7 @@ async fn start_api(args: &ServerArgs, node: &Node, pki: &Pki) -> Result<ApiServe
         kinds: skiff_apiserver::Kinds::builtin(),
         node_certificate_grace: args.node_certificate_grace,
         disabled_admission: args.disable_admission_plugins.clone(),
+        authorization: args.authorization.options()?,
         on_long_thread: turns::be_usual,
         service_account: ServiceAccountConfig {
             private_key_pem: pki.service_account_private_pem.clone().into(),

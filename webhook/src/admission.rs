@@ -145,10 +145,36 @@ pub struct Attributes<'a> {
     pub options: Option<&'a Object>,
     /// The Namespace that [`Attributes::namespace`] names; `None` if there is no such.
     pub namespace_object: Option<&'a Object>,
-    /// Who answers what match conditions ask of the requester's rights.
-    pub authorizer: Option<&'a (dyn Authorizer + Send + Sync)>,
+    /// Who answers what expressions ask of the requester's rights.
+    pub authorizer: Option<&'a dyn Permissions>,
     /// When the request itself is given up.
     pub deadline: Option<Instant>,
+}
+
+impl Attributes<'_> {
+    /// Whether expressions that were run have to be run once more: what they asked of rights was not known, and now is.
+    pub async fn is_to_be_asked_again(&self) -> bool {
+        match self.authorizer {
+            Some(authorizer) => authorizer.find_out().await,
+            None => false,
+        }
+    }
+}
+
+/// Who answers what expressions ask of the requester's rights. Expressions run at once, and an answer may have to be waited for:
+/// whoever runs one gives the answers that there are, notes what is not known, finds that out, and runs it anew.
+///
+/// Each time one question more has its answer. As an expression may only cost so much, it asks few.
+///
+/// # Assumptions
+/// What is run for one request is run one after the other: a question that is noted is that of whoever ran last.
+#[async_trait]
+pub trait Permissions: Authorizer + Send + Sync {
+    /// Finds out what was asked for since the last time and is not known. Whether there was anything: then the expressions that
+    /// asked have come to nothing.
+    async fn find_out(&self) -> bool {
+        false
+    }
 }
 
 /// What of the kinds the host knows.

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, RETRY_AFTER, USER_AGENT};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client as HttpClient;
@@ -36,14 +36,13 @@ use rustls_pki_types::ServerName;
 use tokio::time::Instant;
 
 pub(crate) use answer::Answer;
-pub use config::{ClientConfig, ConfigError, Target};
+pub use config::{ClientConfig, ConfigError, Identity, Target};
 pub use connect::{ConnectError, Connector, DialError, Resolver, Stream, dial};
-pub(crate) use fault::CallError;
 pub use fault::of_request;
+pub(crate) use fault::{BodyError, CallError, PostError};
 pub use tls::verifier;
 
 use config::{Address, Way};
-use fault::{BodyError, PostError};
 
 /// As many peers are remembered as upstream does.
 const MAX_PEERS: usize = 200;
@@ -89,11 +88,13 @@ struct PeerKey {
     way: Way,
     authority: String,
     ca_bundle: Vec<u8>,
+    identity: Option<Arc<Identity>>,
 }
 
 /// Whom connections are made to.
 struct Peer {
     http: HttpClient<Connector, Full<Bytes>>,
+    identity: Option<Arc<Identity>>,
 }
 
 impl Client {
@@ -106,6 +107,14 @@ impl Client {
     pub fn roots(mut self, roots: RootCertStore) -> Client {
         self.roots = Arc::new(roots);
         self
+    }
+
+    /// Whether a webhook can be called at all.
+    ///
+    /// # Errors
+    /// What every call would fail with, whoever is there.
+    pub fn check(&self, config: &ClientConfig) -> Result<(), ConfigError> {
+        self.peer(config, &Address::of(&config.target)?).map(drop)
     }
 
     /// Sends a document and reads the answer.
@@ -147,21 +156,26 @@ impl Client {
 
     fn peer(&self, config: &ClientConfig, address: &Address) -> Result<Arc<Peer>, ConfigError> {
         let (way, authority) = (address.way.clone(), address.authority.clone());
-        let key = PeerKey { way, authority, ca_bundle: config.ca_bundle.clone() };
+        let (ca_bundle, identity) = (config.ca_bundle.clone(), config.identity.clone());
+        let key = PeerKey { way, authority, ca_bundle, identity };
         let known = self.peers.lock().get(&key);
         if let Some(peer) = known {
             return Ok(peer);
         }
         // Made outside of the lock: reading certificates takes its time.
-        let peer = Arc::new(self.connect_to(address, &config.ca_bundle)?);
+        let peer = Arc::new(self.connect_to(address, config)?);
         self.peers.lock().insert(key, peer.clone());
         Ok(peer)
     }
 
-    fn connect_to(&self, address: &Address, ca_bundle: &[u8]) -> Result<Peer, ConfigError> {
-        let tls = tls::config(ca_bundle, &self.roots, &self.provider)?;
-        let server_name = ServerName::try_from(address.host.clone()).map_err(|_| ConfigError::Url {
-            why: format!("{:?} is no name that a certificate could be for", address.host),
+    fn connect_to(&self, address: &Address, config: &ClientConfig) -> Result<Peer, ConfigError> {
+        let identity = config.identity.clone();
+        let certificate = identity.as_deref().and_then(|identity| identity.certificate.as_ref());
+        let tls = tls::config(&config.ca_bundle, &self.roots, certificate, &self.provider)?;
+        let name = identity.as_deref().and_then(|identity| identity.server_name.as_ref());
+        let name = name.unwrap_or(&address.host);
+        let server_name = ServerName::try_from(name.clone()).map_err(|_| ConfigError::Url {
+            why: format!("{name:?} is no name that a certificate could be for"),
         })?;
         let connector = Connector {
             resolver: self.resolver.clone(),
@@ -177,7 +191,7 @@ impl Client {
             .pool_idle_timeout(IDLE_TIMEOUT)
             .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build(connector);
-        Ok(Peer { http })
+        Ok(Peer { http, identity })
     }
 }
 
@@ -208,14 +222,20 @@ impl Peer {
         authority: &str,
         body: Bytes,
     ) -> Result<http::Response<Incoming>, PostError> {
-        let request = http::Request::post(url)
+        let identity = self.identity.as_deref();
+        let mut request = http::Request::post(url)
             .header(HOST, authority)
-            .header(USER_AGENT, AGENT)
+            .header(USER_AGENT, identity.map_or(AGENT, |identity| &identity.agent))
             .header(ACCEPT, "application/json, */*")
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))
-            .map_err(|error| PostError::Http(error.to_string()))?;
-        self.http.request(request).await.map_err(|error| PostError::Http(fault::of_request(&error)))
+            .header(CONTENT_TYPE, "application/json");
+        if let Some(authorization) = identity.and_then(|identity| identity.authorization.as_deref()) {
+            request = request.header(AUTHORIZATION, authorization);
+        }
+        let request = request.body(Full::new(body)).map_err(|error| PostError::Http(error.to_string()))?;
+        self.http.request(request).await.map_err(|error| {
+            let why = fault::of_request(&error);
+            if fault::is_reset(&error) { PostError::Reset(why) } else { PostError::Http(why) }
+        })
     }
 }
 
@@ -253,7 +273,7 @@ mod tests {
             |n: usize| Address::of(&Target::Url(format!("https://a{n}.example/"))).expect("an address");
         let key = |n: usize| {
             let Address { way, authority, .. } = address(n);
-            PeerKey { way, authority, ca_bundle: Vec::new() }
+            PeerKey { way, authority, ca_bundle: Vec::new(), identity: None }
         };
         struct Nowhere;
         #[async_trait::async_trait]
@@ -268,7 +288,9 @@ mod tests {
         roots.add(certificate.cert.der().clone()).expect("a root");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let client = Client::new(Arc::new(Nowhere), provider).roots(roots);
-        let peer = Arc::new(client.connect_to(&address(0), &[]).expect("a peer"));
+        let target = Target::Url("https://a0.example/".into());
+        let config = ClientConfig { target, ca_bundle: Vec::new(), identity: None };
+        let peer = Arc::new(client.connect_to(&address(0), &config).expect("a peer"));
         for n in 0..MAX_PEERS {
             peers.insert(key(n), peer.clone());
         }

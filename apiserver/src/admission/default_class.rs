@@ -44,6 +44,12 @@ const CLASSED: &[Classed] = &[
     },
 ];
 
+/// The plug-in that objects of a kind concern, if any does.
+pub(super) fn plugin_of(kind: &Kind) -> Option<&'static str> {
+    let classed = CLASSED.iter().find(|one| one.group == kind.group && one.kind == kind.kind)?;
+    Some(if classed.kind == "Ingress" { "DefaultIngressClass" } else { "DefaultStorageClass" })
+}
+
 pub(super) fn complete(lister: &Lister, kind: &Kind, object: &mut Object) -> Result<(), Status> {
     let classed = CLASSED.iter().find(|one| one.group == kind.group && one.kind == kind.kind);
     let Some(classed) = classed else { return Ok(()) };

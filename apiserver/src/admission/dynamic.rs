@@ -7,20 +7,22 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use skiff_api::decode::FieldValidation;
 use skiff_api::meta::Meta;
-use skiff_api::{Kind, Object, Status, decode, default};
+use skiff_api::{FieldSelector, Kind, LabelSelector, Object, Status, decode, default};
 use skiff_cel::{Authorizer, Check, Decision, Subject};
 use skiff_policy::Policies;
 use skiff_webhook::Client;
 use skiff_webhook::admission::{
-    self as hooks, Attributes, Caller, GroupVersionKind, GroupVersionResource, Host, Operation, Phase,
-    Record, Reinvocation,
+    self as hooks, Attributes, Called, Caller, GroupVersionKind, GroupVersionResource, Host, Operation,
+    Permissions, Phase, Record, Reinvocation,
 };
 use tokio::time::Instant;
 
 use super::latest::Latest;
+use super::timed::Timed;
 use crate::auth::authorize::Authorization;
 use crate::auth::{UserInfo, attributes as auth};
 use crate::call::{Call, is_core};
@@ -29,7 +31,7 @@ use crate::lister::Lister;
 use crate::live::Table;
 use crate::metrics::Metrics;
 use crate::objects::Objects;
-use crate::request::is_true;
+use crate::request::{LabelTerm, is_true};
 
 /// What of admission is written in objects: policies, and webhooks.
 pub(crate) struct Dynamic {
@@ -190,7 +192,7 @@ impl Dynamic {
         let told = Told::of(&self.objects.lister, admitted.call, &name)?;
         let (host, rights) = (
             Kinds { objects: &self.objects, table: &admitted.call.table },
-            Rights::of(&self.authorizer, admitted.call),
+            Rights::of(&self.authorizer, admitted.call, told.deadline),
         );
         let mut record = Record::default();
         let attributes = attributes(admitted, &told, &rights, None, old);
@@ -230,7 +232,7 @@ impl Dynamic {
         let told = Told::of(&self.objects.lister, admitted.call, &name)?;
         let (host, rights) = (
             Kinds { objects: &self.objects, table: &admitted.call.table },
-            Rights::of(&self.authorizer, admitted.call),
+            Rights::of(&self.authorizer, admitted.call, told.deadline),
         );
         let mut record = Record::default();
         let attributes = attributes(admitted, &told, &rights, object, old);
@@ -293,27 +295,6 @@ impl Dynamic {
         self.validate(&admitted, mutated.object.as_ref(), None, &mut warnings).await?;
         call.warnings.extend(warnings);
         Ok(mutated.object.unwrap_or_default())
-    }
-}
-
-/// Whose time is measured.
-struct Timed<'m> {
-    metrics: &'m Metrics,
-    operation: Operation,
-    type_: &'static str,
-}
-
-impl Timed<'_> {
-    async fn of<T>(
-        &self,
-        plugin: &'static str,
-        work: impl Future<Output = Result<T, Status>>,
-    ) -> Result<T, Status> {
-        let started = Instant::now();
-        let outcome = work.await;
-        let operation = self.operation.as_str();
-        self.metrics.admitted((plugin, self.type_), operation, outcome.is_err(), started.elapsed());
-        outcome
     }
 }
 
@@ -406,46 +387,115 @@ impl Host for Kinds<'_> {
             default::apply(kind, object);
         }
     }
-}
 
-/// The rights of who makes a request, for match conditions.
-struct Rights<'a> {
-    authorizer: &'a Authorization,
-    user: &'a UserInfo,
-}
-
-impl<'a> Rights<'a> {
-    fn of(authorizer: &'a Authorization, call: &'a Call) -> Rights<'a> {
-        Rights { authorizer, user: &call.user }
+    fn called(&self, call: &Called<'_>) {
+        self.objects.metrics.called(call);
     }
 }
 
-impl Authorizer for Rights<'_> {
-    fn check(&self, check: &Check, verb: &str) -> Decision {
-        let account;
+/// More answers are not remembered. One expression asks for far fewer, so that it comes to its end.
+const MAX_KNOWN: usize = 1024;
+
+/// What an expression asks, and the verb.
+type Question = (Check, String);
+
+/// The rights of who makes a request, for expressions. What others had to be asked about is remembered for the request.
+struct Rights<'a> {
+    authorizer: &'a Authorization,
+    user: &'a UserInfo,
+    /// When nobody is asked any more.
+    deadline: Instant,
+    known: Mutex<Vec<(Question, Decision)>>,
+    /// The first that was not known.
+    wanted: Mutex<Option<Question>>,
+}
+
+impl<'a> Rights<'a> {
+    fn of(authorizer: &'a Authorization, call: &'a Call, deadline: Instant) -> Rights<'a> {
+        Rights { authorizer, user: &call.user, deadline, known: Mutex::default(), wanted: Mutex::default() }
+    }
+}
+
+/// A question, as authorizers are asked it.
+struct Asked {
+    user: Option<UserInfo>,
+    fields: Vec<(String, bool, String)>,
+    labels: Vec<LabelTerm>,
+}
+
+impl Asked {
+    fn of(check: &Check) -> Asked {
         let user = match &check.subject {
-            Subject::Requester => self.user,
+            Subject::Requester => None,
             Subject::ServiceAccount { namespace, name } => {
-                let groups =
-                    ["system:serviceaccounts".to_owned(), format!("system:serviceaccounts:{namespace}")];
-                let groups: Vec<&str> = groups.iter().map(String::as_str).collect();
-                account = UserInfo::new(format!("system:serviceaccount:{namespace}:{name}"), &groups);
-                &account
+                let all = format!("system:serviceaccounts:{namespace}");
+                let groups = ["system:serviceaccounts", &all];
+                Some(UserInfo::new(format!("system:serviceaccount:{namespace}:{name}"), &groups))
             }
         };
-        let decision = self.authorizer.authorize(&auth::Attributes {
-            user,
-            verb,
+        // Selectors only narrow: without one that cannot be read, more is asked for.
+        let fields = FieldSelector::parse(&check.field_selector).map(|selector| selector.terms);
+        let labels = LabelSelector::parse(&check.label_selector).map(|selector| LabelTerm::of(&selector));
+        Asked { user, fields: fields.unwrap_or_default(), labels: labels.unwrap_or_default() }
+    }
+
+    fn attributes<'a>(
+        &'a self,
+        requester: &'a UserInfo,
+        check: &'a Check,
+        verb: &'a str,
+    ) -> auth::Attributes<'a> {
+        let user = self.user.as_ref().unwrap_or(requester);
+        auth::Attributes {
             is_resource: check.path.is_empty(),
-            group: &check.group,
-            resource: &check.resource,
             subresource: &check.subresource,
             namespace: &check.namespace,
             name: &check.name,
             path: &check.path,
-            fields: &[],
-        });
-        Decision { is_allowed: decision.is_allowed(), reason: decision.reason, error: None }
+            fields: &self.fields,
+            labels: &self.labels,
+            ..auth::Attributes::on(user, verb, &check.group, &check.resource)
+        }
+    }
+}
+
+fn told(decision: auth::Decision) -> Decision {
+    Decision { is_allowed: decision.is_allowed(), reason: decision.reason, error: decision.error }
+}
+
+impl Authorizer for Rights<'_> {
+    fn check(&self, check: &Check, verb: &str) -> Decision {
+        let known = self.known.lock();
+        let is_it = |(of, by): &Question| of == check && by == verb;
+        if let Some((_, decision)) = known.iter().find(|(question, _)| is_it(question)) {
+            return decision.clone();
+        }
+        drop(known);
+        let asked = Asked::of(check);
+        if let Some(decision) = self.authorizer.at_once(&asked.attributes(self.user, check, verb)) {
+            return told(decision);
+        }
+        self.wanted.lock().get_or_insert_with(|| (check.clone(), verb.to_owned()));
+        Decision::default()
+    }
+}
+
+#[async_trait]
+impl Permissions for Rights<'_> {
+    async fn find_out(&self) -> bool {
+        let Some((check, verb)) = self.wanted.lock().take() else { return false };
+        let asked = Asked::of(&check);
+        let asked = asked.attributes(self.user, &check, &verb);
+        let decision = match tokio::time::timeout_at(self.deadline, self.authorizer.authorize(&asked)).await {
+            Ok(decision) => told(decision),
+            Err(_) => Decision { error: Some("context deadline exceeded".to_owned()), ..Decision::default() },
+        };
+        let mut known = self.known.lock();
+        if known.len() >= MAX_KNOWN {
+            known.clear();
+        }
+        known.push(((check, verb), decision));
+        true
     }
 }
 

@@ -15,6 +15,7 @@ mod pod_security;
 pub(crate) mod quota;
 mod service_account;
 mod signing;
+mod timed;
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -22,19 +23,24 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Cause, Kind, Object, Status};
+use skiff_webhook::admission::Operation;
 
 use crate::auth::authorize::Authorization;
 use crate::auth::rbac::{Grant, grants};
 use crate::call::{Call, is_core};
 use crate::lister::Lister;
+use crate::metrics::Metrics;
+use crate::resources::certificates::is_signing_request;
 use dynamic::Dynamic;
 use params_access::Access;
 use plugins::AdmissionPlugin;
 use quota::Quotas;
+use timed::Timed;
 
 /// Everything that admits. Plug-ins read what there is; only quotas write.
 pub(crate) struct Admission {
     pub(crate) lister: Lister,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) authorizer: Arc<Authorization>,
     /// Plug-ins that are turned off.
     pub(crate) disabled: Vec<AdmissionPlugin>,
@@ -43,11 +49,20 @@ pub(crate) struct Admission {
 }
 
 impl Admission {
+    fn timed(&self, operation: Operation, type_: &'static str) -> Timed<'_> {
+        Timed { metrics: &self.metrics, operation, type_ }
+    }
+
     /// `NamespaceLifecycle`: nothing is created in a namespace that is missing or going.
     pub(crate) async fn check_namespace(&self, call: &Call, object: &Object) -> Result<(), Status> {
         if !call.kind.is_namespaced() {
             return Ok(());
         }
+        let timed = self.timed(Operation::Create, "admit");
+        timed.of("NamespaceLifecycle", self.check_lifecycle(call, object)).await
+    }
+
+    async fn check_lifecycle(&self, call: &Call, object: &Object) -> Result<(), Status> {
         let namespace = object.namespace();
         // A deletion that was acknowledged before this request must be seen.
         self.lister.caches.wait_for_newest().await?;
@@ -87,26 +102,52 @@ impl Admission {
     /// Completes a new object, or refuses it.
     pub(crate) async fn admit_create(&self, call: &Call, object: &mut Object) -> Result<(), Status> {
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
-            node::restrict_create(&self.lister, &self.authorizer, call, object)?;
-            limit_ranger::default_limits(&self.lister, object)?;
-            if self.admits_by(AdmissionPlugin::ServiceAccount) {
-                service_account::admit(&self.lister, object).await?;
-            }
-            if self.admits_by(AdmissionPlugin::DefaultTolerationSeconds) {
-                pod::add_default_tolerations(object);
-            }
-            pod::admit_priority(&self.lister, object).await?;
-            pod::admit_topology(&self.lister, object)?;
-            return pod::admit_runtime_class(&self.lister, object).await;
+            return self.admit_pod(call, object).await;
         }
-        signing::admit_request(call, object)?;
-        self.check_grant(call, object, None)?;
-        default_class::complete(&self.lister, &call.kind, object)?;
-        node::restrict_create(&self.lister, &self.authorizer, call, object)?;
+        let timed = self.timed(Operation::Create, "admit");
+        if is_signing_request(&call.kind) {
+            let validating = self.timed(Operation::Create, "validate");
+            validating.at_once("CertificateSubjectRestriction", || signing::admit_request(call, object))?;
+        }
+        self.check_grant(call, object, None).await?;
+        if let Some(plugin) = default_class::plugin_of(&call.kind) {
+            timed.at_once(plugin, || default_class::complete(&self.lister, &call.kind, object))?;
+        }
+        self.restrict_node(call, object).await?;
         if call.info.subresource.is_empty() && is_core(&call.kind, "Node") {
-            taint_new_node(object);
+            timed.at_once("TaintNodesByCondition", || {
+                taint_new_node(object);
+                Ok(())
+            })?;
         }
         Ok(())
+    }
+
+    async fn admit_pod(&self, call: &Call, pod: &mut Object) -> Result<(), Status> {
+        let timed = self.timed(Operation::Create, "admit");
+        self.restrict_node(call, pod).await?;
+        timed.at_once("LimitRanger", || limit_ranger::default_limits(&self.lister, pod))?;
+        if self.admits_by(AdmissionPlugin::ServiceAccount) {
+            timed.of("ServiceAccount", service_account::admit(&self.lister, pod)).await?;
+        }
+        if self.admits_by(AdmissionPlugin::DefaultTolerationSeconds) {
+            timed.at_once("DefaultTolerationSeconds", || {
+                pod::add_default_tolerations(pod);
+                Ok(())
+            })?;
+        }
+        timed.of("Priority", pod::admit_priority(&self.lister, pod)).await?;
+        timed.at_once("PodTopologyLabels", || pod::admit_topology(&self.lister, pod))?;
+        timed.of("RuntimeClass", pod::admit_runtime_class(&self.lister, pod)).await
+    }
+
+    /// `NodeRestriction` of what a node creates.
+    async fn restrict_node(&self, call: &Call, object: &Object) -> Result<(), Status> {
+        if call.user.node_name().is_none() {
+            return Ok(());
+        }
+        let restricted = node::restrict_create(&self.lister, &self.authorizer, call, object);
+        self.timed(Operation::Create, "admit").of("NodeRestriction", restricted).await
     }
 
     /// What refuses a new object that its kind's own rules have nothing against.
@@ -116,33 +157,67 @@ impl Admission {
         object: &Object,
         old: Option<&Object>,
     ) -> Result<(), Status> {
-        if is_core(&call.kind, "Service") {
-            deny_external_ips(object, old)?;
-        }
-        signing::attest(&self.authorizer, call, object, old)?;
+        let timed = self.timed(Operation::Create, "validate");
+        self.validate_any(&timed, call, object, old).await?;
         if call.info.subresource.is_empty() && is_core(&call.kind, "Pod") {
-            pod::check_overhead(&self.lister, object).await?;
+            timed.of("RuntimeClass", pod::check_overhead(&self.lister, object)).await?;
         }
-        pod_security::check(&self.lister, &call.kind, &call.info.subresource, object, old)
+        self.check_pod_security(&timed, call, object, old)
+    }
+
+    /// What is checked of a new object as of one that was changed.
+    async fn validate_any(
+        &self,
+        timed: &Timed<'_>,
+        call: &Call,
+        new: &Object,
+        old: Option<&Object>,
+    ) -> Result<(), Status> {
+        if is_core(&call.kind, "Service") {
+            timed.at_once("DenyServiceExternalIPs", || deny_external_ips(new, old))?;
+        }
+        if signing::is_bundle(&call.kind) {
+            let attested = signing::attest(&self.authorizer, call, new, old);
+            timed.of("ClusterTrustBundleAttest", attested).await?;
+        }
+        Ok(())
+    }
+
+    fn check_pod_security(
+        &self,
+        timed: &Timed<'_>,
+        call: &Call,
+        new: &Object,
+        old: Option<&Object>,
+    ) -> Result<(), Status> {
+        if !is_core(&call.kind, "Pod") && !is_core(&call.kind, "Namespace") {
+            return Ok(());
+        }
+        let subresource = call.info.subresource.as_str();
+        timed.at_once("PodSecurity", || pod_security::check(&self.lister, &call.kind, subresource, new, old))
     }
 
     /// What a policy or a binding names that its author must not read, if anything.
     ///
     /// # Errors
     /// What the cache of policies fails with.
-    pub(crate) fn unreadable_params(
+    pub(crate) async fn unreadable_params(
         &self,
         call: &Call,
         new: &Object,
         old: Option<&Object>,
     ) -> Result<Option<Cause>, Status> {
         let access = Access { lister: &self.lister, authorizer: &self.authorizer };
-        access.unreadable(call, new, old)
+        access.unreadable(call, new, old).await
     }
 
     /// Refuses a pod or claim that is outside of what its namespace allows.
     pub(crate) fn check_limits(&self, kind: &Kind, object: &Object) -> Result<(), Status> {
-        limit_ranger::check_limits(&self.lister, kind, object)
+        if !is_core(kind, "Pod") && !is_core(kind, "PersistentVolumeClaim") {
+            return Ok(());
+        }
+        let timed = self.timed(Operation::Create, "validate");
+        timed.at_once("LimitRanger", || limit_ranger::check_limits(&self.lister, kind, object))
     }
 
     /// Devices that others use are for whoever watches over them, in namespaces that are labelled for it.
@@ -167,30 +242,49 @@ impl Admission {
         Ok(Some(Cause::forbidden(format!("spec.devices.requests[{at}].adminAccess"), &why)))
     }
 
-    pub(crate) fn admit_update(&self, call: &Call, new: &mut Object, old: &Object) -> Result<(), Status> {
-        signing::admit_update(&self.authorizer, call, new, old)?;
+    pub(crate) async fn admit_update(
+        &self,
+        call: &Call,
+        new: &mut Object,
+        old: &Object,
+    ) -> Result<(), Status> {
+        let timed = self.timed(Operation::Update, "validate");
+        if is_signing_request(&call.kind) {
+            let admitted = signing::admit_update(&self.authorizer, call, new, old);
+            match call.info.subresource.as_str() {
+                "approval" => timed.of("CertificateApproval", admitted).await?,
+                "status" => timed.of("CertificateSigning", admitted).await?,
+                _ => {}
+            }
+        }
         if call.info.subresource.is_empty()
             && is_core(&call.kind, "PersistentVolumeClaim")
             && !old.is_being_deleted()
         {
-            limit_ranger::check_limits(&self.lister, &call.kind, new)?;
+            timed.at_once("LimitRanger", || limit_ranger::check_limits(&self.lister, &call.kind, new))?;
         }
-        self.check_grant(call, new, Some(old))?;
-        pod_security::check(&self.lister, &call.kind, &call.info.subresource, new, Some(old))?;
-        node::restrict_update(&self.lister, call, new, old)
+        self.check_grant(call, new, Some(old)).await?;
+        self.check_pod_security(&timed, call, new, Some(old))?;
+        if call.user.node_name().is_none() {
+            return Ok(());
+        }
+        let timed = self.timed(Operation::Update, "admit");
+        timed.at_once("NodeRestriction", || node::restrict_update(&self.lister, call, new, old))
     }
 
     /// Why an update of `status` is not for this user to make, if it is not.
-    pub(crate) fn unsigned(&self, call: &Call, new: &Object, old: &Object) -> Option<Cause> {
-        signing::unsigned(&self.authorizer, call, new, old)
+    pub(crate) async fn unsigned(&self, call: &Call, new: &Object, old: &Object) -> Option<Cause> {
+        signing::unsigned(&self.authorizer, call, new, old).await
     }
 
     /// What refuses an update that the rules of its kind have nothing against.
-    pub(crate) fn validate_update(&self, call: &Call, new: &Object, old: &Object) -> Result<(), Status> {
-        if is_core(&call.kind, "Service") {
-            deny_external_ips(new, Some(old))?;
-        }
-        signing::attest(&self.authorizer, call, new, Some(old))
+    pub(crate) async fn validate_update(
+        &self,
+        call: &Call,
+        new: &Object,
+        old: &Object,
+    ) -> Result<(), Status> {
+        self.validate_any(&self.timed(Operation::Update, "validate"), call, new, Some(old)).await
     }
 
     /// What an object that was written most likely does not mean, and what its namespace has against it.
@@ -202,20 +296,24 @@ impl Admission {
     }
 
     /// Nobody grants what they do not have.
-    fn check_grant(&self, call: &Call, new: &Object, old: Option<&Object>) -> Result<(), Status> {
+    async fn check_grant(&self, call: &Call, new: &Object, old: Option<&Object>) -> Result<(), Status> {
         if !grants(&call.kind) {
             return Ok(());
         }
         let grant = Grant { user: &call.user, info: &call.info, kind: &call.kind, new, old };
-        self.authorizer.check_grant(&grant)
+        self.authorizer.check_grant(&grant).await
     }
 
-    pub(crate) fn restrict_node_eviction(&self, call: &Call) -> Result<(), Status> {
-        node::restrict_create(&self.lister, &self.authorizer, call, &Object::Null)
+    pub(crate) async fn restrict_node_eviction(&self, call: &Call) -> Result<(), Status> {
+        self.restrict_node(call, &Object::Null).await
     }
 
     pub(crate) fn admit_delete(&self, call: &Call, object: &Object) -> Result<(), Status> {
-        node::restrict_delete(call, object)
+        if call.user.node_name().is_none() {
+            return Ok(());
+        }
+        let timed = self.timed(Operation::Delete, "admit");
+        timed.at_once("NodeRestriction", || node::restrict_delete(call, object))
     }
 }
 

@@ -40,7 +40,7 @@ fn forbid(call: &Call, why: &str) -> Status {
     Status::forbidden(&call.kind.group, &call.kind.plural, &call.info.name, why)
 }
 
-pub(super) fn restrict_create(
+pub(super) async fn restrict_create(
     lister: &Lister,
     authorizer: &Authorization,
     call: &Call,
@@ -49,7 +49,7 @@ pub(super) fn restrict_create(
     let Some(node) = call.user.node_name() else { return Ok(()) };
     let kind = &call.kind;
     if pod_certificate::is_request(kind) {
-        return pod_certificate::restrict(lister, authorizer, call, node, object);
+        return pod_certificate::restrict(lister, authorizer, call, node, object).await;
     }
     if is_core(kind, "Pod") {
         return match call.info.subresource.as_str() {

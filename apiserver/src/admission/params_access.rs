@@ -39,6 +39,7 @@ fn names(kind: &Kind) -> Option<Names> {
 /// What must be readable; `*` is everything, where it is not known what it is.
 struct Resource {
     group: String,
+    version: String,
     plural: String,
     /// What is in the way of knowing it.
     unknown: Option<String>,
@@ -55,7 +56,7 @@ impl Access<'_> {
     ///
     /// # Errors
     /// What the cache of policies fails with.
-    pub(super) fn unreadable(
+    pub(super) async fn unreadable(
         &self,
         call: &Call,
         new: &Object,
@@ -74,16 +75,16 @@ impl Access<'_> {
             Names::Params { .. } if spec["paramRef"].is_null() || is_same(&["paramRef", "policyName"]) => {
                 return Ok(None);
             }
-            Names::Kind => self.unreadable_kind(call, &spec["paramKind"]),
-            Names::Params { policies } => self.unreadable_object(call, spec, policies)?,
+            Names::Kind => self.unreadable_kind(call, &spec["paramKind"]).await,
+            Names::Params { policies } => self.unreadable_object(call, spec, policies).await?,
         };
         let field = if matches!(names, Names::Kind) { "spec.paramKind" } else { "spec.paramRef" };
         Ok(refused.map(|why| Cause::forbidden(field, &why)))
     }
 
-    fn unreadable_kind(&self, call: &Call, kind: &Value) -> Option<String> {
+    async fn unreadable_kind(&self, call: &Call, kind: &Value) -> Option<String> {
         let resource = resolve(call, kind);
-        if self.may_read(&call.user, "get", &resource, "*", "*") {
+        if self.may_read(&call.user, "get", &resource, "*", "*").await {
             return None;
         }
         let text = |field: &str| kind[field].as_str().unwrap_or_default();
@@ -95,7 +96,12 @@ impl Access<'_> {
         ))
     }
 
-    fn unreadable_object(&self, call: &Call, spec: &Value, policies: &str) -> Result<Option<String>, Status> {
+    async fn unreadable_object(
+        &self,
+        call: &Call,
+        spec: &Value,
+        policies: &str,
+    ) -> Result<Option<String>, Status> {
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         let policy = text(&spec["policyName"]);
         let kind = self.lister.kind(GROUP, &call.kind.version, policies)?;
@@ -108,7 +114,7 @@ impl Access<'_> {
         };
         let (name, namespace) = (text(&spec["paramRef"]["name"]), text(&spec["paramRef"]["namespace"]));
         let verb = if name.is_empty() { "list" } else { "get" };
-        if self.may_read(&call.user, verb, &resource, &namespace, &name) {
+        if self.may_read(&call.user, verb, &resource, &namespace, &name).await {
             return Ok(None);
         }
         let user = told(&call.user);
@@ -123,27 +129,25 @@ impl Access<'_> {
         }))
     }
 
-    fn may_read(&self, user: &UserInfo, verb: &str, of: &Resource, namespace: &str, name: &str) -> bool {
-        let asked = Attributes {
-            user,
-            verb,
-            is_resource: true,
-            group: &of.group,
-            resource: &of.plural,
-            subresource: "",
-            namespace,
-            name,
-            path: "",
-            fields: &[],
-        };
-        self.authorizer.authorize(&asked).is_allowed()
+    async fn may_read(
+        &self,
+        user: &UserInfo,
+        verb: &str,
+        of: &Resource,
+        namespace: &str,
+        name: &str,
+    ) -> bool {
+        let version = of.version.as_str();
+        let asked =
+            Attributes { version, namespace, name, ..Attributes::on(user, verb, &of.group, &of.plural) };
+        self.authorizer.authorize(&asked).await.is_allowed()
     }
 }
 
 impl Resource {
     fn anything(unknown: Option<String>) -> Resource {
         let any = || "*".to_owned();
-        Resource { group: any(), plural: any(), unknown }
+        Resource { group: any(), version: any(), plural: any(), unknown }
     }
 }
 
@@ -160,6 +164,7 @@ fn resolve(call: &Call, kind: &Value) -> Resource {
     let unknown = found.is_none().then(|| format!("unable to resolve paramKind {told}"));
     Resource {
         group: group.to_owned(),
+        version: version.to_owned(),
         plural: found.map_or("*", |kind| kind.plural.as_str()).to_owned(),
         unknown,
     }

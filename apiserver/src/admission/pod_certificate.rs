@@ -21,7 +21,7 @@ pub(super) fn is_request(kind: &Kind) -> bool {
     kind.group == GROUP && kind.kind == "PodCertificateRequest"
 }
 
-pub(super) fn restrict(
+pub(super) async fn restrict(
     lister: &Lister,
     authorizer: &Authorization,
     call: &Call,
@@ -31,7 +31,8 @@ pub(super) fn restrict(
     let pod = running(lister, call, node, request)?;
     check_account(lister, call, request, &pod)?;
     let signer = asked(request, "signerName");
-    if wants(&pod, signer) || may_ask(authorizer, call, signer, asked(request, "serviceAccountName")) {
+    let account = asked(request, "serviceAccountName");
+    if wants(&pod, signer) || may_ask(authorizer, call, signer, account).await {
         return Ok(());
     }
     let key = pod_key(call, request);
@@ -137,20 +138,15 @@ fn wants(pod: &Object, signer: &str) -> bool {
 }
 
 /// Whether a role allows the node to ask for certificates of this signer in the account's name. A name of RBAC has no slashes.
-fn may_ask(authorizer: &Authorization, call: &Call, signer: &str, account: &str) -> bool {
+async fn may_ask(authorizer: &Authorization, call: &Call, signer: &str, account: &str) -> bool {
+    let signer = signer.replace('/', ":");
     let asked = Attributes {
-        user: &call.user,
-        verb: VERB,
-        is_resource: true,
-        group: GROUP,
-        resource: &signer.replace('/', ":"),
-        subresource: "",
+        version: &call.kind.version,
         namespace: &call.info.namespace,
         name: account,
-        path: "",
-        fields: &[],
+        ..Attributes::on(&call.user, VERB, GROUP, &signer)
     };
-    authorizer.authorize(&asked).is_allowed()
+    authorizer.authorize(&asked).await.is_allowed()
 }
 
 fn forbid(call: &Call, request: &Object, why: &str) -> Status {

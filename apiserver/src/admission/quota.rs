@@ -17,7 +17,9 @@ use skiff_api::meta::Meta;
 use skiff_api::quota::{self, Evaluator};
 use skiff_api::resources::Resources;
 use skiff_api::{Kind, Object, Status};
+use skiff_webhook::admission::Operation;
 
+use super::timed::Timed;
 use crate::call::is_core;
 use crate::objects::{Next, Objects};
 
@@ -111,14 +113,32 @@ impl Quotas {
         if self.quotas(&charge.namespace)?.is_empty() {
             return Ok(charge);
         }
+        let operation = if old.is_some() { Operation::Update } else { Operation::Create };
+        let timed = Timed { metrics: &self.objects.metrics, operation, type_: "validate" };
+        timed
+            .of("ResourceQuota", self.charge_all(kind, &evaluator, object, old, dry_run, &mut charge))
+            .await?;
+        Ok(charge)
+    }
+
+    /// Charges each quota of the namespace, or none of them.
+    async fn charge_all(
+        &self,
+        kind: &Kind,
+        evaluator: &Evaluator,
+        object: &Object,
+        old: Option<&Object>,
+        dry_run: bool,
+        charge: &mut Charge,
+    ) -> Result<(), Status> {
         let _turn = self.turns.of(&charge.namespace).await;
         self.objects.lister.caches.wait_for_newest().await?;
         let forbid = |why: String| Status::forbidden(&kind.group, &kind.plural, object.name(), &why);
         for quota in self.quotas(&charge.namespace)? {
-            let growth = match growth(&evaluator, &quota, object, old) {
+            let growth = match growth(evaluator, &quota, object, old) {
                 Ok(growth) => growth,
                 Err(why) => {
-                    self.give_back(&charge).await;
+                    self.give_back(charge).await;
                     return Err(forbid(why));
                 }
             };
@@ -129,12 +149,12 @@ impl Quotas {
                 Ok(true) => charge.taken.push((quota.name().to_owned(), growth)),
                 Ok(false) => {}
                 Err(status) => {
-                    self.give_back(&charge).await;
+                    self.give_back(charge).await;
                     return Err(status);
                 }
             }
         }
-        Ok(charge)
+        Ok(())
     }
 
     /// Adds to what is used of a quota; answers whether it is there to be charged, and was.

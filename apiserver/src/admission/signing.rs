@@ -47,7 +47,7 @@ pub(super) fn admit_request(call: &Call, request: &Object) -> Result<(), Status>
 }
 
 /// To approve and to sign need a permission for the signer, besides that for the subresource.
-pub(super) fn admit_update(
+pub(super) async fn admit_update(
     authorizer: &Authorization,
     call: &Call,
     new: &Object,
@@ -67,14 +67,19 @@ pub(super) fn admit_update(
         _ => return Ok(()),
     };
     let signer = old["spec"]["signerName"].as_str().unwrap_or_default();
-    if may(authorizer, &call.user, verb, signer) {
+    if may(authorizer, &call.user, verb, signer).await {
         return Ok(());
     }
     Err(forbid(call, old, &format!("user not permitted to {verb} requests with signerName {signer:?}")))
 }
 
 /// Why a signer's answer to a pod's request is not for this user to write, if it is not.
-pub(super) fn unsigned(authorizer: &Authorization, call: &Call, new: &Object, old: &Object) -> Option<Cause> {
+pub(super) async fn unsigned(
+    authorizer: &Authorization,
+    call: &Call,
+    new: &Object,
+    old: &Object,
+) -> Option<Cause> {
     if !pod_certificate::is_request(&call.kind) || call.info.subresource != "status" {
         return None;
     }
@@ -82,7 +87,7 @@ pub(super) fn unsigned(authorizer: &Authorization, call: &Call, new: &Object, ol
         return None;
     }
     let signer = old["spec"]["signerName"].as_str().unwrap_or_default();
-    if may(authorizer, &call.user, "sign", signer) {
+    if may(authorizer, &call.user, "sign", signer).await {
         return None;
     }
     let why = format!("User {:?} is not permitted to \"sign\" for signer {signer:?}", call.user.name);
@@ -102,7 +107,7 @@ fn said(status: &Value) -> BTreeMap<&str, &Value> {
 }
 
 /// Whoever writes the authorities of a signer vouches for them. What collects garbage changes none.
-pub(super) fn attest(
+pub(super) async fn attest(
     authorizer: &Authorization,
     call: &Call,
     new: &Object,
@@ -112,35 +117,27 @@ pub(super) fn attest(
     if !is_bundle(&call.kind)
         || signer.is_empty()
         || old.is_some_and(|old| only_for_collection(new, old))
-        || may(authorizer, &call.user, "attest", signer)
+        || may(authorizer, &call.user, "attest", signer).await
     {
         return Ok(());
     }
     Err(forbid(call, new, &format!("user not permitted to attest for signerName {signer:?}")))
 }
 
-fn is_bundle(kind: &Kind) -> bool {
+pub(super) fn is_bundle(kind: &Kind) -> bool {
     kind.group == GROUP && kind.kind == "ClusterTrustBundle"
 }
 
 /// Whether a user may do something for a signer, or for all of its domain.
-fn may(authorizer: &Authorization, user: &UserInfo, verb: &str, signer: &str) -> bool {
+async fn may(authorizer: &Authorization, user: &UserInfo, verb: &str, signer: &str) -> bool {
     let domain = signer.split('/').next().unwrap_or_default();
-    [signer, &format!("{domain}/*")].into_iter().any(|name| {
-        let asked = Attributes {
-            user,
-            verb,
-            is_resource: true,
-            group: GROUP,
-            resource: "signers",
-            subresource: "",
-            namespace: "",
-            name,
-            path: "",
-            fields: &[],
-        };
-        authorizer.authorize(&asked).is_allowed()
-    })
+    for name in [signer, &format!("{domain}/*")] {
+        let asked = Attributes { name, ..Attributes::on(user, verb, GROUP, "signers") };
+        if authorizer.authorize(&asked).await.is_allowed() {
+            return true;
+        }
+    }
+    false
 }
 
 fn forbid(call: &Call, request: &Object, why: &str) -> Status {

@@ -1,21 +1,21 @@
 //! What is asked of authorizers, and what they say.
 
-use std::sync::Arc;
-
 use serde_json::{Value, json};
 use skiff_api::Status;
 
 use super::UserInfo;
-use crate::request::RequestInfo;
+use crate::request::{LabelTerm, RequestInfo};
 
 /// What is to be decided about.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Attributes<'a> {
     pub(crate) user: &'a UserInfo,
     pub(crate) verb: &'a str,
     /// Otherwise only `path` and `verb` count.
     pub(crate) is_resource: bool,
     pub(crate) group: &'a str,
+    /// `*` where any is meant.
+    pub(crate) version: &'a str,
     pub(crate) resource: &'a str,
     pub(crate) subresource: &'a str,
     pub(crate) namespace: &'a str,
@@ -23,6 +23,8 @@ pub(crate) struct Attributes<'a> {
     pub(crate) path: &'a str,
     /// The terms of a collection's field selector: field, whether it must be equal, value.
     pub(crate) fields: &'a [(String, bool, String)],
+    /// The requirements of a collection's label selector.
+    pub(crate) labels: &'a [LabelTerm],
 }
 
 /// What an authorizer says of a request.
@@ -40,15 +42,17 @@ pub(crate) struct Decision {
     pub(crate) opinion: Opinion,
     /// Said to the client on a refusal, if not empty.
     pub(crate) reason: String,
+    /// What went wrong on the way to the opinion, which counts all the same.
+    pub(crate) error: Option<String>,
 }
 
 impl Decision {
     pub(super) fn allow(reason: impl Into<String>) -> Decision {
-        Decision { opinion: Opinion::Allow, reason: reason.into() }
+        Decision { opinion: Opinion::Allow, reason: reason.into(), error: None }
     }
 
     pub(super) fn none(reason: impl Into<String>) -> Decision {
-        Decision { opinion: Opinion::None, reason: reason.into() }
+        Decision { opinion: Opinion::None, reason: reason.into(), error: None }
     }
 
     pub(crate) fn is_allowed(&self) -> bool {
@@ -79,7 +83,7 @@ impl RuleList {
     }
 }
 
-/// Decides what a user may do.
+/// Decides what a user may do, from what this server knows.
 pub(crate) trait Authorizer: Send + Sync + 'static {
     fn authorize(&self, attributes: &Attributes<'_>) -> Decision;
 
@@ -87,29 +91,39 @@ pub(crate) trait Authorizer: Send + Sync + 'static {
     fn rules_of(&self, user: &UserInfo, namespace: &str) -> RuleList;
 }
 
-impl<A: Authorizer> Authorizer for Arc<A> {
-    fn authorize(&self, attributes: &Attributes<'_>) -> Decision {
-        (**self).authorize(attributes)
-    }
-
-    fn rules_of(&self, user: &UserInfo, namespace: &str) -> RuleList {
-        (**self).rules_of(user, namespace)
-    }
-}
-
 impl<'a> Attributes<'a> {
+    /// A verb on all of a resource, in any version.
+    pub(crate) fn on(user: &'a UserInfo, verb: &'a str, group: &'a str, resource: &'a str) -> Attributes<'a> {
+        Attributes {
+            user,
+            verb,
+            is_resource: true,
+            group,
+            version: "*",
+            resource,
+            subresource: "",
+            namespace: "",
+            name: "",
+            path: "",
+            fields: &[],
+            labels: &[],
+        }
+    }
+
     pub(crate) fn of(user: &'a UserInfo, info: &'a RequestInfo) -> Attributes<'a> {
         Attributes {
             user,
             verb: &info.verb,
             is_resource: info.is_resource,
             group: &info.group,
+            version: &info.version,
             resource: &info.resource,
             subresource: &info.subresource,
             namespace: &info.namespace,
             name: &info.name,
             path: &info.path,
             fields: &info.fields,
+            labels: &info.labels,
         }
     }
 

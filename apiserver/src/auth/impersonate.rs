@@ -41,16 +41,11 @@ impl Claim {
             Claim::Uid(uid) => (AUTHENTICATION, "uids", "", "", uid),
         };
         Attributes {
-            user,
-            verb: "impersonate",
-            is_resource: true,
-            group,
-            resource,
+            version: "v1",
             subresource,
             namespace,
             name,
-            path: "",
-            fields: &[],
+            ..Attributes::on(user, "impersonate", group, resource)
         }
     }
 }
@@ -59,7 +54,7 @@ impl Claim {
 ///
 /// # Errors
 /// 403 for the first claim that `user` may not make, 400 for groups and the like of nobody.
-pub(crate) fn impersonated(
+pub(crate) async fn impersonated(
     authorizer: &Authorization,
     user: UserInfo,
     headers: &HeaderMap,
@@ -67,7 +62,7 @@ pub(crate) fn impersonated(
     let claims = claims(headers)?;
     for claim in &claims {
         let attributes = claim.asked(&user);
-        let decision = authorizer.authorize(&attributes);
+        let decision = authorizer.authorize(&attributes).await;
         if !decision.is_allowed() {
             return Err(attributes.forbidden(&decision.reason));
         }

@@ -4,13 +4,16 @@ pub(crate) mod attributes;
 pub(crate) mod authenticate;
 pub(crate) mod authorize;
 mod bootstrap_token;
+pub(crate) mod configuration;
 pub(crate) mod impersonate;
 pub(crate) mod node;
 pub(crate) mod node_index;
 pub(crate) mod rbac;
+pub(crate) mod reload;
 pub(crate) mod shared_keys;
 pub(crate) mod token;
 pub(crate) mod validity;
+pub(crate) mod webhook;
 
 use std::collections::BTreeMap;
 

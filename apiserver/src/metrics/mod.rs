@@ -5,9 +5,12 @@
 //!
 //! Source: `k8s.io/apiserver/pkg/endpoints/metrics` and its siblings; buckets are upstream's.
 
+pub(crate) mod authorization;
 mod collected;
+mod health;
 mod process;
 mod text;
+mod webhooks;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64};
@@ -22,11 +25,15 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 use skiff_api::Kind;
+use skiff_webhook::admission::Called;
 
 use crate::cache::Caches;
 use crate::limits::Collected;
+use authorization::AuthorizationMetrics;
 use collected::Objects;
+use health::HealthMetrics;
 use process::Process;
+use webhooks::WebhookCalls;
 
 pub(crate) use text::Format;
 
@@ -117,6 +124,12 @@ pub(crate) struct Metrics {
     authentications: Family<Outcome, Count>,
     authorizations: Family<Outcome, Count>,
     admissions: Family<Admitted, Histogram>,
+    /// Calls of admission webhooks.
+    webhooks: WebhookCalls,
+    /// How health checks end, for a page of their own.
+    pub(crate) health: HealthMetrics,
+    /// Who decides, and how webhooks do.
+    pub(crate) authorization: AuthorizationMetrics,
     store: Family<Stored, Histogram>,
     watch_events: Family<Watched, Count>,
     store_bytes: Level,
@@ -129,7 +142,7 @@ const REQUEST_BUCKETS_S: [f64; 23] = [
 ];
 const STORE_BUCKETS_S: [f64; 19] =
     [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 15.0, 20.0, 30.0, 60.0];
-const ADMISSION_BUCKETS_S: [f64; 7] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0];
+const ADMISSION_BUCKETS_S: [f64; 6] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
 
 type Histograms = fn() -> Histogram;
 
@@ -144,6 +157,9 @@ impl Default for Metrics {
             long_running: Family::default(),
             authentications: Family::default(),
             authorizations: Family::default(),
+            webhooks: WebhookCalls::register(&mut registry),
+            health: HealthMetrics::default(),
+            authorization: AuthorizationMetrics::register(&mut registry),
             admissions: Family::new_with_constructor((|| Histogram::new(ADMISSION_BUCKETS_S)) as Histograms),
             store: Family::new_with_constructor((|| Histogram::new(STORE_BUCKETS_S)) as Histograms),
             watch_events: Family::default(),
@@ -182,7 +198,7 @@ impl Default for Metrics {
         );
         registry.register(
             "apiserver_admission_controller_admission_duration_seconds",
-            "Time of the plug-ins that go by objects, where there are any",
+            "Time of the plug-ins of admission that are concerned",
             metrics.admissions.clone(),
         );
         registry.register(
@@ -279,6 +295,11 @@ impl Metrics {
         let rejected = if is_rejected { "true" } else { "false" };
         let labels = Admitted { name, operation, rejected, r#type };
         self.admissions.get_or_create(&labels).observe(took.as_secs_f64());
+    }
+
+    /// An admission webhook was called.
+    pub(crate) fn called(&self, call: &Called<'_>) {
+        self.webhooks.called(call);
     }
 
     /// A write of an object, whatever came of it.

@@ -1,5 +1,7 @@
 //! The two formats of the page: OpenMetrics, for who asks for it, and Prometheus' older text.
 
+use std::borrow::Cow;
+
 use http::HeaderMap;
 use http::header::ACCEPT;
 use prometheus_client::encoding::text::encode;
@@ -39,6 +41,10 @@ impl Format {
     }
 }
 
+/// Counters that upstream calls by no more than their own name.
+const WITHOUT_SUFFIX: [&str; 2] =
+    ["apiserver_admission_webhook_rejection_count", "apiserver_admission_webhook_fail_open_count"];
+
 /// The older text has no end, and a counter is called there as its samples are.
 fn older(open_metrics: &str) -> String {
     let mut out = String::with_capacity(open_metrics.len());
@@ -49,26 +55,38 @@ fn older(open_metrics: &str) -> String {
             ["#", "EOF"] | ["#", "UNIT", ..] => continue,
             // The type stands below.
             ["#", "HELP", name, help] => {
-                let suffix = lines.peek().map_or("", |next| suffix(next));
+                let suffix = lines.peek().map_or("", |next| suffix(name, next));
                 out.push_str(&format!("# HELP {name}{suffix} {help}"));
             }
             ["#", "TYPE", name, kind] => {
                 let kind = if *kind == "info" { "gauge" } else { kind };
-                out.push_str(&format!("# TYPE {name}{} {kind}", suffix(line)));
+                out.push_str(&format!("# TYPE {name}{} {kind}", suffix(name, line)));
             }
-            _ => out.push_str(line),
+            _ => out.push_str(&sample(line)),
         }
         out.push('\n');
     }
     out
 }
 
-fn suffix(type_line: &str) -> &'static str {
+fn suffix(name: &str, type_line: &str) -> &'static str {
+    if WITHOUT_SUFFIX.contains(&name) {
+        return "";
+    }
     match type_line.rsplit(' ').next() {
         Some("counter") => "_total",
         Some("info") => "_info",
         _ => "",
     }
+}
+
+fn sample(line: &str) -> Cow<'_, str> {
+    for name in WITHOUT_SUFFIX {
+        if let Some(rest) = line.strip_prefix(name).and_then(|rest| rest.strip_prefix("_total")) {
+            return Cow::Owned(format!("{name}{rest}"));
+        }
+    }
+    Cow::Borrowed(line)
 }
 
 #[cfg(test)]

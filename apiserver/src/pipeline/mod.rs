@@ -140,11 +140,10 @@ impl Pipeline {
         // Who calls in process is one of the cluster's own.
         let class = extensions.get::<Class>().copied().unwrap_or(Class::Own);
         let turn = if info.verb == "watch" { self.limits.turn(class).await } else { None };
-        let user = match self.identify(&headers, &extensions, &info) {
+        let user = match self.identify(&headers, &extensions, &info, turn).await {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
         };
-        drop(turn);
         let path = info.path.as_str();
         if let Some(remote) = table.aggregated.serving(path).or_else(|| table.aggregated.describing(path)) {
             let remote = remote.clone();

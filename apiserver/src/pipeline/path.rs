@@ -66,12 +66,19 @@ impl Pipeline {
                 let bytes = self.registry.objects.store.size_bytes().await.map_err(|e| store_failure(&e))?;
                 let revision = self.registry.objects.store.revision().await.map_err(|e| store_failure(&e))?;
                 let format = Format::of(headers);
-                let mut response = respond::text(200, self.metrics.render(format, bytes, revision));
-                let text = HeaderValue::from_static(format.content_type());
-                response.headers_mut().insert(CONTENT_TYPE, text);
-                Ok(response)
+                Ok(metrics_page(format, self.metrics.render(format, bytes, revision)))
+            }
+            "/metrics/slis" => {
+                let format = Format::of(headers);
+                Ok(metrics_page(format, self.metrics.health.render(format)))
             }
             _ => Err(Status::no_such_path()),
         }
     }
+}
+
+fn metrics_page(format: Format, page: String) -> Response {
+    let mut response = respond::text(200, page);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(format.content_type()));
+    response
 }

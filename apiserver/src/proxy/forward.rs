@@ -40,7 +40,7 @@ impl Proxies {
         let protocol = upgrade::requested(&call.headers);
         if protocol.is_some() && call.kind.plural == "nodes" {
             // A stream to a kubelet may be one to a process in any of its pods.
-            self.authorizer.check_may_create(&call.user, &call.info)?;
+            self.authorizer.check_may_create(&call.user, &call.info).await?;
         }
         let backend = self.destinations.of(&call).await?;
         let path = Path::split(call.uri.path(), call.kind.is_namespaced());

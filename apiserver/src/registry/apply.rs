@@ -68,7 +68,7 @@ impl Registry {
         options: &WriteOptions,
         document: &Object,
     ) -> Result<Response, Status> {
-        self.authorizer.check_may_create(&call.user, &call.info)?;
+        self.authorizer.check_may_create(&call.user, &call.info).await?;
         let mut new = applied(&Tracker::of(call, options), call, None, document, options.force)?;
         if !new.uid().is_empty() {
             let why = format!(

@@ -60,7 +60,7 @@ impl Registry {
             refuse(
                 &kind,
                 object.name(),
-                self.admission.unreadable_params(call, &object, None)?.into_iter().collect(),
+                self.admission.unreadable_params(call, &object, None).await?.into_iter().collect(),
             )?;
             self.admission.validate_create(call, &object, None).await?;
             self.admission.check_limits(&kind, &object)?;

@@ -105,10 +105,7 @@ impl Registry {
     /// Removes a value that cannot be read, whatever it was: finalizers and dependents cannot be heeded.
     async fn delete_unreadable(&self, call: &Call) -> Result<(), Status> {
         let asked = Attributes { verb: UNSAFE_DELETE, ..Attributes::of(&call.user, &call.info) };
-        let decision = self.authorizer.authorize(&asked);
-        if !decision.is_allowed() {
-            return Err(asked.forbidden(&decision.reason));
-        }
+        self.authorizer.check(&asked).await?;
         self.objects.lister.caches.wait_for_newest().await?;
         let cache = self.objects.lister.caches.of(&call.kind)?;
         let Some(damage) = cache.damaged().remove(call.key().as_str()) else {

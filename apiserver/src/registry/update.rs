@@ -38,7 +38,7 @@ impl Registry {
                 .get(&key_of(&kind, new.namespace(), new.name()))?
                 .is_some();
             if !exists {
-                self.authorizer.check_may_create(&call.user, &call.info)?;
+                self.authorizer.check_may_create(&call.user, &call.info).await?;
                 tracker.note(None, &mut new);
                 let created = self.create_object(&mut call, new, options.dry_run).await?;
                 return Ok(call.object(201, created));
@@ -126,14 +126,14 @@ impl Registry {
             kind.write(&mut new);
             check(kind, part, &new, &current.object)?;
             if part == Part::Main {
-                let unreadable = self.admission.unreadable_params(call, &new, Some(&current.object))?;
+                let unreadable = self.admission.unreadable_params(call, &new, Some(&current.object)).await?;
                 refuse(kind, new.name(), unreadable.into_iter().collect())?;
             }
             if part == Part::Status {
-                let unsigned = self.admission.unsigned(call, &new, &current.object);
+                let unsigned = self.admission.unsigned(call, &new, &current.object).await;
                 refuse(kind, new.name(), unsigned.into_iter().collect())?;
             }
-            self.admission.validate_update(call, &new, &current.object)?;
+            self.admission.validate_update(call, &new, &current.object).await?;
             self.admission.dynamic.validate(&admitted, Some(&new), Some(&current.object), warnings).await?;
             if part == Part::Main {
                 let write = allocator::Write::of(dry_run);
@@ -168,7 +168,7 @@ impl Registry {
         let (call, kind) = (admitted.call, &admitted.call.kind);
         let (mut rounds, mut has_changed) = (Rounds::default(), false);
         loop {
-            self.complete(call, part, &mut new, old)?;
+            self.complete(call, part, &mut new, old).await?;
             let mutated =
                 self.admission.dynamic.mutate(admitted, Some(new), Some(old), &mut rounds, warnings).await?;
             has_changed |= mutated.has_changed;
@@ -185,11 +185,11 @@ impl Registry {
         Ok(new)
     }
 
-    fn complete(&self, call: &Call, part: Part, new: &mut Object, old: &Object) -> Result<(), Status> {
+    async fn complete(&self, call: &Call, part: Part, new: &mut Object, old: &Object) -> Result<(), Status> {
         let kind = &call.kind;
         self.admission.complete_update(call, new, old);
         prepare(kind, part, new, old);
-        self.admission.admit_update(call, new, old)?;
+        self.admission.admit_update(call, new, old).await?;
         if part == Part::Main { hooks_of(kind).check_update(new) } else { Ok(()) }
     }
 }

@@ -39,7 +39,7 @@ impl Subresources {
             .dynamic
             .admit_document(&mut call, Operation::Create, eviction, options.dry_run)
             .await?;
-        self.registry.admission.restrict_node_eviction(&call)?;
+        self.registry.admission.restrict_node_eviction(&call).await?;
         self.evict(&call, &options).await?;
         let status =
             json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "code": 201});

@@ -34,7 +34,7 @@ impl Subresources {
             ("pods", "log", "get") => self.proxies.pod_log(call).await,
             ("pods", "exec", "get" | "create") => {
                 // A WebSocket's handshake is a GET, and what it starts is more than reading.
-                self.registry.authorizer.check_may_create(&call.user, &call.info)?;
+                self.registry.authorizer.check_may_create(&call.user, &call.info).await?;
                 self.proxies.pod_exec(call).await
             }
             ("pods" | "services" | "nodes", "proxy", _) => self.proxies.proxy(call).await,

@@ -10,7 +10,8 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use skiff_apiserver::store::{SqliteOptions, SqliteStore, Store};
 use skiff_apiserver::{
-    ApiServer, ApiService, Config, FrontProxyConfig, KubeletConfig, ServiceAccountConfig, TlsConfig, UserInfo,
+    ApiServer, ApiService, AuthorizationOptions, Config, FrontProxyConfig, KubeletConfig,
+    ServiceAccountConfig, TlsConfig, UserInfo,
 };
 use tower::Service;
 
@@ -116,6 +117,7 @@ fn config(pki: &Pki, store: Arc<dyn Store>) -> Config {
         kinds: skiff_apiserver::Kinds::builtin(),
         node_certificate_grace: std::time::Duration::ZERO,
         disabled_admission: Vec::new(),
+        authorization: AuthorizationOptions::default(),
         on_long_thread: || (),
         service_account: ServiceAccountConfig {
             private_key_pem: signing.serialize_pem().into(),
@@ -146,6 +148,20 @@ impl Cluster {
         let config = Config { event_ttl, ..config(&pki, store.clone()) };
         let server = ApiServer::start(config).await.expect("the server starts");
         Cluster { server, store, pki, _folder: Arc::new(folder) }
+    }
+
+    /// A server that asks whom `authorization` names, of files in the folder that it is given.
+    pub(crate) async fn authorizing(
+        pki: Pki,
+        authorization: impl FnOnce(&std::path::Path) -> AuthorizationOptions,
+    ) -> Cluster {
+        let folder = tempfile::tempdir().expect("a folder");
+        let options = SqliteOptions::new(folder.path().join("state.db"));
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(options).expect("the store opens"));
+        let authorization = authorization(folder.path());
+        let config = Config { authorization, ..config(&pki, store.clone()) };
+        let server = ApiServer::start(config).await.expect("the server starts");
+        Cluster { server, store, pki: Arc::new(pki), _folder: Arc::new(folder) }
     }
 
     /// One of several servers over a store, with a signing key of its own.

@@ -216,7 +216,7 @@ async fn refusals_of_a_node_are_worded_as_upstream() {
     let message = one.get("/api/v1/namespaces/a/secrets/of-two").await.refused(403, "Forbidden");
     assert_eq!(
         message,
-        "secrets \"of-two\" is forbidden: User \"system:node:one\" cannot get resource \"secrets\" in API group \"\" in the namespace \"a\": no relationship found between node 'one' and this object"
+        "secrets \"of-two\" is forbidden: User \"system:node:one\" cannot get resource \"secrets\" in API group \"\" in the namespace \"a\": node: no relationship found between node 'one' and this object"
     );
     let message = one.get("/api/v1/namespaces/a/secrets").await.refused(403, "Forbidden");
     assert!(message.ends_with(": No Object name found"), "{message}");

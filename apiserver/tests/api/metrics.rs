@@ -5,7 +5,7 @@ use serde_json::json;
 
 use crate::fixture::{Client, Cluster, config_map};
 
-async fn page(admin: &Client) -> String {
+pub(crate) async fn page(admin: &Client) -> String {
     let answer = admin.get("/metrics").await;
     assert_eq!(
         answer.headers["content-type"],
@@ -15,7 +15,7 @@ async fn page(admin: &Client) -> String {
 }
 
 /// The value of a sample that has all of these labels, whatever others.
-fn sample(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
+pub(crate) fn sample(page: &str, name: &str, labels: &[(&str, &str)]) -> Option<f64> {
     let has = |line: &str| {
         let labels_of = line.strip_prefix(name).and_then(|rest| rest.strip_prefix('{'));
         labels_of.is_some_and(|line| labels.iter().all(|(k, v)| line.contains(&format!("{k}=\"{v}\""))))

@@ -89,7 +89,7 @@ async fn reviews_tell_by_which_binding() {
     let joe = cluster.client("joe", &[]);
     assert_eq!(
         joe.get("/api/v1/namespaces/a/pods").await.refused(403, "Forbidden"),
-        "pods is forbidden: User \"joe\" cannot list resource \"pods\" in API group \"\" in the namespace \"a\": RBAC: role.rbac.authorization.k8s.io \"gone\" not found"
+        "pods is forbidden: User \"joe\" cannot list resource \"pods\" in API group \"\" in the namespace \"a\": rbac: RBAC: role.rbac.authorization.k8s.io \"gone\" not found"
     );
 }
 

@@ -9,7 +9,7 @@ use skiff_api::{LabelSelector, Object, Status};
 use skiff_cel::{Authorizer, Check, Decision};
 use skiff_policy::{Params, Scope};
 use skiff_webhook::admission::{
-    Attributes, GroupVersionKind, GroupVersionResource, Host, Operation, UserInfo,
+    Attributes, GroupVersionKind, GroupVersionResource, Host, Operation, Permissions, UserInfo,
 };
 
 /// The lines of a packed file.
@@ -90,6 +90,8 @@ impl Authorizer for MayGet {
         Decision { is_allowed: verb == "get", ..Decision::default() }
     }
 }
+
+impl Permissions for MayGet {}
 
 /// Limits are in namespaces, rules are not.
 pub(crate) struct Stored<'c>(pub(crate) &'c [Value]);

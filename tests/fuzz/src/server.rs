@@ -36,6 +36,7 @@ impl Server {
             event_ttl: skiff_apiserver::EVENT_TTL,
             node_certificate_grace: Duration::ZERO,
             disabled_admission: Vec::new(),
+            authorization: skiff_apiserver::AuthorizationOptions::default(),
             on_long_thread: || (),
             service_account: ServiceAccountConfig {
                 private_key_pem: signing.serialize_pem().into(),

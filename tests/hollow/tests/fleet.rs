@@ -50,6 +50,7 @@ impl Plane {
             kinds: skiff_apiserver::Kinds::builtin(),
             node_certificate_grace: std::time::Duration::ZERO,
             disabled_admission: Vec::new(),
+            authorization: skiff_apiserver::AuthorizationOptions::default(),
             on_long_thread: || (),
             service_account: ServiceAccountConfig {
                 private_key_pem: signing.serialize_pem().into(),

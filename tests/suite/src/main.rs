@@ -106,6 +106,7 @@ fn config(folder: &tempfile::TempDir, certificate_pem: &str, key: &rcgen::KeyPai
         node_certificate_grace: std::time::Duration::ZERO,
         // As upstream runs the suite: pods are stored as they were written, and can be replaced.
         disabled_admission: vec![AdmissionPlugin::ServiceAccount, AdmissionPlugin::DefaultTolerationSeconds],
+        authorization: skiff_apiserver::AuthorizationOptions::default(),
         on_long_thread: || (),
         service_account: ServiceAccountConfig {
             private_key_pem: signing.serialize_pem().into(),

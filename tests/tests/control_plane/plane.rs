@@ -269,6 +269,7 @@ fn config(folder: &tempfile::TempDir) -> Result<Config> {
         kinds: Kinds::builtin(),
         node_certificate_grace: std::time::Duration::ZERO,
         disabled_admission: Vec::new(),
+        authorization: skiff_apiserver::AuthorizationOptions::default(),
         on_long_thread: || (),
         service_account: ServiceAccountConfig {
             private_key_pem: signing.serialize_pem().into(),

@@ -99,7 +99,7 @@ impl Webhook {
     }
 
     /// Whether the match conditions hold. `object` and `old_object` are of the kind that the webhook is sent.
-    pub(super) fn conditions_hold(
+    pub(super) async fn conditions_hold(
         &self,
         attributes: &Attributes<'_>,
         kind: &GroupVersionKind,
@@ -109,8 +109,14 @@ impl Webhook {
         if self.conditions.is_empty() {
             return Ok(true);
         }
-        let all = self.conditions.iter().map(|condition| -> &Condition { condition });
-        match conditions::matches(all, attributes, kind, object, old_object) {
+        let matched = loop {
+            let all = self.conditions.iter().map(|condition| -> &Condition { condition });
+            let matched = conditions::matches(all, attributes, kind, object, old_object);
+            if !attributes.is_to_be_asked_again().await {
+                break matched;
+            }
+        };
+        match matched {
             Matched::Yes => Ok(true),
             Matched::No => Ok(false),
             Matched::Failed(_) if self.failure_policy == FailurePolicy::Ignore => Ok(false),

@@ -142,7 +142,7 @@ impl Mutation<'_> {
         if !hook.conditions.is_empty() {
             current.turn_into(self.caller, &invocation.kind).await?;
             let (object, old_object) = (current.object.as_ref(), current.old_object());
-            if !hook.conditions_hold(attributes, &invocation.kind, object, old_object)? {
+            if !hook.conditions_hold(attributes, &invocation.kind, object, old_object).await? {
                 return Ok(());
             }
         }

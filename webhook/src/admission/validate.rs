@@ -43,7 +43,8 @@ impl Webhooks {
             let Some(invocation) = invocation else { continue };
             version(&mut versions, caller, attributes, &invocation.kind).await?;
             let subject = subject(&versions, attributes, &invocation);
-            if hook.conditions_hold(attributes, subject.kind, subject.object, subject.old_object)? {
+            let (object, old_object) = (subject.object, subject.old_object);
+            if hook.conditions_hold(attributes, subject.kind, object, old_object).await? {
                 called.push((hook, invocation));
             }
         }

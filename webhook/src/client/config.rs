@@ -1,6 +1,7 @@
 //! Where a webhook is, as a configuration says it, and the address that this makes.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use serde_json::Value;
@@ -11,6 +12,28 @@ pub struct ClientConfig {
     pub target: Target,
     /// PEM. Empty where the roots of the host decide.
     pub ca_bundle: Vec<u8>,
+    /// What the webhook is shown of who calls. Those of admission are shown nothing.
+    pub identity: Option<Arc<Identity>>,
+}
+
+/// Who calls, as a kubeconfig says it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// `User-Agent`.
+    pub agent: String,
+    /// Certificates and key, PEM.
+    pub certificate: Option<(Vec<u8>, Vec<u8>)>,
+    /// `Authorization`.
+    pub authorization: Option<String>,
+    /// The name that the webhook's certificate must be for, where it is not that of the URL.
+    pub server_name: Option<String>,
+}
+
+/// Without what is secret.
+impl fmt::Debug for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Identity").field("agent", &self.agent).finish_non_exhaustive()
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -38,6 +61,8 @@ pub enum ConfigError {
     NoRoots,
     #[error("TLS towards webhooks cannot be used: {0}")]
     Tls(String),
+    #[error("the client certificate or its key cannot be read: {0}")]
+    Identity(String),
 }
 
 const DEFAULT_PORT: u16 = 443;
@@ -67,7 +92,7 @@ impl ClientConfig {
         } else {
             Target::Url(url)
         };
-        Ok(ClientConfig { target, ca_bundle })
+        Ok(ClientConfig { target, ca_bundle, identity: None })
     }
 }
 

@@ -33,6 +33,9 @@ pub(crate) enum PostError {
     Deadline,
     #[error("{0}")]
     Http(String),
+    /// The other side has reset the connection.
+    #[error("{0}")]
+    Reset(String),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +73,19 @@ pub fn of_request(error: &hyper_util::client::legacy::Error) -> String {
         Some(error) => of_http(error, "EOF"),
         None => source.to_string(),
     }
+}
+
+/// Whether a request was not answered because the connection was reset.
+pub(super) fn is_reset(error: &hyper_util::client::legacy::Error) -> bool {
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        let io = error.downcast_ref::<io::Error>();
+        if io.is_some_and(|error| error.kind() == io::ErrorKind::ConnectionReset) {
+            return true;
+        }
+        source = error.source();
+    }
+    false
 }
 
 /// `end` is what is said where the connection ended.

@@ -9,7 +9,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::config::ConfigError;
@@ -18,15 +18,21 @@ use super::config::ConfigError;
 pub(super) fn config(
     ca_bundle: &[u8],
     host_roots: &Arc<RootCertStore>,
+    certificate: Option<&(Vec<u8>, Vec<u8>)>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<rustls::ClientConfig, ConfigError> {
     let verifier = verifier(ca_bundle, host_roots, provider)?;
-    Ok(rustls::ClientConfig::builder_with_provider(provider.clone())
+    let config = rustls::ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| ConfigError::Tls(error.to_string()))?
         .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth())
+        .with_custom_certificate_verifier(verifier);
+    let Some((chain, key)) = certificate else { return Ok(config.with_no_client_auth()) };
+    let unreadable = |error: &dyn std::error::Error| ConfigError::Identity(error.to_string());
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
+    let chain = chain.map_err(|error| unreadable(&error))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| unreadable(&error))?;
+    config.with_client_auth_cert(chain, key).map_err(|error| unreadable(&error))
 }
 
 /// Who judges the certificates of servers that a CA bundle, or the host's roots where that is empty, vouches for.

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use serde_json::Value;
 use skiff_cel::{Authorizer, Check, Decision};
-use skiff_webhook::admission::{CallEnd, Called, GroupVersionKind, GroupVersionResource, Host};
+use skiff_webhook::admission::{CallEnd, Called, GroupVersionKind, GroupVersionResource, Host, Permissions};
 
 #[derive(Default)]
 pub(crate) struct Gadgets {
@@ -64,3 +64,5 @@ impl Authorizer for MayGet {
         Decision { is_allowed: verb == "get", ..Decision::default() }
     }
 }
+
+impl Permissions for MayGet {}

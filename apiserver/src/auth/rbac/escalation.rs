@@ -12,7 +12,7 @@ use skiff_api::{Kind, Object, Status};
 use super::Rbac;
 use super::index::RoleKey;
 use super::rule::{ANY, Names, PolicyRule, covers_path, has, names, rules_of};
-use crate::auth::attributes::{Attributes, Authorizer};
+use crate::auth::attributes::Attributes;
 use crate::auth::{MASTERS, UserInfo};
 use crate::request::RequestInfo;
 
@@ -40,52 +40,52 @@ pub(crate) fn grants(kind: &Kind) -> bool {
     kind.group == GROUP
 }
 
+/// What lets somebody grant more than they hold, if they may do it.
+pub(crate) struct Exempt {
+    /// `bind` on the role that is bound; `None` is `escalate` on the role that is written.
+    bound: Option<RoleKey>,
+}
+
+impl Exempt {
+    /// The question that all authorizers are asked.
+    pub(crate) fn attributes<'a>(&'a self, grant: &Grant<'a>) -> Attributes<'a> {
+        let (verb, resource, name) = match &self.bound {
+            None => ("escalate", grant.kind.plural.as_str(), grant.info.name.as_str()),
+            Some(role) => ("bind", role.plural(), &*role.name),
+        };
+        let namespace = grant.info.namespace.as_str();
+        Attributes { namespace, name, ..Attributes::on(grant.user, verb, GROUP, resource) }
+    }
+}
+
 impl Rbac {
+    /// Compares with the rules that the writer holds, which only roles say: no other authorizer can list what it allows.
+    ///
     /// # Errors
     /// 403 with the rules that the writer does not hold, 404 for a role that is not there.
-    pub(crate) fn check_grant(&self, all: &dyn Authorizer, grant: &Grant<'_>) -> Result<(), Status> {
-        if grant.user.is_in(MASTERS) || grant.old.is_some_and(|old| only_for_collection(grant.new, old)) {
-            return Ok(());
-        }
-        if grant.kind.plural.ends_with("bindings") {
-            self.check_binding(all, grant)
-        } else {
-            self.check_role(all, grant)
-        }
+    pub(crate) fn check_held(&self, grant: &Grant<'_>, unless: &Exempt) -> Result<(), Status> {
+        let Some(role) = &unless.bound else { return self.check_role(grant) };
+        let Some(rules) = self.index.rules(role) else {
+            return Err(Status::not_found(GROUP, role.plural(), &role.name));
+        };
+        self.check_rules(grant, &rules)
     }
 
-    fn check_role(&self, all: &dyn Authorizer, grant: &Grant<'_>) -> Result<(), Status> {
-        let info = grant.info;
-        if grant.may(all, "escalate", &grant.kind.plural, &info.namespace, &info.name) {
-            return Ok(());
-        }
+    fn check_role(&self, grant: &Grant<'_>) -> Result<(), Status> {
         let wanted: Vec<PolicyRule> = rules_of(grant.new);
-        self.check_held(grant, &wanted)?;
+        self.check_rules(grant, &wanted)?;
         let aggregates = |role: &Object| {
             role["aggregationRule"]["clusterRoleSelectors"].as_array().is_some_and(|all| !all.is_empty())
         };
         if (aggregates(grant.new) || grant.old.is_some_and(aggregates))
-            && self.check_held(grant, &everything()).is_err()
+            && self.check_rules(grant, &everything()).is_err()
         {
             return Err(grant.forbidden("must have cluster-admin privileges to use the aggregationRule"));
         }
         Ok(())
     }
 
-    fn check_binding(&self, all: &dyn Authorizer, grant: &Grant<'_>) -> Result<(), Status> {
-        let namespace = grant.info.namespace.as_str();
-        // What is no role is refused by the rules of the kind.
-        let Some(role) = RoleKey::referred(&grant.new["roleRef"], namespace) else { return Ok(()) };
-        if grant.may(all, "bind", role.plural(), namespace, &role.name) {
-            return Ok(());
-        }
-        let Some(rules) = self.index.rules(&role) else {
-            return Err(Status::not_found(GROUP, role.plural(), &role.name));
-        };
-        self.check_held(grant, &rules)
-    }
-
-    fn check_held(&self, grant: &Grant<'_>, wanted: &[PolicyRule]) -> Result<(), Status> {
+    fn check_rules(&self, grant: &Grant<'_>, wanted: &[PolicyRule]) -> Result<(), Status> {
         let (held, unresolved) = self.held(grant.user, &grant.info.namespace);
         let held: Vec<PolicyRule> = held.iter().flat_map(|rules| rules.iter().cloned()).collect();
         let lacking = missing(&held, wanted).map_err(|TooMany| {
@@ -115,21 +115,17 @@ impl Rbac {
 }
 
 impl Grant<'_> {
-    /// Whether the writer has a verb on one role.
-    fn may(&self, all: &dyn Authorizer, verb: &str, resource: &str, namespace: &str, name: &str) -> bool {
-        let asked = Attributes {
-            user: self.user,
-            verb,
-            is_resource: true,
-            group: GROUP,
-            resource,
-            subresource: "",
-            namespace,
-            name,
-            path: "",
-            fields: &[],
-        };
-        all.authorize(&asked).is_allowed()
+    /// What is to be asked first; `None` if anybody may write this who may write at all.
+    pub(crate) fn asked(&self) -> Option<Exempt> {
+        if self.user.is_in(MASTERS) || self.old.is_some_and(|old| only_for_collection(self.new, old)) {
+            return None;
+        }
+        if !self.kind.plural.ends_with("bindings") {
+            return Some(Exempt { bound: None });
+        }
+        // What is no role is refused by the rules of the kind.
+        let role = RoleKey::referred(&self.new["roleRef"], &self.info.namespace)?;
+        Some(Exempt { bound: Some(role) })
     }
 
     fn forbidden(&self, why: &str) -> Status {

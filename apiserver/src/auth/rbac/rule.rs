@@ -99,16 +99,10 @@ mod tests {
         let (resource, subresource) = path.split_once('/').unwrap_or((path, ""));
         let user = UserInfo::default();
         PolicyRule::of(rule).allows(&Attributes {
-            user: &user,
-            verb,
-            is_resource: true,
-            group,
-            resource,
             subresource,
             namespace: "default",
             name,
-            path: "",
-            fields: &[],
+            ..Attributes::on(&user, verb, group, resource)
         })
     }
 

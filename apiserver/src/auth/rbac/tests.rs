@@ -26,18 +26,7 @@ impl Cluster {
     }
 
     fn decide(&self, user: &UserInfo, verb: &str, namespace: &str, resource: &str) -> Decision {
-        self.rbac.authorize(&Attributes {
-            user,
-            verb,
-            is_resource: true,
-            group: "",
-            resource,
-            subresource: "",
-            namespace,
-            name: "",
-            path: "",
-            fields: &[],
-        })
+        self.rbac.authorize(&Attributes { namespace, ..Attributes::on(user, verb, "", resource) })
     }
 }
 
