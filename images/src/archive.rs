@@ -1,11 +1,11 @@
-//! Images from a file: an OCI layout, or what `docker save` writes.
+//! Images from a file: an OCI layout, what `docker save` writes, or a Wasm module or component by itself.
 //!
 //! Every file of the archive becomes a blob under its own hash as it streams past, so that nothing is
 //! unpacked by a name that the archive chose. Blobs that no image turns out to need are garbage.
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,7 +13,9 @@ use serde::Deserialize;
 
 use crate::garbage::Pin;
 use crate::images::{Image, Images};
-use crate::manifest::{Descriptor, Document, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
+use crate::manifest::{
+    Descriptor, Document, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST, WASM_CONFIG, WASM_LAYER,
+};
 use crate::name::{Digest, ImageName, Version};
 use crate::pull::{self, Named};
 use crate::unpack::{Kind, TarStream, decompressed};
@@ -57,6 +59,11 @@ pub(crate) async fn import(
     let (found, _pins) = {
         let (images, path) = (images.clone(), path.to_owned());
         pull::blocking(move || {
+            if let Some((file, system)) = wasm(&path)? {
+                let mut contents = Contents::default();
+                let found = from_wasm(&images, &mut contents, file, system)?;
+                return Ok((vec![found], contents.pins));
+            }
             let mut contents =
                 if path.is_dir() { read_directory(&images, &path)? } else { read_tar(&images, &path)? };
             let found = manifests(&images, &mut contents)?;
@@ -82,6 +89,64 @@ pub(crate) async fn import(
         imported.extend(image);
     }
     Ok(imported)
+}
+
+/// A Wasm file, and for which system it is: the fifth to eighth bytes tell a module from a component.
+fn wasm(path: &Path) -> Result<Option<(File, &'static str)>, PullCause> {
+    let io = PullCause::io("read", path);
+    if path.is_dir() {
+        return Ok(None);
+    }
+    let mut file = File::open(path).map_err(PullCause::io("open", path))?;
+    let mut start = Vec::new();
+    file.by_ref().take(8).read_to_end(&mut start).and_then(|_| file.rewind()).map_err(io)?;
+    let system = match start.as_slice() {
+        b"\0asm\x01\0\0\0" => "wasip1",
+        b"\0asm\x0d\0\x01\0" => "wasip2",
+        _ => return Ok(None),
+    };
+    Ok(Some((file, system)))
+}
+
+/// An artifact as registries have them, made for the file.
+fn from_wasm(
+    images: &Arc<Images>,
+    contents: &mut Contents,
+    mut file: File,
+    system: &str,
+) -> Result<Found, PullCause> {
+    let module = store(images, contents, &mut file)?;
+    let config = serde_json::json!({"architecture": "wasm", "os": system, "layerDigests": [module]});
+    let config = serde_json::to_vec(&config).map_err(|err| refused(err.to_string()))?;
+    let config = store(images, contents, &mut config.as_slice())?;
+    let descriptor = |digest: &Digest, media_type: &str| Descriptor {
+        media_type: media_type.to_owned(),
+        size: images.blobs.blob_size(digest),
+        digest: digest.clone(),
+        platform: None,
+        annotations: BTreeMap::new(),
+    };
+    let manifest = Manifest {
+        schema_version: 2,
+        media_type: OCI_MANIFEST.to_owned(),
+        config: descriptor(&config, WASM_CONFIG),
+        layers: vec![descriptor(&module, WASM_LAYER)],
+        annotations: BTreeMap::new(),
+    };
+    let digest = put_manifest(images, contents, &manifest)?;
+    Ok(Found { manifest, target: digest.clone(), digest, names: Vec::new() })
+}
+
+fn put_manifest(
+    images: &Arc<Images>,
+    contents: &mut Contents,
+    manifest: &Manifest,
+) -> Result<Digest, PullCause> {
+    let bytes = serde_json::to_vec(manifest).map_err(|err| refused(err.to_string()))?;
+    let digest = Digest::of(&bytes);
+    contents.pins.push(images.pin(&digest));
+    images.blobs.put(&bytes)?;
+    Ok(digest)
 }
 
 struct Found {
@@ -207,7 +272,7 @@ fn from_layout(
     let bytes = images.blobs.read(digest, "manifest", images.caps.manifest_bytes)?;
     let mut found = match manifest::parse(&bytes, digest)? {
         Document::Manifest(manifest) => {
-            Found { manifest, digest: digest.clone(), target: digest.clone(), names: Vec::new() }
+            Found { manifest: *manifest, digest: digest.clone(), target: digest.clone(), names: Vec::new() }
         }
         Document::Index(_) if depth >= MAX_INDEX_DEPTH => {
             return Err(pull::invalid_manifest(digest, "indexes are nested too deeply"));
@@ -253,11 +318,9 @@ fn from_docker(
         media_type: OCI_MANIFEST.to_owned(),
         config: descriptor(&entry.config, OCI_CONFIG)?,
         layers: entry.layers.iter().map(|path| descriptor(path, OCI_LAYER)).collect::<Result<_, _>>()?,
+        annotations: BTreeMap::new(),
     };
-    let bytes = serde_json::to_vec(&manifest).map_err(|err| refused(err.to_string()))?;
-    let digest = Digest::of(&bytes);
-    contents.pins.push(images.pin(&digest));
-    images.blobs.put(&bytes)?;
+    let digest = put_manifest(images, contents, &manifest)?;
     let tags = entry.repo_tags.iter().flatten();
     let names = tags
         .filter_map(|tag| ImageName::parse(tag).ok())

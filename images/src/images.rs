@@ -112,7 +112,7 @@ impl Images {
     }
 
     /// Brings in the images of an archive: an OCI layout (a directory or a tar, perhaps compressed) or what
-    /// `docker save` writes. `name` names an image that the archive does not.
+    /// `docker save` writes. A Wasm file is an image, too. `name` names an image that the file does not.
     pub async fn import(self: &Arc<Self>, path: &Path, name: Option<&str>) -> Result<Vec<Arc<Image>>, Error> {
         let name = name.map(ImageName::parse).transpose()?;
         archive::import(self, path, name)

@@ -21,6 +21,13 @@ pub(crate) const WASM_CONFIG: &str = "application/vnd.wasm.config.v0+json";
 pub(crate) const WASM_LAYER: &str = "application/wasm";
 /// What `wasm-to-oci` and early runtimes pushed.
 pub(crate) const OLD_WASM_LAYER: &str = "application/vnd.wasm.content.layer.v1+wasm";
+/// What early tools of the component model pushed.
+pub(crate) const OLD_COMPONENT_LAYER: &str = "application/vnd.bytecodealliance.wasm.component.layer.v0+wasm";
+/// Says of an image with a Linux platform that its program is Wasm.
+const VARIANT: &str = "module.wasm.image/variant";
+/// Whatever its name is; with `compat-smart` it is a matter of the name, as it is without an annotation.
+const COMPAT: &str = "compat";
+const WASM_SUFFIX: &str = ".wasm";
 
 /// Which runtime an image is for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +43,8 @@ pub enum ImageKind {
 pub enum WasmModule {
     /// A blob of its own: Wasm OCI artifacts.
     Blob { digest: Digest },
-    /// A file of the layers, named by the entrypoint: images built for the `wasi/wasm` platform.
+    /// A file of the layers, named by the entrypoint: images built for the `wasi/wasm` platform, or whose program is Wasm
+    /// whatever platform they name.
     File { path: String },
 }
 
@@ -64,6 +72,8 @@ pub(crate) struct Manifest {
     pub(crate) config: Descriptor,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) layers: Vec<Descriptor>,
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub(crate) annotations: BTreeMap<String, String>,
 }
 
 fn two() -> u32 {
@@ -79,7 +89,7 @@ pub(crate) struct Index {
 /// What a digest's JSON turned out to be.
 pub(crate) enum Document {
     Index(Index),
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
 }
 
 /// Reads an index or a manifest; its own `mediaType` is optional in OCI, its fields tell.
@@ -197,7 +207,9 @@ pub(crate) fn kind(
     config: &ImageConfig,
     digest: &Digest,
 ) -> Result<ImageKind, PullCause> {
-    let is_module = |layer: &&Descriptor| matches!(layer.media_type.as_str(), WASM_LAYER | OLD_WASM_LAYER);
+    let is_module = |layer: &&Descriptor| {
+        matches!(layer.media_type.as_str(), WASM_LAYER | OLD_WASM_LAYER | OLD_COMPONENT_LAYER)
+    };
     if let Some(layer) = manifest.layers.iter().find(is_module) {
         return Ok(ImageKind::Wasm { module: WasmModule::Blob { digest: layer.digest.clone() } });
     }
@@ -210,9 +222,12 @@ pub(crate) fn kind(
         os: config.os.clone(),
         variant: config.variant.clone(),
     };
-    if platform.is_wasm() {
-        let run = &config.config;
-        let path = run.entrypoint.first().or(run.cmd.first()).cloned().unwrap_or_default();
+    let run = &config.config;
+    let path = run.entrypoint.first().or(run.cmd.first()).cloned().unwrap_or_default();
+    let is_said = [&manifest.annotations, &run.labels]
+        .iter()
+        .any(|said| said.get(VARIANT).is_some_and(|v| v == COMPAT));
+    if platform.is_wasm() || is_said || path.ends_with(WASM_SUFFIX) {
         return Ok(ImageKind::Wasm { module: WasmModule::File { path } });
     }
     if platform.rank(Host::this()).is_some() || platform.is_unsaid() {
@@ -317,7 +332,33 @@ mod tests {
             serde_json::json!({"os": "wasi", "architecture": "wasm", "config": {"Entrypoint": ["/a.wasm"]}});
         let file = ImageKind::Wasm { module: WasmModule::File { path: "/a.wasm".to_owned() } };
         assert_eq!(kind_of(manifest(OCI_CONFIG, OCI_LAYER), platform).unwrap(), file);
-        assert!(kind_of(manifest(WASM_CONFIG, OCI_LAYER), none).is_err());
+        assert!(kind_of(manifest(WASM_CONFIG, OCI_LAYER), none.clone()).is_err());
+        assert_eq!(
+            kind_of(manifest("application/vnd.oci.empty.v1+json", OLD_COMPONENT_LAYER), none).unwrap(),
+            blob
+        );
+    }
+
+    #[test]
+    fn an_image_for_linux_whose_program_is_wasm_is_for_wasm() {
+        let config = |program: &str, labels: &serde_json::Value| {
+            let config = serde_json::json!({"Entrypoint": [program], "Labels": labels});
+            serde_json::json!({"os": "linux", "architecture": Host::this().architecture, "config": config})
+        };
+        let annotated = |variant: &str| {
+            let mut manifest = manifest(OCI_CONFIG, OCI_LAYER);
+            manifest["annotations"] = serde_json::json!({VARIANT: variant});
+            manifest
+        };
+        let none = serde_json::Value::Null;
+        let file = |path: &str| ImageKind::Wasm { module: WasmModule::File { path: path.to_owned() } };
+        let plain = manifest(OCI_CONFIG, OCI_LAYER);
+        assert_eq!(kind_of(plain.clone(), config("/app.wasm", &none)).unwrap(), file("/app.wasm"));
+        assert_eq!(kind_of(plain.clone(), config("/app", &none)).unwrap(), ImageKind::Linux);
+        assert_eq!(kind_of(annotated("compat"), config("/app", &none)).unwrap(), file("/app"));
+        assert_eq!(kind_of(annotated("compat-smart"), config("/app", &none)).unwrap(), ImageKind::Linux);
+        let label = serde_json::json!({VARIANT: "compat"});
+        assert_eq!(kind_of(plain, config("/app", &label)).unwrap(), file("/app"));
     }
 
     #[test]

@@ -79,7 +79,7 @@ async fn descend(
     let mut ahead: Vec<(Digest, u64, usize)> = Vec::new();
     for _ in 0..MAX_DOCUMENTS {
         match manifest::parse(&bytes, &digest)? {
-            Document::Manifest(manifest) => return Ok((manifest, digest)),
+            Document::Manifest(manifest) => return Ok((*manifest, digest)),
             Document::Index(_) if depth >= MAX_INDEX_DEPTH => {
                 return Err(invalid_manifest(&digest, "indexes are nested too deeply"));
             }

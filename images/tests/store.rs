@@ -68,6 +68,26 @@ async fn a_name_moves_to_the_image_that_got_it_last() {
 }
 
 #[tokio::test]
+async fn a_wasm_file_is_an_image_by_the_name_that_it_is_given() {
+    let root = tempfile::tempdir().unwrap();
+    let images = open(root.path());
+    for (start, system) in [(b"\0asm\x01\0\0\0", "wasip1"), (b"\0asm\x0d\0\x01\0", "wasip2")] {
+        let file = root.path().join("app.wasm");
+        std::fs::write(&file, start).unwrap();
+        let image = images.import(&file, Some("app:1")).await.unwrap().remove(0);
+        assert_eq!(images.resolve("app:1").unwrap(), image);
+        assert_eq!((image.config.os.as_str(), image.config.architecture.as_str()), (system, "wasm"));
+        assert_eq!(std::fs::read(images.wasm_module(&image).unwrap()).unwrap(), start);
+    }
+    // What has no name is found by its ID.
+    let file = root.path().join("app.wasm");
+    let image = images.import(&file, None).await.unwrap().remove(0);
+    assert_eq!(images.resolve(&image.id).unwrap().id, image.id);
+    std::fs::write(&file, b"\0asm").unwrap();
+    assert!(images.import(&file, Some("app:1")).await.is_err());
+}
+
+#[tokio::test]
 async fn a_removed_image_keeps_its_layers_while_a_container_uses_it() {
     let root = tempfile::tempdir().unwrap();
     let images = open(root.path());

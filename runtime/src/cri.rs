@@ -420,7 +420,7 @@ impl Cri for NodeRuntime {
         // Until the container is on record, nothing else says that its image is needed.
         let _held = self.images.hold(&image.id).ok_or_else(|| CriError::not_found("image", &image.id))?;
         self.images.ready(&image).await.map_err(image_error)?;
-        let runtime = self.dispatch.pick(&image, &sandbox.handler)?;
+        let runtime = self.dispatch.pick(&image, &sandbox.handler, &sandbox.config.annotations, &config)?;
         let described = self.sandboxes.describe(&sandbox.id, &sandbox.config);
         config.mounts.extend(sandbox::file_mounts(&described, &config.mounts));
         let log_directory = &sandbox.config.log_directory;

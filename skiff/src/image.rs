@@ -22,11 +22,11 @@ pub(crate) enum ImageCommand {
         /// Such as nginx:alpine
         name: String,
     },
-    /// Import the images of an archive (an OCI layout, or what `docker save` writes)
+    /// Import a Wasm file, or the images of an archive (an OCI layout, or what `docker save` writes)
     Import {
         file: PathBuf,
-        /// The name of an image that the archive does not name
-        #[arg(long)]
+        /// The name of an image that the file does not name
+        #[arg(long, short = 't', visible_alias = "tag")]
         name: Option<String>,
     },
     /// Forget images; the node takes off the disk what no container needs
