@@ -2,19 +2,22 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
-use skiff_cri::v1::{ContainerConfig, LinuxContainerResources};
+use skiff_cri::v1::{ContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext};
 use skiff_cri::{CreateContainer, CriError, Sandbox};
 use skiff_images::RunConfig;
 
-use crate::spec::{Access, ContainerSpec, Preopen, Resources};
+use crate::spec::{Access, ContainerSpec, Identity, Preopen, Resources, Right};
 
 /// The RuntimeClass handler, and the pod annotation with its value, that give a pod a host of its own.
 const DEDICATED_HANDLER: &str = "wasmtime-dedicated";
 const HOST_ANNOTATION: &str = "skiff.dev/wasm-host";
 const DEDICATED: &str = "dedicated";
+/// The pod annotation that limits how long a request may take.
+const REQUEST_TIMEOUT_ANNOTATION: &str = "skiff.dev/wasm-request-timeout";
 /// The container's ports as nodelet hands them down, in JSON.
 const PORTS_ANNOTATION: &str = "io.kubernetes.container.ports";
 const DEFAULT_PORT: u16 = 8080;
@@ -34,10 +37,20 @@ pub(crate) fn host_name(sandbox: &Sandbox, handler: &str, compatibility: &str) -
     format!("{kind}-{}", hex::encode(&digest[..8]))
 }
 
+/// What an image has of Wasm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// One module, and no file system.
+    Artifact,
+    /// Files, of which the container's command, or the image's, names one.
+    Files,
+}
+
 /// `is_directory` looks at a path of the node.
 pub(crate) fn spec(
     create: &CreateContainer,
     image: &RunConfig,
+    source: Source,
     module: String,
     is_directory: impl Fn(&str) -> io::Result<bool>,
 ) -> Result<ContainerSpec, CriError> {
@@ -64,7 +77,7 @@ pub(crate) fn spec(
         id: create.id.clone(),
         sandbox_id: create.sandbox.id.clone(),
         module,
-        args: args(image, config),
+        args: args(image, config, source),
         http_port: http_port(config, &envs)?,
         envs,
         preopens,
@@ -74,7 +87,84 @@ pub(crate) fn spec(
         resources: resources.map(self::resources).unwrap_or_default(),
         pod_memory_bytes: pod_memory_bytes(&create.sandbox),
         log_path: create.log_path.clone(),
+        request_timeout_ms: request_timeout_ms(&create.sandbox)?,
+        identity: identity(config, image).map_err(CriError::invalid)?,
     })
+}
+
+fn request_timeout_ms(sandbox: &Sandbox) -> Result<Option<u64>, CriError> {
+    let Some(text) = sandbox.config.annotations.get(REQUEST_TIMEOUT_ANNOTATION) else { return Ok(None) };
+    match duration(text) {
+        Some(timeout) => Ok(Some(u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX))),
+        None => Err(CriError::invalid(format!(
+            "the annotation {REQUEST_TIMEOUT_ANNOTATION} is {text:?}, not a duration like 30s, 5m or 1h"
+        ))),
+    }
+}
+
+/// A whole number of `ms`, `s`, `m` or `h`, and not none of them.
+fn duration(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let number: u64 = number.parse().ok().filter(|number| *number > 0)?;
+    let seconds_each = match unit {
+        "ms" => return Some(Duration::from_millis(number)),
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => return None,
+    };
+    Some(Duration::from_secs(number.checked_mul(seconds_each)?))
+}
+
+/// As for a Linux container: what the pod says, else what the image says, else root. A name is known to no one but the
+/// image's file system, of which a guest has nothing; but root has the same number everywhere.
+fn identity(config: &ContainerConfig, image: &RunConfig) -> Result<Identity, String> {
+    let none = LinuxContainerSecurityContext::default();
+    let security = config.linux.as_ref().and_then(|linux| linux.security_context.as_ref()).unwrap_or(&none);
+    let id = |id: i64| u32::try_from(id).map_err(|_| format!("user or group ID {id} is out of range"));
+    let (user, group) = match &security.run_as_user {
+        Some(uid) => (id(uid.value)?.to_string(), ""),
+        None if !security.run_as_username.is_empty() => (security.run_as_username.clone(), ""),
+        None => {
+            let (user, group) = image.user.split_once(':').unwrap_or((&image.user, ""));
+            (user.to_owned(), group)
+        }
+    };
+    let number = |name: &str, what: &str| match name {
+        "" | "root" => Ok(0),
+        name => name.parse().map_err(|_| {
+            format!("unable to find {what} {name}: a Wasm container knows users and groups by number only")
+        }),
+    };
+    let gid = match &security.run_as_group {
+        Some(gid) => id(gid.value)?,
+        None => number(group, "group")?,
+    };
+    let mut groups = vec![gid];
+    for gid in &security.supplemental_groups {
+        groups.push(id(*gid)?);
+    }
+    groups.sort_unstable();
+    groups.dedup();
+    Ok(Identity { uid: number(&user, "user")?, gid, groups, rights: rights(security) })
+}
+
+/// What is added and dropped by name is dropped, and dropping all leaves only what is added by name.
+fn rights(security: &LinuxContainerSecurityContext) -> Vec<Right> {
+    let Some(capabilities) = security.capabilities.as_ref().filter(|_| !security.privileged) else {
+        return Right::ALL.to_vec();
+    };
+    let has = |names: &[String], wanted: &str| {
+        names.iter().any(|name| {
+            let name = name.to_uppercase();
+            name.strip_prefix("CAP_").unwrap_or(&name) == wanted
+        })
+    };
+    let (add, drop) = (&capabilities.add_capabilities, &capabilities.drop_capabilities);
+    let is_granted =
+        |right: &Right| !has(drop, right.name()) && (!has(drop, "ALL") || has(add, right.name()));
+    Right::ALL.into_iter().filter(is_granted).collect()
 }
 
 fn pod_memory_bytes(sandbox: &Sandbox) -> Option<u64> {
@@ -92,17 +182,35 @@ pub(crate) fn resources(resources: &LinuxContainerResources) -> Resources {
     }
 }
 
-/// As for any container: `command` replaces the entrypoint and drops the image's `cmd`, `args` replaces
-/// `cmd`. Artifacts have no entrypoint; their guest finds the container's name as its own.
-fn args(image: &RunConfig, config: &ContainerConfig) -> Vec<String> {
-    let (program, rest) = match (config.command.as_slice(), config.args.as_slice()) {
-        ([], []) => (image.entrypoint.as_slice(), image.cmd.as_slice()),
-        ([], args) => (image.entrypoint.as_slice(), args),
+/// As for any container: `command` replaces the entrypoint and drops the image's `cmd`, `args` replaces `cmd`. The first
+/// word names the program, if there is one: artifacts have no entrypoint as a rule.
+pub(crate) fn command<'a>(image: &'a RunConfig, config: &'a ContainerConfig) -> (&'a [String], &'a [String]) {
+    match (config.command.as_slice(), config.args.as_slice()) {
+        ([], []) => (&image.entrypoint, &image.cmd),
+        ([], args) => (&image.entrypoint, args),
         (command, args) => (command, args),
-    };
+    }
+}
+
+/// The guest of an artifact that names no program finds the container's name as its own.
+fn args(image: &RunConfig, config: &ContainerConfig, source: Source) -> Vec<String> {
+    let (program, rest) = command(image, config);
     let name = config.metadata.as_ref().map(|metadata| metadata.name.clone()).unwrap_or_default();
-    let name = program.is_empty().then_some(name);
-    name.into_iter().chain(program.iter().cloned()).chain(rest.iter().cloned()).collect()
+    let name = (program.is_empty() && source == Source::Artifact).then_some(name);
+    name.into_iter().chain(program.iter().chain(rest).cloned()).collect()
+}
+
+/// Where in the image the program may lie, the likeliest first: its path, from the working directory unless it is a whole one.
+pub(crate) fn programs(image: &RunConfig, config: &ContainerConfig) -> Vec<String> {
+    let (program, rest) = command(image, config);
+    let Some(program) = program.iter().chain(rest).next().filter(|program| !program.is_empty()) else {
+        return Vec::new();
+    };
+    let directory = if config.working_dir.is_empty() { &image.working_dir } else { &config.working_dir };
+    match program.starts_with('/') || directory.is_empty() {
+        true => vec![program.clone()],
+        false => vec![format!("{directory}/{program}"), program.clone()],
+    }
 }
 
 fn envs(image: &RunConfig, config: &ContainerConfig) -> Vec<(String, String)> {
@@ -177,7 +285,7 @@ mod tests {
             handler: String::new(),
             log_path: None,
         };
-        spec(&create, image, "00".to_owned(), |path| Ok(!path.ends_with("file")))
+        spec(&create, image, Source::Artifact, "00".to_owned(), |path| Ok(!path.ends_with("file")))
     }
 
     #[test]
@@ -199,6 +307,83 @@ mod tests {
             };
             assert_eq!(plan(config, &image).unwrap().args, strings(want));
         }
+    }
+
+    #[test]
+    fn the_program_of_an_image_of_files_is_where_a_linux_container_would_have_it() {
+        let found = |image: [&str; 3], pod: [&str; 3]| {
+            let [entrypoint, cmd, working_dir] = image;
+            let (entrypoint, cmd) = (strings(entrypoint), strings(cmd));
+            let image =
+                RunConfig { entrypoint, cmd, working_dir: working_dir.to_owned(), ..Default::default() };
+            let [command, args, working_dir] = pod;
+            let (command, args) = (strings(command), strings(args));
+            let pod =
+                ContainerConfig { command, args, working_dir: working_dir.to_owned(), ..Default::default() };
+            (programs(&image, &pod).join(" "), super::args(&image, &pod, Source::Files).join(" "))
+        };
+        let check = |image, pod, program: &str, args: &str| {
+            assert_eq!(found(image, pod), (program.to_owned(), args.to_owned()));
+        };
+        check(["/app.wasm", "a b", ""], ["", "", ""], "/app.wasm", "/app.wasm a b");
+        check(["/app.wasm", "a b", "/w"], ["", "c", ""], "/app.wasm", "/app.wasm c");
+        check(["/app.wasm", "a b", ""], ["other.wasm", "c", ""], "other.wasm", "other.wasm c");
+        check(["app.wasm", "", "/w"], ["", "", ""], "/w/app.wasm app.wasm", "app.wasm");
+        check(["app.wasm", "", "/w"], ["", "", "/p"], "/p/app.wasm app.wasm", "app.wasm");
+        check(["", "/app.wasm a", ""], ["", "", ""], "/app.wasm", "/app.wasm a");
+        check(["", "/app.wasm a", ""], ["", "/b.wasm", ""], "/b.wasm", "/b.wasm");
+        check(["", "", ""], ["", "", ""], "", "");
+    }
+
+    #[test]
+    fn a_guest_is_who_its_pod_says_else_its_image_else_root() {
+        use skiff_cri::v1::{Capability, Int64Value, LinuxContainerConfig};
+        let plan = |user: &str, security: LinuxContainerSecurityContext| {
+            let image = RunConfig { user: user.to_owned(), ..Default::default() };
+            let linux = LinuxContainerConfig { security_context: Some(security), ..Default::default() };
+            plan(ContainerConfig { linux: Some(linux), ..Default::default() }, &image).map(|spec| {
+                (spec.identity.uid, spec.identity.gid, spec.identity.groups, spec.identity.rights)
+            })
+        };
+        let none = LinuxContainerSecurityContext::default;
+        let all = Right::ALL.to_vec();
+        assert_eq!(plan("", none()).unwrap(), (0, 0, vec![0], all.clone()));
+        assert_eq!(plan("7:8", none()).unwrap(), (7, 8, vec![8], all.clone()));
+        assert_eq!(plan("root", none()).unwrap(), (0, 0, vec![0], all.clone()));
+        let security = LinuxContainerSecurityContext {
+            run_as_user: Some(Int64Value { value: 1000 }),
+            run_as_group: Some(Int64Value { value: 30 }),
+            supplemental_groups: vec![20, 30],
+            ..none()
+        };
+        assert_eq!(plan("7:8", security).unwrap(), (1000, 30, vec![20, 30], all));
+        let err = plan("app", none()).unwrap_err();
+        assert!(err.message.starts_with("unable to find user app: "), "{err}");
+        let with = |add: &str, drop: &str| {
+            let (add_capabilities, drop_capabilities) = (strings(add), strings(drop));
+            let capabilities = Capability { add_capabilities, drop_capabilities, ..Default::default() };
+            plan("", LinuxContainerSecurityContext { capabilities: Some(capabilities), ..none() }).unwrap().3
+        };
+        assert_eq!(with("", "dac_override"), [Right::Fowner, Right::NetBindService]);
+        assert_eq!(with("CAP_NET_BIND_SERVICE", "ALL"), [Right::NetBindService]);
+        assert_eq!(with("ALL FOWNER", "all FOWNER"), []);
+    }
+
+    #[test]
+    fn a_request_may_take_as_long_as_it_likes_unless_its_pod_says_otherwise() {
+        for (text, expected) in
+            [("250ms", Some(250)), ("30s", Some(30_000)), ("5m", Some(300_000)), ("1h", Some(3_600_000))]
+        {
+            assert_eq!(duration(text).map(|d| d.as_millis()), expected, "{text}");
+        }
+        for text in ["", "0s", "5", "s", "-1s", "1.5s", "1d", "99999999999999999999s", "9999999999999999999h"]
+        {
+            assert_eq!(duration(text), None, "{text}");
+        }
+        let mut sandbox = sandbox("default");
+        assert_eq!(request_timeout_ms(&sandbox).unwrap(), None);
+        sandbox.config.annotations.insert(REQUEST_TIMEOUT_ANNOTATION.to_owned(), "soon".to_owned());
+        assert!(request_timeout_ms(&sandbox).unwrap_err().message.contains("\"soon\", not a duration"));
     }
 
     #[test]

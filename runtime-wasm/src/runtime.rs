@@ -12,7 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use skiff_cgroup::Cgroups;
-use skiff_cri::v1::LinuxContainerResources;
+use skiff_cri::v1::{ContainerConfig, LinuxContainerResources};
 use skiff_cri::{
     Code, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession,
     RuntimeContainer, RuntimeState, Usage,
@@ -21,10 +21,11 @@ use skiff_images::{Image, ImageKind, Images, WasmModule};
 use tokio::sync::broadcast;
 
 use crate::aot::{self, AotCache, AotError, FileVersion};
+use crate::engine;
 use crate::hosts::{HostError, Hosts, HostsConfig, Patience};
+use crate::plan::{self, Source};
 use crate::protocol::{FailureKind, Reply, Request};
 use crate::record::{Record, RecordError, Records};
-use crate::{engine, plan};
 
 /// A listener that lags further behind must list.
 const EVENT_BACKLOG: usize = 1024;
@@ -113,7 +114,9 @@ impl WasmRuntime {
             digests: Mutex::default(),
         };
         let images = runtime.images.list();
-        let digests = images.iter().filter_map(|image| Some(runtime.module(image).ok()?.1)).collect();
+        let plain = ContainerConfig::default();
+        let wasm = images.iter().filter(|image| image.kind != ImageKind::Linux);
+        let digests = wasm.filter_map(|image| Some(runtime.module(image, &plain).ok()?.1)).collect();
         runtime.aot.retain(&digests)?;
         Ok(Arc::new(runtime))
     }
@@ -134,14 +137,26 @@ impl WasmRuntime {
         }
     }
 
-    fn module(&self, image: &Image) -> Result<(PathBuf, String), CriError> {
-        let path = self.images.wasm_module(image).map_err(|err| CriError::invalid(err.to_string()))?;
-        let digest = match &image.kind {
-            ImageKind::Wasm { module: WasmModule::Blob { digest } } => digest.hex().to_owned(),
-            _ => self.digest(&path).map_err(|err| {
-                CriError::unknown(format!("read the Wasm module {}: {err}", path.display()))
-            })?,
+    /// What a container of the image runs, and its digest.
+    fn module(&self, image: &Image, config: &ContainerConfig) -> Result<(PathBuf, String), CriError> {
+        let invalid = |err: skiff_images::Error| CriError::invalid(err.to_string());
+        if let ImageKind::Wasm { module: WasmModule::Blob { digest } } = &image.kind {
+            let path = self.images.wasm_module(image).map_err(invalid)?;
+            return Ok((path, digest.hex().to_owned()));
+        }
+        let programs = plan::programs(&image.config.config, config);
+        let mut found = programs.iter().map(|program| self.images.file(image, program));
+        let path = match found.find_map(Result::ok) {
+            Some(path) => path,
+            // What the image itself would run says best what is missing.
+            None => match programs.first() {
+                Some(program) => self.images.file(image, program).map_err(invalid)?,
+                None => self.images.wasm_module(image).map_err(invalid)?,
+            },
         };
+        let digest = self
+            .digest(&path)
+            .map_err(|err| CriError::unknown(format!("read the Wasm module {}: {err}", path.display())))?;
         Ok((path, digest))
     }
 
@@ -202,7 +217,7 @@ impl ContainerRuntime for WasmRuntime {
             .resolve(&reference.id)
             .or_else(|| self.images.resolve(&reference.name))
             .ok_or_else(|| CriError::not_found("image", &reference.name))?;
-        let (path, digest) = self.module(&image)?;
+        let (path, digest) = self.module(&image, &container.config)?;
         self.aot.ensure(&path, &digest).await.map_err(aot_error)?;
         // A source that is missing is made, as for other containers.
         let is_directory = |path: &str| match fs::metadata(path) {
@@ -211,7 +226,11 @@ impl ContainerRuntime for WasmRuntime {
             }
             found => Ok(found?.is_dir()),
         };
-        let spec = plan::spec(&container, &image.config.config, digest, is_directory)?;
+        let source = match &image.kind {
+            ImageKind::Wasm { module: WasmModule::Blob { .. } } => Source::Artifact,
+            _ => Source::Files,
+        };
+        let spec = plan::spec(&container, &image.config.config, source, digest, is_directory)?;
         let host = plan::host_name(&container.sandbox, &container.handler, &self.compatibility);
         let id = spec.id.clone();
         // A record of that name whose host is gone would be taken for the new container's.

@@ -4,9 +4,6 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-/// Past this a container without a memory limit of its own is ended.
-pub(crate) const DEFAULT_MEMORY_BYTES: u64 = 1 << 30;
-
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ContainerSpec {
     pub(crate) id: String,
@@ -29,6 +26,49 @@ pub(crate) struct ContainerSpec {
     pub(crate) log_path: Option<PathBuf>,
     /// Where a `wasi:http` component is served.
     pub(crate) http_port: u16,
+    /// How long a request may take, if anyone asked for a limit.
+    #[serde(default)]
+    pub(crate) request_timeout_ms: Option<u64>,
+    #[serde(default)]
+    pub(crate) identity: Identity,
+}
+
+/// Who the guest is to the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Identity {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// The primary group among them, as for Linux containers.
+    pub(crate) groups: Vec<u32>,
+    /// What root may do beyond others. Other users have none of it, as in Linux containers.
+    pub(crate) rights: Vec<Right>,
+}
+
+/// Of the capabilities of a container those that a Wasm guest has a use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Right {
+    DacOverride,
+    Fowner,
+    NetBindService,
+}
+
+impl Right {
+    pub(crate) const ALL: [Right; 3] = [Right::DacOverride, Right::Fowner, Right::NetBindService];
+
+    /// Without `CAP_`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Right::DacOverride => "DAC_OVERRIDE",
+            Right::Fowner => "FOWNER",
+            Right::NetBindService => "NET_BIND_SERVICE",
+        }
+    }
+}
+
+impl Default for Identity {
+    fn default() -> Identity {
+        Identity { uid: 0, gid: 0, groups: vec![0], rights: Right::ALL.to_vec() }
+    }
 }
 
 /// A directory, or a single file, that the guest may use.
@@ -51,7 +91,7 @@ pub(crate) struct Resources {
     pub(crate) cpu_shares: Option<u64>,
     pub(crate) cpu_quota_us: Option<i64>,
     pub(crate) cpu_period_us: Option<u64>,
-    /// Bytes of linear memory and tables over all of the container's instances.
+    /// Bytes that all of the container's instances may have touched together.
     pub(crate) memory_bytes: Option<u64>,
 }
 

@@ -7,7 +7,9 @@
 #![allow(clippy::unwrap_used, unreachable_pub)]
 
 mod guests;
+mod limits;
 mod node;
+mod serving;
 
 use std::net::TcpStream;
 use std::process::ExitCode;
@@ -29,7 +31,7 @@ fn main() -> ExitCode {
 }
 
 macro_rules! tests {
-    ($($name:ident),* $(,)?) => { [$((stringify!($name), || run($name()))),*] };
+    ($($name:path),* $(,)?) => { [$((stringify!($name), || run($name()))),*] };
 }
 
 fn run(test: impl Future<Output = ()>) {
@@ -38,11 +40,10 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 22] = tests![
+    let tests: [(&str, fn()); 37] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
         the_group_of_a_container_goes_with_its_end,
         a_runaway_guest_is_stopped_within_its_grace,
-        a_guest_past_its_memory_limit_is_oom_killed,
         a_trap_is_an_error_that_names_the_trap,
         a_file_that_is_not_wasm_is_refused,
         native_code_is_refused,
@@ -61,6 +62,22 @@ fn run_tests() -> ExitCode {
         idle_servers_share_one_host_and_cost_little,
         containers_of_one_component_run_one_mapped_file,
         exec_is_refused_and_unknown_containers_are_not_found,
+        serving::an_answer_that_is_cut_short_looks_so_and_the_log_says_why,
+        serving::a_guest_that_asks_another_sees_that_its_answer_was_cut_short,
+        serving::an_answer_over_http2_that_is_cut_short_is_reset,
+        serving::a_request_takes_as_long_as_its_pod_lets_it,
+        serving::a_request_says_whom_it_asks_as_its_version_wants_it,
+        serving::a_body_that_is_malformed_is_no_whole_one_and_one_that_is_half_closed_is,
+        serving::the_time_between_two_parts_of_an_answer_is_as_the_guest_wants_it,
+        serving::clients_that_say_nothing_or_next_to_nothing_give_way,
+        limits::a_guest_that_asks_for_more_memory_than_there_is_is_told_so,
+        limits::a_server_that_declares_much_lives_through_any_load,
+        limits::hanging_requests_of_some_do_not_take_what_others_need,
+        limits::modules_as_they_exist_run_whatever_their_size,
+        limits::as_many_guests_with_collected_heaps_run_as_there_are,
+        limits::a_guest_is_the_user_that_its_pod_says,
+        limits::a_program_of_a_linux_image_runs_if_it_is_wasm_also_another_than_the_images_own,
+        limits::a_server_of_any_user_listens_on_any_port,
     ];
     if std::env::args().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -159,21 +176,15 @@ async fn a_host_weighs_what_its_containers_ask_for_as_they_come_and_go() {
     node.end().await;
 }
 
-async fn a_guest_past_its_memory_limit_is_oom_killed() {
-    let node = Node::new().await;
-    node.run("c", &guests::grow_forever(), Options { memory: 4 << 20, ..Options::default() }).await;
-    let ended = node.wait_exit("c").await;
-    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"));
-    node.end().await;
-}
-
 async fn a_trap_is_an_error_that_names_the_trap() {
     let node = Node::new().await;
-    node.run("c", &guests::unreachable(), Options::default()).await;
+    node.run("c", &guests::trap_with_names(), Options::default()).await;
     let ended = node.wait_exit("c").await;
     assert_eq!((ended.exit_code, ended.reason.as_str()), (1, "Error"));
     assert_eq!(ended.message, "wasm trap: wasm `unreachable` instruction executed");
-    assert_eq!(node.log("c"), [format!("stderr F {}", ended.message)]);
+    // And the log has where it was.
+    let trace = ["stderr F     at guest!inner", "stderr F     at guest!outer"].map(str::to_owned);
+    assert_eq!(node.log("c"), [&[format!("stderr F {}", ended.message)][..], &trace].concat());
     node.end().await;
 }
 

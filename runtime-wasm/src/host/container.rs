@@ -9,20 +9,20 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
-use rustix::thread::{CapabilitySet, CapabilitySets};
 use skiff_cgroup::Group;
+use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
-use wasmtime::{InstancePre, Store, Trap};
+use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
-use wasmtime_wasi::p2::bindings::CommandPre;
 
-use super::guest::{ComponentState, Guest, GuestError, Instances, ModuleState};
+use super::budget::{LimitReached, Part};
+use super::guest::{Guest, GuestError, Instances, Linked};
 use super::http::{self, Service};
-use super::log::Stream;
+use super::identity;
+use super::log::{ContainerLog, Stream, failure};
 use super::root::{self, RootError};
 use super::seccomp::{self, Filter};
 use super::ticker::Ticker;
-use crate::compile::one_line;
 use crate::record::KILLED;
 
 /// 128 and SIGTERM.
@@ -33,13 +33,6 @@ const START_FAILED: i32 = 128;
 const MAX_BLOCKING_THREADS: usize = 8;
 /// How long a guest's file access under way may hold up its container's end.
 const BLOCKING_PATIENCE: Duration = Duration::from_secs(2);
-
-/// Rights of the thread that runs guests: files of whoever owns a volume, and ports below 1024.
-const GUEST_CAPABILITIES: CapabilitySet = CapabilitySet::DAC_OVERRIDE
-    .union(CapabilitySet::DAC_READ_SEARCH)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::CHOWN)
-    .union(CapabilitySet::NET_BIND_SERVICE);
 
 /// What the container has been asked to do, in this order only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd)]
@@ -69,8 +62,8 @@ impl Ended {
         Ended { exit_code, reason: "Error", message }
     }
 
-    fn out_of_memory() -> Ended {
-        Ended { exit_code: KILLED, reason: "OOMKilled", message: String::new() }
+    fn out_of_memory(message: String) -> Ended {
+        Ended { exit_code: KILLED, reason: "OOMKilled", message }
     }
 
     pub(crate) fn not_started(message: String) -> Ended {
@@ -90,8 +83,8 @@ pub(crate) enum StartError {
     Cgroup(#[from] skiff_cgroup::Error),
     #[error("make the container's file system: {0}")]
     Root(#[from] RootError),
-    #[error("drop capabilities: {0}")]
-    Capabilities(rustix::io::Errno),
+    #[error("become user {uid}: {source}")]
+    Identity { uid: u32, source: rustix::io::Errno },
     #[error("restrict system calls: {0}")]
     Seccomp(std::io::Error),
     #[error("listen on port {port} in the pod: {source}")]
@@ -139,59 +132,61 @@ pub(crate) async fn launch(launch: Launch) -> Result<Running, StartError> {
 
 /// The thread. `None` if the guest was never run; `ready` says why.
 fn run(launch: Launch, ready: oneshot::Sender<Result<(), StartError>>) -> Option<Ended> {
-    let runtime = match enter(&launch) {
-        Ok(runtime) => runtime,
+    let (runtime, listener) = match enter(&launch) {
+        Ok(entered) => entered,
         Err(err) => {
             _ = ready.send(Err(err));
             return None;
         }
     };
-    let ended = runtime.block_on(Box::pin(guest(launch, ready)));
+    let ended = runtime.block_on(Box::pin(guest(launch, listener, ready)));
     // Before the end is told: whoever hears of it removes the cgroup these threads are in.
     runtime.shutdown_timeout(BLOCKING_PATIENCE);
     ended
 }
 
-fn enter(launch: &Launch) -> Result<tokio::runtime::Runtime, StartError> {
+/// A server's port is taken before the thread becomes the guest's user, who might not be allowed to.
+fn enter(launch: &Launch) -> Result<(tokio::runtime::Runtime, Option<TcpListener>), StartError> {
+    let spec = &launch.instances.spec;
     launch.cgroup.add_this_thread()?;
-    if let Some(path) = &launch.instances.spec.netns {
+    if let Some(path) = &spec.netns {
         let netns =
             File::open(path).map_err(|source| StartError::OpenNetns { path: path.clone(), source })?;
         setns(&netns, CloneFlags::CLONE_NEWNET)
             .map_err(|source| StartError::EnterNetns { path: path.clone(), source })?;
     }
-    root::enter(&launch.instances.spec, &launch.scratch)?;
-    drop_capabilities(GUEST_CAPABILITIES).map_err(StartError::Capabilities)?;
-    seccomp::install(Filter::Guest).map_err(StartError::Seccomp)?;
-    tokio::runtime::Builder::new_current_thread()
+    root::enter(spec, &launch.scratch)?;
+    // It starts no thread before it is needed: they will all be the guest's user, too.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         // A busy guest yields every tick; each time its thread looks at its sockets and timers.
         .event_interval(1)
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .thread_keep_alive(Duration::from_secs(1))
         .build()
-        .map_err(StartError::Thread)
-}
-
-/// Keeps at most `keep` of this thread's capabilities, for good: threads it starts have no more either.
-pub(crate) fn drop_capabilities(keep: CapabilitySet) -> Result<(), rustix::io::Errno> {
-    let now = rustix::thread::capabilities(None)?;
-    let sets = CapabilitySets {
-        effective: now.effective & keep,
-        permitted: now.permitted & keep,
-        inheritable: CapabilitySet::empty(),
+        .map_err(StartError::Thread)?;
+    let listener = match launch.guest.linked() {
+        Linked::Http(_) => {
+            let (port, _runtime) = (spec.http_port, runtime.enter());
+            Some(http::listen(port).map_err(|source| StartError::Listen { port, source })?)
+        }
+        Linked::Module(_) | Linked::Command(_) => None,
     };
-    rustix::thread::set_capabilities(None, sets)
+    identity::assume(&spec.identity)
+        .map_err(|source| StartError::Identity { uid: spec.identity.uid, source })?;
+    seccomp::install(Filter::Guest).map_err(StartError::Seccomp)?;
+    Ok((runtime, listener))
 }
 
-async fn guest(launch: Launch, ready: oneshot::Sender<Result<(), StartError>>) -> Option<Ended> {
+async fn guest(
+    launch: Launch,
+    listener: Option<TcpListener>,
+    ready: oneshot::Sender<Result<(), StartError>>,
+) -> Option<Ended> {
     let mut phase = launch.phase.clone();
-    let budget = launch.instances.budget.clone();
-    let log = launch.instances.log.clone();
-    let guest = launch.guest.clone();
-    let is_server = matches!(*guest, Guest::Http(_));
+    let is_server = listener.is_some();
     let (drain, draining) = watch::channel(false);
-    let mut work = match prepare(&guest, launch, draining) {
+    let mut work = match prepare(launch, listener, draining) {
         Ok(work) => work,
         Err(err) => {
             _ = ready.send(Err(err));
@@ -203,12 +198,10 @@ async fn guest(launch: Launch, ready: oneshot::Sender<Result<(), StartError>>) -
     // Whichever comes first; dropping `work` then unwinds the guest, wherever it is.
     let ended = tokio::select! {
         biased;
-        () = budget.exceeding() => Ended::out_of_memory(),
         asked = reached(&mut phase, Phase::Stop) => match asked {
             Phase::Stop if is_server => {
                 drain.send_replace(true);
                 tokio::select! {
-                    () = budget.exceeding() => Ended::out_of_memory(),
                     _ = reached(&mut phase, Phase::Kill) => Ended::exited(KILLED),
                     ended = &mut work => ended,
                 }
@@ -220,10 +213,6 @@ async fn guest(launch: Launch, ready: oneshot::Sender<Result<(), StartError>>) -
         ended = &mut work => ended,
     };
     drop(work);
-    let ended = if budget.is_exceeded() { Ended::out_of_memory() } else { ended };
-    if !ended.message.is_empty() {
-        log.say(Stream::Stderr, &ended.message);
-    }
     Some(ended)
 }
 
@@ -234,67 +223,64 @@ async fn reached(phase: &mut watch::Receiver<Phase>, least: Phase) -> Phase {
 
 type Work = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
-/// Makes the guest's instance, or the server that makes one a request.
-fn prepare(guest: &Guest, launch: Launch, draining: watch::Receiver<bool>) -> Result<Work, StartError> {
-    let Launch { instances, ticker, .. } = launch;
-    match guest {
-        Guest::Module(pre) => {
-            let (mut store, pre) = (instances.module_store()?, pre.clone());
-            Ok(Box::pin(ticker.watch(async move { ended(run_module(&mut store, &pre).await) })))
-        }
-        Guest::Command(pre) => {
-            let (mut store, pre) = (instances.component_store()?, pre.clone());
-            Ok(Box::pin(ticker.watch(async move {
-                match run_command(&mut store, &pre).await {
-                    Ok(Ok(())) => Ended::exited(0),
-                    Ok(Err(())) => Ended::exited(1),
-                    Err(err) => ended(Err(err)),
-                }
-            })))
-        }
-        Guest::Http(pre) => {
-            // Volumes that cannot be opened fail the start, not each request.
-            instances.component_store()?;
-            let port = instances.spec.http_port;
-            let listener = http::listen(port).map_err(|source| StartError::Listen { port, source })?;
-            let service = Arc::new(Service::new(pre.clone(), instances, ticker));
-            Ok(Box::pin(async move {
-                http::serve(service, listener, draining).await;
-                Ended::exited(0)
-            }))
-        }
+/// The guest's run, or the server that makes an instance a request.
+fn prepare(
+    launch: Launch,
+    listener: Option<TcpListener>,
+    draining: watch::Receiver<bool>,
+) -> Result<Work, StartError> {
+    let Launch { guest, instances, ticker, .. } = launch;
+    // Volumes that cannot be opened fail the start, not what comes later.
+    instances.check()?;
+    if let Some(listener) = listener {
+        let service = Arc::new(Service::new(guest, instances, ticker));
+        return Ok(Box::pin(async move {
+            http::serve(service, listener, draining).await;
+            Ended::exited(0)
+        }));
     }
+    let part = Part::alone(&instances.budget);
+    Ok(Box::pin(async move {
+        let log = instances.log.clone();
+        let run = ticker.watch(part.clone(), run_alone(&guest, &instances, &part));
+        let result = run.await;
+        ended(result, &part, &log)
+    }))
 }
 
-async fn run_command(
-    store: &mut Store<ComponentState>,
-    pre: &CommandPre<ComponentState>,
-) -> wasmtime::Result<Result<(), ()>> {
-    let command = pre.instantiate_async(&mut *store).await?;
-    command.wasi_cli_run().call_run(&mut *store).await
+/// A module's or a command's exit code.
+async fn run_alone(guest: &Guest, instances: &Instances, part: &Arc<Part>) -> wasmtime::Result<i32> {
+    if let Linked::Module(_) = guest.linked() {
+        let (mut store, instance) = guest.module(instances, part).await?;
+        let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
+        return start.call_async(&mut store, ()).await.map(|()| 0);
+    }
+    let (mut store, command) = guest.command(instances, part).await?;
+    let result = command.wasi_cli_run().call_run(&mut store).await?;
+    store.data_mut().has_returned();
+    Ok(if result.is_ok() { 0 } else { 1 })
 }
 
-async fn run_module(store: &mut Store<ModuleState>, pre: &InstancePre<ModuleState>) -> wasmtime::Result<()> {
-    let instance = pre.instantiate_async(&mut *store).await?;
-    let start = instance.get_typed_func::<(), ()>(&mut *store, "_start")?;
-    start.call_async(&mut *store, ()).await
-}
-
-fn ended(result: wasmtime::Result<()>) -> Ended {
+fn ended(result: wasmtime::Result<i32>, part: &Part, log: &ContainerLog) -> Ended {
     let err = match result {
-        Ok(()) => return Ended::exited(0),
+        Ok(exit_code) => return Ended::exited(exit_code),
         Err(err) => err,
     };
     if let Some(I32Exit(code)) = err.downcast_ref() {
         // As a process has it: the low eight bits.
         return Ended::exited(code & 0xff);
     }
-    match err.downcast_ref::<Trap>() {
-        Some(trap) => {
-            let trap = trap.to_string();
-            let trap = trap.strip_prefix("wasm trap: ").unwrap_or(&trap);
-            Ended::error(1, format!("wasm trap: {trap}"))
-        }
-        None => Ended::error(1, one_line(&err)),
-    }
+    let failure = failure(&err);
+    // A guest that was told that there is no more memory, and this is what it made of it.
+    let is_told = part.was_refused() && err.is::<Trap>();
+    let ended = if is_told {
+        Ended::out_of_memory(format!("{LimitReached}: {}", failure.reason))
+    } else if err.is::<LimitReached>() {
+        Ended::out_of_memory(failure.reason)
+    } else {
+        Ended::error(1, failure.reason)
+    };
+    log.say(Stream::Stderr, &ended.message);
+    log.say_all(Stream::Stderr, &failure.backtrace);
+    ended
 }

@@ -1,30 +1,37 @@
 //! Guests: native code from the cache, linked to what its kind is offered, and the state of an instance.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::{OnceCell, mpsc, oneshot};
 use wasmtime::component::{Component, InstancePre as ComponentPre, ResourceTable};
-use wasmtime::{Engine, InstancePre, Module, Precompiled, Store, UnknownImportError};
+use wasmtime::{
+    Engine, Instance, InstancePre, Module, PoolConcurrencyLimitError, Precompiled, Store, UnknownImportError,
+};
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
-use wasmtime_wasi::p2::bindings::CommandPre;
+use wasmtime_wasi::p2::bindings::{Command, CommandPre};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
-use wasmtime_wasi_http::p2::bindings::ProxyPre;
+use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
+use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
-use super::budget::{Budget, Share};
+use super::budget::{Budget, Part, Share};
 use super::descriptors::{self, Descriptors, MAX_RESOURCES, Opened};
 use super::log::{ContainerLog, GuestOutput, Stream};
 use super::outgoing::Outgoing;
 use super::root;
 use crate::compile::one_line;
+use crate::engine::Engines;
 use crate::spec::{Access, ContainerSpec};
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum GuestError {
-    #[error("the AOT cache holds no native code at {0} for this host's engine")]
-    NoCode(String),
+    #[error("the AOT cache holds no native code of the module for this host's engine")]
+    NoCode,
     #[error("load the module's native code: {0}")]
     Load(String),
+    #[error("the module needs memory of its own, and the host does not load it: it is ending")]
+    NoLoader,
     #[error("the module imports {module:?} {name:?}, which is not offered")]
     UnknownImport { module: String, name: String },
     #[error("link the module: {0}")]
@@ -39,8 +46,41 @@ pub(crate) enum GuestError {
     Preopen { path: String, source: wasmtime::Error },
 }
 
-/// A module or component, ready to be instantiated. Shared by all containers of the host that run it.
-pub(crate) enum Guest {
+/// A module or component that all containers of the host share that run it.
+pub(crate) struct Guest {
+    first: Linked,
+    code: PathBuf,
+    /// With the engine that allocates on demand, once it was needed; never if `first` is.
+    on_demand: OnceCell<Linked>,
+    loader: Loader,
+}
+
+/// Asks the host to load a module: its containers' threads do not see the AOT cache.
+pub(crate) type Loader = mpsc::Sender<Load>;
+
+/// A module to be loaded with the engine that allocates on demand.
+pub(crate) struct Load {
+    code: PathBuf,
+    loaded: oneshot::Sender<Result<Linked, GuestError>>,
+}
+
+/// Loads that may wait to be noticed; one a module is under way.
+const LOADS: usize = 64;
+
+pub(crate) fn loader() -> (Loader, mpsc::Receiver<Load>) {
+    mpsc::channel(LOADS)
+}
+
+impl Load {
+    /// In a thread that sees the AOT cache. Blocks.
+    pub(crate) fn run(self, engines: &Engines) {
+        // Who asked may have gone.
+        _ = self.loaded.send(Linked::load(&engines.on_demand, &self.code));
+    }
+}
+
+/// Native code with what it imports, ready to be instantiated.
+pub(crate) enum Linked {
     /// A core module with WASI 0.1.
     Module(InstancePre<ModuleState>),
     /// A component of the world `wasi:cli/command`.
@@ -62,9 +102,31 @@ pub(crate) struct ComponentState {
     outgoing: Outgoing,
     share: Share,
     opened: Opened,
+    has_returned: bool,
+}
+
+/// Breaks off what the guest was writing and had not finished, unless it came to its own end. Otherwise whoever reads it would
+/// take what he has for the whole.
+impl Drop for ComponentState {
+    fn drop(&mut self) {
+        if self.has_returned {
+            return;
+        }
+        for entry in self.table.iter_mut() {
+            if let Some(body) = entry.downcast_mut::<HostOutgoingBody>() {
+                let (nobodys, _) = HostOutgoingBody::new(StreamContext::Response, None, 1, 1);
+                std::mem::replace(body, nobodys).abort();
+            }
+        }
+    }
 }
 
 impl ComponentState {
+    /// The guest has done all that it wanted to do.
+    pub(super) fn has_returned(&mut self) {
+        self.has_returned = true;
+    }
+
     /// What it has open, and the table that says so.
     pub(super) fn opened(&mut self) -> (&mut Opened, &mut ResourceTable) {
         (&mut self.opened, &mut self.table)
@@ -84,29 +146,130 @@ impl WasiHttpView for ComponentState {
 }
 
 impl Guest {
-    /// Loads what [`crate::compile`] wrote to the cache.
-    pub(crate) fn load(engine: &Engine, code: &Path) -> Result<Guest, GuestError> {
-        if !code.exists() {
-            return Err(GuestError::NoCode(code.display().to_string()));
+    /// Loads what [`crate::compile`] wrote to the cache: for the pool, or if it does not fit in there, without one. Blocks.
+    pub(crate) fn load(engines: &Engines, loader: &Loader, code: &Path) -> Result<Guest, GuestError> {
+        let (first, is_pooled) = match Linked::load(&engines.pooled, code) {
+            Ok(linked) => (linked, true),
+            Err(GuestError::Load(_) | GuestError::Link(_) | GuestError::LinkComponent(_)) => {
+                (Linked::load(&engines.on_demand, code)?, false)
+            }
+            Err(err) => return Err(err),
+        };
+        tracing::debug!(is_pooled, "a module is loaded");
+        Ok(Guest { first, code: code.to_owned(), on_demand: OnceCell::new(), loader: loader.clone() })
+    }
+
+    pub(crate) fn linked(&self) -> &Linked {
+        &self.first
+    }
+
+    async fn on_demand(&self) -> Result<&Linked, GuestError> {
+        let load = || async {
+            let (loaded, answer) = oneshot::channel();
+            let load = Load { code: self.code.clone(), loaded };
+            self.loader.send(load).await.map_err(|_| GuestError::NoLoader)?;
+            answer.await.map_err(|_| GuestError::NoLoader)?
+        };
+        self.on_demand.get_or_try_init(load).await
+    }
+
+    pub(crate) async fn module(
+        &self,
+        instances: &Instances,
+        part: &Arc<Part>,
+    ) -> wasmtime::Result<(Store<ModuleState>, Instance)> {
+        let mut linked = &self.first;
+        loop {
+            let Linked::Module(pre) = linked else { return Err(GuestError::NoEntry.into()) };
+            let mut store = instances.module_store(pre.module().engine(), part)?;
+            match pre.instantiate_async(&mut store).await {
+                Err(err) if self.is_want_of_room(linked, &err) => {
+                    drop(store);
+                    part.made_anew();
+                    linked = self.on_demand().await?;
+                }
+                made => return started(part, made.map(|made| (store, made))),
+            }
         }
-        let load = |err: wasmtime::Error| GuestError::Load(one_line(&err));
+    }
+
+    pub(crate) async fn command(
+        &self,
+        instances: &Instances,
+        part: &Arc<Part>,
+    ) -> wasmtime::Result<(Store<ComponentState>, Command)> {
+        let mut linked = &self.first;
+        loop {
+            let Linked::Command(pre) = linked else { return Err(GuestError::NoEntry.into()) };
+            let mut store = instances.component_store(pre.engine(), part)?;
+            match pre.instantiate_async(&mut store).await {
+                Err(err) if self.is_want_of_room(linked, &err) => {
+                    drop(store);
+                    part.made_anew();
+                    linked = self.on_demand().await?;
+                }
+                made => return started(part, made.map(|made| (store, made))),
+            }
+        }
+    }
+
+    pub(crate) async fn proxy(
+        &self,
+        instances: &Instances,
+        part: &Arc<Part>,
+    ) -> wasmtime::Result<(Store<ComponentState>, Proxy)> {
+        let mut linked = &self.first;
+        loop {
+            let Linked::Http(pre) = linked else { return Err(GuestError::NoEntry.into()) };
+            let mut store = instances.component_store(pre.engine(), part)?;
+            match pre.instantiate_async(&mut store).await {
+                Err(err) if self.is_want_of_room(linked, &err) => {
+                    drop(store);
+                    part.made_anew();
+                    linked = self.on_demand().await?;
+                }
+                made => return started(part, made.map(|made| (store, made))),
+            }
+        }
+    }
+
+    /// Whether the host's pool had nothing left of something that there is enough of outside it.
+    fn is_want_of_room(&self, tried: &Linked, err: &wasmtime::Error) -> bool {
+        std::ptr::eq(tried, &self.first) && err.is::<PoolConcurrencyLimitError>()
+    }
+}
+
+fn started<T>(part: &Part, made: wasmtime::Result<T>) -> wasmtime::Result<T> {
+    part.started();
+    made
+}
+
+impl Linked {
+    fn load(engine: &Engine, code: &Path) -> Result<Linked, GuestError> {
+        if !code.exists() {
+            return Err(GuestError::NoCode);
+        }
+        // Where the cache lies is nobody's business who reads a pod's events.
+        let load = |err: wasmtime::Error| {
+            GuestError::Load(one_line(&err).replace(&*code.to_string_lossy(), "the module"))
+        };
         match Engine::detect_precompiled_file(code).map_err(load)? {
             Some(Precompiled::Module) => {
                 // SAFETY: the file lies in the AOT cache, which only the compile process writes, whole or not
                 // at all, into a directory that only this user can write to; it is never changed in place.
                 let module = unsafe { Module::deserialize_file(engine, code) }.map_err(load)?;
-                Guest::module(&module)
+                Linked::module(&module)
             }
             Some(Precompiled::Component) => {
                 // SAFETY: as above.
                 let component = unsafe { Component::deserialize_file(engine, code) }.map_err(load)?;
-                Guest::component(&component)
+                Linked::component(&component)
             }
-            None => Err(GuestError::Load(format!("{} is not native code", code.display()))),
+            None => Err(GuestError::Load("it is not native code".to_owned())),
         }
     }
 
-    fn module(module: &Module) -> Result<Guest, GuestError> {
+    fn module(module: &Module) -> Result<Linked, GuestError> {
         let mut linker = wasmtime::Linker::new(module.engine());
         p1::add_to_linker_async(&mut linker, |state: &mut ModuleState| &mut state.wasi)
             .and_then(|()| descriptors::guard_module(&mut linker))
@@ -122,10 +285,10 @@ impl Guest {
                 },
                 None => GuestError::Link(one_line(&err)),
             })?;
-        Ok(Guest::Module(pre))
+        Ok(Linked::Module(pre))
     }
 
-    fn component(component: &Component) -> Result<Guest, GuestError> {
+    fn component(component: &Component) -> Result<Linked, GuestError> {
         let link = |err: wasmtime::Error| GuestError::LinkComponent(one_line(&err));
         let mut linker = wasmtime::component::Linker::new(component.engine());
         wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(link)?;
@@ -141,15 +304,14 @@ impl Guest {
         }
         let pre: ComponentPre<ComponentState> = linker.instantiate_pre(component).map_err(link)?;
         if is_http {
-            return Ok(Guest::Http(ProxyPre::new(pre).map_err(link)?));
+            return Ok(Linked::Http(ProxyPre::new(pre).map_err(link)?));
         }
-        Ok(Guest::Command(CommandPre::new(pre).map_err(link)?))
+        Ok(Linked::Command(CommandPre::new(pre).map_err(link)?))
     }
 }
 
 /// What every instance of a container is made of.
 pub(crate) struct Instances {
-    pub(crate) engine: Engine,
     pub(crate) spec: Arc<ContainerSpec>,
     pub(crate) budget: Arc<Budget>,
     pub(crate) log: Arc<ContainerLog>,
@@ -157,20 +319,24 @@ pub(crate) struct Instances {
 }
 
 impl Instances {
-    pub(crate) fn module_store(&self) -> Result<Store<ModuleState>, GuestError> {
+    fn module_store(&self, engine: &Engine, part: &Arc<Part>) -> Result<Store<ModuleState>, GuestError> {
         let mut state = ModuleState {
             wasi: self.wasi()?.build_p1(),
-            share: Share::of(&self.budget),
+            share: Share::of(part.clone()),
             opened: Opened::of(&self.descriptors),
         };
         state.wasi.ctx().table.set_max_capacity(MAX_RESOURCES);
-        let mut store = Store::new(&self.engine, state);
+        let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.share);
         yield_every_tick(&mut store);
         Ok(store)
     }
 
-    pub(crate) fn component_store(&self) -> Result<Store<ComponentState>, GuestError> {
+    fn component_store(
+        &self,
+        engine: &Engine,
+        part: &Arc<Part>,
+    ) -> Result<Store<ComponentState>, GuestError> {
         let mut table = ResourceTable::new();
         table.set_max_capacity(MAX_RESOURCES);
         let state = ComponentState {
@@ -178,13 +344,19 @@ impl Instances {
             table,
             http: WasiHttpCtx::new(),
             outgoing: Outgoing { descriptors: self.descriptors.clone() },
-            share: Share::of(&self.budget),
+            share: Share::of(part.clone()),
             opened: Opened::of(&self.descriptors),
+            has_returned: false,
         };
-        let mut store = Store::new(&self.engine, state);
+        let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.share);
         yield_every_tick(&mut store);
         Ok(store)
+    }
+
+    /// Whether what every instance is given can be had at all.
+    pub(crate) fn check(&self) -> Result<(), GuestError> {
+        self.wasi().map(drop)
     }
 
     /// Default deny: the volumes, and of the network what the pod's namespace has.

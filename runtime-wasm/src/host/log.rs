@@ -1,5 +1,6 @@
 //! A container's output as CRI log lines: `2026-01-02T03:04:05.000000006Z stdout F text`.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -11,11 +12,18 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
+use wasmtime::{FrameInfo, Trap, WasmBacktrace};
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamResult};
 
+use crate::compile::one_line;
+
 /// A longer line is written in parts, marked `P`.
 const MAX_LINE_BYTES: usize = 16 << 10;
+/// Functions that are named of a guest that failed.
+const MAX_FRAMES: usize = 20;
+/// What is written of a module's or a function's name. They are the guest's, and short ones may stand for endless ones.
+const MAX_NAME_BYTES: usize = 256;
 /// What a guest may write at once.
 const MAX_WRITE_BYTES: usize = 64 << 10;
 
@@ -55,11 +63,19 @@ impl ContainerLog {
 
     /// One line of the host's own.
     pub(crate) fn say(&self, stream: Stream, line: &str) {
-        let mut text = Vec::new();
-        for part in line.as_bytes().chunks(MAX_LINE_BYTES) {
-            append(&mut text, stream, "F", part);
+        let (mut text, mut rest) = (Vec::new(), line.as_bytes());
+        while let Some((part, further)) =
+            rest.split_at_checked(MAX_LINE_BYTES).filter(|(_, rest)| !rest.is_empty())
+        {
+            append(&mut text, stream, "P", part);
+            rest = further;
         }
+        append(&mut text, stream, "F", rest);
         self.write(&text);
+    }
+
+    pub(crate) fn say_all(&self, stream: Stream, lines: &[String]) {
+        lines.iter().for_each(|line| self.say(stream, line));
     }
 
     /// A disk that is full loses lines rather than stopping the guest.
@@ -70,6 +86,58 @@ impl ContainerLog {
             tracing::warn!(path = ?self.path, %err, "container log");
         }
     }
+}
+
+/// Why a guest failed: on one line, and where it was then.
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    /// The innermost function first, by name where the module has names.
+    pub(crate) backtrace: Vec<String>,
+}
+
+pub(crate) fn failure(err: &wasmtime::Error) -> Failure {
+    let frames = err.downcast_ref::<WasmBacktrace>().map(WasmBacktrace::frames).unwrap_or_default();
+    let line = |frame: &FrameInfo| {
+        let module = name(frame.module().name().unwrap_or("<module>"));
+        match frame.func_name() {
+            Some(function) => {
+                format!("    at {module}!{}", name(format_args!("{:#}", rustc_demangle::demangle(function))))
+            }
+            None => format!("    at {module}!<function {}>", frame.func_index()),
+        }
+    };
+    let reason = match err.downcast_ref::<Trap>() {
+        Some(trap) => {
+            let trap = trap.to_string();
+            format!("wasm trap: {}", trap.strip_prefix("wasm trap: ").unwrap_or(&trap))
+        }
+        // The trace is a context, too, and would be said on the same line.
+        None if !frames.is_empty() => one_line(&wasmtime::Error::msg(err.root_cause().to_string())),
+        None => one_line(err),
+    };
+    Failure { reason, backtrace: frames.iter().take(MAX_FRAMES).map(line).collect() }
+}
+
+/// A name as it may stand in a line: not too long, and nothing in it that begins another.
+fn name(full: impl fmt::Display) -> String {
+    struct Short(String);
+    impl fmt::Write for Short {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            for character in text.chars() {
+                if self.0.len() + character.len_utf8() > MAX_NAME_BYTES {
+                    // Ends whoever would go on.
+                    return Err(fmt::Error);
+                }
+                self.0.push(if character.is_control() { '?' } else { character });
+            }
+            Ok(())
+        }
+    }
+    let mut short = Short(String::new());
+    if fmt::write(&mut short, format_args!("{full}")).is_err() {
+        short.0.push_str("...");
+    }
+    short.0
 }
 
 /// The directory may be writable by others: a link planted there is not followed.
@@ -226,6 +294,16 @@ mod tests {
         assert_eq!(logged(&[&long]), [("P".to_owned(), MAX_LINE_BYTES), ("F".to_owned(), 5)]);
         let fits = [vec![b'x'; MAX_LINE_BYTES], b"\n".to_vec()].concat();
         assert_eq!(logged(&[&fits]), [("F".to_owned(), MAX_LINE_BYTES)]);
+    }
+
+    #[test]
+    fn a_name_is_short_and_begins_no_line() {
+        assert_eq!(name("a\nb"), "a?b");
+        assert_eq!(name("x".repeat(MAX_NAME_BYTES)).len(), MAX_NAME_BYTES);
+        assert_eq!(name("ü".repeat(MAX_NAME_BYTES)), "ü".repeat(MAX_NAME_BYTES / 2) + "...");
+        let demangled = |mangled: &str| name(format_args!("{:#}", rustc_demangle::demangle(mangled)));
+        assert_eq!(demangled("_ZN3foo3barE"), "foo::bar");
+        assert_eq!(demangled(&format!("_ZN300{}E", "x".repeat(300))).len(), MAX_NAME_BYTES + 3);
     }
 
     #[test]

@@ -5,23 +5,30 @@
 //! answers. The host ends by itself when it has run nothing for a while.
 //!
 //! - [`server`]: requests, records, events. [`container`]: a container's thread. [`guest`]: modules and
-//!   components. [`http`], [`outgoing`]: `wasi:http`. [`budget`]: memory. [`ticker`]: epochs. [`log`]: output.
-//! - [`descriptors`]: each container's share of the process's descriptors.
-//! - [`root`]: what a container sees of the file system. [`seccomp`]: system calls that nobody here needs.
+//!   components. [`log`]: output. [`ticker`]: epochs.
+//! - [`http`]: a server's connections and requests; [`admission`]: who of them is let in; [`body`]: what they read and write;
+//!   [`stream`]: their sockets. [`outgoing`]: requests that guests send.
+//! - [`budget`]: memory. [`descriptors`]: each container's share of the process's descriptors.
+//! - [`root`]: what a container sees of the file system. [`identity`]: who it is there. [`seccomp`]: system calls that
+//!   nobody here needs.
 //!
 //! # Assumptions
 //! [`main`] runs before the process has a second thread: it forks.
 
+mod admission;
+mod body;
 mod budget;
 mod container;
 mod descriptors;
 mod guest;
 mod http;
+mod identity;
 mod log;
 mod outgoing;
 mod root;
 mod seccomp;
 mod server;
+mod stream;
 mod ticker;
 
 use std::ffi::OsString;
@@ -55,12 +62,13 @@ const IDLE: Duration = Duration::from_secs(10);
 /// A log that grew further is begun anew when its host starts.
 const MAX_LOG_BYTES: u64 = 1 << 20;
 
-/// Entering network namespaces and making mounts, on top of what guests' threads keep.
+/// Entering network namespaces, making mounts and becoming who a guest is to be, on top of what guests' threads may keep.
 const HOST_CAPABILITIES: CapabilitySet = CapabilitySet::SYS_ADMIN
+    .union(CapabilitySet::SETUID)
+    .union(CapabilitySet::SETGID)
     .union(CapabilitySet::DAC_OVERRIDE)
     .union(CapabilitySet::DAC_READ_SEARCH)
     .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::CHOWN)
     .union(CapabilitySet::NET_BIND_SERVICE);
 
 #[derive(Debug, thiserror::Error)]
@@ -177,11 +185,10 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
     group.adopt_this_process()?;
     // As a Linux container: no guest asks for swap.
     group.set(&Limits { swap_bytes: Some(0), ..Limits::default() })?;
-    container::drop_capabilities(HOST_CAPABILITIES)
-        .map_err(|err| process("drop capabilities")(err.into()))?;
+    identity::keep_capabilities(HOST_CAPABILITIES).map_err(|err| process("drop capabilities")(err.into()))?;
     seccomp::install(Filter::Host).map_err(process("restrict system calls"))?;
 
-    let engine = engine::runner().map_err(|err| HostStartError::Engine(format!("{err:#}")))?;
+    let engines = engine::runners().map_err(|err| HostStartError::Engine(format!("{err:#}")))?;
     let id = ProcessId::current().map_err(process("find this process"))?;
     let record = HostRecord { name: args.files.name.clone(), process: id, cgroup: args.cgroup.clone() };
     let file = &args.files.record;
@@ -193,14 +200,16 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
         .enable_all()
         .build()
         .map_err(process("start the runtime"))?;
+    let (loader, loads) = guest::loader();
     let host = server::Host {
         name: args.files.name.clone(),
         process: id,
         state_dir: args.state_dir.clone(),
         run_dir: args.run_dir.clone(),
-        compatibility: engine::compatibility(&engine),
-        ticker: ticker::Ticker::start(engine.clone()).map_err(process("start the ticker"))?,
-        engine,
+        compatibility: engine::compatibility(&engines.pooled),
+        ticker: ticker::Ticker::start(engines.clone()).map_err(process("start the ticker"))?,
+        engines,
+        loader,
         records: Records::open(&args.state_dir)?,
         cgroups,
         group,
@@ -216,7 +225,7 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
         let listener = tokio::net::UnixListener::from_std(listener).map_err(process("listen"))?;
         tell.write_all(b"+").map_err(process("tell that the host is ready"))?;
         *tell = OpenOptions::new().write(true).open("/dev/null").map_err(process("open /dev/null"))?;
-        Arc::new(host).serve(listener, IDLE).await;
+        Arc::new(host).serve(listener, loads, IDLE).await;
         Ok::<(), HostStartError>(())
     })?;
     // Nodelet removes the rest when it sees that this process is gone.
@@ -280,6 +289,10 @@ fn harden() -> Result<(), rustix::io::Errno> {
     if setrlimit(Resource::Nofile, Rlimit { current: more, maximum: more }).is_err() {
         setrlimit(Resource::Nofile, Rlimit { current: files.maximum, maximum: files.maximum })?;
     }
+    // A user's threads on the node are no business of a guest that has his number.
+    _ = setrlimit(Resource::Nproc, Rlimit { current: None, maximum: None });
+    // SAFETY: sets a flag of this process. A page fault is then a page, which is how guests' memory is counted.
+    _ = unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0) };
     // SAFETY: changes a number inside the allocator. A heap a thread would cost far more than it saves here.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, 2) };
     Ok(())

@@ -1,21 +1,26 @@
 //! `wasi:http/outgoing-handler`: requests that a guest sends, from within the pod's network namespace.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::uri::Scheme;
 use http::{Request, Response};
 use http_body_util::BodyExt;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::client::conn::http1;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, Sleep, sleep, timeout};
 use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use super::descriptors::{Descriptors, One};
 
-/// Where the guest asks for no other.
+/// For the connection and for the answer's beginning, where the guest asks for no other. Between two parts of the answer any
+/// time may pass unless it asks for one.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 pub(crate) struct Outgoing {
@@ -47,9 +52,9 @@ async fn send(mut request: Request<WasiBody>, options: Option<RequestOptions>, p
     }
     let authority = request.uri().authority().ok_or(Error::HttpRequestUriInvalid)?;
     let address = (authority.host().trim_matches(['[', ']']).to_owned(), authority.port_u16().unwrap_or(80));
-    let (connect, first_byte) = match &options {
-        Some(options) => (options.connect_timeout, options.first_byte_timeout),
-        None => (None, None),
+    let (connect, first_byte, between_bytes) = match &options {
+        Some(options) => (options.connect_timeout, options.first_byte_timeout, options.between_bytes_timeout),
+        None => (None, None, None),
     };
     let stream = timeout(connect.unwrap_or(PATIENCE), TcpStream::connect(address))
         .await
@@ -73,5 +78,56 @@ async fn send(mut request: Request<WasiBody>, options: Option<RequestOptions>, p
         drop(place);
         ended
     };
-    Ok((response.map(|body| body.map_err(Error::Hyper).boxed_unsync()), Box::new(rest)))
+    let response = response.map(|body| match between_bytes {
+        Some(patience) => Timely::new(body, patience).boxed_unsync(),
+        None => body.map_err(Error::Hyper).boxed_unsync(),
+    });
+    Ok((response, Box::new(rest)))
+}
+
+/// An answer's body that fails if nothing comes for some time.
+struct Timely {
+    body: Incoming,
+    patience: Duration,
+    /// For the part that is waited for.
+    late: Pin<Box<Sleep>>,
+    is_waiting: bool,
+}
+
+impl Timely {
+    fn new(body: Incoming, patience: Duration) -> Timely {
+        Timely { body, patience, late: Box::pin(sleep(patience)), is_waiting: false }
+    }
+}
+
+impl Body for Timely {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            self.is_waiting = false;
+            return Poll::Ready(frame.map(|frame| frame.map_err(Error::Hyper)));
+        }
+        if !self.is_waiting {
+            self.is_waiting = true;
+            let deadline = Instant::now() + self.patience;
+            self.late.as_mut().reset(deadline);
+        }
+        match self.late.as_mut().poll(context) {
+            Poll::Ready(()) => Poll::Ready(Some(Err(Error::ConnectionReadTimeout))),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }

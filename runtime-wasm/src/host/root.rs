@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
+use rustix::fs::Mode;
 
 use crate::spec::{Access, ContainerSpec, Preopen};
 
@@ -50,6 +51,9 @@ struct Bind<'a> {
 /// What looking up a name reads. Of the node's own only how, not what.
 const NAME_FILES: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 const NAME_SERVICES: &str = "/etc/nsswitch.conf";
+
+/// What a Linux container's process has, too, unless it changes it.
+const UMASK: u32 = 0o022;
 
 /// The directories that the guest is to be given.
 pub(crate) fn opened(spec: &ContainerSpec) -> Vec<Opened> {
@@ -118,6 +122,8 @@ pub(crate) fn enter(spec: &ContainerSpec, scratch: &Path) -> Result<(), RootErro
     let root = Path::new("/");
     unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).map_err(failed("unshare", root))?;
     mount(none, root, none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).map_err(failed("unshare", root))?;
+    // The thread's own by now, as its root is. The guest may be any user, and must find its way in here.
+    rustix::process::umask(Mode::from_raw_mode(UMASK));
     let kept_out = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("tmpfs"), scratch, Some("tmpfs"), kept_out, Some("mode=0755,size=1m"))
         .map_err(failed("mount", scratch))?;
@@ -175,6 +181,8 @@ mod tests {
             resources: Resources::default(),
             log_path: None,
             http_port: 80,
+            request_timeout_ms: None,
+            identity: Default::default(),
         }
     }
 

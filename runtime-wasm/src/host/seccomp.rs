@@ -15,7 +15,7 @@ use libc::{
 pub(crate) enum Filter {
     /// Other programs, other processes, the kernel itself.
     Host,
-    /// Also what only setting a container up needs: namespaces and mounts.
+    /// Also what only setting a container up needs: namespaces, mounts, and becoming the guest's user.
     Guest,
 }
 
@@ -74,6 +74,16 @@ const OF_A_GUEST: &[c_long] = &[
     libc::SYS_fspick,
     libc::SYS_mount_setattr,
     libc::SYS_mknodat,
+    libc::SYS_setuid,
+    libc::SYS_setgid,
+    libc::SYS_setreuid,
+    libc::SYS_setregid,
+    libc::SYS_setresuid,
+    libc::SYS_setresgid,
+    libc::SYS_setgroups,
+    libc::SYS_setfsuid,
+    libc::SYS_setfsgid,
+    libc::SYS_capset,
 ];
 
 #[cfg(target_arch = "x86_64")]
@@ -151,9 +161,14 @@ mod tests {
     }
 
     #[test]
-    fn a_guests_thread_cannot_leave_its_namespaces() {
+    fn a_guests_thread_stays_where_and_who_it_is() {
         let unshare = || Ok(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUTS)?);
         assert_eq!(under(Filter::Guest, unshare).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let (user, group) = (rustix::process::getuid(), rustix::process::getgid());
+        let remain = move || Ok(rustix::thread::set_thread_res_uid(user, user, user)?);
+        assert_eq!(under(Filter::Guest, remain).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
+        let remain = move || Ok(rustix::thread::set_thread_res_gid(group, group, group)?);
+        assert_eq!(under(Filter::Guest, remain).unwrap_err().kind(), io::ErrorKind::PermissionDenied);
         let listen = || std::net::TcpListener::bind("127.0.0.1:0").map(drop);
         under(Filter::Guest, listen).unwrap();
     }

@@ -10,20 +10,20 @@ use parking_lot::Mutex;
 use skiff_cgroup::{Cgroups, Group, Version};
 use skiff_cri::{RuntimeContainer, RuntimeState};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, broadcast, watch};
-use wasmtime::Engine;
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 
 use super::budget::Budget;
 use super::container::{self, Ended, Launch, Phase};
 use super::descriptors::Descriptors;
-use super::guest::{Guest, Instances};
+use super::guest::{Guest, Instances, Load, Loader};
 use super::log::ContainerLog;
 use super::ticker::Ticker;
 use crate::aot;
+use crate::engine::Engines;
 use crate::process::ProcessId;
 use crate::protocol::{self, Event, Failure, FailureKind, Reply, Request};
 use crate::record::{Record, Records, is_id, now_ns};
-use crate::spec::{ContainerSpec, DEFAULT_MEMORY_BYTES, Resources};
+use crate::spec::{ContainerSpec, Resources};
 
 /// Listeners that lag further behind are told to look at everything, by closing their connection.
 const EVENT_BACKLOG: usize = 1024;
@@ -36,7 +36,8 @@ pub(crate) struct Host {
     pub(crate) state_dir: PathBuf,
     pub(crate) run_dir: PathBuf,
     pub(crate) compatibility: String,
-    pub(crate) engine: Engine,
+    pub(crate) engines: Engines,
+    pub(crate) loader: Loader,
     pub(crate) ticker: Ticker,
     pub(crate) records: Records,
     pub(crate) cgroups: Cgroups,
@@ -71,11 +72,17 @@ pub(crate) fn events() -> broadcast::Sender<Event> {
 
 impl Host {
     /// Serves until there has been nothing to do for `idle`.
-    pub(crate) async fn serve(self: Arc<Self>, listener: UnixListener, idle: Duration) {
+    pub(crate) async fn serve(
+        self: Arc<Self>,
+        listener: UnixListener,
+        mut loads: mpsc::Receiver<Load>,
+        idle: Duration,
+    ) {
         loop {
             let is_idle = self.is_idle();
-            // All may be cancelled: accepting takes a connection only when it returns it.
+            // All may be cancelled: accepting takes a connection, and receiving a load, only when they return it.
             tokio::select! {
+                Some(load) = loads.recv() => load.run(&self.engines),
                 accepted = listener.accept() => match accepted {
                     Ok((stream, _)) => _ = tokio::spawn(self.clone().converse(stream)),
                     Err(err) => {
@@ -206,12 +213,12 @@ impl Host {
             let mut pods = self.pods.lock();
             pods.retain(|_, budget| budget.strong_count() > 0);
             pods.get(&spec.sandbox_id).and_then(Weak::upgrade).unwrap_or_else(|| {
-                let budget = Budget::new(limit);
+                let budget = Budget::in_pod(Some(limit), None);
                 pods.insert(spec.sandbox_id.clone(), Arc::downgrade(&budget));
                 budget
             })
         });
-        Budget::in_pod(spec.resources.memory_bytes.unwrap_or(DEFAULT_MEMORY_BYTES), pod)
+        Budget::in_pod(spec.resources.memory_bytes, pod)
     }
 
     fn guest(&self, module: &str) -> Result<Arc<Guest>, Failure> {
@@ -221,7 +228,7 @@ impl Host {
         }
         guests.retain(|_, guest| guest.strong_count() > 0);
         let code = aot::cached(&self.state_dir, &self.compatibility, module);
-        let guest = Arc::new(Guest::load(&self.engine, &code).map_err(Failure::invalid)?);
+        let guest = Arc::new(Guest::load(&self.engines, &self.loader, &code).map_err(Failure::invalid)?);
         guests.insert(module.to_owned(), Arc::downgrade(&guest));
         Ok(guest)
     }
@@ -256,7 +263,6 @@ impl Host {
         let launch = Launch {
             guest: container.guest.clone(),
             instances: Instances {
-                engine: self.engine.clone(),
                 spec: container.spec.clone(),
                 budget: container.budget.clone(),
                 log: container.log.clone(),
@@ -365,7 +371,7 @@ impl Host {
 
     fn usage(&self, id: &str) -> Result<Reply, Failure> {
         let container = self.find(id)?;
-        let used = u64::try_from(container.budget.used()).unwrap_or(u64::MAX);
+        let used = u64::try_from(container.budget.touched()).unwrap_or(u64::MAX);
         let running = container.record.lock().container.state == RuntimeState::Running;
         let cpu_ns = match container.cgroup.usage() {
             // It went with the container's end.

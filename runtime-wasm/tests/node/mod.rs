@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 use skiff_cri::v1::{
-    ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, LinuxContainerResources, Mount,
-    PodSandboxConfig, PodSandboxMetadata,
+    ContainerConfig, ContainerMetadata, KeyValue, LinuxContainerConfig, LinuxContainerResources,
+    LinuxContainerSecurityContext, Mount, PodSandboxConfig, PodSandboxMetadata,
 };
 use skiff_cri::{
     ContainerRuntime, CreateContainer, CriError, ImageRef, RuntimeContainer, RuntimeState, Sandbox,
@@ -34,6 +34,12 @@ pub struct Options<'a> {
     /// Host path, guest path, read-only.
     pub mounts: &'a [(&'a str, &'a str, bool)],
     pub memory: i64,
+    /// The image is for Linux, and has the module under these names; the first of them is its entrypoint.
+    pub files: &'a [&'a str],
+    pub command: &'a [&'a str],
+    /// Of the pod.
+    pub annotations: &'a [(&'a str, &'a str)],
+    pub security: Option<LinuxContainerSecurityContext>,
     pub netns: Option<PathBuf>,
 }
 
@@ -56,13 +62,26 @@ impl Node {
     pub async fn create(&self, id: &str, module: &[u8], options: Options<'_>) -> Result<(), CriError> {
         let archive = self.directory.path().join(format!("{id}.tar"));
         let name = format!("docker.io/skiff/{id}:v1");
-        fixture::wasm_archive(&archive, &name, module).unwrap();
+        match options.files {
+            [] => fixture::wasm_archive(&archive, &name, module).unwrap(),
+            [program, ..] => {
+                let add = |layer: fixture::Layer, name: &&str| layer.file(name, 0o644, module).unwrap();
+                let layer = options.files.iter().fold(fixture::Layer::default(), add).finish().unwrap();
+                let run = serde_json::json!({"Entrypoint": [program], "WorkingDir": "/"});
+                fixture::image_archive(&archive, &name, &run, &[layer]).unwrap();
+            }
+        }
         let images = self.images.import(&archive, None).await.unwrap();
         let image = &images[0];
         let sandbox = Sandbox {
             id: format!("sandbox-{id}"),
             config: PodSandboxConfig {
                 metadata: Some(PodSandboxMetadata { namespace: "default".to_owned(), ..Default::default() }),
+                annotations: options
+                    .annotations
+                    .iter()
+                    .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                    .collect(),
                 ..Default::default()
             },
             netns: options.netns,
@@ -87,10 +106,14 @@ impl Node {
         };
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: id.to_owned(), attempt: 0 }),
+            command: options.command.iter().map(|word| (*word).to_owned()).collect(),
             args: options.args.iter().map(|arg| (*arg).to_owned()).collect(),
             envs: options.env.iter().map(key_value).collect(),
             mounts: options.mounts.iter().map(volume).collect(),
-            linux: Some(LinuxContainerConfig { resources: Some(resources), ..Default::default() }),
+            linux: Some(LinuxContainerConfig {
+                resources: Some(resources),
+                security_context: options.security,
+            }),
             ..Default::default()
         };
         self.runtime
@@ -290,6 +313,34 @@ impl Netns {
             stream.read_to_string(&mut answer).unwrap();
             answer
         })
+    }
+
+    /// What comes for some bytes until the server closes the connection, and how it closed it.
+    pub fn ask(&self, port: u16, request: &str) -> (String, std::io::Result<()>) {
+        self.inside(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.write_all(request.as_bytes()).unwrap();
+            let mut answer = Vec::new();
+            let ended = stream.read_to_end(&mut answer).map(drop);
+            (String::from_utf8_lossy(&answer).into_owned(), ended)
+        })
+    }
+
+    /// The status and the body of one request of HTTP/1.1, and whether it was whole.
+    pub fn fetch(&self, port: u16, path: &str) -> (u16, String, bool) {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: pod\r\nconnection: close\r\n\r\n");
+        let (answer, _) = self.ask(port, &request);
+        let Some((head, body)) = answer.split_once("\r\n\r\n") else { return (0, answer, false) };
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let head = head.to_lowercase();
+        if head.contains("transfer-encoding: chunked") {
+            let parts = body.split("\r\n").collect::<Vec<_>>();
+            let text = parts.chunks(2).filter_map(|part| part.get(1)).copied().collect::<String>();
+            return (status, text, body.ends_with("0\r\n\r\n"));
+        }
+        let length = head.split("content-length: ").nth(1).map(|rest| rest.lines().next().unwrap());
+        let length: usize = length.unwrap_or("0").parse().unwrap();
+        (status, body.to_owned(), body.len() == length)
     }
 
     pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
