@@ -184,7 +184,8 @@ mod tests {
     fn what_cannot_be_read_of_a_kubeconfig_is_not_shown() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("kubeconfig");
-        std::fs::write(&path, "users:\n- name: api\n  user:\n    token: c2VjcmV0\n   odd: [\n").expect("a file");
+        std::fs::write(&path, "users:\n- name: api\n  user:\n    token: c2VjcmV0\n   odd: [\n")
+            .expect("a file");
         let error = load(&path).expect_err("no document");
         assert!(matches!(error, KubeconfigError::Syntax(_)));
         assert!(!format!("{error} {error:?}").contains("c2VjcmV0"), "{error}");
