@@ -5,7 +5,7 @@
 use serde::ser::{Serialize, SerializeMap, Serializer};
 use serde_json::{Map, Value};
 
-use crate::schema::{Schema, Shape, TypeId};
+use crate::schema::{ObjectType, Schema, Shape, TypeId};
 
 /// What stands in front of all other fields.
 const FIRST: [&str; 3] = ["kind", "apiVersion", "metadata"];
@@ -66,18 +66,14 @@ impl Serialize for Typed<'_> {
         match (self.shape, self.value) {
             (Shape::Object(id) | Shape::SchemaOr(_, id), Value::Object(map)) => {
                 let type_ = schema.get(*id);
+                let (values, n_known) = by_field(type_, map);
                 let mut out = serializer.serialize_map(Some(map.len()))?;
-                let mut n_left = map.len();
-                for field in type_.in_order() {
-                    if n_left == 0 {
-                        break;
-                    }
-                    if let Some(value) = map.get(&*field.name) {
+                for (at, field) in type_.places_in_order() {
+                    if let Some(value) = values.get(at).copied().flatten() {
                         out.serialize_entry(&field.name, &of(&field.node.shape, value))?;
-                        n_left -= 1;
                     }
                 }
-                if n_left > 0 {
+                if n_known < map.len() {
                     for (name, value) in map.iter().filter(|(name, _)| type_.field(name).is_none()) {
                         out.serialize_entry(name, value)?;
                     }
@@ -97,6 +93,20 @@ impl Serialize for Typed<'_> {
             (_, value) => value.serialize(serializer),
         }
     }
+}
+
+/// The values of a type's fields, and how many there are. Both are in the order of names, so that none is looked up.
+fn by_field<'v>(type_: &ObjectType, map: &'v Map<String, Value>) -> (Vec<Option<&'v Value>>, usize) {
+    let (mut values, mut n_known) = (vec![None; type_.fields.len()], 0);
+    let mut fields = type_.fields.iter().zip(&mut values).peekable();
+    for (name, value) in map {
+        while fields.next_if(|(field, _)| *field.name < **name).is_some() {}
+        if let Some((_, place)) = fields.next_if(|(field, _)| *field.name == **name) {
+            *place = Some(value);
+            n_known += 1;
+        }
+    }
+    (values, n_known)
 }
 
 /// A document whose maps are written in a given order of names, at whatever depth; names that are not in it follow.

@@ -246,7 +246,13 @@ impl Schema {
 impl ObjectType {
     /// The fields in the order in which upstream writes them.
     pub fn in_order(&self) -> impl Iterator<Item = &Field> {
-        self.order.iter().filter_map(|at| self.fields.get(usize::from(*at)))
+        self.places_in_order().map(|(_, field)| field)
+    }
+
+    /// The same, each with its place in [`ObjectType::fields`].
+    pub fn places_in_order(&self) -> impl Iterator<Item = (usize, &Field)> {
+        let places = self.order.iter().map(|at| usize::from(*at));
+        places.filter_map(|at| Some((at, self.fields.get(at)?)))
     }
 
     pub fn field(&self, name: &str) -> Option<&Field> {

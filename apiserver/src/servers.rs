@@ -123,7 +123,7 @@ impl Servers {
     ) {
         while closed.run_until_cancelled(tokio::time::sleep(RENEW_EVERY)).await.is_some() {
             let now = Advertised { ip: address.read().ip(), ..advertised };
-            match closed.run_until_cancelled(self.announce(now)).await {
+            match closed.run_until_cancelled(Box::pin(self.announce(now))).await {
                 None => return,
                 Some(Ok(())) => {}
                 Some(Err(error)) => {

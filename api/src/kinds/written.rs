@@ -88,46 +88,55 @@ impl Walk<'_> {
         if &*type_.name == CONTAINER || &*type_.name == EPHEMERAL_CONTAINER {
             drop_signal(map);
         }
-        for field in &type_.fields {
-            if field.off && self.off == Off::Dropped {
-                map.remove(&*field.name);
-                continue;
+        for field in type_.fields.iter().filter(|field| field.off && self.off == Off::Dropped) {
+            map.remove(&*field.name);
+        }
+        let has_nulls = NULL_LISTS.iter().any(|(of, _)| *of == &*type_.name);
+        let is_null_list = |field: &Field| {
+            (is_list(&field.node.shape) && field.required)
+                || (has_nulls && NULL_LISTS.contains(&(&*type_.name, &*field.name)))
+        };
+        let (is_root, drops) = (self.depth == 1, self.off == Off::Dropped);
+        let is_left = |field: &Field| {
+            let is_own = is_root && &*field.name == "metadata";
+            is_own || matches!(&*field.name, "creationTimestamp" | "kind" | "apiVersion")
+        };
+        // Both are in the order of names: fields that are not there, which are most, are looked up nowhere.
+        let mut fields = type_.fields.iter().peekable();
+        let mut absent: Vec<&Field> = Vec::new();
+        let mut pass = |field| {
+            let is_written = field_is_written(field) || is_null_list(field);
+            if is_written && !(field.off && drops) && !is_left(field) {
+                absent.push(field);
             }
-            let is_null_list = (is_list(&field.node.shape) && field.required)
-                || NULL_LISTS.contains(&(&*type_.name, &*field.name));
-            self.field(field, is_null_list, map);
+        };
+        map.retain(|name, value| {
+            while let Some(field) = fields.next_if(|field| *field.name < **name) {
+                pass(field);
+            }
+            let Some(field) = fields.next_if(|field| *field.name == **name) else { return true };
+            if is_left(field) {
+                return true;
+            }
+            self.value(&field.node.shape, value);
+            if !is_empty(field, value) {
+                return true;
+            }
+            if is_null_list(field) {
+                *value = Value::Null;
+            } else if field_is_written(field) {
+                *value = self.zero(&field.node.shape);
+            } else {
+                return false;
+            }
+            true
+        });
+        fields.for_each(pass);
+        for field in absent {
+            let value = if is_null_list(field) { Value::Null } else { self.zero(&field.node.shape) };
+            map.insert(field.name.to_string(), value);
         }
         self.depth -= 1;
-    }
-
-    fn field(&mut self, field: &Field, is_null_list: bool, map: &mut Map<String, Value>) {
-        let name = &*field.name;
-        let is_own = name == "metadata" && self.depth == 1;
-        if is_own || matches!(name, "creationTimestamp" | "kind" | "apiVersion") {
-            return;
-        }
-        if let Some(value) = map.get_mut(name) {
-            self.value(&field.node.shape, value);
-        }
-        let is_empty = match map.get(name) {
-            None | Some(Value::Null) => true,
-            // Where anything may be, an empty list is something.
-            Some(Value::Array(list)) => is_list(&field.node.shape) && list.is_empty(),
-            Some(Value::Object(entries)) => matches!(field.node.shape, Shape::Map(_)) && entries.is_empty(),
-            Some(_) => false,
-        };
-        if !is_empty {
-            return;
-        }
-        if is_null_list {
-            map.insert(name.into(), Value::Null);
-            return;
-        }
-        map.remove(name);
-        if field.presence == Presence::Value {
-            let zero = self.zero(&field.node.shape);
-            map.insert(name.into(), zero);
-        }
     }
 
     fn value(&mut self, shape: &Shape, value: &mut Value) {
@@ -156,6 +165,21 @@ impl Walk<'_> {
             }
             _ => Value::Null,
         }
+    }
+}
+
+/// Whether it is there although nothing is said: a value in Go.
+fn field_is_written(field: &Field) -> bool {
+    field.presence == Presence::Value
+}
+
+fn is_empty(field: &Field, value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        // Where anything may be, an empty list is something.
+        Value::Array(list) => is_list(&field.node.shape) && list.is_empty(),
+        Value::Object(entries) => matches!(field.node.shape, Shape::Map(_)) && entries.is_empty(),
+        _ => false,
     }
 }
 

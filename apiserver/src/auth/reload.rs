@@ -252,7 +252,7 @@ mod tests {
             let folder = tempfile::tempdir().expect("a folder");
             write_configuration(folder.path(), order);
             let client = Arc::new(Client::new(Arc::new(Nowhere), tls::provider()));
-            let metrics = Metrics::default().authorization.clone();
+            let metrics = Metrics::default().authorization;
             let options = AuthorizationOptions::File(folder.path().join("configuration"));
             let started = Reload::start(&options, "a".to_owned(), Builder { client, metrics });
             let (begun_with, reload) = started.expect("a configuration");

@@ -74,7 +74,7 @@ impl Objects {
         };
         // What nests deeper could never be read again.
         depth::check(&object)?;
-        serde_json::to_vec(&Ordered(&*object)).map_err(Status::internal)
+        serde_json::to_vec(&Ordered(&object)).map_err(Status::internal)
     }
 
     /// The object as of kind `to`; both kinds are versions of one resource.

@@ -44,9 +44,9 @@ impl Done {
 
 /// Takes a step with an API that makes and changes whatever is asked, but for paths that end in `refused`.
 async fn take(step: &Step, refused: &'static str, n_told: usize) -> Done {
-    let api = ScriptedApi::new(move |asked: &Asked| match &asked.method {
-        &Method::GET if asked.path.ends_with("/pods/web-0") => Some(whole("pod")),
-        &Method::GET => None,
+    let api = ScriptedApi::new(move |asked: &Asked| match asked.method {
+        Method::GET if asked.path.ends_with("/pods/web-0") => Some(whole("pod")),
+        Method::GET => None,
         _ if asked.path.ends_with(refused) => None,
         _ => Some(match asked.body["metadata"].is_object() {
             true => asked.body.clone(),
