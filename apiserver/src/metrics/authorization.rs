@@ -13,7 +13,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use sha2::{Digest as _, Sha256};
 
-use super::{Count, Histograms, Level};
+use super::instruments::{Count, Histograms, Level};
 use crate::auth::attributes::Opinion;
 use crate::digest::hex_of;
 

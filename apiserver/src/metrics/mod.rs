@@ -8,19 +8,17 @@
 pub(crate) mod authorization;
 mod collected;
 mod health;
+mod instruments;
 mod process;
 mod text;
 mod webhooks;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
-use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
@@ -32,13 +30,12 @@ use crate::limits::Collected;
 use authorization::AuthorizationMetrics;
 use collected::Objects;
 use health::HealthMetrics;
+use instruments::{Histograms, Level};
 use process::Process;
 use webhooks::WebhookCalls;
 
+pub(crate) use instruments::Count;
 pub(crate) use text::Format;
-
-pub(crate) type Count = Counter<u64, AtomicU64>;
-type Level = Gauge<i64, AtomicI64>;
 
 /// What a request was about, in words that cannot be made up by clients: unknown resources count as none.
 #[derive(Clone, Debug, Default, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -143,8 +140,6 @@ const REQUEST_BUCKETS_S: [f64; 23] = [
 const STORE_BUCKETS_S: [f64; 19] =
     [0.005, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0, 5.0, 15.0, 20.0, 30.0, 60.0];
 const ADMISSION_BUCKETS_S: [f64; 6] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5];
-
-type Histograms = fn() -> Histogram;
 
 impl Default for Metrics {
     fn default() -> Self {

@@ -10,7 +10,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use skiff_webhook::admission::{CallEnd, Called, Phase};
 
-use super::{Count, Histograms};
+use super::instruments::{Count, Histograms};
 
 const BUCKETS_S: [f64; 8] = [0.005, 0.025, 0.1, 0.5, 1.0, 2.5, 10.0, 25.0];
 /// Larger codes, which webhooks make up, count as this.
