@@ -1,7 +1,7 @@
 //! Documents in memory, each as what differs from one like it.
 //!
 //! Most objects of a cluster have siblings: the pods of a Deployment differ in a name, an address and some times, and what
-//! managers own is the same text in each. Compressed against one of their kind, documents of 5 kB take some 400 bytes.
+//! managers own is the same text in each. Compressed against one of their kind, documents take less than a tenth of what they are.
 //!
 //! # Guarantees
 //! - What comes out is what went in, to the byte.
