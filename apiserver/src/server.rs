@@ -17,6 +17,7 @@ use hyper_util::server::conn::auto;
 use jiff::Timestamp;
 use jiff::fmt::rfc2822::DateTimePrinter;
 use parking_lot::{Mutex, RwLock};
+use rustix::net::sockopt;
 use rustls_pki_types::UnixTime;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::server::TlsStream;
@@ -44,6 +45,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Upstream's `--http2-max-streams-per-connection`.
 const MAX_STREAMS: u32 = 250;
 const MAX_HEADER_BYTES: u32 = 64 << 10;
+/// Between signs of life, nine of which may be missed.
+const TCP_KEEP_ALIVE: Duration = Duration::from_secs(15);
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
@@ -239,6 +242,14 @@ impl ApiServer {
     }
 }
 
+/// A client that is gone without a word is noticed: a watch or a stream may say nothing for hours.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, TCP_KEEP_ALIVE)?;
+    Ok(sockopt::set_tcp_keepintvl(stream, TCP_KEEP_ALIVE)?)
+}
+
 /// One accepted connection.
 struct Connection {
     address: PeerAddress,
@@ -250,8 +261,8 @@ struct Connection {
 impl Connection {
     /// Finds out who comes, and hands the connection to the threads of that class.
     async fn meet(self, accepting: Accepting, stream: TcpStream, classes: Classes, connections: TaskTracker) {
-        if let Err(error) = stream.set_nodelay(true) {
-            tracing::debug!(%error, "cannot set TCP_NODELAY");
+        if let Err(error) = prepare(&stream) {
+            tracing::debug!(%error, "cannot set the options of a connection");
         }
         let handshake =
             tokio::time::timeout(HANDSHAKE_TIMEOUT, accepting.acceptor.accept(Movable::new(stream)));

@@ -139,7 +139,7 @@ impl Socket {
 }
 
 /// The protocols of a handshake in their order. A token that travels as one is none.
-fn offered(headers: &HeaderMap) -> Vec<HeaderValue> {
+pub(crate) fn offered(headers: &HeaderMap) -> Vec<HeaderValue> {
     let mut protocols = Vec::new();
     for value in headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(without_token) {
         let names = value.as_bytes().split(|byte| *byte == b',').map(<[u8]>::trim_ascii);

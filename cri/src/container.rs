@@ -116,8 +116,19 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     async fn reopen_log(&self, id: &str) -> Result<(), CriError>;
     /// Runs a process in the container. Runtimes that cannot answer with [`crate::Code::Unimplemented`].
     async fn exec(&self, id: &str, exec: ExecProcess) -> Result<ExecSession, CriError>;
+    /// The streams of the container's own process, from now on. Runtimes that hold none answer with
+    /// [`crate::Code::Unimplemented`].
+    async fn attach(&self, id: &str, attach: Attach) -> Result<ExecSession, CriError>;
     /// Changes of this runtime's containers, from now on.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
+}
+
+/// Which streams of a container are wanted. With a terminal there is one output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Attach {
+    pub stdin: bool,
+    pub stdout: bool,
+    pub stderr: bool,
 }
 
 /// A process to run in a container that runs already.

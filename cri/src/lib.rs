@@ -15,8 +15,8 @@ mod service;
 mod stream;
 
 pub use container::{
-    ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState, Sandbox, Usage,
+    Attach, ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState, Sandbox, Usage,
 };
 pub use error::{Code, CriError, whole};
 pub use service::{ContainerEvent, Cri};
-pub use stream::{ExecSession, TerminalSize};
+pub use stream::{Connection, ExecSession, PodConnection, TerminalSize};

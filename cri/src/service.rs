@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use crate::v1::*;
-use crate::{CriError, ExecSession};
+use crate::{CriError, ExecSession, PodConnection};
 
 /// Something about a container or its sandbox changed: look at it again. Carries no state, so that a
 /// listener that lags may simply list.
@@ -76,6 +76,11 @@ pub trait Cri: Send + Sync + 'static {
     async fn exec_sync(&self, request: ExecSyncRequest) -> Result<ExecSyncResponse, CriError>;
     /// CRI's Exec without the detour over a URL: a remote runtime dials the URL it is given.
     async fn exec(&self, request: ExecRequest) -> Result<ExecSession, CriError>;
+    /// CRI's Attach, likewise. Runtimes that hold no streams of a container answer with [`crate::Code::Unimplemented`]; its
+    /// log is what there is then.
+    async fn attach(&self, request: AttachRequest) -> Result<ExecSession, CriError>;
+    /// CRI's PortForward for one connection: to a port that something in the pod listens on.
+    async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<PodConnection, CriError>;
 
     async fn pull_image(&self, request: PullImageRequest) -> Result<PullImageResponse, CriError>;
     async fn image_status(&self, request: ImageStatusRequest) -> Result<ImageStatusResponse, CriError>;

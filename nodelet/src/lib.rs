@@ -30,7 +30,7 @@
 //! - An exec whose client leaves goes on until its process ends; one with a terminal is hung up.
 //! - Volumes other than emptyDir, hostPath, configMap, secret, downwardAPI and projected are refused
 //!   with a `FailedMount` event.
-//! - Attach, port-forward and the SPDY protocol are refused; ephemeral and static pods are not made.
+//! - Ephemeral containers and static pods are not made.
 
 mod config;
 mod error;

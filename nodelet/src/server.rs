@@ -2,12 +2,12 @@
 //! other port and no unauthenticated path.
 
 mod access;
-mod exec;
 mod exposition;
 mod logs;
 mod pages;
 mod places;
 mod resource_metrics;
+mod streams;
 mod tls;
 mod usage;
 
@@ -16,15 +16,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::Path;
 use axum::http::StatusCode;
-use axum::response::{IntoResponse, Response};
 use axum::routing::{any, get};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use k8s_openapi::api::core::v1::Pod;
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -40,6 +39,8 @@ use places::{Place, Places};
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// For the head of a request, and for the next one on a connection.
 const HEAD: Duration = Duration::from_secs(60);
+/// Between signs of life, nine of which may be missed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// More connections than this wait: the API server shares few.
 const MAX_CONNECTIONS: usize = 1024;
 /// Of those that are not the API server's; more are closed.
@@ -108,6 +109,14 @@ struct Doors {
     others: Arc<Semaphore>,
 }
 
+/// A client that is gone without a word is noticed: a stream may say nothing for hours.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEP_ALIVE)?;
+    Ok(sockopt::set_tcp_keepintvl(stream, KEEP_ALIVE)?)
+}
+
 async fn connection(
     acceptor: TlsAcceptor,
     stream: TcpStream,
@@ -115,6 +124,7 @@ async fn connection(
     place: Place,
     others: Arc<Semaphore>,
 ) -> Result<(), String> {
+    prepare(&stream).map_err(|e| e.to_string())?;
     let handshake = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await;
     let stream =
         handshake.map_err(|_| "the TLS handshake took too long".to_owned())?.map_err(|e| e.to_string())?;
@@ -150,21 +160,13 @@ fn router(api: Api) -> Router {
         .route("/metrics/resource", get(resource_metrics::page))
         .route("/stats/summary", get(pages::summary))
         .route("/containerLogs/{namespace}/{pod}/{container}", get(logs::container_logs))
-        .route("/exec/{namespace}/{pod}/{container}", any(exec::exec))
-        .route("/attach/{namespace}/{pod}/{container}", any(refused))
-        .route("/portForward/{namespace}/{pod}", any(refused_port_forward))
+        .route("/exec/{namespace}/{pod}/{container}", any(streams::exec::exec))
+        .route("/attach/{namespace}/{pod}/{container}", any(streams::attach::attach))
+        .route("/portForward/{namespace}/{pod}", any(streams::port_forward::port_forward))
         .with_state(api)
         // What is not there needs permission too.
         .fallback(async || StatusCode::NOT_FOUND)
         .layer(axum::middleware::from_fn_with_state(access, access::guard))
-}
-
-async fn refused(Path((_, _, _)): Path<(String, String, String)>) -> Response {
-    (StatusCode::NOT_IMPLEMENTED, "this node does not offer attach yet\n").into_response()
-}
-
-async fn refused_port_forward(Path((_, _)): Path<(String, String)>) -> Response {
-    (StatusCode::NOT_IMPLEMENTED, "this node does not offer port forwarding yet\n").into_response()
 }
 
 /// A boolean of a query, as the API's options are decoded: absent is false, and so are "false" in any case and "0".

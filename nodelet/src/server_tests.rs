@@ -217,8 +217,12 @@ async fn exec_speaks_the_channel_protocol_and_ends_with_the_exit_code() {
 type Socket = tokio_tungstenite::WebSocketStream<TlsStream<TcpStream>>;
 
 async fn exec(pki: &Pki, port: u16, path: &str) -> Socket {
-    let mut request = format!("ws://localhost:{port}/exec/default/{path}").into_client_request().unwrap();
-    request.headers_mut().insert("sec-websocket-protocol", "v5.channel.k8s.io".parse().unwrap());
+    open(pki, port, &format!("exec/default/{path}"), "v5.channel.k8s.io").await
+}
+
+async fn open(pki: &Pki, port: u16, path: &str, protocol: &str) -> Socket {
+    let mut request = format!("ws://localhost:{port}/{path}").into_client_request().unwrap();
+    request.headers_mut().insert("sec-websocket-protocol", protocol.parse().unwrap());
     let stream = pki.connect(port, API_SERVER).await.unwrap();
     tokio_tungstenite::client_async(request, stream).await.unwrap().0
 }
@@ -290,6 +294,96 @@ async fn a_client_that_closes_is_answered_and_its_process_gets_all_input_and_liv
     assert_eq!(read, 50_000);
 }
 
+/// All that comes over a channel until the end, in either form.
+async fn all_of(mut socket: Socket, channel: u8) -> Vec<u8> {
+    use base64::Engine as _;
+    let mut seen = Vec::new();
+    while let Some(Ok(message)) = socket.next().await {
+        match message {
+            Message::Binary(data) if data[0] == channel => seen.extend_from_slice(&data[1..]),
+            Message::Text(text) if text.as_bytes()[0] == b'0' + channel => {
+                seen.extend(base64::engine::general_purpose::STANDARD.decode(&text.as_bytes()[1..]).unwrap());
+            }
+            _ => {}
+        }
+    }
+    seen
+}
+
+#[tokio::test]
+async fn who_attaches_gets_the_containers_terminal_and_input_whatever_the_request_says() {
+    let (node, pki, port) = node().await;
+    let with = |field: serde_json::Value| {
+        let mut container = json!({ "name": "app", "image": "app:1" });
+        container.as_object_mut().unwrap().extend(field.as_object().unwrap().clone());
+        json!({ "containers": [container] })
+    };
+    node.api.put_pod(pod("plain", with(json!({}))));
+    node.api.put_pod(pod("term", with(json!({ "tty": true, "stdin": true }))));
+    for name in ["plain", "term"] {
+        node.phase(name, "Running").await;
+    }
+    for (name, protocol, expected) in [
+        ("plain", "v4.base64.channel.k8s.io", "stdin=false tty=false stderr=true "),
+        ("term", "v5.channel.k8s.io", "stdin=true tty=true stderr=false "),
+    ] {
+        let path = format!("attach/default/{name}/app?input=1&output=1&error=1");
+        let mut socket = open(&pki, port, &path, protocol).await;
+        let end = if protocol.contains("base64") { Message::text("0") } else { Message::binary(vec![255, 0]) };
+        socket.send(end).await.unwrap();
+        if protocol.contains("base64") {
+            socket.close(None).await.unwrap();
+        }
+        let seen = String::from_utf8(all_of(socket, 1).await).unwrap();
+        assert!(expected.starts_with(&seen) || seen == expected, "{name}: {seen}");
+        assert!(protocol.contains("base64") || seen == expected, "{name}: {seen}");
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_that_has_only_logs_refuses_input() {
+    let (node, pki, port) = node().await;
+    node.cri.have_only_logs();
+    let spec = json!({ "containers": [{ "name": "app", "image": "app:1", "stdin": true }] });
+    node.api.put_pod(pod("web", spec));
+    node.phase("web", "Running").await;
+    let socket = open(&pki, port, "attach/default/web/app?input=1&output=1", "v5.channel.k8s.io").await;
+    let (end, closed) = end_of(socket).await;
+    assert!(closed);
+    assert_eq!(end["message"], "Internal error occurred: error attaching to container: there is nothing but a log");
+}
+
+#[tokio::test]
+async fn ports_are_forwarded_over_the_channels_of_a_websocket_each_begun_with_its_number() {
+    let (node, pki, port) = node().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let there = listener.local_addr().unwrap().port();
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let echo = tokio::task::spawn_blocking(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = stream.try_clone().unwrap();
+        std::io::copy(&mut reader, &mut stream).unwrap()
+    });
+    let path = format!("portForward/default/web?port={there}&port={nobody}");
+    let mut socket = open(&pki, port, &path, "v4.channel.k8s.io").await;
+    socket.send(Message::binary(b"\x00hello".to_vec())).await.unwrap();
+    let mut seen: std::collections::BTreeMap<u8, Vec<u8>> = Default::default();
+    while !(seen.get(&0).is_some_and(|data| data.len() == 7) && seen.get(&3).is_some_and(|data| data.len() > 2)) {
+        if let Message::Binary(data) = socket.next().await.unwrap().unwrap() {
+            seen.entry(data[0]).or_default().extend_from_slice(&data[1..]);
+        }
+    }
+    assert_eq!(seen[&0], [&there.to_le_bytes()[..], b"hello"].concat());
+    assert_eq!(seen[&1], there.to_le_bytes());
+    assert_eq!(seen[&2], nobody.to_le_bytes());
+    let told = String::from_utf8_lossy(&seen[&3][2..]).into_owned();
+    assert!(told.contains(&format!("error forwarding port {nobody} to pod web, uid uid-web")), "{told}");
+    socket.close(None).await.unwrap();
+    assert_eq!(echo.await.unwrap(), 5);
+}
+
 #[tokio::test]
 async fn what_is_not_offered_is_refused_by_name() {
     let (node, pki, port) = node().await;
@@ -297,9 +391,11 @@ async fn what_is_not_offered_is_refused_by_name() {
     node.phase("web", "Running").await;
     let (code, message) =
         pki.get(port, API_SERVER, "/exec/default/web/app?command=ls&output=1").await.unwrap();
-    assert_eq!((code, message.as_str()), (400, "you must ask for an upgrade to a WebSocket\n"));
-    assert_eq!(pki.get(port, API_SERVER, "/attach/default/web/app").await.unwrap().0, 501);
-    assert_eq!(pki.get(port, API_SERVER, "/portForward/default/web").await.unwrap().0, 501);
+    assert_eq!((code, message.as_str()), (400, "you must ask for an upgrade to a WebSocket or to SPDY/3.1\n"));
+    for path in ["/attach/default/web/app?output=1", "/portForward/default/web?port=80"] {
+        let (code, message) = pki.get(port, API_SERVER, path).await.unwrap();
+        assert!(code == 400 && message.contains("upgrade"), "{path}: {code} {message}");
+    }
     let pods = pki.get(port, API_SERVER, "/pods").await.unwrap().1;
     assert!(pods.contains("uid-web"));
     let metrics = pki.get(port, API_SERVER, "/metrics").await.unwrap().1;

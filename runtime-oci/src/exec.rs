@@ -20,16 +20,16 @@ use crate::protocol::{Answer, Request};
 /// For the OCI runtime to start the process.
 const START_TIME: Duration = Duration::from_secs(30);
 /// Sizes of the terminal that may wait; the last counts.
-const N_SIZES: usize = 4;
+pub(crate) const N_SIZES: usize = 4;
 
 /// The two ends of a stream, if it is wanted.
-struct Stream {
-    ours: Option<OwnedFd>,
-    theirs: Option<OwnedFd>,
+pub(crate) struct Stream {
+    pub(crate) ours: Option<OwnedFd>,
+    pub(crate) theirs: Option<OwnedFd>,
 }
 
 impl Stream {
-    fn output(wanted: bool) -> io::Result<Stream> {
+    pub(crate) fn output(wanted: bool) -> io::Result<Stream> {
         if !wanted {
             return Ok(Stream { ours: None, theirs: None });
         }
@@ -144,15 +144,7 @@ async fn attend(
                 Err(err) => Err(CriError::of(err)),
             },
             size = sizes.recv(), if may_resize => match (size, &terminal) {
-                (Some(size), Some(terminal)) => {
-                    let size = rustix::termios::Winsize {
-                        ws_row: size.height,
-                        ws_col: size.width,
-                        ws_xpixel: 0,
-                        ws_ypixel: 0,
-                    };
-                    let _closed = rustix::termios::tcsetwinsize(terminal, size);
-                }
+                (Some(size), Some(terminal)) => set_size(terminal, size),
                 (Some(_), None) => {}
                 (None, _) => may_resize = false,
             },
@@ -162,19 +154,26 @@ async fn attend(
     let _nobody_waits = exit.send(result);
 }
 
-fn sender(descriptor: OwnedFd) -> io::Result<pipe::Sender> {
+/// Of a terminal; one that is closed has none.
+pub(crate) fn set_size(terminal: &OwnedFd, size: TerminalSize) {
+    let size =
+        rustix::termios::Winsize { ws_row: size.height, ws_col: size.width, ws_xpixel: 0, ws_ypixel: 0 };
+    let _closed = rustix::termios::tcsetwinsize(terminal, size);
+}
+
+pub(crate) fn sender(descriptor: OwnedFd) -> io::Result<pipe::Sender> {
     rustix::io::ioctl_fionbio(&descriptor, true)?;
     // A terminal is no pipe, but is written like one.
     pipe::Sender::from_owned_fd_unchecked(descriptor)
 }
 
-fn receiver(descriptor: OwnedFd) -> io::Result<pipe::Receiver> {
+pub(crate) fn receiver(descriptor: OwnedFd) -> io::Result<pipe::Receiver> {
     rustix::io::ioctl_fionbio(&descriptor, true)?;
     pipe::Receiver::from_owned_fd_unchecked(descriptor)
 }
 
 /// A pipe or a terminal: one whose other side is closed answers EIO, which is its end.
-struct Output(pipe::Receiver);
+pub(crate) struct Output(pub(crate) pipe::Receiver);
 
 impl AsyncRead for Output {
     fn poll_read(

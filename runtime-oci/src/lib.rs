@@ -29,6 +29,7 @@
 //! [`runtime`] ties them together.
 
 mod apparmor;
+mod attach;
 mod bundle;
 mod client;
 mod config;

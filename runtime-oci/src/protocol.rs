@@ -30,6 +30,9 @@ pub(crate) struct ShimConfig {
     pub(crate) log_path: Option<PathBuf>,
     pub(crate) tty: bool,
     pub(crate) stdin: bool,
+    /// Whether the standard input ends with the first who attaches to it.
+    #[serde(default)]
+    pub(crate) stdin_once: bool,
     /// The shim's own cgroup; empty in orders of versions that had none.
     #[serde(default)]
     pub(crate) shim_cgroup: String,
@@ -60,6 +63,15 @@ pub(crate) enum Request {
         stdout: bool,
         stderr: bool,
     },
+    /// The pipes that outputs are to be written to come with it, as long as the connection lives. Answered with
+    /// [`Answer::Attached`], with the descriptor to write input to, which is the terminal's if there is one.
+    Attach {
+        stdin: bool,
+        stdout: bool,
+        stderr: bool,
+    },
+    /// The input of who is attached has ended.
+    CloseStdin,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -71,6 +83,7 @@ pub(crate) enum Answer {
     Exited(Exit),
     ExecStarted { pid: i32 },
     ExecExited { code: i32 },
+    Attached,
 }
 
 /// `exit.json`: how a container ended.

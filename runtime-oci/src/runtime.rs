@@ -21,7 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use skiff_cgroup::Group;
 use skiff_cri::v1::{LinuxContainerResources, Signal};
 use skiff_cri::{
-    ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession, RuntimeContainer,
+    Attach, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession, RuntimeContainer,
     RuntimeState, Usage, keep::Keep,
 };
 use skiff_images::{Image, ImageKind};
@@ -37,7 +37,7 @@ use crate::protocol::{Answer, Exit, MAX_MESSAGE_BYTES, Request, ShimConfig};
 use crate::record::{Record, StartError, now_ns, write_json};
 use crate::runc::{self, RuncVersion};
 use crate::spec::{self, PidNamespace};
-use crate::{Error, OciConfig, apparmor, exec};
+use crate::{Error, OciConfig, apparmor, attach, exec};
 
 /// For the OCI runtime to start a container: what the kubelet gives a runtime.
 const START_TIME: Duration = Duration::from_secs(120);
@@ -596,6 +596,15 @@ impl ContainerRuntime for OciRuntime {
         Ok(self.exec_in(&self.get(id)?, exec).await?)
     }
 
+    async fn attach(&self, id: &str, attach: Attach) -> Result<ExecSession, CriError> {
+        let container = self.get(id)?;
+        if container.running_pid().is_none() {
+            let state = container.state.lock().name();
+            return Err(Error::State { id: container.id.clone(), state }.into());
+        }
+        Ok(attach::start(&container.id, container.directory(), attach).await?)
+    }
+
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
     }
@@ -666,6 +675,7 @@ fn make_bundle(
         log_path: create.log_path.clone(),
         tty: create.config.tty,
         stdin: create.config.stdin,
+        stdin_once: create.config.stdin_once,
         shim_cgroup: config.shim_cgroup.clone(),
     };
     write_json(&bundle.directory, "shim.json", &shim, Keep::Whole)

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use skiff_cgroup::Cgroups;
 use skiff_cri::v1::{ContainerConfig, LinuxContainerResources};
 use skiff_cri::{
+    Attach,
     Code, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession,
     RuntimeContainer, RuntimeState, Usage,
 };
@@ -340,6 +341,12 @@ impl ContainerRuntime for WasmRuntime {
     async fn exec(&self, id: &str, _: ExecProcess) -> Result<ExecSession, CriError> {
         self.record(id)?;
         let message = "exec is not possible in a Wasm container: it holds one guest and no programs";
+        Err(CriError::new(Code::Unimplemented, message))
+    }
+
+    async fn attach(&self, id: &str, _: Attach) -> Result<ExecSession, CriError> {
+        self.record(id)?;
+        let message = "a Wasm container's standard input cannot be attached to: its guest is given none; its output is in its log";
         Err(CriError::new(Code::Unimplemented, message))
     }
 

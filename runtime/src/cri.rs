@@ -11,8 +11,8 @@ use parking_lot::RwLock;
 use skiff_cgroup::Cgroups;
 use skiff_cri::v1::*;
 use skiff_cri::{
-    Code, ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
-    ImageRef, RuntimeContainer, RuntimeState, keep,
+    Attach, Code, ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
+    ImageRef, PodConnection, RuntimeContainer, RuntimeState, keep,
 };
 use skiff_images::{Auth, Image as StoredImage, Images};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -20,6 +20,7 @@ use tokio::sync::{Mutex, broadcast};
 use tracing::warn;
 
 use crate::dispatch::{Dispatch, RUNTIME_ANNOTATION};
+use crate::forward;
 use crate::images;
 use crate::network::SandboxNetwork;
 use crate::records::{ContainerRecord, Records, SandboxRecord, SandboxState};
@@ -654,6 +655,20 @@ impl Cri for NodeRuntime {
             stderr: request.stderr,
         };
         runtime.exec(&record.id, process).await
+    }
+
+    async fn attach(&self, request: AttachRequest) -> Result<ExecSession, CriError> {
+        let (record, runtime) = self.runtime_of(&request.container_id)?;
+        let AttachRequest { stdin, stdout, stderr, .. } = request;
+        runtime.attach(&record.id, Attach { stdin, stdout, stderr }).await
+    }
+
+    async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<PodConnection, CriError> {
+        let record = self.sandbox(sandbox_id)?;
+        if record.state != SandboxState::Ready {
+            return Err(CriError::new(Code::FailedPrecondition, format!("sandbox {sandbox_id:?} is not running")));
+        }
+        forward::connect(self.sandboxes.describe(&record.id, &record.config).netns, port).await
     }
 
     async fn pull_image(&self, request: PullImageRequest) -> Result<PullImageResponse, CriError> {

@@ -21,6 +21,7 @@
 
 mod cri;
 mod dispatch;
+mod forward;
 mod images;
 mod load;
 mod namespaces;

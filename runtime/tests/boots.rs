@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 use skiff_cgroup::{Cgroups, Limits};
 use skiff_cri::v1::*;
 use skiff_cri::{
+    Attach,
     ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
     RuntimeContainer, RuntimeState, Usage,
 };
@@ -104,6 +105,10 @@ impl ContainerRuntime for Containers {
 
     async fn exec(&self, _: &str, _: ExecProcess) -> Result<ExecSession, CriError> {
         Err(CriError::unknown("no exec in memory"))
+    }
+
+    async fn attach(&self, _: &str, _: Attach) -> Result<ExecSession, CriError> {
+        Err(CriError::unknown("no attach in memory"))
     }
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {

@@ -13,6 +13,7 @@ pub(crate) mod headers;
 pub(crate) mod kubelet;
 mod pod;
 mod rewrite;
+mod tunnel;
 pub(crate) mod upgrade;
 
 use std::sync::Arc;

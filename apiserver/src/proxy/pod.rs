@@ -1,4 +1,4 @@
-//! `pods/log` and `pods/exec`: which container, which node, which URL of its kubelet.
+//! `pods/log`, `pods/exec`, `pods/attach` and `pods/portforward`: which container, which node, which URL of its kubelet.
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use skiff_api::meta::Meta;
 use skiff_api::{Cause, Object, Status};
 
 use super::kubelet::{NodeAddress, kubelet_error};
+use super::tunnel::Tunnel;
 use super::{Proxies, upgrade};
 use crate::call::Call;
 use crate::request::{Query, encode};
@@ -75,19 +76,44 @@ impl Proxies {
                 "cannot exec into a container in a completed pod; current phase is {phase}"
             )));
         }
-        let Some(node) = node_of(&pod) else {
-            return Err(Status::bad_request(format!("pod {} does not have a host assigned", pod.name())));
-        };
-        let address = self.node_address(node)?;
-        let path = format!(
-            "/exec/{}/{}/{}?{}",
-            encode(pod.namespace()),
-            encode(pod.name()),
-            encode(&container),
-            exec_parameters(&call.query)
-        );
+        let address = self.address_of_host(&pod)?;
+        let path = format!("/exec/{}?{}", path_of(&pod, &container), stream_parameters(&call.query));
         upgrade::pass_through(&self.destinations.kubelet, address, &path, &mut call, self.shutdown.clone())
             .await
+    }
+
+    pub(crate) async fn pod_attach(&self, mut call: Call) -> Result<Response, Status> {
+        let pod = self.newest_pod(&call).await?;
+        let container = choose_container(&pod, call.query.get("container").unwrap_or_default())?;
+        if !["stdin", "stdout", "stderr"].iter().any(|stream| flag(&call.query, stream)) {
+            return Err(Status::bad_request("you must specify at least 1 of stdin, stdout, stderr"));
+        }
+        let address = self.address_of_host(&pod)?;
+        let path = format!("/attach/{}?{}", path_of(&pod, &container), stream_parameters(&call.query));
+        upgrade::pass_through(&self.destinations.kubelet, address, &path, &mut call, self.shutdown.clone())
+            .await
+    }
+
+    /// Over SPDY as it is, and over a WebSocket that carries SPDY. A WebSocket with channels, as other clients open it, is
+    /// passed through.
+    pub(crate) async fn pod_port_forward(&self, mut call: Call) -> Result<Response, Status> {
+        let pod = self.newest_pod(&call).await?;
+        let address = self.address_of_host(&pod)?;
+        let ports: Vec<String> = call.query.all("ports").map(|ports| format!("port={}", encode(ports))).collect();
+        let path = format!("/portForward/{}/{}", encode(pod.namespace()), encode(pod.name()));
+        if let Some(tunnel) = Tunnel::asked_for(&mut call, &self.shutdown).await? {
+            return tunnel.open(&self.destinations.kubelet, address, &path).await;
+        }
+        let path = if ports.is_empty() { path } else { format!("{path}?{}", ports.join("&")) };
+        upgrade::pass_through(&self.destinations.kubelet, address, &path, &mut call, self.shutdown.clone())
+            .await
+    }
+
+    fn address_of_host(&self, pod: &Object) -> Result<NodeAddress, Status> {
+        match node_of(pod) {
+            Some(node) => self.node_address(node),
+            None => Err(Status::bad_request(format!("pod {} does not have a host assigned", pod.name()))),
+        }
     }
 
     async fn newest_pod(&self, call: &Call) -> Result<Object, Status> {
@@ -121,8 +147,12 @@ fn flag(query: &Query, name: &str) -> bool {
     query.flag(name)
 }
 
+fn path_of(pod: &Object, container: &str) -> String {
+    format!("{}/{}/{}", encode(pod.namespace()), encode(pod.name()), encode(container))
+}
+
 /// The kubelet's own names of the same parameters.
-fn exec_parameters(query: &Query) -> String {
+fn stream_parameters(query: &Query) -> String {
     let mut parameters: Vec<String> =
         query.all("command").map(|command| format!("command={}", encode(command))).collect();
     for (ours, theirs) in [("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty", "tty")] {
@@ -235,9 +265,9 @@ mod tests {
     }
 
     #[test]
-    fn exec_parameters_are_the_kubelets() {
+    fn parameters_of_streams_are_the_kubelets() {
         let query =
             Query::parse("command=sh&command=-c&command=a%20b&stdin=true&stdout=true&stderr=true&tty=true");
-        assert_eq!(exec_parameters(&query), "command=sh&command=-c&command=a%20b&input=1&output=1&tty=1");
+        assert_eq!(stream_parameters(&query), "command=sh&command=-c&command=a%20b&input=1&output=1&tty=1");
     }
 }

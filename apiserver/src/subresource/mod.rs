@@ -37,6 +37,14 @@ impl Subresources {
                 self.registry.authorizer.check_may_create(&call.user, &call.info).await?;
                 self.proxies.pod_exec(call).await
             }
+            ("pods", "attach", "get" | "create") => {
+                self.registry.authorizer.check_may_create(&call.user, &call.info).await?;
+                self.proxies.pod_attach(call).await
+            }
+            ("pods", "portforward", "get" | "create") => {
+                self.registry.authorizer.check_may_create(&call.user, &call.info).await?;
+                self.proxies.pod_port_forward(call).await
+            }
             ("pods" | "services" | "nodes", "proxy", _) => self.proxies.proxy(call).await,
             ("pods", "binding", "create") => self.bind_pod(call).await,
             ("pods", "eviction", "create") => self.evict_pod(call).await,
@@ -50,7 +58,7 @@ impl Subresources {
             (_, "status", "patch") => self.registry.patch(call).await,
             ("certificatesigningrequests", "approval", "update") => self.registry.update(call).await,
             ("certificatesigningrequests", "approval", "patch") => self.registry.patch(call).await,
-            ("pods", "attach" | "portforward" | "ephemeralcontainers" | "resize", _) => {
+            ("pods", "ephemeralcontainers" | "resize", _) => {
                 Err(Status::not_implemented(format!(
                     "{subresource} of {resource} is not supported by this server yet"
                 )))

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use skiff_cri::v1::*;
-use skiff_cri::{Code, ContainerEvent, Cri, CriError, ExecSession};
+use skiff_cri::{Code, ContainerEvent, Cri, CriError, ExecSession, PodConnection};
 use tokio::sync::broadcast;
 
 use super::Labels;
@@ -34,6 +34,8 @@ struct State {
     failing_sandboxes: Option<String>,
     /// What `exec` fails with.
     refused_exec: Option<String>,
+    /// Nothing can be attached to.
+    has_only_logs: bool,
     /// How often a pod's state was read.
     n_passes: usize,
     /// The next creation panics, as a fault in a runtime would.
@@ -101,6 +103,10 @@ impl FakeCri {
             ..ContainerStatus::default()
         };
         self.state.lock().containers.insert("ended".to_owned(), ("sandbox".to_owned(), status));
+    }
+
+    pub(crate) fn have_only_logs(&self) {
+        self.state.lock().has_only_logs = true;
     }
 
     pub(crate) fn removed_images(&self) -> Vec<String> {
@@ -490,6 +496,23 @@ impl Cri for FakeCri {
             resize,
             exit,
         })
+    }
+
+    async fn attach(&self, request: AttachRequest) -> Result<ExecSession, CriError> {
+        if self.state.lock().has_only_logs {
+            return Err(CriError::new(Code::Unimplemented, "there is nothing but a log"));
+        }
+        let what = format!("stdin={} tty={} stderr={} ", request.stdin, request.tty, request.stderr);
+        self.exec(ExecRequest { cmd: vec![what], ..ExecRequest::default() }).await
+    }
+
+    async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<PodConnection, CriError> {
+        let state = self.state.lock().sandboxes.get(sandbox_id).map(|sandbox| sandbox.state);
+        if state != Some(PodSandboxState::SandboxReady as i32) {
+            return Err(CriError::not_found("sandbox", sandbox_id));
+        }
+        let connection = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.map_err(CriError::of)?;
+        Ok(Box::new(connection))
     }
 
     async fn pull_image(&self, request: PullImageRequest) -> Result<PullImageResponse, CriError> {

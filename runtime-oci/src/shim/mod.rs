@@ -10,6 +10,7 @@
 //!        └─▶ report Failed, quit
 //! ```
 
+mod attach;
 mod log;
 mod serve;
 mod start;

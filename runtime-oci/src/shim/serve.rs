@@ -16,6 +16,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, Signal as KillSignal, WaitOptions, WaitStatus};
 use skiff_cgroup::{Cgroups, Group};
 
+use super::attach::{Attachments, Stream};
 use super::log::{Line, Log};
 use super::start::{ConsoleSocket, Started, Streams, not_installed, read_pid};
 use crate::protocol::{self, Answer, Exit, Request, ShimConfig};
@@ -54,7 +55,9 @@ pub(super) struct Shim {
     next_connection: u64,
     outputs: Vec<Output>,
     terminal: Option<OwnedFd>,
-    _stdin: Option<OwnedFd>,
+    /// The write end of the container's standard input: it is open for as long as somebody may attach.
+    stdin: Option<OwnedFd>,
+    attachments: Attachments,
     log: Log,
     group: Option<Group>,
     execs: Vec<Exec>,
@@ -67,10 +70,13 @@ struct Connection {
     buffer: Vec<u8>,
     descriptors: Vec<OwnedFd>,
     watches: bool,
+    /// Its end is that of the container's standard input.
+    ends_stdin: bool,
 }
 
 struct Output {
     from: OwnedFd,
+    stream: Stream,
     line: Line,
 }
 
@@ -92,6 +98,7 @@ struct Ready {
     listener: bool,
     connections: Vec<u64>,
     outputs: Vec<usize>,
+    readers: Vec<usize>,
 }
 
 /// What must be there before the container is: failing afterwards would leave it without a log or a socket.
@@ -135,7 +142,8 @@ impl Shim {
             next_connection: 0,
             outputs,
             terminal,
-            _stdin: started.stdin,
+            stdin: started.stdin,
+            attachments: Attachments::default(),
             log,
             group,
             execs: Vec::new(),
@@ -156,11 +164,17 @@ impl Shim {
         loop {
             if self.exit_code.is_some() {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + DRAIN_TIME);
-                if (self.outputs.is_empty() && self.execs.is_empty()) || Instant::now() >= deadline {
+                let all_is_said =
+                    self.outputs.is_empty() && self.execs.is_empty() && self.attachments.are_settled();
+                if all_is_said || Instant::now() >= deadline {
                     return self.finish();
                 }
             }
             let ready = self.wait(deadline)?;
+            self.attachments.go_on(&ready.readers);
+            for connection in self.attachments.overdue(Instant::now()) {
+                self.hang_up(connection);
+            }
             if ready.signals {
                 while let Ok(Some(_)) = self.signals.0.read_signal() {}
                 self.reap()?;
@@ -179,7 +193,8 @@ impl Shim {
     }
 
     fn wait(&self, deadline: Option<Instant>) -> io::Result<Ready> {
-        let timeout = match deadline {
+        let earliest = deadline.into_iter().chain(self.attachments.deadline()).min();
+        let timeout = match earliest {
             Some(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::ZERO)
@@ -192,7 +207,13 @@ impl Shim {
         polled.push(PollFd::new(self.listener.as_fd(), wanted));
         let fds = self.connections.values().map(|connection| connection.stream.as_fd());
         polled.extend(fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        polled.extend(self.outputs.iter().map(|output| PollFd::new(output.from.as_fd(), PollFlags::POLLIN)));
+        // An output that is held back is not asked about: its end would be answered again and again.
+        let asked = |index: &usize| !self.attachments.hold_back(self.outputs[*index].stream);
+        let outputs: Vec<usize> = (0..self.outputs.len()).filter(asked).collect();
+        let fds = outputs.iter().map(|index| self.outputs[*index].from.as_fd());
+        polled.extend(fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let readers: Vec<usize> = self.attachments.waited_for().map(|(place, _)| place).collect();
+        polled.extend(self.attachments.waited_for().map(|(_, fd)| PollFd::new(fd, PollFlags::POLLOUT)));
         match nix::poll::poll(&mut polled, timeout) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => {}
             Err(err) => return Err(err.into()),
@@ -201,7 +222,8 @@ impl Shim {
         let mut next = || any.next().unwrap_or(false);
         let mut ready = Ready { signals: next(), listener: next(), ..Ready::default() };
         ready.connections = self.connections.keys().copied().filter(|_| next()).collect();
-        ready.outputs = (0..self.outputs.len()).filter(|_| next()).collect();
+        ready.outputs = outputs.into_iter().filter(|_| next()).collect();
+        ready.readers = readers.into_iter().filter(|_| next()).collect();
         Ok(ready)
     }
 
@@ -210,7 +232,7 @@ impl Shim {
         if stream.set_nonblocking(true).is_err() {
             return;
         }
-        let connection = Connection { stream, buffer: Vec::new(), descriptors: Vec::new(), watches: false };
+        let connection = Connection { stream, buffer: Vec::new(), descriptors: Vec::new(), watches: false, ends_stdin: false };
         self.connections.insert(self.next_connection, connection);
         self.next_connection += 1;
     }
@@ -227,6 +249,7 @@ impl Shim {
             }
             Ok(n) => {
                 self.log.add(&mut output.line, &buffer[..n]);
+                self.attachments.give(output.stream, &buffer[..n]);
                 false
             }
             Err(_) => false,
@@ -272,6 +295,17 @@ impl Shim {
                 Some(terminal) => resize(terminal.as_fd(), width, height),
                 None => Ok(()),
             },
+            Request::Attach { stdin, stdout, stderr } => match self.attach(id, stdin, [stdout, stderr]) {
+                Ok(input) => return self.answer(id, &Answer::Attached, input),
+                Err(err) => {
+                    self.attachments.remove(id);
+                    Err(err)
+                }
+            },
+            Request::CloseStdin => {
+                self.end_stdin(id);
+                Ok(())
+            }
             Request::Exec { process, tty, stdin, stdout, stderr } => {
                 let wanted = [stdin, stdout, stderr];
                 match self.exec(id, &process, tty, wanted) {
@@ -294,6 +328,29 @@ impl Shim {
             // SAFETY: `kill` takes two integers and touches no memory of ours. The safe wrappers know no
             // real-time signals, which an image may name as its stop signal.
             unsafe { libc::kill(self.pid, signal) };
+        }
+    }
+
+    /// The descriptor to write input to, if there is one; that of a terminal, also for its size.
+    fn attach(&mut self, id: u64, stdin: bool, wanted: [bool; 2]) -> io::Result<Option<OwnedFd>> {
+        if self.exit_code.is_some() {
+            return Err(io::Error::other("container is not running"));
+        }
+        let Some(connection) = self.connections.get_mut(&id) else { return Ok(None) };
+        connection.ends_stdin |= stdin && self.config.stdin_once;
+        let given = std::mem::take(&mut connection.descriptors);
+        let wanted = [Stream::Stdout, Stream::Stderr].into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
+        for ((stream, _), to) in wanted.zip(given) {
+            self.attachments.add(id, stream, to)?;
+        }
+        let input = self.terminal.as_ref().or(self.stdin.as_ref().filter(|_| stdin));
+        input.map(OwnedFd::try_clone).transpose()
+    }
+
+    /// Of a container whose input was to end with the first who attaches.
+    fn end_stdin(&mut self, id: u64) {
+        if self.connections.get(&id).is_some_and(|connection| connection.ends_stdin) {
+            self.stdin = None;
         }
     }
 
@@ -415,6 +472,8 @@ impl Shim {
 
     /// A caller that goes away ends what it runs.
     fn hang_up(&mut self, id: u64) {
+        self.end_stdin(id);
+        self.attachments.remove(id);
         self.connections.remove(&id);
         for exec in &self.execs {
             if let (true, Some(pid)) = (exec.connection == id, exec.pid) {
@@ -449,15 +508,19 @@ impl Shim {
 fn outputs(streams: Streams) -> io::Result<(Vec<Output>, Option<OwnedFd>)> {
     let output = |from: OwnedFd, stream| -> io::Result<Output> {
         rustix::io::ioctl_fionbio(&from, true)?;
-        Ok(Output { from, line: Line::new(stream) })
+        let name = match stream {
+            Stream::Stdout => "stdout",
+            Stream::Stderr => "stderr",
+        };
+        Ok(Output { from, stream, line: Line::new(name) })
     };
     match streams {
         Streams::Pipes { stdout, stderr } => {
-            Ok((vec![output(stdout, "stdout")?, output(stderr, "stderr")?], None))
+            Ok((vec![output(stdout, Stream::Stdout)?, output(stderr, Stream::Stderr)?], None))
         }
         Streams::Terminal(terminal) => {
             let reader = terminal.try_clone()?;
-            Ok((vec![output(reader, "stdout")?], Some(terminal)))
+            Ok((vec![output(reader, Stream::Stdout)?], Some(terminal)))
         }
     }
 }

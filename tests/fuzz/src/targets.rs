@@ -15,7 +15,9 @@ use skiff_api::schema::Schema;
 use skiff_api::{FieldSelector, Kind, Kinds, LabelSelector, Object, Status, default, protobuf, structural};
 use skiff_cel as cel;
 use skiff_policy::Policies;
+use skiff_spdy::Session;
 use skiff_webhook::{admission, conversion};
+use tokio::io::AsyncWriteExt as _;
 use tower::ServiceExt as _;
 
 use crate::server::Server;
@@ -50,6 +52,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "admission-answers", prepare: admission_answers, inputs: 4000 },
     Target { name: "conversion-answers", prepare: conversion_answers, inputs: 4000 },
     Target { name: "requests", prepare: requests, inputs: 1500 },
+    Target { name: "spdy", prepare: spdy, inputs: 4000 },
 ];
 
 static KINDS: LazyLock<Kinds> = LazyLock::new(Kinds::builtin);
@@ -494,6 +497,39 @@ fn requests() -> Give {
             let bytes = answer.into_body().collect().await?.to_bytes();
             let text = String::from_utf8_lossy(&bytes);
             ensure!(!text.contains("panicked"), "{code}: {text}");
+            Ok(())
+        })
+    })
+}
+
+/// A connection that was upgraded: it ends, and so does each stream of it.
+fn spdy() -> Give {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    Box::new(move |bytes| {
+        let runtime = runtime.as_ref().map_err(|error| anyhow!("no runtime: {error}"))?;
+        let sent = bytes.to_vec();
+        runtime.block_on(async move {
+            let (client, server) = tokio::io::duplex(1 << 16);
+            let (mut from_server, mut to_server) = tokio::io::split(client);
+            tokio::spawn(async move {
+                // A server that has hung up hears no more.
+                let _gone = to_server.write_all(&sent).await;
+                let _gone = to_server.shutdown().await;
+            });
+            tokio::spawn(async move {
+                let _gone = tokio::io::copy(&mut from_server, &mut tokio::io::sink()).await;
+            });
+            let mut session = Session::new(server);
+            let mut streams = tokio::task::JoinSet::new();
+            while let Some(incoming) = session.accept().await {
+                let Ok((mut reader, writer)) = incoming.accept().await else { break };
+                streams.spawn(async move {
+                    while let Ok(Some(_)) = reader.read().await {}
+                    writer.finish().await.is_ok()
+                });
+            }
+            while streams.join_next().await.is_some() {}
+            session.close().await;
             Ok(())
         })
     })
