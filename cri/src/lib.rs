@@ -15,7 +15,8 @@ mod service;
 mod stream;
 
 pub use container::{
-    Attach, ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState, Sandbox, Usage,
+    Attach, ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState,
+    Sandbox, Usage,
 };
 pub use error::{Code, CriError, whole};
 pub use service::{ContainerEvent, Cri};

@@ -329,7 +329,8 @@ async fn who_attaches_gets_the_containers_terminal_and_input_whatever_the_reques
     ] {
         let path = format!("attach/default/{name}/app?input=1&output=1&error=1");
         let mut socket = open(&pki, port, &path, protocol).await;
-        let end = if protocol.contains("base64") { Message::text("0") } else { Message::binary(vec![255, 0]) };
+        let end =
+            if protocol.contains("base64") { Message::text("0") } else { Message::binary(vec![255, 0]) };
         socket.send(end).await.unwrap();
         if protocol.contains("base64") {
             socket.close(None).await.unwrap();
@@ -350,7 +351,10 @@ async fn a_runtime_that_has_only_logs_refuses_input() {
     let socket = open(&pki, port, "attach/default/web/app?input=1&output=1", "v5.channel.k8s.io").await;
     let (end, closed) = end_of(socket).await;
     assert!(closed);
-    assert_eq!(end["message"], "Internal error occurred: error attaching to container: there is nothing but a log");
+    assert_eq!(
+        end["message"],
+        "Internal error occurred: error attaching to container: there is nothing but a log"
+    );
 }
 
 #[tokio::test]
@@ -370,7 +374,9 @@ async fn ports_are_forwarded_over_the_channels_of_a_websocket_each_begun_with_it
     let mut socket = open(&pki, port, &path, "v4.channel.k8s.io").await;
     socket.send(Message::binary(b"\x00hello".to_vec())).await.unwrap();
     let mut seen: std::collections::BTreeMap<u8, Vec<u8>> = Default::default();
-    while !(seen.get(&0).is_some_and(|data| data.len() == 7) && seen.get(&3).is_some_and(|data| data.len() > 2)) {
+    while !(seen.get(&0).is_some_and(|data| data.len() == 7)
+        && seen.get(&3).is_some_and(|data| data.len() > 2))
+    {
         if let Message::Binary(data) = socket.next().await.unwrap().unwrap() {
             seen.entry(data[0]).or_default().extend_from_slice(&data[1..]);
         }
@@ -391,7 +397,10 @@ async fn what_is_not_offered_is_refused_by_name() {
     node.phase("web", "Running").await;
     let (code, message) =
         pki.get(port, API_SERVER, "/exec/default/web/app?command=ls&output=1").await.unwrap();
-    assert_eq!((code, message.as_str()), (400, "you must ask for an upgrade to a WebSocket or to SPDY/3.1\n"));
+    assert_eq!(
+        (code, message.as_str()),
+        (400, "you must ask for an upgrade to a WebSocket or to SPDY/3.1\n")
+    );
     for path in ["/attach/default/web/app?output=1", "/portForward/default/web?port=80"] {
         let (code, message) = pki.get(port, API_SERVER, path).await.unwrap();
         assert!(code == 400 && message.contains("upgrade"), "{path}: {code} {message}");

@@ -21,8 +21,8 @@ use parking_lot::{Mutex, RwLock};
 use skiff_cgroup::Group;
 use skiff_cri::v1::{LinuxContainerResources, Signal};
 use skiff_cri::{
-    Attach, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession, RuntimeContainer,
-    RuntimeState, Usage, keep::Keep,
+    Attach, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession,
+    RuntimeContainer, RuntimeState, Usage, keep::Keep,
 };
 use skiff_images::{Image, ImageKind};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};

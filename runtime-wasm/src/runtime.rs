@@ -14,8 +14,7 @@ use parking_lot::Mutex;
 use skiff_cgroup::Cgroups;
 use skiff_cri::v1::{ContainerConfig, LinuxContainerResources};
 use skiff_cri::{
-    Attach,
-    Code, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession,
+    Attach, Code, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession,
     RuntimeContainer, RuntimeState, Usage,
 };
 use skiff_images::{Image, ImageKind, Images, WasmModule};

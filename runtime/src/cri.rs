@@ -666,7 +666,10 @@ impl Cri for NodeRuntime {
     async fn port_forward(&self, sandbox_id: &str, port: u16) -> Result<PodConnection, CriError> {
         let record = self.sandbox(sandbox_id)?;
         if record.state != SandboxState::Ready {
-            return Err(CriError::new(Code::FailedPrecondition, format!("sandbox {sandbox_id:?} is not running")));
+            return Err(CriError::new(
+                Code::FailedPrecondition,
+                format!("sandbox {sandbox_id:?} is not running"),
+            ));
         }
         forward::connect(self.sandboxes.describe(&record.id, &record.config).netns, port).await
     }

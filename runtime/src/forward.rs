@@ -16,7 +16,9 @@ const CONNECT_TIME: Duration = Duration::from_secs(10);
 /// `localhost` as IPv4, then as IPv6. A pod on the host's network has the host's.
 pub(crate) async fn connect(netns: Option<PathBuf>, port: u16) -> Result<PodConnection, CriError> {
     let mut refusals = Vec::new();
-    for address in [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))] {
+    for address in
+        [SocketAddr::from((Ipv4Addr::LOCALHOST, port)), SocketAddr::from((Ipv6Addr::LOCALHOST, port))]
+    {
         let connecting = async {
             let socket = socket(netns.clone(), address.is_ipv4()).await?;
             socket.connect(address).await

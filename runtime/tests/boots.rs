@@ -15,8 +15,7 @@ use serde_json::{Value, json};
 use skiff_cgroup::{Cgroups, Limits};
 use skiff_cri::v1::*;
 use skiff_cri::{
-    Attach,
-    ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
+    Attach, ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
     RuntimeContainer, RuntimeState, Usage,
 };
 use skiff_images::{Images, Registries, fixture};

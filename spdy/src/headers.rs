@@ -194,7 +194,8 @@ mod tests {
     use super::*;
 
     /// What zlib makes of these headers with the dictionary, flushed after each.
-    const FIRST: &str = "78f9e3c6a7c202253a50ca0a2e294a4dcc851625aca9a080c65ad44ae3f134a41c2f0267190b030b0300000000ffff";
+    const FIRST: &str =
+        "78f9e3c6a7c202253a50ca0a2e294a4dcc851625aca9a080c65ad44ae3f134a41c2f0267190b030b0300000000ffff";
     const SECOND: &str = "c26a36a8984aa4d86800000000ffff";
 
     fn bytes(hex: &str) -> Vec<u8> {
@@ -251,7 +252,9 @@ mod tests {
         for block in [&b""[..], b"x", b"GET / HTTP/1.1", &[0x78, 0xbb, 1, 2, 3, 4], &[0x78, 0xbb]] {
             assert_eq!(Inflater::default().headers(block), Err(HeaderError::NotZlib));
         }
-        for text in [&[0, 0, 0, 1, 0, 0, 0, 9, b'a'][..], &[0, 0], &[0, 0, 0, 1, 0, 0, 0, 1, 0xff, 0, 0, 0, 0]] {
+        for text in
+            [&[0, 0, 0, 1, 0, 0, 0, 9, b'a'][..], &[0, 0], &[0, 0, 0, 1, 0, 0, 0, 1, 0xff, 0, 0, 0, 0]]
+        {
             let block = [&[0x78, 0x9c][..], &stored(text)].concat();
             assert_eq!(Inflater::default().headers(&block), Err(HeaderError::Malformed));
         }

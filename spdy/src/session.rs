@@ -474,7 +474,10 @@ mod tests {
         let (mut client, mut session) = Client::pair();
         client.open(1, &[("streamType", "data"), ("port", "80")], 0).await;
         let incoming = session.accept().await.unwrap();
-        assert_eq!((incoming.headers.get("streamtype"), incoming.headers.get("port")), (Some("data"), Some("80")));
+        assert_eq!(
+            (incoming.headers.get("streamtype"), incoming.headers.get("port")),
+            (Some("data"), Some("80"))
+        );
         let (mut reader, mut writer) = incoming.accept().await.unwrap();
         assert_eq!(client.answer().await, (frame::SYN_REPLY, 1));
         client.data(1, b"question", FIN).await;
@@ -512,7 +515,11 @@ mod tests {
         drop(writer);
         let mut client = sending.await.unwrap();
         assert_eq!(client.answer().await, (frame::SYN_REPLY, 1));
-        assert_eq!(client.answer().await, (frame::RST_STREAM, 1), "a writer that is dropped resets the stream");
+        assert_eq!(
+            client.answer().await,
+            (frame::RST_STREAM, 1),
+            "a writer that is dropped resets the stream"
+        );
     }
 
     #[tokio::test]
@@ -574,7 +581,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_no_spdy_ends_the_connection() {
-        for bytes in [&b"GET / HTTP/1.1\r\n\r\n\r\n\r\n"[..], &[0x80, 2, 0, 1, 0, 0, 0, 0], &[0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff]] {
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n\r\n\r\n\r\n"[..],
+            &[0x80, 2, 0, 1, 0, 0, 0, 0],
+            &[0x80, 3, 0, 1, 0, 0xff, 0xff, 0xff],
+        ] {
             let (mut client, mut session) = Client::pair();
             client.connection.write_all(bytes).await.unwrap();
             client.connection.shutdown().await.unwrap();

@@ -83,8 +83,10 @@ impl Forward {
     fn start(mut command: Command) -> Result<Forward> {
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
         let mut line = String::new();
-        let stdout = child.stdout.take().context("no output")?;
-        BufReader::new(stdout).read_line(&mut line)?;
+        let mut stdout = BufReader::new(child.stdout.take().context("no output")?);
+        stdout.read_line(&mut line)?;
+        // It says more for each connection, and dies of nobody reading it.
+        std::thread::spawn(move || std::io::copy(&mut stdout, &mut std::io::sink()));
         let port = line.strip_prefix("Forwarding from 127.0.0.1:").and_then(|rest| rest.split(' ').next());
         let port = port.and_then(|port| port.parse().ok());
         match port {
@@ -140,9 +142,11 @@ fn bytes(length: usize) -> Vec<u8> {
 fn ports_of_pods_of_both_kinds_are_forwarded_byte_for_byte_over_many_connections() -> Result<()> {
     let cluster = ready("story-forward")?;
     for protocol in BOTH {
-        for (target, port, answer) in
-            [("pod/web", "80", "nginx"), ("service/web", "8000", "nginx"), ("pod/wasm", "80", "hello from wasm")]
-        {
+        for (target, port, answer) in [
+            ("pod/web", "80", "nginx"),
+            ("service/web", "8000", "nginx"),
+            ("pod/wasm", "80", "hello from wasm"),
+        ] {
             let command = protocol.kubectl(&cluster, &["port-forward", target, &format!(":{port}")]);
             let forward = Forward::start(command).with_context(|| format!("{protocol:?} to {target}"))?;
             let pages: Result<Vec<String>> = std::thread::scope(|scope| {
@@ -182,8 +186,11 @@ fn ports_of_pods_of_both_kinds_are_forwarded_byte_for_byte_over_many_connections
         let _reset_or_end = refused.read_to_end(&mut end);
         ensure!(end.is_empty(), "{protocol:?}: {end:?}");
         let said = forward.stop()?;
-        has(&said, &["error forwarding port 9001 to pod echo", "failed to connect to localhost:9001 inside the pod"])
-            .with_context(|| format!("{protocol:?}"))?;
+        has(
+            &said,
+            &["error forwarding port 9001 to pod echo", "failed to connect to localhost:9001 inside the pod"],
+        )
+        .with_context(|| format!("{protocol:?}"))?;
     }
     cluster.stop()
 }
@@ -221,9 +228,19 @@ fn a_client_that_attaches_sees_what_is_written_from_then_on_and_leaves_the_conta
             }
         });
         let page = format!("/{protocol:?}");
-        let address = cluster.get(&["pod", "wasm"])?["status"]["podIP"].as_str().context("no address")?.to_owned();
+        let address =
+            cluster.get(&["pod", "wasm"])?["status"]["podIP"].as_str().context("no address")?.to_owned();
         cluster.wait_for("the request in what the guest writes", || {
-            cluster.kubectl(&["exec", "loud", "--", "wget", "-q", "-O", "-", &format!("http://{address}{page}")])?;
+            cluster.kubectl(&[
+                "exec",
+                "loud",
+                "--",
+                "wget",
+                "-q",
+                "-O",
+                "-",
+                &format!("http://{address}{page}"),
+            ])?;
             Ok(lines.try_iter().any(|line| line.contains(&page)).then_some(()))
         })?;
         child.kill()?;
@@ -240,7 +257,7 @@ fn a_client_that_attaches_sees_what_is_written_from_then_on_and_leaves_the_conta
 
 #[test]
 fn a_terminal_is_attached_to_resized_left_and_attached_to_again() -> Result<()> {
-    let cluster = ready("story-attach-terminal")?;
+    let cluster = ready("story-attach-tty")?;
     for protocol in BOTH {
         let attach = protocol.kubectl(&cluster, &["attach", "-it", "shell"]);
         let terminal = Terminal::start(&attach, 40, 132)?;
@@ -254,6 +271,10 @@ fn a_terminal_is_attached_to_resized_left_and_attached_to_again() -> Result<()> 
         terminal.resize(50, 100)?;
         size("50 100")?;
         terminal.type_in(&format!("seen={protocol:?}\n"))?;
+        cluster.wait_for("the shell to have heard it", || {
+            terminal.type_in("echo heard-$seen\n")?;
+            Ok(terminal.shown().contains(&format!("heard-{protocol:?}")).then_some(()))
+        })?;
         drop(terminal);
         // The shell is the same one: it remembers.
         let terminal = Terminal::start(&attach, 30, 90)?;
@@ -290,7 +311,8 @@ fn run_exec_and_cp_carry_input_output_and_exit_codes_over_both_protocols() -> Re
     for protocol in BOTH {
         let doing = || format!("over {protocol:?}");
         let kubectl = |args: &[&str]| protocol.kubectl(&cluster, args);
-        let (out, err, code) = run(kubectl(&["exec", "loud", "--", "sh", "-c", "echo a; echo b >&2; exit 7"]), b"")?;
+        let (out, err, code) =
+            run(kubectl(&["exec", "loud", "--", "sh", "-c", "echo a; echo b >&2; exit 7"]), b"")?;
         ensure!(out == b"a\n" && code == Some(7), "{out:?} {err} {code:?} {}", doing());
         has(&err, &["b\n", "exit code 7"]).with_context(doing)?;
         let (out, err, code) = run(kubectl(&["exec", "loud", "--", "none"]), b"")?;
@@ -298,13 +320,36 @@ fn run_exec_and_cp_carry_input_output_and_exit_codes_over_both_protocols() -> Re
         has(&err, &["none"]).with_context(doing)?;
         let input = bytes(8 << 20);
         let (out, err, code) = run(kubectl(&["exec", "-i", "loud", "--", "cat"]), &input)?;
-        ensure!(out == input && code == Some(0), "{} of {} bytes, {err} {code:?} {}", out.len(), input.len(), doing());
+        ensure!(
+            out == input && code == Some(0),
+            "{} of {} bytes, {err} {code:?} {}",
+            out.len(),
+            input.len(),
+            doing()
+        );
 
         // The first who attaches is the only one, and its end of input is the container's.
         let name = format!("once-{protocol:?}").to_lowercase();
-        let args = ["run", &name, "-i", "--rm", "--quiet", "--restart=Never", "--image=busybox:1.36", "--", "sh", "-c", "cat; exit 3"];
+        let args = [
+            "run",
+            &name,
+            "-i",
+            "--rm",
+            "--quiet",
+            "--restart=Never",
+            "--image=busybox:1.36",
+            "--",
+            "sh",
+            "-c",
+            "cat; exit 3",
+        ];
         let (out, err, code) = run(kubectl(&args), b"through the pod\n")?;
-        ensure!(out == b"through the pod\n", "{:?} {err} {code:?} {}", String::from_utf8_lossy(&out), doing());
+        ensure!(
+            out == b"through the pod\n",
+            "{:?} {err} {code:?} {}",
+            String::from_utf8_lossy(&out),
+            doing()
+        );
         ensure!(code == Some(3), "{err} {code:?} {}", doing());
         cluster.wait_for("the pod to be gone", || {
             Ok(cluster.kubectl_fails(&["get", "pod", &name])?.contains("NotFound").then_some(()))

@@ -99,7 +99,8 @@ impl Proxies {
     pub(crate) async fn pod_port_forward(&self, mut call: Call) -> Result<Response, Status> {
         let pod = self.newest_pod(&call).await?;
         let address = self.address_of_host(&pod)?;
-        let ports: Vec<String> = call.query.all("ports").map(|ports| format!("port={}", encode(ports))).collect();
+        let ports: Vec<String> =
+            call.query.all("ports").map(|ports| format!("port={}", encode(ports))).collect();
         let path = format!("/portForward/{}/{}", encode(pod.namespace()), encode(pod.name()));
         if let Some(tunnel) = Tunnel::asked_for(&mut call, &self.shutdown).await? {
             return tunnel.open(&self.destinations.kubelet, address, &path).await;

@@ -73,10 +73,14 @@ impl Tunnel {
     }
 
     /// Asks the node, and answers the client as the node does.
-    pub(super) async fn open(self, kubelet: &Kubelet, to: NodeAddress, path: &str) -> Result<Response, Status> {
+    pub(super) async fn open(
+        self,
+        kubelet: &Kubelet,
+        to: NodeAddress,
+        path: &str,
+    ) -> Result<Response, Status> {
         let Tunnel { mut upgrade, protocols, place, shutdown } = self;
-        let mut request =
-            http::Request::post(path).body(Body::empty()).map_err(Status::internal)?;
+        let mut request = http::Request::post(path).body(Body::empty()).map_err(Status::internal)?;
         let headers = request.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(UPGRADE, SPDY);
@@ -93,7 +97,8 @@ impl Tunnel {
             upgrade.set_selected_protocol(outer);
         }
         let backend = hyper::upgrade::on(&mut answer);
-        let upgrade = upgrade.read_buffer_size(BUFFER).max_frame_size(MAX_MESSAGE).max_message_size(MAX_MESSAGE);
+        let upgrade =
+            upgrade.read_buffer_size(BUFFER).max_frame_size(MAX_MESSAGE).max_message_size(MAX_MESSAGE);
         Ok(upgrade.on_upgrade(async move |client| {
             tokio::select! {
                 () = shutdown.cancelled() => {}

@@ -58,11 +58,9 @@ impl Subresources {
             (_, "status", "patch") => self.registry.patch(call).await,
             ("certificatesigningrequests", "approval", "update") => self.registry.update(call).await,
             ("certificatesigningrequests", "approval", "patch") => self.registry.patch(call).await,
-            ("pods", "ephemeralcontainers" | "resize", _) => {
-                Err(Status::not_implemented(format!(
-                    "{subresource} of {resource} is not supported by this server yet"
-                )))
-            }
+            ("pods", "ephemeralcontainers" | "resize", _) => Err(Status::not_implemented(format!(
+                "{subresource} of {resource} is not supported by this server yet"
+            ))),
             _ => {
                 let path = format!("{resource}/{subresource}");
                 Err(Status::method_not_allowed(&call.kind.group, &path, &verb))

@@ -232,7 +232,13 @@ impl Shim {
         if stream.set_nonblocking(true).is_err() {
             return;
         }
-        let connection = Connection { stream, buffer: Vec::new(), descriptors: Vec::new(), watches: false, ends_stdin: false };
+        let connection = Connection {
+            stream,
+            buffer: Vec::new(),
+            descriptors: Vec::new(),
+            watches: false,
+            ends_stdin: false,
+        };
         self.connections.insert(self.next_connection, connection);
         self.next_connection += 1;
     }

@@ -91,7 +91,10 @@ impl Client {
             },
         };
         let status = ended.map(|ended| {
-            end_status(ended.unwrap_or_else(|_| Err(CriError::unknown("the runtime lost the process"))), doing)
+            end_status(
+                ended.unwrap_or_else(|_| Err(CriError::unknown("the runtime lost the process"))),
+                doing,
+            )
         });
         ending.say(status).await;
     }

@@ -73,8 +73,9 @@ struct Target {
 impl Target {
     async fn find(api: &Api, namespace: &str, name: &str) -> Result<Target, CriError> {
         let found = api.index.read().get(&(namespace.to_owned(), name.to_owned())).cloned();
-        let found = found
-            .ok_or_else(|| CriError::new(Code::NotFound, format!("pod {name:?} not found in namespace {namespace:?}")))?;
+        let found = found.ok_or_else(|| {
+            CriError::new(Code::NotFound, format!("pod {name:?} not found in namespace {namespace:?}"))
+        })?;
         let target = Target { api: api.clone(), pod: name.to_owned(), uid: found.uid().to_owned() };
         target.sandbox().await?;
         Ok(target)
@@ -84,8 +85,9 @@ impl Target {
     async fn sandbox(&self) -> Result<String, CriError> {
         let snapshot = snapshot::read(&*self.api.shared.cri, "", &self.uid).await?;
         let sandbox = snapshot.sandboxes.first().filter(|sandbox| sandbox.ready);
-        let sandbox = sandbox
-            .ok_or_else(|| CriError::new(Code::NotFound, format!("pod {:?} has no sandbox that runs", self.pod)))?;
+        let sandbox = sandbox.ok_or_else(|| {
+            CriError::new(Code::NotFound, format!("pod {:?} has no sandbox that runs", self.pod))
+        })?;
         Ok(sandbox.id.clone())
     }
 

@@ -9,7 +9,9 @@ use skiff_spdy::{Reader, Refusal, Session, Writer};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::exchange::{Channel, Client, Ending as AnyEnding, Input, MAX_WAITING_INPUTS, Version, last_words, parse_size};
+use super::exchange::{
+    Channel, Client, Ending as AnyEnding, Input, MAX_WAITING_INPUTS, Version, last_words, parse_size,
+};
 use super::query::StreamQuery;
 use super::upgrade::SpdyUpgrade;
 
@@ -25,6 +27,8 @@ const MAX_SIZE_BYTES: usize = 1024;
 pub(super) struct Ending {
     version: Version,
     error: Option<Writer>,
+    /// The halves that this side says nothing on. A client takes the end of one for that of the process, and ends its input.
+    silent: Vec<Writer>,
     /// Tells who waits for the client's end to close the connection.
     close: oneshot::Sender<()>,
     attending: JoinHandle<()>,
@@ -32,7 +36,7 @@ pub(super) struct Ending {
 
 impl Ending {
     pub(super) async fn say(self, status: Option<Value>) {
-        let Ending { version, error, close, attending } = self;
+        let Ending { version, error, silent, close, attending } = self;
         if let (Some(status), Some(mut error)) = (status, error) {
             let last = last_words(&status, version).unwrap_or_default();
             // A client that has left does not hear it.
@@ -40,6 +44,9 @@ impl Ending {
                 let _left = error.write(Bytes::from(last)).await;
             }
             let _left = error.finish().await;
+        }
+        for writer in silent {
+            let _left = writer.finish().await;
         }
         let _ = close.send(());
         let _ = attending.await;
@@ -78,10 +85,10 @@ pub(super) struct Wanted {
 #[derive(Default)]
 struct Streams {
     error: Option<Writer>,
-    stdin: Option<Reader>,
+    stdin: Option<(Reader, Writer)>,
     stdout: Option<Writer>,
     stderr: Option<Writer>,
-    resize: Option<Reader>,
+    resize: Option<(Reader, Writer)>,
 }
 
 impl Wanted {
@@ -121,15 +128,8 @@ impl Wanted {
                 "error" => streams.error = Some(writer),
                 "stdout" => streams.stdout = Some(writer),
                 "stderr" => streams.stderr = Some(writer),
-                // This side says nothing on them.
-                "stdin" => {
-                    streams.stdin = Some(reader);
-                    let _left = writer.finish().await;
-                }
-                _ => {
-                    streams.resize = Some(reader);
-                    let _left = writer.finish().await;
-                }
+                "stdin" => streams.stdin = Some((reader, writer)),
+                _ => streams.resize = Some((reader, writer)),
             }
         }
         Some(streams)
@@ -140,16 +140,19 @@ impl Streams {
     fn into_client(self, session: Session, version: Version) -> Client {
         let Streams { error, stdin, stdout, stderr, resize } = self;
         let (inputs, input) = mpsc::channel(MAX_WAITING_INPUTS);
-        if let Some(stdin) = stdin {
-            tokio::spawn(read_stdin(stdin, inputs.clone()));
+        let mut silent = Vec::new();
+        if let Some((reader, writer)) = stdin {
+            tokio::spawn(read_stdin(reader, inputs.clone()));
+            silent.push(writer);
         }
-        if let Some(resize) = resize {
-            tokio::spawn(read_sizes(resize, inputs.clone()));
+        if let Some((reader, writer)) = resize {
+            tokio::spawn(read_sizes(reader, inputs.clone()));
+            silent.push(writer);
         }
         let (close, closed) = oneshot::channel();
         let attending = tokio::spawn(attend(session, inputs, closed));
         let channel = |writer: Option<Writer>| writer.map_or(Channel::None, Channel::Spdy);
-        let ending = AnyEnding::Spdy(Ending { version, error, close, attending });
+        let ending = AnyEnding::Spdy(Ending { version, error, silent, close, attending });
         Client { input, stdout: channel(stdout), stderr: channel(stderr), ending }
     }
 }

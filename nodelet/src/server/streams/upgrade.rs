@@ -37,7 +37,9 @@ impl Upgrade {
         if is_spdy(&parts.headers) {
             let offered = offered(&parts.headers);
             if offered.is_empty() {
-                return Err(bad("unable to upgrade: header X-Stream-Protocol-Version does not exist in request\n"));
+                return Err(bad(
+                    "unable to upgrade: header X-Stream-Protocol-Version does not exist in request\n",
+                ));
             }
             return match parts.extensions.remove::<OnUpgrade>() {
                 Some(client) => Ok(Upgrade::Spdy(SpdyUpgrade { client, offered })),
@@ -116,16 +118,22 @@ where
 
 fn is_spdy(headers: &HeaderMap) -> bool {
     let has = |name, token: &str| {
-        headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).any(|value| {
-            value.split(',').any(|one| one.trim().eq_ignore_ascii_case(token))
-        })
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .any(|value| value.split(',').any(|one| one.trim().eq_ignore_ascii_case(token)))
     };
     has(CONNECTION, "upgrade") && has(UPGRADE, SPDY)
 }
 
 fn offered(headers: &HeaderMap) -> Vec<String> {
     let values = headers.get_all(VERSION).iter().filter_map(|value| value.to_str().ok());
-    values.flat_map(|value| value.split(',')).map(|one| one.trim().to_owned()).filter(|one| !one.is_empty()).collect()
+    values
+        .flat_map(|value| value.split(','))
+        .map(|one| one.trim().to_owned())
+        .filter(|one| !one.is_empty())
+        .collect()
 }
 
 pub(super) fn bad(message: &str) -> Response {
