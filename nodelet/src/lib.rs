@@ -47,6 +47,7 @@ mod env;
 mod hooks;
 mod image_gc;
 mod images;
+mod local_volumes;
 mod logs;
 mod node;
 mod objects;

@@ -10,6 +10,7 @@ mod resource_metrics;
 mod streams;
 mod tls;
 mod usage;
+mod volumes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEAD: Duration = Duration::from_secs(60);
 /// Between signs of life, nine of which may be missed.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// Of a request; only a volume's has one.
+const MAX_BODY_BYTES: usize = 4 << 10;
 /// More connections than this wait: the API server shares few.
 const MAX_CONNECTIONS: usize = 1024;
 /// Of those that are not the API server's; more are closed.
@@ -163,6 +166,8 @@ fn router(api: Api) -> Router {
         .route("/exec/{namespace}/{pod}/{container}", any(streams::exec::exec))
         .route("/attach/{namespace}/{pod}/{container}", any(streams::attach::attach))
         .route("/portForward/{namespace}/{pod}", any(streams::port_forward::port_forward))
+        .route("/volumes/{name}", get(volumes::get).put(volumes::put).delete(volumes::delete))
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api)
         // What is not there needs permission too.
         .fallback(async || StatusCode::NOT_FOUND)

@@ -11,6 +11,7 @@
 pub(crate) mod atomic;
 pub(crate) mod bundle;
 pub(crate) mod certificate;
+pub(crate) mod claim;
 pub(crate) mod host_path;
 pub(crate) mod mounts;
 pub(crate) mod ownership;
@@ -27,6 +28,7 @@ use k8s_openapi::api::core::v1::{EmptyDirVolumeSource, Pod, Volume};
 
 use crate::config::Config;
 use crate::env::Downward;
+use crate::local_volumes::LocalVolumes;
 use crate::objects::Objects;
 use crate::pod::PodExt;
 use crate::resources;
@@ -69,6 +71,9 @@ pub(crate) struct Volumes {
     tokens: Tokens,
     bundles: Bundles,
     certificates: Certificates,
+    client: kube::Client,
+    /// Those that this node makes for claims.
+    pub(crate) local: LocalVolumes,
 }
 
 impl Volumes {
@@ -76,7 +81,9 @@ impl Volumes {
         Volumes {
             tokens: Tokens::new(client.clone()),
             bundles: Bundles::new(client.clone()),
-            certificates: Certificates::new(client, &config.node_name),
+            certificates: Certificates::new(client.clone(), &config.node_name),
+            client,
+            local: LocalVolumes::new(&config.root_dir),
             config,
             objects,
         }
@@ -110,6 +117,10 @@ impl Volumes {
     ) -> Result<MountedVolume, VolumeError> {
         if let Some(source) = &volume.empty_dir {
             return self.empty_dir(pod, volume, source, downward).await;
+        }
+        if let Some(wanted) = claim::Wanted::of(pod, volume) {
+            let target = self.dir(pod, "local-volume", &volume.name);
+            return claim::set_up(&self.client, &self.local, pod, &wanted, target).await;
         }
         if let Some(source) = &volume.host_path {
             let (path, type_) = (PathBuf::from(&source.path), source.type_.clone().unwrap_or_default());
@@ -273,9 +284,7 @@ fn fs_group(pod: &Pod) -> Option<u32> {
 
 /// The name of the source, as the API spells it.
 fn type_name(volume: &Volume) -> &'static str {
-    const KNOWN: [&str; 14] = [
-        "persistentVolumeClaim",
-        "ephemeral",
+    const KNOWN: [&str; 12] = [
         "csi",
         "nfs",
         "iscsi",

@@ -38,6 +38,32 @@ pub(crate) fn ensure_tmpfs(path: &Path, size_bytes: Option<i64>, mode: u32) -> R
     Ok(true)
 }
 
+/// Whether something is mounted at `path`, also a directory of the same file system.
+pub(crate) fn is_mounted(path: &Path) -> Result<bool, VolumeError> {
+    let real = fs::canonicalize(path).map_err(VolumeError::host("look at", path))?;
+    Ok(mounts_below(&real)?.contains(&real))
+}
+
+/// What is mounted at `path`: a device.
+pub(crate) fn source_of(path: &Path) -> Result<PathBuf, VolumeError> {
+    let real = fs::canonicalize(path).map_err(VolumeError::host("look at", path))?;
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read(table).map_err(VolumeError::host("read", table))?;
+    let source = text.split(|b| *b == b'\n').rev().find_map(|line| {
+        let mut fields = line.split(|b| *b == b' ');
+        let is_it = fields.nth(4).is_some_and(|field| unescape(field) == real);
+        // After the optional fields and a dash come the type and the source.
+        let mut rest = fields.skip_while(|field| *field != b"-");
+        is_it.then(|| rest.nth(2).map(unescape)).flatten()
+    });
+    source.ok_or_else(|| VolumeError::Content(format!("nothing is mounted at {}", path.display())))
+}
+
+/// Shows a directory at `target`, too. What is mounted below it is not shown.
+pub(crate) fn bind(path: &Path, target: &Path) -> Result<(), VolumeError> {
+    rustix::mount::mount_bind(path, target).map_err(|e| VolumeError::host("mount", path)(e.into()))
+}
+
 /// Removes a tree of ours: first whatever is mounted in it, then the files. If something cannot be
 /// unmounted nothing is removed: the files below belong to someone.
 pub(crate) fn remove_tree(dir: &Path) -> Result<(), VolumeError> {

@@ -34,6 +34,12 @@ pub(crate) fn give_to_group(path: &Path, group: u32, access: Access) -> Result<(
     skiff_tree::walk(root, &mut give).map_err(|e| failed()(e.into()))
 }
 
+/// Whether the top of a volume is a group's already.
+pub(crate) fn is_of_group(path: &Path, group: u32) -> bool {
+    let is_its = |stat: Stat| stat.st_gid == group && Mode::from_raw_mode(stat.st_mode).contains(Mode::SGID);
+    rustix::fs::stat(path).is_ok_and(is_its)
+}
+
 struct Give {
     group: Gid,
     access: Access,
