@@ -16,6 +16,7 @@
 //! the directory behind.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
@@ -28,7 +29,7 @@ use skiff_api::volumes::{
     PROVISIONED_BY, PROVISIONER, SELECTED_NODE, annotate, annotation, class_of_claim, delays_binding,
     requested, volume_of,
 };
-use skiff_client::{Backoff, EventRecorder, EventType, Index, Informer, ObjectKey, WorkQueue, key_of};
+use skiff_client::{Backoff, EventRecorder, EventType, Index, Informer, ObjectKey, Read, WorkQueue, key_of};
 use tokio::time::Instant;
 use tracing::{info, warn};
 
@@ -157,20 +158,23 @@ impl<N: NodeVolumes> LocalVolumes<N> {
         self.told(claim, EventType::Warning, "ProvisioningFailed", &message);
     }
 
+    /// A node, as the API has it where the copy has none.
+    async fn node(&self, name: &str) -> Result<Option<Arc<Node>>, kube::Error> {
+        if let Some(node) = self.nodes.get(&ObjectKey::new("", name)) {
+            return Ok(Some(node));
+        }
+        let nodes: Api<Read<Node>> = Api::all(self.client.clone());
+        Ok(nodes.get_opt(name).await?.map(|node| Arc::new(node.0)))
+    }
+
     async fn node_state(&self, name: &str) -> Result<NodeState, kube::Error> {
-        if self.nodes.get(&ObjectKey::new("", name)).is_some() {
+        if self.node(name).await?.is_some() {
             self.missing_since.lock().remove(name);
             return Ok(NodeState::There);
         }
         let since = *self.missing_since.lock().entry(name.to_owned()).or_insert_with(Instant::now);
-        if let Some(left) = QUARANTINE.checked_sub(since.elapsed()).filter(|left| !left.is_zero()) {
-            return Ok(NodeState::Missing(left));
-        }
-        let nodes: Api<Node> = Api::all(self.client.clone());
-        Ok(match nodes.get_opt(name).await? {
-            Some(_) => NodeState::There,
-            None => NodeState::Gone,
-        })
+        let left = QUARANTINE.checked_sub(since.elapsed()).filter(|left| !left.is_zero());
+        Ok(left.map_or(NodeState::Gone, NodeState::Missing))
     }
 
     async fn sync_claim(
@@ -226,12 +230,7 @@ impl<N: NodeVolumes> LocalVolumes<N> {
         if self.writer.volume(&name).await?.is_some() {
             return Ok(Outcome::Done);
         }
-        let Some(node) = self.nodes.get(&ObjectKey::new("", node_name)) else {
-            let nodes: Api<Node> = Api::all(self.client.clone());
-            if nodes.get_opt(node_name).await?.is_some() {
-                // The copy will have it soon.
-                return Ok(Outcome::After(BACKOFF.first));
-            }
+        let Some(node) = self.node(node_name).await? else {
             self.provisioning_failed(
                 claim,
                 &format!("failed to get target node: nodes {node_name:?} not found"),
@@ -428,3 +427,6 @@ impl<N: NodeVolumes> Controller for LocalVolumes<N> {
         self.sync_claim(key, &claim).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -107,7 +107,8 @@ impl Fixture {
 #[test]
 fn a_pod_goes_where_the_volumes_are_that_its_claims_have_or_may_get() {
     let mut f = Fixture::new(&[plain("a"), plain("b")]);
-    f.claim(&claim("has", |c| bound(c, "v"))).volume(&volume("v", "b", |_| {}));
+    f.claim(&claim("has", |c| bound(c, "v")))
+        .volume(&volume("v", "b", |v| v["status"]["phase"] = "Bound".into()));
     f.check(&["has"], "b:");
     f.claim(&claim("wants", |_| {})).volume(&volume("free", "a", |_| {}));
     f.check(&["wants"], "a: wants=free");
