@@ -218,7 +218,7 @@ impl Binder {
     ) -> Result<(), kube::Error> {
         let named = self.volumes.get(&volume_key(volume_of(&claim)));
         match self.step_of(key, &claim, named.as_deref()) {
-            ClaimStep::Bind(volume) => self.bind(*volume, (*claim).clone()).await,
+            ClaimStep::Bind(volume) => Box::pin(self.bind(*volume, (*claim).clone())).await,
             ClaimStep::Wait(told) => {
                 if let Some(told) = told {
                     self.told_claim(&claim, &told);
@@ -396,10 +396,10 @@ impl Controller for Binder {
     async fn reconcile(&self, key: &ObjectKey) -> Result<Outcome, kube::Error> {
         let done = if key.namespace.is_empty() {
             let Some(volume) = self.volumes.get(key) else { return Ok(Outcome::Done) };
-            self.sync_volume(volume).await
+            Box::pin(self.sync_volume(volume)).await
         } else {
             let Some(claim) = self.claims.get(key) else { return Ok(Outcome::Done) };
-            self.sync_claim(key, claim).await
+            Box::pin(self.sync_claim(key, claim)).await
         };
         gone_is_fine(done)?;
         Ok(Outcome::Done)

@@ -154,10 +154,8 @@ fn made(document: &Value, wanted: u64) -> Result<Made, &'static str> {
     if capacity_bytes < wanted {
         return Err("it is smaller than what was asked for");
     }
-    let limit = match document["limit"].as_str() {
-        Some(limit @ ("ProjectQuota" | "LoopDevice")) => limit,
-        _ => "None",
-    };
+    let limit = document["limit"].as_str().filter(|limit| matches!(*limit, "ProjectQuota" | "LoopDevice"));
+    let limit = limit.unwrap_or("None");
     Ok(Made { path: path.to_owned(), capacity_bytes, limit: limit.to_owned() })
 }
 
