@@ -33,6 +33,7 @@ pub mod strategy;
 pub mod structural;
 pub mod table;
 pub mod time;
+pub mod volumes;
 pub mod x509;
 
 pub use kinds::{Kind, Kinds, Scope};

@@ -46,7 +46,12 @@ pub fn selects_node<'p>(pod: impl Into<Placement<'p>>, node: &NodeFacts<'_>) -> 
     let affinity = pod.affinity.and_then(|a| a.node_affinity.as_ref());
     let required = affinity.and_then(|a| a.required_during_scheduling_ignored_during_execution.as_ref());
     selector.all(|(key, value)| node.label(key) == Some(value))
-        && required.is_none_or(|required| required.node_selector_terms.iter().any(|t| term_holds(t, node)))
+        && required.is_none_or(|required| any_term_holds(&required.node_selector_terms, node))
+}
+
+/// Whether one of the terms of a node selector allows the node.
+pub fn any_term_holds(terms: &[NodeSelectorTerm], node: &NodeFacts<'_>) -> bool {
+    terms.iter().any(|term| term_holds(term, node))
 }
 
 /// An empty term matches nothing.

@@ -18,6 +18,7 @@ use kube::Resource;
 use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use skiff_api::placement::Placement;
+use skiff_api::volumes::ephemeral_claim;
 
 /// Of a pod's annotations, what controllers read begins so.
 const ANNOTATIONS: [&str; 2] = ["batch.kubernetes.io/", "controller.kubernetes.io/"];
@@ -87,7 +88,13 @@ pub struct Requests {
 pub struct Volume {
     pub name: String,
     pub persistent_volume_claim: Option<ClaimSource>,
+    pub ephemeral: Option<EphemeralSource>,
 }
+
+/// A claim is made for it; of what kind is read when that is done.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default)]
+pub struct EphemeralSource {}
 
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
@@ -154,7 +161,28 @@ fn pod_metadata<'de, D: Deserializer<'de>>(from: D) -> Result<ObjectMeta, D::Err
     Ok(meta)
 }
 
+/// A claim that a pod uses.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodClaim {
+    pub name: String,
+    /// It is made for this pod alone.
+    pub is_own: bool,
+}
+
 impl Pod {
+    /// The claims that its volumes are of.
+    pub fn claims(&self) -> impl Iterator<Item = PodClaim> {
+        let volumes = self.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(claim), _) => Some(PodClaim { name: claim.claim_name.clone(), is_own: false }),
+            (None, Some(_)) => {
+                let pod = self.metadata.name.as_deref().unwrap_or_default();
+                Some(PodClaim { name: ephemeral_claim(pod, &volume.name), is_own: true })
+            }
+            (None, None) => None,
+        })
+    }
+
     /// A pod of which nothing but its metadata is known, such as one that is about to be made.
     pub fn of(metadata: ObjectMeta) -> Pod {
         Pod { metadata, spec: None, status: None }
@@ -361,6 +389,17 @@ mod tests {
         assert_eq!(conditions, [("Ready", "True"), ("example.com/own", "Unknown")]);
         let ended = status.container_statuses.unwrap().remove(0);
         assert_eq!((ended.restart_count, ended.state.unwrap().terminated.unwrap().exit_code), (2, 3));
+    }
+
+    #[test]
+    fn the_claims_of_a_pod_are_those_that_it_names_and_those_that_are_made_for_it() {
+        let template = json!({"volumeClaimTemplate": {"spec": {"accessModes": ["ReadWriteOnce"]}}});
+        let volumes = json!([{"name": "a", "persistentVolumeClaim": {"claimName": "c"}},
+            {"name": "b", "ephemeral": template}, {"name": "none", "emptyDir": {}}]);
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"volumes": volumes}})).unwrap();
+        let claims: Vec<_> = pod.claims().map(|claim| (claim.name, claim.is_own)).collect();
+        assert_eq!(claims, [("c".to_owned(), false), ("p-b".to_owned(), true)]);
     }
 
     #[test]

@@ -28,7 +28,7 @@
 //! | `certificates` | approves, signs and deletes certificate signing requests |
 //! | `bootstrap` | `cluster-info` and its signatures; deletes bootstrap tokens that have expired |
 //! | `node_ipam` | a range of pod addresses for each node |
-//! | `unbuilt` | says of claims that this version does nothing with them |
+//! | `volumes` | claims bound to volumes; volumes made, made larger, kept and removed |
 //! | `balancer` | addresses for Services of type LoadBalancer |
 
 use std::fmt;
@@ -73,7 +73,7 @@ mod statefulset;
 mod strays;
 #[cfg(test)]
 mod testing;
-mod unbuilt;
+mod volumes;
 
 use deletions::Deletions;
 use lookup::Pods;
@@ -120,6 +120,8 @@ pub struct Config {
     pub credentials: Credentials,
     /// Give Services of type LoadBalancer the addresses of nodes. Off where something else does.
     pub service_lb: bool,
+    /// The StorageClass of volumes that are directories of nodes, made if it is not there; none where there is no name.
+    pub local_storage_class: Option<String>,
     pub selection: Selection,
 }
 
@@ -167,7 +169,7 @@ pub async fn run(
     let mut tasks = JoinSet::new();
     spawn_workloads(&config.selection, &context, &mut tasks, &shutdown);
     spawn_upkeep(&config, &context, ca_pem, &mut tasks, &shutdown);
-    unbuilt::tell_of_claims(&context.of("persistent-volume-binder"));
+    spawn_volumes(&config, &context, &mut tasks, &shutdown);
     if let Some(joining) = joining {
         joining.spawn(&config.selection, &context, &mut tasks, &shutdown);
     }
@@ -215,6 +217,27 @@ fn spawn_workloads(
     spawn(has(Part::Endpoints), make, tasks, stop);
     let make = || mirroring::Mirrors::new(&of("endpointslicemirroring-controller"));
     spawn(has(Part::Mirrors), make, tasks, stop);
+}
+
+/// What claims and volumes become.
+fn spawn_volumes(config: &Config, context: &Context, tasks: &mut JoinSet<()>, stop: &CancellationToken) {
+    let has = |part| config.selection.has(part);
+    let of = |account| context.of(account);
+    let make = || volumes::binder::Binder::new(&of("persistent-volume-binder"));
+    spawn(has(Part::VolumeBinder), make, tasks, stop);
+    let make = || volumes::protection::ClaimProtection::new(&of("pvc-protection-controller"));
+    spawn(has(Part::ClaimProtection), make, tasks, stop);
+    let make = || volumes::protection::VolumeProtection::new(&of("pv-protection-controller"));
+    spawn(has(Part::VolumeProtection), make, tasks, stop);
+    let make = || volumes::ephemeral::EphemeralVolumes::new(&of("ephemeral-volume-controller"));
+    spawn(has(Part::EphemeralVolumes), make, tasks, stop);
+    let make = || volumes::expansion::Expansion::new(&of("expand-controller"));
+    spawn(has(Part::VolumeExpander), make, tasks, stop);
+    let local = of("local-volume-provisioner");
+    spawn(has(Part::VolumeBinder), || volumes::local::LocalVolumes::new(&local), tasks, stop);
+    if let Some(class) = config.local_storage_class.clone().filter(|_| has(Part::VolumeBinder)) {
+        tasks.spawn(volumes::local::class::ensure(local, class, stop.clone()));
+    }
 }
 
 /// What keeps the cluster in order.

@@ -61,6 +61,10 @@ impl Mark {
         Mark::of("service", [namespace, name, ""])
     }
 
+    fn claim(namespace: &str, name: &str) -> Mark {
+        Mark::of("claim", [namespace, name, ""])
+    }
+
     fn ended() -> Mark {
         Mark::of("ended", ["", "", ""])
     }
@@ -87,6 +91,7 @@ fn pod_marks(pod: &Pod) -> Vec<Mark> {
     marks.extend(labels.map(|(key, value)| Mark::label(namespace, key, value)));
     let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref());
     marks.extend(node.filter(|name| !name.is_empty()).map(Mark::node));
+    marks.extend(pod.claims().map(|claim| Mark::claim(namespace, &claim.name)));
     if has_ended(pod) {
         marks.push(Mark::ended());
     }
@@ -155,6 +160,14 @@ impl Pods {
     /// Pods that nobody controls and that the selector may select.
     pub(crate) fn orphans(&self, namespace: &str, selector: &LabelSelector) -> Vec<Arc<Pod>> {
         orphans(&self.index, namespace, selector, |pod| &pod.metadata)
+    }
+
+    /// Pods with a volume that is of a claim, by its name or made for it.
+    pub(crate) fn using_claim(&self, claim: &ObjectKey) -> Vec<Arc<Pod>> {
+        let uses = |pod: &Pod| {
+            is_in(&pod.metadata, &claim.namespace) && pod.claims().any(|one| one.name == claim.name)
+        };
+        self.index.filter(&Mark::claim(&claim.namespace, &claim.name), uses)
     }
 
     pub(crate) fn n_ended(&self) -> usize {

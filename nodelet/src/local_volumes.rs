@@ -209,22 +209,39 @@ impl Place {
         if blocking(move || mounts::is_mounted(&data)).await? {
             return Ok(());
         }
+        // A machine may have lost power, and a volume may have grown while a pod had it.
+        self.check().await?;
         let mut command = Command::new("mount");
         command.args(["-t", "ext4", "-o", "loop,nodev"]).arg(self.image()).arg(self.data());
         run("mount", &mut command).await
     }
 
-    /// The file first, then the device, then the file system, which may be in use. Repeating it goes on where it stopped.
+    /// Mends the file system as its journal says, and gives it all of the file. It must not be mounted.
+    async fn check(&self) -> Result<(), LocalVolumeError> {
+        // 1: mended.
+        run_for("e2fsck", Command::new("e2fsck").args(["-f", "-p"]).arg(self.image()), &[0, 1]).await?;
+        run("resize2fs", Command::new("resize2fs").arg(self.image())).await
+    }
+
+    /// The file first, then the file system: where nobody else has it, while it is not mounted; else in use, for which the
+    /// kernel wants the right `CAP_SYS_RESOURCE`. Repeating it goes on where it stopped.
     async fn grow(&self, bytes: u64) -> Result<(), LocalVolumeError> {
         let (image, data) = (self.image(), self.data());
-        let device = blocking(move || {
+        let (device, n_mounts) = blocking(move || {
             let file = OpenOptions::new().write(true).open(&image);
             file.and_then(|file| file.set_len(bytes)).map_err(VolumeError::host("enlarge", &image))?;
-            mounts::source_of(&data)
+            let device = mounts::source_of(&data)?;
+            let n_mounts = mounts::count_of(&device)?;
+            Ok((device, n_mounts))
         })
         .await?;
-        run("losetup", Command::new("losetup").arg("--set-capacity").arg(&device)).await?;
-        run("resize2fs", Command::new("resize2fs").arg(&device)).await
+        if n_mounts > 1 {
+            run("losetup", Command::new("losetup").arg("--set-capacity").arg(&device)).await?;
+            return run("resize2fs", Command::new("resize2fs").arg(&device)).await;
+        }
+        let data = self.data();
+        blocking(move || mounts::unmount_one(&data)).await?;
+        self.mount().await
     }
 }
 
@@ -236,11 +253,20 @@ fn is_name(text: &str) -> bool {
 }
 
 async fn run(program: &'static str, command: &mut Command) -> Result<(), LocalVolumeError> {
+    run_for(program, command, &[0]).await
+}
+
+/// Runs a command that may end with any of these codes.
+async fn run_for(
+    program: &'static str,
+    command: &mut Command,
+    good: &[i32],
+) -> Result<(), LocalVolumeError> {
     command.stdin(std::process::Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(COMMAND_TIME, command.output()).await;
     let failed = |said: String| LocalVolumeError::Command { program, said };
     let output = output.map_err(|_| LocalVolumeError::Late { program })?.map_err(|error| failed(error.to_string()))?;
-    if output.status.success() {
+    if output.status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());
     }
     let said: String = String::from_utf8_lossy(&output.stderr).trim().chars().take(MAX_SAID).collect();

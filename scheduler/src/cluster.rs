@@ -6,7 +6,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, Node};
 use skiff_client::ObjectKey;
-use skiff_client::view::Pod;
+use skiff_client::view::{Pod, PodClaim};
 
 use crate::affinity::{Labels, Terms};
 use crate::alike::{ClassId, Classes, Traits};
@@ -14,6 +14,7 @@ use crate::budgets::Budgets;
 use crate::nominations::Nominations;
 use crate::resources::{Resources, is_sidecar, pod_requests, pod_requests_for_scoring};
 use crate::topology::{Column, NodeId, Tally, Topology};
+use crate::volumes::{Bindings, Storage};
 
 /// A pod that is to be placed, with what deciding about it asks for again and again.
 #[derive(Debug)]
@@ -23,6 +24,7 @@ pub(crate) struct PodInfo {
     pub(crate) terms: Arc<Terms>,
     pub(crate) requests: Resources,
     pub(crate) requests_for_scoring: Resources,
+    pub(crate) claims: Vec<PodClaim>,
 }
 
 impl PodInfo {
@@ -32,6 +34,7 @@ impl PodInfo {
             terms: Arc::new(Terms::of(&pod)),
             requests: pod_requests(&pod),
             requests_for_scoring: pod_requests_for_scoring(&pod),
+            claims: pod.claims().collect(),
             pod,
         }
     }
@@ -61,6 +64,8 @@ pub(crate) struct Tenant {
     requests: Resources,
     requests_for_scoring: Resources,
     ports: Vec<HostPort>,
+    /// Names of the claims that it uses.
+    pub(crate) claims: Box<[String]>,
     /// When its kubelet took it on.
     pub(crate) started: Option<Timestamp>,
     /// The API says that it is being deleted to make room for another.
@@ -78,9 +83,14 @@ impl Tenant {
             requests: info.requests.clone(),
             requests_for_scoring: info.requests_for_scoring.clone(),
             ports: host_ports(&info.pod).collect(),
+            claims: info.claims.iter().map(|claim| claim.name.clone()).collect(),
             started: start_of(&info.pod),
             is_preempted: is_preempted(&info.pod),
         }
+    }
+
+    pub(crate) fn claim_keys(&self) -> impl Iterator<Item = ObjectKey> {
+        self.claims.iter().map(|claim| ObjectKey::new(&self.key.namespace, claim))
     }
 }
 
@@ -134,6 +144,7 @@ pub(crate) struct Cluster {
     priorities: BTreeMap<i32, usize>,
     pub(crate) nominations: Nominations,
     pub(crate) budgets: Budgets,
+    pub(crate) storage: Storage,
     classes: Classes,
     topology: Topology,
     namespaces: HashMap<String, Labels>,
@@ -242,6 +253,7 @@ impl Cluster {
     fn refresh(&mut self, key: &ObjectKey, pod: &Pod) {
         let Some(placed) = self.pods.get_mut(key) else { return };
         placed.is_assumed = false;
+        self.storage.forget(key);
         let (started, is_preempted) = (start_of(pod), is_preempted(pod));
         let old = placed.tenant.clone();
         if (old.started, old.is_preempted) != (started, is_preempted) {
@@ -272,6 +284,7 @@ impl Cluster {
         }
         let tenant = Arc::new(tenant);
         *self.priorities.entry(tenant.priority).or_default() += 1;
+        self.storage.used_by(&tenant);
         self.nodes[node.index()].add(tenant.clone());
         let placed = Placed { tenant: tenant.clone(), class, node, is_assumed, is_doomed: false };
         self.pods.insert(tenant.key.clone(), placed);
@@ -281,6 +294,8 @@ impl Cluster {
     pub(crate) fn remove(&mut self, key: &ObjectKey) -> Option<NodeId> {
         let Placed { tenant, class, node, .. } = self.pods.remove(key)?;
         self.classes.remove(class, node);
+        self.storage.left_by(&tenant);
+        self.storage.forget(key);
         if let Some(count) = self.priorities.get_mut(&tenant.priority) {
             *count = count.saturating_sub(1);
             if *count == 0 {
@@ -318,11 +333,12 @@ impl Cluster {
         before != labels
     }
 
-    /// Counts a pod on a node before the API says so.
-    pub(crate) fn assume(&mut self, key: &ObjectKey, info: &PodInfo, node: NodeId) {
+    /// Counts a pod on a node before the API says so, and its claims as bound.
+    pub(crate) fn assume(&mut self, key: &ObjectKey, info: &PodInfo, node: NodeId, bindings: Bindings) {
         self.remove(key);
         let name = self.nodes[node.index()].name.clone();
         self.place(key, info, &name, true);
+        self.storage.assume(key, bindings);
     }
 
     /// Takes an assumption back; another pod of the same name may have come since. Answers which node has room again.
@@ -589,19 +605,19 @@ mod tests {
         let mut cluster = Cluster::default();
         let NodeChange::Other(n) = cluster.node_changed("n", Some(&plain())) else { panic!("a node") };
         let old = pod("a", "1", "");
-        cluster.assume(&key("a"), &PodInfo::new(old.clone()), n);
+        cluster.assume(&key("a"), &PodInfo::new(old.clone()), n, Bindings::default());
         assert!(cluster.is_placed(&key("a"), &old));
         check(&mut cluster, &[(1, 1000, 4000, 1)]);
         assert_eq!(cluster.remove(&key("a")), Some(n));
         check(&mut cluster, &[(0, 0, 4000, 0)]);
         let new = pod("a", "2", "");
-        cluster.assume(&key("a"), &PodInfo::new(new.clone()), n);
+        cluster.assume(&key("a"), &PodInfo::new(new.clone()), n, Bindings::default());
         assert!(!cluster.is_placed(&key("a"), &old));
         assert_eq!(cluster.forget(&key("a"), "1"), None);
         check(&mut cluster, &[(1, 1000, 4000, 1)]);
         assert_eq!(cluster.forget(&key("a"), "2"), Some(n));
         check(&mut cluster, &[(0, 0, 4000, 0)]);
-        cluster.assume(&key("a"), &PodInfo::new(new), n);
+        cluster.assume(&key("a"), &PodInfo::new(new), n, Bindings::default());
         assert!(!cluster.pod_on(&key("a"), &pod("a", "2", "n"), "n"), "it is where it was assumed to be");
         assert_eq!(cluster.forget(&key("a"), "2"), None, "bound is bound");
         check(&mut cluster, &[(1, 1000, 4000, 1)]);

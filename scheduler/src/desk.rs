@@ -3,8 +3,9 @@
 
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use skiff_api::LabelSelector;
 use skiff_client::ObjectKey;
 use skiff_client::view::Pod;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use crate::cluster::{Cluster, NodeChange, PodInfo, Tenant, has_ended, node_of, nominated_node};
 use crate::framework::{Nomination, Unschedulable, decide};
 use crate::queue::{Event, Queue, Waiting};
+use crate::volumes::Bindings;
 
 /// The name in a pod's `spec.schedulerName`, and the component in its events.
 pub(crate) const NAME: &str = "default-scheduler";
@@ -27,7 +29,7 @@ pub(crate) struct Desk {
 #[derive(Debug)]
 pub(crate) enum Next {
     /// The pod counts on the node from now on.
-    Bind { key: ObjectKey, pod: Arc<Pod>, node: String },
+    Bind { key: ObjectKey, pod: Arc<Pod>, node: String, bindings: Bindings },
     /// It waits; what `why` says of its nomination counts from now on.
     Refused { pod: Arc<Pod>, why: Unschedulable },
     /// There is none before this time, unless something changes.
@@ -123,6 +125,29 @@ impl Desk {
         self.cluster.budgets.set(key, budget);
     }
 
+    /// What the API says of a claim now.
+    pub(crate) fn hear_claim(
+        &mut self,
+        key: &ObjectKey,
+        claim: Option<&Arc<PersistentVolumeClaim>>,
+        now: Instant,
+    ) {
+        self.cluster.storage.set_claim(key, claim);
+        self.queue.happened(Event::Claim(key), now);
+    }
+
+    /// What the API says of a volume now.
+    pub(crate) fn hear_volume(&mut self, name: &str, volume: Option<&Arc<PersistentVolume>>, now: Instant) {
+        self.cluster.storage.set_volume(name, volume);
+        self.queue.happened(Event::Volumes, now);
+    }
+
+    /// What the API says of a StorageClass now.
+    pub(crate) fn hear_class(&mut self, name: &str, class: Option<&Arc<StorageClass>>, now: Instant) {
+        self.cluster.storage.set_class(name, class);
+        self.queue.happened(Event::Volumes, now);
+    }
+
     /// What the API says of a namespace now: terms may select namespaces.
     pub(crate) fn hear_namespace(&mut self, name: &str, namespace: Option<&Namespace>, now: Instant) {
         if self.cluster.namespace_changed(name, namespace) {
@@ -157,8 +182,8 @@ impl Desk {
         self.cluster.settle();
         let info = Arc::new(PodInfo::new(pod.clone()));
         let decision = decide(&info, &self.cluster, siblings(&pod).as_ref(), pick);
-        let (id, n_looked_at) = match decision {
-            Ok(decision) => (decision.node.id, decision.n_looked_at),
+        let (id, bindings, n_looked_at) = match decision {
+            Ok(decision) => (decision.node.id, decision.bindings, decision.n_looked_at),
             Err(why) => {
                 self.nominate(&key, &info, &why.nomination, now);
                 let waiting = Waiting { info, minds_others: why.minds_others };
@@ -168,10 +193,10 @@ impl Desk {
         };
         self.cluster.go_on_after(n_looked_at);
         let node = self.cluster.node(id).name().to_owned();
-        self.cluster.assume(&key, &info, id);
+        self.cluster.assume(&key, &info, id, bindings.clone());
         self.wait_for(&key, None, now);
         self.queue.happened(Event::Others, now);
-        Next::Bind { key, pod, node }
+        Next::Bind { key, pod, node, bindings }
     }
 
     fn nominate(&mut self, key: &ObjectKey, info: &PodInfo, nomination: &Nomination, now: Instant) {
@@ -516,6 +541,30 @@ mod tests {
             leave(&mut f);
             assert_eq!(f.next(), "c on n");
         }
+    }
+
+    #[test]
+    fn a_pod_is_woken_by_its_claim_and_its_volume_and_by_no_other_claim() {
+        let mut f = Fixture::new();
+        f.node("n", |_| {});
+        f.hear(&pod("a", "a", |pod| {
+            pod["spec"]["volumes"] = json!([{"name": "v", "persistentVolumeClaim": {"claimName": "c"}}]);
+        }));
+        assert_eq!(f.next(), "a waits");
+        f.later();
+        let claim = |name: &str| {
+            let claim = json!({"spec": {"volumeName": "v"}, "metadata": {"name": name, "namespace": "d",
+                "annotations": {"pv.kubernetes.io/bind-completed": "yes"}}});
+            Arc::new(serde_json::from_value::<PersistentVolumeClaim>(claim).unwrap())
+        };
+        f.desk.hear_claim(&key("other"), Some(&claim("other")), f.now);
+        assert_eq!(f.next(), "");
+        f.desk.hear_claim(&key("c"), Some(&claim("c")), f.now);
+        assert_eq!(f.next(), "a waits", "its volume is not there");
+        f.later();
+        let volume = serde_json::from_value(json!({"metadata": {"name": "v"}})).unwrap();
+        f.desk.hear_volume("v", Some(&Arc::new(volume)), f.now);
+        assert_eq!(f.next(), "a on n");
     }
 
     #[test]

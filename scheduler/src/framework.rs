@@ -13,6 +13,7 @@ use crate::plugins::{self, Wants};
 use crate::preemption::{self, Plan, Preemption};
 use crate::spread::{self, Spread};
 use crate::topology::NodeId;
+use crate::volumes::{Bindings, PodVolumes};
 
 /// What of a node, or beside it, is against it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,6 +26,11 @@ pub(crate) enum Reason {
     TooManyPods,
     /// Of this one of the pod's requests.
     Insufficient(u16),
+    /// Of another pod, and for one alone.
+    ClaimInUse,
+    VolumeElsewhere,
+    NoVolume,
+    VolumeZone,
     Uneven,
     /// A label that the pod is to be spread by is missing.
     NoTopology,
@@ -43,6 +49,13 @@ impl Reason {
             Reason::Ports => "node(s) didn't have free ports for the requested pod ports",
             Reason::TooManyPods => "Too many pods",
             Reason::Insufficient(which) => return format!("Insufficient {}", pod.requests.name(which)),
+            Reason::ClaimInUse => {
+                "node(s) unavailable due to PersistentVolumeClaim with ReadWriteOncePod access mode already in-use by \
+                 another pod"
+            }
+            Reason::VolumeElsewhere => "node(s) didn't match PersistentVolume's node affinity",
+            Reason::NoVolume => "node(s) didn't find available persistent volumes to bind",
+            Reason::VolumeZone => "node(s) had no available volume zone",
             Reason::Uneven => "node(s) didn't match pod topology spread constraints",
             Reason::NoTopology => {
                 "node(s) didn't match pod topology spread constraints (missing required label)"
@@ -56,7 +69,7 @@ impl Reason {
 
     /// It is about pods on other nodes too.
     pub(crate) fn minds_others(self) -> bool {
-        self >= Reason::Uneven
+        self == Reason::ClaimInUse || self >= Reason::Uneven
     }
 }
 
@@ -133,6 +146,7 @@ pub(crate) struct Cycle<'c> {
     pub(crate) cluster: &'c Cluster,
     affinity: Affinity<'c>,
     spread: Spread,
+    volumes: PodVolumes<'c>,
     /// Pods that wait for a node, whom this one leaves the room.
     nominated: HashMap<NodeId, Vec<&'c Tenant>>,
 }
@@ -141,6 +155,8 @@ pub(crate) struct Cycle<'c> {
 #[derive(Debug)]
 pub(crate) struct Decision<'c> {
     pub(crate) node: &'c NodeInfo,
+    /// What has to be done for its claims first.
+    pub(crate) bindings: Bindings,
     /// Nodes that were looked at: the next decision goes on after them.
     pub(crate) n_looked_at: usize,
 }
@@ -154,11 +170,14 @@ pub(crate) fn decide<'c>(
     pick: impl Fn(usize) -> usize,
 ) -> Result<Decision<'c>, Unschedulable> {
     let mut cycle = Cycle::new(pod, cluster);
+    if let Some(why) = cycle.volumes.unmet().map(str::to_owned) {
+        return Err(cycle.unmet(&why, pick));
+    }
     // What was made free for it is most likely what fits, and is to be used.
     if let Some(node) = cycle.nominated_node()
         && cycle.filter(node, &node.load).is_ok()
     {
-        return Ok(Decision { node, n_looked_at: 0 });
+        return Ok(cycle.decision(node, 0));
     }
     let (mut feasible, mut refused) = (Vec::new(), Vec::new());
     let n_enough = n_enough(cluster.n_nodes());
@@ -180,7 +199,7 @@ pub(crate) fn decide<'c>(
     let candidates: Vec<&NodeInfo> =
         feasible.into_iter().zip(&totals).filter(|(_, total)| **total == best).map(|(n, _)| n).collect();
     let at = pick(candidates.len()).min(candidates.len() - 1);
-    Ok(Decision { node: candidates[at], n_looked_at })
+    Ok(cycle.decision(candidates[at], n_looked_at))
 }
 
 /// How many nodes that fit are enough to choose from: in a large cluster the best of many is as good as the best of all.
@@ -205,7 +224,14 @@ impl<'c> Cycle<'c> {
                 nominated.insert(node.id, minded);
             }
         }
-        Cycle { wants, cluster, affinity, spread, nominated }
+        let volumes = PodVolumes::of(pod, cluster);
+        Cycle { wants, cluster, affinity, spread, volumes, nominated }
+    }
+
+    fn decision(&self, node: &'c NodeInfo, n_looked_at: usize) -> Decision<'c> {
+        // It was not refused, so there is a way.
+        let bindings = self.volumes.bindings(node, &self.cluster.storage).unwrap_or_default();
+        Decision { node, bindings, n_looked_at }
     }
 
     pub(crate) fn pod(&self) -> &'c PodInfo {
@@ -240,6 +266,7 @@ impl<'c> Cycle<'c> {
 
     fn filter_as_is(&self, node: &NodeInfo, load: &Load) -> Result<(), Refusal> {
         self.wants.filter(node, load)?;
+        self.volumes.filter(node, &self.cluster.storage)?;
         self.spread.filter(node)?;
         self.affinity.filter(node)
     }
@@ -248,6 +275,7 @@ impl<'c> Cycle<'c> {
     pub(crate) fn shift(&mut self, tenant: &Tenant, node: NodeId, by: i64) {
         self.affinity.shift(tenant, node, by, self.cluster);
         self.spread.shift(self.wants.pod, tenant, node, by);
+        self.volumes.shift(self.wants.pod, tenant, by);
     }
 
     fn totals(&self, nodes: &[&NodeInfo], siblings: Option<&LabelSelector>) -> Vec<i64> {
@@ -268,9 +296,29 @@ impl<'c> Cycle<'c> {
         totals
     }
 
+    /// Nothing of a node is against the pod, but something of the pod itself against all of them.
+    fn unmet(self, why: &str, pick: impl Fn(usize) -> usize) -> Unschedulable {
+        let refusal = || Refusal::for_good(Reason::NoVolume);
+        let refused: Vec<(&NodeInfo, Refusal)> = self.cluster.nodes().map(|node| (node, refusal())).collect();
+        let message = format!("0/{} nodes are available: {why}.", refused.len());
+        self.told(message, &refused, pick)
+    }
+
     /// `0/3 nodes are available: 1 Insufficient cpu, 2 node(s) had untolerated taint(s). preemption: …`
     fn unschedulable(
+        self,
+        refused: &[(&'c NodeInfo, Refusal)],
+        pick: impl Fn(usize) -> usize,
+    ) -> Unschedulable {
+        let mut reasons = Counted::default();
+        refused.iter().flat_map(|(_, why)| why.reasons()).for_each(|reason| reasons.add(Why::Is(reason), 1));
+        let message = reasons.text(refused.len(), self.wants.pod);
+        self.told(message, refused, pick)
+    }
+
+    fn told(
         mut self,
+        message: String,
         refused: &[(&'c NodeInfo, Refusal)],
         pick: impl Fn(usize) -> usize,
     ) -> Unschedulable {
@@ -278,9 +326,6 @@ impl<'c> Cycle<'c> {
             let message = "no nodes available to schedule pods".into();
             return Unschedulable { message, minds_others: false, nomination: Nomination::Clear };
         }
-        let mut reasons = Counted::default();
-        refused.iter().flat_map(|(_, why)| why.reasons()).for_each(|reason| reasons.add(Why::Is(reason), 1));
-        let message = reasons.text(refused.len(), self.wants.pod);
         let minds_others = refused.iter().any(|(_, why)| why.reasons().any(Reason::minds_others));
         let (message, nomination) = match preemption::plan(&mut self, refused, pick) {
             Plan::NotEligible(why) => (format!("{message} preemption: {why}"), Nomination::Keep),

@@ -15,6 +15,9 @@
 //! ("assumed"). So does deleting those that are to make room for another, which waits for its node meanwhile
 //! ("nominated"): pods of no higher priority leave it the room.
 //!
+//! Where a pod's claims wait for it, they are bound, or given to their provisioner with the node, before the pod is
+//! ([`volumes`], `run/volumes.rs`); it counts on its node meanwhile, and they as taken.
+//!
 //! What makes a decision quick where there are thousands of nodes: labels of nodes are columns of numbers
 //! ([`topology`]); pods that nobody can tell apart are matched as one ([`alike`]); of the nodes only as many are looked at
 //! as upstream looks at.
@@ -25,7 +28,8 @@
 //! - A pod that fits nowhere says why as upstream says it, counted over all nodes, and is looked at again when the cluster
 //!   changes in a way that may help it, or after five minutes.
 //! - Preemption is looked into only for a pod that fits nowhere and is more important than another that is placed.
-//! - No more than 64 bindings, reports and preemptions are under way at once, each with one request at a time.
+//! - No more than 64 bindings, reports and preemptions are under way at once, each with one request at a time; and no more
+//!   than 512 pods wait for volumes that are being bound or made.
 //!
 //! # Caveats
 //! - Nodes are looked through one after the other for whom to preempt, not many at once as upstream does.
@@ -45,5 +49,6 @@ mod resources;
 mod run;
 mod spread;
 mod topology;
+mod volumes;
 
 pub use run::run;

@@ -38,6 +38,10 @@ pub(crate) enum Event<'c> {
     Room(&'c NodeInfo),
     /// A pod has come to a node, or its labels have changed; or those of a namespace.
     Others,
+    /// A claim has come, or is another than it was.
+    Claim(&'c ObjectKey),
+    /// The same of a volume, or a class.
+    Volumes,
 }
 
 /// Why a pod waits.
@@ -55,6 +59,11 @@ impl Waiting {
             // What is counted over a topology changes with the nodes in it, on this node or any other.
             Event::Node(node) | Event::Room(node) => self.minds_others || plugins::may_fit(&self.info, node),
             Event::NodeGone | Event::Others => self.minds_others,
+            Event::Claim(key) => {
+                key.namespace == self.info.traits.namespace
+                    && self.info.claims.iter().any(|claim| claim.name == key.name)
+            }
+            Event::Volumes => !self.info.claims.is_empty(),
         }
     }
 }

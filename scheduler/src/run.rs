@@ -5,15 +5,16 @@ use std::sync::Arc;
 
 use indexmap::IndexSet;
 use k8s_openapi::api::apps::v1::ReplicaSet;
-use k8s_openapi::api::core::v1::{Namespace, Node, Service};
+use k8s_openapi::api::core::v1::{Namespace, Node, PersistentVolume, PersistentVolumeClaim, Service};
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
+use k8s_openapi::api::storage::v1::StorageClass;
 use kube::Client;
 use parking_lot::Mutex;
 use serde_json::json;
 use skiff_api::LabelSelector;
 use skiff_client::view::Pod;
 use skiff_client::{Change, EventType, Informer, Informers, ObjectKey, SeriesRecorder, key_of};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -22,10 +23,13 @@ use crate::cluster::Tenant;
 use crate::desk::{Desk, NAME, Next};
 use crate::framework::{Nomination, Unschedulable};
 
+mod volumes;
 mod writes;
 
 /// Bindings, reports and preemptions under way at once: more would not be faster, but would keep others from writing.
 const MAX_WRITES: usize = 64;
+/// Pods that wait at once for volumes that are being bound or made.
+const MAX_VOLUME_WAITS: usize = 512;
 /// Pods that are decided about before what has changed meanwhile is heard.
 const PASS_PODS: usize = 64;
 
@@ -42,6 +46,11 @@ pub async fn run(client: Client, informers: Informers, host: String, shutdown: C
         services: informers.of::<Service>(),
         sets: informers.of::<ReplicaSet>(),
         budgets: informers.of::<PodDisruptionBudget>(),
+        claims: informers.of::<PersistentVolumeClaim>(),
+        volumes: informers.of::<PersistentVolume>(),
+        classes: informers.of::<StorageClass>(),
+        storage_changed: watch::Sender::new(()),
+        volume_waits: Semaphore::new(MAX_VOLUME_WAITS),
         events: SeriesRecorder::new(client.clone(), NAME, &format!("{NAME}-{host}")),
         client,
         inbox: Mutex::default(),
@@ -99,6 +108,9 @@ struct Inbox {
     nodes: IndexSet<ObjectKey>,
     namespaces: IndexSet<ObjectKey>,
     budgets: IndexSet<ObjectKey>,
+    claims: IndexSet<ObjectKey>,
+    volumes: IndexSet<ObjectKey>,
+    classes: IndexSet<ObjectKey>,
     /// Pods, with their UIDs, whose bindings failed: no more than [`MAX_WRITES`] at a time, as with the next.
     failed: Vec<(ObjectKey, String)>,
     /// Pods for which no room could be made, with those of which some are left.
@@ -112,6 +124,12 @@ struct Scheduler {
     services: Informer<Service>,
     sets: Informer<ReplicaSet>,
     budgets: Informer<PodDisruptionBudget>,
+    claims: Informer<PersistentVolumeClaim>,
+    volumes: Informer<PersistentVolume>,
+    classes: Informer<StorageClass>,
+    /// Told that a claim or a volume has changed.
+    storage_changed: watch::Sender<()>,
+    volume_waits: Semaphore,
     events: SeriesRecorder,
     client: Client,
     inbox: Mutex<Inbox>,
@@ -129,6 +147,18 @@ impl Scheduler {
         self.namespaces.on_change(move |change| to.heard(change, |inbox| &mut inbox.namespaces));
         let to = self.clone();
         self.budgets.on_change(move |change| to.heard(change, |inbox| &mut inbox.budgets));
+        let to = self.clone();
+        self.claims.on_change(move |change| {
+            to.heard(change, |inbox| &mut inbox.claims);
+            to.storage_changed.send_replace(());
+        });
+        let to = self.clone();
+        self.volumes.on_change(move |change| {
+            to.heard(change, |inbox| &mut inbox.volumes);
+            to.storage_changed.send_replace(());
+        });
+        let to = self.clone();
+        self.classes.on_change(move |change| to.heard(change, |inbox| &mut inbox.classes));
     }
 
     fn heard<K: kube::Resource>(
@@ -149,6 +179,9 @@ impl Scheduler {
         self.services.synced().await;
         self.sets.synced().await;
         self.budgets.synced().await;
+        self.claims.synced().await;
+        self.volumes.synced().await;
+        self.classes.synced().await;
     }
 
     /// Waits until there is something to do again.
@@ -180,7 +213,9 @@ impl Scheduler {
             let Ok(place) = self.places.clone().try_acquire_owned() else { return Rest::Writes };
             // Writes run beside the next decision; the assumption keeps the room.
             match desk.next(|pod| self.siblings(pod), Instant::now()) {
-                Next::Bind { key, pod, node } => drop(tokio::spawn(self.clone().bind(pod, key, node, place))),
+                Next::Bind { key, pod, node, bindings } => {
+                    tokio::spawn(self.clone().bind(pod, key, node, bindings, place));
+                }
                 Next::Refused { pod, why } => {
                     let Unschedulable { message, nomination, .. } = why;
                     let (reason, action) = ("FailedScheduling", "Scheduling");
@@ -209,6 +244,15 @@ impl Scheduler {
         }
         for key in &inbox.budgets {
             desk.hear_budget(key, self.budgets.get(key).as_deref());
+        }
+        for key in &inbox.classes {
+            desk.hear_class(&key.name, self.classes.get(key).as_ref(), now);
+        }
+        for key in &inbox.volumes {
+            desk.hear_volume(&key.name, self.volumes.get(key).as_ref(), now);
+        }
+        for key in &inbox.claims {
+            desk.hear_claim(key, self.claims.get(key).as_ref(), now);
         }
         for (key, uid) in &inbox.failed {
             desk.hear_failure(key, uid, now);

@@ -87,6 +87,9 @@ pub(crate) struct ServerArgs {
     /// Give Services of type LoadBalancer the addresses of all ready nodes
     #[arg(long, default_value = "true", action = clap::ArgAction::Set)]
     pub(crate) service_lb: bool,
+    /// Name of the StorageClass of volumes that are directories of nodes, made where there is none of that name; '' for none
+    #[arg(long, value_name = "NAME", default_value = "local")]
+    pub(crate) local_storage_class: String,
     /// Controllers to run, by the names of kube-controller-manager: '*' all, 'foo' also foo, '-foo' not foo
     #[arg(long, value_name = "NAMES", default_value = "*", allow_hyphen_values = true)]
     pub(crate) controllers: Selection,

@@ -82,7 +82,12 @@ impl Cluster {
         let credentials = crate::Credentials::new(move |user, groups| {
             Client::new(api.service_for(UserInfo::new(user, groups)), "default")
         });
-        let config = crate::Config { credentials, service_lb: false, selection: Default::default() };
+        let config = crate::Config {
+            credentials,
+            service_lb: false,
+            local_storage_class: None,
+            selection: Default::default(),
+        };
         let controllers = crate::run(config, Some(joining), ca_pem.clone(), informers, shutdown.clone());
         let controllers = tokio::spawn(controllers);
         Cluster { server, shutdown, controllers, reached, ca_pem, _folder: folder }

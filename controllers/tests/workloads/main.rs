@@ -74,6 +74,7 @@ impl Plane {
         let config = skiff_controllers::Config {
             credentials: credentials(&server),
             service_lb: false,
+            local_storage_class: None,
             selection: Default::default(),
         };
         // As whom they run in a cluster, so that a right they lack shows.

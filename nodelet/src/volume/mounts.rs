@@ -59,6 +59,22 @@ pub(crate) fn source_of(path: &Path) -> Result<PathBuf, VolumeError> {
     source.ok_or_else(|| VolumeError::Content(format!("nothing is mounted at {}", path.display())))
 }
 
+/// How often a device is mounted here.
+pub(crate) fn count_of(device: &Path) -> Result<usize, VolumeError> {
+    let table = Path::new("/proc/self/mountinfo");
+    let text = fs::read(table).map_err(VolumeError::host("read", table))?;
+    let is_it = |line: &&[u8]| {
+        let mut rest = line.split(|b| *b == b' ').skip_while(|field| *field != b"-");
+        rest.nth(2).is_some_and(|source| unescape(source) == device)
+    };
+    Ok(text.split(|b| *b == b'\n').filter(is_it).count())
+}
+
+/// Unmounts what nobody uses.
+pub(crate) fn unmount_one(path: &Path) -> Result<(), VolumeError> {
+    unmount(path, UnmountFlags::NOFOLLOW).map_err(|e| VolumeError::host("unmount", path)(e.into()))
+}
+
 /// Shows a directory at `target`, too. What is mounted below it is not shown.
 pub(crate) fn bind(path: &Path, target: &Path) -> Result<(), VolumeError> {
     rustix::mount::mount_bind(path, target).map_err(|e| VolumeError::host("mount", path)(e.into()))

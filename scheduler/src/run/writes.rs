@@ -19,6 +19,7 @@ use crate::cluster::{DISRUPTION_TARGET, PREEMPTED, Tenant, has_ended, nominated_
 use crate::desk::{NAME, is_ours};
 use crate::framework::Nomination;
 use crate::preemption::Preemption;
+use crate::volumes::Bindings;
 
 /// A report is of what a pod was when it was decided about; so many times it may have changed.
 const MAX_REPORT_ATTEMPTS: u32 = 4;
@@ -91,8 +92,18 @@ impl Scheduler {
         pod: Arc<Pod>,
         key: ObjectKey,
         node: String,
+        bindings: Bindings,
         place: OwnedSemaphorePermit,
     ) {
+        let place = match self.bind_volumes(&pod, &key, &node, bindings, place).await {
+            Ok(place) => place,
+            Err(why) => {
+                let message = format!("running PreBind plugin \"VolumeBinding\": {why}");
+                let (reason, action) = ("FailedScheduling", "Scheduling");
+                self.events.event(&*pod, None, EventType::Warning, reason, action, &message);
+                return self.not_bound(key, &pod);
+            }
+        };
         let binding = Binding {
             metadata: ObjectMeta {
                 name: Some(key.name.clone()),
@@ -120,15 +131,19 @@ impl Scheduler {
                 if !is_missing(&error) {
                     self.clear_nomination(&key, uid_of(&pod)).await;
                 }
-                let mut inbox = self.inbox.lock();
-                // What the pod has become meanwhile is looked at after that.
-                inbox.pods.insert(key.clone());
-                inbox.failed.push((key, uid_of(&pod).to_owned()));
-                drop(inbox);
-                self.wake.notify_one();
+                self.not_bound(key, &pod);
             }
         }
         drop(place);
+    }
+
+    fn not_bound(&self, key: ObjectKey, pod: &Pod) {
+        let mut inbox = self.inbox.lock();
+        // What the pod has become meanwhile is looked at after that.
+        inbox.pods.insert(key.clone());
+        inbox.failed.push((key, uid_of(pod).to_owned()));
+        drop(inbox);
+        self.wake.notify_one();
     }
 
     pub(super) async fn report(self: Arc<Self>, report: Report, place: OwnedSemaphorePermit) {
@@ -243,7 +258,7 @@ impl Scheduler {
     }
 
     /// This very pod, as it was last heard of.
-    fn pod(&self, key: &ObjectKey, uid: &str) -> Option<Arc<Pod>> {
+    pub(super) fn pod(&self, key: &ObjectKey, uid: &str) -> Option<Arc<Pod>> {
         self.pods.get(key).filter(|pod| uid_of(pod) == uid)
     }
 

@@ -65,6 +65,7 @@ impl Server {
         let config = skiff_controllers::Config {
             credentials: Credentials::new(move |user, groups| client(&api, user, groups)),
             service_lb: args.service_lb,
+            local_storage_class: Some(args.local_storage_class.clone()).filter(|name| !name.is_empty()),
             selection: args.controllers.clone(),
         };
         let mut joining = joining(args, node.ip, pki, reached.subscribe())?;

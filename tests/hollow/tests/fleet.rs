@@ -77,6 +77,7 @@ impl Plane {
         let controllers = skiff_controllers::Config {
             credentials: credentials(&server),
             service_lb: true,
+            local_storage_class: None,
             selection: Default::default(),
         };
         running.spawn(skiff_controllers::run(

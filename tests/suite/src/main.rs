@@ -63,7 +63,8 @@ async fn main() -> Result<()> {
         Client::new(own.service_for(UserInfo::new(user, groups)), "default")
     });
     let selection = skiff_controllers::Selection::default();
-    let controllers = skiff_controllers::Config { credentials, service_lb: false, selection };
+    let controllers =
+        skiff_controllers::Config { credentials, service_lb: false, local_storage_class: None, selection };
     tokio::spawn(skiff_controllers::run(controllers, None, certificate.pem(), informers, shutdown));
 
     let acceptor = acceptor(&certificate, &key)?;

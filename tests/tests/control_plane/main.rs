@@ -22,6 +22,7 @@ mod nodes;
 mod scheduling;
 mod services;
 mod stateful;
+mod volumes;
 mod workloads;
 
 use plane::{ControlPlane, create, is_bound, is_ending, node, pod, until};

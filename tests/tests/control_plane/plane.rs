@@ -20,6 +20,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clients::Access;
+use crate::volumes::FakeNodes;
 
 /// How long a test waits for anything.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -46,7 +47,16 @@ impl ControlPlane {
     /// Only these controllers run.
     pub(crate) async fn start_with(selection: Selection) -> Result<ControlPlane> {
         let folder = tempfile::tempdir()?;
-        let plane = ControlPlane::begin(config(&folder)?, folder, selection).await?;
+        let plane = ControlPlane::begin(config(&folder)?, folder, selection, None).await?;
+        plane.add_node(node("n1")).await?;
+        Ok(plane)
+    }
+
+    /// One with the storage class `local`, whose nodes answer for their volumes as these do.
+    pub(crate) async fn start_with_volumes(nodes: &FakeNodes) -> Result<ControlPlane> {
+        let folder = tempfile::tempdir()?;
+        let nodes = Some(nodes.clone());
+        let plane = ControlPlane::begin(config(&folder)?, folder, Selection::default(), nodes).await?;
         plane.add_node(node("n1")).await?;
         Ok(plane)
     }
@@ -55,7 +65,7 @@ impl ControlPlane {
     pub(crate) async fn start_knowing(kinds: Kinds) -> Result<ControlPlane> {
         let folder = tempfile::tempdir()?;
         let config = Config { kinds, ..config(&folder)? };
-        ControlPlane::begin(config, folder, Selection::default()).await
+        ControlPlane::begin(config, folder, Selection::default(), None).await
     }
 
     /// One that clients reach over TLS, on the loopback, and that has no node. Answers with it the administrator's kubeconfig.
@@ -63,7 +73,7 @@ impl ControlPlane {
         let folder = tempfile::tempdir()?;
         let (listener, access) = Access::open(folder.path()).await?;
         let config = Config { tls: Some(access.tls()?), port: access.port, ..config(&folder)? };
-        let mut plane = ControlPlane::begin(config, folder, Selection::default()).await?;
+        let mut plane = ControlPlane::begin(config, folder, Selection::default(), None).await?;
         plane.server.publish_authorities(&access.ca_pem(), None).await?;
         let (server, shutdown) = (plane.server.clone(), plane.shutdown.clone());
         plane
@@ -72,13 +82,18 @@ impl ControlPlane {
         Ok((plane, access))
     }
 
-    async fn begin(config: Config, folder: tempfile::TempDir, selection: Selection) -> Result<ControlPlane> {
+    async fn begin(
+        config: Config,
+        folder: tempfile::TempDir,
+        selection: Selection,
+        nodes: Option<FakeNodes>,
+    ) -> Result<ControlPlane> {
         // Where several providers are linked, none is the default.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let store = config.store.clone();
         let server = ApiServer::start(config).await?;
         let client = Client::new(server.service_for(UserInfo::new("admin", &["system:masters"])), "default");
-        let leading = Some(lead(&server, selection));
+        let leading = Some(lead(&server, selection, nodes));
         let (running, shutdown) = (JoinSet::new(), CancellationToken::new());
         let plane = ControlPlane { client, server, store, leading, running, shutdown, _folder: folder };
         plane.has_account("default").await?;
@@ -94,7 +109,7 @@ impl ControlPlane {
 
     /// Scheduler and controllers wait for their turn.
     pub(crate) fn lead(&mut self) {
-        self.leading = Some(lead(&self.server, Selection::default()));
+        self.leading = Some(lead(&self.server, Selection::default(), None));
     }
 
     /// Ends all of it; none of it may have failed, or take its time.
@@ -222,7 +237,7 @@ struct Leading {
 }
 
 /// As whom they run in a cluster, so that a right they lack shows.
-fn lead(server: &ApiServer, selection: Selection) -> Leading {
+fn lead(server: &ApiServer, selection: Selection, nodes: Option<FakeNodes>) -> Leading {
     let client = |name| Client::new(server.service_for(UserInfo::new(name, &[])), "default");
     let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
     let informers = Informers::new(client("system:kube-controller-manager"), shutdown.clone());
@@ -234,8 +249,12 @@ fn lead(server: &ApiServer, selection: Selection) -> Leading {
         skiff_scheduler::run(scheduler.clone(), seen.clone(), "host".into(), term)
     }));
     let candidacy = candidate(informers.client(), "kube-controller-manager");
-    let controllers =
-        skiff_controllers::Config { credentials: credentials(server), service_lb: true, selection };
+    let controllers = skiff_controllers::Config {
+        local_storage_class: nodes.is_some().then(|| "local".to_owned()),
+        credentials: credentials(server, nodes),
+        service_lb: true,
+        selection,
+    };
     running.spawn(skiff_client::lead(candidacy, shutdown.clone(), move |term| {
         skiff_controllers::run(controllers.clone(), None, "the CA".into(), informers.clone(), term)
     }));
@@ -344,9 +363,13 @@ pub(crate) async fn until<T>(what: &str, look: impl AsyncFn() -> Result<Option<T
 }
 
 /// Each controller as itself, so that a right it lacks shows.
-fn credentials(server: &ApiServer) -> skiff_controllers::Credentials {
+fn credentials(server: &ApiServer, nodes: Option<FakeNodes>) -> skiff_controllers::Credentials {
     let server = server.clone();
     skiff_controllers::Credentials::new(move |user, groups| {
-        Client::new(server.service_for(UserInfo::new(user, groups)), "default")
+        let service = server.service_for(UserInfo::new(user, groups));
+        match &nodes {
+            Some(nodes) => nodes.client_over(service),
+            None => Client::new(service, "default"),
+        }
     })
 }

@@ -8,6 +8,7 @@ use crate::table::Column;
 use crate::table::cell::{
     self, access_modes, containers, count, int, int_at, items_at, joined, labels, str_at, text, text_or,
 };
+use crate::volumes::{CLAIM_PROTECTION, VOLUME_PROTECTION};
 use crate::{Cause, Kind, Object};
 
 pub(super) fn kinds() -> Vec<Kind> {
@@ -408,6 +409,7 @@ struct Volumes;
 impl Strategy for Volumes {
     fn prepare_create(&self, object: &mut Object) {
         object["status"] = json!({"phase": "Pending"});
+        protect(object);
         if object["kind"] == "PersistentVolume" {
             object["status"]["lastPhaseTransitionTime"] = object["metadata"]["creationTimestamp"].clone();
         }
@@ -428,6 +430,17 @@ impl Strategy for Volumes {
 
     fn counts_generations(&self) -> bool {
         false
+    }
+}
+
+/// `StorageObjectInUseProtection`: what is new is not gone before whoever uses it is through with it.
+fn protect(object: &mut Object) {
+    let own = if object["kind"] == "PersistentVolume" { VOLUME_PROTECTION } else { CLAIM_PROTECTION };
+    let finalizers = &mut object["metadata"]["finalizers"];
+    match finalizers.as_array_mut() {
+        Some(all) if all.iter().any(|one| one == own) => {}
+        Some(all) => all.push(own.into()),
+        None => *finalizers = json!([own]),
     }
 }
 
