@@ -8,7 +8,7 @@ use serde::Deserialize;
 use crate::command::{cargo, on_path, output, root, run as execute};
 
 /// The workspace crates each crate may depend on; `*` is all.
-const ARROWS: [(&str, &[&str]); 27] = [
+const ARROWS: [(&str, &[&str]); 28] = [
     ("skiff-api", &["skiff-cel"]),
     ("skiff-cel", &[]),
     ("skiff-cgroup", &["skiff-tree"]),
