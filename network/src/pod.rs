@@ -15,7 +15,7 @@
 //!   nodes only (`peers`).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ use crate::generation::generation;
 use crate::ipam::Range;
 use crate::netns::{self, NetnsError};
 use crate::nft::{self, NftError};
+use crate::policy::{LocalPods, NotJudged, PodIdentity};
 use crate::{HostPort, Ipam, IpamError};
 
 #[derive(Clone, Debug)]
@@ -62,6 +63,8 @@ pub enum PodNetworkError {
     Netns(#[from] NetnsError),
     #[error(transparent)]
     Nft(#[from] NftError),
+    #[error(transparent)]
+    NotJudged(#[from] NotJudged),
 }
 
 /// See the module's documentation.
@@ -187,6 +190,26 @@ impl PodNetwork {
         Ok(())
     }
 
+    /// As [`PodNetwork::attach`], once the rules of network policies stand for the pod.
+    pub async fn attach_judged(
+        &self,
+        policies: &LocalPods,
+        pod: PodIdentity,
+        sandbox_id: &str,
+        netns: &Path,
+        host_ports: &[HostPort],
+    ) -> Result<Ipv4Addr, PodNetworkError> {
+        let address = self.ipam.allocate(sandbox_id, host_ports)?;
+        policies.admit(sandbox_id, address, pod).await?;
+        self.attach(sandbox_id, netns, host_ports).await
+    }
+
+    /// The address that a sandbox has or will have.
+    #[cfg(test)]
+    pub(crate) fn reserve(&self, sandbox_id: &str) -> Result<Ipv4Addr, PodNetworkError> {
+        Ok(self.ipam.allocate(sandbox_id, &[])?)
+    }
+
     /// Gives a sandbox's namespace an interface and an address, and opens its host ports. Answers the address.
     pub async fn attach(
         &self,
@@ -234,8 +257,8 @@ impl PodNetwork {
         gone_is_fine(deleted).map_err(netlink(|| format!("delete {name}")))
     }
 
-    pub fn address(&self, sandbox_id: &str) -> Option<IpAddr> {
-        self.ipam.get(sandbox_id).map(IpAddr::V4)
+    pub fn address(&self, sandbox_id: &str) -> Option<Ipv4Addr> {
+        self.ipam.get(sandbox_id)
     }
 
     /// The bridge's own address, the pods' gateway.
