@@ -80,20 +80,42 @@ pub struct PodNetwork {
     rules: tokio::sync::Mutex<Written>,
 }
 
-/// When the rules were looked at last, and how many transactions of nft there had been by then.
+/// When the rules were looked at last, for what, and how many transactions of nft there had been by then.
 struct Written {
     at: Instant,
     generation: Option<u32>,
+    bridged: Bridged,
 }
 
 impl Written {
-    fn now() -> Written {
-        Written { at: Instant::now(), generation: generation().ok() }
+    fn now(bridged: Bridged) -> Written {
+        Written { at: Instant::now(), generation: generation().ok(), bridged }
     }
 
-    /// Whether somebody may have changed rules since, and it is time to look.
+    /// Whether somebody may have changed rules since, or what they are for, and it is time to look.
     fn is_doubtful(&self, look_every: Duration) -> bool {
-        self.at.elapsed() >= look_every && (self.generation.is_none() || self.generation != generation().ok())
+        self.at.elapsed() >= look_every
+            && (self.generation.is_none()
+                || self.generation != generation().ok()
+                || self.bridged != Bridged::of_this_machine())
+    }
+}
+
+/// What becomes of a packet that the bridge itself leads from one pod to another, past the node's routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bridged {
+    /// No rule for IP sees it.
+    Unseen,
+    /// Rules for IP see it, which other software has asked for. What they have translated goes this way.
+    Judged,
+}
+
+impl Bridged {
+    fn of_this_machine() -> Bridged {
+        match std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+            Ok(text) if text.trim() != "0" => Bridged::Judged,
+            _ => Bridged::Unseen,
+        }
     }
 }
 
@@ -116,9 +138,10 @@ impl PodNetwork {
             add_unreachable(&handle, Range::parse(cidr)?).await?;
         }
         add_service_route(&handle, &config, bridge_index, ipam.range()).await?;
-        nft::apply(&rules(&config, &ports)).await?;
+        let bridged = Bridged::of_this_machine();
+        nft::apply(&rules(&config, &ports, bridged)).await?;
         allow_loopback_ports(&config, ports.iter().map(|(port, _)| port))?;
-        let rules = tokio::sync::Mutex::new(Written::now());
+        let rules = tokio::sync::Mutex::new(Written::now(bridged));
         let (mtu, bridge_index) = (AtomicU32::new(config.mtu), AtomicU32::new(bridge_index));
         Ok(PodNetwork { config, ipam, handle, bridge_index, mtu, rules })
     }
@@ -184,8 +207,9 @@ impl PodNetwork {
     pub(crate) async fn mend_rules(&self, look_every: Duration) -> Result<(), PodNetworkError> {
         let mut written = self.rules.lock().await;
         if written.is_doubtful(look_every) {
-            nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
-            *written = Written::now();
+            let bridged = Bridged::of_this_machine();
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(None), bridged)).await?;
+            *written = Written::now(bridged);
         }
         Ok(())
     }
@@ -201,6 +225,11 @@ impl PodNetwork {
     ) -> Result<Ipv4Addr, PodNetworkError> {
         let address = self.ipam.allocate(sandbox_id, host_ports)?;
         policies.admit(sandbox_id, address, pod).await?;
+        // What was let through to who had the address before is not for this one.
+        let is_its = move |flow: &conntrack::Flow| [flow.to.ip(), flow.answered_by.ip()].contains(&&address);
+        if let Err(error) = conntrack::forget_udp(is_its).await {
+            tracing::warn!(%error, %address, "UDP flows of the pod that had an address before were not forgotten");
+        }
         self.attach(sandbox_id, netns, host_ports).await
     }
 
@@ -225,8 +254,9 @@ impl PodNetwork {
         wait_until_up(&self.handle, &veth_name(sandbox_id)).await?;
         if !host_ports.is_empty() {
             let mut written = self.rules.lock().await;
-            nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
-            *written = Written::now();
+            let bridged = Bridged::of_this_machine();
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(None), bridged)).await?;
+            *written = Written::now(bridged);
             // Only when the rules stand that keep pods from it.
             allow_loopback_ports(&self.config, host_ports)?;
             forget_flows(host_ports, move |flow| flow.answered_by == flow.to).await;
@@ -246,7 +276,8 @@ impl PodNetwork {
         if let Some(address) = self.ipam.get(sandbox_id)
             && !host_ports.is_empty()
         {
-            nft::apply(&rules(&self.config, &self.ipam.open_ports(Some(sandbox_id)))).await?;
+            let bridged = Bridged::of_this_machine();
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(Some(sandbox_id)), bridged)).await?;
             forget_flows(&host_ports, move |flow| *flow.answered_by.ip() == address).await;
         }
         Ok(self.ipam.release(sandbox_id)?)
@@ -273,7 +304,9 @@ impl PodNetwork {
 
     /// Removes the bridge, the routes and the rules. For the end of a node, not for a restart.
     pub async fn close(&self) -> Result<(), PodNetworkError> {
-        nft::apply(&format!("table ip {TABLE}\ndelete table ip {TABLE}\n")).await?;
+        for family in ["ip", "bridge"] {
+            nft::apply(&format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")).await?;
+        }
         let deleted = self.handle.link().del(self.bridge_index.load(Ordering::Relaxed)).execute().await;
         gone_is_fine(deleted).map_err(netlink(|| format!("delete {}", self.config.bridge)))?;
         for cidr in [&self.config.cluster_cidr, &self.config.service_cidr] {
@@ -540,9 +573,10 @@ async fn forget_flows(ports: &[HostPort], stale: impl Fn(&conntrack::Flow) -> bo
     }
 }
 
-/// Pods leave the cluster with the node's address; host ports lead to pods. Running it again replaces everything, so
+/// Pods leave the cluster with the node's address; host ports lead to pods; pods reach each other by the node's routing only, where
+/// network policies see it: neither by ARP nor by IPv6's own addresses of the link. Running it again replaces everything, so
 /// that it also mends what others have flushed.
-fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)]) -> String {
+fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)], bridged: Bridged) -> String {
     let PodNetworkConfig { pod_cidr, cluster_cidr, service_cidr, .. } = config;
     // No Service has claimed the address, or it would have been translated by now. The node's own connections end
     // on the bridge, where nobody answers.
@@ -553,8 +587,15 @@ fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)]) -> Stri
     );
     let to_host_port_at = "dnat ip to ip daddr . meta l4proto . th dport map @host_ports_at";
     let bridge = format!("{:?}", config.bridge);
+    let past_routing = match bridged {
+        Bridged::Unseen => format!("meta ibrname {bridge} drop"),
+        Bridged::Judged => format!("meta ibrname {bridge} ether type != ip drop"),
+    };
     let mut out = format!(
-        "table ip {TABLE} {{
+        "table bridge {TABLE} {{ chain forward {{ type filter hook forward priority -200; }} ; }}
+flush chain bridge {TABLE} forward
+add rule bridge {TABLE} forward {past_routing}
+table ip {TABLE} {{
   map host_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map host_ports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   set hairpin {{ type ipv4_addr . ipv4_addr; }}

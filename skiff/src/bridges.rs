@@ -1,6 +1,6 @@
 //! Adapters: what one crate asks for in its own small trait, done by another.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,11 +24,11 @@ pub(crate) struct Network {
 /// Whose a sandbox is. Its labels are those of its pod.
 pub(crate) fn identity(
     metadata: Option<&PodSandboxMetadata>,
-    labels: &HashMap<String, String>,
+    labels: &BTreeMap<String, String>,
 ) -> PodIdentity {
     let metadata = metadata.cloned().unwrap_or_default();
-    let labels = labels.iter().map(|(label, value)| (label.clone(), value.clone())).collect();
-    PodIdentity { namespace: metadata.namespace, name: metadata.name, uid: metadata.uid, labels }
+    let PodSandboxMetadata { namespace, name, uid, .. } = metadata;
+    PodIdentity { namespace, name, uid, labels: labels.clone() }
 }
 
 fn host_ports(ports: &[PortForward]) -> Vec<HostPort> {

@@ -5,9 +5,6 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-/// A field as it stands in the document.
-type Field<'d> = Option<&'d RawValue>;
-
 macro_rules! parts {
     ($($(#[$attribute:meta])* $name:ident { $($(#[$of_field:meta])* $field:ident: $type:ty,)* })*) => {$(
         $(#[$attribute])*

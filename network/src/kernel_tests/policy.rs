@@ -362,3 +362,38 @@ fn rules_of_policies_that_others_have_flushed_are_noticed_and_written_again() {
         assert!(kernel.stands().await);
     });
 }
+
+#[test]
+fn pods_reach_each_other_by_the_node_s_routing_only() {
+    let mut world = World::new();
+    let node = world.namespace("node");
+    let pods = ["server", "foe"].map(|name| world.namespace(name));
+    let config = world.config();
+    let here = node.clone();
+    on_node(&node, move || async move {
+        let switch = |to: &'static str| {
+            // Only there where the machine has the module.
+            let path = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+            netns::within(&here, move || std::fs::write(path, to)).unwrap().is_ok()
+        };
+        switch("0");
+        let network = PodNetwork::open(config).await.unwrap();
+        let mut kernel = kernel("10.42.0.0/24");
+        let server = attach(&mut kernel, &network, &pods[0], "d", "server").await;
+        let foe = attach(&mut kernel, &network, &pods[1], "d", "foe").await;
+        let service = plan_for(json!({"clusterIP": "10.43.0.9", "ports": [{"port": 80}]}), &[server]);
+        write_whole(&service).await;
+        let behind_service = || reaches(&pods[1], foe, Ipv4Addr::new(10, 43, 0, 9), 80);
+        assert!(behind_service() && reaches(&pods[1], foe, server, 8080));
+        if switch("1") {
+            assert!(!behind_service(), "translated on the bridge, and dropped there: or this proves nothing");
+            network.mend_rules(Duration::ZERO).await.unwrap();
+            assert!(behind_service(), "what is translated on the bridge is let through once that was seen");
+            switch("0");
+            network.mend_rules(Duration::ZERO).await.unwrap();
+        }
+        // A pod that may change its routes asks the other one by itself.
+        run(&pods[1], "ip route add 10.42.0.2/32 dev eth0");
+        assert!(!reaches(&pods[1], foe, server, 8080), "the bridge leads past the node's rules");
+    });
+}

@@ -252,6 +252,7 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
+    #[cfg(test)]
     pub(crate) fn is_empty(&self) -> bool {
         *self == Changes::default()
     }

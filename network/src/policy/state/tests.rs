@@ -488,3 +488,48 @@ fn a_pod_that_took_another_s_name_has_none_of_its_rights() {
     let set = state.sets.values().next().unwrap();
     assert!(!set.has((address(4), None)), "the sandbox is of the one before");
 }
+
+#[test]
+fn in_a_large_cluster_a_change_writes_what_it_changes() {
+    let mut state = State::default();
+    state.set_namespace("a", None);
+    let at = |pod: usize| Ipv4Addr::from_bits(u32::from_be_bytes([10, 43, 0, 0]) + pod as u32);
+    let place = |state: &mut State, pod: usize| {
+        let facts = PodFacts {
+            uid: format!("u{pod}"),
+            labels: Arc::new([("app".to_owned(), format!("{}", pod % 500))].into()),
+            addresses: vec![at(pod)],
+            ports: Arc::default(),
+        };
+        state.set_pod(&ObjectKey::new("a", format!("pod{pod}")), Some(facts));
+    };
+    (0..5000).for_each(|pod| place(&mut state, pod));
+    for here in 0..100 {
+        let labels = Arc::new([("app".to_owned(), format!("{here}"))].into());
+        let pod = ObjectKey::new("a", format!("pod{here}"));
+        let facts = LocalFacts { sandbox: format!("s{here}"), pod, uid: format!("u{here}"), labels };
+        state.set_local(at(here), Some(facts));
+    }
+    // Two for each app, of which this node has a fifth; 250 peers in all.
+    for policy in 0..1000 {
+        let spec = json!({"podSelector": {"matchLabels": {"app": format!("{}", policy % 500)}}, "ingress": [
+            {"from": [{"podSelector": {"matchLabels": {"app": format!("{}", policy % 250)}}}], "ports": [{"port": 1 + policy}]}]});
+        let object = json!({"metadata": {"name": "p", "namespace": "a"}, "spec": spec});
+        let policy_of = Policy::of(&serde_json::from_value(object).unwrap(), |_| {});
+        state.set_policy(&ObjectKey::new("a", format!("p{policy}")), Some(policy_of));
+    }
+    assert_eq!((state.chains.len(), state.sets.len()), (100, 100));
+    state.written();
+    place(&mut state, 5000);
+    let one = state.changes();
+    assert_eq!((one.elements_in.len(), one.new_chains.len()), (1, 0), "a pod came");
+    state.written();
+    state.set_policy(&ObjectKey::new("a", "p7"), None);
+    let one = state.changes();
+    assert_eq!(
+        (one.new_chains.len(), one.old_chains.len(), one.verdicts_in.len()),
+        (1, 1, 1),
+        "a policy went"
+    );
+    assert!(one.elements_in.is_empty() && one.elements_out.is_empty() && one.new_sets.is_empty());
+}
