@@ -75,38 +75,36 @@ pub struct PodNetwork {
     /// Another once somebody has deleted the bridge, and it was made anew.
     bridge_index: AtomicU32,
     mtu: AtomicU32,
+    /// What all ports of the bridge are set to.
+    bridged: parking_lot::Mutex<Bridged>,
     /// Held from a look at all open host ports until nft has them: a later change must not be undone by an earlier
     /// one that nft takes later.
     rules: tokio::sync::Mutex<Written>,
 }
 
-/// When the rules were looked at last, for what, and how many transactions of nft there had been by then.
+/// When the rules were looked at last, and how many transactions of nft there had been by then.
 struct Written {
     at: Instant,
     generation: Option<u32>,
-    bridged: Bridged,
 }
 
 impl Written {
-    fn now(bridged: Bridged) -> Written {
-        Written { at: Instant::now(), generation: generation().ok(), bridged }
+    fn now() -> Written {
+        Written { at: Instant::now(), generation: generation().ok() }
     }
 
-    /// Whether somebody may have changed rules since, or what they are for, and it is time to look.
+    /// Whether somebody may have changed rules since, and it is time to look.
     fn is_doubtful(&self, look_every: Duration) -> bool {
-        self.at.elapsed() >= look_every
-            && (self.generation.is_none()
-                || self.generation != generation().ok()
-                || self.bridged != Bridged::of_this_machine())
+        self.at.elapsed() >= look_every && (self.generation.is_none() || self.generation != generation().ok())
     }
 }
 
-/// What becomes of a packet that the bridge itself leads from one pod to another, past the node's routing.
+/// What becomes of a packet that the bridge itself would lead from one pod to another, past the node's routing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Bridged {
-    /// No rule for IP sees it.
-    Unseen,
-    /// Rules for IP see it, which other software has asked for. What they have translated goes this way.
+    /// It is dropped: no rule for IP would see it.
+    Isolated,
+    /// Rules for IP see it, as other software has asked for. What they have translated goes this way.
     Judged,
 }
 
@@ -114,7 +112,7 @@ impl Bridged {
     fn of_this_machine() -> Bridged {
         match std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables") {
             Ok(text) if text.trim() != "0" => Bridged::Judged,
-            _ => Bridged::Unseen,
+            _ => Bridged::Isolated,
         }
     }
 }
@@ -138,12 +136,19 @@ impl PodNetwork {
             add_unreachable(&handle, Range::parse(cidr)?).await?;
         }
         add_service_route(&handle, &config, bridge_index, ipam.range()).await?;
-        let bridged = Bridged::of_this_machine();
-        nft::apply(&rules(&config, &ports, bridged)).await?;
+        nft::apply(&rules(&config, &ports)).await?;
         allow_loopback_ports(&config, ports.iter().map(|(port, _)| port))?;
-        let rules = tokio::sync::Mutex::new(Written::now(bridged));
+        let rules = tokio::sync::Mutex::new(Written::now());
         let (mtu, bridge_index) = (AtomicU32::new(config.mtu), AtomicU32::new(bridge_index));
-        Ok(PodNetwork { config, ipam, handle, bridge_index, mtu, rules })
+        let bridged = parking_lot::Mutex::new(Bridged::of_this_machine());
+        let network = PodNetwork { config, ipam, handle, bridge_index, mtu, bridged, rules };
+        // Those of an earlier process, which may have set them up otherwise.
+        for name in network.ipam.sandboxes().iter().map(|sandbox_id| veth_name(sandbox_id)) {
+            if let Some(index) = link_index(&network.handle, &name).await? {
+                network.set_port(&name, index).await?;
+            }
+        }
+        Ok(network)
     }
 
     /// The largest packet from now on, of pods that come. Those that are there learn it from the node, packet by packet.
@@ -181,18 +186,24 @@ impl PodNetwork {
             }
         };
         self.bridge_index.store(index, Ordering::Relaxed);
+        let bridged = Bridged::of_this_machine();
+        let are_set = *self.bridged.lock() == bridged;
         for sandbox_id in self.ipam.sandboxes() {
             let name = veth_name(&sandbox_id);
             let Some(link) = named(&name) else { continue };
             let is_port = link.attributes.contains(&LinkAttribute::Controller(index));
             if is_port && link.header.flags.contains(LinkFlags::Up) {
+                if !are_set {
+                    self.set_port(&name, link.header.index).await?;
+                }
                 continue;
             }
             let port = LinkUnspec::new_with_index(link.header.index).controller(index).up().build();
             let set = self.handle.link().set(port).execute().await;
             gone_is_fine(set).map_err(netlink(|| format!("attach {name} to the bridge")))?;
-            self.turn_hairpin_on(&name, link.header.index).await?;
+            self.set_port(&name, link.header.index).await?;
         }
+        *self.bridged.lock() = bridged;
         for cidr in [&self.config.cluster_cidr, &self.config.service_cidr] {
             add_unreachable(&self.handle, Range::parse(cidr)?).await?;
         }
@@ -207,9 +218,8 @@ impl PodNetwork {
     pub(crate) async fn mend_rules(&self, look_every: Duration) -> Result<(), PodNetworkError> {
         let mut written = self.rules.lock().await;
         if written.is_doubtful(look_every) {
-            let bridged = Bridged::of_this_machine();
-            nft::apply(&rules(&self.config, &self.ipam.open_ports(None), bridged)).await?;
-            *written = Written::now(bridged);
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
+            *written = Written::now();
         }
         Ok(())
     }
@@ -254,9 +264,8 @@ impl PodNetwork {
         wait_until_up(&self.handle, &veth_name(sandbox_id)).await?;
         if !host_ports.is_empty() {
             let mut written = self.rules.lock().await;
-            let bridged = Bridged::of_this_machine();
-            nft::apply(&rules(&self.config, &self.ipam.open_ports(None), bridged)).await?;
-            *written = Written::now(bridged);
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(None))).await?;
+            *written = Written::now();
             // Only when the rules stand that keep pods from it.
             allow_loopback_ports(&self.config, host_ports)?;
             forget_flows(host_ports, move |flow| flow.answered_by == flow.to).await;
@@ -276,8 +285,7 @@ impl PodNetwork {
         if let Some(address) = self.ipam.get(sandbox_id)
             && !host_ports.is_empty()
         {
-            let bridged = Bridged::of_this_machine();
-            nft::apply(&rules(&self.config, &self.ipam.open_ports(Some(sandbox_id)), bridged)).await?;
+            nft::apply(&rules(&self.config, &self.ipam.open_ports(Some(sandbox_id)))).await?;
             forget_flows(&host_ports, move |flow| *flow.answered_by.ip() == address).await;
         }
         Ok(self.ipam.release(sandbox_id)?)
@@ -304,9 +312,7 @@ impl PodNetwork {
 
     /// Removes the bridge, the routes and the rules. For the end of a node, not for a restart.
     pub async fn close(&self) -> Result<(), PodNetworkError> {
-        for family in ["ip", "bridge"] {
-            nft::apply(&format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")).await?;
-        }
+        nft::apply(&format!("table ip {TABLE}\ndelete table ip {TABLE}\n")).await?;
         let deleted = self.handle.link().del(self.bridge_index.load(Ordering::Relaxed)).execute().await;
         gone_is_fine(deleted).map_err(netlink(|| format!("delete {}", self.config.bridge)))?;
         for cidr in [&self.config.cluster_cidr, &self.config.service_cidr] {
@@ -330,7 +336,7 @@ impl PodNetwork {
         let name = veth_name(sandbox_id);
         if let Some(index) = link_index(&self.handle, &name).await? {
             if link_index(inside, "eth0").await?.is_some() {
-                return self.turn_hairpin_on(&name, index).await;
+                return self.set_port(&name, index).await;
             }
             // Its other end is in a namespace that this one has replaced, and that something still holds.
             self.delete_link(&name, index).await?;
@@ -355,15 +361,17 @@ impl PodNetwork {
         made.map_err(netlink(|| format!("make the veth pair {name}")))?;
         let index =
             link_index(&self.handle, &name).await?.ok_or_else(|| PodNetworkError::NoLink(name.clone()))?;
-        self.turn_hairpin_on(&name, index).await
+        self.set_port(&name, index).await
     }
 
     /// For a pod that meets itself behind a Service: where other software has turned on `bridge-nf-call-iptables`, the
-    /// translated packet goes back out of the port it came in by.
-    async fn turn_hairpin_on(&self, name: &str, index: u32) -> Result<(), PodNetworkError> {
-        let port = LinkBridgePort::new(index).hairpin(true).build();
+    /// translated packet goes back out of the port it came in by. Where not, nothing of a pod's goes to another's port: by ARP or by
+    /// IPv6's own addresses of the link, pods would meet past all rules.
+    async fn set_port(&self, name: &str, index: u32) -> Result<(), PodNetworkError> {
+        let is_isolated = Bridged::of_this_machine() == Bridged::Isolated;
+        let port = LinkBridgePort::new(index).hairpin(true).isolated(is_isolated).build();
         let set = self.handle.link().set_port(port).execute().await;
-        set.map_err(netlink(|| format!("turn on hairpin mode of {name}")))
+        gone_is_fine(set).map_err(netlink(|| format!("set up {name} as a port of the bridge")))
     }
 }
 
@@ -573,10 +581,9 @@ async fn forget_flows(ports: &[HostPort], stale: impl Fn(&conntrack::Flow) -> bo
     }
 }
 
-/// Pods leave the cluster with the node's address; host ports lead to pods; pods reach each other by the node's routing only, where
-/// network policies see it: neither by ARP nor by IPv6's own addresses of the link. Running it again replaces everything, so
+/// Pods leave the cluster with the node's address; host ports lead to pods. Running it again replaces everything, so
 /// that it also mends what others have flushed.
-fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)], bridged: Bridged) -> String {
+fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)]) -> String {
     let PodNetworkConfig { pod_cidr, cluster_cidr, service_cidr, .. } = config;
     // No Service has claimed the address, or it would have been translated by now. The node's own connections end
     // on the bridge, where nobody answers.
@@ -587,15 +594,8 @@ fn rules(config: &PodNetworkConfig, host_ports: &[(HostPort, Ipv4Addr)], bridged
     );
     let to_host_port_at = "dnat ip to ip daddr . meta l4proto . th dport map @host_ports_at";
     let bridge = format!("{:?}", config.bridge);
-    let past_routing = match bridged {
-        Bridged::Unseen => format!("meta ibrname {bridge} drop"),
-        Bridged::Judged => format!("meta ibrname {bridge} ether type != ip drop"),
-    };
     let mut out = format!(
-        "table bridge {TABLE} {{ chain forward {{ type filter hook forward priority -200; }} ; }}
-flush chain bridge {TABLE} forward
-add rule bridge {TABLE} forward {past_routing}
-table ip {TABLE} {{
+        "table ip {TABLE} {{
   map host_ports {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
   map host_ports_at {{ type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; }}
   set hairpin {{ type ipv4_addr . ipv4_addr; }}

@@ -514,7 +514,7 @@ fn asker(name: &str, namespace: &str, labels: &str) -> String {
 /// Whether a pod gets a page.
 fn gets(cluster: &TestCluster, pod: (&str, &str), url: &str) -> bool {
     let (namespace, name) = pod;
-    cluster.kubectl(&["exec", "-n", namespace, name, "--", "wget", "-T", "2", "-qO-", url]).is_ok()
+    cluster.kubectl(&["exec", "-n", namespace, name, "--", "timeout", "3", "wget", "-qO-", url]).is_ok()
 }
 
 #[test]
@@ -589,5 +589,7 @@ fn network_policies_are_kept_for_linux_and_wasm_on_every_node() -> Result<()> {
     expect("after a flush", foe, false)?;
     cluster.kubectl(&["delete", "-f", "../samples/network-policy"])?;
     expect("all policies gone", foe, true)?;
+    cluster.kubectl(&["delete", "daemonset", "web", "guest"])?;
+    cluster.kubectl(&["delete", "namespace", "other"])?;
     cluster.stop()
 }

@@ -386,11 +386,11 @@ fn pods_reach_each_other_by_the_node_s_routing_only() {
         let behind_service = || reaches(&pods[1], foe, Ipv4Addr::new(10, 43, 0, 9), 80);
         assert!(behind_service() && reaches(&pods[1], foe, server, 8080));
         if switch("1") {
-            assert!(!behind_service(), "translated on the bridge, and dropped there: or this proves nothing");
-            network.mend_rules(Duration::ZERO).await.unwrap();
+            assert!(!behind_service(), "translated on the bridge, and stopped there: or this proves nothing");
+            network.mend().await.unwrap();
             assert!(behind_service(), "what is translated on the bridge is let through once that was seen");
             switch("0");
-            network.mend_rules(Duration::ZERO).await.unwrap();
+            network.mend().await.unwrap();
         }
         // A pod that may change its routes asks the other one by itself.
         run(&pods[1], "ip route add 10.42.0.2/32 dev eth0");
