@@ -443,7 +443,7 @@ impl State {
             addresses.filter_map(|address| Some((*address, &self.locals.get(address)?.facts)))
         };
         let Some(facts) = self.facts.get(key) else {
-            let (_, newest) = here().last()?;
+            let (_, newest) = here().next_back()?;
             let of_it = here().filter(|(_, facts)| facts.uid == newest.uid);
             let addresses: Vec<Ipv4Addr> = of_it.map(|(address, _)| address).collect();
             let labels = newest.labels.clone();

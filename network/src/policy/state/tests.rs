@@ -118,6 +118,9 @@ enum Step {
     Write,
 }
 
+/// Peers and ports of a rule.
+type RuleParts = (Option<Vec<NetworkPolicyPeer>>, Option<Vec<NetworkPolicyPort>>);
+
 /// The cluster as it is, for who looks at everything every time.
 #[derive(Debug, Default)]
 struct Model {
@@ -157,13 +160,12 @@ impl Model {
                     continue;
                 }
                 is_isolated = true;
-                let rules: Vec<(Option<Vec<NetworkPolicyPeer>>, Option<Vec<NetworkPolicyPort>>)> =
-                    match direction {
-                        "Ingress" => {
-                            spec.ingress.iter().flatten().map(|r| (r.from.clone(), r.ports.clone())).collect()
-                        }
-                        _ => spec.egress.iter().flatten().map(|r| (r.to.clone(), r.ports.clone())).collect(),
-                    };
+                let rules: Vec<RuleParts> = match direction {
+                    "Ingress" => {
+                        spec.ingress.iter().flatten().map(|r| (r.from.clone(), r.ports.clone())).collect()
+                    }
+                    _ => spec.egress.iter().flatten().map(|r| (r.to.clone(), r.ports.clone())).collect(),
+                };
                 for (peers, ports) in rules {
                     let peers = peers.filter(|peers| !peers.is_empty());
                     let ports = ports.filter(|ports| !ports.is_empty());
