@@ -21,6 +21,7 @@ pub mod meta;
 pub mod name;
 pub mod openapi;
 pub mod patch;
+pub mod paths;
 pub mod placement;
 pub mod protobuf;
 pub mod quantity;

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use skiff_api::{Kind, Status};
 
 use crate::auth::{MASTERS, UserInfo};
-use crate::cache::Managers;
+use crate::cache::Detail;
 use crate::lister::Lister;
 use crate::live::Table;
 use crate::negotiate::Encoding;
@@ -40,8 +40,8 @@ pub(crate) struct Call {
 
 impl Call {
     /// Whether who calls has a use for who manages what.
-    pub(crate) fn managers(&self) -> Managers {
-        self.extensions.get::<Managers>().copied().unwrap_or_default()
+    pub(crate) fn detail(&self) -> Detail {
+        self.extensions.get::<Detail>().copied().unwrap_or_default()
     }
 
     /// A call of the server itself.

@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use skiff_api::paths::NODE_PODS;
 use skiff_api::{FieldSelector, LabelSelector};
 
 /// The query's parameters, decoded, in order.
@@ -199,6 +200,8 @@ pub(crate) struct RequestInfo {
     pub(crate) labels: Vec<LabelTerm>,
     /// What follows the subresource, such as the path of a proxy request.
     pub(crate) rest: Vec<String>,
+    /// Of a path that is no resource: it is answered as this list or watch.
+    pub(crate) answered_as: Option<&'static str>,
 }
 
 impl RequestInfo {
@@ -221,7 +224,12 @@ impl RequestInfo {
                 info.version.clone_from(version);
                 parts = &parts[3..];
             }
-            _ => return info,
+            _ => {
+                if path == NODE_PODS && method == "GET" {
+                    info.answered_as = Some(if query.flag("watch") { "watch" } else { "list" });
+                }
+                return info;
+            }
         }
         info.is_resource = true;
         info.verb = match method {
@@ -291,9 +299,26 @@ impl RequestInfo {
         }
     }
 
+    /// Whether changes are told.
+    pub(crate) fn is_watch(&self) -> bool {
+        self.answered_as.unwrap_or(&self.verb) == "watch"
+    }
+
+    /// What a path that is no resource is answered as.
+    pub(crate) fn of_node_pods(&self) -> Option<RequestInfo> {
+        Some(RequestInfo {
+            is_resource: true,
+            path: self.path.clone(),
+            verb: self.answered_as?.to_owned(),
+            version: "v1".to_owned(),
+            resource: "pods".to_owned(),
+            ..RequestInfo::default()
+        })
+    }
+
     /// Whether the request goes on for as long as the client likes.
     pub(crate) fn is_long_running(&self) -> bool {
-        self.verb == "watch"
+        self.is_watch()
             || matches!(self.subresource.as_str(), "exec" | "attach" | "portforward" | "proxy" | "log")
     }
 }

@@ -28,7 +28,7 @@ use crate::assembly;
 use crate::auth::authenticate::{PeerAddress, PeerCertificate};
 use crate::auth::{UserInfo, shared_keys};
 use crate::bootstrap::{Bootstrap, Trusted};
-use crate::cache::Managers;
+use crate::cache::Detail;
 use crate::config::{Config, Error};
 use crate::lapsed::NodeCertificate;
 use crate::limits::connections::{self, Connections, FIRST_REQUEST};
@@ -172,7 +172,7 @@ impl ApiServer {
 
     /// The same API in process, as `user`.
     pub fn service_for(&self, user: UserInfo) -> ApiService {
-        ApiService { pipeline: self.pipeline.clone(), user, managers: Managers::Told }
+        ApiService { pipeline: self.pipeline.clone(), user, detail: Detail::Whole }
     }
 
     /// Shows another certificate to clients that connect from here on.
@@ -397,14 +397,14 @@ fn http_builder() -> auto::Builder<TokioExecutor> {
 pub struct ApiService {
     pipeline: Arc<Pipeline>,
     user: UserInfo,
-    managers: Managers,
+    detail: Detail,
 }
 
 impl ApiService {
     /// The same, where lists and watches leave out `managedFields`: they are often half of an object, and informers drop them.
     #[must_use]
     pub fn without_managers(self) -> ApiService {
-        ApiService { managers: Managers::LeftOut, ..self }
+        ApiService { detail: Detail::WithoutManagers, ..self }
     }
 }
 
@@ -425,7 +425,7 @@ where
         let pipeline = self.pipeline.clone();
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(self.user.clone());
-        request.extensions_mut().insert(self.managers);
+        request.extensions_mut().insert(self.detail);
         Box::pin(async move { Ok(Box::pin(pipeline.serve(request)).await) })
     }
 }

@@ -131,6 +131,11 @@ impl<K: Resource> Resource for Read<K> {
         K::plural(of)
     }
 
+    /// Of a view that is read elsewhere, its own.
+    fn url_path(of: &K::DynamicType, namespace: Option<&str>) -> String {
+        K::url_path(of, namespace)
+    }
+
     fn meta(&self) -> &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
         self.0.meta()
     }

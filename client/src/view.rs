@@ -41,6 +41,7 @@ pub struct PodSpec {
     pub active_deadline_seconds: Option<i64>,
     pub affinity: Option<Box<Affinity>>,
     pub containers: Vec<Container>,
+    pub host_network: Option<bool>,
     pub hostname: Option<String>,
     pub init_containers: Option<Vec<Container>>,
     pub node_name: Option<String>,

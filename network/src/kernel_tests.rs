@@ -13,6 +13,7 @@ use crate::proxy::{self, Node, ProxyConfig, plan, script};
 use crate::{HostPort, PodNetwork, PodNetworkConfig, conntrack, netns, nft};
 
 mod flushed;
+mod policy;
 
 /// Namespaces that are removed when the test ends, however it ends.
 struct World {

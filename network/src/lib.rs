@@ -5,6 +5,8 @@
 //! - [`PeerRoutes`]: the way to other nodes' pods, by route or by tunnel.
 //! - [`ServiceProxy`]: Services and their endpoints as nftables maps, changed element by element; who gets in, who
 //!   sticks to which endpoint, whose address and port it is.
+//! - [`PolicyEnforcer`]: NetworkPolicies as nftables maps, sets and chains, changed element by element. [`LocalPods`] keeps a
+//!   pod from its network until its rules stand.
 //! - [`ClusterDns`]: the names of Services and pods, with aliases followed; everything else is forwarded.
 //!
 //! [`Changes`] tells when links, addresses or routes have changed, so that what others did to them is undone.
@@ -22,6 +24,7 @@ mod ipam;
 mod nft;
 mod peers;
 mod pod;
+mod policy;
 mod proxy;
 
 #[cfg(test)]
@@ -33,4 +36,5 @@ pub use ipam::{HostPort, Ipam, IpamError};
 pub use nft::NftError;
 pub use peers::{PeerRoutes, PeersConfig, PeersError, Uplink};
 pub use pod::{PodNetwork, PodNetworkConfig, PodNetworkError};
+pub use policy::{LocalPods, NotJudged, PodIdentity, PodSource, PolicyConfig, PolicyEnforcer};
 pub use proxy::{ProxyConfig, ServiceProxy};

@@ -1,8 +1,11 @@
-//! Runs `nft`: one script is one transaction.
+//! Runs `nft`: one script is one transaction. And reads what it lists.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Stdio;
 use std::time::Duration;
 
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
@@ -59,4 +62,56 @@ async fn run(arguments: &[&str], input: &str) -> Result<Vec<u8>, NftError> {
     }
     let message = String::from_utf8_lossy(&output.stderr).trim().chars().take(2000).collect();
     Err(NftError::Refused { n_lines: input.lines().count(), message })
+}
+
+/// What stands of a table.
+#[derive(Debug, Default)]
+pub(crate) struct Listed {
+    /// Maps as well.
+    pub(crate) sets: BTreeSet<String>,
+    /// By chain.
+    pub(crate) n_rules: BTreeMap<String, usize>,
+}
+
+impl Listed {
+    /// Reads what `nft -j list table` prints; `None` if it is no such thing.
+    pub(crate) fn parse(json: &[u8]) -> Option<Listed> {
+        #[derive(Deserialize)]
+        struct Listing {
+            nftables: Vec<Item>,
+        }
+        #[derive(Deserialize)]
+        struct Item {
+            chain: Option<Named>,
+            set: Option<Named>,
+            map: Option<Named>,
+            rule: Option<Rule>,
+        }
+        #[derive(Deserialize)]
+        struct Named {
+            name: String,
+        }
+        #[derive(Deserialize)]
+        struct Rule {
+            chain: String,
+        }
+        let listing: Listing = serde_json::from_slice(json).ok()?;
+        let mut listed = Listed::default();
+        for item in listing.nftables {
+            listed.sets.extend(item.set.or(item.map).map(|set| set.name));
+            if let Some(chain) = item.chain {
+                listed.n_rules.entry(chain.name).or_default();
+            }
+            if let Some(rule) = item.rule {
+                *listed.n_rules.entry(rule.chain).or_default() += 1;
+            }
+        }
+        Some(listed)
+    }
+}
+
+/// The same in every version of the program, so that a new one finds the chains of the old; and nothing can be
+/// named so that its chains are another's.
+pub(crate) fn fingerprint(text: &str) -> String {
+    Sha256::digest(text).iter().take(10).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -15,7 +15,7 @@
 //!   nodes only (`peers`).
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -30,6 +30,7 @@ use crate::generation::generation;
 use crate::ipam::Range;
 use crate::netns::{self, NetnsError};
 use crate::nft::{self, NftError};
+use crate::policy::{LocalPods, NotJudged, PodIdentity};
 use crate::{HostPort, Ipam, IpamError};
 
 #[derive(Clone, Debug)]
@@ -62,6 +63,8 @@ pub enum PodNetworkError {
     Netns(#[from] NetnsError),
     #[error(transparent)]
     Nft(#[from] NftError),
+    #[error(transparent)]
+    NotJudged(#[from] NotJudged),
 }
 
 /// See the module's documentation.
@@ -72,6 +75,8 @@ pub struct PodNetwork {
     /// Another once somebody has deleted the bridge, and it was made anew.
     bridge_index: AtomicU32,
     mtu: AtomicU32,
+    /// What all ports of the bridge are set to.
+    bridged: parking_lot::Mutex<Bridged>,
     /// Held from a look at all open host ports until nft has them: a later change must not be undone by an earlier
     /// one that nft takes later.
     rules: tokio::sync::Mutex<Written>,
@@ -91,6 +96,24 @@ impl Written {
     /// Whether somebody may have changed rules since, and it is time to look.
     fn is_doubtful(&self, look_every: Duration) -> bool {
         self.at.elapsed() >= look_every && (self.generation.is_none() || self.generation != generation().ok())
+    }
+}
+
+/// What becomes of a packet that the bridge itself would lead from one pod to another, past the node's routing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Bridged {
+    /// It is dropped: no rule for IP would see it.
+    Isolated,
+    /// Rules for IP see it, as other software has asked for. What they have translated goes this way.
+    Judged,
+}
+
+impl Bridged {
+    fn of_this_machine() -> Bridged {
+        match std::fs::read_to_string("/proc/sys/net/bridge/bridge-nf-call-iptables") {
+            Ok(text) if text.trim() != "0" => Bridged::Judged,
+            _ => Bridged::Isolated,
+        }
     }
 }
 
@@ -117,7 +140,15 @@ impl PodNetwork {
         allow_loopback_ports(&config, ports.iter().map(|(port, _)| port))?;
         let rules = tokio::sync::Mutex::new(Written::now());
         let (mtu, bridge_index) = (AtomicU32::new(config.mtu), AtomicU32::new(bridge_index));
-        Ok(PodNetwork { config, ipam, handle, bridge_index, mtu, rules })
+        let bridged = parking_lot::Mutex::new(Bridged::of_this_machine());
+        let network = PodNetwork { config, ipam, handle, bridge_index, mtu, bridged, rules };
+        // Those of an earlier process, which may have set them up otherwise.
+        for name in network.ipam.sandboxes().iter().map(|sandbox_id| veth_name(sandbox_id)) {
+            if let Some(index) = link_index(&network.handle, &name).await? {
+                network.set_port(&name, index).await?;
+            }
+        }
+        Ok(network)
     }
 
     /// The largest packet from now on, of pods that come. Those that are there learn it from the node, packet by packet.
@@ -155,18 +186,24 @@ impl PodNetwork {
             }
         };
         self.bridge_index.store(index, Ordering::Relaxed);
+        let bridged = Bridged::of_this_machine();
+        let are_set = *self.bridged.lock() == bridged;
         for sandbox_id in self.ipam.sandboxes() {
             let name = veth_name(&sandbox_id);
             let Some(link) = named(&name) else { continue };
             let is_port = link.attributes.contains(&LinkAttribute::Controller(index));
             if is_port && link.header.flags.contains(LinkFlags::Up) {
+                if !are_set {
+                    self.set_port(&name, link.header.index).await?;
+                }
                 continue;
             }
             let port = LinkUnspec::new_with_index(link.header.index).controller(index).up().build();
             let set = self.handle.link().set(port).execute().await;
             gone_is_fine(set).map_err(netlink(|| format!("attach {name} to the bridge")))?;
-            self.turn_hairpin_on(&name, link.header.index).await?;
+            self.set_port(&name, link.header.index).await?;
         }
+        *self.bridged.lock() = bridged;
         for cidr in [&self.config.cluster_cidr, &self.config.service_cidr] {
             add_unreachable(&self.handle, Range::parse(cidr)?).await?;
         }
@@ -185,6 +222,31 @@ impl PodNetwork {
             *written = Written::now();
         }
         Ok(())
+    }
+
+    /// As [`PodNetwork::attach`], once the rules of network policies stand for the pod.
+    pub async fn attach_judged(
+        &self,
+        policies: &LocalPods,
+        pod: PodIdentity,
+        sandbox_id: &str,
+        netns: &Path,
+        host_ports: &[HostPort],
+    ) -> Result<Ipv4Addr, PodNetworkError> {
+        let address = self.ipam.allocate(sandbox_id, host_ports)?;
+        policies.admit(sandbox_id, address, pod).await?;
+        // What was let through to who had the address before is not for this one.
+        let is_its = move |flow: &conntrack::Flow| [flow.to.ip(), flow.answered_by.ip()].contains(&&address);
+        if let Err(error) = conntrack::forget_udp(is_its).await {
+            tracing::warn!(%error, %address, "UDP flows of the pod that had an address before were not forgotten");
+        }
+        self.attach(sandbox_id, netns, host_ports).await
+    }
+
+    /// The address that a sandbox has or will have.
+    #[cfg(test)]
+    pub(crate) fn reserve(&self, sandbox_id: &str) -> Result<Ipv4Addr, PodNetworkError> {
+        Ok(self.ipam.allocate(sandbox_id, &[])?)
     }
 
     /// Gives a sandbox's namespace an interface and an address, and opens its host ports. Answers the address.
@@ -234,8 +296,8 @@ impl PodNetwork {
         gone_is_fine(deleted).map_err(netlink(|| format!("delete {name}")))
     }
 
-    pub fn address(&self, sandbox_id: &str) -> Option<IpAddr> {
-        self.ipam.get(sandbox_id).map(IpAddr::V4)
+    pub fn address(&self, sandbox_id: &str) -> Option<Ipv4Addr> {
+        self.ipam.get(sandbox_id)
     }
 
     /// The bridge's own address, the pods' gateway.
@@ -274,7 +336,7 @@ impl PodNetwork {
         let name = veth_name(sandbox_id);
         if let Some(index) = link_index(&self.handle, &name).await? {
             if link_index(inside, "eth0").await?.is_some() {
-                return self.turn_hairpin_on(&name, index).await;
+                return self.set_port(&name, index).await;
             }
             // Its other end is in a namespace that this one has replaced, and that something still holds.
             self.delete_link(&name, index).await?;
@@ -299,15 +361,17 @@ impl PodNetwork {
         made.map_err(netlink(|| format!("make the veth pair {name}")))?;
         let index =
             link_index(&self.handle, &name).await?.ok_or_else(|| PodNetworkError::NoLink(name.clone()))?;
-        self.turn_hairpin_on(&name, index).await
+        self.set_port(&name, index).await
     }
 
     /// For a pod that meets itself behind a Service: where other software has turned on `bridge-nf-call-iptables`, the
-    /// translated packet goes back out of the port it came in by.
-    async fn turn_hairpin_on(&self, name: &str, index: u32) -> Result<(), PodNetworkError> {
-        let port = LinkBridgePort::new(index).hairpin(true).build();
+    /// translated packet goes back out of the port it came in by. Where not, nothing of a pod's goes to another's port: by ARP or by
+    /// IPv6's own addresses of the link, pods would meet past all rules.
+    async fn set_port(&self, name: &str, index: u32) -> Result<(), PodNetworkError> {
+        let is_isolated = Bridged::of_this_machine() == Bridged::Isolated;
+        let port = LinkBridgePort::new(index).hairpin(true).isolated(is_isolated).build();
         let set = self.handle.link().set_port(port).execute().await;
-        set.map_err(netlink(|| format!("turn on hairpin mode of {name}")))
+        gone_is_fine(set).map_err(netlink(|| format!("set up {name} as a port of the bridge")))
     }
 }
 

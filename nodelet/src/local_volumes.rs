@@ -257,15 +257,12 @@ async fn run(program: &'static str, command: &mut Command) -> Result<(), LocalVo
 }
 
 /// Runs a command that may end with any of these codes.
-async fn run_for(
-    program: &'static str,
-    command: &mut Command,
-    good: &[i32],
-) -> Result<(), LocalVolumeError> {
+async fn run_for(program: &'static str, command: &mut Command, good: &[i32]) -> Result<(), LocalVolumeError> {
     command.stdin(std::process::Stdio::null()).kill_on_drop(true);
     let output = tokio::time::timeout(COMMAND_TIME, command.output()).await;
     let failed = |said: String| LocalVolumeError::Command { program, said };
-    let output = output.map_err(|_| LocalVolumeError::Late { program })?.map_err(|error| failed(error.to_string()))?;
+    let output =
+        output.map_err(|_| LocalVolumeError::Late { program })?.map_err(|error| failed(error.to_string()))?;
     if output.status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(());
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use async_trait::async_trait;
 use skiff_cri::CriError;
+use skiff_cri::v1::PodSandboxConfig;
 
 /// A port of the node that leads to a port of the pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,12 +21,13 @@ pub struct PortForward {
 /// Makes and removes the network namespaces of sandboxes. Every call may be repeated.
 #[async_trait]
 pub trait SandboxNetwork: Send + Sync + 'static {
-    /// Makes the namespace at `netns` if it is not there, and connects it. Answers its addresses.
+    /// Makes the namespace at `netns` if it is not there, and connects it. Answers its addresses. `pod` says whose it is.
     async fn up(
         &self,
         sandbox_id: &str,
         netns: &Path,
         ports: &[PortForward],
+        pod: &PodSandboxConfig,
     ) -> Result<Vec<IpAddr>, CriError>;
 
     /// Disconnects and removes the namespace and gives the addresses back.

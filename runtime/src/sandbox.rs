@@ -107,7 +107,7 @@ impl Sandboxes {
         held.extend(sandbox.ipcns.clone());
         let mut ips = Vec::new();
         if let Some(netns) = &sandbox.netns {
-            ips = self.network.up(id, netns, &port_forwards(config)).await?;
+            ips = self.network.up(id, netns, &port_forwards(config), config).await?;
             held.push(netns.clone());
         }
         let sysctls = config.linux.iter().flat_map(|l| l.sysctls.clone()).collect::<Vec<_>>();

@@ -27,7 +27,13 @@ struct Network;
 
 #[async_trait]
 impl SandboxNetwork for Network {
-    async fn up(&self, _: &str, netns: &Path, _: &[PortForward]) -> Result<Vec<IpAddr>, CriError> {
+    async fn up(
+        &self,
+        _: &str,
+        netns: &Path,
+        _: &[PortForward],
+        _: &PodSandboxConfig,
+    ) -> Result<Vec<IpAddr>, CriError> {
         std::fs::write(netns, "").unwrap();
         Ok(vec!["10.1.0.2".parse().unwrap()])
     }

@@ -25,6 +25,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use serde::{Deserialize, Serialize};
 use skiff_client::Informers;
+use skiff_network::{LocalPods, PodSource};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -108,6 +109,7 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
     let shutdown = CancellationToken::new();
     let (mut parts, ip) = (Parts::new(), watch::Sender::new(ip));
     let informers = informers(&client, &directory, &shutdown);
+    let policies = Arc::<LocalPods>::default();
     let site = |told: &Told| Site {
         own_ports: vec![SSH_PORT, args.node.kubelet_port],
         args: args.node.clone(),
@@ -117,6 +119,8 @@ pub(crate) async fn run(args: AgentArgs) -> Result<()> {
         pod_cidr: told.pod_cidr.clone(),
         claims_range: false,
         informers: informers.clone(),
+        pod_source: PodSource::ForNodes,
+        policies: policies.clone(),
     };
     let mut early = Early { by: None, parts: Parts::new(), stop: shutdown.child_token() };
     let Member { told, serving } = {
@@ -236,9 +240,13 @@ fn informers(client: &Client, directory: &Path, shutdown: &CancellationToken) ->
     let file = |name: &str| directory.join(format!("last-{name}.json"));
     informers.kept::<Service>(file("services"), Clone::clone);
     informers.kept::<EndpointSlice>(file("endpoints"), Clone::clone);
-    // Which there are is all that names ask of namespaces.
+    // Names ask which there are, network policies for their labels.
     informers.kept(file("namespaces"), |namespace: &Namespace| Namespace {
-        metadata: ObjectMeta { name: namespace.metadata.name.clone(), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: namespace.metadata.name.clone(),
+            labels: namespace.metadata.labels.clone(),
+            ..ObjectMeta::default()
+        },
         ..Namespace::default()
     });
     // Nodes report every few seconds; where they and their pods are hardly ever changes.

@@ -18,8 +18,8 @@ use skiff_client::{EventRecorder, Informers};
 use skiff_cri::{ContainerRuntime, Cri};
 use skiff_images::{Images, Registries};
 use skiff_network::{
-    Changes, ClusterDns, DnsConfig, LOOK_EVERY, PeerRoutes, PeersConfig, PodNetwork, PodNetworkConfig,
-    ProxyConfig, ServiceProxy, Uplink,
+    Changes, ClusterDns, DnsConfig, LOOK_EVERY, LocalPods, PeerRoutes, PeersConfig, PodNetwork,
+    PodNetworkConfig, PodSource, PolicyConfig, PolicyEnforcer, ProxyConfig, ServiceProxy, Uplink,
 };
 use skiff_nodelet::{EvictionHard, ImageGcPolicy, Nodelet, ServerTls};
 use skiff_runtime::{NodeRuntime, RuntimeConfig};
@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::address::Follow;
-use crate::bridges::{Events, Network, PodGroups};
+use crate::bridges::{Events, Network, PodGroups, identity};
 use crate::complaint::Complaint;
 use crate::identity::Identity;
 use crate::layout::Layout;
@@ -129,6 +129,10 @@ pub(crate) struct Site {
     pub(crate) own_ports: Vec<u16>,
     /// By which the proxy, the DNS and the routes see the cluster.
     pub(crate) informers: Informers,
+    /// Where network policies see the cluster's pods.
+    pub(crate) pod_source: PodSource,
+    /// Keeps pods from the network until network policies have been heard.
+    pub(crate) policies: Arc<LocalPods>,
 }
 
 /// A node that is about to start.
@@ -220,7 +224,7 @@ pub(crate) async fn start(setup: NodeSetup, shutdown: &CancellationToken, parts:
         node: Some(site.name.clone()),
     };
     write_private(&args.layout.node_record(), &serde_json::to_string(&record)?)?;
-    let Opened { runtime, network, .. } = open_runtime(&args.layout, &record).await?;
+    let Opened { runtime, network, .. } = open_runtime(&args.layout, &record, site.policies.clone()).await?;
     let nodelet = nodelet_as_soon_as_it_is_taken(&setup, &runtime).await?;
     if setup.services == Services::Start {
         start_services(&setup.site, shutdown, parts).await?;
@@ -328,9 +332,9 @@ async fn mend_pod_network(
         if mtu.is_none()
             && let Ok(uplink) = Uplink::of(ip).await
         {
-            network.0.set_mtu(uplink.mtu);
+            network.pods.set_mtu(uplink.mtu);
         }
-        if let Err(error) = network.0.mend().await
+        if let Err(error) = network.pods.mend().await
             && complaint.is_due()
         {
             tracing::warn!(
@@ -419,7 +423,7 @@ async fn start_nodelet(setup: &NodeSetup, runtime: Arc<NodeRuntime>) -> Result<N
     Ok(Nodelet::start(config, setup.client.clone(), runtime, Arc::new(Events(events))).await?)
 }
 
-/// The service proxy, the cluster's DNS and the routes to other nodes.
+/// The service proxy, network policies, the cluster's DNS and the routes to other nodes.
 pub(crate) async fn start_services(
     site: &Site,
     shutdown: &CancellationToken,
@@ -449,6 +453,17 @@ pub(crate) async fn start_services(
     parts.spawn(async move {
         proxy.run(stop).await;
         Ok("service proxy")
+    });
+    let config = PolicyConfig {
+        pod_cidr: site.pod_cidr.clone(),
+        cluster_dns: network.cluster_dns,
+        pods: site.pod_source,
+    };
+    let policies = PolicyEnforcer::new(config, informers, site.policies.clone());
+    let stop = shutdown.clone();
+    parts.spawn(async move {
+        policies.run(stop).await;
+        Ok("network policies")
     });
     let config = PeersConfig {
         node_name: site.name.clone(),
@@ -579,12 +594,13 @@ fn images_apart(layout: &Layout, own_ranges: Vec<skiff_images::Range>) -> Result
     Images::open(&layout.images(), registries).context("opening the image store")
 }
 
-async fn open_runtime(layout: &Layout, record: &Record) -> Result<Opened> {
+async fn open_runtime(layout: &Layout, record: &Record, policies: Arc<LocalPods>) -> Result<Opened> {
     let images = images_beside(layout, &record.network)?;
     let NetworkRecord { bridge, pod_cidr, cluster_cidr, service_cidr, mtu, .. } = record.network.clone();
     let state_directory = layout.addresses();
     let config = PodNetworkConfig { bridge, pod_cidr, cluster_cidr, service_cidr, mtu, state_directory };
-    let network = Arc::new(Network(PodNetwork::open(config).await.context("setting up the pod network")?));
+    let pods = PodNetwork::open(config).await.context("setting up the pod network")?;
+    let network = Arc::new(Network { pods, policies });
     let oci = OciRuntime::open(OciConfig {
         name: "runc",
         runc: record.runc.clone(),
@@ -626,13 +642,18 @@ async fn open_runtime(layout: &Layout, record: &Record) -> Result<Opened> {
     Ok(Opened { runtime, wasm, network })
 }
 
-/// Gives back addresses whose sandboxes are no more: of those that a crash took the records of.
+/// Gives back addresses whose sandboxes are no more: of those that a crash took the records of. Whose the others are is recalled.
 async fn release_addresses(runtime: &NodeRuntime, network: &Network) -> Result<()> {
     let sandboxes = runtime.list_pod_sandbox(Default::default()).await?.items;
-    for id in network.0.sandboxes() {
+    let known = sandboxes.iter().filter_map(|sandbox| {
+        let address = network.pods.address(&sandbox.id)?;
+        Some((sandbox.id.clone(), address, identity(sandbox.metadata.as_ref(), &sandbox.labels)))
+    });
+    network.policies.recall(known);
+    for id in network.pods.sandboxes() {
         if !sandboxes.iter().any(|s| s.id == id) {
             info!(sandbox = id, "giving back the address of a sandbox that is gone");
-            network.0.detach(&id).await.with_context(|| format!("detaching sandbox {id}"))?;
+            network.pods.detach(&id).await.with_context(|| format!("detaching sandbox {id}"))?;
         }
     }
     Ok(())
@@ -671,7 +692,7 @@ fn read_record(layout: &Layout) -> Result<Option<Record>> {
 pub(crate) async fn tear_down(layout: &Layout) -> Result<()> {
     use skiff_cri::v1::{ListPodSandboxRequest, RemovePodSandboxRequest};
     if let Some(record) = read_record(layout)? {
-        let opened = open_runtime(layout, &record).await?;
+        let opened = open_runtime(layout, &record, Arc::default()).await?;
         let sandboxes = opened.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.items;
         for sandbox in sandboxes {
             let request = RemovePodSandboxRequest { pod_sandbox_id: sandbox.id.clone() };
@@ -680,10 +701,11 @@ pub(crate) async fn tear_down(layout: &Layout) -> Result<()> {
         }
         opened.wasm.shutdown_hosts().await.map_err(|e| anyhow!(e).context("ending the Wasm hosts"))?;
         ServiceProxy::remove_rules().await.context("removing the service rules")?;
+        PolicyEnforcer::remove_rules().await.context("removing the rules of network policies")?;
         PeerRoutes::remove(&record.network.vxlan_device)
             .await
             .context("removing the routes to other nodes")?;
-        opened.network.0.close().await.context("removing the pod network")?;
+        opened.network.pods.close().await.context("removing the pod network")?;
     }
     remove_groups(layout)
 }
@@ -703,7 +725,7 @@ pub(crate) fn remove_groups(layout: &Layout) -> Result<()> {
 pub(crate) async fn stop_pods(layout: &Layout, grace: Duration) -> Result<()> {
     use skiff_cri::v1::{ListContainersRequest, StopContainerRequest};
     let Some(record) = read_record(layout)? else { return Ok(()) };
-    let runtime = open_runtime(layout, &record).await?.runtime;
+    let runtime = open_runtime(layout, &record, Arc::default()).await?.runtime;
     let containers = runtime.list_containers(ListContainersRequest::default()).await?.containers;
     info!(n_containers = containers.len(), grace_s = grace.as_secs(), "ending this node's pods");
     let timeout = i64::try_from(grace.as_secs()).unwrap_or(i64::MAX);

@@ -33,6 +33,7 @@ use skiff_apiserver::{
 };
 use skiff_client::Informers;
 use skiff_controllers::{Reached, Selection};
+use skiff_network::PodSource;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -445,6 +446,8 @@ impl Server {
             claims_range: true,
             own_ports: vec![SSH_PORT, args.port, args.node.kubelet_port],
             informers: self.informers.clone(),
+            pod_source: PodSource::ControlPlane,
+            policies: Arc::default(),
         };
         let setup = NodeSetup {
             site,

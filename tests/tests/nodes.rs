@@ -465,3 +465,131 @@ fn certificates_are_renewed_while_they_are_in_use() -> Result<()> {
     cluster.kubectl(&["delete", "csr", "--all"])?;
     cluster.stop()
 }
+
+/// Pods of both kinds on each node, and one that only asks.
+const POLICED: &str = r#"
+apiVersion: v1
+kind: Namespace
+metadata: {name: other}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: c, image: "nginx:alpine", ports: [{name: page, containerPort: 80}]}
+---
+apiVersion: apps/v1
+kind: DaemonSet
+metadata: {name: guest}
+spec:
+  selector: {matchLabels: {app: guest}}
+  template:
+    metadata: {labels: {app: guest}}
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - {name: c, image: "skiff/wasm-http:v1", ports: [{name: page, containerPort: 8080}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: guest}
+spec: {selector: {app: guest}, ports: [{port: 80, targetPort: page}]}
+"#;
+
+/// One that asks, with labels and in a namespace of the story's.
+fn asker(name: &str, namespace: &str, labels: &str) -> String {
+    format!(
+        r#"{{"apiVersion": "v1", "kind": "Pod", "metadata": {{"name": "{name}", "namespace": "{namespace}", "labels": {labels}}},
+            "spec": {{"terminationGracePeriodSeconds": 0,
+                "containers": [{{"name": "c", "image": "busybox:1.36", "command": ["sleep", "3600"]}}]}}}}"#
+    )
+}
+
+/// Whether a pod gets a page.
+fn gets(cluster: &TestCluster, pod: (&str, &str), url: &str) -> bool {
+    let (namespace, name) = pod;
+    cluster.kubectl(&["exec", "-n", namespace, name, "--", "timeout", "3", "wget", "-qO-", url]).is_ok()
+}
+
+#[test]
+fn network_policies_are_kept_for_linux_and_wasm_on_every_node() -> Result<()> {
+    let cluster = TestCluster::start_nodes("nodes-policy", 2)?;
+    cluster.apply_text(POLICED)?;
+    cluster.apply_text(&asker("friend", "default", r#"{"role": "friend"}"#))?;
+    cluster.apply_text(&asker("foe", "default", r#"{"role": "foe"}"#))?;
+    cluster.wait_for("the other namespace's account", || {
+        Ok(cluster.apply_text(&asker("stranger", "other", "{}")).ok())
+    })?;
+    for app in ["web", "guest"] {
+        cluster.kubectl(&["rollout", "status", &format!("daemonset/{app}"), "--timeout=90s"])?;
+    }
+    let (friend, foe, stranger) = (("default", "friend"), ("default", "foe"), ("other", "stranger"));
+    for (namespace, name) in [friend, foe, stranger] {
+        let pod = format!("pod/{name}");
+        cluster.kubectl(&["wait", "-n", namespace, "--for=condition=Ready", &pod, "--timeout=60s"])?;
+    }
+    let mut urls: Vec<String> = placed(&cluster, "web")?.iter().map(|p| format!("http://{}", p[2])).collect();
+    urls.extend(placed(&cluster, "guest")?.iter().map(|p| format!("http://{}:8080", p[2])));
+    urls.push("http://guest.default".to_owned());
+    ensure!(urls.len() == 5, "{urls:?}");
+    let expect = |what: &str, who: (&str, &str), wanted: bool| {
+        for url in &urls {
+            cluster.wait_for(&format!("{what}: {} to get {url}: {wanted}", who.1), || {
+                Ok((gets(&cluster, who, url) == wanted).then_some(()))
+            })?;
+        }
+        anyhow::Ok(())
+    };
+    for who in [friend, foe, stranger] {
+        expect("no policy", who, true)?;
+    }
+    // The page's example (docs/network-policy.md), for pods of both kinds.
+    cluster.kubectl(&["apply", "-f", "../samples/network-policy/deny.yaml"])?;
+    for who in [friend, foe, stranger] {
+        expect("deny", who, false)?;
+    }
+    cluster.kubectl(&["apply", "-f", "../samples/network-policy/allow.yaml"])?;
+    expect("allow", friend, true)?;
+    expect("allow", foe, false)?;
+    expect("allow", stranger, false)?;
+    // A label that comes lets in, one that goes shuts out; a namespace's too.
+    cluster.kubectl(&["label", "pod", "foe", "role=friend", "--overwrite"])?;
+    expect("a label came", foe, true)?;
+    cluster.kubectl(&["label", "pod", "foe", "role=foe", "--overwrite"])?;
+    expect("a label went", foe, false)?;
+    cluster.kubectl(&["label", "namespace", "other", "team=friends"])?;
+    expect("a namespace's label came", stranger, true)?;
+    // A pod that comes later is closed from its first moment, on whichever node.
+    cluster.kubectl(&["apply", "-f", "../samples/network-policy/egress.yaml"])?;
+    cluster.apply_text(&asker("late", "default", r#"{"role": "friend", "egress": "dns"}"#))?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/late", "--timeout=60s"])?;
+    for url in &urls {
+        ensure!(!gets(&cluster, ("default", "late"), url), "it reaches {url}");
+    }
+    let found = cluster.kubectl(&["exec", "late", "--", "nslookup", "guest.default.svc.cluster.local"])?;
+    has(&found, &["guest.default"])?;
+    // Killed, a server keeps the rules, and goes on with them.
+    cluster.kill_server()?;
+    expect("after a restart", friend, true)?;
+    expect("after a restart", foe, false)?;
+    for node in cluster.nodes() {
+        let flushed = Command::new("nsenter")
+            .arg(format!("--net={}", node.netns.display()))
+            .args(["nft", "delete", "table", "ip", "skiff_policy"])
+            .status()
+            .context("running nsenter")?;
+        ensure!(flushed.success(), "no table on {}", node.name);
+    }
+    expect("after a flush", foe, false)?;
+    cluster.kubectl(&["delete", "-f", "../samples/network-policy"])?;
+    expect("all policies gone", foe, true)?;
+    cluster.kubectl(&["delete", "daemonset", "web", "guest"])?;
+    cluster.kubectl(&["delete", "namespace", "other"])?;
+    cluster.stop()
+}

@@ -14,6 +14,7 @@ use skiff_api::encode::Ordered;
 use skiff_api::meta::Meta;
 use skiff_api::{FieldSelector, Kind, LabelSelector, Object, protobuf};
 
+use super::for_nodes::for_nodes;
 use super::packed::{Bases, Document};
 use crate::store::Revision;
 
@@ -44,12 +45,15 @@ struct Head<'d> {
     metadata: &'d RawValue,
 }
 
-/// Whether somebody is told who manages which fields.
+/// How much of an object somebody is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Managers {
+pub(crate) enum Detail {
     #[default]
-    Told,
-    LeftOut,
+    Whole,
+    /// All but who manages which fields.
+    WithoutManagers,
+    /// Of a pod, what every node may see.
+    ForNodes,
 }
 
 #[derive(Deserialize)]
@@ -246,21 +250,22 @@ impl Entry {
         self.document.bytes()
     }
 
-    /// The document as it is sent to who has a use for managers, or has not.
-    pub(crate) fn sent(&self, managers: Managers) -> Bytes {
+    /// The document with as much of it as is sent.
+    pub(crate) fn sent(&self, detail: Detail) -> Bytes {
         let document = self.json();
-        match managers {
-            Managers::Told => document,
-            Managers::LeftOut => without_managers(document),
+        match detail {
+            Detail::Whole => document,
+            Detail::WithoutManagers => without_managers(document),
+            Detail::ForNodes => for_nodes(&document),
         }
     }
 
     /// The object's metadata alone, in a version of `meta.k8s.io`; `None` of custom kinds, whose documents have it in another order.
-    pub(crate) fn metadata_json(&self, kind: &Kind, meta_version: &str, managers: Managers) -> Option<Bytes> {
+    pub(crate) fn metadata_json(&self, kind: &Kind, meta_version: &str, detail: Detail) -> Option<Bytes> {
         if kind.custom().is_some() {
             return None;
         }
-        let document = self.sent(managers);
+        let document = self.sent(detail);
         let head: Head<'_> = serde_json::from_slice(&document).ok()?;
         let metadata = head.metadata.get();
         Some(
@@ -344,13 +349,13 @@ mod tests {
             (&*expected.uid, expected.label("l"), 7)
         );
         let metadata = serde_json::from_slice::<Object>(
-            &entry.metadata_json(kind, "meta.k8s.io/v1", Managers::Told).unwrap(),
+            &entry.metadata_json(kind, "meta.k8s.io/v1", Detail::Whole).unwrap(),
         )
         .unwrap();
         let mut whole = entry.parse();
         assert_eq!(metadata["metadata"], whole["metadata"]);
         whole.meta_mut().remove("managedFields");
-        assert_eq!(serde_json::from_slice::<Object>(&entry.sent(Managers::LeftOut)).unwrap(), whole);
+        assert_eq!(serde_json::from_slice::<Object>(&entry.sent(Detail::WithoutManagers)).unwrap(), whole);
     }
 
     #[test]

@@ -28,12 +28,13 @@ use self::unreadable::Damaged;
 use crate::store::{Batch, Range, Revision, Store, StoreError};
 
 mod entry;
+mod for_nodes;
 mod packed;
 mod resource;
 mod unreadable;
 mod watcher;
 
-pub(crate) use entry::{Entry, Managers};
+pub(crate) use entry::{Detail, Entry};
 pub(crate) use resource::{Observer, ResourceCache, Snapshot};
 pub(crate) use watcher::{Change, ChangeKind, Filter, Watcher, frame};
 

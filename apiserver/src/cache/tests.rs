@@ -108,7 +108,7 @@ async fn all_watchers_share_one_encoded_event() {
         (0..3).map(|_| f.pods().watch(Filter::default(), Some(start)).expect("watches")).collect();
     f.put("x", json!({}), "").await;
     let changes: Vec<_> = watchers.iter_mut().map(|w| w.changes.try_recv().expect("an event")).collect();
-    let frames: Vec<_> = changes.iter().map(|change| change.frame(Managers::Told).as_ptr()).collect();
+    let frames: Vec<_> = changes.iter().map(|change| change.frame(Detail::Whole).as_ptr()).collect();
     assert!(frames.windows(2).all(|pair| pair[0] == pair[1]));
     let pods = f.pods();
     let kind = pods.kind();

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use skiff_api::{FieldSelector, Kind, LabelSelector, protobuf};
 use tokio::sync::mpsc;
 
-use super::{Entry, Managers};
+use super::{Detail, Entry};
 use crate::store::Revision;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,8 @@ struct Frames {
     json: OnceLock<Bytes>,
     /// Without managers.
     lean: OnceLock<Bytes>,
+    /// What every node may see.
+    for_nodes: OnceLock<Bytes>,
     protobuf: OnceLock<Bytes>,
 }
 
@@ -50,12 +52,13 @@ impl Change {
     }
 
     /// The event as it is sent in plain JSON, encoded once for all watchers that see the same change.
-    pub(crate) fn frame(&self, managers: Managers) -> Bytes {
-        let of_managers = match managers {
-            Managers::Told => &self.frames.json,
-            Managers::LeftOut => &self.frames.lean,
+    pub(crate) fn frame(&self, detail: Detail) -> Bytes {
+        let of_detail = match detail {
+            Detail::Whole => &self.frames.json,
+            Detail::WithoutManagers => &self.frames.lean,
+            Detail::ForNodes => &self.frames.for_nodes,
         };
-        of_managers.get_or_init(|| frame(self.kind.as_str(), &self.entry.sent(managers))).clone()
+        of_detail.get_or_init(|| frame(self.kind.as_str(), &self.entry.sent(detail))).clone()
     }
 
     /// The same in protobuf. `kind` is the kind that is stored.

@@ -35,6 +35,8 @@ impl Pipeline {
         };
         let place = if is_long { Some(Arc::new((self.limits.long_running()?, counted))) } else { None };
         // As upstream: streams that are no watches take no seats.
+        let served = info.of_node_pods();
+        let info = served.as_ref().unwrap_or(info);
         let seat = if is_long && info.verb != "watch" {
             None
         } else {

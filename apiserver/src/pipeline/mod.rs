@@ -13,6 +13,7 @@
 mod enter;
 mod entry;
 mod identify;
+mod node_pods;
 mod path;
 mod resource;
 
@@ -139,7 +140,7 @@ impl Pipeline {
         let documents = Encoding::of_documents(&headers, &query);
         // Who calls in process is one of the cluster's own.
         let class = extensions.get::<Class>().copied().unwrap_or(Class::Own);
-        let turn = if info.verb == "watch" { self.limits.turn(class).await } else { None };
+        let turn = if info.is_watch() { self.limits.turn(class).await } else { None };
         let user = match self.identify(&headers, &extensions, &info, turn).await {
             Ok(checked) => checked,
             Err(status) => return respond::failure(&documents, &status),
@@ -166,7 +167,10 @@ impl Pipeline {
             Ok(admitted) => admitted,
             Err(status) => return with_levels(respond::failure(&documents, &status), &classified),
         };
-        let result = if info.is_resource {
+        let result = if let Some(info) = info.of_node_pods() {
+            let head = Head { method, uri, headers, extensions, table, held };
+            self.node_pods(user, info, query, head, encoding).await
+        } else if info.is_resource {
             let mut extensions = extensions;
             extensions.insert(place.clone());
             let head = Head { method, uri, headers, extensions, table, held };

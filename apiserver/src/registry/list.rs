@@ -18,7 +18,7 @@ use skiff_api::{Kind, Status, protobuf, table};
 use std::io::Write;
 
 use super::options::{ListOptions, VersionMatch, revision};
-use crate::cache::{Entry, Filter, Managers, Snapshot};
+use crate::cache::{Detail, Entry, Filter, Snapshot};
 use crate::call::Call;
 use crate::convert::{convert, is_same_version, needs_webhook};
 use crate::failure::store_failure;
@@ -226,8 +226,8 @@ impl Lists {
             Shape::Table => table::default_of(&kind, page.entries.iter().map(|entry| entry.parse())),
             _ => None,
         };
-        let (printed, encoding, managers) = (call.printed.clone(), call.encoding, call.managers());
-        let items = Items { in_version, printed, encoding, as_stored, managers, kind, default };
+        let (printed, encoding, detail) = (call.printed.clone(), call.encoding, call.detail());
+        let items = Items { in_version, printed, encoding, as_stored, detail, kind, default };
         if call.encoding.syntax == Syntax::Json {
             return Ok(streamed_json(&call, items, metadata, page.entries));
         }
@@ -297,7 +297,7 @@ struct Items {
     encoding: Encoding,
     /// Whether the cache holds the version that is asked for.
     as_stored: bool,
-    managers: Managers,
+    detail: Detail,
     /// The name of the object that is told by a word in a table.
     default: Option<String>,
 }
@@ -347,11 +347,11 @@ impl Items {
 
     fn json(&self, entry: &Entry) -> Bytes {
         if self.as_stored && self.encoding.shape == Shape::Object {
-            return entry.sent(self.managers);
+            return entry.sent(self.detail);
         }
         if self.as_stored
             && self.encoding.shape == Shape::Metadata
-            && let Some(metadata) = entry.metadata_json(&self.kind, self.encoding.meta_version, self.managers)
+            && let Some(metadata) = entry.metadata_json(&self.kind, self.encoding.meta_version, self.detail)
         {
             return metadata;
         }

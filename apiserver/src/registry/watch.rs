@@ -22,7 +22,7 @@ use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::Registry;
 use super::options::{ListOptions, revision};
-use crate::cache::{Caches, Change, ChangeKind, Entry, Filter, Managers, Watcher};
+use crate::cache::{Caches, Change, ChangeKind, Detail, Entry, Filter, Watcher};
 use crate::call::Call;
 use crate::convert::{asks_webhook, convert, is_same_version, needs_webhook};
 use crate::metrics::Count;
@@ -68,7 +68,7 @@ impl Registry {
             printed: call.printed.clone(),
             encoding: call.encoding,
             syntax,
-            managers: call.managers(),
+            detail: call.detail(),
             sent_columns: false,
         };
         let stream = WatchStream {
@@ -324,7 +324,7 @@ struct EventEncoder {
     encoding: Encoding,
     syntax: Syntax,
     as_stored: bool,
-    managers: Managers,
+    detail: Detail,
     sent_columns: bool,
 }
 
@@ -333,14 +333,14 @@ impl EventEncoder {
         if self.encoding.shape == Shape::Object && self.as_stored {
             return match self.syntax {
                 Syntax::Protobuf => change.protobuf_frame(&self.stored),
-                _ => change.frame(self.managers),
+                _ => change.frame(self.detail),
             };
         }
         if self.encoding.shape == Shape::Metadata
             && self.as_stored
             && self.syntax != Syntax::Protobuf
             && let Some(metadata) =
-                change.entry.metadata_json(&self.stored, self.encoding.meta_version, self.managers)
+                change.entry.metadata_json(&self.stored, self.encoding.meta_version, self.detail)
         {
             return crate::cache::frame(change.kind.as_str(), &metadata);
         }

@@ -186,6 +186,85 @@ async fn a_node_touches_itself_and_its_pods_only() {
 }
 
 #[tokio::test]
+async fn a_node_sees_of_other_nodes_pods_what_network_policies_need() {
+    const PODS: &str = "/skiff/node/pods";
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    let one = cluster.client("system:node:one", &["system:nodes"]);
+    let secret = |name: &str| {
+        let mut pod = pod(name);
+        pod["metadata"]["labels"] = json!({"l": "1"});
+        pod["metadata"]["annotations"] = json!({"a": "hidden"});
+        pod["spec"]["nodeName"] = "two".into();
+        pod["spec"]["containers"][0]["env"] = json!([{"name": "PASSWORD", "value": "hidden"}]);
+        pod["spec"]["containers"][0]["ports"] = json!([{"name": "web", "containerPort": 80}]);
+        pod
+    };
+    admin.post("/api/v1/namespaces/a/pods", secret("p")).await.created();
+    one.get("/api/v1/pods").await.refused(403, "Forbidden");
+    cluster.client("jane", &[]).get(PODS).await.refused(403, "Forbidden");
+
+    let list = one.get(PODS).await.ok();
+    assert_eq!((&list["kind"], &list["apiVersion"]), (&json!("PodList"), &json!("v1")));
+    let seen = &list["items"][0];
+    assert_eq!(seen["metadata"]["labels"], json!({"l": "1"}));
+    assert_eq!(
+        seen["spec"],
+        json!({"nodeName": "two",
+            "containers": [{"ports": [{"name": "web", "containerPort": 80, "protocol": "TCP"}]}]})
+    );
+    assert!(!list.to_string().contains("hidden"), "{list}");
+
+    // As informers read: all there is, that this is all, and then what changes.
+    let query =
+        "watch=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true";
+    let mut events = one.watch(&format!("{PODS}?{query}")).await;
+    assert_eq!(events.named().await, ("ADDED".into(), "p".into()));
+    let (kind, end) = events.next().await.expect("a bookmark");
+    assert_eq!(kind, "BOOKMARK");
+    assert_eq!(end["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
+    admin.post("/api/v1/namespaces/a/pods", secret("q")).await.created();
+    let (kind, added) = events.next().await.expect("an event");
+    assert_eq!((kind.as_str(), &added["metadata"]["name"]), ("ADDED", &json!("q")));
+    assert!(!added.to_string().contains("hidden"), "{added}");
+    admin.delete("/api/v1/namespaces/a/pods/q?gracePeriodSeconds=0").await.ok();
+    let deleted = loop {
+        let (kind, object) = events.next().await.expect("an event");
+        assert!(!object.to_string().contains("hidden"), "{object}");
+        if kind == "DELETED" {
+            break object;
+        }
+    };
+    assert_eq!(deleted["metadata"]["name"], "q");
+    let from = list["metadata"]["resourceVersion"].as_str().expect("a version");
+    let mut rest = one.watch(&format!("{PODS}?watch=true&resourceVersion={from}")).await;
+    assert_eq!(rest.named().await, ("ADDED".into(), "q".into()));
+
+    // Nothing else can be had there, in no other form, and nothing be found out by selecting.
+    let message = one.get(&format!("{PODS}?fieldSelector=spec.serviceAccountName%3Ddefault")).await;
+    message.refused(400, "BadRequest");
+    for accept in [
+        "application/vnd.kubernetes.protobuf",
+        "application/json;as=Table;v=v1;g=meta.k8s.io",
+        "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
+        "application/yaml",
+    ] {
+        let answer = one.get_as(PODS, accept).await;
+        let text = String::from_utf8_lossy(&answer.bytes).into_owned();
+        assert!(!text.contains("hidden"), "{accept}: {text}");
+    }
+    one.get("/skiff/node").await.refused(403, "Forbidden");
+    one.post(PODS, secret("r")).await.refused(403, "Forbidden");
+    admin.post(PODS, secret("r")).await.refused(405, "MethodNotAllowed");
+    one.get(&format!("{PODS}?labelSelector=l%3D2")).await.ok()["items"]
+        .as_array()
+        .expect("items")
+        .is_empty()
+        .then_some(())
+        .expect("it selects");
+}
+
+#[tokio::test]
 async fn discovery_tells_the_same_plain_and_aggregated() {
     let cluster = Cluster::start().await;
     let admin = cluster.admin();

@@ -4,12 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
-
 use super::ProxyConfig;
 use super::plan::{Backend, Balanced, Frontend, Plan, Protocol};
 use super::sources::Source;
+use crate::nft::{Listed, fingerprint};
 
 pub(crate) const TABLE: &str = "ip skiff_proxy";
 
@@ -124,52 +122,6 @@ pub(crate) fn stands(config: &ProxyConfig, written: &Elements, json: &[u8]) -> b
     let of_services = written.chain_names();
     let dynamic = of_services.iter().all(|name| found.n_rules.get(name).is_some_and(|n_rules| *n_rules > 0));
     has_sets && base && dynamic
-}
-
-/// What stands of a table.
-#[derive(Debug, Default)]
-struct Listed {
-    /// Maps as well.
-    sets: BTreeSet<String>,
-    /// By chain.
-    n_rules: BTreeMap<String, usize>,
-}
-
-impl Listed {
-    /// Reads what `nft -j list table` prints; `None` if it is no such thing.
-    fn parse(json: &[u8]) -> Option<Listed> {
-        #[derive(Deserialize)]
-        struct Listing {
-            nftables: Vec<Item>,
-        }
-        #[derive(Deserialize)]
-        struct Item {
-            chain: Option<Named>,
-            set: Option<Named>,
-            map: Option<Named>,
-            rule: Option<Rule>,
-        }
-        #[derive(Deserialize)]
-        struct Named {
-            name: String,
-        }
-        #[derive(Deserialize)]
-        struct Rule {
-            chain: String,
-        }
-        let listing: Listing = serde_json::from_slice(json).ok()?;
-        let mut listed = Listed::default();
-        for item in listing.nftables {
-            listed.sets.extend(item.set.or(item.map).map(|set| set.name));
-            if let Some(chain) = item.chain {
-                listed.n_rules.entry(chain.name).or_default();
-            }
-            if let Some(rule) = item.rule {
-                *listed.n_rules.entry(rule.chain).or_default() += 1;
-            }
-        }
-        Some(listed)
-    }
 }
 
 /// Whether a chain or set is one that comes and goes with Services.
@@ -476,12 +428,6 @@ impl Affinity {
         }
         out
     }
-}
-
-/// The same in every version of the program, so that a new one finds the chains of the old; and no Service can be
-/// named so that its chains are another's.
-fn fingerprint(text: &str) -> String {
-    Sha256::digest(text).iter().take(10).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -18,6 +18,14 @@ impl Source {
         Source::new(address, 32)
     }
 
+    pub(crate) fn network(self) -> Ipv4Addr {
+        self.network
+    }
+
+    pub(crate) fn prefix(self) -> u8 {
+        self.prefix
+    }
+
     pub(crate) fn contains(self, address: Ipv4Addr) -> bool {
         address.to_bits() & mask(self.prefix) == self.network.to_bits()
     }
@@ -63,7 +71,7 @@ pub(crate) fn distinct(mut sources: Vec<Source>) -> Vec<Source> {
 }
 
 /// `None`: no range; `Some(None)`: one of IPv6.
-fn parse(text: &str) -> Option<Option<Source>> {
+pub(crate) fn parse(text: &str) -> Option<Option<Source>> {
     let (address, prefix) = text.split_once('/')?;
     let prefix: u8 = prefix.parse().ok()?;
     if address.parse::<Ipv6Addr>().is_ok() {

@@ -45,7 +45,10 @@ pub(super) async fn put(State(api): State<Api>, Path(name): Path<String>, body: 
 pub(super) async fn delete(State(api): State<Api>, Path(name): Path<String>) -> Response {
     let shared = api.shared.clone();
     match tokio::spawn(async move { shared.volumes.local.remove(&name).await }).await {
-        Ok(Ok(())) => Json(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"})).into_response(),
+        Ok(Ok(())) => {
+            Json(json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}))
+                .into_response()
+        }
         Ok(Err(error)) => refused(&error),
         Err(error) => status(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", error.to_string()),
     }

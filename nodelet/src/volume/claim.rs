@@ -52,7 +52,8 @@ pub(super) async fn set_up(
     }
     match bound(client, pod, wanted).await? {
         Source::HostPath { path, type_ } => {
-            blocking(move || host_path::check(&path, &type_).map(|()| MountedVolume { path, read_only })).await
+            blocking(move || host_path::check(&path, &type_).map(|()| MountedVolume { path, read_only }))
+                .await
         }
         Source::Local(path) => {
             if let Some(name) = local.name_of(&path) {
@@ -61,9 +62,13 @@ pub(super) async fn set_up(
             let (group, policy) = (fs_group(pod), on_mismatch_only(pod));
             blocking(move || {
                 if !path.is_dir() {
-                    return Err(VolumeError::Content(format!("path {:?} does not exist, or is no directory", path.display())));
+                    return Err(VolumeError::Content(format!(
+                        "path {:?} does not exist, or is no directory",
+                        path.display()
+                    )));
                 }
-                if let Some(group) = group.filter(|group| !(policy && ownership::is_of_group(&path, *group))) {
+                if let Some(group) = group.filter(|group| !(policy && ownership::is_of_group(&path, *group)))
+                {
                     ownership::give_to_group(&path, group, ownership::Access::ReadWrite)?;
                 }
                 mounts::make_dir(&target, 0o750)?;
@@ -84,7 +89,8 @@ async fn bound(client: &kube::Client, pod: &Pod, wanted: &Wanted<'_>) -> Result<
     let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
     let (name, volume) = (&wanted.claim, &wanted.volume.name);
     let claims: Api<PersistentVolumeClaim> = Api::namespaced(client.clone(), namespace);
-    let failed = |why: String| VolumeError::Content(format!("error processing PVC {namespace}/{name}: {why}"));
+    let failed =
+        |why: String| VolumeError::Content(format!("error processing PVC {namespace}/{name}: {why}"));
     let claim = claims.get(name).await;
     let claim = claim.map_err(|error| failed(format!("failed to fetch PVC from API server: {error}")))?;
     if wanted.is_ephemeral && !is_made_for(&claim, pod) {
@@ -97,19 +103,23 @@ async fn bound(client: &kube::Client, pod: &Pod, wanted: &Wanted<'_>) -> Result<
         return Err(failed("PVC is being deleted".to_owned()));
     }
     let phase = claim.status.as_ref().and_then(|status| status.phase.as_deref());
-    let bound = claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty());
+    let bound =
+        claim.spec.as_ref().and_then(|spec| spec.volume_name.as_deref()).filter(|name| !name.is_empty());
     let Some(bound) = bound.filter(|_| phase == Some("Bound")) else {
         return Err(failed("PVC is not bound".to_owned()));
     };
     let found = Api::<PersistentVolume>::all(client.clone()).get(bound).await;
-    let found = found.map_err(|error| failed(format!("failed to fetch PV {bound} from API server: {error}")))?;
+    let found =
+        found.map_err(|error| failed(format!("failed to fetch PV {bound} from API server: {error}")))?;
     let spec = found.spec.unwrap_or_default();
     let claimed_by = spec.claim_ref.as_ref().and_then(|claim| claim.uid.as_deref());
     if claimed_by.is_none() || claimed_by != claim.metadata.uid.as_deref() {
         return Err(failed(format!("PV {bound} is bound to another PVC")));
     }
     if spec.volume_mode.as_deref() == Some("Block") {
-        return Err(VolumeError::Content(format!("volume {volume:?}: this node offers no volumes as block devices")));
+        return Err(VolumeError::Content(format!(
+            "volume {volume:?}: this node offers no volumes as block devices"
+        )));
     }
     if let Some(local) = spec.local {
         return Ok(Source::Local(local.path.into()));
