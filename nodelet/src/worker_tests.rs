@@ -369,15 +369,63 @@ async fn volumes_follow_their_config_map() {
 }
 
 #[tokio::test]
+async fn a_claim_is_mounted_once_it_is_bound_to_a_volume_that_is_bound_to_it() {
+    let node = Node::started().await;
+    let disk = tempfile::tempdir().unwrap();
+    let claim = "/api/v1/namespaces/default/persistentvolumeclaims/c";
+    let told = async |words: &str| {
+        eventually(words, async || {
+            node.events.messages("FailedMount").iter().any(|message| message.contains(words)).then_some(())
+        })
+        .await;
+    };
+    let spec = json!({
+        "volumes": [{ "name": "disk", "persistentVolumeClaim": { "claimName": "c", "readOnly": true } }],
+        "containers": [{ "name": "app", "image": "app:1", "volumeMounts": [{ "name": "disk", "mountPath": "/d" }] }],
+    });
+    node.api.put_pod(pod("web", spec));
+    told("error processing PVC default/c: failed to fetch PVC from API server").await;
+    let bound = |phase: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": { "name": "c", "namespace": "default", "uid": "u" },
+            "spec": { "volumeName": "v" }, "status": { "phase": phase },
+        })
+    };
+    let volume = |uid: &str| {
+        json!({
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": { "name": "v" },
+            "spec": { "local": { "path": disk.path() }, "claimRef": { "name": "c", "namespace": "default", "uid": uid } },
+        })
+    };
+    node.api.put("/api/v1/persistentvolumes/v", volume("another"));
+    node.api.put(claim, bound("Pending"));
+    told("PVC is not bound").await;
+    node.api.put(claim, bound("Bound"));
+    told("PV v is bound to another PVC").await;
+    node.api.put("/api/v1/persistentvolumes/v", volume("u"));
+    node.phase("web", "Running").await;
+    let config = node.cri.config(&node.cri.ids("app")[0]);
+    let mount = config.mounts.iter().find(|mount| mount.container_path == "/d").unwrap();
+    assert!(mount.readonly);
+    std::fs::write(disk.path().join("file"), "of the volume").unwrap();
+    let seen = std::fs::read_to_string(std::path::Path::new(&mount.host_path).join("file")).unwrap();
+    assert_eq!(seen, "of the volume");
+    node.api.delete_pod("web", 0);
+    node.pod_gone("web").await;
+    assert!(!node.pod_dir("uid-web").exists());
+    assert!(disk.path().join("file").exists(), "what is in a volume outlives the pod");
+}
+
+#[tokio::test]
 async fn volumes_of_other_kinds_are_refused_by_name() {
     let node = Node::started().await;
-    let volumes = json!({ "volumes": [{ "name": "disk", "persistentVolumeClaim": { "claimName": "c" } }] });
+    let volumes = json!({ "volumes": [{ "name": "disk", "nfs": { "server": "s", "path": "/" } }] });
     node.api.put_pod(pod("web", volumes));
     eventually("a FailedMount", async || (!node.events.messages("FailedMount").is_empty()).then_some(()))
         .await;
     assert_eq!(
         node.events.messages("FailedMount")[0],
-        "MountVolume.SetUp failed for volume \"disk\" : volume type persistentVolumeClaim is not supported by this node"
+        "MountVolume.SetUp failed for volume \"disk\" : volume type nfs is not supported by this node"
     );
     node.pod_status("web", |s| {
         s["containerStatuses"][0]["state"]["waiting"]["reason"] == "ContainerCreating"

@@ -92,7 +92,8 @@ async fn bound(client: &kube::Client, pod: &Pod, wanted: &Wanted<'_>) -> Result<
     let failed =
         |why: String| VolumeError::Content(format!("error processing PVC {namespace}/{name}: {why}"));
     let claim = claims.get(name).await;
-    let claim = claim.map_err(|error| failed(format!("failed to fetch PVC from API server: {error}")))?;
+    let claim =
+        claim.map_err(|error| failed(format!("failed to fetch PVC from API server: {}", said(&error))))?;
     if wanted.is_ephemeral && !is_made_for(&claim, pod) {
         return Err(failed(format!(
             "PVC {namespace}/{name} was not created for pod {namespace}/{} (pod is not owner)",
@@ -109,8 +110,8 @@ async fn bound(client: &kube::Client, pod: &Pod, wanted: &Wanted<'_>) -> Result<
         return Err(failed("PVC is not bound".to_owned()));
     };
     let found = Api::<PersistentVolume>::all(client.clone()).get(bound).await;
-    let found =
-        found.map_err(|error| failed(format!("failed to fetch PV {bound} from API server: {error}")))?;
+    let found = found
+        .map_err(|error| failed(format!("failed to fetch PV {bound} from API server: {}", said(&error))))?;
     let spec = found.spec.unwrap_or_default();
     let claimed_by = spec.claim_ref.as_ref().and_then(|claim| claim.uid.as_deref());
     if claimed_by.is_none() || claimed_by != claim.metadata.uid.as_deref() {
@@ -130,6 +131,14 @@ async fn bound(client: &kube::Client, pod: &Pod, wanted: &Wanted<'_>) -> Result<
     Err(VolumeError::Content(format!(
         "volume {volume:?}: PV {bound} is of a type that this node does not mount: it mounts local and hostPath"
     )))
+}
+
+/// The API's own words, where it answered.
+fn said(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => other.to_string(),
+    }
 }
 
 fn is_made_for(claim: &PersistentVolumeClaim, pod: &Pod) -> bool {
