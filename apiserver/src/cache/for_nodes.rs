@@ -108,6 +108,6 @@ mod tests {
 
     #[test]
     fn what_is_no_pod_shows_nothing() {
-        assert_eq!(for_nodes(&Bytes::from_static(b"{\"metadata\":[\"secret\"]}")), "null");
+        assert_eq!(for_nodes(&Bytes::from_static(b"{\"metadata\":\"secret\"}")), "null");
     }
 }
