@@ -336,7 +336,7 @@ impl Streams {
             return Ok(());
         }
         // A client's are odd and grow.
-        if id % 2 == 0 || id <= self.last {
+        if id.is_multiple_of(2) || id <= self.last {
             return self.send(Outgoing::Reset { stream: id, status: PROTOCOL_ERROR }).await;
         }
         self.last = id;

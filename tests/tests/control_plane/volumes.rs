@@ -1,7 +1,7 @@
 //! Claims and volumes: bound, made, made larger, kept and removed. Nodes that make volumes are played by [`FakeNodes`].
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context as _, Result, ensure};
 use http::{Method, Request, Response, StatusCode};
@@ -49,8 +49,12 @@ impl FakeNodes {
         Client::new(service, "default")
     }
 
+    fn volumes(&self) -> MutexGuard<'_, Volumes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn answer(&self, method: &Method, node: &str, volume: &str, body: &[u8]) -> (StatusCode, Value) {
-        let mut volumes = self.0.lock().unwrap();
+        let mut volumes = self.volumes();
         let key = (node.to_owned(), volume.to_owned());
         if *method == Method::DELETE {
             volumes.made.remove(&key);
@@ -69,11 +73,11 @@ impl FakeNodes {
     }
 
     fn refuse(&self, n: usize) {
-        self.0.lock().unwrap().n_refusals = n;
+        self.volumes().n_refusals = n;
     }
 
     fn bytes(&self, node: &str, volume: &str) -> Option<u64> {
-        self.0.lock().unwrap().made.get(&(node.to_owned(), volume.to_owned())).copied()
+        self.volumes().made.get(&(node.to_owned(), volume.to_owned())).copied()
     }
 }
 

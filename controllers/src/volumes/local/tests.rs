@@ -149,14 +149,14 @@ async fn a_node_that_refuses_is_given_back_and_one_that_is_away_is_asked_again()
 #[tokio::test(start_paused = true)]
 async fn a_directory_is_gone_before_its_volume() {
     let f = Fixture::new(Answer::Yes, &["n1"], Some(released()));
-    f.local.sync_volume(&released()).await.unwrap();
+    Box::pin(f.local.sync_volume(&released())).await.unwrap();
     assert_eq!(f.asked(), ["remove pvc-u from n1"]);
     let written = f.written();
     assert_eq!(written.iter().map(|w| &w.method).collect::<Vec<_>>(), [Method::DELETE, Method::PUT]);
     assert_eq!(written[1].body["metadata"]["finalizers"], json!(["kubernetes.io/pv-protection"]));
 
     let away = Fixture::new(Answer::Away, &["n1"], Some(released()));
-    away.local.sync_volume(&released()).await.expect_err("it is still there");
+    Box::pin(away.local.sync_volume(&released())).await.expect_err("it is still there");
     assert_eq!(away.written(), []);
 }
 
@@ -165,17 +165,17 @@ async fn what_the_api_does_not_say_itself_removes_nothing() {
     let mut again = released();
     again.status.as_mut().unwrap().phase = Some("Bound".into());
     let f = Fixture::new(Answer::Yes, &["n1"], Some(again));
-    f.local.sync_volume(&released()).await.unwrap();
+    Box::pin(f.local.sync_volume(&released())).await.unwrap();
     assert_eq!((f.asked().len(), f.written().len()), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_volume_goes_with_its_node_once_that_has_been_away_for_a_while() {
     let f = Fixture::new(Answer::Yes, &[], Some(released()));
-    assert_eq!(f.local.sync_volume(&released()).await.unwrap(), Outcome::After(QUARANTINE));
+    assert_eq!(Box::pin(f.local.sync_volume(&released())).await.unwrap(), Outcome::After(QUARANTINE));
     assert_eq!(f.written(), []);
     tokio::time::advance(QUARANTINE).await;
-    f.local.sync_volume(&released()).await.unwrap();
+    Box::pin(f.local.sync_volume(&released())).await.unwrap();
     assert_eq!(f.asked(), Vec::<String>::new());
     assert_eq!(f.written().iter().map(|w| &w.method).collect::<Vec<_>>(), [Method::DELETE, Method::PUT]);
 }

@@ -268,7 +268,7 @@ fn over_websocket(target: Target, upgrade: WebSocketUpgrade, ports: Vec<u16>) ->
             while let Some(received) = incoming.next().await {
                 match received {
                     Received::Closing => to_pods.clear(),
-                    Received::Data(channel, data) if channel % 2 == 0 => {
+                    Received::Data(channel, data) if channel.is_multiple_of(2) => {
                         if let Some(pod) = to_pods.get(usize::from(channel / 2)) {
                             // One that has closed reads nothing.
                             let _closed = pod.send(data).await;

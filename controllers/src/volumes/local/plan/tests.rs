@@ -60,6 +60,8 @@ fn a_claim_is_served_once_it_is_marked_and_its_node_is_chosen() {
     assert_eq!(claim_step(&claim(|_| {}), None, None), ClaimStep::Nothing);
 }
 
+type Change = fn(&mut Value);
+
 #[test]
 fn what_no_directory_can_be_is_refused_by_its_name() {
     let refused =
@@ -67,7 +69,7 @@ fn what_no_directory_can_be_is_refused_by_its_name() {
             ClaimStep::Refuse(why) => why,
             other => panic!("{other:?}"),
         };
-    let asking: [(fn(&mut Value), &str); 5] = [
+    let asking: [(Change, &str); 5] = [
         (|c| c["spec"]["volumeMode"] = "Block".into(), "Block"),
         (|c| c["spec"]["accessModes"] = json!(["ReadWriteMany"]), "ReadWriteMany"),
         (|c| c["spec"]["accessModes"] = json!(["ReadWriteOnce", "ReadOnlyMany"]), "ReadOnlyMany"),
