@@ -35,7 +35,10 @@ const ARROWS: [(&str, &[&str]); 28] = [
     ("skiff", &["*"]),
     ("skiff-differ", &["skiff-api", "skiff-apiserver", "skiff-client", "skiff-load"]),
     ("skiff-differ-images", &["skiff-images"]),
-    ("skiff-fuzz", &["skiff-api", "skiff-apiserver", "skiff-cel", "skiff-policy", "skiff-webhook"]),
+    (
+        "skiff-fuzz",
+        &["skiff-api", "skiff-apiserver", "skiff-cel", "skiff-policy", "skiff-spdy", "skiff-webhook"],
+    ),
     ("skiff-hollow", &["skiff-client"]),
     ("skiff-load", &[]),
     ("skiff-suite", &["skiff-apiserver", "skiff-client", "skiff-controllers"]),
