@@ -67,6 +67,7 @@ fn session(
     };
     let (resize, sizes) = mpsc::channel(N_SIZES);
     let (exit_sender, exit) = oneshot::channel();
+    let end_of_input = stdin.is_some().then_some(end_of_input);
     tokio::spawn(attend(connection, terminal, sizes, end_of_input, exit_sender));
     Ok(ExecSession { stdin, stdout, stderr, resize, exit })
 }
@@ -95,21 +96,29 @@ impl AsyncWrite for Input {
     }
 }
 
+/// When the input ends, if there is one.
+async fn ended(input: &mut Option<oneshot::Receiver<()>>) {
+    match input {
+        Some(input) => drop(input.await),
+        None => std::future::pending().await,
+    }
+}
+
 /// Until the container ends, or nobody wants its streams any more: dropping the connection then detaches.
 async fn attend(
     mut connection: ShimConnection,
     terminal: Option<OwnedFd>,
     mut sizes: mpsc::Receiver<TerminalSize>,
-    mut end_of_input: oneshot::Receiver<()>,
+    mut end_of_input: Option<oneshot::Receiver<()>>,
     mut exit: oneshot::Sender<Result<i32, CriError>>,
 ) {
-    let (mut may_resize, mut has_input) = (true, true);
+    let mut may_resize = true;
     loop {
         // All are cancel-safe: a receive keeps what has come, the others only wait.
         tokio::select! {
             answer = connection.receive() => match answer {
                 Ok(Some(_)) => {}
-                // The container has ended, and its shim with it.
+                // The container has ended, and its shim with it; or input has, and the shim has hung up.
                 Ok(None) => break,
                 Err(error) => {
                     let _nobody_waits = exit.send(Err(CriError::of(error)));
@@ -121,8 +130,8 @@ async fn attend(
                 (Some(_), None) => {}
                 (None, _) => may_resize = false,
             },
-            _ended = &mut end_of_input, if has_input => {
-                has_input = false;
+            () = ended(&mut end_of_input) => {
+                end_of_input = None;
                 if let Err(error) = connection.send(&Request::CloseStdin, &[]).await {
                     tracing::debug!(%error, "telling a shim that input has ended");
                 }

@@ -70,7 +70,7 @@ pub(crate) enum Request {
         stdout: bool,
         stderr: bool,
     },
-    /// The input of who is attached has ended.
+    /// The input of who is attached has ended: the container's, too, where it was to; the connection ends otherwise.
     CloseStdin,
 }
 

@@ -355,6 +355,29 @@ fn run_exec_and_cp_carry_input_output_and_exit_codes_over_both_protocols() -> Re
             Ok(cluster.kubectl_fails(&["get", "pod", &name])?.contains("NotFound").then_some(()))
         })?;
 
+        // Without that a client whose input ends is done, and the container goes on.
+        let name = format!("open-{protocol:?}").to_lowercase();
+        let args = [
+            "run",
+            &name,
+            "-i",
+            "--quiet",
+            "--leave-stdin-open",
+            "--restart=Never",
+            "--image=busybox:1.36",
+            "--",
+            "sh",
+            "-c",
+            "cat; echo closed",
+        ];
+        let (_, err, code) = run(kubectl(&args), b"some input\n")?;
+        ensure!(code == Some(0), "{err} {code:?} {}", doing());
+        cluster.wait_for("the input in the log", || {
+            Ok(cluster.kubectl(&["logs", &name])?.contains("some input").then_some(()))
+        })?;
+        ensure!(!cluster.kubectl(&["logs", &name])?.contains("closed"), "{}", doing());
+        cluster.kubectl(&["delete", "pod", &name, "--grace-period=1"])?;
+
         let back = folder.path().join(format!("{protocol:?}"));
         let (from, to) = (file.to_str().context("no name")?, back.to_str().context("no name")?);
         for args in [["cp", from, "loud:/tmp/copied"], ["cp", "loud:/tmp/copied", to]] {

@@ -308,10 +308,12 @@ impl Shim {
                     Err(err)
                 }
             },
-            Request::CloseStdin => {
+            Request::CloseStdin if self.ends_with_a_client() => {
                 self.end_stdin(id);
                 Ok(())
             }
+            // As with upstream's runtimes: whoever has no more to say to a container that goes on listening is done with it.
+            Request::CloseStdin => return self.hang_up(id),
             Request::Exec { process, tty, stdin, stdout, stderr } => {
                 let wanted = [stdin, stdout, stderr];
                 match self.exec(id, &process, tty, wanted) {
@@ -342,8 +344,9 @@ impl Shim {
         if self.exit_code.is_some() {
             return Err(io::Error::other("container is not running"));
         }
+        let ends_with_a_client = self.ends_with_a_client();
         let Some(connection) = self.connections.get_mut(&id) else { return Ok(None) };
-        connection.ends_stdin |= stdin && self.config.stdin_once;
+        connection.ends_stdin |= stdin && ends_with_a_client;
         let given = std::mem::take(&mut connection.descriptors);
         let wanted = [Stream::Stdout, Stream::Stderr].into_iter().zip(wanted).filter(|(_, wanted)| *wanted);
         for ((stream, _), to) in wanted.zip(given) {
@@ -351,6 +354,11 @@ impl Shim {
         }
         let input = self.terminal.as_ref().or(self.stdin.as_ref().filter(|_| stdin));
         input.map(OwnedFd::try_clone).transpose()
+    }
+
+    /// Whether the container's input is that of the first client who attaches. A terminal stays open.
+    fn ends_with_a_client(&self) -> bool {
+        self.config.stdin_once && !self.config.tty
     }
 
     /// Of a container whose input was to end with the first who attaches.
