@@ -1,6 +1,7 @@
 //! An etcd of a test's own, on loopback. `cargo xtask test` builds it, and names it in `SKIFF_TEST_ETCD`.
 
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,6 +10,9 @@ use rustix::process::Signal;
 
 /// How often ports are chosen anew: another process may be faster.
 const ATTEMPTS: usize = 10;
+/// Below those that the kernel gives out: a connection to such a port that nobody listens on yet may be given that port for its own
+/// end, and meet itself; etcd then finds it taken.
+const PORTS: Range<u16> = 10_000..30_000;
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -199,6 +203,10 @@ fn spawn(program: &Path, arguments: &[String]) -> Child {
 }
 
 fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address")
+    loop {
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, rand::random_range(PORTS)));
+        if TcpListener::bind(address).is_ok() {
+            return address;
+        }
+    }
 }
