@@ -37,6 +37,8 @@ pub(crate) enum LocalVolumeError {
     Smaller { name: String, has: u64, wanted: u64 },
     #[error("{wanted} bytes are wanted and {free} are free at {at}: make room there, or ask for less", at = .at.display())]
     NoRoom { wanted: u64, free: u64, at: PathBuf },
+    #[error("volume {name} is in use by a pod of this node")]
+    InUse { name: String },
     #[error("{program}: {said}")]
     Command { program: &'static str, said: String },
     #[error("{program} took longer than {} s", COMMAND_TIME.as_secs())]
@@ -92,7 +94,7 @@ impl LocalVolumes {
     pub(crate) async fn make(&self, name: &str, bytes: u64) -> Result<LocalVolume, LocalVolumeError> {
         let place = self.place(name)?;
         let _changing = self.changing.lock().await;
-        let wanted = bytes.max(MIN_BYTES).next_multiple_of(4096);
+        let wanted = bytes.max(MIN_BYTES).checked_next_multiple_of(4096).unwrap_or(u64::MAX);
         let read = place.clone();
         match blocking(move || read.read()).await? {
             None => self.make_new(&place, wanted).await?,
@@ -125,7 +127,17 @@ impl LocalVolumes {
     pub(crate) async fn remove(&self, name: &str) -> Result<(), LocalVolumeError> {
         let place = self.place(name)?;
         let _changing = self.changing.lock().await;
-        Ok(blocking(move || mounts::remove_tree(&place.0)).await?)
+        let name = name.to_owned();
+        let removed = blocking(move || {
+            let data = place.data();
+            // Files that a pod still has are not taken from it.
+            let is_mounted = data.exists() && mounts::is_mounted(&data)?;
+            if is_mounted && mounts::count_of(&mounts::source_of(&data)?)? > 1 {
+                return Ok(false);
+            }
+            mounts::remove_tree(&place.0).map(|()| true)
+        });
+        if removed.await? { Ok(()) } else { Err(LocalVolumeError::InUse { name }) }
     }
 
     async fn make_new(&self, place: &Place, bytes: u64) -> Result<(), LocalVolumeError> {
@@ -275,7 +287,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_volume_holds_what_it_is_for_grows_in_use_and_leaves_nothing() {
+    async fn a_volume_holds_what_it_is_for_grows_is_not_taken_from_a_pod_and_leaves_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let root = fs::canonicalize(dir.path()).unwrap();
         let volumes = LocalVolumes::new(&root);
@@ -300,6 +312,14 @@ mod tests {
         assert_eq!(volumes.mount("pvc-1").await.unwrap(), made.path);
         assert_eq!(fs::read(&file).unwrap(), b"kept");
 
+        let pod = root.join("pod");
+        fs::create_dir(&pod).unwrap();
+        mounts::bind(&made.path, &pod).unwrap();
+        let error = volumes.remove("pvc-1").await.unwrap_err();
+        assert!(matches!(error, LocalVolumeError::InUse { .. }), "{error}");
+        assert_eq!(fs::read(pod.join("file")).unwrap(), b"kept");
+        mounts::unmount_one(&pod).unwrap();
+
         volumes.remove("pvc-1").await.unwrap();
         volumes.remove("pvc-1").await.unwrap();
         assert!(!root.join("volumes/pvc-1").exists());
@@ -315,6 +335,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volumes = LocalVolumes::new(dir.path());
         let error = volumes.make("pvc-1", 1 << 60).await.unwrap_err();
+        assert!(matches!(error, LocalVolumeError::NoRoom { .. }), "{error}");
+        let error = volumes.make("pvc-1", u64::MAX).await.unwrap_err();
         assert!(matches!(error, LocalVolumeError::NoRoom { .. }), "{error}");
         for name in ["", ".", "..", "../pods", "a/b", "A"] {
             let error = volumes.make(name, 1).await.unwrap_err();

@@ -66,7 +66,9 @@ fn shown(volume: &LocalVolume) -> Value {
 fn refused(error: &LocalVolumeError) -> Response {
     let (code, reason) = match error {
         LocalVolumeError::Name(_) => (StatusCode::BAD_REQUEST, "BadRequest"),
-        LocalVolumeError::Smaller { .. } => (StatusCode::CONFLICT, "Conflict"),
+        LocalVolumeError::Smaller { .. } | LocalVolumeError::InUse { .. } => {
+            (StatusCode::CONFLICT, "Conflict")
+        }
         LocalVolumeError::NoRoom { .. } => (StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage"),
         LocalVolumeError::Command { .. } | LocalVolumeError::Late { .. } | LocalVolumeError::Volume(_) => {
             (StatusCode::INTERNAL_SERVER_ERROR, "InternalError")
