@@ -338,6 +338,8 @@ fn reset_fields(kind: &Kind, subresource: &str) -> Set {
         }
         (_, _, "approval") => Set::of_fields(&[&["spec"], &["status", "certificate"]]),
         ("apps", "Deployment", "status") => Set::of_fields(&[&["spec"], &["metadata", "labels"]]),
+        ("", "Pod", "ephemeralcontainers") => all_of_a_pod_but(&["ephemeralContainers"]),
+        ("", "Pod", "resize") => all_of_a_pod_but(&["containers", "initContainers", "resources"]),
         ("", "Pod", "status") => {
             Set::of_fields(&[&["spec"], &["metadata", "deletionTimestamp"], &["metadata", "ownerReferences"]])
         }
@@ -355,6 +357,15 @@ fn reset_fields(kind: &Kind, subresource: &str) -> Set {
         _ if kind.has_subresource("status") => Set::of_fields(&[&["status"]]),
         _ => Set::default(),
     }
+}
+
+fn all_of_a_pod_but(kept: &[&str]) -> Set {
+    let spec = TypeRef::builtin("io.k8s.api.core.v1.PodSpec");
+    let names = spec.iter().flat_map(|spec| spec.object_type().in_order()).map(|field| &*field.name);
+    let fields: Vec<[&str; 2]> =
+        names.filter(|name| !kept.contains(name)).map(|name| ["spec", name]).collect();
+    let whole: [&[&str]; 2] = [&["metadata"], &["status"]];
+    Set::of_fields(&fields.iter().map(|path| &path[..]).chain(whole).collect::<Vec<_>>())
 }
 
 /// `.spec.containers[name="c"].image`

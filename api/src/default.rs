@@ -7,7 +7,7 @@ use crate::{Kind, Object, quantity, structural};
 
 mod pod;
 
-pub(crate) use pod::pod;
+pub(crate) use pod::{pod, resources_of_the_whole};
 
 /// Fills in the defaults of `kind`: those that stand in the schema, then those of its strategy.
 pub fn apply(kind: &Kind, object: &mut Object) {

@@ -208,6 +208,13 @@ impl Kind {
         causes
     }
 
+    /// What is wrong with an object of which one part was written, which `subresource` names.
+    pub fn validate_part(&self, subresource: &str, new: &Object, old: &Object) -> Vec<Cause> {
+        let mut causes = builtin::rules::check_part(self, new, old);
+        causes.extend(self.strategy.validate_part_update(subresource, new, old));
+        causes
+    }
+
     /// What is wrong with the `status` of an object that replaces that of `old`.
     pub fn validate_status(&self, new: &Object, old: &Object) -> Vec<Cause> {
         if let Some(custom) = self.custom() {

@@ -21,6 +21,10 @@ pub trait Strategy: Send + Sync {
     /// The same for an update of `status`: the engine has kept everything but `status` from `old`.
     fn prepare_status_update(&self, _new: &mut Object, _old: &Object) {}
 
+    /// The same for an update of another part, which `subresource` names: `new` is what stands, to be given what was `written` of
+    /// that part.
+    fn prepare_part_update(&self, _subresource: &str, _new: &mut Object, _written: &Object) {}
+
     /// Marks an object that is about to be deleted for the first time: with a finalizer it stays until somebody takes that
     /// away.
     fn prepare_delete(&self, _object: &mut Object, _now: &str) {}
@@ -39,6 +43,10 @@ pub trait Strategy: Send + Sync {
     }
 
     fn validate_status_update(&self, _new: &Object, _old: &Object) -> Vec<Cause> {
+        Vec::new()
+    }
+
+    fn validate_part_update(&self, _subresource: &str, _new: &Object, _old: &Object) -> Vec<Cause> {
         Vec::new()
     }
 

@@ -112,6 +112,10 @@ pub(crate) enum Part {
     Finalize,
     /// The conditions that approve or deny a signing request.
     Approval,
+    /// Of a pod, the containers that somebody looks into it with.
+    EphemeralContainers,
+    /// Of a pod, what its containers are given.
+    Resize,
 }
 
 impl Part {
@@ -120,6 +124,8 @@ impl Part {
             "" => Part::Main,
             "status" => Part::Status,
             "finalize" => Part::Finalize,
+            "ephemeralcontainers" => Part::EphemeralContainers,
+            "resize" => Part::Resize,
             _ => Part::Approval,
         }
     }

@@ -36,6 +36,9 @@ mod rbac;
 #[path = "api/authorizers.rs"]
 mod authorizers;
 
+#[path = "api/pod_parts.rs"]
+mod pod_parts;
+
 #[path = "api/pod_security.rs"]
 mod pod_security;
 

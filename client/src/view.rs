@@ -106,6 +106,8 @@ pub struct ClaimSource {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodStatus {
+    /// What the pod's node has set aside for it, which may be more than it asks for by now.
+    pub allocated_resources: Option<Amounts>,
     pub conditions: Option<Vec<PodCondition>>,
     pub container_statuses: Option<Vec<ContainerStatus>>,
     pub init_container_statuses: Option<Vec<ContainerStatus>>,

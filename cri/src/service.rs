@@ -59,6 +59,11 @@ pub trait Cri: Send + Sync + 'static {
         &self,
         request: UpdateContainerResourcesRequest,
     ) -> Result<(), CriError>;
+    /// Changes what the pod's own group is given.
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), CriError>;
     async fn reopen_container_log(&self, request: ReopenContainerLogRequest) -> Result<(), CriError>;
     async fn container_stats(
         &self,

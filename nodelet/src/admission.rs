@@ -30,7 +30,8 @@ pub(crate) fn refusal(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option
     sysctl::refusal(pod).or_else(|| insufficient(node, others, pod)).or_else(|| predicate(node, others, pod))
 }
 
-fn insufficient(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option<(String, String)> {
+/// A reason and a message if there is no room for a pod beside the others.
+pub(crate) fn insufficient(node: &NodeView<'_>, others: &[&Pod], pod: &Pod) -> Option<(String, String)> {
     let refused = |reason: &str, resource: &str, requested: i64, used: i64, capacity: i64| {
         let message = format!(
             "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"

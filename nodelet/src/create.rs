@@ -99,6 +99,7 @@ fn sandbox_linux(config: &Config, pod: &Pod) -> LinuxPodSandboxConfig {
             run_as_group: security.run_as_group.map(|value| Int64Value { value }),
             supplemental_groups: supplemental_groups(&security),
             supplemental_groups_policy: groups_policy(&security).into(),
+            // Of an ephemeral container nothing is known yet.
             privileged: containers(pod).iter().chain(init_containers(pod)).any(privileged),
             seccomp: Some(SecurityProfile {
                 profile_type: security_profile::ProfileType::RuntimeDefault.into(),
@@ -130,6 +131,8 @@ pub(crate) struct ContainerInputs<'a> {
     pub(crate) env: Vec<(String, String)>,
     pub(crate) mounts: Vec<Mount>,
     pub(crate) memory_capacity: i64,
+    /// The ID of the container whose processes this one sees.
+    pub(crate) target_id: Option<String>,
 }
 
 /// The image a container runs, as the runtime knows it.
@@ -142,7 +145,8 @@ pub(crate) struct ImageInfo {
 
 /// The container's configuration, or why its spec allows none (`CreateContainerConfigError`).
 pub(crate) fn container_config(inputs: ContainerInputs<'_>) -> Result<ContainerConfig, String> {
-    let ContainerInputs { pod, container, restart_count, image, env, mounts, memory_capacity } = inputs;
+    let ContainerInputs { pod, container, restart_count, image, env, mounts, memory_capacity, target_id } =
+        inputs;
     let security = effective_security(pod, container);
     verify_run_as_non_root(pod, container, &security, image)?;
     let variables: BTreeMap<&str, &str> = env.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -176,7 +180,15 @@ pub(crate) fn container_config(inputs: ContainerInputs<'_>) -> Result<ContainerC
         tty: container.tty.unwrap_or(false),
         linux: Some(LinuxContainerConfig {
             resources: Some(resources::container_resources(pod, container, memory_capacity)),
-            security_context: Some(security_context(pod, container, &security, image)?),
+            security_context: Some(LinuxContainerSecurityContext {
+                namespace_options: Some(match target_id {
+                    Some(target_id) => {
+                        NamespaceOption { pid: NamespaceMode::Target.into(), target_id, ..namespaces(pod) }
+                    }
+                    None => namespaces(pod),
+                }),
+                ..security_context(pod, container, &security, image)?
+            }),
         }),
         stop_signal: stop_signal(container).into(),
         ..ContainerConfig::default()
@@ -258,7 +270,6 @@ fn security_context(
             ..Capability::default()
         }),
         privileged: security.privileged.unwrap_or(false),
-        namespace_options: Some(namespaces(pod)),
         run_as_user: user.map(|value| Int64Value { value }),
         run_as_group: security.run_as_group.map(|value| Int64Value { value }),
         run_as_username: if security.run_as_user.is_none() { image.username.clone() } else { String::new() },
@@ -337,6 +348,7 @@ mod tests {
             env: vec![("WHO".into(), "world".into())],
             mounts: Vec::new(),
             memory_capacity: 1 << 34,
+            target_id: None,
         })
     }
 

@@ -1,5 +1,6 @@
 //! A container's environment: `env`, `envFrom`, the downward API, service variables, and `$(VAR)`.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
@@ -233,8 +234,9 @@ impl Downward<'_> {
         let container = match selector.container_name.as_deref().filter(|n| !n.is_empty()) {
             Some(name) => find_container(self.pod, name)
                 .ok_or_else(|| EnvError(format!("container {name} not found")))?,
-            None => container,
+            None => Cow::Borrowed(container),
         };
+        let container = &*container;
         let unsupported = || EnvError(format!("unsupported container resource: {}", selector.resource));
         let (kind, name) = selector.resource.split_once('.').ok_or_else(unsupported)?;
         let known = matches!(name, "cpu" | "memory" | "ephemeral-storage") || name.starts_with("hugepages-");

@@ -2,7 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod};
 
-use crate::pod::{PodExt, init_containers};
+use crate::pod::{PodExt, ephemeral_containers, init_containers};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventType {
@@ -38,9 +38,12 @@ pub(crate) fn pod_ref(pod: &Pod) -> ObjectReference {
 
 /// A reference to one container of a pod, as `kubectl describe` matches events to containers.
 pub(crate) fn container_ref(pod: &Pod, container: &Container) -> ObjectReference {
-    let list = match init_containers(pod).iter().any(|c| c.name == container.name) {
-        true => "initContainers",
-        false => "containers",
+    let list = if init_containers(pod).iter().any(|c| c.name == container.name) {
+        "initContainers"
+    } else if ephemeral_containers(pod).iter().any(|c| c.name == container.name) {
+        "ephemeralContainers"
+    } else {
+        "containers"
     };
     ObjectReference { field_path: Some(format!("spec.{list}{{{}}}", container.name)), ..pod_ref(pod) }
 }

@@ -35,7 +35,10 @@ pub(crate) struct ImagePull<'a> {
     pub(crate) cri: &'a dyn Cri,
     pub(crate) events: &'a PodEvents,
     pub(crate) pod: &'a Pod,
-    pub(crate) container: &'a Container,
+    pub(crate) image: &'a str,
+    pub(crate) policy: Option<&'a str>,
+    /// Whom it is told of; the pod, where it is for a volume.
+    pub(crate) container: Option<&'a Container>,
     pub(crate) handler: &'a str,
     pub(crate) sandbox_config: &'a PodSandboxConfig,
     pub(crate) secrets: &'a [Arc<Secret>],
@@ -56,12 +59,15 @@ impl Default for PullHistory {
 
 impl ImagePull<'_> {
     fn event(&self, type_: EventType, reason: &str, message: &str) {
-        self.events.container(self.pod, self.container, type_, reason, message);
+        match self.container {
+            Some(container) => self.events.container(self.pod, container, type_, reason, message),
+            None => self.events.pod(self.pod, type_, reason, message),
+        }
     }
 
     fn spec(&self) -> ImageSpec {
         ImageSpec {
-            image: with_default_tag(self.container.image.as_deref().unwrap_or_default()),
+            image: with_default_tag(self.image),
             annotations: self.pod.metadata.annotations.clone().unwrap_or_default(),
             runtime_handler: self.handler.to_owned(),
             ..ImageSpec::default()
@@ -69,7 +75,7 @@ impl ImagePull<'_> {
     }
 
     pub(crate) async fn ensure(&self, history: &mut PullHistory) -> Result<ImageInfo, StartFailure> {
-        let name = self.container.image.as_deref().unwrap_or_default();
+        let name = self.image;
         if !is_reference(name) {
             let message = format!(
                 "Failed to apply default image tag {name:?}: couldn't parse image name {name:?}: invalid reference format"
@@ -77,7 +83,7 @@ impl ImagePull<'_> {
             self.event(EventType::Warning, "InspectFailed", &message);
             return Err(StartFailure::new("InvalidImageName", message));
         }
-        let policy = self.container.image_pull_policy.as_deref().unwrap_or("IfNotPresent");
+        let policy = self.policy.unwrap_or("IfNotPresent");
         if policy == "Always" {
             return self.pull(name, history).await;
         }

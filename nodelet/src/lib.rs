@@ -35,6 +35,7 @@
 mod config;
 mod error;
 mod event;
+mod given;
 
 mod pods;
 mod worker;

@@ -11,10 +11,14 @@
 //!
 //! The rules are upstream's `computePodActions`, to the message of each kill.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use std::borrow::Cow;
 
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
+
+use crate::given::Given;
 use crate::pod::{
-    PodExt, containers, hash_container, init_containers, is_sidecar, restarts_on_failure, should_restart,
+    PodExt, as_container, containers, ephemeral_containers, hash_container, init_containers, is_sidecar,
+    restarts_on_failure, should_restart,
 };
 use crate::snapshot::{ContainerInfo, PodSnapshot, RunState};
 
@@ -56,6 +60,8 @@ pub(crate) struct Actions {
     /// The sandbox to start containers in, where none is created.
     pub(crate) sandbox_id: Option<String>,
     pub(crate) kill: Vec<Kill>,
+    /// Indexes into `spec.ephemeralContainers`, in order. These start once, whatever else the pod waits for.
+    pub(crate) start_ephemeral: Vec<usize>,
     /// Indexes into `spec.initContainers`, in order.
     pub(crate) start_init: Vec<usize>,
     /// Indexes into `spec.containers`, in order.
@@ -63,7 +69,7 @@ pub(crate) struct Actions {
 }
 
 /// The plan for a pod that should run.
-pub(crate) fn plan(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts) -> Actions {
+pub(crate) fn plan(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts, given: &Given) -> Actions {
     let (create, attempt, sandbox_id) = sandbox_changed(pod, snapshot);
     let mut actions =
         Actions { kill_pod: create, create_sandbox: create, attempt, sandbox_id, ..Actions::default() };
@@ -71,11 +77,13 @@ pub(crate) fn plan(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts) -
         plan_new_sandbox(pod, snapshot, &mut actions);
         return actions;
     }
-    let initialized = plan_init(pod, snapshot, verdicts, &mut actions);
+    let is_new = |c: &EphemeralContainer| snapshot.container(&c.name).is_none();
+    actions.start_ephemeral = places(ephemeral_containers(pod), is_new);
+    let initialized = plan_init(pod, snapshot, verdicts, given, &mut actions);
     if actions.kill_pod || !initialized {
         return actions;
     }
-    plan_containers(pod, snapshot, verdicts, &mut actions);
+    plan_containers(pod, snapshot, verdicts, given, &mut actions);
     actions
 }
 
@@ -104,7 +112,7 @@ fn plan_new_sandbox(pod: &Pod, snapshot: &PodSnapshot, actions: &mut Actions) {
     };
     let runs_once =
         |c: &Container| c.restart_policy.as_deref().unwrap_or(pod.restart_policy()) == "OnFailure";
-    let start: Vec<usize> = indexes(containers(pod), |c| !(runs_once(c) && succeeded(c)));
+    let start: Vec<usize> = places(containers(pod), |c| !(runs_once(c) && succeeded(c)));
     if start.is_empty() && any_regular_created(pod, snapshot) {
         actions.create_sandbox = false;
         return;
@@ -115,7 +123,7 @@ fn plan_new_sandbox(pod: &Pod, snapshot: &PodSnapshot, actions: &mut Actions) {
     }
 }
 
-fn indexes(list: &[Container], keep: impl Fn(&Container) -> bool) -> Vec<usize> {
+fn places<T>(list: &[T], keep: impl Fn(&T) -> bool) -> Vec<usize> {
     list.iter().enumerate().filter(|(_, c)| keep(c)).map(|(i, _)| i).collect()
 }
 
@@ -139,7 +147,13 @@ enum InitStep {
 }
 
 /// Plans the init containers, and answers whether the app containers may run.
-fn plan_init(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts, actions: &mut Actions) -> bool {
+fn plan_init(
+    pod: &Pod,
+    snapshot: &PodSnapshot,
+    verdicts: &dyn Verdicts,
+    given: &Given,
+    actions: &mut Actions,
+) -> bool {
     let list = init_containers(pod);
     if list.is_empty() {
         return true;
@@ -163,7 +177,7 @@ fn plan_init(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts, actions
             continue;
         }
         let step = match is_sidecar(container) {
-            true => sidecar_step(container, status, verdicts),
+            true => sidecar_step(container, status, verdicts, given.needs_restart(pod, container)),
             false => init_step(container, pod, status),
         };
         let mut next = || match index + 1 == list.len() {
@@ -186,6 +200,7 @@ fn plan_init(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts, actions
             }
             InitStep::FailPod => {
                 actions.kill_pod = true;
+                actions.start_ephemeral.clear();
                 return false;
             }
         }
@@ -213,7 +228,12 @@ fn init_step(container: &Container, pod: &Pod, status: &ContainerInfo) -> InitSt
     }
 }
 
-fn sidecar_step(container: &Container, status: &ContainerInfo, verdicts: &dyn Verdicts) -> InitStep {
+fn sidecar_step(
+    container: &Container,
+    status: &ContainerInfo,
+    verdicts: &dyn Verdicts,
+    is_resized: bool,
+) -> InitStep {
     let kill = |what: &str, reason| Kill {
         id: status.id.clone(),
         name: status.name.clone(),
@@ -237,6 +257,12 @@ fn sidecar_step(container: &Container, status: &ContainerInfo, verdicts: &dyn Ve
     if status.hash != hash_container(container) {
         return InitStep::NextAndReplace(kill("definition changed", KillReason::Other));
     }
+    if is_resized {
+        return InitStep::NextAndReplace(Kill {
+            message: resize_message(&status.name),
+            ..kill("", KillReason::Other)
+        });
+    }
     match container.liveness_probe.is_some().then(|| verdicts.liveness(&status.id)).flatten() {
         Some(Verdict::Failure) => {
             InitStep::NextAndReplace(kill("failed liveness probe", KillReason::LivenessProbe))
@@ -254,7 +280,17 @@ fn unknown_kill(what: &str, status: &ContainerInfo) -> Kill {
     }
 }
 
-fn plan_containers(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts, actions: &mut Actions) {
+fn resize_message(name: &str) -> String {
+    format!("Container {name} resize requires restart")
+}
+
+fn plan_containers(
+    pod: &Pod,
+    snapshot: &PodSnapshot,
+    verdicts: &dyn Verdicts,
+    given: &Given,
+    actions: &mut Actions,
+) {
     let mut n_kept = 0;
     for (index, container) in containers(pod).iter().enumerate() {
         let status = match snapshot.container(&container.name) {
@@ -270,6 +306,15 @@ fn plan_containers(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts, a
             }
         };
         match why_kill(container, status, verdicts) {
+            None if given.needs_restart(pod, container) => {
+                actions.start.push(index);
+                actions.kill.push(Kill {
+                    id: status.id.clone(),
+                    name: container.name.clone(),
+                    message: resize_message(&container.name),
+                    reason: KillReason::Other,
+                });
+            }
             None => n_kept += 1,
             Some((what, reason)) => {
                 let restart = reason == KillReason::Other || restarts_on_failure(container, pod);
@@ -291,7 +336,33 @@ fn plan_containers(pod: &Pod, snapshot: &PodSnapshot, verdicts: &dyn Verdicts, a
         // The pod has ended; its sidecars must not keep it alive.
         actions.kill_pod = true;
         actions.start_init.clear();
+        actions.start_ephemeral.clear();
     }
+}
+
+impl Actions {
+    /// The containers to start, in their order.
+    pub(crate) fn to_start<'p>(&self, pod: &'p Pod) -> Vec<Starting<'p>> {
+        let ephemeral = self.start_ephemeral.iter().filter_map(|at| ephemeral_containers(pod).get(*at));
+        let ephemeral = ephemeral.map(|c| Starting {
+            container: Cow::Owned(as_container(c)),
+            is_init: false,
+            target: c.target_container_name.as_deref().filter(|name| !name.is_empty()),
+        });
+        let lasting =
+            |container, is_init| Starting { container: Cow::Borrowed(container), is_init, target: None };
+        let init = self.start_init.iter().filter_map(|at| init_containers(pod).get(*at));
+        let regular = self.start.iter().filter_map(|at| containers(pod).get(*at));
+        ephemeral.chain(init.map(|c| lasting(c, true))).chain(regular.map(|c| lasting(c, false))).collect()
+    }
+}
+
+/// A container that is to be started.
+pub(crate) struct Starting<'p> {
+    pub(crate) container: Cow<'p, Container>,
+    pub(crate) is_init: bool,
+    /// The container whose processes this one is to see.
+    pub(crate) target: Option<&'p str>,
 }
 
 fn why_kill(

@@ -42,7 +42,7 @@ fn container(pod: &Pod, name: &str, state: &str) -> ContainerInfo {
     ContainerInfo {
         id: format!("{name}-id"),
         name: name.into(),
-        hash: hash_container(spec),
+        hash: hash_container(&spec),
         state: state_of(state),
         exit_code: state.parse().unwrap_or(0),
         ..ContainerInfo::default()
@@ -69,7 +69,7 @@ impl Case {
 
     /// The plan in a line: what is killed, made and started.
     fn check(&self, expected: Expect) {
-        let actions = plan(&self.pod, &self.snapshot, &self.says);
+        let actions = plan(&self.pod, &self.snapshot, &self.says, &Given::of_spec(&self.pod));
         let mut parts = Vec::new();
         if actions.kill_pod {
             parts.push("kill pod".to_owned());
@@ -245,4 +245,19 @@ fn an_init_container_that_fails_for_good_ends_the_pod() {
 #[test]
 fn finished_init_containers_that_were_cleaned_up_do_not_run_again() {
     case(with_init("Always"), &[sandbox(0, true)], &[("a", "running")]).check(expect!["start init side"]);
+}
+
+#[test]
+fn ephemeral_containers_start_beside_whatever_the_pod_waits_for_and_only_once() {
+    let mut spec = with_init("Always");
+    spec["ephemeralContainers"] =
+        json!([{ "name": "e1", "image": "app:1" }, { "name": "e2", "image": "app:1" }]);
+    let starts = |containers: &[(&str, &str)]| {
+        let case = case(spec.clone(), &[sandbox(0, true)], containers);
+        let actions = plan(&case.pod, &case.snapshot, &case.says, &Given::of_spec(&case.pod));
+        let names = actions.to_start(&case.pod).iter().map(|s| s.container.name.clone()).collect::<Vec<_>>();
+        names.join(" ")
+    };
+    assert_eq!(starts(&[]), "e1 e2 i1");
+    assert_eq!(starts(&[("i1", "running"), ("e1", "1")]), "e2");
 }

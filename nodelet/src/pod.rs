@@ -1,6 +1,8 @@
 //! What is asked of a pod's spec in many places.
 
-use k8s_openapi::api::core::v1::{Container, Pod};
+use std::borrow::Cow;
+
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, Pod};
 
 /// The pod has to exist on disk and in the runtime under these: a pod that the API server returned
 /// without them is ignored at the source.
@@ -58,8 +60,76 @@ pub(crate) fn init_containers(pod: &Pod) -> &[Container] {
     pod.spec.as_ref().and_then(|s| s.init_containers.as_deref()).unwrap_or_default()
 }
 
-pub(crate) fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<&'a Container> {
-    containers(pod).iter().chain(init_containers(pod)).find(|c| c.name == name)
+/// The containers that somebody looks into the pod with, which may come at any time.
+pub(crate) fn ephemeral_containers(pod: &Pod) -> &[EphemeralContainer] {
+    pod.spec.as_ref().and_then(|s| s.ephemeral_containers.as_deref()).unwrap_or_default()
+}
+
+/// An ephemeral container as any other: it has the same fields and is run in the same way.
+pub(crate) fn as_container(ephemeral: &EphemeralContainer) -> Container {
+    let EphemeralContainer {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        resize_policy,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        target_container_name: _,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+    } = ephemeral.clone();
+    Container {
+        args,
+        command,
+        env,
+        env_from,
+        image,
+        image_pull_policy,
+        lifecycle,
+        liveness_probe,
+        name,
+        ports,
+        readiness_probe,
+        resize_policy,
+        resources,
+        restart_policy,
+        restart_policy_rules,
+        security_context,
+        startup_probe,
+        stdin,
+        stdin_once,
+        termination_message_path,
+        termination_message_policy,
+        tty,
+        volume_devices,
+        volume_mounts,
+        working_dir,
+    }
+}
+
+/// The container of any kind that has this name.
+pub(crate) fn find_container<'a>(pod: &'a Pod, name: &str) -> Option<Cow<'a, Container>> {
+    let lasting = containers(pod).iter().chain(init_containers(pod)).find(|c| c.name == name);
+    lasting.map(Cow::Borrowed).or_else(|| {
+        ephemeral_containers(pod).iter().find(|c| c.name == name).map(|c| Cow::Owned(as_container(c)))
+    })
 }
 
 /// A sidecar: an init container that keeps running (KEP-753).

@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Api;
 use kube::runtime::watcher;
@@ -27,10 +28,12 @@ use skiff_cri::ContainerEvent;
 use tokio::sync::{broadcast, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
-use crate::admission::{NODE_AFFINITY, NodeView, refusal};
+use crate::admission::{NODE_AFFINITY, NodeView, insufficient, refusal};
 use crate::event::EventType;
+use crate::given::{self, Given, Pending, Resize};
 use crate::pod::{PodExt, is_terminal};
 use crate::qos;
+use crate::resources::{pod_request_milli, qos_class};
 use crate::snapshot;
 use crate::wake::Wakers;
 use crate::worker::{Desired, Shared, Worker, end_orphan};
@@ -49,12 +52,32 @@ const FORGET_PANICS: Duration = Duration::from_secs(600);
 
 struct Handle {
     desired: watch::Sender<Desired>,
+    /// As the API has it, while the worker is told what was allocated to it.
+    asked: Arc<Pod>,
+    allocated: Given,
     ended: Arc<AtomicBool>,
     started: Instant,
     n_panics: u32,
 }
 
 impl Handle {
+    /// Whose change is looked at first: those of the least rank.
+    fn rank(&self) -> (bool, i32, bool, Timestamp) {
+        let more = |name: &str| {
+            let allocated = self.desired.borrow().pod.clone();
+            pod_request_milli(&self.asked, name) > pod_request_milli(&allocated, name)
+        };
+        let priority = self.asked.spec.as_ref().and_then(|s| s.priority).unwrap_or_default();
+        let since = self.desired.borrow().resize.pending.as_ref().map(|pending| pending.since);
+        let is_guaranteed = qos_class(&self.asked) == "Guaranteed";
+        (
+            more("cpu") || more("memory"),
+            priority.saturating_neg(),
+            !is_guaranteed,
+            since.unwrap_or(Timestamp::MAX),
+        )
+    }
+
     /// How long to wait before the worker that just panicked is made anew.
     fn next_revival(&mut self) -> Duration {
         if self.started.elapsed() > FORGET_PANICS {
@@ -122,6 +145,7 @@ impl Pods {
                 Some(ended) = self.workers.join_next_with_id() => self.ended(ended),
                 Some(due) = self.revivals.join_next() => if let Ok(uid) = due { self.work(&uid) },
             }
+            self.resize();
             self.weigh();
         }
     }
@@ -179,9 +203,11 @@ impl Pods {
         }
         let pod = Arc::new(pod);
         self.index.write().insert((pod.namespace().to_owned(), pod.name().to_owned()), pod.clone());
-        if let Some(handle) = self.handles.get(pod.uid()) {
+        if let Some(handle) = self.handles.get_mut(pod.uid()) {
+            handle.asked = pod.clone();
+            let allocated = handle.allocated.on(&pod);
             handle.desired.send_modify(|desired| {
-                desired.pod = pod.clone();
+                desired.pod = allocated;
                 desired.in_api = true;
             });
             return;
@@ -194,9 +220,18 @@ impl Pods {
             self.shared.events.pod(&pod, EventType::Warning, reason, message);
         }
         let uid = pod.uid().to_owned();
-        let (desired, _) = watch::channel(Desired { pod, in_api: true, rejection });
-        let ended = Arc::new(AtomicBool::new(false));
-        self.handles.insert(uid.clone(), Handle { desired, ended, started: Instant::now(), n_panics: 0 });
+        let allocated = Given::of_status(&pod);
+        let told = Desired { pod: allocated.on(&pod), in_api: true, rejection, resize: Resize::default() };
+        let (desired, _) = watch::channel(told);
+        let handle = Handle {
+            desired,
+            asked: pod,
+            allocated,
+            ended: Arc::new(AtomicBool::new(false)),
+            started: Instant::now(),
+            n_panics: 0,
+        };
+        self.handles.insert(uid.clone(), handle);
         self.work(&uid);
     }
 
@@ -225,6 +260,69 @@ impl Pods {
         }
     }
 
+    /// Allocates to pods what they ask for by now, where there is room for it. Who asks for less comes first, then who is
+    /// more important, then who has waited for longest.
+    fn resize(&mut self) {
+        if !self.listed {
+            return;
+        }
+        let waits = |handle: &Handle| {
+            let has_ended = handle.ended.load(Ordering::Acquire) || is_terminal(handle.asked.phase());
+            let is_rejected = handle.desired.borrow().rejection.is_some();
+            !has_ended && !is_rejected && !handle.asked.is_deleting()
+        };
+        let changed = |handle: &Handle| {
+            let desired = handle.desired.borrow();
+            let is_same =
+                Arc::ptr_eq(&desired.pod, &handle.asked) || handle.allocated.is_asked_by(&handle.asked);
+            !is_same || desired.resize.pending.is_some()
+        };
+        let mut waiting: Vec<_> = self.handles.iter().filter(|(_, h)| changed(h) && waits(h)).collect();
+        waiting.sort_by_key(|(_, handle)| handle.rank());
+        let waiting: Vec<String> = waiting.into_iter().map(|(uid, _)| uid.clone()).collect();
+        for uid in waiting {
+            self.resize_one(&uid);
+        }
+    }
+
+    fn resize_one(&mut self, uid: &str) {
+        let Some(handle) = self.handles.get(uid) else { return };
+        let asked = handle.asked.clone();
+        if handle.allocated.is_asked_by(&asked) {
+            // Taken back before there was room for it.
+            return handle.desired.send_modify(|desired| desired.resize.pending = None);
+        }
+        let others: Vec<Arc<Pod>> = self.active().filter(|other| other.uid() != uid).collect();
+        let others: Vec<&Pod> = others.iter().map(|p| &**p).collect();
+        let config = &self.shared.config;
+        let node =
+            NodeView { name: &config.node_name, labels: &self.labels, allocatable: &self.shared.allocatable };
+        let refused = insufficient(&node, &others, &asked);
+        let Some(handle) = self.handles.get_mut(uid) else { return };
+        let generation = asked.metadata.generation;
+        let events = &self.shared.events;
+        let Some((_, message)) = refused else {
+            handle.allocated = Given::of_spec(&asked);
+            handle.desired.send_modify(|desired| {
+                desired.pod = asked.clone();
+                desired.resize = Resize { pending: None, started: generation };
+            });
+            let message = given::told("Pod resize started", &asked, generation, "");
+            return events.pod(&asked, EventType::Normal, "ResizeStarted", &message);
+        };
+        let before = handle.desired.borrow().resize.pending.clone();
+        let is_news = before.as_ref().is_none_or(|before| before.generation != generation);
+        let since = before.as_ref().map_or_else(Timestamp::now, |before| before.since);
+        let pending = Some(Pending { message: message.clone(), generation, since });
+        if before != pending {
+            handle.desired.send_modify(|desired| desired.resize.pending = pending);
+        }
+        if is_news {
+            let told = given::told("Pod resize Deferred", &asked, generation, &message);
+            events.pod(&asked, EventType::Warning, "ResizeDeferred", &told);
+        }
+    }
+
     /// Only a pod that never started here is judged: one that did keeps its place.
     fn rejection(&self, pod: &Pod) -> Option<(String, String)> {
         let started = pod.status.as_ref().is_some_and(|s| s.start_time.is_some());
@@ -244,7 +342,7 @@ impl Pods {
             handle.desired.send_modify(|desired| {
                 desired.in_api = false;
                 if let Some(pod) = last {
-                    desired.pod = Arc::new(pod.clone());
+                    desired.pod = handle.allocated.on(&Arc::new(pod.clone()));
                 }
             });
         }

@@ -90,6 +90,7 @@ impl Probes {
         self.results.lock().retain(|(id, _), _| is_running(id));
         for info in snapshot.running() {
             let Some(container) = find_container(pod, &info.name) else { continue };
+            let container = &*container;
             self.seed(info, earlier);
             let kinds = match self.started(container, info) {
                 false => vec![Kind::Startup],

@@ -1,9 +1,10 @@
 //! Quantities, quality of service, and the cgroup figures that follow from them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{Container, Pod, ResourceRequirements};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use skiff_api::quantity::Suffixes;
 use skiff_cri::v1::LinuxContainerResources;
 
 use crate::pod::{containers, init_containers, is_sidecar};
@@ -114,6 +115,39 @@ pub(crate) fn pod_request_milli(pod: &Pod, name: &str) -> i64 {
     }
     let running = containers(pod).iter().fold(sidecars, |sum, c| sum.saturating_add(of(c)));
     running.max(init_peak).saturating_add(overhead)
+}
+
+/// All that a pod asks of its node.
+pub(crate) fn pod_requests(pod: &Pod) -> ResourceList {
+    let spec = pod.spec.as_ref();
+    let lists = containers(pod).iter().chain(init_containers(pod)).map(|c| c.resources.as_ref());
+    let lists = lists.chain([spec.and_then(|s| s.resources.as_ref())]);
+    let lists = lists.filter_map(|resources| resources?.requests.as_ref());
+    let names = lists.chain(spec.and_then(|s| s.overhead.as_ref())).flat_map(ResourceList::keys);
+    let names: BTreeSet<&String> = names.collect();
+    names.into_iter().map(|name| (name.clone(), written(name, pod_request_milli(pod, name)))).collect()
+}
+
+/// What the group of a pod is limited to.
+pub(crate) fn pod_limits(pod: &Pod) -> ResourceList {
+    let limits = pod_resources(pod);
+    let amounts = [
+        ("cpu", limits.cpu_quota.saturating_mul(1000) / CPU_PERIOD_US),
+        ("memory", limits.memory_limit_in_bytes.saturating_mul(1000)),
+    ];
+    let amounts = amounts.into_iter().filter(|(_, millis)| *millis > 0);
+    amounts.map(|(name, millis)| (name.to_owned(), written(name, millis))).collect()
+}
+
+/// Thousandths as people write amounts of this resource.
+fn written(name: &str, millis: i64) -> Quantity {
+    let quantity = match name {
+        "memory" | "ephemeral-storage" => {
+            skiff_api::quantity::Quantity::from_units(millis / 1000, Suffixes::Binary)
+        }
+        _ => skiff_api::quantity::Quantity::from_millis(millis),
+    };
+    Quantity(quantity.to_string())
 }
 
 /// How large a volume in memory may become: what the node gives pods at most, the pod's own limit if it has one, the

@@ -17,6 +17,7 @@ use std::net::IpAddr;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Container, Pod, PodStatus};
 
+use crate::given::{Given, InProgress, Pending};
 use crate::snapshot::{ContainerInfo, PodSnapshot};
 
 /// Why a container that should run does not: `state.waiting` shows it.
@@ -46,6 +47,12 @@ pub(crate) struct StatusInputs<'a> {
     pub(crate) past_deadline: bool,
     /// Why the pod is evicted, if it is.
     pub(crate) evicted: Option<&'a str>,
+    /// What the containers that run are given.
+    pub(crate) given: &'a Given,
+    /// What was asked for and is not there to be given.
+    pub(crate) pending: Option<&'a Pending>,
+    /// What is about to be given.
+    pub(crate) resizing: Option<&'a InProgress>,
     pub(crate) node_ips: &'a [IpAddr],
     pub(crate) now: Timestamp,
 }

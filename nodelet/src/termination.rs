@@ -63,6 +63,7 @@ pub(crate) async fn kill(
 ) -> Result<(), CriError> {
     let started = Instant::now();
     let container = find_container(&victim.pod, &victim.name);
+    let container = container.as_deref();
     let grace = victim
         .grace_override_s
         .unwrap_or_else(|| grace_seconds(&victim.pod, container, victim.reason))

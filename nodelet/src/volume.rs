@@ -96,8 +96,10 @@ impl Volumes {
         downward: &Downward<'_>,
     ) -> Result<MountedVolumes, Vec<(String, VolumeError)>> {
         let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+        // The runtime mounts an image where it is asked for.
         let results = volumes
             .iter()
+            .filter(|volume| volume.image.is_none())
             .map(|volume| async move { (volume, self.set_up_one(pod, volume, downward).await) });
         let (mut mounted, mut failures) = (MountedVolumes::new(), Vec::new());
         for (volume, result) in futures::future::join_all(results).await {

@@ -21,6 +21,7 @@
 
 mod end;
 mod held;
+mod resize;
 mod start;
 
 pub(crate) use end::end_orphan;
@@ -42,10 +43,11 @@ use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::env::Downward;
 use crate::event::{EventType, PodEvents};
+use crate::given::{Given, InProgress, Resize};
 use crate::images::PullHistory;
 use crate::objects::Objects;
 use crate::plan::plan;
-use crate::pod::{PodExt, containers, init_containers, is_terminal};
+use crate::pod::{PodExt, is_terminal};
 use crate::probe::Probes;
 use crate::since::Since;
 use crate::snapshot::{self, PodSnapshot, RunState};
@@ -79,6 +81,8 @@ pub(crate) struct Desired {
     pub(crate) in_api: bool,
     /// Why this node does not take it: a reason and a message.
     pub(crate) rejection: Option<(String, String)>,
+    /// What became of what it asked for while it ran.
+    pub(crate) resize: Resize,
 }
 
 impl Desired {
@@ -94,6 +98,7 @@ impl Desired {
         };
         let (new, old) = (&self.pod, &seen.pod);
         self.in_api != seen.in_api
+            || self.resize != seen.resize
             || new.spec != old.spec
             || new.metadata.deletion_timestamp != old.metadata.deletion_timestamp
             || new.metadata.deletion_grace_period_seconds != old.metadata.deletion_grace_period_seconds
@@ -147,6 +152,11 @@ pub(crate) struct Worker {
     evicted: Option<String>,
     /// What the pod wrote is not measured before.
     measure_at: tokio::time::Instant,
+    /// What the containers have been given.
+    given: Given,
+    resizing: Option<InProgress>,
+    /// The generation whose change was taken up last.
+    resized: Option<i64>,
 }
 
 impl Worker {
@@ -157,6 +167,7 @@ impl Worker {
     ) -> Worker {
         let pod = desired.borrow().pod.clone();
         let wake = shared.wakers.register(pod.uid());
+        let given = Given::of_status(&pod);
         Worker {
             writer: StatusWriter::start(shared.client.clone(), &pod),
             probes: Probes::new(shared.cri.clone(), shared.events.clone(), wake.clone()),
@@ -177,6 +188,9 @@ impl Worker {
             started: None,
             evicted: None,
             measure_at: tokio::time::Instant::now(),
+            given,
+            resizing: None,
+            resized: None,
         }
     }
 
@@ -260,6 +274,7 @@ impl Worker {
         let pod = &desired.pod;
         let snapshot = self.read().await?;
         self.evict_if_over(pod).await;
+        self.note_resize(desired, &snapshot);
         self.refresh_status(pod, &snapshot, false);
         if self.phase_is_terminal() {
             self.set_over();
@@ -273,14 +288,15 @@ impl Worker {
         if self.desired.borrow().must_end() {
             return Ok(Next::Wait(Duration::ZERO));
         }
-        let actions = plan(pod, &snapshot, &self.probes);
-        let is_idle = actions.start.is_empty()
-            && actions.start_init.is_empty()
+        let actions = plan(pod, &snapshot, &self.probes, &self.given);
+        let is_idle = self.resizing.is_none()
+            && actions.to_start(pod).is_empty()
             && actions.kill.is_empty()
             && !actions.kill_pod;
         let mut wait = self.execute(pod, &snapshot, &actions, &volumes).await?;
         if !is_idle {
             let snapshot = self.read().await?;
+            self.note_resize(desired, &snapshot);
             self.refresh_status(pod, &snapshot, false);
             let is_terminal = self.phase_is_terminal();
             if !is_terminal {
@@ -324,10 +340,8 @@ impl Worker {
     /// What was done may be what the next step waited for: a sidecar that is up lets the next start.
     /// Containers that could not be started wait for their own time.
     fn has_more_to_start(&self, pod: &Pod, snapshot: &PodSnapshot) -> bool {
-        let next = plan(pod, snapshot, &self.probes);
-        let init = next.start_init.iter().filter_map(|i| init_containers(pod).get(*i));
-        let regular = next.start.iter().filter_map(|i| containers(pod).get(*i));
-        init.chain(regular).any(|c| !self.waiting.contains_key(&c.name))
+        let next = plan(pod, snapshot, &self.probes, &self.given);
+        next.to_start(pod).iter().any(|next| !self.waiting.contains_key(&next.container.name))
     }
 
     async fn read(&self) -> Result<PodSnapshot, CriError> {
@@ -358,6 +372,9 @@ impl Worker {
             pod_is_over,
             past_deadline,
             evicted: self.evicted.as_deref(),
+            given: &self.given,
+            pending: self.desired.borrow().resize.pending.as_ref(),
+            resizing: self.resizing.as_ref(),
             node_ips: &self.shared.config.node_ips,
             now: Timestamp::now(),
         });

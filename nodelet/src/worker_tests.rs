@@ -621,3 +621,28 @@ async fn a_pod_gets_the_resolvers_that_the_host_has_when_it_starts() {
     }
     assert_eq!(node.cri.resolvers(), [["192.0.2.1"], ["198.51.100.1"]]);
 }
+
+#[tokio::test]
+async fn an_ephemeral_container_starts_once_and_holds_nothing_up() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let mut web = node.api.get("/api/v1/namespaces/default/pods/web").unwrap();
+    web["spec"]["ephemeralContainers"] =
+        json!([{ "name": "debug", "image": "app:1", "targetContainerName": "app", "stdin": true }]);
+    node.api.put_pod(web);
+    let state = |s: &serde_json::Value| s["ephemeralContainerStatuses"][0]["state"].clone();
+    node.pod_status("web", |s| !state(s)["running"].is_null()).await;
+    let config = node.cri.config(&node.cri.ids("debug")[0]);
+    let namespaces = config.linux.unwrap().security_context.unwrap().namespace_options.unwrap();
+    assert_eq!(namespaces.pid, skiff_cri::v1::NamespaceMode::Target as i32);
+    assert_eq!(namespaces.target_id, node.cri.ids("app")[0]);
+    node.cri.exit("debug", 3);
+    let status = node.pod_status("web", |s| state(s)["terminated"]["exitCode"] == 3).await;
+    assert_eq!(
+        (&status["phase"], &condition(&status, "Ready")["status"]),
+        (&json!("Running"), &json!("True"))
+    );
+    assert_eq!(status["ephemeralContainerStatuses"][0]["restartCount"], 0);
+    assert_eq!(node.cri.ids("debug").len(), 1);
+}

@@ -18,6 +18,8 @@ use crate::spec::{Accounts, HostDevice};
 const MAX_OPTIONS_BYTES: usize = 4000;
 /// `/etc/passwd`, `/etc/group`, a seccomp profile.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Where images are mounted that a container reads.
+const IMAGES: &str = "images";
 /// How deep a directory of devices is searched.
 const MAX_DEVICE_DEPTH: usize = 4;
 
@@ -62,39 +64,54 @@ impl Bundle {
             return Ok(());
         }
         let mount = || -> io::Result<()> {
-            let (options, _held) = self.options(layers)?;
+            let (options, _held) = overlay_options(layers, &[self.upper(), self.directory.join("work")])?;
             let overlay = Some("overlay");
             Ok(nix::mount::mount(overlay, &rootfs, overlay, MsFlags::empty(), Some(options.as_str()))?)
         };
         mount().map_err(Error::io("mount the layers at", &rootfs))
     }
 
-    /// Options by path, or, if those are too long or hold a separator, by open descriptors.
-    fn options(&self, layers: &[PathBuf]) -> io::Result<(String, Vec<OwnedFd>)> {
-        let own = [self.upper(), self.directory.join("work")];
-        let joined = |lower: &[String], own: &[String]| {
-            format!("lowerdir={},upperdir={},workdir={}", lower.join(":"), own[0], own[1])
-        };
-        let text = |paths: &mut dyn Iterator<Item = &PathBuf>| -> Vec<String> {
-            paths.map(|path| path.to_string_lossy().into_owned()).collect()
-        };
-        let (lower, upper) = (text(&mut layers.iter().rev()), text(&mut own.iter()));
-        let plain = lower.iter().chain(&upper).all(|path| !path.contains([':', ',', '\\', '\u{fffd}']));
-        let options = joined(&lower, &upper);
-        if plain && options.len() < MAX_OPTIONS_BYTES {
-            return Ok((options, Vec::new()));
+    /// Mounts an image of `layers` for the container to read, the lowest first. Answers where it, or the part of it at
+    /// `sub_path`, lies.
+    pub(crate) fn mount_image(
+        &self,
+        at: usize,
+        layers: &[PathBuf],
+        sub_path: &str,
+    ) -> Result<PathBuf, Error> {
+        let directory = self.directory.join(IMAGES).join(at.to_string());
+        // An overlay without a directory to write to has two others at least.
+        let empty = self.directory.join("empty");
+        for directory in [&directory, &empty] {
+            fs::create_dir_all(directory).map_err(Error::io("create", directory))?;
         }
-        let mut held = Vec::new();
-        let mut by_descriptor = |path: &PathBuf| -> io::Result<String> {
-            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let descriptor = rustix::fs::open(path, flags, Mode::empty())?;
-            let name = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
-            held.push(descriptor);
-            Ok(name)
+        let mut all = layers.to_vec();
+        all.push(empty);
+        let mount = || -> io::Result<()> {
+            let (options, _held) = overlay_options(&all, &[])?;
+            let flags = MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+            Ok(nix::mount::mount(
+                Some("overlay"),
+                &directory,
+                Some("overlay"),
+                flags,
+                Some(options.as_str()),
+            )?)
         };
-        let lower = layers.iter().rev().map(&mut by_descriptor).collect::<io::Result<Vec<_>>>()?;
-        let own = own.iter().map(&mut by_descriptor).collect::<io::Result<Vec<_>>>()?;
-        Ok((joined(&lower, &own), held))
+        mount().map_err(Error::io("mount the image's layers at", &directory))?;
+        let sub_path = sub_path.trim_matches('/');
+        if sub_path.is_empty() {
+            return Ok(directory);
+        }
+        // No link of the image leads outside of it, and nobody can change what is mounted.
+        let resolve = || -> io::Result<PathBuf> {
+            let root = File::open(&directory)?;
+            let flags = OFlags::PATH | OFlags::CLOEXEC;
+            let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+            let found = rustix::fs::openat2(&root, sub_path, flags, Mode::empty(), resolve)?;
+            fs::read_link(format!("/proc/self/fd/{}", found.as_raw_fd()))
+        };
+        resolve().map_err(Error::io("find the part of an image", &directory.join(sub_path)))
     }
 
     pub(crate) fn write_spec(&self, spec: &Spec) -> Result<(), Error> {
@@ -155,10 +172,18 @@ impl Bundle {
     }
 
     fn unmount(&self) -> Result<(), Error> {
-        let rootfs = self.rootfs();
-        while is_overlay(&rootfs) {
-            nix::mount::umount2(&rootfs, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
-                .map_err(|err| Error::io("unmount", &rootfs)(err.into()))?;
+        let images = self.directory.join(IMAGES);
+        let images = match fs::read_dir(&images) {
+            Ok(entries) => entries.map(|entry| entry.map(|entry| entry.path())).collect::<io::Result<_>>(),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(err) => Err(err),
+        }
+        .map_err(Error::io("list", &images))?;
+        for mounted in images.iter().chain([&self.rootfs()]) {
+            while is_overlay(mounted) {
+                nix::mount::umount2(mounted, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW)
+                    .map_err(|err| Error::io("unmount", mounted)(err.into()))?;
+            }
         }
         Ok(())
     }
@@ -168,6 +193,35 @@ impl Bundle {
         // Unreadable is what a container that is being removed has.
         skiff_tree::measure(&self.upper()).map(|usage| usage.bytes).unwrap_or_default()
     }
+}
+
+/// Options of an overlay: its layers, the lowest first, and the directories of what is written, if anything may be. They are
+/// named by path, or, if those are too long or hold a separator, by open descriptors.
+fn overlay_options(layers: &[PathBuf], own: &[PathBuf]) -> io::Result<(String, Vec<OwnedFd>)> {
+    let joined = |lower: &[String], own: &[String]| {
+        let own = ["upperdir", "workdir"].iter().zip(own).map(|(name, path)| format!(",{name}={path}"));
+        format!("lowerdir={}{}", lower.join(":"), own.collect::<String>())
+    };
+    let text = |paths: &mut dyn Iterator<Item = &PathBuf>| -> Vec<String> {
+        paths.map(|path| path.to_string_lossy().into_owned()).collect()
+    };
+    let (lower, upper) = (text(&mut layers.iter().rev()), text(&mut own.iter()));
+    let plain = lower.iter().chain(&upper).all(|path| !path.contains([':', ',', '\\', '\u{fffd}']));
+    let options = joined(&lower, &upper);
+    if plain && options.len() < MAX_OPTIONS_BYTES {
+        return Ok((options, Vec::new()));
+    }
+    let mut held = Vec::new();
+    let mut by_descriptor = |path: &PathBuf| -> io::Result<String> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let descriptor = rustix::fs::open(path, flags, Mode::empty())?;
+        let name = format!("/proc/self/fd/{}", descriptor.as_raw_fd());
+        held.push(descriptor);
+        Ok(name)
+    };
+    let lower = layers.iter().rev().map(&mut by_descriptor).collect::<io::Result<Vec<_>>>()?;
+    let own = own.iter().map(&mut by_descriptor).collect::<io::Result<Vec<_>>>()?;
+    Ok((joined(&lower, &own), held))
 }
 
 fn is_overlay(path: &Path) -> bool {

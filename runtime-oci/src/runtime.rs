@@ -10,7 +10,7 @@ mod found;
 
 use std::collections::HashMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -174,14 +174,16 @@ impl OciRuntime {
             start_error: None,
         };
         let layers = self.config.images.rootfs_layers(&image);
+        let mounted = self.mounted_images(&create)?;
         let (config, host) = (self.config.clone(), self.host.clone());
         let container = blocking(move || {
-            let made = make_bundle(&config, &host, &bundle, &create, &image, &layers, pid_namespace)
-                .and_then(|()| {
-                    let written = record.write(&bundle.directory, Keep::Durable);
-                    let kept = written.and_then(|()| found::sync_parent(&bundle.directory));
-                    kept.map_err(Error::io("write", &bundle.directory))
-                });
+            let made =
+                make_bundle(&config, &host, &bundle, &create, &image, (&layers, &mounted), pid_namespace)
+                    .and_then(|()| {
+                        let written = record.write(&bundle.directory, Keep::Durable);
+                        let kept = written.and_then(|()| found::sync_parent(&bundle.directory));
+                        kept.map_err(Error::io("write", &bundle.directory))
+                    });
             if let Err(err) = made {
                 if let Err(leftover) = bundle.remove() {
                     tracing::warn!("after a failed create: {leftover}");
@@ -195,6 +197,22 @@ impl OciRuntime {
         self.containers.write().insert(id, container);
         let _nobody_listens = self.events.send(event);
         Ok(())
+    }
+
+    /// The layers of the images that a container mounts.
+    fn mounted_images(&self, create: &CreateContainer) -> Result<Vec<Vec<PathBuf>>, Error> {
+        let images = create.config.mounts.iter().filter_map(|mount| mount.image.as_ref());
+        let layers = images.map(|wanted| {
+            let image = self.config.images.resolve(&wanted.image);
+            let image = image.ok_or_else(|| Error::NoImage { id: wanted.image.clone() })?;
+            if image.kind != ImageKind::Linux {
+                let detail =
+                    format!("image {:?} is a WebAssembly module, which no volume can be", wanted.image);
+                return Err(Error::Spec { id: create.id.clone(), detail });
+            }
+            Ok(self.config.images.rootfs_layers(&image))
+        });
+        layers.collect()
     }
 
     fn pid_of(&self, id: &str) -> Option<u32> {
@@ -638,7 +656,7 @@ fn make_bundle(
     bundle: &Bundle,
     create: &CreateContainer,
     image: &Image,
-    layers: &[std::path::PathBuf],
+    (layers, mounted): (&[PathBuf], &[Vec<PathBuf>]),
     pid_namespace: PidNamespace,
 ) -> Result<(), Error> {
     let failed = |detail: String| Error::Spec { id: create.id.clone(), detail };
@@ -648,6 +666,12 @@ fn make_bundle(
     let localhost_seccomp = seccomp.as_deref().map(bundle::read_seccomp).transpose().map_err(failed)?;
     bundle.create(layers)?;
     let mut container = create.config.clone();
+    let images = container.mounts.iter_mut().filter(|mount| mount.image.is_some());
+    for (at, (mount, layers)) in images.zip(mounted).enumerate() {
+        let path = bundle.mount_image(at, layers, &mount.image_sub_path)?;
+        mount.host_path = path.to_string_lossy().into_owned();
+        mount.readonly = true;
+    }
     let volumes = image.config.config.volumes.keys().map(String::as_str);
     container.mounts.extend(bundle.image_volumes(volumes, &create.config.mounts)?);
     let spec = spec::build(&spec::Input {

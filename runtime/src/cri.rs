@@ -421,7 +421,19 @@ impl Cri for NodeRuntime {
         // Until the container is on record, nothing else says that its image is needed.
         let _held = self.images.hold(&image.id).ok_or_else(|| CriError::not_found("image", &image.id))?;
         self.images.ready(&image).await.map_err(image_error)?;
+        let mut held = Vec::new();
+        for wanted in config.mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
+            let image = self.resolve(Some(wanted))?;
+            let missing = || CriError::not_found("image", &image.id);
+            held.push(self.images.hold(&image.id).ok_or_else(missing)?);
+            self.images.ready(&image).await.map_err(image_error)?;
+            wanted.image.clone_from(&image.id);
+        }
         let runtime = self.dispatch.pick(&image, &sandbox.handler, &sandbox.config.annotations, &config)?;
+        if self.dispatch.is_wasm(runtime) && !held.is_empty() {
+            let why = "a Wasm container mounts no images; give the module's own image the files, or use another volume";
+            return Err(CriError::new(Code::Unimplemented, why));
+        }
         let described = self.sandboxes.describe(&sandbox.id, &sandbox.config);
         config.mounts.extend(sandbox::file_mounts(&described, &config.mounts));
         let log_directory = &sandbox.config.log_directory;
@@ -562,6 +574,22 @@ impl Cri for NodeRuntime {
     ) -> Result<(), CriError> {
         let (record, runtime) = self.runtime_of(&request.container_id)?;
         runtime.update_resources(&record.id, request.linux.unwrap_or_default()).await
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), CriError> {
+        let record = self.sandbox(&request.pod_sandbox_id)?;
+        let resources = request.resources.unwrap_or_default();
+        let described = self.sandboxes.describe(&record.id, &record.config);
+        self.sandboxes.resize(&described, &resources)?;
+        // Its group is made anew from the record after a boot.
+        let mut updated = SandboxRecord::clone(&record);
+        updated.config.linux.get_or_insert_default().resources = Some(resources);
+        self.sandbox_records.save(&updated.id, updated.clone()).await?;
+        self.state.write().sandboxes.entry(updated.id.clone()).and_modify(|known| *known = Arc::new(updated));
+        Ok(())
     }
 
     async fn reopen_container_log(&self, request: ReopenContainerLogRequest) -> Result<(), CriError> {

@@ -76,6 +76,10 @@ impl Dispatch {
             .ok_or_else(|| CriError::new(Code::Unknown, format!("no runtime for {handler:?} is configured")))
     }
 
+    pub(crate) fn is_wasm(&self, runtime: &Arc<dyn ContainerRuntime>) -> bool {
+        runtime.name() == self.wasm.name()
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<dyn ContainerRuntime>> {
         self.linux.values().chain(std::iter::once(&self.wasm))
     }

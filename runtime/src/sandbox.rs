@@ -181,6 +181,22 @@ impl Sandboxes {
         }
     }
 
+    /// Gives the sandbox's control group other limits; what is not said is no limit.
+    pub(crate) fn resize(
+        &self,
+        sandbox: &Sandbox,
+        resources: &LinuxContainerResources,
+    ) -> Result<(), CriError> {
+        let limits = limits(resources);
+        let all = Limits {
+            cpu_quota_us: limits.cpu_quota_us.or(Some(-1)),
+            memory_bytes: limits.memory_bytes.or(Some(-1)),
+            ..limits
+        };
+        let group = self.cgroups.group(&sandbox.cgroup).map_err(CriError::of)?;
+        group.set(&all).map_err(|error| CriError::caused("failed to resize the pod's cgroup", &error))
+    }
+
     /// Takes the network and the namespaces away; files and cgroup stay for a look at what was.
     pub(crate) async fn stop(&self, id: &str, config: &PodSandboxConfig) -> Result<(), CriError> {
         let sandbox = self.describe(id, config);

@@ -12,7 +12,7 @@ use crate::affinity::{Labels, Terms};
 use crate::alike::{ClassId, Classes, Traits};
 use crate::budgets::Budgets;
 use crate::nominations::Nominations;
-use crate::resources::{Resources, is_sidecar, pod_requests, pod_requests_for_scoring};
+use crate::resources::{Resources, is_sidecar, pod_requests_for_scoring, pod_taken};
 use crate::topology::{Column, NodeId, Tally, Topology};
 use crate::volumes::{Bindings, Storage};
 
@@ -32,7 +32,7 @@ impl PodInfo {
         PodInfo {
             traits: Arc::new(Traits::of(&pod)),
             terms: Arc::new(Terms::of(&pod)),
-            requests: pod_requests(&pod),
+            requests: pod_taken(&pod),
             requests_for_scoring: pod_requests_for_scoring(&pod),
             claims: pod.claims().collect(),
             pod,

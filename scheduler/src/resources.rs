@@ -122,8 +122,17 @@ pub(crate) fn is_sidecar(container: &Container) -> bool {
 /// started before it, whichever is more; and its overhead.
 ///
 /// Source: KEP-753.
-pub(crate) fn pod_requests(pod: &Pod) -> Resources {
+fn pod_requests(pod: &Pod) -> Resources {
     total(pod, requests)
+}
+
+/// What a pod takes of the node that it is on: what it asks for, and no less than what it was given.
+pub(crate) fn pod_taken(pod: &Pod) -> Resources {
+    let mut taken = pod_requests(pod);
+    if let Some(allocated) = pod.status.as_ref().and_then(|status| status.allocated_resources.as_ref()) {
+        taken.raise(&Resources::of(allocated.iter()));
+    }
+    taken
 }
 
 /// The same, where containers that ask for nothing count as asking for a little.
@@ -187,6 +196,18 @@ mod tests {
         .unwrap();
         // The init container runs beside the sidecar: 1100m is more than the 600m that run later.
         assert_eq!(pod_requests(&pod).get("cpu"), 1150);
+    }
+
+    #[test]
+    fn a_pod_takes_no_less_than_its_node_has_set_aside_for_it() {
+        let with = |cpu: &str, memory: &str| -> Pod {
+            serde_json::from_value(json!({"metadata": {}, "spec": {"containers": [
+                {"name": "a", "resources": {"requests": {"cpu": cpu, "memory": memory}}}]},
+                "status": {"allocatedResources": {"cpu": "1", "memory": "1Gi"}}}))
+            .unwrap()
+        };
+        let taken = pod_taken(&with("500m", "2Gi"));
+        assert_eq!((taken.get("cpu"), taken.get("memory")), (1000, 2 << 30));
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn ports_of_the_host(container: &mut Value) {
 }
 
 /// Where a pod says something of its whole, the rest follows from its containers or its own limits.
-fn resources_of_the_whole(pod: &mut Object) {
+pub(crate) fn resources_of_the_whole(pod: &mut Object) {
     let is_huge = |name: &str| name.starts_with("hugepages-");
     let side = |pod: &Object, side: &str| Resources::from_json(&pod["spec"]["resources"][side]);
     if pod["spec"].get("resources").is_none_or(|resources| !resources.is_object()) {

@@ -263,6 +263,12 @@ impl Admission {
         {
             timed.at_once("LimitRanger", || limit_ranger::check_limits(&self.lister, &call.kind, new))?;
         }
+        if call.info.subresource == "resize" {
+            timed.at_once("LimitRanger", || {
+                limit_ranger::default_limits(&self.lister, new)?;
+                limit_ranger::check_limits(&self.lister, &call.kind, new)
+            })?;
+        }
         self.check_grant(call, new, Some(old)).await?;
         self.check_pod_security(&timed, call, new, Some(old))?;
         if call.user.node_name().is_none() {

@@ -91,8 +91,12 @@ impl Quotas {
         };
         let old = entry.parse();
         let new = make(&old)?;
-        // Pods neither grow nor shrink, but may move from one scope to another.
-        if is_core(kind, "Pod") && quota::is_terminating(&new) == quota::is_terminating(&old) {
+        // Pods grow only by what their containers are given, but may move from one scope to another.
+        let same = |field: &str| new["spec"][field] == old["spec"][field];
+        if is_core(kind, "Pod")
+            && quota::is_terminating(&new) == quota::is_terminating(&old)
+            && ["containers", "initContainers", "resources"].into_iter().all(same)
+        {
             return Ok(Charge::default());
         }
         self.charge_growth(kind, &new, Some(&old), dry_run).await

@@ -75,6 +75,14 @@ impl Registry {
             Part::Main => {
                 self.admission.quotas.charge_update(kind, namespace, name, dry_run, &mut make).await?
             }
+            Part::Resize => {
+                let resized = |current: &Object| {
+                    let mut new = make(current)?;
+                    prepare(kind, part, &mut new, current);
+                    Ok(new)
+                };
+                self.admission.quotas.charge_update(kind, namespace, name, dry_run, resized).await?
+            }
             _ => Charge::default(),
         };
         let update = Updating { call, part, dry_run, warnings };
@@ -308,6 +316,23 @@ fn prepare_part(kind: &Kind, part: Part, new: &mut Object, old: &Object) {
             metadata::prepare_update(new, old);
             hooks_of(kind).prepare_update(part, new, old);
         }
+        Part::EphemeralContainers | Part::Resize => {
+            let written = std::mem::replace(new, old.clone());
+            kind.strategy.prepare_part_update(subresource_of(part), new, &written);
+            metadata::raise_generation(kind, new, old);
+        }
+    }
+}
+
+/// What the strategy of the kind calls a part that it alone knows.
+fn subresource_of(part: Part) -> &'static str {
+    match part {
+        Part::Main => "",
+        Part::Status => "status",
+        Part::Finalize => "finalize",
+        Part::Approval => "approval",
+        Part::EphemeralContainers => "ephemeralcontainers",
+        Part::Resize => "resize",
     }
 }
 
@@ -326,6 +351,9 @@ fn check(kind: &Kind, part: Part, new: &Object, old: &Object) -> Result<(), Stat
     match part {
         Part::Main => causes = kind.faults(new, Some(old), causes),
         Part::Status => causes.extend(kind.validate_status(new, old)),
+        Part::EphemeralContainers | Part::Resize => {
+            causes.extend(kind.validate_part(subresource_of(part), new, old));
+        }
         Part::Finalize | Part::Approval => {}
     }
     causes.extend(hooks_of(kind).validate_update(part, new, old));

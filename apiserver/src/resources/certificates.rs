@@ -61,7 +61,7 @@ impl Hooks for Requests {
                 set_times(new, old);
             }
             Part::Approval => set_times(new, old),
-            Part::Finalize => {}
+            Part::Finalize | Part::EphemeralContainers | Part::Resize => {}
         }
     }
 

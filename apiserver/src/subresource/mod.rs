@@ -51,16 +51,17 @@ impl Subresources {
             ("serviceaccounts", "token", "create") => self.create_token(call).await,
             (_, "scale", "get" | "update" | "patch") => self.scale(call).await,
             ("namespaces", "finalize", "update") => self.registry.update(call).await,
-            ("certificatesigningrequests", "approval", "get") | (_, "status", "get") => {
-                self.get_whole(call).await
+            (_, "status", _)
+            | ("certificatesigningrequests", "approval", _)
+            | ("pods", "ephemeralcontainers" | "resize", _)
+                if matches!(verb.as_str(), "get" | "update" | "patch") =>
+            {
+                match verb.as_str() {
+                    "get" => self.get_whole(call).await,
+                    "update" => self.registry.update(call).await,
+                    _ => self.registry.patch(call).await,
+                }
             }
-            (_, "status", "update") => self.registry.update(call).await,
-            (_, "status", "patch") => self.registry.patch(call).await,
-            ("certificatesigningrequests", "approval", "update") => self.registry.update(call).await,
-            ("certificatesigningrequests", "approval", "patch") => self.registry.patch(call).await,
-            ("pods", "ephemeralcontainers" | "resize", _) => Err(Status::not_implemented(format!(
-                "{subresource} of {resource} is not supported by this server yet"
-            ))),
             _ => {
                 let path = format!("{resource}/{subresource}");
                 Err(Status::method_not_allowed(&call.kind.group, &path, &verb))

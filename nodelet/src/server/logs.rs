@@ -13,7 +13,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::logs::{LogOptions, Stream, follow};
-use crate::pod::{PodExt, init_containers};
+use crate::pod::PodExt;
 use crate::server::{Api, query_flag};
 use crate::snapshot::{self, ContainerInfo, PodSnapshot, RunState};
 
@@ -109,11 +109,10 @@ pub(super) async fn container_logs(
 
 fn waiting_reason(pod: &k8s_openapi::api::core::v1::Pod, container: &str) -> Option<String> {
     let status = pod.status.as_ref()?;
-    let list = match init_containers(pod).iter().any(|c| c.name == container) {
-        true => status.init_container_statuses.as_deref(),
-        false => status.container_statuses.as_deref(),
-    };
-    let waiting = list?.iter().find(|s| s.name == container)?.state.as_ref()?.waiting.as_ref()?;
+    let lists =
+        [&status.init_container_statuses, &status.container_statuses, &status.ephemeral_container_statuses];
+    let mut all = lists.into_iter().flat_map(|list| list.iter().flatten());
+    let waiting = all.find(|s| s.name == container)?.state.as_ref()?.waiting.as_ref()?;
     waiting.reason.clone()
 }
 

@@ -9,6 +9,7 @@ use k8s_openapi::api::core::v1::{
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
+use crate::given;
 use crate::plan::{any_regular_created, needs_start};
 use crate::pod::{PodExt, init_containers, is_sidecar};
 use crate::snapshot::{ContainerInfo, RunState};
@@ -46,6 +47,10 @@ fn container_status(
     let mut status = match newest {
         Some(info) => {
             let mut status = found_status(spec, info, old);
+            let in_force = inputs.given.of_container(&spec.name).filter(|_| info.state == RunState::Running);
+            if let (Some(shown), Some(in_force)) = (&mut status.resources, in_force) {
+                *shown = given::shown(shown, in_force);
+            }
             if let Some(previous) = previous {
                 status.last_state = Some(previous_state(previous));
             }

@@ -3,19 +3,31 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, HostIP, Pod, PodCondition, PodIP, PodStatus, ResourceRequirements,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use crate::plan::sandbox_changed;
-use crate::pod::{PodExt, containers, init_containers, is_sidecar, is_terminal, should_restart};
-use crate::resources::qos_class;
+use crate::pod::{
+    PodExt, as_container, containers, ephemeral_containers, init_containers, is_sidecar, is_terminal,
+    should_restart,
+};
+use crate::resources::{ResourceList, pod_limits, pod_requests, qos_class};
 use crate::snapshot::RunState;
 use crate::status::StatusInputs;
 use crate::status::containers::{container_statuses, unknown_state};
 
 /// The conditions that the kubelet writes; all others are someone else's and stay as they are.
-pub(crate) const OWNED_CONDITIONS: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "Ready", "ContainersReady", "PodScheduled"];
+pub(crate) const OWNED_CONDITIONS: [&str; 7] = [
+    "PodReadyToStartContainers",
+    "Initialized",
+    "Ready",
+    "ContainersReady",
+    "PodScheduled",
+    "PodResizePending",
+    "PodResizeInProgress",
+];
 
 /// The pod's status.
 pub(crate) fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
@@ -32,6 +44,8 @@ pub(crate) fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
         observed_generation: pod.metadata.generation.max(old.observed_generation),
         resource_claim_statuses: old.resource_claim_statuses.clone(),
         nominated_node_name: old.nominated_node_name.clone(),
+        allocated_resources: Some(pod_requests(pod)).filter(|requests| !requests.is_empty()),
+        resources: in_force(inputs),
         ..PodStatus::default()
     };
     set_phase(inputs, &init, &regular, &mut status);
@@ -39,8 +53,22 @@ pub(crate) fn generate(inputs: &StatusInputs<'_>) -> PodStatus {
     let conditions = conditions(inputs, &init, &regular, status.phase.as_deref().unwrap_or_default());
     status.conditions = Some(conditions);
     status.container_statuses = Some(regular);
+    let ephemeral: Vec<Container> = ephemeral_containers(pod).iter().map(as_container).collect();
+    let mut ephemeral =
+        container_statuses(inputs, &ephemeral, &old_list(&old.ephemeral_container_statuses), false);
+    ephemeral.sort_by(|a, b| a.name.cmp(&b.name));
+    status.ephemeral_container_statuses = Some(ephemeral).filter(|list| !list.is_empty());
     status.init_container_statuses = Some(init).filter(|list| !list.is_empty());
     status
+}
+
+/// What the pod as a whole has been given.
+fn in_force(inputs: &StatusInputs<'_>) -> Option<ResourceRequirements> {
+    let pod = inputs.given.in_place_of(inputs.pod);
+    let said = |list: ResourceList| Some(list).filter(|list| !list.is_empty());
+    let (requests, limits) = (said(pod_requests(&pod)), said(pod_limits(&pod)));
+    let is_said = requests.is_some() || limits.is_some();
+    is_said.then(|| ResourceRequirements { requests, limits, ..ResourceRequirements::default() })
 }
 
 fn set_phase(
@@ -234,7 +262,33 @@ fn conditions(
         Draft::yes("PodScheduled"),
     ];
     conditions.extend(drafts.into_iter().map(|draft| finish(inputs, draft)));
+    if !is_terminal(phase) {
+        conditions.extend(resize_conditions(inputs));
+    }
     conditions
+}
+
+/// What is told of a pod whose containers are to be given something else.
+fn resize_conditions(inputs: &StatusInputs<'_>) -> impl Iterator<Item = PodCondition> {
+    let condition = |type_: &str, since: Timestamp, generation: Option<i64>| PodCondition {
+        type_: type_.to_owned(),
+        status: "True".to_owned(),
+        last_probe_time: Some(Time(whole_seconds(since))),
+        last_transition_time: Some(Time(whole_seconds(since))),
+        observed_generation: generation,
+        ..PodCondition::default()
+    };
+    let pending = inputs.pending.map(|pending| PodCondition {
+        reason: Some("Deferred".to_owned()),
+        message: Some(pending.message.clone()),
+        ..condition("PodResizePending", pending.since, pending.generation)
+    });
+    let resizing = inputs.resizing.map(|resizing| PodCondition {
+        reason: resizing.error.as_ref().map(|_| "Error".to_owned()),
+        message: resizing.error.clone(),
+        ..condition("PodResizeInProgress", resizing.since, resizing.generation)
+    });
+    pending.into_iter().chain(resizing)
 }
 
 fn finish(inputs: &StatusInputs<'_>, draft: Draft) -> PodCondition {

@@ -5,6 +5,7 @@ use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::given::Given;
 use crate::snapshot::{ContainerInfo, PodSnapshot, SandboxInfo};
 use crate::status::{Readiness, Waiting};
 use crate::testing::{condition, pod, typed};
@@ -77,6 +78,9 @@ impl Case {
             pod_is_over: self.pod_is_over,
             past_deadline: false,
             evicted: None,
+            given: &Given::of_spec(&self.pod),
+            pending: None,
+            resizing: None,
             node_ips: &node_ips,
             now: Timestamp::from_second(1_800_000_010).unwrap(),
         };

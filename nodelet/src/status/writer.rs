@@ -221,13 +221,15 @@ fn diff(old: &PodStatus, new: &PodStatus) -> Option<Value> {
         }
         patch.insert(key.clone(), value);
     }
-    let conditions: Vec<&PodCondition> = new
-        .conditions
-        .iter()
-        .flatten()
-        .filter(|c| OWNED_CONDITIONS.contains(&c.type_.as_str()))
-        .filter(|c| !old.conditions.iter().flatten().any(|o| o == *c))
-        .collect();
+    let own = |status: &PodStatus| -> Vec<PodCondition> {
+        let all = status.conditions.iter().flatten();
+        all.filter(|c| OWNED_CONDITIONS.contains(&c.type_.as_str())).cloned().collect()
+    };
+    let (before, now) = (own(old), own(new));
+    let gone = before.iter().filter(|o| !now.iter().any(|c| c.type_ == o.type_));
+    let gone = gone.map(|o| json!({ "type": o.type_, "$patch": "delete" }));
+    let changed = now.iter().filter(|c| !before.contains(c)).map(|c| json!(c));
+    let conditions: Vec<Value> = changed.chain(gone).collect();
     if !conditions.is_empty() {
         patch.insert("conditions".to_owned(), json!(conditions));
     }
@@ -258,7 +260,11 @@ mod tests {
             phase: Some("Running".into()),
             reason: Some("Old".into()),
             host_ip: Some("10.0.0.1".into()),
-            conditions: Some(vec![condition("Ready", "False"), condition("mine.example/gate", "True")]),
+            conditions: Some(vec![
+                condition("Ready", "False"),
+                condition("PodResizePending", "True"),
+                condition("mine.example/gate", "True"),
+            ]),
             ..Default::default()
         };
         let new = PodStatus {
@@ -272,6 +278,7 @@ mod tests {
         assert_eq!(patch.get("phase"), None);
         let types: Vec<_> =
             patch["conditions"].as_array().unwrap().iter().map(|c| c["type"].as_str().unwrap()).collect();
-        assert_eq!(types, ["Ready", "Initialized"]);
+        assert_eq!(types, ["Ready", "Initialized", "PodResizePending"]);
+        assert_eq!(patch["conditions"][2]["$patch"], "delete");
     }
 }

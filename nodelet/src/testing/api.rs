@@ -312,6 +312,10 @@ fn merge(target: &mut Value, patch: &Value) {
                 }
                 let known = target[key].as_array_mut().unwrap();
                 for item in list {
+                    if item["$patch"] == "delete" {
+                        known.retain(|k| k["type"] != item["type"]);
+                        continue;
+                    }
                     match known.iter_mut().find(|k| k["type"] == item["type"]) {
                         Some(found) => *found = item.clone(),
                         None => known.push(item.clone()),

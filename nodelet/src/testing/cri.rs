@@ -41,6 +41,8 @@ struct State {
     /// The next creation panics, as a fault in a runtime would.
     panics: bool,
     log: Vec<String>,
+    /// How much memory each container uses.
+    used_bytes: u64,
 }
 
 pub(crate) struct FakeCri {
@@ -107,6 +109,10 @@ impl FakeCri {
 
     pub(crate) fn have_only_logs(&self) {
         self.state.lock().has_only_logs = true;
+    }
+
+    pub(crate) fn use_memory(&self, bytes: u64) {
+        self.state.lock().used_bytes = bytes;
     }
 
     pub(crate) fn removed_images(&self) -> Vec<String> {
@@ -435,8 +441,25 @@ impl Cri for FakeCri {
         Ok(ContainerStatusResponse { status: Some(status), ..Default::default() })
     }
 
-    async fn update_container_resources(&self, _: UpdateContainerResourcesRequest) -> Result<(), CriError> {
-        unimplemented("resource updates")
+    async fn update_container_resources(
+        &self,
+        request: UpdateContainerResourcesRequest,
+    ) -> Result<(), CriError> {
+        let mut state = self.state.lock();
+        let resources = request.linux.unwrap_or_default();
+        let said = format!("resize {} to {} bytes", request.container_id, resources.memory_limit_in_bytes);
+        state.log.push(said);
+        Ok(())
+    }
+
+    async fn update_pod_sandbox_resources(
+        &self,
+        request: UpdatePodSandboxResourcesRequest,
+    ) -> Result<(), CriError> {
+        let mut state = self.state.lock();
+        let resources = request.resources.unwrap_or_default();
+        state.log.push(format!("resize sandbox to {} bytes", resources.memory_limit_in_bytes));
+        Ok(())
     }
 
     async fn reopen_container_log(&self, _: ReopenContainerLogRequest) -> Result<(), CriError> {
@@ -444,7 +467,9 @@ impl Cri for FakeCri {
     }
 
     async fn container_stats(&self, _: ContainerStatsRequest) -> Result<ContainerStatsResponse, CriError> {
-        unimplemented("statistics")
+        let usage_bytes = Some(UInt64Value { value: self.state.lock().used_bytes });
+        let memory = Some(MemoryUsage { usage_bytes, ..MemoryUsage::default() });
+        Ok(ContainerStatsResponse { stats: Some(ContainerStats { memory, ..ContainerStats::default() }) })
     }
 
     async fn list_container_stats(

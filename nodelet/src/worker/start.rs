@@ -5,10 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, Pod};
+use k8s_openapi::api::core::v1::{Container, ImageVolumeSource, Pod};
 use skiff_cri::CriError;
 use skiff_cri::v1::{
-    CreateContainerRequest, Mount, PodSandboxConfig, RunPodSandboxRequest, StartContainerRequest,
+    CreateContainerRequest, ImageSpec, Mount, PodSandboxConfig, RunPodSandboxRequest, StartContainerRequest,
     StopPodSandboxRequest,
 };
 
@@ -19,8 +19,8 @@ use crate::env::{self, Downward, EnvSources};
 use crate::event::EventType;
 use crate::hooks;
 use crate::images::{ImagePull, StartFailure, pull_secrets};
-use crate::plan::{Actions, Kill, KillReason};
-use crate::pod::{PodExt, containers, hash_container, init_containers, is_sidecar, optional};
+use crate::plan::{Actions, Kill, KillReason, Starting};
+use crate::pod::{PodExt, hash_container, init_containers, is_sidecar, optional};
 use crate::snapshot::{PodSnapshot, RunState, read_sandbox};
 use crate::status::Waiting;
 use crate::termination::{self, Victim};
@@ -63,8 +63,13 @@ impl Worker {
         } else {
             self.kill_some(pod, snapshot, &actions.kill).await?;
         }
-        if actions.start.is_empty() && actions.start_init.is_empty() {
-            return Ok(RESYNC);
+        let wait = match actions.create_sandbox {
+            // Made with what is allocated now.
+            true => RESYNC,
+            false => self.resize(pod, snapshot, actions).await,
+        };
+        if actions.to_start(pod).is_empty() {
+            return Ok(wait);
         }
         let target = match self.target(pod, snapshot, actions, volumes).await {
             Ok(target) => target,
@@ -73,7 +78,7 @@ impl Worker {
         if actions.create_sandbox {
             self.show_sandbox(pod).await?;
         }
-        Ok(self.start_all(&target, actions).await)
+        Ok(self.start_all(&target, actions).await.min(wait))
     }
 
     /// Shows that the sandbox stands, and its address, if starting the containers takes a while, as it
@@ -240,17 +245,16 @@ impl Worker {
     /// Starts what the plan names, in order. Answers when to look again.
     async fn start_all(&mut self, target: &Target<'_>, actions: &Actions) -> Duration {
         let mut wait = RESYNC;
-        let init =
-            actions.start_init.iter().filter_map(|i| Some((init_containers(target.pod).get(*i)?, true)));
-        let regular = actions.start.iter().filter_map(|i| Some((containers(target.pod).get(*i)?, false)));
-        for (container, is_init) in init.chain(regular).collect::<Vec<_>>() {
+        for starting in actions.to_start(target.pod) {
             if self.desired.borrow().must_end() {
                 return Duration::ZERO;
             }
-            match self.start(target, container).await {
+            let (container, is_init) = (&*starting.container, starting.is_init);
+            match self.start(target, &starting).await {
                 Ok(()) => {
                     self.waiting.remove(&container.name);
                     self.held.release(&container.name);
+                    self.given.set(container);
                 }
                 Err(failure) => {
                     wait = wait.min(failure.retry_after);
@@ -265,7 +269,8 @@ impl Worker {
         wait
     }
 
-    async fn start(&mut self, target: &Target<'_>, container: &Container) -> Result<(), StartFailure> {
+    async fn start(&mut self, target: &Target<'_>, starting: &Starting<'_>) -> Result<(), StartFailure> {
+        let container = &*starting.container;
         let hash = hash_container(container);
         if let Some((failure, sources)) = self.held.get((&container.name, hash), tokio::time::Instant::now())
             && (failure.reason != CONFIG_ERROR || sources == self.sources(target, container).await)
@@ -273,7 +278,7 @@ impl Worker {
             return Err(failure);
         }
         self.check_crash_backoff(target, container)?;
-        let started = self.create_and_start(target, container).await;
+        let started = self.create_and_start(target, starting).await;
         if let Err(failure) = &started
             && HELD.contains(&failure.reason.as_str())
         {
@@ -296,19 +301,40 @@ impl Worker {
     async fn create_and_start(
         &mut self,
         target: &Target<'_>,
-        container: &Container,
+        starting: &Starting<'_>,
     ) -> Result<(), StartFailure> {
+        let container = &*starting.container;
         let fail = |event: String, failure: StartFailure| {
             self.shared.events.container(target.pod, container, EventType::Warning, "Failed", &event);
             failure
         };
-        let image = match ensure_image(&self.shared, &mut self.pulls, self.desired.clone(), target, container)
-            .await
-        {
+        let wanted = Wanted {
+            image: container.image.as_deref().unwrap_or_default(),
+            policy: container.image_pull_policy.as_deref(),
+            container: Some(container),
+        };
+        let mut volumes = Vec::new();
+        let mut image =
+            ensure_image(&self.shared, &mut self.pulls, self.desired.clone(), target, &wanted).await;
+        for (name, source) in image_volumes(target.pod, container) {
+            if image.is_err() {
+                break;
+            }
+            let wanted = Wanted {
+                image: source.reference.as_deref().unwrap_or_default(),
+                policy: source.pull_policy.as_deref(),
+                container: None,
+            };
+            match ensure_image(&self.shared, &mut self.pulls, self.desired.clone(), target, &wanted).await {
+                Ok(found) => volumes.push((name, found.image_ref)),
+                Err(failure) => image = Err(failure),
+            }
+        }
+        let image = match image {
             Ok(image) => image,
             Err(failure) => return Err(fail(format!("Error: {}", failure.reason), failure)),
         };
-        let config = match self.container_config(target, container, &image).await {
+        let config = match self.container_config(target, starting, &image, &volumes).await {
             Ok(config) => config,
             Err(message) => {
                 return Err(fail(format!("Error: {message}"), StartFailure::new(CONFIG_ERROR, message)));
@@ -390,11 +416,20 @@ impl Worker {
     async fn container_config(
         &self,
         target: &Target<'_>,
-        container: &Container,
+        starting: &Starting<'_>,
         image: &ImageInfo,
+        volumes: &[(&str, String)],
     ) -> Result<skiff_cri::v1::ContainerConfig, String> {
+        let container = &*starting.container;
+        let seen = match starting.target {
+            None => None,
+            Some(name) => {
+                let found = target.snapshot.container(name);
+                Some(found.ok_or_else(|| format!("unable to find target container {name}"))?.id.clone())
+            }
+        };
         let env = self.environment(target, container).await?;
-        let mounts = self.mounts(target, container, &env).await?;
+        let mounts = self.mounts(target, container, &env, volumes).await?;
         container_config(ContainerInputs {
             pod: target.pod,
             container,
@@ -403,6 +438,7 @@ impl Worker {
             env,
             mounts,
             memory_capacity: self.shared.memory_capacity,
+            target_id: seen,
         })
     }
 
@@ -453,9 +489,21 @@ impl Worker {
         target: &Target<'_>,
         container: &Container,
         env: &[(String, String)],
+        images: &[(&str, String)],
     ) -> Result<Vec<Mount>, String> {
         let mut mounts = Vec::new();
         for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
+            if let Some((_, image)) = images.iter().find(|(name, _)| *name == mount.name) {
+                let sub_path = sub_path(mount.sub_path.as_deref(), mount.sub_path_expr.as_deref(), env)?;
+                mounts.push(Mount {
+                    container_path: absolute(&mount.mount_path),
+                    image: Some(ImageSpec { image: image.clone(), ..ImageSpec::default() }),
+                    image_sub_path: sub_path.unwrap_or_default(),
+                    readonly: true,
+                    ..Mount::default()
+                });
+                continue;
+            }
             let volume = target.volumes.get(&mount.name).ok_or_else(|| {
                 format!("cannot find volume {:?} to mount into container {:?}", mount.name, container.name)
             })?;
@@ -568,13 +616,28 @@ impl Worker {
     }
 }
 
+/// An image that a container needs: its own, or one that it mounts.
+struct Wanted<'a> {
+    image: &'a str,
+    policy: Option<&'a str>,
+    container: Option<&'a Container>,
+}
+
+/// The volumes of images that a container mounts, each once.
+fn image_volumes<'p>(pod: &'p Pod, container: &Container) -> Vec<(&'p str, &'p ImageVolumeSource)> {
+    let volumes = pod.spec.as_ref().and_then(|s| s.volumes.as_deref()).unwrap_or_default();
+    let mounts = |name: &str| container.volume_mounts.iter().flatten().any(|mount| mount.name == name);
+    let images = volumes.iter().filter_map(|volume| Some((volume.name.as_str(), volume.image.as_ref()?)));
+    images.filter(|(name, _)| mounts(name)).collect()
+}
+
 /// Makes sure of the image; gives up as soon as the pod is to end.
 async fn ensure_image(
     shared: &super::Shared,
     pulls: &mut crate::images::PullHistory,
     mut desired: tokio::sync::watch::Receiver<super::Desired>,
     target: &Target<'_>,
-    container: &Container,
+    wanted: &Wanted<'_>,
 ) -> Result<ImageInfo, StartFailure> {
     let (secrets, missing) = pull_secrets(&shared.objects, target.pod).await;
     if !missing.is_empty() {
@@ -588,7 +651,9 @@ async fn ensure_image(
         cri: &*shared.cri,
         events: &shared.events,
         pod: target.pod,
-        container,
+        image: wanted.image,
+        policy: wanted.policy,
+        container: wanted.container,
         handler: &target.handler,
         sandbox_config: &target.config,
         secrets: &secrets,

@@ -16,9 +16,6 @@ pub(super) fn mounts(
     let mut own = Vec::new();
     let mut propagation = None;
     for mount in &input.config.mounts {
-        if mount.image.is_some() {
-            return Err(format!("image volume at {:?} is not supported", mount.container_path));
-        }
         let destination = destination(&mount.container_path)?;
         let source = Path::new(&mount.host_path);
         if !source.is_absolute() {
@@ -43,7 +40,12 @@ pub(super) fn mounts(
             (false, true) => "ro",
             (false, false) => "rw",
         };
-        own.push(made(destination, "bind", source, &["rbind", mode, access]));
+        let mut options = vec!["rbind", mode, access];
+        // Upstream's documentation promises that nothing of an image that is a volume is run.
+        if mount.image.is_some() {
+            options.extend(["nosuid", "nodev", "noexec"]);
+        }
+        own.push(made(destination, "bind", source, &options));
     }
     let mut mounts = defaults(input, security);
     // What the pod mounts stands in place of what every container has.

@@ -212,6 +212,25 @@ impl Strategy for Pods {
         rules::pod_update::check(new, old)
     }
 
+    fn prepare_part_update(&self, subresource: &str, new: &mut Object, written: &Object) {
+        match subresource {
+            "ephemeralcontainers" => rules::pod_parts::take_ephemeral(new, written),
+            "resize" => {
+                rules::pod_parts::take_resources(new, written);
+                default::resources_of_the_whole(new);
+            }
+            _ => {}
+        }
+    }
+
+    fn validate_part_update(&self, subresource: &str, new: &Object, old: &Object) -> Vec<Cause> {
+        match subresource {
+            "ephemeralcontainers" => rules::pod_parts::check_ephemeral(new, old),
+            "resize" => rules::pod_parts::check_resize(new, old),
+            _ => Vec::new(),
+        }
+    }
+
     fn prepare_status_update(&self, new: &mut Object, old: &Object) {
         let (status, was) = (&mut new["status"], &old["status"]);
         if status["qosClass"].is_null() {

@@ -33,6 +33,7 @@ mod labels;
 mod network;
 mod other;
 mod pod;
+pub(super) mod pod_parts;
 pub(super) mod pod_update;
 pub(in crate::kinds) mod registration;
 mod scheduling;
@@ -51,13 +52,7 @@ use walk::Walk;
 
 /// What is wrong with an object; `old` is what it replaces.
 pub(crate) fn check(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<Cause> {
-    let is_builtin = std::ptr::eq(&*kind.schema.schema, &**crate::schema::Schema::builtin());
-    if !is_builtin {
-        return Vec::new();
-    }
-    let is_pod = kind.group.is_empty() && kind.kind == "Pod";
-    let mut walk = Walk::new(object, old, is_pod);
-    walk.root(kind.schema.id);
+    let Some(mut walk) = walked(kind, object, old) else { return Vec::new() };
     if kind.group.is_empty() && kind.kind == "Service" {
         service::annotations(&mut walk.faults, object);
     }
@@ -65,6 +60,21 @@ pub(crate) fn check(kind: &Kind, object: &Object, old: Option<&Object>) -> Vec<C
         update::check(kind, object, old, &mut walk.faults);
     }
     once_each(walk.faults)
+}
+
+/// What is wrong with an object as it stands, part of which replaces that of `old`.
+pub(crate) fn check_part(kind: &Kind, object: &Object, old: &Object) -> Vec<Cause> {
+    walked(kind, object, Some(old)).map(|walk| once_each(walk.faults)).unwrap_or_default()
+}
+
+fn walked<'v>(kind: &Kind, object: &'v Object, old: Option<&'v Object>) -> Option<Walk<'v>> {
+    if !std::ptr::eq(&*kind.schema.schema, &**crate::schema::Schema::builtin()) {
+        return None;
+    }
+    let is_pod = kind.group.is_empty() && kind.kind == "Pod";
+    let mut walk = Walk::new(object, old, is_pod);
+    walk.root(kind.schema.id);
+    Some(walk)
 }
 
 /// What is wrong with what upstream looks at before all else, as it has to give something out: then it says nothing more.

@@ -64,6 +64,7 @@ async fn open(
     let found = api.find(namespace, pod, container).map_err(|(_, message)| missing(&message))?;
     let spec = find_container(&found.pod, container)
         .ok_or_else(|| missing(&format!("container not found ({container:?})")))?;
+    let spec = &*spec;
     let tty = spec.tty.unwrap_or(false);
     let snapshot = snapshot::read(&*api.shared.cri, "", found.pod.uid()).await?;
     let running = snapshot.running().find(|c| c.name == found.container);

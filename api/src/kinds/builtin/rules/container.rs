@@ -110,6 +110,8 @@ fn init(faults: &mut Faults, value: &Value, path: &Path<'_>) -> Vec<&'static str
     FIELDS.to_vec()
 }
 
+const NOT_EPHEMERAL: &str = "cannot be set for an Ephemeral Container";
+
 fn ephemeral(faults: &mut Faults, value: &Value, path: &Path<'_>) -> Vec<&'static str> {
     const FORBIDDEN: [&str; 9] = [
         "ports",
@@ -129,7 +131,13 @@ fn ephemeral(faults: &mut Faults, value: &Value, path: &Path<'_>) -> Vec<&'stati
         _ => true,
     };
     for field in FORBIDDEN.iter().filter(|field| is_set(field)) {
-        faults.forbidden(&path.child(field), "cannot be set for an Ephemeral Container");
+        faults.forbidden(&path.child(field), NOT_EPHEMERAL);
+    }
+    let mounts = path.child("volumeMounts");
+    for (at, mount) in list(value, "volumeMounts").iter().enumerate() {
+        for field in ["subPath", "subPathExpr"].into_iter().filter(|field| !text(mount, field).is_empty()) {
+            faults.forbidden(&mounts.index(at).child(field), NOT_EPHEMERAL);
+        }
     }
     vec!["livenessProbe", "readinessProbe", "startupProbe", "lifecycle"]
 }
