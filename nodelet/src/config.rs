@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use k8s_openapi::api::core::v1::Taint;
 use rustls::server::ResolvesServerCert;
@@ -37,6 +38,8 @@ pub struct Config {
     pub max_pods: u32,
     /// The least that must be free on this node.
     pub eviction_hard: EvictionHard,
+    /// How long a pressure is told of after it was last there.
+    pub pressure_transition: Duration,
     pub image_gc: ImageGcPolicy,
     pub labels: BTreeMap<String, String>,
     pub taints: Vec<Taint>,
@@ -72,6 +75,7 @@ impl Config {
             tls: None,
             max_pods: 110,
             eviction_hard: EvictionHard::default(),
+            pressure_transition: Duration::from_secs(5 * 60),
             image_gc: ImageGcPolicy::default(),
             labels: BTreeMap::new(),
             taints: Vec::new(),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use skiff_cri::v1::{Image, ImageSpec, ListContainersRequest, ListImagesRequest, RemoveImageRequest};
 use skiff_cri::{Cri, CriError};
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::event::{EventSink, EventType, node_ref};
@@ -128,7 +129,8 @@ impl ImageGc {
         ImageGc { policy, node_name, cri, sink, seen: Seens::default() }
     }
 
-    pub(crate) async fn run(mut self) {
+    /// Each of `reclaims` wants all gone that may go, now.
+    pub(crate) async fn run(mut self, mut reclaims: mpsc::Receiver<oneshot::Sender<()>>) {
         let mut has_failed = false;
         loop {
             match self.pass(Instant::now()).await {
@@ -142,8 +144,50 @@ impl ImageGc {
                     has_failed = true;
                 }
             }
-            tokio::time::sleep(PERIOD).await;
+            let due = Instant::now() + PERIOD;
+            loop {
+                // Both only wait.
+                tokio::select! {
+                    () = tokio::time::sleep_until(due) => break,
+                    Some(done) = reclaims.recv() => {
+                        if let Err(error) = self.reclaim().await {
+                            tracing::warn!(%error, "images that nobody uses could not be removed from a full disk");
+                        }
+                        // Whoever asked may have ended.
+                        let _gone = done.send(());
+                    }
+                }
+            }
         }
+    }
+
+    /// Removes all images that nobody uses and that may go.
+    async fn reclaim(&mut self) -> Result<(), ImageGcError> {
+        let in_use = self.look(Instant::now()).await?;
+        if self.policy.high_percent >= 100 {
+            return Ok(());
+        }
+        let (mut n_failed, mut last_failure) = (0, None);
+        for (id, _) in self.seen.removable(&in_use, Instant::now()) {
+            let image = ImageSpec { image: id, ..ImageSpec::default() };
+            if let Err(error) = self.cri.remove_image(RemoveImageRequest { image: Some(image) }).await {
+                (n_failed, last_failure) = (n_failed + 1, Some(error));
+            }
+        }
+        match last_failure {
+            Some(last) => Err(ImageGcError::Removal { n_failed, last }),
+            None => Ok(()),
+        }
+    }
+
+    /// Notes what is here, and answers which images are in use.
+    async fn look(&mut self, now: Instant) -> Result<HashSet<String>, ImageGcError> {
+        let images = self.cri.list_images(ListImagesRequest::default()).await?.images;
+        let containers = self.cri.list_containers(ListContainersRequest::default()).await?.containers;
+        let in_use: HashSet<String> =
+            containers.into_iter().flat_map(|c| [c.image_id, c.image_ref]).collect();
+        self.seen.look(&images, &in_use, now);
+        Ok(in_use)
     }
 
     fn event(&self, reason: &str, message: &str) {
@@ -151,11 +195,7 @@ impl ImageGc {
     }
 
     async fn pass(&mut self, now: Instant) -> Result<(), ImageGcError> {
-        let images = self.cri.list_images(ListImagesRequest::default()).await?.images;
-        let containers = self.cri.list_containers(ListContainersRequest::default()).await?.containers;
-        let in_use: HashSet<String> =
-            containers.into_iter().flat_map(|c| [c.image_id, c.image_ref]).collect();
-        self.seen.look(&images, &in_use, now);
+        let in_use = self.look(now).await?;
         if self.policy.high_percent >= 100 {
             return Ok(());
         }

@@ -35,6 +35,7 @@
 mod config;
 mod error;
 mod event;
+mod eviction;
 mod given;
 
 mod pods;
@@ -76,7 +77,7 @@ use std::sync::Arc;
 
 use kube::Client;
 use skiff_cri::Cri;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -89,6 +90,7 @@ pub use qos::PodCgroups;
 pub use snapshot::RUNTIME_ANNOTATION;
 
 use event::PodEvents;
+use eviction::{Eviction, Evictions, Pressure};
 use node::NodeAgent;
 use node::machine::Machine;
 use objects::Objects;
@@ -130,6 +132,8 @@ impl Nodelet {
             Some(tls) => Some(server::Server::bind(SocketAddr::new(config.bind, config.port), tls).await?),
             None => None,
         };
+        let pressure = Arc::new(Pressure::default());
+        eviction::look(&config, machine.memory_bytes, &pressure);
         let agent = Arc::new(NodeAgent {
             config: config.clone(),
             client: client.clone(),
@@ -137,6 +141,7 @@ impl Nodelet {
             sink: events.clone(),
             machine: machine.clone(),
             port: server.as_ref().map_or(config.port, server::Server::port),
+            pressure: pressure.clone(),
             look: Arc::default(),
         });
         let node = agent.register().await?;
@@ -155,6 +160,8 @@ impl Nodelet {
             cri,
             objects,
             wakers,
+            pressure,
+            evictions: Evictions::default(),
         });
         Ok(Nodelet { shared, index, agent, node_uid, server })
     }
@@ -200,8 +207,20 @@ impl Nodelet {
             shared.cri.clone(),
             agent.sink.clone(),
         );
+        let (reclaim, reclaims) = mpsc::channel(1);
+        let eviction = Eviction {
+            shared: shared.clone(),
+            index: index.clone(),
+            sink: agent.sink.clone(),
+            look: agent.look.clone(),
+            reclaim,
+        };
         tasks.spawn(async move {
-            images.run().await;
+            eviction.run().await;
+            "eviction"
+        });
+        tasks.spawn(async move {
+            images.run(reclaims).await;
             "image garbage collection"
         });
         let lease = agent.clone();

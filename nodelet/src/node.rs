@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 use crate::config::Config;
 use crate::error::Error;
 use crate::event::{EventSink, EventType, node_ref};
+use crate::eviction::Pressure;
 use machine::{Machine, go_arch};
 use status::{Facts, NodeStatusMaker};
 
@@ -48,7 +49,8 @@ pub(crate) struct NodeAgent {
     pub(crate) machine: Arc<Machine>,
     /// The node API's real port.
     pub(crate) port: u16,
-    /// Rung when the images of this node may have changed.
+    pub(crate) pressure: Arc<Pressure>,
+    /// Rung when the images or the pressure of this node may have changed.
     pub(crate) look: Arc<Notify>,
 }
 
@@ -157,7 +159,7 @@ impl NodeAgent {
     /// Writes the status if it is not what the API has, or if it is due. Tells of conditions that changed.
     async fn report(&self, node: Node, due: bool) -> Result<bool, kube::Error> {
         let maker = NodeStatusMaker::new(node.status.unwrap_or_default());
-        let facts = Facts::read(&self.config, &*self.cri, &self.machine, self.port).await;
+        let facts = Facts::read(&self.config, &*self.cri, &self.machine, self.port, &self.pressure).await;
         let (status, reasons) = maker.make(&facts, Timestamp::now());
         let Some(patch) = maker.patch(&status, due) else { return Ok(false) };
         let patch = Patch::Strategic(json!({ "status": patch }));

@@ -334,7 +334,7 @@ impl Pods {
         let config = &self.shared.config;
         let node =
             NodeView { name: &config.node_name, labels: &self.labels, allocatable: &self.shared.allocatable };
-        refusal(&node, &others, pod)
+        self.shared.pressure.refusal(pod).or_else(|| refusal(&node, &others, pod))
     }
 
     fn deleted(&mut self, uid: &str, last: Option<&Pod>) {

@@ -57,6 +57,28 @@ pub(crate) async fn excess(shared: &Shared, pod: &Pod) -> Option<String> {
     verdict(pod, &used)
 }
 
+/// What a pod has of the node's disk, in bytes or in inodes, and its containers by name.
+pub(crate) async fn used(shared: &Shared, pod: &Pod, in_inodes: bool) -> (u64, Vec<(String, u64)>) {
+    if !in_inodes {
+        let used = measure(shared, pod).await;
+        let total = used.containers.iter().fold(used.volumes, |sum, (_, bytes)| sum.saturating_add(*bytes));
+        return (total, used.containers);
+    }
+    let logs = shared.config.pod_log_dir(pod.namespace(), pod.name(), pod.uid());
+    let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+    let on_disk = volumes.filter(|volume| {
+        let medium = volume.empty_dir.as_ref().map(|e| e.medium.as_deref().unwrap_or_default());
+        medium == Some("")
+    });
+    let paths: Vec<PathBuf> =
+        on_disk.map(|volume| shared.volumes.empty_dir_path(pod, &volume.name)).chain([logs]).collect();
+    let count = move || {
+        let counted = paths.iter().filter_map(|path| skiff_tree::measure(path).ok());
+        counted.fold(0_u64, |sum, usage| sum.saturating_add(usage.n_inodes))
+    };
+    (tokio::task::spawn_blocking(count).await.unwrap_or_default(), Vec::new())
+}
+
 fn verdict(pod: &Pod, used: &Used) -> Option<String> {
     let over = |used: u64, limit: &Quantity| i128::from(used) > i128::from(resources::value(limit));
     for volume in pod.spec.iter().flat_map(|s| s.volumes.iter().flatten()) {

@@ -63,6 +63,8 @@ impl Node {
         let mut config = Config::new("n1", "127.0.0.1".parse().unwrap());
         config.root_dir = dir.path().join("nodelet");
         config.log_root = dir.path().join("logs");
+        // However full the machine of the tests is.
+        config.eviction_hard = "".parse().unwrap();
         config.cluster_dns = vec!["10.96.0.10".parse().unwrap()];
         Node {
             api: FakeApi::default(),

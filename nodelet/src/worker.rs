@@ -43,6 +43,7 @@ use crate::backoff::Backoff;
 use crate::config::Config;
 use crate::env::Downward;
 use crate::event::{EventType, PodEvents};
+use crate::eviction::{Evictions, Pressure};
 use crate::given::{Given, InProgress, Resize};
 use crate::images::PullHistory;
 use crate::objects::Objects;
@@ -51,7 +52,7 @@ use crate::pod::{PodExt, is_terminal};
 use crate::probe::Probes;
 use crate::since::Since;
 use crate::snapshot::{self, PodSnapshot, RunState};
-use crate::status::generate::OWNED_CONDITIONS;
+use crate::status::generate::is_own;
 use crate::status::{self, StatusInputs, StatusWriter, Waiting};
 use crate::storage;
 use crate::volume::{MountedVolumes, Volumes};
@@ -71,6 +72,8 @@ pub(crate) struct Shared {
     pub(crate) runtime_name: String,
     pub(crate) memory_capacity: i64,
     pub(crate) allocatable: BTreeMap<String, Quantity>,
+    pub(crate) pressure: Arc<Pressure>,
+    pub(crate) evictions: Evictions,
 }
 
 /// What a pod should be.
@@ -94,7 +97,7 @@ impl Desired {
     fn asks_for_more_than(&self, seen: &Desired) -> bool {
         let others = |pod: &Pod| -> Vec<_> {
             let conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
-            conditions.filter(|c| !OWNED_CONDITIONS.contains(&c.type_.as_str())).cloned().collect()
+            conditions.filter(|c| !is_own(c)).cloned().collect()
         };
         let (new, old) = (&self.pod, &seen.pod);
         self.in_api != seen.in_api
@@ -318,6 +321,10 @@ impl Worker {
 
     /// Measures what the pod wrote, if it has limits and it is time.
     async fn evict_if_over(&mut self, pod: &Arc<Pod>) {
+        if let Some(message) = self.shared.evictions.of(&self.uid).filter(|_| self.evicted.is_none()) {
+            self.shared.events.pod(pod, EventType::Warning, "Evicted", &message);
+            self.evicted = Some(message);
+        }
         if self.evicted.is_some()
             || tokio::time::Instant::now() < self.measure_at
             || !storage::has_limits(pod)

@@ -646,3 +646,41 @@ async fn an_ephemeral_container_starts_once_and_holds_nothing_up() {
     assert_eq!(status["ephemeralContainerStatuses"][0]["restartCount"], 0);
     assert_eq!(node.cri.ids("debug").len(), 1);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_is_short_of_memory_has_the_least_important_pod_go() {
+    let mut node = Node::new();
+    node.config.eviction_hard = "memory.available<99%".parse().unwrap();
+    node.start().await;
+    let pod = |name: &str, priority: i32| {
+        let resources = json!({ "requests": { "memory": "1Mi" } });
+        let containers = json!([{ "name": "app", "image": "app:1", "resources": resources }]);
+        pod(name, json!({ "priority": priority, "containers": containers }))
+    };
+    for (name, priority) in [("high", 5), ("low", -1), ("system", 2_000_000_000)] {
+        node.api.put_pod(pod(name, priority));
+        node.phase(name, "Running").await;
+    }
+    node.cri.use_memory(3 << 20);
+    node.api.put_pod(crate::testing::pod("late", json!({})));
+    let refused = node.phase("late", "Failed").await;
+    assert_eq!(refused["message"], "Pod was rejected: The node had condition: [MemoryPressure]. ");
+    tokio::time::sleep(std::time::Duration::from_secs(11)).await;
+    let status = node.phase("low", "Failed").await;
+    assert_eq!(status["reason"], "Evicted");
+    let message = status["message"].as_str().unwrap();
+    assert!(message.starts_with("The node was low on resource: memory. Threshold quantity: "), "{message}");
+    assert!(
+        message.ends_with("Container app was using 3Mi, request is 1Mi, has larger consumption of memory. ")
+    );
+    let condition = condition(&status, "DisruptionTarget");
+    assert_eq!(
+        (&condition["reason"], &condition["message"]),
+        (&json!("TerminationByKubelet"), &status["message"])
+    );
+    assert_eq!(node.api.get("/api/v1/namespaces/default/pods/high").unwrap()["status"]["phase"], "Running");
+    assert_eq!(node.events.messages("EvictionThresholdMet")[0], "Attempting to reclaim memory");
+    tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+    node.phase("high", "Failed").await;
+    assert_eq!(node.api.get("/api/v1/namespaces/default/pods/system").unwrap()["status"]["phase"], "Running");
+}

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use skiff_cgroup::{Cgroups, Limits};
 use skiff_cri::v1::{
-    ContainerConfig, Int64Value, LinuxContainerConfig, LinuxContainerResources,
+    ContainerConfig, ImageSpec, Int64Value, LinuxContainerConfig, LinuxContainerResources,
     LinuxContainerSecurityContext, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
 };
 use skiff_cri::{
@@ -50,6 +50,7 @@ const TESTS: &[Test] = tests![
     a_moved_log_is_reopened,
     mounts_appear_and_missing_sources_are_made,
     volumes_of_the_image_are_writable_and_hold_what_the_image_has_there,
+    an_image_is_a_volume_that_is_read_and_neither_written_nor_run,
     limits_can_be_changed_while_it_runs,
     a_container_is_confined_as_its_pod_says,
     a_shared_pid_namespace_shows_the_other_and_leaves_nothing_behind,
@@ -650,6 +651,33 @@ async fn volumes_of_the_image_are_writable_and_hold_what_the_image_has_there() {
     node.run("d", config).await;
     assert_eq!(node.ended("d").await.exit_code, 0);
     assert!(!node.logged("d").iter().any(|line| line == "stdout F f"), "{:?}", node.logged("d"));
+    node.finish().await;
+}
+
+async fn an_image_is_a_volume_that_is_read_and_neither_written_nor_run() {
+    let node = Node::start().await;
+    let archive = node.root.path().join("files.tar");
+    let layer = fixture::busybox_layer().unwrap().directory("data", 0o755).unwrap();
+    let layer = layer.file("data/f", 0o755, b"#!/bin/sh\necho ran\n").unwrap().link("out", "/data").unwrap();
+    fixture::image_archive(&archive, "files:latest", &json!({}), &[layer.finish().unwrap()]).unwrap();
+    let files = node.images.import(&archive, None).await.unwrap().remove(0);
+    let mount = |path: &str, sub_path: &str| Mount {
+        container_path: path.to_owned(),
+        image: Some(ImageSpec { image: files.id.clone(), ..Default::default() }),
+        image_sub_path: sub_path.to_owned(),
+        ..Default::default()
+    };
+    let script = "tail -n1 /whole/data/f; tail -n1 /linked/f; echo x > /whole/data/f; /whole/data/f; ls /whole/dev/null";
+    // A link of the image leads to what lies in the image.
+    let mounts = vec![mount("/whole", ""), mount("/linked", "out")];
+    node.run("c", ContainerConfig { mounts, ..sh(script) }).await;
+    node.ended("c").await;
+    let logged = node.logged("c").join("\n");
+    assert_eq!(logged.matches("stdout F echo ran").count(), 2, "{logged}");
+    assert!(logged.contains("Read-only file system") && logged.contains("Permission denied"), "{logged}");
+    let missing = ContainerConfig { mounts: vec![mount("/m", "none/../../../etc")], ..sh("true") };
+    let err = node.create("d", missing).await.unwrap_err();
+    assert!(err.message.contains("find the part of an image"), "{err}");
     node.finish().await;
 }
 

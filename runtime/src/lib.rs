@@ -26,6 +26,7 @@ mod images;
 mod load;
 mod namespaces;
 mod network;
+mod pause;
 mod records;
 mod sandbox;
 mod usage;

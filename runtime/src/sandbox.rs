@@ -20,6 +20,7 @@ use skiff_cri::{Code, CriError, Sandbox};
 
 use crate::namespaces;
 use crate::network::{PortForward, SandboxNetwork};
+use crate::pause::{self, Process};
 use crate::records::{SandboxRecord, failed};
 
 /// Makes sandboxes. Knows where everything of one lies; keeps no state of its own.
@@ -48,7 +49,10 @@ impl Sandboxes {
             ipcns: held("ipc", options.ipc()),
             // The host name goes with the network, as everywhere in Kubernetes.
             utsns: held("uts", options.network()),
-            pause_pid: None,
+            pause_pid: shares_processes(config)
+                .then(|| Process::read(&self.pause_record(id)))
+                .flatten()
+                .map(|process| process.pid),
             cgroup: if cgroup.is_empty() { format!("skiff/{id}") } else { cgroup.to_owned() },
             directory: self.root.join(id),
         }
@@ -56,6 +60,25 @@ impl Sandboxes {
 
     fn namespace(&self, id: &str, name: &str) -> PathBuf {
         self.run.join(id).join(name)
+    }
+
+    fn pause_record(&self, id: &str) -> PathBuf {
+        self.run.join(id).join("pause")
+    }
+
+    /// Starts the process that holds the PID namespace that the pod's containers share.
+    fn start_pause(&self, sandbox: &Sandbox) -> Result<(), CriError> {
+        let failed = |error: &dyn std::error::Error| {
+            CriError::caused("failed to start the pod's pause process", error)
+        };
+        let namespaces = [&sandbox.netns, &sandbox.ipcns, &sandbox.utsns];
+        let namespaces: Vec<&Path> = namespaces.into_iter().flatten().map(PathBuf::as_path).collect();
+        let root = sandbox.directory.join("pause");
+        let process =
+            pause::start(&root, &namespaces, &self.pause_record(&sandbox.id)).map_err(|e| failed(&e))?;
+        // Beside the groups of the pod's containers: it outlives whoever started it.
+        let group = self.cgroups.create(&format!("{}/pause", sandbox.cgroup), &Limits::default());
+        group.and_then(|group| group.add_process(process.pid)).map_err(|e| failed(&e))
     }
 
     /// Refuses what this node cannot do, before anything is made.
@@ -76,12 +99,6 @@ impl Sandboxes {
             return Err(CriError::new(
                 Code::Unimplemented,
                 "user namespaces (hostUsers: false) are not supported",
-            ));
-        }
-        if options.pid() == NamespaceMode::Pod {
-            return Err(CriError::new(
-                Code::Unimplemented,
-                "a PID namespace shared by the pod's containers (shareProcessNamespace) is not supported",
             ));
         }
         let (host_network, host_ipc) =
@@ -109,6 +126,9 @@ impl Sandboxes {
         if let Some(netns) = &sandbox.netns {
             ips = self.network.up(id, netns, &port_forwards(config), config).await?;
             held.push(netns.clone());
+        }
+        if shares_processes(config) {
+            self.start_pause(&sandbox)?;
         }
         let sysctls = config.linux.iter().flat_map(|l| l.sysctls.clone()).collect::<Vec<_>>();
         if !sysctls.is_empty() {
@@ -166,6 +186,8 @@ impl Sandboxes {
             Some("its UTS namespace is gone")
         } else if sandbox.ipcns.is_some() && !namespaces::is_mounted(&sandbox.directory.join("shm")) {
             Some("its /dev/shm is gone")
+        } else if shares_processes(&record.config) && sandbox.pause_pid.is_none() {
+            Some("its pause process is gone")
         } else if !has_file("hostname") || record.config.dns_config.is_some() && !has_file("resolv.conf") {
             Some("its files are gone")
         } else {
@@ -208,6 +230,8 @@ impl Sandboxes {
 
     /// Lets go of the namespaces and of `/dev/shm`, those that there are.
     fn release(&self, id: &str) -> Result<(), CriError> {
+        let pause = self.pause_record(id);
+        pause::end(&pause).map_err(|e| failed("end the process of", &pause, &e))?;
         for path in ["ipc", "uts"].map(|name| self.namespace(id, name)) {
             namespaces::remove(&path).map_err(|e| failed("remove", &path, &e))?;
         }
@@ -261,6 +285,11 @@ impl Sandboxes {
         }
         self.remove_files(id)
     }
+}
+
+/// Whether the pod's containers see each other's processes.
+fn shares_processes(config: &PodSandboxConfig) -> bool {
+    namespace_options(config).pid() == NamespaceMode::Pod
 }
 
 pub(crate) fn namespace_options(config: &PodSandboxConfig) -> NamespaceOption {

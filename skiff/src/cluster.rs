@@ -254,6 +254,8 @@ impl ClusterNode {
             self.ip.to_string(),
             "--eviction-hard".to_owned(),
             EVICTION_HARD.to_owned(),
+            "--eviction-pressure-transition-period".to_owned(),
+            "10s".to_owned(),
             // What was imported for later stays, however full the machine is.
             "--image-gc-high-threshold".to_owned(),
             "100".to_owned(),

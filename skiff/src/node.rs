@@ -67,9 +67,12 @@ pub(crate) struct NodeArgs {
     /// Most pods on this node
     #[arg(long, default_value_t = 110)]
     pub(crate) max_pods: u32,
-    /// The least that must be free: below it the node is under pressure and takes no pods
+    /// The least that must be free: below it the node is under pressure, takes no pods, and has some give way
     #[arg(long, default_value_t)]
     pub(crate) eviction_hard: EvictionHard,
+    /// How long the node tells of a pressure, and takes no pods, after it was last there
+    #[arg(long, default_value = "5m", value_parser = skiff_apiserver::duration)]
+    pub(crate) eviction_pressure_transition_period: Duration,
     /// From how many percent of its disk on images that nobody uses are removed; at 100 none is
     #[arg(long, default_value_t = 85, value_parser = clap::value_parser!(u8).range(..=100))]
     pub(crate) image_gc_high_threshold: u8,
@@ -409,6 +412,7 @@ async fn start_nodelet(setup: &NodeSetup, runtime: Arc<NodeRuntime>) -> Result<N
     config.port = args.kubelet_port;
     config.max_pods = args.max_pods;
     config.eviction_hard = args.eviction_hard;
+    config.pressure_transition = args.eviction_pressure_transition_period;
     config.image_gc = ImageGcPolicy {
         high_percent: args.image_gc_high_threshold,
         low_percent: args.image_gc_low_threshold.min(args.image_gc_high_threshold),

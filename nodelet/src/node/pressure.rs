@@ -18,7 +18,7 @@ pub struct EvictionHard {
 
 /// The least of something: an amount, or a part of all there is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Least {
+pub(crate) enum Least {
     Amount(u64),
     /// In thousandths of a percent.
     Part(u64),
@@ -96,14 +96,16 @@ impl fmt::Display for EvictionHard {
 }
 
 impl EvictionHard {
-    pub(crate) fn is_memory_short(&self, available: u64, total: u64) -> bool {
-        available < self.memory_available.of(total)
+    pub(crate) fn memory(&self) -> Least {
+        self.memory_available
     }
 
-    /// Of bytes, or of inodes; some file systems count none of these.
-    pub(crate) fn is_disk_short(&self, disk: &rustix::fs::StatVfs) -> bool {
-        disk.f_bavail < self.nodefs_available.of(disk.f_blocks)
-            || (disk.f_files > 0 && disk.f_favail < self.nodefs_inodes_free.of(disk.f_files))
+    pub(crate) fn disk(&self) -> Least {
+        self.nodefs_available
+    }
+
+    pub(crate) fn inodes(&self) -> Least {
+        self.nodefs_inodes_free
     }
 
     /// What of a node's memory is no pod's to ask for.
@@ -131,7 +133,7 @@ impl Least {
     }
 
     /// Of so many in all.
-    fn of(self, total: u64) -> u64 {
+    pub(crate) fn of(self, total: u64) -> u64 {
         match self {
             Least::Amount(amount) => amount,
             Least::Part(part) => {
@@ -173,7 +175,7 @@ mod tests {
     #[test]
     fn a_signal_without_a_limit_never_presses() {
         let limits: EvictionHard = "nodefs.available<1%".parse().unwrap();
-        assert!(!limits.is_memory_short(0, 1 << 30));
+        assert_eq!(limits.memory().of(1 << 30), 0);
         assert_eq!(limits.reserved_storage(200), 2);
     }
 
@@ -182,13 +184,6 @@ mod tests {
         assert_eq!(Least::Part(10_000).of(u64::MAX), u64::MAX / 10);
         assert_eq!(Least::Part(500).of(1000), 5);
         assert_eq!(Least::Amount(7).of(1), 7);
-    }
-
-    #[test]
-    fn memory_is_short_below_its_limit_and_not_at_it() {
-        let limits = EvictionHard::default();
-        assert!(limits.is_memory_short((100 << 20) - 1, 1 << 30));
-        assert!(!limits.is_memory_short(100 << 20, 1 << 30));
     }
 
     #[test]

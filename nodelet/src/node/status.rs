@@ -11,6 +11,7 @@ use skiff_cri::Cri;
 use skiff_cri::v1::{ListImagesRequest, StatusRequest};
 
 use crate::config::Config;
+use crate::eviction::Pressure;
 use crate::node::machine::Machine;
 use crate::resources::ResourceList;
 use crate::status::generate::whole_seconds;
@@ -36,7 +37,13 @@ pub(crate) struct Facts {
 }
 
 impl Facts {
-    pub(crate) async fn read(config: &Config, cri: &dyn Cri, machine: &Machine, port: u16) -> Facts {
+    pub(crate) async fn read(
+        config: &Config,
+        cri: &dyn Cri,
+        machine: &Machine,
+        port: u16,
+        pressure: &Pressure,
+    ) -> Facts {
         let address = |type_: &str, address: String| NodeAddress { type_: type_.to_owned(), address };
         let ips = config.node_ips.iter().take(2).map(|ip| address("InternalIP", ip.to_string()));
         let (problems, images) = futures::join!(runtime_problems(cri), images(cri));
@@ -49,13 +56,12 @@ impl Facts {
             port,
             images,
             runtime_problems: problems,
-            memory_pressure: available_memory()
-                .is_some_and(|bytes| config.eviction_hard.is_memory_short(bytes, machine.memory_bytes)),
-            disk_pressure: disk.as_ref().is_some_and(|disk| config.eviction_hard.is_disk_short(disk)),
+            memory_pressure: pressure.memory(),
+            disk_pressure: pressure.disk(),
             disk_is_read_only: disk
                 .as_ref()
                 .is_some_and(|disk| disk.f_flag.contains(StatVfsMountFlags::RDONLY)),
-            pid_pressure: pids_exhausted().unwrap_or(false),
+            pid_pressure: pressure.pids(),
         }
     }
 }
@@ -100,7 +106,7 @@ pub(crate) fn available_memory() -> Option<u64> {
     Some(kib * 1024)
 }
 
-fn pids_exhausted() -> Option<bool> {
+pub(crate) fn pids_exhausted() -> Option<bool> {
     let max: u64 = std::fs::read_to_string("/proc/sys/kernel/pid_max").ok()?.trim().parse().ok()?;
     let load = std::fs::read_to_string("/proc/loadavg").ok()?;
     let n_threads: u64 = load.split_whitespace().nth(3)?.split('/').nth(1)?.parse().ok()?;

@@ -19,7 +19,7 @@ use crate::status::StatusInputs;
 use crate::status::containers::{container_statuses, unknown_state};
 
 /// The conditions that the kubelet writes; all others are someone else's and stay as they are.
-pub(crate) const OWNED_CONDITIONS: [&str; 7] = [
+const OWNED_CONDITIONS: [&str; 7] = [
     "PodReadyToStartContainers",
     "Initialized",
     "Ready",
@@ -265,7 +265,33 @@ fn conditions(
     if !is_terminal(phase) {
         conditions.extend(resize_conditions(inputs));
     }
+    if let Some(message) = inputs.evicted {
+        conditions.retain(|c| c.type_ != DISRUPTION_TARGET);
+        let known = inputs.old.conditions.iter().flatten().find(|c| is_evicted_by_node(c));
+        conditions.push(known.cloned().unwrap_or_else(|| PodCondition {
+            type_: DISRUPTION_TARGET.to_owned(),
+            status: "True".to_owned(),
+            reason: Some(TERMINATION_BY_NODE.to_owned()),
+            message: Some(message.to_owned()),
+            last_transition_time: Some(Time(whole_seconds(inputs.now))),
+            observed_generation: pod.metadata.generation,
+            ..PodCondition::default()
+        }));
+    }
     conditions
+}
+
+const DISRUPTION_TARGET: &str = "DisruptionTarget";
+const TERMINATION_BY_NODE: &str = "TerminationByKubelet";
+
+/// Whether a condition says that this node had the pod go. Others may have it go, too, and say so in the same type of condition.
+fn is_evicted_by_node(condition: &PodCondition) -> bool {
+    condition.type_ == DISRUPTION_TARGET && condition.reason.as_deref() == Some(TERMINATION_BY_NODE)
+}
+
+/// Whether a condition is written by the node.
+pub(crate) fn is_own(condition: &PodCondition) -> bool {
+    OWNED_CONDITIONS.contains(&condition.type_.as_str()) || is_evicted_by_node(condition)
 }
 
 /// What is told of a pod whose containers are to be given something else.

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::pod::PodExt;
-use crate::status::generate::OWNED_CONDITIONS;
+use crate::status::generate::is_own;
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const MAX_RETRY: Duration = Duration::from_secs(10);
@@ -223,7 +223,7 @@ fn diff(old: &PodStatus, new: &PodStatus) -> Option<Value> {
     }
     let own = |status: &PodStatus| -> Vec<PodCondition> {
         let all = status.conditions.iter().flatten();
-        all.filter(|c| OWNED_CONDITIONS.contains(&c.type_.as_str())).cloned().collect()
+        all.filter(|c| is_own(c)).cloned().collect()
     };
     let (before, now) = (own(old), own(new));
     let gone = before.iter().filter(|o| !now.iter().any(|c| c.type_ == o.type_));

@@ -476,7 +476,20 @@ impl Cri for FakeCri {
         &self,
         _: ListContainerStatsRequest,
     ) -> Result<ListContainerStatsResponse, CriError> {
-        Ok(ListContainerStatsResponse::default())
+        let state = self.state.lock();
+        let memory =
+            |value| MemoryUsage { working_set_bytes: Some(UInt64Value { value }), ..Default::default() };
+        let stat = |status: &ContainerStatus| ContainerStats {
+            attributes: Some(ContainerAttributes {
+                id: status.id.clone(),
+                labels: status.labels.clone(),
+                ..ContainerAttributes::default()
+            }),
+            memory: Some(memory(state.used_bytes)),
+            ..ContainerStats::default()
+        };
+        let stats = state.containers.values().map(|(_, status)| stat(status)).collect();
+        Ok(ListContainerStatsResponse { stats })
     }
 
     async fn pod_sandbox_stats(

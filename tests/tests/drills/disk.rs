@@ -17,9 +17,10 @@ const MAX_WRITES: usize = 400;
 const VALUE_BYTES: usize = 16 * 1024;
 
 fn pod(name: &str, image: &str) -> String {
+    // The disk of the store is the node's, which has other pods give way when it is full.
     format!(
         "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: full}}}}\n\
-         spec: {{terminationGracePeriodSeconds: 1, containers: [{{name: c, image: {image:?}, \
+         spec: {{priorityClassName: system-node-critical, terminationGracePeriodSeconds: 1, containers: [{{name: c, image: {image:?}, \
          command: [sh, -c, 'trap exit TERM; echo here; sleep 3600 & wait']}}]}}\n"
     )
 }
@@ -131,5 +132,46 @@ fn an_image_that_does_not_fit_fails_its_pull_and_nothing_else() -> Result<()> {
         Ok(events.contains("Successfully pulled image \"nginx:alpine\"").then_some(()))
     })?;
     cluster.kubectl(&["wait", "--for=condition=Ready", "pod/large", "--timeout=60s"])?;
+    cluster.stop()
+}
+
+/// A pod that keeps what `script` writes to `/data`.
+fn writer(name: &str, script: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Pod\nmetadata: {{name: {name}, labels: {{app: full}}}}\n\
+         spec: {{terminationGracePeriodSeconds: 1, volumes: [{{name: data, emptyDir: {{}}}}], \
+         containers: [{{name: c, image: 'busybox:1.36', volumeMounts: [{{name: data, mountPath: /data}}], \
+         command: [sh, -c, '{script}; sleep 3600']}}]}}\n"
+    )
+}
+
+#[test]
+fn a_pod_that_fills_the_disk_of_its_node_gives_way_and_its_neighbour_stays() -> Result<()> {
+    let prepare = |data: &std::path::Path| SmallDisk::mount(&data.join("nodelet"), DATA_BYTES);
+    let (cluster, disk) = TestCluster::start_prepared("drill-evict", prepare)?;
+    cluster.apply_text(&writer("modest", "dd if=/dev/zero of=/data/f bs=64k count=16"))?;
+    cluster.kubectl(&["wait", "--for=condition=Ready", "pod/modest", "--timeout=60s"])?;
+    cluster.apply_text(&writer("greedy", "dd if=/dev/zero of=/data/f bs=64k"))?;
+    cluster.wait_for("the pod that filled the disk to be evicted", || {
+        let said = "jsonpath={.status.phase} {.status.reason} {.status.message}";
+        let greedy = cluster.kubectl(&["get", "pod", "greedy", "-o", said])?;
+        Ok(greedy
+            .starts_with("Failed Evicted The node was low on resource: ephemeral-storage.")
+            .then_some(()))
+    })?;
+    has(
+        &cluster.kubectl(&["get", "events"])?,
+        &["Attempting to reclaim ephemeral-storage", "NodeHasDiskPressure"],
+    )?;
+    cluster.wait_for("the disk to have room again", || {
+        Ok((disk.free_bytes()? > DATA_BYTES / 2).then_some(()))
+    })?;
+    cluster.wait_for("the node to have no pressure", || {
+        let nodes = cluster.kubectl(&["describe", "nodes"])?;
+        let is_free =
+            nodes.contains("KubeletHasNoDiskPressure") && nodes.contains("Taints:             <none>");
+        Ok(is_free.then_some(()))
+    })?;
+    has(&cluster.kubectl(&["get", "pod", "modest"])?, &["1/1", "Running"])?;
     cluster.stop()
 }
