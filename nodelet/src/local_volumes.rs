@@ -104,9 +104,12 @@ impl LocalVolumes {
             }
             Some(volume) => {
                 place.mount().await?;
-                if wanted > volume.capacity_bytes {
-                    self.check_room(wanted - volume.capacity_bytes)?;
-                    place.grow(wanted).await?;
+                let begun = place.growing();
+                // The file may be long enough already, and what is in it not.
+                let is_unfinished = blocking(move || Ok(begun.exists())).await?;
+                if wanted > volume.capacity_bytes || is_unfinished {
+                    self.check_room(wanted.saturating_sub(volume.capacity_bytes))?;
+                    place.grow(wanted.max(volume.capacity_bytes)).await?;
                 }
             }
         }
@@ -203,6 +206,11 @@ impl Place {
         self.0.join("data")
     }
 
+    /// Is there from before the file is made longer until the file system has all of it.
+    fn growing(&self) -> PathBuf {
+        self.0.join("growing")
+    }
+
     fn read(&self) -> Result<Option<LocalVolume>, VolumeError> {
         let image = self.image();
         match fs::metadata(&image) {
@@ -232,14 +240,29 @@ impl Place {
     async fn check(&self) -> Result<(), LocalVolumeError> {
         // 1: mended.
         run_for("e2fsck", Command::new("e2fsck").args(["-f", "-p"]).arg(self.image()), &[0, 1]).await?;
-        run("resize2fs", Command::new("resize2fs").arg(self.image())).await
+        run("resize2fs", Command::new("resize2fs").arg(self.image())).await?;
+        self.has_grown().await
+    }
+
+    async fn has_grown(&self) -> Result<(), LocalVolumeError> {
+        let growing = self.growing();
+        let removed = blocking(move || match fs::remove_file(&growing) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(VolumeError::host("remove", &growing)(error))
+            }
+            _ => Ok(()),
+        });
+        Ok(removed.await?)
     }
 
     /// The file first, then the file system: where nobody else has it, while it is not mounted; else in use, for which the
     /// kernel wants the right `CAP_SYS_RESOURCE`. Repeating it goes on where it stopped.
     async fn grow(&self, bytes: u64) -> Result<(), LocalVolumeError> {
-        let (image, data) = (self.image(), self.data());
+        let (image, data, growing) = (self.image(), self.data(), self.growing());
         let (device, n_mounts) = blocking(move || {
+            let noted = File::create(&growing)
+                .and_then(|_| File::open(growing.parent().unwrap_or(&growing))?.sync_all());
+            noted.map_err(VolumeError::host("note the growth at", &growing))?;
             let file = OpenOptions::new().write(true).open(&image);
             file.and_then(|file| file.set_len(bytes)).map_err(VolumeError::host("enlarge", &image))?;
             let device = mounts::source_of(&data)?;
@@ -249,7 +272,8 @@ impl Place {
         .await?;
         if n_mounts > 1 {
             run("losetup", Command::new("losetup").arg("--set-capacity").arg(&device)).await?;
-            return run("resize2fs", Command::new("resize2fs").arg(&device)).await;
+            run("resize2fs", Command::new("resize2fs").arg(&device)).await?;
+            return self.has_grown().await;
         }
         let data = self.data();
         blocking(move || mounts::unmount_one(&data)).await?;
@@ -305,6 +329,14 @@ mod tests {
         assert!(matches!(smaller, LocalVolumeError::Smaller { .. }), "{smaller}");
         assert_eq!(volumes.make("pvc-1", 64 << 20).await.unwrap().capacity_bytes, 64 << 20);
         fs::write(made.path.join("large"), vec![7; 40 << 20]).unwrap();
+
+        // As after a growth that ended between the file and what is in it.
+        let place = volumes.place("pvc-1").unwrap();
+        File::create(place.growing()).unwrap();
+        OpenOptions::new().write(true).open(place.image()).unwrap().set_len(96 << 20).unwrap();
+        assert_eq!(volumes.make("pvc-1", 96 << 20).await.unwrap().capacity_bytes, 96 << 20);
+        fs::write(made.path.join("larger"), vec![7; 30 << 20]).unwrap();
+        assert!(!place.growing().exists());
 
         // As after a restart of the machine.
         rustix::mount::unmount(&made.path, rustix::mount::UnmountFlags::empty()).unwrap();

@@ -135,6 +135,16 @@ impl Volumes {
         }
     }
 
+    /// The claims that a pod has mounted: the volume's name, the claim's, and where.
+    pub(crate) fn claims(&self, pod: &Pod) -> Vec<(String, String, PathBuf)> {
+        let volumes = pod.spec.iter().flat_map(|s| s.volumes.iter().flatten());
+        let claims = volumes.filter_map(|volume| {
+            let wanted = claim::Wanted::of(pod, volume)?;
+            Some((volume.name.clone(), wanted.claim, self.dir(pod, "local-volume", &volume.name)))
+        });
+        claims.collect()
+    }
+
     /// Where an emptyDir's files lie.
     pub(crate) fn empty_dir_path(&self, pod: &Pod, name: &str) -> PathBuf {
         self.dir(pod, "empty-dir", name)

@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags};
 use oci_spec::runtime::{LinuxSeccomp, Spec};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use skiff_cri::v1::{ContainerConfig, Mount};
+use skiff_cri::v1::{ContainerConfig, Mount, MountPropagation};
 
 use crate::Error;
 use crate::spec::{Accounts, HostDevice};
@@ -249,8 +249,37 @@ pub(crate) fn check_mounts(config: &ContainerConfig) -> Result<(), String> {
         made.map_err(|err| {
             format!("failed to stat {:?} to be mounted at {:?}: {err}", mount.host_path, mount.container_path)
         })?;
+        if mount.propagation() != MountPropagation::PropagationPrivate {
+            let mounts = fs::read_to_string("/proc/self/mountinfo");
+            let mounts = mounts.map_err(|err| format!("cannot read the host's mounts: {err}"))?;
+            let path = fs::canonicalize(&mount.host_path);
+            let path = path.map_err(|err| format!("cannot resolve {:?}: {err}", mount.host_path))?;
+            check_propagation(&path, mount.propagation(), &mounts)?;
+        }
     }
     Ok(())
+}
+
+/// Mounts travel only over a mount that is shared, or to one that receives them. Asking for it elsewhere would have no effect.
+fn check_propagation(path: &Path, wanted: MountPropagation, mountinfo: &str) -> Result<(), String> {
+    let decode = |text: &str| text.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\");
+    let point = |line: &str| Some(PathBuf::from(decode(line.split(' ').nth(4)?)));
+    let lines = mountinfo.lines().filter_map(|line| Some((point(line)?, line)));
+    // Of several at one place the last is the one that is seen.
+    let own = lines
+        .filter(|(point, _)| path.starts_with(point))
+        .max_by_key(|(point, _)| point.components().count());
+    let (point, line) = own.ok_or_else(|| format!("path {path:?} is on no mount"))?;
+    let has =
+        |tag: &str| line.split(' ').skip(6).take_while(|field| *field != "-").any(|f| f.starts_with(tag));
+    let lacks = match wanted {
+        MountPropagation::PropagationBidirectional if !has("shared:") => "shared",
+        MountPropagation::PropagationHostToContainer if !has("shared:") && !has("master:") => {
+            "shared or slave"
+        }
+        _ => return Ok(()),
+    };
+    Err(format!("path {path:?} is mounted on {point:?} but it is not a {lacks} mount"))
 }
 
 impl Bundle {
@@ -361,4 +390,31 @@ fn host_device(path: &Path, metadata: &fs::Metadata, permissions: &str) -> Optio
         gid: metadata.gid(),
         permissions: permissions.to_owned(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MOUNTS: &str = "20 1 8:1 / / rw shared:1 - ext4 /dev/a rw\n\
+        30 20 8:2 / /var rw,noatime - ext4 /dev/b rw\n\
+        31 30 8:3 / /var/a\\040b rw master:4 - ext4 /dev/c rw\n";
+
+    #[test]
+    fn mounts_that_could_not_travel_are_refused_and_say_where() {
+        use MountPropagation::{PropagationBidirectional as Both, PropagationHostToContainer as In};
+        let check = |path: &str, wanted| check_propagation(Path::new(path), wanted, MOUNTS);
+        assert_eq!(check("/srv/x", Both), Ok(()));
+        assert_eq!(check("/srv/x", In), Ok(()));
+        assert_eq!(check("/var/a b/c", In), Ok(()));
+        assert_eq!(
+            check("/var/lib", Both).unwrap_err(),
+            "path \"/var/lib\" is mounted on \"/var\" but it is not a shared mount"
+        );
+        assert_eq!(
+            check("/var/lib", In).unwrap_err(),
+            "path \"/var/lib\" is mounted on \"/var\" but it is not a shared or slave mount"
+        );
+        assert!(check("/var/a b/c", Both).is_err());
+    }
 }

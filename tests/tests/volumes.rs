@@ -87,6 +87,17 @@ fn a_claim_gets_a_volume_of_its_size_that_outlives_pods_and_the_server_and_goes_
         "count=64",
     ])?;
     has(&full, &["No space left on device"])?;
+    // The node tells how full the claim is, as statistics and as metrics.
+    let node = cluster.get(&["pod", "first"])?["spec"]["nodeName"].as_str().context("no node")?.to_owned();
+    let page = |page: &str| cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/{page}")]);
+    let summary: serde_json::Value = serde_json::from_str(&page("stats/summary")?)?;
+    let pods = summary["pods"].as_array().context("no pods")?;
+    let told = pods.iter().find_map(|pod| pod["volume"].as_array()?.first()).context("no volume")?;
+    ensure!(told["pvcRef"]["name"] == "data" && told["name"] == "data", "{told}");
+    let of = |field: &str| told[field].as_u64().unwrap_or_default();
+    ensure!(of("capacityBytes") <= 32 * MEBIBYTE && of("usedBytes") > of("capacityBytes") / 2, "{told}");
+    let used = "kubelet_volume_stats_used_bytes{namespace=\"default\",persistentvolumeclaim=\"data\"}";
+    has(&page("metrics")?, &[used])?;
     inside("first", "rm /data/large")?;
 
     // Another pod, another server process: the same files.

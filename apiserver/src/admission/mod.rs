@@ -1,6 +1,7 @@
 //! Built-in admission: what a request's object is completed with, and what refuses it besides its kind's own
 //! rules. What is written in objects is in `dynamic.rs`.
 
+mod claim_resize;
 mod default_class;
 pub(crate) mod dynamic;
 mod latest;
@@ -290,7 +291,14 @@ impl Admission {
         new: &Object,
         old: &Object,
     ) -> Result<(), Status> {
-        self.validate_any(&self.timed(Operation::Update, "validate"), call, new, Some(old)).await
+        let timed = self.timed(Operation::Update, "validate");
+        self.validate_any(&timed, call, new, Some(old)).await?;
+        if call.info.subresource.is_empty() && is_core(&call.kind, "PersistentVolumeClaim") {
+            timed.at_once("PersistentVolumeClaimResize", || {
+                claim_resize::check(&self.lister, &call.kind, new, old)
+            })?;
+        }
+        Ok(())
     }
 
     /// What an object that was written most likely does not mean, and what its namespace has against it.

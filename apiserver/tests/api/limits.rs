@@ -140,3 +140,36 @@ async fn scopes_and_updates_are_charged_where_they_belong() {
     admin.patch(&format!("{services}/s"), "merge", one).await.ok();
     assert_eq!(used(&admin, "ports").await, json!({"services.nodeports": "1"}));
 }
+
+#[tokio::test]
+async fn a_claim_asks_for_more_only_once_it_is_bound_and_where_its_class_lets_volumes_grow() {
+    let cluster = Cluster::start().await;
+    let admin = cluster.namespace("a").await;
+    for (name, grows) in [("fixed", Value::Null), ("growing", true.into())] {
+        let class =
+            json!({"metadata": {"name": name}, "provisioner": "p.example", "allowVolumeExpansion": grows});
+        admin.post("/apis/storage.k8s.io/v1/storageclasses", class).await.created();
+    }
+    const CLAIMS: &str = "/api/v1/namespaces/a/persistentvolumeclaims";
+    let claim = async |name: &str, class: &str| {
+        let spec = json!({"accessModes": ["ReadWriteOnce"], "storageClassName": class, "volumeName": "v",
+            "resources": {"requests": {"storage": "1Gi"}}});
+        admin.post(CLAIMS, json!({"metadata": {"name": name}, "spec": spec})).await.created();
+        let status = json!({"status": {"phase": "Bound", "capacity": {"storage": "1Gi"}}});
+        admin.patch(&format!("{CLAIMS}/{name}/status"), "merge", status).await.ok();
+    };
+    let grow = async |name: &str| {
+        let more = json!({"spec": {"resources": {"requests": {"storage": "2Gi"}}}});
+        admin.patch(&format!("{CLAIMS}/{name}"), "merge", more).await
+    };
+    claim("one", "growing").await;
+    grow("one").await.ok();
+    for (name, class) in [("two", "fixed"), ("three", "missing")] {
+        claim(name, class).await;
+        let message = grow(name).await.refused(403, "Forbidden");
+        assert!(
+            message.contains("the storageclass that provisions the pvc must support resize"),
+            "{message}"
+        );
+    }
+}

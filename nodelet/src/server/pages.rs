@@ -16,7 +16,7 @@ use skiff_cri::v1::{
 use crate::pod::PodExt;
 use crate::server::Api;
 use crate::server::exposition::{self, Metric};
-use crate::server::usage::{self, PodRef, Used, sum};
+use crate::server::usage::{self, ClaimUsage, FsUsage, PodRef, Used, sum};
 use crate::snapshot::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 
 fn list(pods: Vec<Value>) -> Response {
@@ -87,13 +87,43 @@ pub(super) async fn summary(State(api): State<Api>) -> Response {
     };
     let node = usage::of_node(&api);
     let now = Timestamp::from_second(node.at.as_second()).unwrap_or(node.at).to_string();
-    let pods: Vec<Value> = by_pod.iter().map(|(pod, used)| pod_summary(&api, pod, used, &now)).collect();
+    let (claims, disk) = usage::of_disks(&api).await;
+    let pods = by_pod.iter().map(|(pod, used)| {
+        let mut summary = pod_summary(&api, pod, used, &now);
+        let own = claims.iter().filter(|claim| claim.pod == *pod);
+        let volumes: Vec<Value> = own.map(|claim| volume_summary(claim, &now)).collect();
+        if !volumes.is_empty() {
+            summary["volume"] = volumes.into();
+        }
+        summary
+    });
+    let pods: Vec<Value> = pods.collect();
     let node = json!({
         "nodeName": api.shared.config.node_name,
         "cpu": { "time": now, "usageCoreNanoSeconds": node.cpu_ns },
         "memory": { "time": now, "availableBytes": node.available_bytes, "workingSetBytes": node.working_set_bytes },
+        "fs": disk.map(|disk| fs_summary(&disk, &now)),
     });
     Json(json!({ "node": node, "pods": pods })).into_response()
+}
+
+fn fs_summary(usage: &FsUsage, now: &str) -> Value {
+    json!({
+        "time": now,
+        "availableBytes": usage.available_bytes,
+        "capacityBytes": usage.capacity_bytes,
+        "usedBytes": usage.used_bytes,
+        "inodesFree": usage.inodes_free,
+        "inodes": usage.inodes,
+        "inodesUsed": usage.inodes.saturating_sub(usage.inodes_free),
+    })
+}
+
+fn volume_summary(claim: &ClaimUsage, now: &str) -> Value {
+    let mut summary = fs_summary(&claim.usage, now);
+    summary["name"] = claim.volume.as_str().into();
+    summary["pvcRef"] = json!({ "name": claim.claim, "namespace": claim.pod.namespace });
+    summary
 }
 
 fn pod_summary(api: &Api, pod: &PodRef, used: &[Used], now: &str) -> Value {
@@ -108,6 +138,10 @@ fn pod_summary(api: &Api, pod: &PodRef, used: &[Used], now: &str) -> Value {
             json!({
                 "name": one.name, "startTime": time(one.started_ns),
                 "cpu": cpu(stats.cpu.as_ref()), "memory": memory(stats.memory.as_ref()),
+                "rootfs": {
+                    "time": now,
+                    "usedBytes": stats.writable_layer.as_ref().and_then(|l| Some(l.used_bytes.as_ref()?.value)),
+                },
             })
         })
         .collect();
@@ -151,5 +185,33 @@ pub(super) async fn metrics(State(api): State<Api>) -> Response {
         "[ALPHA] The number of pods the kubelet is being instructed to run",
         api.index.read().len(),
     );
+    let (claims, _) = usage::of_disks(&api).await;
+    for (name, help, of) in VOLUME_METRICS {
+        if claims.is_empty() {
+            break;
+        }
+        let mut metric = Metric::begin(&mut text, name, "gauge", help);
+        for claim in &claims {
+            let labels =
+                [("namespace", claim.pod.namespace.as_str()), ("persistentvolumeclaim", &claim.claim)];
+            metric.sample(&labels, of(&claim.usage), None);
+        }
+    }
     exposition::answer(text)
 }
+
+type OfFs = fn(&FsUsage) -> u64;
+
+/// The kubelet's figures of claims: name, help, and where it comes from.
+const VOLUME_METRICS: [(&str, &str, OfFs); 6] = [
+    ("kubelet_volume_stats_capacity_bytes", "[ALPHA] Capacity in bytes of the volume", |u| u.capacity_bytes),
+    ("kubelet_volume_stats_available_bytes", "[ALPHA] Number of available bytes in the volume", |u| {
+        u.available_bytes
+    }),
+    ("kubelet_volume_stats_used_bytes", "[ALPHA] Number of used bytes in the volume", |u| u.used_bytes),
+    ("kubelet_volume_stats_inodes", "[ALPHA] Maximum number of inodes in the volume", |u| u.inodes),
+    ("kubelet_volume_stats_inodes_free", "[ALPHA] Number of free inodes in the volume", |u| u.inodes_free),
+    ("kubelet_volume_stats_inodes_used", "[ALPHA] Number of used inodes in the volume", |u| {
+        u.inodes.saturating_sub(u.inodes_free)
+    }),
+];

@@ -1,17 +1,22 @@
 //! What containers and the node use.
 
 use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::Arc;
 
 use futures::try_join;
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Pod;
 use skiff_cri::CriError;
 use skiff_cri::v1::{
     Container, ContainerState, ContainerStats, ListContainerStatsRequest, ListContainersRequest,
 };
 
 use crate::node::status::available_memory;
+use crate::pod::PodExt;
 use crate::server::Api;
 use crate::snapshot::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
+use crate::volume::mounts;
 
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct PodRef {
@@ -83,6 +88,60 @@ pub(super) fn of_node(api: &Api) -> NodeUsage {
         available_bytes,
         working_set_bytes: total.saturating_sub(available_bytes),
     }
+}
+
+/// What of a file system is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FsUsage {
+    pub(super) capacity_bytes: u64,
+    pub(super) available_bytes: u64,
+    pub(super) used_bytes: u64,
+    pub(super) inodes: u64,
+    pub(super) inodes_free: u64,
+}
+
+impl FsUsage {
+    fn of(path: &Path) -> Option<FsUsage> {
+        let stat = rustix::fs::statvfs(path).ok()?;
+        Some(FsUsage {
+            capacity_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+            available_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            used_bytes: stat.f_blocks.saturating_sub(stat.f_bfree).saturating_mul(stat.f_frsize),
+            inodes: stat.f_files,
+            inodes_free: stat.f_ffree,
+        })
+    }
+}
+
+/// A claim that a pod has mounted.
+pub(super) struct ClaimUsage {
+    pub(super) pod: PodRef,
+    pub(super) volume: String,
+    pub(super) claim: String,
+    pub(super) usage: FsUsage,
+}
+
+/// Of all claims that are mounted here, and of the disk that pods are on.
+pub(super) async fn of_disks(api: &Api) -> (Vec<ClaimUsage>, Option<FsUsage>) {
+    let pods: Vec<Arc<Pod>> = api.index.read().values().cloned().collect();
+    let mounted = pods.iter().flat_map(|pod| {
+        let owner = PodRef {
+            namespace: pod.namespace().to_owned(),
+            name: pod.name().to_owned(),
+            uid: pod.uid().to_owned(),
+        };
+        api.shared.volumes.claims(pod).into_iter().map(move |claim| (owner.clone(), claim))
+    });
+    let (mounted, root) = (mounted.collect::<Vec<_>>(), api.shared.config.root_dir.clone());
+    let look = move || {
+        let claims = mounted.into_iter().filter_map(|(pod, (volume, claim, path))| {
+            // What is not mounted is a directory of the node's own disk.
+            mounts::is_mounted(&path).ok().filter(|mounted| *mounted)?;
+            Some(ClaimUsage { pod, volume, claim, usage: FsUsage::of(&path)? })
+        });
+        (claims.collect(), FsUsage::of(&root))
+    };
+    tokio::task::spawn_blocking(look).await.unwrap_or_default()
 }
 
 /// Processor time that this machine has spent on anything since it started.

@@ -11,7 +11,7 @@ use crate::volume::{MountedVolume, VolumeError, blocking, fs_group, host_path, m
 
 /// What a pod's volume asks of a claim.
 pub(super) struct Wanted<'v> {
-    claim: String,
+    pub(super) claim: String,
     read_only: bool,
     /// The claim was made for this pod alone.
     is_ephemeral: bool,
