@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use wasmtime::component::Component;
+use wasmtime::component::types::ComponentItem;
 use wasmtime::{Engine, Module, Precompiled};
 
 use crate::aot::{self, AotCache, AotError};
@@ -231,8 +232,18 @@ fn core(module: &Module) -> (String, Vec<Import>, Vec<String>) {
 
 fn component(component: &Component) -> (String, Vec<Import>, Vec<String>) {
     let (engine, ty) = (component.engine(), component.component_type());
-    let import = |name: &str| Import { name: name.to_owned(), is_offered: Linked::offers(engine, name) };
-    let imports = ty.imports(engine).map(|(name, _)| import(name)).collect();
+    // Of an interface that only names types nothing is needed.
+    let is_types = |item: &ComponentItem| match item {
+        ComponentItem::ComponentInstance(instance) => {
+            instance.exports(engine).all(|(_, item)| matches!(item.ty, ComponentItem::Type(_)))
+        }
+        _ => false,
+    };
+    let import = |name: &str, item: &ComponentItem| Import {
+        name: name.to_owned(),
+        is_offered: is_types(item) || Linked::offers(engine, name),
+    };
+    let imports = ty.imports(engine).map(|(name, item)| import(name, &item.ty)).collect();
     let exports: Vec<String> = ty.exports(engine).map(|(name, _)| name.to_owned()).collect();
     let kind = Linked::world(|entry| exports.iter().any(|export| export.starts_with(entry)));
     (format!("component of {}", kind.unwrap_or("no world that is run, a library")), imports, exports)

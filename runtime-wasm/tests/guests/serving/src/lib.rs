@@ -81,7 +81,8 @@ impl Guest for Serving {
                     if let Ok(room) = stream.check_write() {
                         _ = stream.write(&vec![b'x'; room.min(1 << 20) as usize]);
                     }
-                    all.push((request, body, stream));
+                    // In this order: a body outlives its stream.
+                    all.push((stream, body, request));
                 }
                 begin(out, None).finish(format!("{}\n", black_box(all).len()).as_bytes());
             }
