@@ -6,7 +6,7 @@
 use std::iter;
 use std::pin::Pin;
 
-use wasmtime::component::{Access, Accessor, FutureReader, Linker, Resource, StreamReader};
+use wasmtime::component::{Access, Accessor, FutureReader, Lift, Linker, Lower, Resource, StreamReader};
 use wasmtime::{AsContextMut, Result, StoreContextMut};
 use wasmtime_wasi::filesystem::{Descriptor, WasiFilesystem, WasiFilesystemView};
 use wasmtime_wasi::p3::bindings::filesystem::types::{
@@ -111,10 +111,7 @@ fn file_access(store: Store<'_>) -> Access<'_, ComponentState, WasiFilesystem> {
 }
 
 /// A stream that has ended, and why.
-fn nothing<T: Send + Sync + wasmtime::component::Lower + 'static>(mut store: Store<'_>) -> Result<Reading<T>>
-where
-    T: wasmtime::component::Lift,
-{
+fn nothing<T: Send + Sync + Lift + Lower + 'static>(mut store: Store<'_>) -> Result<Reading<T>> {
     let why = async { Ok::<_, wasmtime::Error>(Err(FileError::InsufficientMemory)) };
     Ok(((StreamReader::new(&mut store, iter::empty())?, FutureReader::new(&mut store, why)?),))
 }
