@@ -120,12 +120,16 @@ impl Workshop {
         let engine = engine()?;
         let load = |err: wasmtime::Error| ToolError::Load(one_line(&err));
         let (kind, imports, exports) = match Engine::detect_precompiled_file(&code).map_err(load)? {
-            // SAFETY: only the compile process writes to the cache, in a directory that only this user can write to.
             Some(Precompiled::Module) => {
-                core(&unsafe { Module::deserialize_file(&engine, &code) }.map_err(load)?)
+                // SAFETY: only the compile process writes to the cache, in a directory that only this user can write to.
+                let module = unsafe { Module::deserialize_file(&engine, &code) };
+                core(&module.map_err(load)?)
             }
-            // SAFETY: as above.
-            _ => component(&unsafe { Component::deserialize_file(&engine, &code) }.map_err(load)?),
+            _ => {
+                // SAFETY: as above.
+                let found = unsafe { Component::deserialize_file(&engine, &code) };
+                component(&found.map_err(load)?)
+            }
         };
         let refusal = Linked::load(&engine, &code).err().map(|err| err.to_string());
         Ok(Inspection { kind, bytes, code_bytes, imports, exports, refusal })
