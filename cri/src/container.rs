@@ -121,6 +121,20 @@ pub trait ContainerRuntime: Send + Sync + 'static {
     async fn attach(&self, id: &str, attach: Attach) -> Result<ExecSession, CriError>;
     /// Changes of this runtime's containers, from now on.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
+    /// What is to be told about a container while it is created, from now on. Most runtimes have nothing to tell.
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        broadcast::Sender::new(1).subscribe()
+    }
+}
+
+/// What an event of the container's pod is to say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    pub sandbox_id: String,
+    pub container_id: String,
+    /// In one word, as events have it.
+    pub reason: &'static str,
+    pub message: String,
 }
 
 /// Which streams of a container are wanted. With a terminal there is one output.

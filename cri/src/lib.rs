@@ -15,7 +15,7 @@ mod service;
 mod stream;
 
 pub use container::{
-    Attach, ContainerRuntime, CreateContainer, ExecProcess, ImageRef, RuntimeContainer, RuntimeState,
+    Attach, ContainerRuntime, CreateContainer, ExecProcess, ImageRef, Notice, RuntimeContainer, RuntimeState,
     Sandbox, Usage,
 };
 pub use error::{Code, CriError, whole};

@@ -6,20 +6,23 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::Command;
 
 use crate::compile;
 
-/// How long a module may take to compile.
-const PATIENCE: Duration = Duration::from_secs(300);
+/// What is limited is the compiler's CPU time; a machine may have other things to do. One that gets none for so long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(3600);
+/// Compilers at once; each uses all processors. Others wait in line.
+const MAX_COMPILERS: usize = 2;
 /// Of what the compiler says, as much goes into an event.
 const MAX_MESSAGE_BYTES: u64 = 2048;
 /// A larger Wasm file is refused before anything reads it.
@@ -39,8 +42,10 @@ pub enum AotError {
     TooLarge { bytes: u64 },
     #[error("compile the Wasm module: {0}")]
     Compile(String),
-    #[error("compile the Wasm module: not done after {} s", PATIENCE.as_secs())]
-    Timeout,
+    #[error("compile the Wasm module: not done after {} s of CPU time", compile::MAX_CPU_SECONDS)]
+    CpuTime,
+    #[error("compile the Wasm module: the compiler had not ended after {} s", STUCK_AFTER.as_secs())]
+    Stuck,
     #[error("AOT cache: {operation} {path}: {source}")]
     Io { operation: &'static str, path: PathBuf, source: io::Error },
 }
@@ -70,6 +75,13 @@ impl FileVersion {
     }
 }
 
+/// What a compiler took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Compiled {
+    pub(crate) wall: Duration,
+    pub(crate) cpu: Duration,
+}
+
 pub(crate) struct AotCache {
     state_dir: PathBuf,
     compatibility: String,
@@ -78,6 +90,7 @@ pub(crate) struct AotCache {
     sound: Arc<Mutex<HashMap<PathBuf, FileVersion>>>,
     /// One lock a digest that is being compiled.
     in_work: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    places: tokio::sync::Semaphore,
 }
 
 impl AotCache {
@@ -98,7 +111,13 @@ impl AotCache {
             command,
             sound: Arc::default(),
             in_work: Mutex::default(),
+            places: tokio::sync::Semaphore::new(MAX_COMPILERS),
         })
+    }
+
+    /// Where the native code of a module lies, or will.
+    pub(crate) fn code(&self, digest: &str) -> PathBuf {
+        cached(&self.state_dir, &self.compatibility, digest)
     }
 
     /// Removes the code of other engines, and of modules that are not in `digests`. What a host has loaded
@@ -125,18 +144,27 @@ impl AotCache {
         Ok(())
     }
 
-    /// Sees to it that the native code of the Wasm file `module` is in the cache, as the compiler wrote it. Dropping the future ends
-    /// the compiler.
-    pub(crate) async fn ensure(&self, module: &Path, digest: &str) -> Result<(), AotError> {
+    /// Sees to it that the native code of the Wasm file `module` is in the cache, as the compiler wrote it; `None` if it was
+    /// there. `begins` is called with the file's size when it is not. Dropping the future ends the compiler.
+    pub(crate) async fn ensure(
+        &self,
+        module: &Path,
+        digest: &str,
+        begins: impl FnOnce(u64),
+    ) -> Result<Option<Compiled>, AotError> {
         let target = cached(&self.state_dir, &self.compatibility, digest);
         if self.is_sound(&target).await {
-            return Ok(());
+            return Ok(None);
         }
-        check(module)?;
+        let bytes = check(module)?;
+        begins(bytes);
         let lock = self.in_work.lock().entry(digest.to_owned()).or_default().clone();
         let result = {
             let _turn = lock.lock().await;
-            if self.is_sound(&target).await { Ok(()) } else { self.compile(module, &target).await }
+            match self.is_sound(&target).await {
+                true => Ok(None),
+                false => self.compile(module, &target).await.map(Some),
+            }
         };
         let mut in_work = self.in_work.lock();
         // Two: the map's and this one.
@@ -176,7 +204,9 @@ impl AotCache {
         }
     }
 
-    async fn compile(&self, module: &Path, target: &Path) -> Result<(), AotError> {
+    async fn compile(&self, module: &Path, target: &Path) -> Result<Compiled, AotError> {
+        let _place = self.places.acquire().await.map_err(|_| AotError::Stuck)?;
+        let began = Instant::now();
         let Some((program, args)) = self.command.split_first() else {
             return Err(AotError::Compile("no compile command is configured".to_owned()));
         };
@@ -187,27 +217,29 @@ impl AotCache {
             .arg("--output")
             .arg(target)
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true)
             .spawn()
             .map_err(|err| AotError::Compile(format!("start {program:?}: {err}")))?;
-        let stderr = compiler.stderr.take();
+        let (stdout, stderr) = (compiler.stdout.take(), compiler.stderr.take());
         let run = async {
-            let mut said = Vec::new();
-            if let Some(stderr) = stderr {
-                stderr.take(MAX_MESSAGE_BYTES).read_to_end(&mut said).await?;
-            }
-            Ok::<_, io::Error>((compiler.wait().await?, String::from_utf8_lossy(&said).trim().to_owned()))
+            let said = text(stderr).await?;
+            let took = text(stdout).await?;
+            Ok::<_, io::Error>((compiler.wait().await?, took, said))
         };
-        let (status, said) = match tokio::time::timeout(PATIENCE, run).await {
-            Err(_) => return Err(AotError::Timeout),
+        let (status, took, said) = match tokio::time::timeout(STUCK_AFTER, run).await {
+            Err(_) => return Err(AotError::Stuck),
             Ok(ended) => ended.map_err(|err| AotError::Compile(format!("wait for the compiler: {err}")))?,
         };
         match status.code() {
-            Some(0) => Ok(()),
+            Some(0) => Ok(Compiled {
+                wall: began.elapsed(),
+                cpu: Duration::from_millis(took.parse().unwrap_or_default()),
+            }),
             Some(code) if code == i32::from(compile::EXIT_INVALID) => Err(AotError::Invalid(said)),
             Some(_) => Err(AotError::Compile(said)),
+            None if status.signal() == Some(libc::SIGXCPU) => Err(AotError::CpuTime),
             None => Err(AotError::Compile(format!(
                 "the compiler was ended by a signal ({status}), as when it needs more than its {} MiB of memory {said}",
                 compile::MAX_MEMORY_BYTES >> 20,
@@ -216,8 +248,17 @@ impl AotCache {
     }
 }
 
-/// Refuses what is not Wasm without asking a compiler.
-fn check(module: &Path) -> Result<(), AotError> {
+/// What a compiler says, as far as anyone wants to know.
+async fn text(pipe: Option<impl AsyncRead + Unpin>) -> io::Result<String> {
+    let mut said = Vec::new();
+    if let Some(pipe) = pipe {
+        pipe.take(MAX_MESSAGE_BYTES).read_to_end(&mut said).await?;
+    }
+    Ok(String::from_utf8_lossy(&said).trim().to_owned())
+}
+
+/// Refuses what is not Wasm without asking a compiler; the file's size of what may be.
+fn check(module: &Path) -> Result<u64, AotError> {
     let io = |operation, source| AotError::Io { operation, path: module.to_owned(), source };
     let mut file = fs::File::open(module).map_err(|err| io("open", err))?;
     let bytes = file.metadata().map_err(|err| io("look at", err))?.len();
@@ -227,7 +268,7 @@ fn check(module: &Path) -> Result<(), AotError> {
     let mut magic = Vec::new();
     file.by_ref().take(4).read_to_end(&mut magic).map_err(|err| io("read", err))?;
     match magic.as_slice() {
-        b"\0asm" => Ok(()),
+        b"\0asm" => Ok(bytes),
         b"\x7fELF" => Err(AotError::Native("ELF or .cwasm")),
         _ => Err(AotError::Invalid("the file does not start with the magic number \"\\0asm\"".to_owned())),
     }

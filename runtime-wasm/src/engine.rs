@@ -22,6 +22,8 @@ fn config() -> Config {
     config.epoch_interruption(true);
     // A shared memory would escape the container's memory limit.
     config.wasm_threads(false);
+    // WASI 0.3.
+    config.wasm_component_model_async(true);
     config.memory_init_cow(true);
     // Traps name functions; with file and line they would need the guest's debug sections kept.
     config.generate_address_map(false);

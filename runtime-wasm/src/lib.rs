@@ -16,7 +16,7 @@
 //! - [`aot`] and [`compile`]: native code, made in a capped process of its own, once per digest and engine.
 //! - [`hosts`]: starts, finds and ends host processes; [`protocol`]: what is said to them.
 //! - [`record`]: a container's life on disk, written by its host. [`lock`]: whose a host's name is.
-//! - [`host`]: the host process itself.
+//! - [`host`]: the host process itself. [`tool`]: modules without a node.
 //!
 //! # Guarantees
 //! - Containers outlive nodelet: only their host process keeps them, and their records are files.
@@ -30,6 +30,7 @@
 
 pub mod compile;
 pub mod host;
+pub mod tool;
 
 mod aot;
 mod engine;
@@ -43,6 +44,7 @@ mod runtime;
 mod spec;
 
 pub use aot::AotError;
+pub use host::CountingAllocator;
 pub use hosts::HostError;
 pub use record::RecordError;
 pub use runtime::{OpenError, WasmConfig, WasmRuntime};

@@ -15,7 +15,7 @@ use skiff_cgroup::Cgroups;
 use skiff_cri::v1::{ContainerConfig, LinuxContainerResources};
 use skiff_cri::{
     Attach, Code, ContainerEvent, ContainerRuntime, CreateContainer, CriError, ExecProcess, ExecSession,
-    RuntimeContainer, RuntimeState, Usage,
+    Notice, RuntimeContainer, RuntimeState, Usage,
 };
 use skiff_images::{Image, ImageKind, Images, WasmModule};
 use tokio::sync::broadcast;
@@ -72,6 +72,7 @@ pub struct WasmRuntime {
     records: Records,
     cgroups: Cgroups,
     events: broadcast::Sender<ContainerEvent>,
+    notices: broadcast::Sender<Notice>,
     /// Digests of module files by path and version, so that starting a container does not read them whole.
     digests: Mutex<HashMap<PathBuf, (FileVersion, String)>>,
 }
@@ -111,6 +112,7 @@ impl WasmRuntime {
             records,
             cgroups,
             events,
+            notices: broadcast::Sender::new(EVENT_BACKLOG),
             digests: Mutex::default(),
         };
         let images = runtime.images.list();
@@ -160,6 +162,33 @@ impl WasmRuntime {
         Ok((path, digest))
     }
 
+    /// Says so if it takes anything: a large module may take minutes.
+    async fn compile(&self, container: &CreateContainer, path: &Path, digest: &str) -> Result<(), AotError> {
+        let say = |reason, message| {
+            tracing::info!(container = container.id, "{message}");
+            let notice = Notice {
+                sandbox_id: container.sandbox.id.clone(),
+                container_id: container.id.clone(),
+                reason,
+                message,
+            };
+            // Nobody may listen.
+            _ = self.notices.send(notice);
+        };
+        let name = &container.image.name;
+        let begins = |bytes: u64| {
+            say("Compiling", format!("Compiling the Wasm module of image {name:?} ({bytes} bytes)"));
+        };
+        if let Some(took) = self.aot.ensure(path, digest, begins).await? {
+            let (wall, cpu) = (took.wall.as_secs_f64(), took.cpu.as_secs_f64());
+            say(
+                "Compiled",
+                format!("Compiled the Wasm module of image {name:?} in {wall:.1} s ({cpu:.1} s of CPU time)"),
+            );
+        }
+        Ok(())
+    }
+
     fn digest(&self, path: &Path) -> io::Result<String> {
         let version = FileVersion::of(path)?;
         if let Some((known, digest)) = self.digests.lock().get(path)
@@ -198,7 +227,7 @@ fn done(reply: Result<Reply, HostError>) -> Result<Reply, CriError> {
 fn aot_error(err: AotError) -> CriError {
     let code = match err {
         AotError::Invalid(_) | AotError::Native(_) | AotError::TooLarge { .. } => Code::InvalidArgument,
-        AotError::Timeout => Code::DeadlineExceeded,
+        AotError::CpuTime | AotError::Stuck => Code::DeadlineExceeded,
         AotError::Compile(_) | AotError::Io { .. } => Code::Unknown,
     };
     CriError::new(code, err.to_string())
@@ -218,7 +247,7 @@ impl ContainerRuntime for WasmRuntime {
             .or_else(|| self.images.resolve(&reference.name))
             .ok_or_else(|| CriError::not_found("image", &reference.name))?;
         let (path, digest) = self.module(&image, &container.config)?;
-        self.aot.ensure(&path, &digest).await.map_err(aot_error)?;
+        self.compile(&container, &path, &digest).await.map_err(aot_error)?;
         // A source that is missing is made, as for other containers.
         let is_directory = |path: &str| match fs::metadata(path) {
             Err(err) if err.kind() == io::ErrorKind::NotFound => {
@@ -351,5 +380,9 @@ impl ContainerRuntime for WasmRuntime {
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
+    }
+
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
     }
 }

@@ -10,6 +10,8 @@ mod guests;
 mod limits;
 mod node;
 mod serving;
+mod tool;
+mod wasi3;
 
 use std::net::TcpStream;
 use std::process::ExitCode;
@@ -21,11 +23,16 @@ use skiff_cri::{Code, ContainerRuntime, ExecProcess, RuntimeState};
 const SHORT: Duration = Duration::from_millis(300);
 const LONG: Duration = Duration::from_secs(30);
 
+/// As the `skiff` program has it.
+#[global_allocator]
+static ALLOCATOR: skiff_runtime_wasm::CountingAllocator = skiff_runtime_wasm::CountingAllocator;
+
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
     match args.next().as_ref().and_then(|arg| arg.to_str()) {
         Some("wasm-host") => skiff_runtime_wasm::host::main(args),
         Some("wasm-compile") => skiff_runtime_wasm::compile::main(args),
+        Some("tool-run") => tool::main(args),
         _ => run_tests(),
     }
 }
@@ -40,7 +47,7 @@ fn run(test: impl Future<Output = ()>) {
 }
 
 fn run_tests() -> ExitCode {
-    let tests: [(&str, fn()); 37] = tests![
+    let tests: [(&str, fn()); 47] = tests![
         a_commands_exit_code_output_arguments_and_environment_are_kept,
         the_group_of_a_container_goes_with_its_end,
         a_runaway_guest_is_stopped_within_its_grace,
@@ -61,6 +68,9 @@ fn run_tests() -> ExitCode {
         a_component_answers_in_its_pods_network_namespace,
         idle_servers_share_one_host_and_cost_little,
         containers_of_one_component_run_one_mapped_file,
+        compiling_is_told_and_done_once,
+        tool::a_file_runs_as_a_pod_would_run_it,
+        tool::an_inspection_says_what_a_start_would_say,
         exec_is_refused_and_unknown_containers_are_not_found,
         serving::an_answer_that_is_cut_short_looks_so_and_the_log_says_why,
         serving::a_guest_that_asks_another_sees_that_its_answer_was_cut_short,
@@ -72,12 +82,19 @@ fn run_tests() -> ExitCode {
         serving::clients_that_say_nothing_or_next_to_nothing_give_way,
         limits::a_guest_that_asks_for_more_memory_than_there_is_is_told_so,
         limits::a_server_that_declares_much_lives_through_any_load,
+        limits::what_a_guest_makes_its_host_hold_counts_to_its_container,
+        limits::bodies_that_nobody_takes_count_and_those_that_are_taken_do_not,
         limits::hanging_requests_of_some_do_not_take_what_others_need,
         limits::modules_as_they_exist_run_whatever_their_size,
         limits::as_many_guests_with_collected_heaps_run_as_there_are,
         limits::a_guest_is_the_user_that_its_pod_says,
         limits::a_program_of_a_linux_image_runs_if_it_is_wasm_also_another_than_the_images_own,
         limits::a_server_of_any_user_listens_on_any_port,
+        wasi3::a_command_has_all_interfaces_of_its_world,
+        wasi3::a_command_ends_as_it_says_and_not_before_its_tasks,
+        wasi3::a_command_is_told_when_it_has_its_share_of_files,
+        wasi3::bodies_and_trailers_go_through_a_handler_as_they_come,
+        wasi3::a_handler_that_is_refused_memory_fails_alone,
     ];
     if std::env::args().any(|arg| arg == "--list") {
         tests.iter().for_each(|(name, _)| println!("{name}: test"));
@@ -196,6 +213,28 @@ async fn a_file_that_is_not_wasm_is_refused() {
         assert_eq!(err.code, Code::InvalidArgument);
     }
     assert_eq!(node.runtime.list().await.unwrap(), []);
+    node.end().await;
+}
+
+async fn compiling_is_told_and_done_once() {
+    let node = Node::new().await;
+    let mut notices = node.runtime.notices();
+    let module = guests::exit(0);
+    let (first, second) = tokio::join!(
+        node.create("a", &module, Options::default()),
+        node.create("b", &module, Options::default()),
+    );
+    first.and(second).unwrap();
+    node.create("c", &module, Options::default()).await.unwrap();
+    let mut told = Vec::new();
+    while let Ok(notice) = notices.try_recv() {
+        told.push((notice.reason, notice.container_id, notice.message));
+    }
+    let of = |reason: &str| told.iter().filter(|(known, _, _)| *known == reason).collect::<Vec<_>>();
+    let compiled = of("Compiled");
+    assert!(compiled.len() == 1 && compiled[0].2.contains("s of CPU time"), "{told:?}");
+    assert!((1..=2).contains(&of("Compiling").len()), "{told:?}");
+    assert!(told.iter().all(|(_, container, _)| container != "c"), "{told:?}");
     node.end().await;
 }
 

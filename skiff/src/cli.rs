@@ -20,6 +20,7 @@ use crate::pki::Clock;
 use crate::server::{self, ServerArgs};
 use crate::services::{self, ServiceCommand};
 use crate::token::{self, TokenCommand};
+use crate::wasm::{self, WasmCommand};
 use crate::{check, forward, node, turns};
 
 /// How long whatever is still running when a command is done may take to end.
@@ -112,6 +113,13 @@ enum Command {
         #[command(subcommand)]
         command: ImageCommand,
     },
+    /// Look at Wasm files and images, and run them without a cluster
+    Wasm {
+        #[command(flatten)]
+        layout: Layout,
+        #[command(subcommand)]
+        command: WasmCommand,
+    },
     /// Ask all pods of this node to end, and end those that do not; for when the machine goes down. They start again with
     /// the node
     StopPods {
@@ -179,6 +187,7 @@ fn execute(command: Command, threads: Option<NonZeroUsize>) -> Result<ExitCode> 
             let is_well = certs::run(&command, &layouts)?;
             return Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE });
         }
+        Command::Wasm { layout, command } => return wasm::run(command, &layout),
         Command::Completion { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "skiff", &mut std::io::stdout());
             return Ok(ExitCode::SUCCESS);
@@ -244,6 +253,7 @@ async fn serve(command: Command) -> Result<()> {
         }
         Command::Check { .. }
         | Command::Completion { .. }
+        | Command::Wasm { .. }
         | Command::Kubeconfig { .. }
         | Command::Certs { .. } => Ok(()),
     }

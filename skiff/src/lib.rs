@@ -7,6 +7,7 @@
 //! - [`agent`]: a node whose server is elsewhere; [`join`]: how it becomes a member; [`token`]: what lets it.
 //! - [`pki`]: the cluster's keys. [`identity`]: a node's certificates, renewed while in use. [`upkeep`]: those that a server
 //!   makes for itself. [`certs`]: all of them, for people.
+//! - [`image`] and [`wasm`]: images, and Wasm files without a cluster.
 //! - [`cluster`]: throw-away clusters in network namespaces, and [`forward`], which publishes them on loopback.
 //!
 //! Only this crate knows all the others.
@@ -39,6 +40,7 @@ mod services;
 mod token;
 mod turns;
 mod upkeep;
+mod wasm;
 
 /// Runs the program.
 pub fn main() -> ExitCode {

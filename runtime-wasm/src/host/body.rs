@@ -11,9 +11,9 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
-use wasmtime_wasi_http::Error as HttpError;
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
+use wasmtime_wasi_http::{Error as HttpError, WasiBody};
 
+use super::heap::Held;
 use super::stream::Stream;
 
 pub(crate) const MAX_BODY_BYTES: u64 = 256 << 20;
@@ -103,11 +103,13 @@ pub(crate) struct Upload {
     body: Incoming,
     n_bytes: u64,
     exchange: Arc<Exchange>,
+    held: Arc<Held>,
 }
 
 impl Upload {
-    pub(crate) fn new(body: Incoming, exchange: Arc<Exchange>) -> Upload {
-        Upload { body, n_bytes: 0, exchange }
+    /// `held`: by the instance that reads it.
+    pub(crate) fn new(body: Incoming, exchange: Arc<Exchange>, held: Arc<Held>) -> Upload {
+        Upload { body, n_bytes: 0, exchange, held }
     }
 }
 
@@ -125,6 +127,7 @@ impl Body for Upload {
             return Poll::Pending;
         };
         let data = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref());
+        self.held.came(data.map_or(0, Bytes::len));
         let n_bytes = data.map_or(0, |data| u64::try_from(data.len()).unwrap_or(u64::MAX));
         self.exchange.state.lock().sending.moved(n_bytes);
         self.n_bytes = self.n_bytes.saturating_add(n_bytes);
@@ -152,7 +155,7 @@ impl Body for Upload {
 
 /// A response's body on its way to the client.
 pub(crate) struct Download {
-    body: HyperOutgoingBody,
+    body: WasiBody,
     /// Of a client who takes the end of the connection for the end of the body.
     to_the_end: Option<Stream>,
     /// Of a part that is too large to be given at once.
@@ -162,20 +165,22 @@ pub(crate) struct Download {
     has_ended: bool,
     progress: Arc<AtomicU64>,
     exchange: Arc<Exchange>,
+    held: Arc<Held>,
     /// Dropped with the body: the instance is owed no more time by then.
     _over: oneshot::Sender<()>,
 }
 
 impl Download {
     pub(crate) fn new(
-        body: HyperOutgoingBody,
+        body: WasiBody,
         to_the_end: Option<Stream>,
         progress: Arc<AtomicU64>,
         exchange: Arc<Exchange>,
+        held: Arc<Held>,
         over: oneshot::Sender<()>,
     ) -> Download {
         let (rest, broken, has_ended) = (Bytes::new(), None, false);
-        Download { body, to_the_end, rest, broken, has_ended, progress, exchange, _over: over }
+        Download { body, to_the_end, rest, broken, has_ended, progress, exchange, held, _over: over }
     }
 
     /// The client is given a piece of what there is.
@@ -234,7 +239,10 @@ impl Body for Download {
                 Poll::Ready(None)
             }
             Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => self.piece(data),
+                Ok(data) => {
+                    self.held.went(data.len());
+                    self.piece(data)
+                }
                 // Trailers, after which there is nothing.
                 Err(frame) => {
                     self.has_ended = true;

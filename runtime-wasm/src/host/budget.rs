@@ -17,7 +17,7 @@
 //! Touched pages are told from the page faults of the thread that runs the guest, up to what the instance declares. They
 //! are counted when the guest yields, every 10 ms at the latest: for so long a container may be above its limit. A page that
 //! is read before it is written to may count twice, and pages that the host itself is given while it works for the guest
-//! count, too. Who asks for no more than the limit, declared and grown, is never ended for it.
+//! count, too. What the host holds for it, [`super::heap`], counts on top of it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,9 +26,11 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use wasmtime::ResourceLimiter;
 
+use super::heap::{self, Counter, Held};
+
 /// What a table takes an element.
 const ELEMENT_BYTES: usize = size_of::<usize>();
-/// What an instance takes besides its memories and tables: its resources, the bodies under way, a stack that is hardly used.
+/// What an instance takes at least besides its memories and tables: what the host holds for it, a stack that is hardly used.
 pub(crate) const INSTANCE_BYTES: usize = 64 << 10;
 /// What it may touch of its stack: as deep as guests may call, unless the engine is told otherwise.
 const STACK_BYTES: usize = 512 << 10;
@@ -71,6 +73,8 @@ pub(crate) struct Budget {
     seen: AtomicUsize,
     n_memories: AtomicUsize,
     freed: Notify,
+    /// What the container's threads hold on the host's heap.
+    pub(crate) heap: Arc<Counter>,
 }
 
 impl Budget {
@@ -89,6 +93,7 @@ impl Budget {
             seen: AtomicUsize::new(0),
             n_memories: AtomicUsize::new(0),
             freed: Notify::new(),
+            heap: Arc::default(),
         };
         if let Some(limit) = limit {
             budget.set_limit(limit);
@@ -107,7 +112,7 @@ impl Budget {
     }
 
     /// The least of the container's limit and its pod's.
-    fn limit(&self) -> usize {
+    pub(crate) fn limit(&self) -> usize {
         let own = self.limit.load(Ordering::Relaxed);
         self.pod.as_ref().map_or(own, |pod| own.min(pod.limit()))
     }
@@ -214,6 +219,11 @@ pub(crate) struct Part {
     faulted: AtomicUsize,
     /// What of the budget's `touched` is its own.
     touched: AtomicUsize,
+    /// Whether all that the container's threads hold is held for it.
+    is_alone: bool,
+    /// What the host holds for it, and the most that it was.
+    pub(crate) held: Arc<Held>,
+    most_held: AtomicUsize,
     n_memories: AtomicUsize,
     has_started: AtomicBool,
     was_refused: AtomicBool,
@@ -222,16 +232,16 @@ pub(crate) struct Part {
 impl Part {
     /// For an instance that is the container's only one: it takes as it goes.
     pub(crate) fn alone(budget: &Arc<Budget>) -> Arc<Part> {
-        Part::with(budget, 0)
+        Part::with(budget, 0, true)
     }
 
     /// For one of many; `None` while there is no room for what it may need.
     pub(crate) fn admitted(budget: &Arc<Budget>) -> Option<Arc<Part>> {
         let reserve = budget.reserve();
-        budget.try_take(reserve).then(|| Part::with(budget, reserve))
+        budget.try_take(reserve).then(|| Part::with(budget, reserve, false))
     }
 
-    fn with(budget: &Arc<Budget>, charged: usize) -> Arc<Part> {
+    fn with(budget: &Arc<Budget>, charged: usize, is_alone: bool) -> Arc<Part> {
         Arc::new(Part {
             budget: budget.clone(),
             charged: AtomicUsize::new(charged),
@@ -239,6 +249,9 @@ impl Part {
             grown: AtomicUsize::new(0),
             faulted: AtomicUsize::new(0),
             touched: AtomicUsize::new(0),
+            is_alone,
+            held: Arc::default(),
+            most_held: AtomicUsize::new(0),
             n_memories: AtomicUsize::new(0),
             has_started: AtomicBool::new(false),
             was_refused: AtomicBool::new(false),
@@ -283,8 +296,23 @@ impl Part {
         self.faulted.load(Ordering::Relaxed).min(most)
     }
 
+    /// What the host holds for it, and no less than [`INSTANCE_BYTES`].
+    fn hosted(&self) -> usize {
+        let all = self.budget.heap.bytes();
+        let held = if self.is_alone { all } else { self.held.bytes().min(all) };
+        self.most_held.fetch_max(held, Ordering::Relaxed);
+        held.max(INSTANCE_BYTES)
+    }
+
     fn need(&self) -> usize {
-        self.grown.load(Ordering::Relaxed).max(self.touches()) + INSTANCE_BYTES
+        self.grown.load(Ordering::Relaxed).max(self.touches()) + self.hosted()
+    }
+
+    /// Runs `poll`, and counts what the host holds for the instance after it that it did not hold before.
+    pub(crate) fn count_held<T>(&self, poll: impl FnOnce() -> T) -> T {
+        let polled = self.held.count(&self.budget.heap, poll);
+        self.budget.heap.looked();
+        polled
     }
 
     /// Counts pages that the kernel gave while the instance ran. Fails if the container has more than it may have now.
@@ -292,12 +320,10 @@ impl Part {
         if bytes > 0 {
             self.faulted.fetch_add(bytes, Ordering::Relaxed);
         }
-        let touched = self.touches() + INSTANCE_BYTES;
-        let more = touched.saturating_sub(self.touched.load(Ordering::Relaxed));
-        if more > 0 {
-            self.touched.fetch_add(more, Ordering::Relaxed);
-            self.budget.touched.fetch_add(more, Ordering::Relaxed);
-        }
+        let touched = self.touches() + self.hosted();
+        let before = self.touched.swap(touched, Ordering::Relaxed);
+        self.budget.touched.fetch_add(touched, Ordering::Relaxed);
+        self.budget.touched.fetch_sub(before, Ordering::Relaxed);
         let need = self.need();
         self.budget.saw(need);
         if self.charge(need) {
@@ -352,7 +378,7 @@ impl Part {
         let held = self.grown.load(Ordering::Relaxed).max(self.touches());
         let is_given = held
             .checked_add(bytes)
-            .and_then(|held| held.checked_add(INSTANCE_BYTES))
+            .and_then(|held| held.checked_add(self.hosted()))
             .is_some_and(|wanted| self.charge(wanted));
         if is_given {
             self.declared.fetch_add(bytes, Ordering::Relaxed);
@@ -371,6 +397,7 @@ impl Drop for Part {
             self.budget.learn(self.need());
         }
         self.give_back_memories();
+        heap::trim(*self.most_held.get_mut());
         self.budget.touched.fetch_sub(*self.touched.get_mut(), Ordering::Relaxed);
         self.budget.give_back(*self.charged.get_mut());
     }

@@ -2,6 +2,7 @@
 //! guest there on a tokio runtime of its own.
 
 use std::fs::File;
+use std::future::poll_fn;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,7 +17,8 @@ use wasmtime::Trap;
 use wasmtime_wasi::I32Exit;
 
 use super::budget::{LimitReached, Part};
-use super::guest::{Guest, GuestError, Instances, Linked};
+use super::guest::{Guest, GuestError, Instances, Linked, Made};
+use super::heap;
 use super::http::{self, Service};
 use super::identity;
 use super::log::{ContainerLog, Stream, failure};
@@ -139,7 +141,10 @@ fn run(launch: Launch, ready: oneshot::Sender<Result<(), StartError>>) -> Option
             return None;
         }
     };
+    // From here on: what the thread needs for itself is not the guest's.
+    let counted = launch.instances.budget.heap.enter();
     let ended = runtime.block_on(Box::pin(guest(launch, listener, ready)));
+    drop(counted);
     // Before the end is told: whoever hears of it removes the cgroup these threads are in.
     runtime.shutdown_timeout(BLOCKING_PATIENCE);
     ended
@@ -156,6 +161,7 @@ fn enter(launch: &Launch) -> Result<(tokio::runtime::Runtime, Option<TcpListener
             .map_err(|source| StartError::EnterNetns { path: path.clone(), source })?;
     }
     root::enter(spec, &launch.scratch)?;
+    let counter = launch.instances.budget.heap.clone();
     // It starts no thread before it is needed: they will all be the guest's user, too.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -163,14 +169,17 @@ fn enter(launch: &Launch) -> Result<(tokio::runtime::Runtime, Option<TcpListener
         .event_interval(1)
         .max_blocking_threads(MAX_BLOCKING_THREADS)
         .thread_keep_alive(Duration::from_secs(1))
+        // SAFETY: the runtime keeps the counter with this function, and its threads the runtime, and they call the next one.
+        .on_thread_start(move || unsafe { heap::enter_thread(&counter) })
+        .on_thread_stop(heap::leave)
         .build()
         .map_err(StartError::Thread)?;
     let listener = match launch.guest.linked() {
-        Linked::Http(_) => {
+        linked if linked.is_server() => {
             let (port, _runtime) = (spec.http_port, runtime.enter());
             Some(http::listen(port).map_err(|source| StartError::Listen { port, source })?)
         }
-        Linked::Module(_) | Linked::Command(_) => None,
+        _ => None,
     };
     identity::assume(&spec.identity)
         .map_err(|source| StartError::Identity { uid: spec.identity.uid, source })?;
@@ -186,7 +195,8 @@ async fn guest(
     let mut phase = launch.phase.clone();
     let is_server = listener.is_some();
     let (drain, draining) = watch::channel(false);
-    let mut work = match prepare(launch, listener, draining) {
+    let Launch { guest, instances, ticker, .. } = launch;
+    let mut work = match prepare(guest, instances, ticker, listener, draining) {
         Ok(work) => work,
         Err(err) => {
             _ = ready.send(Err(err));
@@ -225,11 +235,12 @@ type Work = Pin<Box<dyn Future<Output = Ended> + Send>>;
 
 /// The guest's run, or the server that makes an instance a request.
 fn prepare(
-    launch: Launch,
+    guest: Arc<Guest>,
+    instances: Instances,
+    ticker: Ticker,
     listener: Option<TcpListener>,
     draining: watch::Receiver<bool>,
 ) -> Result<Work, StartError> {
-    let Launch { guest, instances, ticker, .. } = launch;
     // Volumes that cannot be opened fail the start, not what comes later.
     instances.check()?;
     if let Some(listener) = listener {
@@ -248,6 +259,33 @@ fn prepare(
     }))
 }
 
+/// Runs a guest on this thread, with what the process that it is in may do. `stop` ends a server when its requests have, and
+/// a command at once.
+pub(crate) async fn run_here(
+    guest: Arc<Guest>,
+    instances: Instances,
+    ticker: Ticker,
+    stop: impl Future<Output = ()>,
+) -> Result<Ended, StartError> {
+    let port = instances.spec.http_port;
+    let listener = match guest.linked().is_server() {
+        true => Some(http::listen(port).map_err(|source| StartError::Listen { port, source })?),
+        false => None,
+    };
+    let is_server = listener.is_some();
+    let (drain, draining) = watch::channel(false);
+    let mut work = prepare(guest, instances, ticker, listener, draining)?;
+    tokio::select! {
+        ended = &mut work => return Ok(ended),
+        () = stop => {}
+    }
+    if !is_server {
+        return Ok(Ended::exited(TERMINATED));
+    }
+    drain.send_replace(true);
+    Ok(work.await)
+}
+
 /// A module's or a command's exit code.
 async fn run_alone(guest: &Guest, instances: &Instances, part: &Arc<Part>) -> wasmtime::Result<i32> {
     if let Linked::Module(_) = guest.linked() {
@@ -255,9 +293,21 @@ async fn run_alone(guest: &Guest, instances: &Instances, part: &Arc<Part>) -> wa
         let start = instance.get_typed_func::<(), ()>(&mut store, "_start")?;
         return start.call_async(&mut store, ()).await.map(|()| 0);
     }
-    let (mut store, command) = guest.command(instances, part).await?;
-    let result = command.wasi_cli_run().call_run(&mut store).await?;
-    store.data_mut().has_returned();
+    let (mut running, made) = guest.component(instances, part).await?;
+    let result = match made {
+        Made::Command(command) => command.wasi_cli_run().call_run(&mut running.store).await?,
+        Made::Command3(command) => {
+            let run = running.store.run_concurrent(async |accessor| {
+                let result = command.wasi_cli_run().call_run(accessor).await?;
+                // Its tasks may go on, as when it writes what it has to say.
+                poll_fn(|context| accessor.poll_no_interesting_tasks(context)).await;
+                Ok::<_, wasmtime::Error>(result)
+            });
+            run.await??
+        }
+        Made::Http(_) | Made::Http3(_) => return Err(GuestError::NoEntry.into()),
+    };
+    running.has_returned();
     Ok(if result.is_ok() { 0 } else { 1 })
 }
 

@@ -25,10 +25,11 @@ use wasmtime_wasi::p2::{DynInputStream, DynOutputStream, TcpSocket, UdpSocket};
 use wasmtime_wasi::sockets::WasiSocketsView;
 use wiggle::GuestMemory;
 
+use super::descriptors3;
 use super::guest::{ComponentState, ModuleState};
 
 /// What a container may have open at most.
-const MOST: usize = 2048;
+pub(super) const MOST: usize = 2048;
 /// No container may have more than this part of what its host may.
 const PART: usize = 16;
 /// Entries of an instance's table of resources: what else a guest can make its host hold.
@@ -88,9 +89,9 @@ impl Opened {
         Opened { of: descriptors.clone(), counted: 0 }
     }
 
-    /// Whether the store whose resources these are may open one more.
-    pub(crate) fn admit(&mut self, table: &mut ResourceTable) -> bool {
-        let now = table.iter_mut().filter(|entry| holds_descriptor(*entry)).count();
+    /// Whether the store whose resources these are, and `n_streams` that are in no table, may open one more.
+    pub(crate) fn admit(&mut self, table: &mut ResourceTable, n_streams: usize) -> bool {
+        let now = table.iter_mut().filter(|entry| holds_descriptor(*entry)).count() + n_streams;
         let admitted = self.of.change(self.counted, now + 1);
         if admitted {
             self.counted = now + 1;
@@ -165,7 +166,7 @@ pub(crate) fn guard_component(linker: &mut ComponentLinker<ComponentState>) -> w
     linker.instance(&interface("wasi:sockets/tcp-create-socket"))?.func_wrap(
         "create-tcp-socket",
         |mut store: Store<'_>, (family,): (IpAddressFamily,)| {
-            if !store.data_mut().admit() {
+            if !store.data_mut().admit(0) {
                 return Ok((Err(network::ErrorCode::NewSocketLimit),));
             }
             let mut view = store.data_mut().sockets();
@@ -177,7 +178,7 @@ pub(crate) fn guard_component(linker: &mut ComponentLinker<ComponentState>) -> w
         "create-udp-socket",
         |mut store: Store<'_>, (family,): (IpAddressFamily,)| -> Answer<'_, Resource<UdpSocket>, _> {
             Box::new(async move {
-                if !store.data_mut().admit() {
+                if !store.data_mut().admit(0) {
                     return Ok((Err(network::ErrorCode::NewSocketLimit),));
                 }
                 let mut view = store.data_mut().sockets();
@@ -191,7 +192,7 @@ pub(crate) fn guard_component(linker: &mut ComponentLinker<ComponentState>) -> w
     linker.instance(&interface("wasi:sockets/tcp"))?.func_wrap(
         "[method]tcp-socket.accept",
         |mut store: Store<'_>, (listener,): (Resource<TcpSocket>,)| {
-            if !store.data_mut().admit() {
+            if !store.data_mut().admit(0) {
                 return Ok((Err(network::ErrorCode::NewSocketLimit),));
             }
             let mut view = store.data_mut().sockets();
@@ -200,11 +201,11 @@ pub(crate) fn guard_component(linker: &mut ComponentLinker<ComponentState>) -> w
         },
     )?;
     linker.allow_shadowing(false);
-    Ok(())
+    descriptors3::guard(linker)
 }
 
 /// As `wasmtime-wasi` names its interfaces; a guest's own patch version is matched to it by the linker.
-fn interface(name: &str) -> String {
+pub(super) fn interface(name: &str) -> String {
     format!("{name}@0.2.12")
 }
 
@@ -216,7 +217,7 @@ fn open_at(
     (directory, path_flags, path, open_flags, flags): OpenAt,
 ) -> Answer<'_, Resource<files::Descriptor>, files::ErrorCode> {
     Box::new(async move {
-        if !store.data_mut().admit() {
+        if !store.data_mut().admit(0) {
             // There is no code for too many open files.
             return Ok((Err(files::ErrorCode::InsufficientMemory),));
         }
@@ -229,14 +230,21 @@ fn open_at(
 
 impl ModuleState {
     fn admit(&mut self) -> bool {
-        self.opened.admit(self.wasi.ctx().table)
+        self.opened.admit(self.wasi.ctx().table, 0)
     }
 }
 
 impl ComponentState {
-    fn admit(&mut self) -> bool {
+    pub(super) fn admit(&mut self, n_streams: usize) -> bool {
         let (opened, table) = self.opened();
-        opened.admit(table)
+        opened.admit(table, n_streams)
+    }
+
+    /// Room for so many resources more, and not for more than there was.
+    pub(super) fn bound_resources(&mut self, n_more: usize) {
+        let (_, table) = self.opened();
+        let wanted = table.iter_mut().count().saturating_add(n_more);
+        table.set_max_capacity(table.max_capacity().min(wanted));
     }
 }
 
@@ -253,19 +261,19 @@ mod tests {
             let stream: DynInputStream = Box::new(wasmtime_wasi::p2::pipe::ClosedInputStream);
             table.push(stream).unwrap()
         };
-        assert!(first.admit(&mut table));
+        assert!(first.admit(&mut table, 0));
         let one = input(&mut table);
-        assert!(first.admit(&mut table));
+        assert!(first.admit(&mut table, 0));
         let _two = input(&mut table);
         let connection = descriptors.one().unwrap();
-        assert!(!first.admit(&mut table));
-        assert!(!second.admit(&mut ResourceTable::new()));
+        assert!(!first.admit(&mut table, 0));
+        assert!(!second.admit(&mut ResourceTable::new(), 0));
         assert!(descriptors.one().is_none());
         table.delete(one).unwrap();
-        assert!(first.admit(&mut table));
-        assert!(!second.admit(&mut ResourceTable::new()));
+        assert!(first.admit(&mut table, 0));
+        assert!(!second.admit(&mut ResourceTable::new(), 0));
         drop(connection);
-        assert!(second.admit(&mut ResourceTable::new()));
+        assert!(second.admit(&mut ResourceTable::new(), 0));
         drop((first, second));
         assert_eq!(descriptors.open.load(Ordering::Relaxed), 0);
     }

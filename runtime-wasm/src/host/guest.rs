@@ -6,20 +6,25 @@ use std::sync::Arc;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 use wasmtime::component::{Component, InstancePre as ComponentPre, ResourceTable};
 use wasmtime::{
-    Engine, Instance, InstancePre, Module, PoolConcurrencyLimitError, Precompiled, Store, UnknownImportError,
+    Engine, Instance, InstancePre, Module, PoolConcurrencyLimitError, Precompiled, Store, StoreContextMut,
+    UnknownImportError,
 };
 use wasmtime_wasi::p1::{self, WasiP1Ctx};
 use wasmtime_wasi::p2::bindings::{Command, CommandPre};
+use wasmtime_wasi::p3::bindings::{Command as Command3, CommandPre as Command3Pre};
 use wasmtime_wasi::{FsPerms, WasiCtx, WasiCtxBuilder, WasiCtxView, WasiView};
 use wasmtime_wasi_http::p2::bindings::{Proxy, ProxyPre};
 use wasmtime_wasi_http::p2::body::{HostOutgoingBody, StreamContext};
+use wasmtime_wasi_http::p3::bindings::{Service, ServicePre};
 use wasmtime_wasi_http::{WasiHttpCtx, WasiHttpCtxView, WasiHttpView};
 
 use super::budget::{Budget, Part, Share};
 use super::descriptors::{self, Descriptors, MAX_RESOURCES, Opened};
+use super::descriptors3;
 use super::log::{ContainerLog, GuestOutput, Stream};
 use super::outgoing::Outgoing;
 use super::root;
+use super::written::Writings;
 use crate::compile::one_line;
 use crate::engine::Engines;
 use crate::spec::{Access, ContainerSpec};
@@ -40,7 +45,9 @@ pub(crate) enum GuestError {
     LinkComponent(String),
     #[error("the module exports no function \"_start\": it is a library, not a command")]
     NoStart,
-    #[error("the component exports neither wasi:cli/run nor wasi:http/incoming-handler")]
+    #[error(
+        "the component exports none of wasi:cli/run, wasi:http/incoming-handler (0.2) and wasi:http/handler (0.3): it is a library"
+    )]
     NoEntry,
     #[error("volume {path:?} cannot be opened: {source}")]
     Preopen { path: String, source: wasmtime::Error },
@@ -79,14 +86,57 @@ impl Load {
     }
 }
 
+/// What a component may export to be run, and the world it is of then. The first that it has is what it is run by.
+const ENTRIES: [(&str, &str); 4] = [
+    ("wasi:http/handler@0.3.", "wasi:http/service (WASI 0.3), a server"),
+    ("wasi:http/incoming-handler@0.2.", "wasi:http/proxy (WASI 0.2), a server"),
+    ("wasi:cli/run@0.3.", "wasi:cli/command (WASI 0.3), a command"),
+    ("wasi:cli/run@0.2.", "wasi:cli/command (WASI 0.2), a command"),
+];
+
+/// What one call of a guest may hand to its host: as much as its container may have, within these.
+const MIN_CALL_BYTES: usize = 1 << 20;
+const MAX_CALL_BYTES: usize = 128 << 20;
+
 /// Native code with what it imports, ready to be instantiated.
 pub(crate) enum Linked {
     /// A core module with WASI 0.1.
     Module(InstancePre<ModuleState>),
-    /// A component of the world `wasi:cli/command`.
+    /// A component of the world `wasi:cli/command` of WASI 0.2, and of 0.3.
     Command(CommandPre<ComponentState>),
-    /// A component of the world `wasi:http/proxy`.
+    Command3(Command3Pre<ComponentState>),
+    /// A component of the world `wasi:http/proxy` of WASI 0.2, and of `wasi:http/service` of 0.3.
     Http(ProxyPre<ComponentState>),
+    Http3(ServicePre<ComponentState>),
+}
+
+/// An instance of a component, by what it exports.
+pub(crate) enum Made {
+    Command(Command),
+    Command3(Command3),
+    Http(Proxy),
+    Http3(Service),
+}
+
+/// An instance's store. A guest that is dropped before it has come to its end cuts what it was writing.
+pub(crate) struct Running {
+    pub(crate) store: Store<ComponentState>,
+}
+
+impl Running {
+    /// The guest has done all that it wanted to do.
+    pub(crate) fn has_returned(&mut self) {
+        self.store.data_mut().has_returned = true;
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let state = self.store.data_mut();
+        if !state.has_returned {
+            state.outgoing.writings.seal();
+        }
+    }
 }
 
 pub(crate) struct ModuleState {
@@ -122,9 +172,9 @@ impl Drop for ComponentState {
 }
 
 impl ComponentState {
-    /// The guest has done all that it wanted to do.
-    pub(super) fn has_returned(&mut self) {
-        self.has_returned = true;
+    /// The bodies that a guest of WASI 0.3 writes.
+    pub(super) fn writings(&mut self) -> &mut Writings {
+        &mut self.outgoing.writings
     }
 
     /// What it has open, and the table that says so.
@@ -193,42 +243,30 @@ impl Guest {
         }
     }
 
-    pub(crate) async fn command(
+    pub(crate) async fn component(
         &self,
         instances: &Instances,
         part: &Arc<Part>,
-    ) -> wasmtime::Result<(Store<ComponentState>, Command)> {
+    ) -> wasmtime::Result<(Running, Made)> {
         let mut linked = &self.first;
         loop {
-            let Linked::Command(pre) = linked else { return Err(GuestError::NoEntry.into()) };
-            let mut store = instances.component_store(pre.engine(), part)?;
-            match pre.instantiate_async(&mut store).await {
+            let engine = linked.engine();
+            let mut running = Running { store: instances.component_store(engine, part)? };
+            let store = &mut running.store;
+            let made = match linked {
+                Linked::Module(_) => return Err(GuestError::NoEntry.into()),
+                Linked::Command(pre) => pre.instantiate_async(store).await.map(Made::Command),
+                Linked::Command3(pre) => pre.instantiate_async(store).await.map(Made::Command3),
+                Linked::Http(pre) => pre.instantiate_async(store).await.map(Made::Http),
+                Linked::Http3(pre) => pre.instantiate_async(store).await.map(Made::Http3),
+            };
+            match made {
                 Err(err) if self.is_want_of_room(linked, &err) => {
-                    drop(store);
+                    drop(running);
                     part.made_anew();
                     linked = self.on_demand().await?;
                 }
-                made => return started(part, made.map(|made| (store, made))),
-            }
-        }
-    }
-
-    pub(crate) async fn proxy(
-        &self,
-        instances: &Instances,
-        part: &Arc<Part>,
-    ) -> wasmtime::Result<(Store<ComponentState>, Proxy)> {
-        let mut linked = &self.first;
-        loop {
-            let Linked::Http(pre) = linked else { return Err(GuestError::NoEntry.into()) };
-            let mut store = instances.component_store(pre.engine(), part)?;
-            match pre.instantiate_async(&mut store).await {
-                Err(err) if self.is_want_of_room(linked, &err) => {
-                    drop(store);
-                    part.made_anew();
-                    linked = self.on_demand().await?;
-                }
-                made => return started(part, made.map(|made| (store, made))),
+                made => return started(part, made.map(|made| (running, made))),
             }
         }
     }
@@ -245,7 +283,47 @@ fn started<T>(part: &Part, made: wasmtime::Result<T>) -> wasmtime::Result<T> {
 }
 
 impl Linked {
-    fn load(engine: &Engine, code: &Path) -> Result<Linked, GuestError> {
+    /// Whether it answers requests, rather than run once.
+    pub(crate) fn is_server(&self) -> bool {
+        matches!(self, Linked::Http(_) | Linked::Http3(_))
+    }
+
+    fn engine(&self) -> &Engine {
+        match self {
+            Linked::Module(pre) => pre.module().engine(),
+            Linked::Command(pre) => pre.engine(),
+            Linked::Command3(pre) => pre.engine(),
+            Linked::Http(pre) => pre.engine(),
+            Linked::Http3(pre) => pre.engine(),
+        }
+    }
+
+    /// The world of a component that `exports` tells of.
+    pub(crate) fn world(exports: impl Fn(&str) -> bool) -> Option<&'static str> {
+        ENTRIES.iter().find(|(entry, _)| exports(entry)).map(|(_, world)| *world)
+    }
+
+    /// Whether core modules are offered a function.
+    pub(crate) fn offers_module(engine: &Engine, module: &str, name: &str) -> bool {
+        let mut linker = wasmtime::Linker::new(engine);
+        let is_made = p1::add_to_linker_async(&mut linker, |state: &mut ModuleState| &mut state.wasi).is_ok();
+        // Who is there cannot be added.
+        is_made && linker.func_wrap(module, name, || ()).is_err()
+    }
+
+    /// Whether components are offered an interface, by its name and version.
+    pub(crate) fn offers(engine: &Engine, interface: &str) -> bool {
+        let Ok(mut linker) = Linked::component_linker(engine) else { return false };
+        let known = match interface.split_once('@') {
+            Some((name, version)) if version.starts_with("0.2.") => descriptors::interface(name),
+            Some((name, version)) if version.starts_with("0.3.") => descriptors3::interface(name),
+            _ => interface.to_owned(),
+        };
+        // Who is there cannot be added.
+        linker.root().func_wrap(&known, |_: StoreContextMut<'_, ComponentState>, ()| Ok(())).is_err()
+    }
+
+    pub(crate) fn load(engine: &Engine, code: &Path) -> Result<Linked, GuestError> {
         if !code.exists() {
             return Err(GuestError::NoCode);
         }
@@ -288,25 +366,33 @@ impl Linked {
         Ok(Linked::Module(pre))
     }
 
+    /// What components are offered: WASI 0.2 and 0.3.
+    fn component_linker(engine: &Engine) -> wasmtime::Result<wasmtime::component::Linker<ComponentState>> {
+        let mut linker = wasmtime::component::Linker::new(engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        wasmtime_wasi::p3::add_to_linker(&mut linker)?;
+        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker)?;
+        wasmtime_wasi_http::p3::add_to_linker(&mut linker)?;
+        descriptors::guard_component(&mut linker)?;
+        Ok(linker)
+    }
+
     fn component(component: &Component) -> Result<Linked, GuestError> {
         let link = |err: wasmtime::Error| GuestError::LinkComponent(one_line(&err));
-        let mut linker = wasmtime::component::Linker::new(component.engine());
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker).map_err(link)?;
-        wasmtime_wasi_http::p2::add_only_http_to_linker_async(&mut linker).map_err(link)?;
-        descriptors::guard_component(&mut linker).map_err(link)?;
+        let linker = Linked::component_linker(component.engine()).map_err(link)?;
         let exports = |interface: &str| {
             let ty = component.component_type();
             ty.exports(component.engine()).any(|(name, _)| name.starts_with(interface))
         };
-        let (is_http, is_command) = (exports("wasi:http/incoming-handler@0.2"), exports("wasi:cli/run@0.2"));
-        if !is_http && !is_command {
-            return Err(GuestError::NoEntry);
-        }
+        let entry = ENTRIES.iter().position(|(entry, _)| exports(entry)).ok_or(GuestError::NoEntry)?;
         let pre: ComponentPre<ComponentState> = linker.instantiate_pre(component).map_err(link)?;
-        if is_http {
-            return Ok(Linked::Http(ProxyPre::new(pre).map_err(link)?));
+        match entry {
+            0 => ServicePre::new(pre).map(Linked::Http3),
+            1 => ProxyPre::new(pre).map(Linked::Http),
+            2 => Command3Pre::new(pre).map(Linked::Command3),
+            _ => CommandPre::new(pre).map(Linked::Command),
         }
-        Ok(Linked::Command(CommandPre::new(pre).map_err(link)?))
+        .map_err(link)
     }
 }
 
@@ -316,6 +402,16 @@ pub(crate) struct Instances {
     pub(crate) budget: Arc<Budget>,
     pub(crate) log: Arc<ContainerLog>,
     pub(crate) descriptors: Arc<Descriptors>,
+    pub(crate) paths: Paths,
+}
+
+/// What the thread that runs a guest sees of the node's files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Paths {
+    /// Its container's root, see [`root::enter`].
+    Container,
+    /// The node's own.
+    Node,
 }
 
 impl Instances {
@@ -328,6 +424,7 @@ impl Instances {
         state.wasi.ctx().table.set_max_capacity(MAX_RESOURCES);
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.share);
+        store.set_hostcall_fuel(self.max_call_bytes());
         yield_every_tick(&mut store);
         Ok(store)
     }
@@ -343,15 +440,26 @@ impl Instances {
             wasi: self.wasi()?.build(),
             table,
             http: WasiHttpCtx::new(),
-            outgoing: Outgoing { descriptors: self.descriptors.clone() },
+            outgoing: Outgoing { descriptors: self.descriptors.clone(), writings: Writings::default() },
             share: Share::of(part.clone()),
             opened: Opened::of(&self.descriptors),
             has_returned: false,
         };
         let mut store = Store::new(engine, state);
         store.limiter(|state| &mut state.share);
+        store.set_hostcall_fuel(self.max_call_bytes());
+        store.set_max_component_handles(MAX_RESOURCES);
+        // Tasks, streams and futures of WASI 0.3 have a table of their own.
+        if let Some(table) = store.concurrent_resource_table() {
+            table.set_max_capacity(MAX_RESOURCES);
+        }
         yield_every_tick(&mut store);
         Ok(store)
+    }
+
+    /// What one call may hand to the host. It is looked at only after it.
+    fn max_call_bytes(&self) -> usize {
+        self.budget.limit().clamp(MIN_CALL_BYTES, MAX_CALL_BYTES)
     }
 
     /// Whether what every instance is given can be had at all.
@@ -371,7 +479,11 @@ impl Instances {
             .allow_tcp(true)
             .allow_udp(true)
             .allow_ip_name_lookup(true);
-        for opened in root::opened(&self.spec) {
+        let opened = match self.paths {
+            Paths::Container => root::opened(&self.spec),
+            Paths::Node => root::on_node(&self.spec),
+        };
+        for opened in opened {
             let permissions = match opened.access {
                 Access::ReadOnly => FsPerms::ReadOnly,
                 Access::ReadWrite => FsPerms::ReadWrite,

@@ -1,4 +1,4 @@
-//! Serving a `wasi:http/proxy` component: HTTP/1 and HTTP/2 on the pod's address, a fresh instance a request.
+//! Serving a component of `wasi:http`: HTTP/1 and HTTP/2 on the pod's address, a fresh instance a request.
 //!
 //! ```text
 //!  listener ─▶ connection ─▶ request ─▶ admission ─▶ instance, a task of its own ─▶ response
@@ -40,13 +40,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 use wasmtime_wasi_http::p2::bindings::http::types::{ErrorCode, Scheme};
-use wasmtime_wasi_http::p2::body::HyperOutgoingBody;
-use wasmtime_wasi_http::{Error as HttpError, WasiHttpView};
+use wasmtime_wasi_http::{Error as HttpError, WasiBody, WasiHttpView};
 
 use super::admission::{Admission, Full, Place};
 use super::body::{Download, Exchange, Upload};
 use super::budget::{LimitReached, Part, TooManyMemories};
-use super::guest::{Guest, Instances};
+use super::guest::{Guest, GuestError, Instances, Made};
+use super::handler;
 use super::log::{self, failure};
 use super::stream::{Client, Connection, Stream, UnderWay, Version};
 use super::ticker::Ticker;
@@ -349,7 +349,8 @@ impl Cut {
     }
 }
 
-type Answered = Result<Response<HyperOutgoingBody>, ErrorCode>;
+/// A response, or the error code that the guest answered with.
+pub(super) type Answered = Result<Response<WasiBody>, String>;
 
 async fn handle(
     service: Arc<Service>,
@@ -412,7 +413,7 @@ async fn respond(
     };
     let version = request.version();
     let registered = Registered::new(&service);
-    let exchange = registered.exchange.clone();
+    let (exchange, held) = (registered.exchange.clone(), place.part.held.clone());
     let (sender, receiver) = oneshot::channel();
     let (over, is_over) = oneshot::channel();
     let progress = Arc::new(AtomicU64::new(0));
@@ -433,10 +434,11 @@ async fn respond(
         Ok(Ok(response)) => {
             task.detach();
             let to_the_end = (version < http::Version::HTTP_11).then_some(stream);
-            response.map(|body| Download::new(body, to_the_end, progress, exchange, over).boxed_unsync())
+            response
+                .map(|body| Download::new(body, to_the_end, progress, exchange, held, over).boxed_unsync())
         }
         Ok(Err(code)) => {
-            service.say(&format!("request failed: the component answered with {code:?}"));
+            service.say(&format!("request failed: the component answered with {code}"));
             plain(StatusCode::INTERNAL_SERVER_ERROR, "the Wasm component failed\n")
         }
         Err(_) => {
@@ -473,7 +475,7 @@ impl Running {
     async fn run(self, request: Request<Incoming>, sender: oneshot::Sender<Answered>) -> Result<(), Cut> {
         let Running { service, place, registered, under_way: _under_way, stream, progress, is_over } = self;
         let exchange = &registered.exchange;
-        let request = request.map(|body| Upload::new(body, exchange.clone()));
+        let request = request.map(|body| Upload::new(body, exchange.clone(), place.part.held.clone()));
         let has_answered = Arc::new(AtomicBool::new(false));
         let answered = has_answered.clone();
         let answer = move |answer| {
@@ -483,12 +485,23 @@ impl Running {
         };
         let part = &place.part;
         let guest = async {
-            let (mut store, proxy) = service.guest.proxy(&service.instances, part).await?;
-            let mut view = store.data_mut().http();
-            let request = view.new_incoming_request(Scheme::Http, request)?;
-            let out = view.new_response_outparam_from_callback(answer)?;
-            proxy.wasi_http_incoming_handler().call_handle(&mut store, request, out).await?;
-            store.data_mut().has_returned();
+            let (mut running, made) = service.guest.component(&service.instances, part).await?;
+            match made {
+                Made::Http(proxy) => {
+                    let mut view = running.store.data_mut().http();
+                    let request = view.new_incoming_request(Scheme::Http, request)?;
+                    let answer = |answered: Result<_, ErrorCode>| {
+                        answer(answered.map_err(|code| format!("{code:?}")));
+                    };
+                    let out = view.new_response_outparam_from_callback(answer)?;
+                    proxy.wasi_http_incoming_handler().call_handle(&mut running.store, request, out).await?;
+                }
+                Made::Http3(service) => {
+                    handler::handle(&mut running, &service, request, answer, progress.clone()).await?;
+                }
+                Made::Command(_) | Made::Command3(_) => return Err(GuestError::NoEntry.into()),
+            }
+            running.has_returned();
             Ok(())
         };
         let mut guest = service.ticker.watch(part.clone(), guest);

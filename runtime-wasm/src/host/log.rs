@@ -1,4 +1,5 @@
-//! A container's output as CRI log lines: `2026-01-02T03:04:05.000000006Z stdout F text`.
+//! A container's output as CRI log lines: `2026-01-02T03:04:05.000000006Z stdout F text`; or as it comes, on this process's own
+//! standard output and error.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -46,12 +47,26 @@ impl Stream {
 pub(crate) struct ContainerLog {
     path: Option<PathBuf>,
     file: Mutex<Option<File>>,
+    is_plain: bool,
 }
 
 impl ContainerLog {
     pub(crate) fn open(path: Option<PathBuf>) -> io::Result<Arc<ContainerLog>> {
         let file = path.as_deref().map(open).transpose()?;
-        Ok(Arc::new(ContainerLog { path, file: Mutex::new(file) }))
+        Ok(Arc::new(ContainerLog { path, file: Mutex::new(file), is_plain: false }))
+    }
+
+    /// Of a guest whose output is this process's.
+    pub(crate) fn plain() -> Arc<ContainerLog> {
+        Arc::new(ContainerLog { path: None, file: Mutex::default(), is_plain: true })
+    }
+
+    /// Whoever reads it may have gone, which is no reason to stop.
+    fn write_plain(&self, stream: Stream, text: &[u8]) {
+        _ = match stream {
+            Stream::Stdout => io::stdout().lock().write_all(text),
+            Stream::Stderr => io::stderr().lock().write_all(text),
+        };
     }
 
     /// Goes on in a new file after the old one was renamed.
@@ -63,6 +78,9 @@ impl ContainerLog {
 
     /// One line of the host's own.
     pub(crate) fn say(&self, stream: Stream, line: &str) {
+        if self.is_plain {
+            return self.write_plain(stream, format!("{line}\n").as_bytes());
+        }
         let (mut text, mut rest) = (Vec::new(), line.as_bytes());
         while let Some((part, further)) =
             rest.split_at_checked(MAX_LINE_BYTES).filter(|(_, rest)| !rest.is_empty())
@@ -170,6 +188,9 @@ impl GuestOutput {
 
     fn push(&self, mut bytes: &[u8]) {
         let lines = &self.0;
+        if lines.log.is_plain {
+            return lines.log.write_plain(lines.stream, bytes);
+        }
         let mut pending = lines.pending.lock();
         let mut text = Vec::new();
         while !bytes.is_empty() {

@@ -7,8 +7,9 @@
 //! - [`server`]: requests, records, events. [`container`]: a container's thread. [`guest`]: modules and
 //!   components. [`log`]: output. [`ticker`]: epochs.
 //! - [`http`]: a server's connections and requests; [`admission`]: who of them is let in; [`body`]: what they read and write;
-//!   [`stream`]: their sockets. [`outgoing`]: requests that guests send.
-//! - [`budget`]: memory. [`descriptors`]: each container's share of the process's descriptors.
+//!   [`stream`]: their sockets. [`outgoing`]: requests that guests send. [`handler`] and [`written`]:
+//!   what is different in WASI 0.3.
+//! - [`budget`]: memory; [`heap`]: what of it the host holds for guests. [`descriptors`] and [`descriptors3`]: each container's share of the process's descriptors.
 //! - [`root`]: what a container sees of the file system. [`identity`]: who it is there. [`seccomp`]: system calls that
 //!   nobody here needs.
 //!
@@ -17,19 +18,25 @@
 
 mod admission;
 mod body;
-mod budget;
-mod container;
-mod descriptors;
-mod guest;
+pub(crate) mod budget;
+pub(crate) mod container;
+pub(crate) mod descriptors;
+mod descriptors3;
+pub(crate) mod guest;
+mod handler;
+mod heap;
 mod http;
 mod identity;
-mod log;
+pub(crate) mod log;
 mod outgoing;
 mod root;
 mod seccomp;
 mod server;
 mod stream;
-mod ticker;
+pub(crate) mod ticker;
+mod written;
+
+pub use self::heap::CountingAllocator;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -196,6 +203,9 @@ fn become_host(args: &Args, listener: UnixListener, tell: &mut File) -> Result<(
     let record = serde_json::to_vec(&record).map_err(|err| io(err.into()))?;
     keep::write(file, &record, Keep::Whole).map_err(io)?;
 
+    if !heap::is_counted() {
+        tracing::warn!("what guests make this host hold is not counted: the program has another allocator");
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

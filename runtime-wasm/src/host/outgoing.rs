@@ -1,4 +1,4 @@
-//! `wasi:http/outgoing-handler`: requests that a guest sends, from within the pod's network namespace.
+//! `wasi:http/outgoing-handler` of WASI 0.2 and `wasi:http/client` of 0.3: requests that a guest sends, from within the pod's network namespace.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -18,6 +18,7 @@ use wasmtime_wasi_http::io::TokioIo;
 use wasmtime_wasi_http::{Error, RequestOptions, Result, WasiBody, WasiHttpHooks};
 
 use super::descriptors::{Descriptors, One};
+use super::written::Writings;
 
 /// For the connection and for the answer's beginning, where the guest asks for no other. Between two parts of the answer any
 /// time may pass unless it asks for one.
@@ -26,6 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 pub(crate) struct Outgoing {
     /// The container's: a connection takes one.
     pub(crate) descriptors: Arc<Descriptors>,
+    /// The bodies that a guest of WASI 0.3 writes: of these requests, and of its response.
+    pub(crate) writings: Writings,
 }
 
 type Sent = (Response<WasiBody>, Box<dyn Future<Output = Result<(), Error>> + Send>);
@@ -38,6 +41,7 @@ impl WasiHttpHooks for Outgoing {
         _: Box<dyn Future<Output = Result<(), Error>> + Send>,
     ) -> Box<dyn Future<Output = Result<Sent>> + Send> {
         let place = self.descriptors.one();
+        let request = request.map(|body| self.writings.begin(body).0.boxed_unsync());
         Box::new(async move {
             let place = place.ok_or(Error::ConnectionLimitReached)?;
             send(request, options, place).await

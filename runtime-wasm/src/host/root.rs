@@ -73,6 +73,16 @@ pub(crate) fn opened(spec: &ContainerSpec) -> Vec<Opened> {
     directories.chain(of_files).collect()
 }
 
+/// The same directories for a thread that has not entered a root. Single files have no place there.
+pub(crate) fn on_node(spec: &ContainerSpec) -> Vec<Opened> {
+    let directory = |preopen: &Preopen| Opened {
+        path: preopen.host_path.clone(),
+        guest_path: preopen.guest_path.clone(),
+        access: preopen.access,
+    };
+    spec.preopens.iter().map(directory).collect()
+}
+
 /// The single files by the directory they appear in. What lies in a mounted directory is seen there or nowhere: WASI
 /// has no mounts within mounts.
 fn parents(spec: &ContainerSpec) -> Vec<(&str, Vec<&Preopen>)> {

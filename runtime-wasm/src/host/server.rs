@@ -15,7 +15,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use super::budget::Budget;
 use super::container::{self, Ended, Launch, Phase};
 use super::descriptors::Descriptors;
-use super::guest::{Guest, Instances, Load, Loader};
+use super::guest::{Guest, Instances, Load, Loader, Paths};
 use super::log::ContainerLog;
 use super::ticker::Ticker;
 use crate::aot;
@@ -218,7 +218,9 @@ impl Host {
                 budget
             })
         });
-        Budget::in_pod(spec.resources.memory_bytes, pod)
+        let budget = Budget::in_pod(spec.resources.memory_bytes, pod);
+        budget.heap.stops(&self.engines);
+        budget
     }
 
     fn guest(&self, module: &str) -> Result<Arc<Guest>, Failure> {
@@ -267,6 +269,7 @@ impl Host {
                 budget: container.budget.clone(),
                 log: container.log.clone(),
                 descriptors: Descriptors::new(),
+                paths: Paths::Container,
             },
             cgroup: container.cgroup.clone(),
             scratch: self.run_dir.clone(),

@@ -58,7 +58,7 @@ impl Ticker {
     }
 
     /// Ticks while `guest` is being polled, and counts to `part` the memory that its thread is given meanwhile. A guest that
-    /// has touched more than its container may have fails with [`super::budget::LimitReached`].
+    /// has touched, or made its host hold, more than its container may have fails with [`super::budget::LimitReached`].
     pub(crate) fn watch<F: Future>(&self, part: Arc<Part>, guest: F) -> Watched<F> {
         Watched { ticker: self.clone(), part, guest: Box::pin(guest) }
     }
@@ -90,7 +90,8 @@ impl<T, F: Future<Output = wasmtime::Result<T>>> Future for Watched<F> {
             ticker.thread.unpark();
         }
         let before = pages_given();
-        let polled = self.guest.as_mut().poll(context);
+        let part = self.part.clone();
+        let polled = part.count_held(|| self.guest.as_mut().poll(context));
         let n_pages = pages_given().saturating_sub(before);
         match self.part.touch(n_pages.saturating_mul(rustix::param::page_size())) {
             Err(reached) if polled.is_pending() => Poll::Ready(Err(reached.into())),

@@ -217,6 +217,16 @@ pub fn serving() -> Vec<u8> {
     built(Path::new("tests/guests/serving"), "wasm32-wasip2", "serving.wasm")
 }
 
+/// The same server, of WASI 0.3.
+pub fn serving3() -> Vec<u8> {
+    built(Path::new("tests/guests/serving3"), "wasm32-wasip2", "serving3.wasm")
+}
+
+/// The command of `command3`, beside this file.
+pub fn command3() -> Vec<u8> {
+    built(Path::new("tests/guests/command3"), "wasm32-wasip2", "command3.wasm")
+}
+
 /// Builds a sample as its README says and reads it.
 pub fn sample(name: &str, target: &str, file: &str) -> Vec<u8> {
     built(&Path::new("../samples/wasm").join(name), target, file)

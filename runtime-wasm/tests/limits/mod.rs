@@ -7,8 +7,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use skiff_cri::v1::{Capability, Int64Value, LinuxContainerSecurityContext};
 use skiff_cri::{ContainerRuntime, RuntimeState};
 
-use crate::node::{Netns, Node, Options};
-use crate::serving::serving;
+use crate::node::{Netns, Node, Options, resident};
+use crate::serving::{logged, serving, serving_by};
 use crate::{LONG, guests};
 
 const PORT: u16 = 8080;
@@ -71,6 +71,50 @@ pub async fn a_server_that_declares_much_lives_through_any_load() {
     let usage = node.runtime.usage("c").await.unwrap();
     assert!(usage.memory_usage_bytes < 1 << 20, "{usage:?}");
     node.end().await;
+}
+
+/// What a host may have beyond what its container may: what it needs itself, and what one call of a guest hands to it, and so
+/// does the allocator's.
+const HOST_BYTES: usize = 24 << 20;
+
+pub async fn what_a_guest_makes_its_host_hold_counts_to_its_container() {
+    let limit: usize = 64 << 20;
+    for component in [guests::serving(), guests::serving3()] {
+        let options = Options { memory: limit as i64, ..Options::default() };
+        let (node, netns) = serving_by(&component, options).await;
+        assert_eq!(netns.fetch(PORT, "/hello").0, 200);
+        let host = node.hosts()[0];
+        let (before, _) = resident(host);
+        for n_kib in [100, 8] {
+            assert_eq!(netns.fetch(PORT, &format!("/fields/{n_kib}")).0, 503);
+        }
+        logged(&node, "the container's memory limit is reached").await;
+        let (_, most) = resident(host);
+        assert!(most < before + limit + HOST_BYTES, "{before} at first, {most} at most");
+        let deadline = std::time::Instant::now() + LONG;
+        while resident(host).0 > before + HOST_BYTES {
+            assert!(std::time::Instant::now() < deadline, "{before} at first, {} now", resident(host).0);
+            tokio::task::yield_now().await;
+        }
+        // Nobody else had to suffer for it, and what was given back can be had again.
+        assert_eq!(netns.fetch(PORT, "/hold/8/0").0, 200);
+        assert_eq!(node.runtime.status("c").await.unwrap().state, RuntimeState::Running);
+        node.end().await;
+    }
+}
+
+pub async fn bodies_that_nobody_takes_count_and_those_that_are_taken_do_not() {
+    let (node, netns) = serving(Options { memory: 64 * MIB, ..Options::default() }).await;
+    assert_eq!(netns.fetch(PORT, "/bodies/16"), (200, "16\n".to_owned(), true));
+    assert_eq!(netns.fetch(PORT, "/bodies/1000").0, 503);
+    node.end().await;
+    // Twice what it may have goes through one instance.
+    for component in [guests::serving(), guests::serving3()] {
+        let (node, netns) = serving_by(&component, Options { memory: 32 * MIB, ..Options::default() }).await;
+        let (status, text, is_whole) = netns.fetch(PORT, "/pour/64");
+        assert_eq!((status, text.len(), is_whole), (200, 64 << 20, true));
+        node.end().await;
+    }
 }
 
 pub async fn hanging_requests_of_some_do_not_take_what_others_need() {

@@ -250,6 +250,16 @@ pub fn private_kib(pid: i32) -> usize {
     rollup.lines().filter(|line| line.starts_with("Private_")).map(of).sum()
 }
 
+/// What a process has in memory, and the most that it had.
+pub fn resident(pid: i32) -> (usize, usize) {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let of = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() << 10
+    };
+    (of("VmRSS:"), of("VmHWM:"))
+}
+
 /// Code in a process's address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mapped {

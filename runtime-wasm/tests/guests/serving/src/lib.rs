@@ -62,6 +62,30 @@ impl Guest for Serving {
                 let grown = core::arch::wasm32::memory_grow::<0>(number(1) as usize * MIB / 65536);
                 begin(out, None).finish(format!("{}\n", grown as isize).as_bytes());
             }
+            // Makes fields of so many KiB each until it is stopped, and keeps them all.
+            "fields" => {
+                let mut all = Vec::new();
+                loop {
+                    let value = vec![b'x'; number(1) as usize * 1024];
+                    all.push(Fields::from_list(&[("x".to_owned(), value)]).unwrap());
+                    black_box(&all);
+                }
+            }
+            // Begins so many requests, and writes a part of a body for each that nobody takes.
+            "bodies" => {
+                let mut all = Vec::new();
+                for _ in 0..number(1) {
+                    let request = OutgoingRequest::new(Fields::new());
+                    let body = request.body().unwrap();
+                    let stream = body.write().unwrap();
+                    if let Ok(room) = stream.check_write() {
+                        _ = stream.write(&vec![b'x'; room.min(1 << 20) as usize]);
+                    }
+                    // In this order: a body outlives its stream.
+                    all.push((stream, body, request));
+                }
+                begin(out, None).finish(format!("{}\n", black_box(all).len()).as_bytes());
+            }
             "authority" => begin(out, None).finish(request.authority().unwrap_or_default().as_bytes()),
             "upload" => {
                 let said = read(request.consume().unwrap());
