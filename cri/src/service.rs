@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 use crate::v1::*;
-use crate::{CriError, ExecSession, PodConnection};
+use crate::{CriError, ExecSession, Notice, PodConnection};
 
 /// Something about a container or its sandbox changed: look at it again. Carries no state, so that a
 /// listener that lags may simply list.
@@ -95,4 +95,9 @@ pub trait Cri: Send + Sync + 'static {
 
     /// A receiver of changes, from now on. A lagging receiver loses the oldest ones and must list.
     fn events(&self) -> broadcast::Receiver<ContainerEvent>;
+
+    /// What events of pods are to say of their containers while these are created, from now on. Most runtimes have nothing to tell.
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        broadcast::Sender::new(1).subscribe()
+    }
 }

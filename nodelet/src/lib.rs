@@ -191,6 +191,11 @@ impl Nodelet {
             pods::forward_events(events, wakers).await;
             "runtime events"
         });
+        let (told, known) = (shared.clone(), index.clone());
+        tasks.spawn(async move {
+            pods::tell_notices(told, known).await;
+            "the runtime's notices"
+        });
         let pods = Pods::new(shared.clone(), node::labels(&shared.config), index.clone(), burstable);
         tasks.spawn(async move {
             pods.run().await;

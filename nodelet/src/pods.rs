@@ -25,16 +25,17 @@ use kube::runtime::watcher;
 use parking_lot::RwLock;
 use skiff_client::{Read, watched};
 use skiff_cri::ContainerEvent;
+use skiff_cri::v1::{ContainerFilter, ListContainersRequest};
 use tokio::sync::{broadcast, watch};
 use tokio::task::{Id, JoinError, JoinSet};
 
 use crate::admission::{NODE_AFFINITY, NodeView, insufficient, refusal};
 use crate::event::EventType;
 use crate::given::{self, Given, Pending, Resize};
-use crate::pod::{PodExt, is_terminal};
+use crate::pod::{PodExt, find_container, is_terminal};
 use crate::qos;
 use crate::resources::{pod_request_milli, qos_class};
-use crate::snapshot;
+use crate::snapshot::{self, CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID};
 use crate::wake::Wakers;
 use crate::worker::{Desired, Shared, Worker, end_orphan};
 
@@ -450,6 +451,31 @@ pub(crate) async fn forward_events(mut events: broadcast::Receiver<ContainerEven
             Ok(event) => wakers.wake_sandbox(&event.sandbox_id),
             Err(broadcast::error::RecvError::Lagged(_)) => wakers.wake_all(),
             Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
+}
+
+/// Has the pods' events say what the runtime tells of containers that are being created.
+pub(crate) async fn tell_notices(shared: Arc<Shared>, index: PodIndex) {
+    let mut notices = shared.cri.notices();
+    loop {
+        let notice = match notices.recv().await {
+            Ok(notice) => notice,
+            Err(broadcast::error::RecvError::Lagged(_)) => continue,
+            // This runtime tells nothing.
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        };
+        let filter = ContainerFilter { id: notice.container_id.clone(), ..ContainerFilter::default() };
+        let listed = shared.cri.list_containers(ListContainersRequest { filter: Some(filter) }).await;
+        let Some(labels) = listed.ok().and_then(|list| Some(list.containers.into_iter().next()?.labels))
+        else {
+            continue;
+        };
+        let label = |name: &str| labels.get(name).cloned().unwrap_or_default();
+        let pod = index.read().get(&(label(POD_NAMESPACE), label(POD_NAME))).cloned();
+        let Some(pod) = pod.filter(|pod| pod.uid() == label(POD_UID)) else { continue };
+        if let Some(container) = find_container(&pod, &label(CONTAINER_NAME)) {
+            shared.events.container(&pod, &container, EventType::Normal, notice.reason, &notice.message);
         }
     }
 }

@@ -684,3 +684,22 @@ async fn a_node_that_is_short_of_memory_has_the_least_important_pod_go() {
     node.phase("high", "Failed").await;
     assert_eq!(node.api.get("/api/v1/namespaces/default/pods/system").unwrap()["status"]["phase"], "Running");
 }
+
+#[tokio::test]
+async fn what_the_runtime_tells_of_a_container_is_an_event_of_its_pod() {
+    let node = Node::started().await;
+    node.api.put_pod(pod("web", json!({})));
+    node.phase("web", "Running").await;
+    let notice = skiff_cri::Notice {
+        sandbox_id: "sandbox-1".to_owned(),
+        container_id: node.cri.ids("app")[0].clone(),
+        reason: "Compiling",
+        message: "Compiling a module".to_owned(),
+    };
+    eventually("the event", async || {
+        // Nobody may listen yet.
+        let _heard = node.cri.notices.send(notice.clone());
+        node.events.messages("Compiling").first().map(|message| assert_eq!(message, "Compiling a module"))
+    })
+    .await;
+}

@@ -12,7 +12,7 @@ use skiff_cgroup::Cgroups;
 use skiff_cri::v1::*;
 use skiff_cri::{
     Attach, Code, ContainerEvent, ContainerRuntime, CreateContainer, Cri, CriError, ExecProcess, ExecSession,
-    ImageRef, PodConnection, RuntimeContainer, RuntimeState, keep,
+    ImageRef, Notice, PodConnection, RuntimeContainer, RuntimeState, keep,
 };
 use skiff_images::{Auth, Image as StoredImage, Images};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
@@ -58,6 +58,7 @@ pub struct NodeRuntime {
     /// it is a few milliseconds.
     changing: Mutex<()>,
     events: broadcast::Sender<ContainerEvent>,
+    notices: broadcast::Sender<Notice>,
 }
 
 #[derive(Default)]
@@ -99,11 +100,13 @@ impl NodeRuntime {
             usage: UsageRates::default(),
             changing: Mutex::default(),
             events: broadcast::Sender::new(MAX_EVENTS),
+            notices: broadcast::Sender::new(MAX_EVENTS),
         };
         runtime.load().await?;
         let runtime = Arc::new(runtime);
         for source in runtime.dispatch.all() {
             tokio::spawn(forward(source.events(), runtime.events.clone()));
+            tokio::spawn(forward(source.notices(), runtime.notices.clone()));
         }
         tokio::spawn(images::keep_swept(runtime.images.clone(), Arc::downgrade(&runtime.state)));
         Ok(runtime)
@@ -154,7 +157,7 @@ impl NodeRuntime {
 }
 
 /// Passes one runtime's events on. A listener that lags lists anyway, so lost events need no repair.
-async fn forward(mut from: broadcast::Receiver<ContainerEvent>, to: broadcast::Sender<ContainerEvent>) {
+async fn forward<T: Clone>(mut from: broadcast::Receiver<T>, to: broadcast::Sender<T>) {
     loop {
         match from.recv().await {
             Ok(event) => drop(to.send(event)),
@@ -755,6 +758,10 @@ impl Cri for NodeRuntime {
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
+    }
+
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
     }
 }
 

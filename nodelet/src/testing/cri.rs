@@ -6,7 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use skiff_cri::v1::*;
-use skiff_cri::{Code, ContainerEvent, Cri, CriError, ExecSession, PodConnection};
+use skiff_cri::{Code, ContainerEvent, Cri, CriError, ExecSession, Notice, PodConnection};
 use tokio::sync::broadcast;
 
 use super::Labels;
@@ -50,12 +50,14 @@ pub(crate) struct FakeCri {
     /// How many bytes of input the last process read, once it has ended by itself.
     finished_exec: Arc<Mutex<Option<u64>>>,
     events: broadcast::Sender<ContainerEvent>,
+    pub(crate) notices: broadcast::Sender<Notice>,
 }
 
 impl Default for FakeCri {
     fn default() -> Self {
         let state = State { images: vec!["app:1".to_owned(), "app:2".to_owned()], ..State::default() };
-        FakeCri { state: Mutex::new(state), finished_exec: Arc::default(), events: broadcast::channel(256).0 }
+        let (events, notices) = (broadcast::channel(256).0, broadcast::channel(256).0);
+        FakeCri { state: Mutex::new(state), finished_exec: Arc::default(), events, notices }
     }
 }
 
@@ -588,5 +590,9 @@ impl Cri for FakeCri {
 
     fn events(&self) -> broadcast::Receiver<ContainerEvent> {
         self.events.subscribe()
+    }
+
+    fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.notices.subscribe()
     }
 }
