@@ -90,6 +90,9 @@ mod dropped;
 #[path = "api/damage.rs"]
 mod damage;
 
+#[path = "api/usage.rs"]
+mod usage;
+
 #[path = "api/flow.rs"]
 mod flow;
 
