@@ -90,6 +90,8 @@ impl Scraper {
     /// Reads the nodes whenever somebody asks, until `shutdown`.
     pub(super) async fn run(&self, shutdown: CancellationToken) {
         let mut asked = self.asked.subscribe();
+        // Somebody may have asked before.
+        asked.mark_changed();
         // Each only waits, but for a round: one that is dropped is of a server that ends.
         while let Some(Ok(_)) = shutdown.run_until_cancelled(asked.changed()).await {
             while self.is_asked() {
