@@ -124,7 +124,7 @@ mod tests {
         let at = |second| Timestamp::from_second(second).expect("a time");
         for (is_so, reason, second) in [(true, "A", 1), (true, "B", 2), (false, "C", 3)] {
             set_condition(&mut status, "T", is_so, reason, "m", at(second));
-            let [condition] = &status.conditions.as_deref().expect("conditions")[..] else { panic!("one") };
+            let [condition] = status.conditions.as_deref().expect("conditions") else { panic!("one") };
             let since = condition.last_transition_time.as_ref().map(|time| time.0.as_second());
             assert_eq!(since, Some(if is_so { 1 } else { 3 }));
             assert_eq!(condition.reason.as_deref(), Some(reason));
