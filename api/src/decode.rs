@@ -7,6 +7,7 @@
 
 use serde_json::Value;
 
+use crate::duration::go_duration_ns;
 use crate::schema::{Alternative, Schema, Shape, TypeId};
 use crate::time::{Moment, Precision};
 use crate::{Kind, Object, Status, depth, protobuf, quantity, structural};
@@ -442,6 +443,7 @@ fn scalar_value(shape: &Shape, value: &mut Value, owner: &str, path: &Path<'_>) 
         (Shape::IntOrString, Value::String(_)) => return Ok(()),
         (Shape::IntOrString, Value::Number(n)) if n.is_i64() => return Ok(()),
         (Shape::Bytes, Value::String(text)) => return base64(text, path),
+        (Shape::Duration, Value::String(text)) => return go_duration_ns(text).map(drop),
         (Shape::Quantity, Value::String(_) | Value::Number(_)) => return quantity(value, path),
         (Shape::Time | Shape::MicroTime, Value::String(text)) => {
             let precision = if *shape == Shape::MicroTime { Precision::Micros } else { Precision::Seconds };
@@ -457,6 +459,7 @@ fn scalar_value(shape: &Shape, value: &mut Value, owner: &str, path: &Path<'_>) 
         (Shape::IntOrString, _) => "intstr.IntOrString",
         (Shape::Bytes, _) => "[]uint8",
         (Shape::Quantity, _) => "resource.Quantity",
+        (Shape::Duration, _) => "v1.Duration",
         _ => "time.Time",
     };
     Err(mismatch(value, owner, Some(go_type), path))

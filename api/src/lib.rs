@@ -14,6 +14,7 @@ pub mod cel;
 pub mod decode;
 pub mod default;
 pub mod depth;
+pub mod duration;
 pub mod encode;
 pub mod kinds;
 pub mod kubernetes;

@@ -312,6 +312,7 @@ fn shape(schema: &Schema, of: &Shape, version: Version) -> Value {
                 json!({"oneOf": [{"type": "integer"}, {"type": "string"}], "format": "int-or-string"})
             }
         },
+        Shape::Duration => json!({"type": "string"}),
         Shape::Time | Shape::MicroTime => json!({"type": "string", "format": "date-time"}),
         Shape::Any | Shape::SchemaOr(..) => {
             json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})

@@ -44,8 +44,16 @@ impl Quantity {
         Quantity { nanos: i128::from(units) * NANO, suffixes }
     }
 
+    pub fn from_nanos(nanos: u64) -> Self {
+        Quantity { nanos: i128::from(nanos), suffixes: Suffixes::Decimal }
+    }
+
     pub fn from_millis(millis: i64) -> Self {
         Quantity { nanos: i128::from(millis) * 1_000_000, suffixes: Suffixes::Decimal }
+    }
+
+    pub fn written_as(self, suffixes: Suffixes) -> Self {
+        Quantity { suffixes, ..self }
     }
 
     /// The value in whole units, rounded up (away from zero).

@@ -67,6 +67,8 @@ pub enum Shape {
     Time,
     /// RFC 3339, microseconds.
     MicroTime,
+    /// As Go writes them, `1m30s`; in protobuf a message of nanoseconds.
+    Duration,
     /// Any JSON, kept as it is; in protobuf a message of its bytes.
     Any,
     /// A JSON schema or, in its place, something simpler. The type is that of the schema.
@@ -114,6 +116,7 @@ impl Shape {
             Shape::Int32 | Shape::Int64 | Shape::IntOrString | Shape::Double => 0.into(),
             Shape::Bool => false.into(),
             Shape::Quantity => "0".into(),
+            Shape::Duration => "0s".into(),
             Shape::Object(_) | Shape::Map(_) => Value::Object(serde_json::Map::new()),
             Shape::List(_) => Value::Array(Vec::new()),
             Shape::Time | Shape::MicroTime | Shape::Any | Shape::SchemaOr(..) => Value::Null,

@@ -60,6 +60,7 @@ use crate::services::seen::Seen;
 use crate::store::{Revision, Sharing};
 use crate::subresource::Subresources;
 use crate::tls::{self, Shown};
+use crate::usage::ResourceMetrics;
 
 /// A server's parts.
 pub(crate) struct Parts {
@@ -69,6 +70,7 @@ pub(crate) struct Parts {
     pub(crate) definitions: Arc<Definitions>,
     pub(crate) aggregator: Arc<Aggregator>,
     pub(crate) type_checks: Arc<TypeChecks>,
+    pub(crate) usage: Arc<ResourceMetrics>,
     pub(crate) tokens: Arc<TokenKeys>,
     /// Keeps the chain of authorizers up to date.
     pub(crate) reload: Reload,
@@ -131,9 +133,10 @@ pub(crate) async fn assemble(
         audiences: vec![issuer],
         front_proxies: front_proxy.map(|proxy| proxy.allowed_names.clone()).unwrap_or_default(),
     });
+    let kubelet = Arc::new(Kubelet::new(kubelet_tls, allow_loopback));
     let destinations = Arc::new(Destinations {
         lister: lister.clone(),
-        kubelet: Arc::new(Kubelet::new(kubelet_tls, allow_loopback)),
+        kubelet: kubelet.clone(),
         pods: PodProxy::new(tls::pod_client()?, allow_loopback),
     });
     let webhooks = Arc::new(Client::new(destinations.clone(), tls::provider()));
@@ -152,6 +155,7 @@ pub(crate) async fn assemble(
     let allocator = allocator(&lister, config.service_cidr, seen).map_err(Error::Bootstrap)?;
     let services = Arc::new(Services::new(objects.clone(), allocator));
     let heavy = Arc::new(HeavyWork::new(config.on_long_thread));
+    let usage = Arc::new(ResourceMetrics::new(lister.clone(), kubelet, heavy.clone()));
     let shutdown = CancellationToken::new();
     let registry = Arc::new(Registry {
         objects: objects.clone(),
@@ -174,6 +178,7 @@ pub(crate) async fn assemble(
             proxies,
             authenticator: authenticator.clone(),
         },
+        usage: usage.clone(),
         reviews: Reviews { registry: registry.clone(), authenticator: authenticator.clone() },
         authenticator,
         forwarder: Forwarder { endpoints, limits: limits.clone(), shutdown: shutdown.clone() },
@@ -191,6 +196,7 @@ pub(crate) async fn assemble(
         definitions: Arc::new(Definitions::new(registry.clone(), webhooks)),
         aggregator: Arc::new(Aggregator::new(registry.clone(), outward, heavy.clone())),
         type_checks: Arc::new(TypeChecks { objects, heavy }),
+        usage,
         bootstrap: Bootstrap { registry, flow, servers },
         policy,
         tokens,

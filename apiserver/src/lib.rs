@@ -48,6 +48,7 @@ mod subresource;
 mod review;
 
 mod proxy;
+mod usage;
 
 mod discovery;
 mod health;

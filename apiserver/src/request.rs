@@ -50,48 +50,8 @@ impl Query {
 /// # Errors
 /// Go's own sentence.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    const UNITS: [(&str, f64); 8] = [
-        ("ns", 1e-9),
-        ("us", 1e-6),
-        ("µs", 1e-6),
-        ("μs", 1e-6),
-        ("ms", 1e-3),
-        ("s", 1.0),
-        ("m", 60.0),
-        ("h", 3600.0),
-    ];
-    let invalid = || format!("time: invalid duration {text:?}");
-    let (is_negative, mut rest) = match text.strip_prefix('-') {
-        Some(rest) => (true, rest),
-        None => (false, text.strip_prefix('+').unwrap_or(text)),
-    };
-    if rest == "0" {
-        return Ok(Duration::ZERO);
-    }
-    if rest.is_empty() {
-        return Err(invalid());
-    }
-    let mut seconds = 0.0;
-    while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(rest.len());
-        let number: f64 = rest[..end].parse().map_err(|_| invalid())?;
-        rest = &rest[end..];
-        let end = rest.find(|c: char| c.is_ascii_digit() || c == '.').unwrap_or(rest.len());
-        let unit = &rest[..end];
-        if unit.is_empty() {
-            return Err(format!("time: missing unit in duration {text:?}"));
-        }
-        let Some((_, of)) = UNITS.iter().find(|(name, _)| *name == unit) else {
-            return Err(format!("time: unknown unit {unit:?} in duration {text:?}"));
-        };
-        seconds += number * of;
-        rest = &rest[end..];
-    }
-    // Go counts nanoseconds in 63 bits.
-    if seconds > 9_223_372_036.0 {
-        return Err(invalid());
-    }
-    Ok(if is_negative { Duration::ZERO } else { Duration::from_secs_f64(seconds) })
+    let ns = skiff_api::duration::go_duration_ns(text)?;
+    Ok(Duration::from_nanos(u64::try_from(ns).unwrap_or(0)))
 }
 
 /// A flag's value as Kubernetes reads them (apimachinery's `Convert_Slice_string_To_bool`): all but `0` and `false`, in

@@ -102,6 +102,8 @@ impl ApiServer {
         tokio::spawn(follow(parts.definitions, closed.clone()));
         tokio::spawn(follow(parts.aggregator, closed.clone()));
         tokio::spawn(follow(parts.type_checks, closed.clone()));
+        let (usage, stop) = (parts.usage, closed.clone());
+        tokio::spawn(async move { usage.run(stop).await });
         tokio::spawn(follow(parts.bootstrap.flow.clone(), closed.clone()));
         let servers = parts.bootstrap.servers.clone();
         if let Some(after) = parts.keys_as_of {

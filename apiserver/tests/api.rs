@@ -93,6 +93,9 @@ mod dropped;
 #[path = "api/damage.rs"]
 mod damage;
 
+#[path = "api/usage.rs"]
+mod usage;
+
 #[path = "api/flow.rs"]
 mod flow;
 

@@ -62,6 +62,7 @@ pub struct PodSpec {
 #[serde(default, rename_all = "camelCase")]
 pub struct Container {
     pub image: Option<String>,
+    pub name: Box<str>,
     pub ports: Option<Vec<ContainerPort>>,
     pub resources: Option<Requests>,
     pub restart_policy: Option<String>,

@@ -29,6 +29,7 @@
 //! | `bootstrap` | `cluster-info` and its signatures; deletes bootstrap tokens that have expired |
 //! | `node_ipam` | a range of pod addresses for each node |
 //! | `volumes` | claims bound to volumes; volumes made, made larger, kept and removed |
+//! | `autoscaling` | the number of pods that the metrics of a HorizontalPodAutoscaler ask for |
 //! | `balancer` | addresses for Services of type LoadBalancer |
 
 use std::fmt;
@@ -43,6 +44,7 @@ use tokio_util::sync::CancellationToken;
 
 mod account;
 mod aggregation;
+mod autoscaling;
 mod balancer;
 mod bootstrap;
 mod certificates;
@@ -213,6 +215,8 @@ fn spawn_workloads(
     spawn(has(Part::StatefulSets), make, tasks, stop);
     spawn(has(Part::Jobs), || job::Jobs::new(&of("job-controller")), tasks, stop);
     spawn(has(Part::CronJobs), || cronjob::CronJobs::new(&of("cronjob-controller")), tasks, stop);
+    let make = || autoscaling::Autoscalers::new(&of("horizontal-pod-autoscaler"));
+    spawn(has(Part::Autoscalers), make, tasks, stop);
     let make = || endpoints::EndpointSlices::new(&of("endpointslice-controller"));
     spawn(has(Part::Endpoints), make, tasks, stop);
     let make = || mirroring::Mirrors::new(&of("endpointslicemirroring-controller"));

@@ -10,6 +10,7 @@ use thiserror::Error;
 pub(crate) enum Part {
     Accounts,
     Aggregation,
+    Autoscalers,
     Balancers,
     BootstrapInfo,
     Budgets,
@@ -55,7 +56,7 @@ const NAMES: &[(&str, &str, Option<Part>)] = &[
     ("endpointslice-mirroring-controller", "endpointslicemirroring", Some(Part::Mirrors)),
     ("ephemeral-volume-controller", "ephemeral-volume", Some(Part::EphemeralVolumes)),
     ("garbage-collector-controller", "garbagecollector", Some(Part::Garbage)),
-    ("horizontal-pod-autoscaler-controller", "horizontalpodautoscaling", None),
+    ("horizontal-pod-autoscaler-controller", "horizontalpodautoscaling", Some(Part::Autoscalers)),
     ("job-controller", "job", Some(Part::Jobs)),
     ("kube-apiserver-serving-clustertrustbundle-publisher-controller", "", None),
     ("legacy-serviceaccount-token-cleaner-controller", "legacy-service-account-token-cleaner", None),
@@ -187,7 +188,8 @@ mod tests {
         check("*,-job,-ttl-after-finished", Ok(&[Part::Jobs]));
         check("*,-taint-eviction-controller,-nodelifecycle", Ok(&[Part::Nodes]));
         // One that is not built is off anyway.
-        check("*,-horizontalpodautoscaling,-ttl-controller", Ok(&[]));
+        check("*,-ttl-controller", Ok(&[]));
+        check("*,-horizontalpodautoscaling", Ok(&[Part::Autoscalers]));
         assert_eq!(Selection::default(), "*".parse().expect("all of them"));
     }
 

@@ -196,6 +196,7 @@ impl Schemas {
             Shape::Double => Type::Double,
             Shape::Bytes => Type::Bytes,
             Shape::Time | Shape::MicroTime => Type::Timestamp,
+            Shape::Duration => Type::Duration,
             Shape::IntOrString => Type::Dyn,
             // Its schema says one of two types.
             Shape::Quantity | Shape::SchemaOr(..) => return None,

@@ -4,6 +4,8 @@
 //! A [`Reader`] unpacks the texts of one API package when the first of its types is asked for, and holds them until it
 //! is dropped: one lives as long as a document is made.
 
+mod own;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::io::Read as _;
@@ -42,10 +44,20 @@ struct Block {
 
 impl Texts for Reader {
     fn of_type(&self, name: &str) -> Option<String> {
+        if let Some(own) = own::of_type(name) {
+            return Some(own.to_owned());
+        }
         self.with(name, |mut parts| parts.next().map(str::to_owned))
     }
 
     fn of_field(&self, name: &str, field: &str) -> Option<String> {
+        if let Some(own) = own::of_field(name, field) {
+            return Some(own.to_owned());
+        }
+        let name = match own::like(name) {
+            Some(like) if matches!(field, "apiVersion" | "kind" | "metadata") => like,
+            _ => name,
+        };
         self.with(name, |parts| {
             let mut parts = parts.skip(1);
             while let (Some(name), Some(text)) = (parts.next(), parts.next()) {

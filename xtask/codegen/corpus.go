@@ -176,6 +176,8 @@ func (f *filler) leaf(value reflect.Value) bool {
 		*at = metav1.Unix(1_700_000_000+int64(n()), 0)
 	case *metav1.MicroTime:
 		*at = metav1.NewMicroTime(time.Unix(1_700_000_000, int64(n())*1000))
+	case *metav1.Duration:
+		at.Duration = time.Duration(n()) * 250 * time.Millisecond
 	case *runtime.RawExtension:
 		at.Raw = []byte(`{"a":1,"b":["x",null]}`)
 	case *metav1.FieldsV1:

@@ -23,6 +23,7 @@ var leaves = map[reflect.Type]string{
 	reflect.TypeFor[intstr.IntOrString]():                           "intstr",
 	reflect.TypeFor[metav1.Time]():                                  "time",
 	reflect.TypeFor[metav1.MicroTime]():                             "microtime",
+	reflect.TypeFor[metav1.Duration]():                              "duration",
 	reflect.TypeFor[runtime.RawExtension]():                         "any",
 	reflect.TypeFor[metav1.FieldsV1]():                              "any",
 	reflect.TypeFor[apiextensionsv1.JSON]():                         "any",

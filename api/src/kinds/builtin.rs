@@ -17,6 +17,7 @@ mod events;
 mod extension;
 mod job;
 mod limits;
+mod metrics;
 mod network;
 mod node;
 mod pod;
@@ -42,6 +43,7 @@ pub(super) fn declarations() -> Vec<Kind> {
         storage::kinds(),
         resource::kinds(),
         extension::kinds(),
+        metrics::kinds(),
     ]
     .into_iter()
     .flatten()
@@ -69,6 +71,7 @@ pub(crate) fn package(group: &str) -> Option<&'static str> {
         "discovery.k8s.io" => "io.k8s.api.discovery",
         "events.k8s.io" => "io.k8s.api.events",
         "flowcontrol.apiserver.k8s.io" => "io.k8s.api.flowcontrol",
+        "metrics.k8s.io" => "io.k8s.metrics.pkg.apis.metrics",
         "networking.k8s.io" => "io.k8s.api.networking",
         "node.k8s.io" => "io.k8s.api.node",
         "policy" => "io.k8s.api.policy",

@@ -158,6 +158,7 @@ impl Walk<'_> {
             Shape::Int32 | Shape::Int64 | Shape::Double | Shape::IntOrString => json!(0),
             Shape::Bool => json!(false),
             Shape::Quantity => json!("0"),
+            Shape::Duration => json!("0s"),
             Shape::Object(id) => {
                 let mut value = json!({});
                 self.object(*id, &mut value);

@@ -6,6 +6,7 @@ use serde_json::{Map, Number, Value};
 
 use super::wire::{self, DecodeError, FieldBytes, Reader};
 use crate::depth::{self, MAX_DEPTH};
+use crate::duration::go_duration;
 use crate::schema::{Alternative, Field, Message, ObjectType, Schema, Shape, TypeId, What};
 use crate::time::{Moment, Precision};
 
@@ -193,6 +194,7 @@ impl Decoder<'_> {
             Shape::Quantity => quantity(wire::delimited(found, name)?, name)?,
             Shape::IntOrString => int_or_string(wire::delimited(found, name)?, name)?,
             Shape::Time | Shape::MicroTime => time(shape, wire::delimited(found, name)?, name)?,
+            Shape::Duration => duration(wire::delimited(found, name)?, name)?,
             Shape::Any => self.json(wire::delimited(found, name)?, name)?,
             Shape::SchemaOr(alternative, id) => {
                 self.schema_or(*alternative, *id, wire::delimited(found, name)?, name)?
@@ -337,4 +339,17 @@ fn time(shape: &Shape, bytes: &[u8], name: &str) -> Result<Value, DecodeError> {
     let at = u32::try_from(kept_ns).ok().and_then(|kept_ns| Moment::new(seconds, kept_ns));
     let at = at.ok_or_else(|| DecodeError::NoTime { field: name.to_owned(), seconds, nanos })?;
     Ok(if at.is_zero() { Value::Null } else { at.to_text(precision).into() })
+}
+
+/// A message of nanoseconds.
+fn duration(bytes: &[u8], name: &str) -> Result<Value, DecodeError> {
+    let mut ns = 0_i64;
+    let mut reader = Reader::new(bytes);
+    while let Some(found) = reader.field(name)? {
+        if found.number == 1 {
+            wire::expect(&found, wire::VARINT, name)?;
+            ns = found.bits as i64;
+        }
+    }
+    Ok(go_duration(ns).into())
 }

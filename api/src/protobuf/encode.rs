@@ -6,6 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use super::wire::{DELIMITED, FIXED64, VARINT};
+use crate::duration::go_duration_ns;
 use crate::schema::{Alternative, Field, Message, ObjectType, Presence, Schema, Shape, TypeId, What};
 use crate::time::{Moment, Precision};
 
@@ -68,6 +69,10 @@ impl Writer<'_> {
             Shape::IntOrString => self.int_or_string(number, value),
             Shape::Time => self.time(number, value, Precision::Seconds),
             Shape::MicroTime => self.time(number, value, Precision::Micros),
+            Shape::Duration => {
+                let ns = value.as_str().and_then(|text| go_duration_ns(text).ok()).unwrap_or_default();
+                self.delimited(number, |w| w.number(1, ns as u64));
+            }
             Shape::Any => {
                 // Writing a `Value` to memory cannot fail.
                 let json = serde_json::to_vec(value).unwrap_or_default();

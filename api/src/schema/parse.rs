@@ -147,6 +147,7 @@ fn shape(text: &str, by_name: &HashMap<Box<str>, TypeId>) -> Result<Shape, Strin
         "intstr" => Shape::IntOrString,
         "time" => Shape::Time,
         "microtime" => Shape::MicroTime,
+        "duration" => Shape::Duration,
         "any" => Shape::Any,
         "schema-or-bool" => schema_or(Alternative::Bool, by_name)?,
         "schema-or-array" => schema_or(Alternative::Schemas, by_name)?,

@@ -133,6 +133,9 @@ const DESCRIPTIONS: &[(&str, &str)] = &[
     ("VolumeBindingMode", "Whether volumes are made at once, or when a pod wants them"),
     ("VolumeMode", "Whether the volume is a file system or a block device"),
     ("Webhooks", "How many webhooks it registers"),
+    ("Window", "How long it was measured for"),
+    ("cpu", "How many processors are used, on average over the window"),
+    ("memory", "How much memory is used that cannot be had back at once"),
 ];
 
 /// `""` for a column that nobody has described.

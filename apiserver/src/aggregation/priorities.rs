@@ -26,10 +26,14 @@ const BUILTIN: &[(&str, &str, i64, i64)] = &[
     ("resource.k8s.io", "v1", 16_200, 21),
     ("flowcontrol.apiserver.k8s.io", "v1", 16_100, 21),
     ("storagemigration.k8s.io", "v1", 15_800, 15),
+    // As in the manifests of metrics-server.
+    (METRICS_GROUP, "v1beta1", 100, 100),
 ];
 
 /// The group of APIServices themselves comes first, whatever these say, and has none of its own.
 pub(crate) const OWN_GROUP: &str = "apiregistration.k8s.io";
+/// The group that another server may take over.
+pub(crate) const METRICS_GROUP: &str = "metrics.k8s.io";
 const OWN: Priority = Priority { group: 20_001, version: 0 };
 const CUSTOM: Priority = Priority { group: 1000, version: 100 };
 

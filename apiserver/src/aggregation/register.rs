@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use skiff_api::meta::Meta;
 use skiff_api::{Kinds, Object};
 
-use super::priorities::{self, OWN_GROUP};
+use super::priorities::{self, METRICS_GROUP, OWN_GROUP};
 
 /// The label that says who keeps an APIService.
 const MANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
@@ -20,19 +20,23 @@ enum Managed {
     OnStart,
     /// For as long as its group and version is served.
     Always,
+    /// Made whenever there is none, and anybody's to change: another server may serve it in place of this one.
+    Default,
 }
 
 impl Managed {
-    fn as_str(self) -> &'static str {
+    /// What the label says; one that is a default has none.
+    fn label(self) -> Option<&'static str> {
         match self {
-            Managed::OnStart => "onstart",
-            Managed::Always => "true",
+            Managed::OnStart => Some("onstart"),
+            Managed::Always => Some("true"),
+            Managed::Default => None,
         }
     }
 
     fn of(service: &Object) -> Option<Managed> {
         let label = service["metadata"]["labels"][MANAGED].as_str()?;
-        [Managed::OnStart, Managed::Always].into_iter().find(|managed| managed.as_str() == label)
+        [Managed::OnStart, Managed::Always].into_iter().find(|managed| managed.label() == Some(label))
     }
 }
 
@@ -106,13 +110,19 @@ fn action(
     was_at_start: bool,
     is_synced: bool,
 ) -> Option<Action> {
+    if current.is_some() && wanted.is_some_and(|wanted| wanted.managed == Managed::Default) {
+        return None;
+    }
     let is_onstart = wanted.is_some_and(|wanted| wanted.managed == Managed::OnStart);
     if is_onstart && is_synced {
         return None;
     }
     let Some(current) = current else {
         let Desired { managed, spec } = wanted?;
-        let metadata = json!({"name": name, "labels": {MANAGED: managed.as_str()}});
+        let mut metadata = json!({"name": name});
+        if let Some(label) = managed.label() {
+            metadata["labels"] = json!({MANAGED: label});
+        }
         return Some(Action::Create(json!({"metadata": metadata, "spec": spec})));
     };
     let managed = Managed::of(current)?;
@@ -131,7 +141,11 @@ fn desired(kinds: &Kinds) -> BTreeMap<String, Desired> {
     let mut all = BTreeMap::new();
     for kind in kinds.iter().filter(|kind| kind.group != OWN_GROUP) {
         let name = format!("{}.{}", kind.version, kind.group);
-        let managed = if kind.custom().is_some() { Managed::Always } else { Managed::OnStart };
+        let managed = match kind.group.as_str() {
+            _ if kind.custom().is_some() => Managed::Always,
+            METRICS_GROUP => Managed::Default,
+            _ => Managed::OnStart,
+        };
         all.entry(name).or_insert_with(|| {
             let priority = priorities::local(&kind.group, &kind.version);
             let mut spec = json!({
@@ -207,6 +221,24 @@ mod tests {
     }
 
     #[test]
+    fn a_default_is_made_whenever_there_is_none_and_never_changed() {
+        let done =
+            |current, was_at_start, is_synced| done(Some(Managed::Default), current, was_at_start, is_synced);
+        assert_eq!([done(None, false, false), done(None, true, true)], ["create", "create"]);
+        for label in ["", "onstart"] {
+            assert_eq!(
+                [done(Some((label, 7)), true, false), done(Some((label, 7)), false, true)],
+                ["-", "-"]
+            );
+        }
+        let mut registered = Registered::default();
+        let actions = registered.plan(&Kinds::builtin(), &BTreeMap::new());
+        let made = actions.iter().find(|action| action.name() == "v1beta1.metrics.k8s.io");
+        let Some(Action::Create(made)) = made else { panic!("{made:?}") };
+        assert_eq!((&made["metadata"]["labels"], &made["spec"]["service"]), (&Value::Null, &Value::Null));
+    }
+
+    #[test]
     fn a_pass_plans_for_every_group_and_version_once() {
         let (kinds, mut registered) = (Kinds::builtin(), Registered::default());
         let actions = registered.plan(&kinds, &BTreeMap::new());
@@ -215,6 +247,8 @@ mod tests {
         assert!(!names.contains(&"v1.apiregistration.k8s.io"));
         assert_eq!(registered.plan(&kinds, &BTreeMap::new()).len(), names.len(), "nothing was done yet");
         names.into_iter().for_each(|name| registered.done(name));
-        assert_eq!(registered.plan(&kinds, &BTreeMap::new()), []);
+        let again = registered.plan(&kinds, &BTreeMap::new());
+        let again: Vec<&str> = again.iter().map(Action::name).collect();
+        assert_eq!(again, ["v1beta1.metrics.k8s.io"], "only a default that is gone is made again");
     }
 }

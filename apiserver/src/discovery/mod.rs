@@ -117,6 +117,7 @@ const GROUPS: &[&str] = &[
     "resource.k8s.io",
     "flowcontrol.apiserver.k8s.io",
     "storagemigration.k8s.io",
+    "metrics.k8s.io",
 ];
 
 const ALL_VERBS: &[&str] =
@@ -414,7 +415,7 @@ fn offers(kind: &Kind) -> Vec<Offer> {
 
 pub(crate) fn verbs_of(kind: &Kind) -> &'static [&'static str] {
     match (kind.storage, kind.kind.as_str()) {
-        (Storage::Virtual, "ComponentStatus") => &["get", "list"],
+        (Storage::Virtual, "ComponentStatus" | "NodeMetrics" | "PodMetrics") => &["get", "list"],
         (Storage::Virtual, _) => &["create"],
         (Storage::Stored, "Namespace") if kind.group.is_empty() => NAMESPACE_VERBS,
         (Storage::Stored, _) if kind.custom().is_some() => CUSTOM_VERBS,

@@ -48,6 +48,7 @@ use crate::respond::{self, Response};
 use crate::review::Reviews;
 use crate::subresource::Subresources;
 use crate::threads::Class;
+use crate::usage::ResourceMetrics;
 use entry::{Entered, Entry, Head, Placed};
 
 /// What a request passes through, and what answers it.
@@ -59,6 +60,8 @@ pub(crate) struct Pipeline {
     pub(crate) registry: Arc<Registry>,
     pub(crate) subresources: Subresources,
     pub(crate) reviews: Reviews,
+    /// What nodes and pods use.
+    pub(crate) usage: Arc<ResourceMetrics>,
     /// To other API servers.
     pub(crate) forwarder: Forwarder,
     pub(crate) health: Health,

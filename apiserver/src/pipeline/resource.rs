@@ -12,6 +12,7 @@ use skiff_api::{Kind, Status};
 
 use super::Pipeline;
 use super::entry::Head;
+use crate::aggregation::priorities::METRICS_GROUP;
 use crate::answer;
 use crate::auth::UserInfo;
 use crate::call::{Call, key_of};
@@ -111,6 +112,9 @@ impl Pipeline {
         }
         match (call.kind.storage, call.info.verb.as_str()) {
             (Storage::Virtual, "create") => self.reviews.create(call).await,
+            (Storage::Virtual, "get" | "list") if call.kind.group == METRICS_GROUP => {
+                self.usage.answer(&call).await
+            }
             (Storage::Virtual, "get" | "list") => self.computed(&call).await,
             (Storage::Virtual, _) => Err(method_not_allowed()),
             _ => self.registry.handle(call).await,

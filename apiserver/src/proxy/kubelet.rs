@@ -42,7 +42,7 @@ const MAX_ORIGINS: usize = 10_000;
 
 /// Where a node's kubelet listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NodeAddress {
+pub(crate) struct NodeAddress {
     pub(super) ip: IpAddr,
     pub(super) port: u16,
     /// Where the node's own connections come from, if that is somewhere else.
@@ -67,7 +67,7 @@ impl Kubelet {
     }
 
     /// The address of a node's kubelet, as its status says. Checked here, and dialled as it was checked.
-    pub(super) fn address_of(&self, node: &Object) -> Result<NodeAddress, Status> {
+    pub(crate) fn address_of(&self, node: &Object) -> Result<NodeAddress, Status> {
         let name = node.name();
         let addresses = node["status"]["addresses"].as_array();
         let internal = addresses.into_iter().flatten().find(|a| a["type"] == "InternalIP");
@@ -96,7 +96,7 @@ impl Kubelet {
         }
     }
 
-    pub(super) async fn send(
+    pub(crate) async fn send(
         &self,
         to: NodeAddress,
         mut request: http::Request<Body>,

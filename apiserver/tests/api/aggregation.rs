@@ -28,6 +28,7 @@ use crate::proxy::read_until;
 
 const SERVICES: &str = "/apis/apiregistration.k8s.io/v1/apiservices";
 const NAME: &str = "v1alpha1.wardle.example.com";
+const METRICS: &str = "v1beta1.metrics.k8s.io";
 const GROUP: &str = "wardle.example.com";
 const ROOT: &str = "/apis/wardle.example.com/v1alpha1";
 const FLUNDERS: &str = "/apis/wardle.example.com/v1alpha1/namespaces/a/flunders";
@@ -279,6 +280,10 @@ async fn the_servers_own_groups_are_registered_and_those_of_custom_resources_com
     for item in items {
         let (reason, message) = condition(item);
         assert_eq!((reason.as_str(), message.as_str()), ("Local", "Local APIServices are always available"));
+        if item["metadata"]["name"] == METRICS {
+            assert_eq!(item["metadata"]["labels"], Value::Null, "anybody may change it");
+            continue;
+        }
         assert_eq!(
             item["metadata"]["labels"],
             json!({"kube-aggregator.kubernetes.io/automanaged": "onstart"})
@@ -805,4 +810,49 @@ async fn only_a_front_proxy_of_the_right_name_says_who_asks() {
     assert!(code == 401 || code == 403, "who shows nothing says nothing: {code}");
     shutdown.cancel();
     task.await.expect("ends");
+}
+
+#[tokio::test]
+async fn another_server_takes_over_the_resource_metrics_and_gives_them_back() {
+    let cluster = Cluster::start().await;
+    let behind = Behind::start(&cluster, |request| async move {
+        match request.uri().path() {
+            "/apis" => aggregated("metrics.k8s.io", "v1beta1", &["nodes"]),
+            _ => echo(request).await,
+        }
+    })
+    .await;
+    let url = "/apis/metrics.k8s.io/v1beta1/nodes";
+    let admin = cluster.namespace("a").await;
+    admin.post("/api/v1/namespaces/a/services", service(7443)).await.created();
+    behind.is_behind(&cluster).await;
+    let own = admin.get(&format!("{SERVICES}/{METRICS}")).await.ok();
+    assert_eq!((own["spec"]["service"].clone(), condition(&own).0), (Value::Null, "Local".to_owned()));
+    assert_eq!(admin.get(url).await.ok()["kind"], "NodeMetricsList");
+
+    // What stands in between is no JSON.
+    let answered = |field: &'static str, wanted: &'static str| {
+        let admin = &admin;
+        async move || {
+            let answer = admin.get(url).await;
+            (answer.code == 200 && answer.json()[field] == wanted).then_some(())
+        }
+    };
+    // As `kubectl apply` does it with the manifest of metrics-server.
+    let theirs = json!({"spec": api_service(&cluster, METRICS, 100)["spec"]});
+    admin.patch(&format!("{SERVICES}/{METRICS}"), "merge", theirs).await.ok();
+    until_available(&admin, METRICS, "Passed").await;
+    until(answered("url", url)).await;
+    // What it has is heard of a little later.
+    let resources =
+        async || Some(discovered(&admin, "metrics.k8s.io", "v1beta1").await?["resources"].clone());
+    until(async || resources().await.filter(|of| of[0]["responseKind"]["kind"] == "Flunder")).await;
+    let again = cluster.restart().await.admin();
+    let kept = again.get(&format!("{SERVICES}/{METRICS}")).await.ok();
+    assert_eq!(kept["spec"]["service"]["name"], "s", "a start takes nothing back");
+
+    admin.delete(&format!("{SERVICES}/{METRICS}")).await.ok();
+    until_available(&admin, METRICS, "Local").await;
+    until(answered("kind", "NodeMetricsList")).await;
+    until(async || resources().await.filter(|of| of.as_array().map(Vec::len) == Some(2))).await;
 }

@@ -23,6 +23,15 @@ fn golden() -> Vec<(String, String)> {
     text.lines().map(line).collect()
 }
 
+/// A document without the last group, which metrics-server has.
+fn without_metrics(document: &str) -> String {
+    let heads = [r#",{"name":"metrics.k8s.io""#, r#",{"metadata":{"name":"metrics.k8s.io""#];
+    match heads.iter().find_map(|head| document.find(head)) {
+        Some(at) => format!("{}]}}", &document[..at]),
+        None => document.to_owned(),
+    }
+}
+
 #[tokio::test]
 async fn discovery_is_upstreams_to_the_byte() {
     let cluster = Cluster::start().await;
@@ -33,7 +42,7 @@ async fn discovery_is_upstreams_to_the_byte() {
             Some((path, _)) => admin.get_as(path, AGGREGATED).await,
             None => admin.get(&path).await,
         };
-        let found = String::from_utf8_lossy(&answer.bytes).trim_end().to_owned();
+        let found = without_metrics(String::from_utf8_lossy(&answer.bytes).trim_end());
         if found != wanted {
             let at = found.bytes().zip(wanted.bytes()).take_while(|(a, b)| a == b).count();
             let around = |text: &str| text.chars().skip(at.saturating_sub(150)).take(400).collect::<String>();

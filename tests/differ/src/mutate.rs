@@ -290,6 +290,7 @@ impl Walk<'_> {
                 all
             }
             Shape::Time | Shape::MicroTime => vec![json!(random.of(&TIMES)), json!(5)],
+            Shape::Duration => vec![json!("1m"), json!(5)],
             Shape::Any | Shape::SchemaOr(..) => vec![json!("x"), json!([1]), json!({})],
             Shape::Object(_) => vec![json!({}), json!([]), json!("x")],
             Shape::List(inner) => self.lists(&inner.shape, value, random),
@@ -355,6 +356,7 @@ impl Walk<'_> {
             Shape::IntOrString if random.below(2) == 0 => json!(random.of(&NUMBERS[..10])),
             Shape::IntOrString => json!(random.of(&PORTS)),
             Shape::Time | Shape::MicroTime => json!(random.of(&TIMES)),
+            Shape::Duration => json!("1m"),
             Shape::Any | Shape::SchemaOr(..) => json!({"a": 1}),
             Shape::List(inner) => {
                 (0..1 + random.below(2)).map(|_| self.some(&inner.shape, random, depth + 1)).collect()

@@ -9,6 +9,7 @@
 mod plane;
 mod rights;
 
+mod autoscaling;
 mod clients;
 mod cron;
 mod custom;

@@ -19,6 +19,7 @@ use skiff_controllers::Selection;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::autoscaling::FakeMetrics;
 use crate::clients::Access;
 use crate::volumes::FakeNodes;
 
@@ -47,16 +48,38 @@ impl ControlPlane {
     /// Only these controllers run.
     pub(crate) async fn start_with(selection: Selection) -> Result<ControlPlane> {
         let folder = tempfile::tempdir()?;
-        let plane = ControlPlane::begin(config(&folder)?, folder, selection, None).await?;
+        let plane = ControlPlane::begin(config(&folder)?, folder, selection, Played::Nothing).await?;
         plane.add_node(node("n1")).await?;
         Ok(plane)
+    }
+
+    /// One whose autoscalers are told what these metrics say.
+    pub(crate) async fn start_with_metrics(metrics: &FakeMetrics) -> Result<ControlPlane> {
+        let folder = tempfile::tempdir()?;
+        let played = Played::Metrics(metrics.clone());
+        let plane = ControlPlane::begin(config(&folder)?, folder, Selection::default(), played).await?;
+        plane.add_node(node("n1")).await?;
+        Ok(plane)
+    }
+
+    /// One without a node, whose server reaches kubelets that show this certificate, at the loopback address.
+    pub(crate) async fn start_trusting(certificate_pem: &str, key_pem: &str) -> Result<ControlPlane> {
+        let folder = tempfile::tempdir()?;
+        let kubelet = KubeletConfig {
+            ca_pem: certificate_pem.into(),
+            certificate_pem: certificate_pem.into(),
+            key_pem: key_pem.into(),
+            allow_loopback: true,
+        };
+        let config = Config { kubelet, ..config(&folder)? };
+        ControlPlane::begin(config, folder, Selection::default(), Played::Nothing).await
     }
 
     /// One with the storage class `local`, whose nodes answer for their volumes as these do.
     pub(crate) async fn start_with_volumes(nodes: &FakeNodes) -> Result<ControlPlane> {
         let folder = tempfile::tempdir()?;
-        let nodes = Some(nodes.clone());
-        let plane = ControlPlane::begin(config(&folder)?, folder, Selection::default(), nodes).await?;
+        let played = Played::Nodes(nodes.clone());
+        let plane = ControlPlane::begin(config(&folder)?, folder, Selection::default(), played).await?;
         plane.add_node(node("n1")).await?;
         Ok(plane)
     }
@@ -65,7 +88,7 @@ impl ControlPlane {
     pub(crate) async fn start_knowing(kinds: Kinds) -> Result<ControlPlane> {
         let folder = tempfile::tempdir()?;
         let config = Config { kinds, ..config(&folder)? };
-        ControlPlane::begin(config, folder, Selection::default(), None).await
+        ControlPlane::begin(config, folder, Selection::default(), Played::Nothing).await
     }
 
     /// One that clients reach over TLS, on the loopback, and that has no node. Answers with it the administrator's kubeconfig.
@@ -73,7 +96,7 @@ impl ControlPlane {
         let folder = tempfile::tempdir()?;
         let (listener, access) = Access::open(folder.path()).await?;
         let config = Config { tls: Some(access.tls()?), port: access.port, ..config(&folder)? };
-        let mut plane = ControlPlane::begin(config, folder, Selection::default(), None).await?;
+        let mut plane = ControlPlane::begin(config, folder, Selection::default(), Played::Nothing).await?;
         plane.server.publish_authorities(&access.ca_pem(), None).await?;
         let (server, shutdown) = (plane.server.clone(), plane.shutdown.clone());
         plane
@@ -86,14 +109,14 @@ impl ControlPlane {
         config: Config,
         folder: tempfile::TempDir,
         selection: Selection,
-        nodes: Option<FakeNodes>,
+        played: Played,
     ) -> Result<ControlPlane> {
         // Where several providers are linked, none is the default.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let store = config.store.clone();
         let server = ApiServer::start(config).await?;
         let client = Client::new(server.service_for(UserInfo::new("admin", &["system:masters"])), "default");
-        let leading = Some(lead(&server, selection, nodes));
+        let leading = Some(lead(&server, selection, played));
         let (running, shutdown) = (JoinSet::new(), CancellationToken::new());
         let plane = ControlPlane { client, server, store, leading, running, shutdown, _folder: folder };
         plane.has_account("default").await?;
@@ -109,7 +132,7 @@ impl ControlPlane {
 
     /// Scheduler and controllers wait for their turn.
     pub(crate) fn lead(&mut self) {
-        self.leading = Some(lead(&self.server, Selection::default(), None));
+        self.leading = Some(lead(&self.server, Selection::default(), Played::Nothing));
     }
 
     /// Ends all of it; none of it may have failed, or take its time.
@@ -230,6 +253,13 @@ impl ControlPlane {
     }
 }
 
+/// What controllers are answered by a test in place of the server.
+enum Played {
+    Nothing,
+    Nodes(FakeNodes),
+    Metrics(FakeMetrics),
+}
+
 /// What works while it holds a Lease.
 struct Leading {
     running: JoinSet<()>,
@@ -237,7 +267,7 @@ struct Leading {
 }
 
 /// As whom they run in a cluster, so that a right they lack shows.
-fn lead(server: &ApiServer, selection: Selection, nodes: Option<FakeNodes>) -> Leading {
+fn lead(server: &ApiServer, selection: Selection, played: Played) -> Leading {
     let client = |name| Client::new(server.service_for(UserInfo::new(name, &[])), "default");
     let (shutdown, mut running) = (CancellationToken::new(), JoinSet::new());
     let informers = Informers::new(client("system:kube-controller-manager"), shutdown.clone());
@@ -250,8 +280,8 @@ fn lead(server: &ApiServer, selection: Selection, nodes: Option<FakeNodes>) -> L
     }));
     let candidacy = candidate(informers.client(), "kube-controller-manager");
     let controllers = skiff_controllers::Config {
-        local_storage_class: nodes.is_some().then(|| "local".to_owned()),
-        credentials: credentials(server, nodes),
+        local_storage_class: matches!(played, Played::Nodes(_)).then(|| "local".to_owned()),
+        credentials: credentials(server, played),
         service_lb: true,
         selection,
     };
@@ -363,13 +393,14 @@ pub(crate) async fn until<T>(what: &str, look: impl AsyncFn() -> Result<Option<T
 }
 
 /// Each controller as itself, so that a right it lacks shows.
-fn credentials(server: &ApiServer, nodes: Option<FakeNodes>) -> skiff_controllers::Credentials {
+fn credentials(server: &ApiServer, played: Played) -> skiff_controllers::Credentials {
     let server = server.clone();
     skiff_controllers::Credentials::new(move |user, groups| {
         let service = server.service_for(UserInfo::new(user, groups));
-        match &nodes {
-            Some(nodes) => nodes.client_over(service),
-            None => Client::new(service, "default"),
+        match &played {
+            Played::Nodes(nodes) => nodes.client_over(service),
+            Played::Metrics(metrics) => metrics.client_over(service),
+            Played::Nothing => Client::new(service, "default"),
         }
     })
 }
