@@ -272,7 +272,7 @@ mod tests {
         let script = "sleep 1000 & echo started";
         let mut command = Command::new("nsenter");
         command.args([&*target, "--pid", "sh", "-c", script]).stdin(Stdio::null()).stderr(Stdio::null());
-        let output = command.stdout(Stdio::piped()).spawn().unwrap();
+        let mut shell = command.stdout(Stdio::piped()).spawn().unwrap();
         let namespace = fs::read_link(format!("/proc/{}/ns/pid", process.pid)).unwrap();
         let others = || {
             let all = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.path());
@@ -287,10 +287,11 @@ mod tests {
             }
         };
         // The sleeper holds the pipe, so that its end is not waited for.
-        drop(output.stdout);
+        drop(shell.stdout.take());
         until(2);
         end(&record).unwrap();
         until(0);
+        shell.wait().unwrap();
     }
 
     #[test]
